@@ -1,0 +1,28 @@
+"""locallearn: one harness for local learning and decoupled training of neural networks."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "train": "locallearn.api",
+    "build": "locallearn.api",
+    "load": "locallearn.api",
+    "as_blocks": "locallearn.models",
+    "BlockModel": "locallearn.models",
+}
+__all__ = [*_LAZY, "__version__"]
+
+if TYPE_CHECKING:
+    from locallearn.api import build, load, train
+    from locallearn.models import BlockModel, as_blocks
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when a name that needs it is used, so that `--help` and `list` stay instant."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

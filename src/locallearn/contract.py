@@ -1,0 +1,186 @@
+"""All that a strategy may see: what a block is, what blocks say to each other, and what a strategy must answer.
+
+A strategy is one generator function per packet. What stands before its `yield` is the forward half of a block, what
+stands after it is the backward half; one declared word, its route, says where feedback comes from. The driver
+(`engine.stage`) runs the generators; whether the blocks live in one process or in many is not a strategy's business.
+
+Rules of `Strategy.step`: yield exactly once; write gradients with `backward` and then say with `block.update()` that
+they are complete (the block clips, schedules, counts micro-batches, applies and clears: a strategy never touches an
+optimizer); never yield inside a `with`; a message is moved, not shared; under NEIGHBOR hold tensors, not graphs, across
+the yield.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Size: TypeAlias = tuple[int, ...]
+"""A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
+
+Feedback: TypeAlias = tuple[Tensor, ...]
+"""What a block sends down: under CHAIN and NEIGHBOR a gradient for `h` and one for each tensor of `side`; under
+BROADCAST whatever the last block returns."""
+
+
+class Route(Enum):
+    """Where a block's feedback comes from. The route alone decides the schedule of a parallel run."""
+
+    NONE = "none"  # no feedback: a block learns as soon as it has computed
+    NEIGHBOR = "neighbor"  # from the block above, which has it ready without waiting for anyone
+    CHAIN = "chain"  # from the block above, which waits for the block above it
+    BROADCAST = "broadcast"  # from the last block, to all
+
+
+class BlockSpec(NamedTuple):
+    """All that a strategy may know when it builds modules for a block. Sizes are without the batch."""
+
+    index: int
+    depth: int
+    image: Size
+    reads: Size
+    emits: Size
+    classes: int
+
+    @property
+    def last(self) -> bool:
+        return self.index == self.depth - 1
+
+
+class Packet(NamedTuple):
+    """What a block hands to the next one.
+
+    h     activations [B, ...]; the input for block 0
+    y     labels [B]
+    side  what a strategy needs further up (the image, a reversible branch)
+    """
+
+    h: Tensor
+    y: Tensor
+    side: tuple[Tensor, ...] = ()
+
+    def detach(self) -> Packet:
+        """The same values without a graph: nothing that leaves a block carries one."""
+        return Packet(self.h.detach(), self.y, tuple(t.detach() for t in self.side))
+
+    def at(self, h: Tensor, *side: Tensor) -> Packet:
+        """This packet one block further up; `side` replaces the old one when given."""
+        return Packet(h, self.y, side or self.side)
+
+    def leaves(self) -> Packet:
+        """The same values as leaves that collect gradients (integers stay as they are)."""
+        return Packet(_leaf(self.h), self.y, tuple(_leaf(t) for t in self.side))
+
+    def take_grads(self) -> Feedback:
+        """The collected gradients of `h` and `side`, moved out of the leaves. Zero where nothing arrived."""
+        grads = []
+        for leaf in (self.h, *self.side):
+            grads.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+            leaf.grad = None
+        return tuple(grads)
+
+
+def _leaf(t: Tensor) -> Tensor:
+    t = t.detach()
+    return t.requires_grad_() if t.is_floating_point() else t
+
+
+class Send(NamedTuple):
+    """What `step` yields: a packet for the block above and, under NEIGHBOR, feedback for the block below."""
+
+    ahead: Packet
+    back: Feedback | None = None
+
+
+class Block(Protocol):
+    """A run of units, the auxiliary modules that train it and never ship, and the optimizers that own exactly these."""
+
+    spec: BlockSpec
+    layers: nn.Module  # the units, [B, *reads] -> [B, *emits]
+    head: nn.Module | None  # the model's head at the last block: [B, *emits] -> [B, classes]
+    auxiliary: nn.ModuleDict  # what `Strategy.modules` gave for this block
+
+    @property
+    def last(self) -> bool: ...
+
+    @property
+    def progress(self) -> float:
+        """How far training is, from 0 to 1 (within the current phase of the strategy)."""
+        ...
+
+    def update(self, part: str = "main") -> None:
+        """The gradients of one part are complete for this micro-batch; see `Strategy.separate` for the parts."""
+        ...
+
+    def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
+        """Record this block's training loss [] and, if it can predict, its logits [B, classes] against y [B]."""
+        ...
+
+    def again(self) -> AbstractContextManager[None]:
+        """Run `layers` a second time in one step: the same dropout as before, batch statistics left alone."""
+        ...
+
+
+Step: TypeAlias = Generator[Send, Feedback | None, Feedback | None]
+
+
+class Strategy(ABC):
+    """Who gets which gradient. Concrete ones are frozen dataclasses; their fields are typed, checked hyper-parameters.
+
+    A strategy that has a field `objective` or `auxiliary` gets the chosen local loss and auxiliary network there.
+    """
+
+    route: ClassVar[Route]
+    separate: ClassVar[frozenset[str]] = frozenset()
+    """Names of auxiliary modules with an optimizer of their own, updated by `block.update(name)`."""
+
+    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        """The auxiliary modules of one block: they train it and never ship."""
+        return {}
+
+    def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
+        """A twin of a block's units that shares their parameters (feedback alignment), or the units themselves."""
+        return layers
+
+    def phases(self, depth: int) -> list[range]:
+        """Which blocks learn, phase after phase; the steps of a run are shared equally among the phases."""
+        return [range(depth)]
+
+    @abstractmethod
+    def step(self, block: Block, packet: Packet) -> Step:
+        """One block, one micro-batch; see the rules at the top of this module."""
+
+    def predict(self, block: Block, h: Tensor) -> Tensor | None:
+        """Logits [B, classes] that a block can give for its output `h`, or None if it cannot. For evaluation."""
+        return block.head(h) if block.head is not None else None
+
+
+def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
+    """The last block's true loss: mean cross-entropy of the head's logits. Reported."""
+    assert block.head is not None, "only the last block has the head"
+    logits = block.head(h)
+    loss = F.cross_entropy(logits, y)
+    block.report(loss, logits, y)
+    return loss
+
+
+def backward(loss: Tensor | None, out: Packet, grads: Feedback | None) -> None:
+    """One autograd call from the roots that exist: a loss of the block's own, and what came from above for `out`."""
+    roots: list[Tensor] = []
+    seeds: list[Tensor | None] = []
+    if loss is not None:
+        roots.append(loss)
+        seeds.append(None)
+    for tensor, grad in zip((out.h, *out.side), grads or (), strict=False):
+        if tensor.requires_grad:
+            roots.append(tensor)
+            seeds.append(grad)
+    if roots:
+        torch.autograd.backward(roots, seeds)

@@ -1,0 +1,26 @@
+"""The one exception that a user's mistake raises: a sentence with the value, the limit and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for. The command line prints it as one sentence and exits with code 2."""
+
+
+class RunError(RuntimeError):
+    """A run that had to stop (a non-finite loss, a full disk). The command line prints it and exits with code 1."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'dgl'? ` for a word close to a known one, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not one of the known names of its kind."""
+    known = sorted(known)
+    return UserError(f"unknown {kind} {word!r}: {did_you_mean(word, known)}choose one of {', '.join(known)}")
