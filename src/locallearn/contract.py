@@ -25,9 +25,9 @@ from torch.nn import functional as F
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
 
-Feedback: TypeAlias = tuple[Tensor, ...]
-"""What a block sends down: under CHAIN and NEIGHBOR a gradient for `h` and one for each tensor of `side`; under
-BROADCAST whatever the last block returns."""
+Feedback: TypeAlias = tuple[Tensor | None, ...]
+"""What a block sends down: under CHAIN and NEIGHBOR a gradient for `h` and one for each tensor of `side` (None for one
+that needs none); under BROADCAST whatever the last block returns."""
 
 
 class Route(Enum):
@@ -80,9 +80,9 @@ class Packet(NamedTuple):
 
     def take_grads(self) -> Feedback:
         """The collected gradients of `h` and `side`, moved out of the leaves. Zero where nothing arrived."""
-        grads = []
+        grads: list[Tensor | None] = []
         for leaf in (self.h, *self.side):
-            grads.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+            grads.append(torch.zeros_like(leaf) if leaf.grad is None and leaf.requires_grad else leaf.grad)
             leaf.grad = None
         return tuple(grads)
 
@@ -160,6 +160,12 @@ class Strategy(ABC):
     def predict(self, block: Block, h: Tensor) -> Tensor | None:
         """Logits [B, classes] that a block can give for its output `h`, or None if it cannot. For evaluation."""
         return block.head(h) if block.head is not None else None
+
+
+def enter(block: Block, packet: Packet) -> Packet:
+    """The packet as a block reads it when it must answer with input gradients. Block 0 answers nobody, and does not pay
+    for the gradient of the image."""
+    return packet.leaves() if block.spec.index else packet
 
 
 def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
