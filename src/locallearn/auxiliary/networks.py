@@ -1,0 +1,147 @@
+"""The auxiliary classifiers of the field, built from the shape of what they read: maps [C, H, W] or vectors [D].
+
+Five published codes call five different things "the DGL head", so each is specified here to the layer. `mlp`, `mlp_sr`
+and `cnn` are those of Belilovsky et al. 2020 ("Decoupled Greedy Learning of CNNs", section 4 and its auxiliary study);
+a vector counts as C = D features without a grid.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from locallearn.errors import UserError
+
+Size = tuple[int, ...]
+
+
+class Auxiliary(ABC):
+    """A recipe for an auxiliary network. Concrete ones are frozen dataclasses of typed options."""
+
+    @abstractmethod
+    def build(self, size: Size, classes: int) -> nn.Module:
+        """A module [B, *size] -> [B, classes], with PyTorch's default initialisation from the global generator."""
+
+
+@dataclass(frozen=True)
+class Linear(Auxiliary):
+    """Average-pool, then one linear layer.
+
+    features   pool until at most so many inputs are left, halving height and width in turn (Nokland & Eidnes 2019 use
+               2048 or 4096); 0 pools to 2 x 2
+    zero_init  start with a zero weight, so that the first gradient into the block is zero (same paper)
+    """
+
+    features: int = 0
+    zero_init: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("features", self.features, 0)
+
+    def build(self, size: Size, classes: int) -> nn.Module:
+        grid = _halved(size, self.features) if self.features else (2, 2)
+        pool, inputs = _pooled(size, grid)
+        linear = nn.Linear(inputs, classes)
+        if self.zero_init:
+            nn.init.zeros_(linear.weight)
+        return nn.Sequential(*pool, linear)
+
+
+@dataclass(frozen=True)
+class MLP(Auxiliary):
+    """DGL's MLP-aux: average-pool to 2 x 2, then `layers` times [Linear, BN, ReLU], then Linear.
+
+    width  of the hidden layers; 0 means that of their input, 4C for maps
+    """
+
+    layers: int = 3
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("layers", self.layers, 0)
+        _at_least("width", self.width, 0)
+
+    def build(self, size: Size, classes: int) -> nn.Module:
+        pool, inputs = _pooled(size, (2, 2))
+        return nn.Sequential(*pool, *_hidden(inputs, self.width or inputs, self.layers, classes))
+
+
+@dataclass(frozen=True)
+class MLPSpatialReduction(MLP):
+    """DGL's MLP-SR-aux: average-pool to ceil(H/4) x ceil(W/4), `convolutions` times [1x1 conv C->C without bias, BN,
+    ReLU], then MLP-aux. Vectors have no space to reduce: there it is MLP-aux."""
+
+    convolutions: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("convolutions", self.convolutions, 0)
+
+    def build(self, size: Size, classes: int) -> nn.Module:
+        if len(size) != 3:
+            return super().build(size, classes)
+        c, h, w = size
+        reduce: list[nn.Module] = [nn.AdaptiveAvgPool2d((math.ceil(h / 4), math.ceil(w / 4)))]
+        for _ in range(self.convolutions):
+            reduce += [nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU()]
+        return nn.Sequential(*reduce, *_modules(super().build((c, math.ceil(h / 4), math.ceil(w / 4)), classes)))
+
+
+@dataclass(frozen=True)
+class CNN(Auxiliary):
+    """DGL's CNN-aux: `layers` times [3x3 conv C->C without bias, BN, ReLU] at full resolution, average-pool to 2 x 2, BN,
+    Linear. About twice the cost of the layer it trains. For vectors the convolutions are linear layers."""
+
+    layers: int = 2
+
+    def __post_init__(self) -> None:
+        _at_least("layers", self.layers, 0)
+
+    def build(self, size: Size, classes: int) -> nn.Module:
+        body: list[nn.Module] = []
+        for _ in range(self.layers):
+            if len(size) == 3:
+                body += [nn.Conv2d(size[0], size[0], 3, padding=1, bias=False), nn.BatchNorm2d(size[0]), nn.ReLU()]
+            else:
+                features = math.prod(size)
+                body += [nn.Flatten(), nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()]
+        pool, inputs = _pooled(size, (2, 2))
+        return nn.Sequential(*body, *pool, nn.BatchNorm1d(inputs), nn.Linear(inputs, classes))
+
+
+def _hidden(inputs: int, width: int, layers: int, classes: int) -> Iterator[nn.Module]:
+    for _ in range(layers):
+        yield from (nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU())
+        inputs = width
+    yield nn.Linear(inputs, classes)
+
+
+def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
+    """Average pooling to a grid (never enlarging) and flattening; and how many features that leaves."""
+    if len(size) != 3:
+        return [nn.Flatten()], math.prod(size)
+    h, w = min(grid[0], size[1]), min(grid[1], size[2])
+    return [nn.AdaptiveAvgPool2d((h, w)), nn.Flatten()], size[0] * h * w
+
+
+def _halved(size: Size, features: int) -> tuple[int, int]:
+    """The grid that is left when height and width are halved in turn until C * H * W <= features."""
+    if len(size) != 3:
+        return 1, 1
+    c, h, w = size
+    while c * h * w > features and h * w > 1:
+        h, w = (math.ceil(h / 2), w) if h >= w else (h, math.ceil(w / 2))
+    return h, w
+
+
+def _modules(sequence: nn.Module) -> list[nn.Module]:
+    return list(sequence.children())
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"auxiliary.{name}={value}: must be at least {least}")

@@ -1,0 +1,84 @@
+"""Similarity matching and its mix with prediction (Nokland & Eidnes 2019, "Training Neural Networks with Local Error
+Signals", arXiv 1901.06656)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locallearn.auxiliary import Auxiliary
+from locallearn.contract import BlockSpec, Packet, Size
+from locallearn.errors import UserError
+from locallearn.objectives.base import Objective, ObjectiveModules
+from locallearn.objectives.cross_entropy import CrossEntropy
+
+
+@dataclass(frozen=True)
+class Similarity(Objective):
+    """L_sim = mean over all B^2 pairs of (R(g(h)) - R(onehot(y)))^2, with R the adjusted cosine matrix.
+
+    g is a 3x3 convolution C -> C for maps and a linear layer D -> D for vectors. Maps with more than 3 channels are
+    reduced to each channel's standard deviation over space before R. No classifier: the block cannot predict.
+    """
+
+    def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
+        return {"similarity": Projection(spec.emits, spec.classes)}
+
+    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+        projection = modules["similarity"]
+        assert isinstance(projection, Projection)
+        target = F.one_hot(packet.y, projection.classes).to(torch.promote_types(h.dtype, torch.float32))
+        return F.mse_loss(similarity_matrix(projection(h)), similarity_matrix(target)), None
+
+
+@dataclass(frozen=True)
+class PredSim(Objective):
+    """L = (1 - beta) L_pred + beta L_sim; beta = 0.99 in the paper. The paper's classifier is `auxiliary=pooled_linear`."""
+
+    beta: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta <= 1:
+            raise UserError(f"objective.beta={self.beta}: must be from 0 (prediction alone) to 1 (similarity alone)")
+
+    def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
+        return CrossEntropy().modules(spec, auxiliary) | Similarity().modules(spec, auxiliary)
+
+    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+        prediction, logits = CrossEntropy().loss(modules, h, packet)
+        similarity, _ = Similarity().loss(modules, h, packet)
+        return (1 - self.beta) * prediction + self.beta * similarity, logits
+
+    def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
+        return CrossEntropy().predict(modules, h)
+
+
+class Projection(nn.Module):
+    """g: 3x3 convolution C -> C for maps [C, H, W], linear D -> D for everything else; then maps to [B, C]."""
+
+    def __init__(self, size: Size, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        features = math.prod(size)
+        self.layer = nn.Conv2d(size[0], size[0], 3, padding=1) if len(size) == 3 else nn.Linear(features, features)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Linear):
+            return self.layer(h.flatten(1))
+        maps = self.layer(h).float() if h.dtype == torch.bfloat16 else self.layer(h)  # [B, C, H, W]
+        if maps.shape[1] > 3 and maps[0, 0].numel() > 1:
+            # The small constant keeps the gradient of a constant map finite: d sqrt(v) / dv is infinite at 0.
+            return (maps.flatten(2).var(dim=2) + 1e-8).sqrt()  # [B, C]
+        return maps.flatten(1)
+
+
+def similarity_matrix(x: Tensor) -> Tensor:
+    """R [B, B]: cosine between samples x [B, D] after each sample's mean over its features is taken off."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x - x.mean(dim=1, keepdim=True)
+    x = x / (x.norm(dim=1, keepdim=True) + 1e-8)
+    return (x @ x.T).clamp(-1, 1)

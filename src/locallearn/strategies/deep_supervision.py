@@ -1,0 +1,66 @@
+"""Deep supervision: backpropagation with extra losses on the way, the control for every local loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from locallearn.auxiliary import Auxiliary
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, enter, task_loss
+from locallearn.errors import UserError, unknown
+from locallearn.objectives import Objective
+
+ANNEAL = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
+
+
+@dataclass(frozen=True)
+class DeepSupervision(Strategy):
+    """Deeply-supervised nets (Lee et al. 2015): L = l(z, y) + sum_{k<K} w(t) l_k(a_k(h_k), y), nothing detached.
+
+    Every loss reaches every block below it. What separates it from DGL is the gradient that crosses block borders, and
+    from backprop the extra heads, so it tells the two effects apart. Sends dL/dh down.
+
+    weight  w at the start (0.3 in GoogLeNet, 0.4 in common segmentation recipes)
+    anneal  w over training: constant, linear or cosine to zero
+    """
+
+    objective: Objective = field(kw_only=True)
+    auxiliary: Auxiliary = field(kw_only=True)
+    weight: float = 0.3
+    anneal: str = "constant"
+    route: ClassVar[Route] = Route.CHAIN
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise UserError(f"strategy.weight={self.weight}: must be at least 0")
+        if self.anneal not in ANNEAL:
+            raise unknown("strategy.anneal", self.anneal, ANNEAL)
+
+    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        return {} if spec.last else self.objective.modules(spec, self.auxiliary)
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        x = enter(block, packet)
+        out = x.at(block.layers(x.h))
+        loss: Tensor | None
+        if block.last:
+            loss = task_loss(block, out.h, out.y)
+        else:
+            loss, logits = self.objective.loss(block.auxiliary, out.h, out)
+            block.report(loss, logits, out.y)
+            loss = loss * (self.weight * ANNEAL[self.anneal](block.progress))
+        grads = yield Send(out)
+        backward(loss, out, grads)
+        block.update()
+        return x.take_grads()
+
+    def predict(self, block: Block, h: Tensor) -> Tensor | None:
+        return block.head(h) if block.head is not None else self.objective.predict(block.auxiliary, h)

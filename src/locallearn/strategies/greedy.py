@@ -1,0 +1,84 @@
+"""Greedy local learning: every block minimises a loss of its own, and no gradient crosses a border."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from locallearn.auxiliary import Auxiliary
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, task_loss
+from locallearn.objectives import Objective
+
+
+@dataclass(frozen=True)
+class DGL(Strategy):
+    """Decoupled greedy learning (Belilovsky, Eickenberg & Oyallon 2020, arXiv 1901.08164).
+
+    L_k = l(a_k(f_k(sg[h_{k-1}])), y) for k < K; the last block has the true loss. Detached at every border; sends
+    nothing down. All blocks learn on the same batch: block k reads what block k-1 computed *before* its own update.
+    """
+
+    objective: Objective = field(kw_only=True)
+    auxiliary: Auxiliary = field(kw_only=True)
+    route: ClassVar[Route] = Route.NONE
+
+    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        return {} if spec.last else self.objective.modules(spec, self.auxiliary)
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        h = block.layers(packet.h)
+        yield Send(packet.at(h))  # the block above may start ...
+        self.loss(block, h, packet).backward()  # ... while this one learns
+        block.update()
+        return None
+
+    def loss(self, block: Block, h: Tensor, packet: Packet) -> Tensor:
+        """The loss [] of block k for its output h [B, ...]; what a subclass changes."""
+        if block.last:
+            return task_loss(block, h, packet.y)
+        loss, logits = self.objective.loss(block.auxiliary, h, packet)
+        block.report(loss, logits, packet.y)
+        return loss
+
+    def predict(self, block: Block, h: Tensor) -> Tensor | None:
+        return block.head(h) if block.head is not None else self.objective.predict(block.auxiliary, h)
+
+
+@dataclass(frozen=True)
+class Greedy(DGL):
+    """Sequential greedy layer-wise learning (Belilovsky, Eickenberg & Oyallon 2019, arXiv 1812.11446).
+
+    DGL's losses, but block after block: the run is shared equally among the blocks; those below the learning one are
+    frozen in eval mode (their parameters and batch statistics do not move), those above wait. The learning rate runs
+    through its whole schedule for each block.
+    """
+
+    def phases(self, depth: int) -> list[range]:
+        return [range(k, k + 1) for k in range(depth)]
+
+
+@dataclass(frozen=True)
+class Shallow(Strategy):
+    """The control: only the last block learns, on the features of random blocks (Launay et al. 2020, "shallow").
+
+    Whatever a strategy reaches must be read against this. The blocks below keep their initial parameters; their batch
+    statistics adapt, so that the random features are as good as they can be.
+    """
+
+    route: ClassVar[Route] = Route.NONE
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        if block.last:
+            h = block.layers(packet.h)
+            yield Send(packet.at(h))
+            task_loss(block, h, packet.y).backward()
+            block.update()
+        else:
+            with torch.no_grad():
+                h = block.layers(packet.h)
+            yield Send(packet.at(h))
+        return None
