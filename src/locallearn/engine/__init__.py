@@ -1,0 +1,8 @@
+"""What one minibatch does: blocks with their optimizers, and the stage that drives a strategy over them."""
+
+from locallearn.engine.block import TrainedBlock
+from locallearn.engine.learner import Learner, assemble
+from locallearn.engine.optim import SGD, Adam, AdamW, Optim
+from locallearn.engine.stage import Stage
+
+__all__ = ["SGD", "Adam", "AdamW", "Learner", "Optim", "Stage", "TrainedBlock", "assemble"]

@@ -1,0 +1,97 @@
+"""One run, checked: every object that can be made without reading data or building a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from locallearn.auxiliary import Auxiliary
+from locallearn.config.settings import GROUPS, Settings
+from locallearn.config.targets import instantiate, resolve
+from locallearn.config.typed import checked
+from locallearn.contract import Size, Strategy
+from locallearn.data import DataSource
+from locallearn.engine import Optim
+from locallearn.errors import UserError
+from locallearn.models import BlockModel, as_blocks
+from locallearn.objectives import Objective
+from locallearn.training.record import RecordSettings
+
+ModelBuilder = Callable[[Size, int], BlockModel]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a configuration means. `config` is the plain mapping it came from."""
+
+    config: dict[str, Any]
+    settings: Settings
+    strategy: Strategy
+    optim: Optim
+    source: DataSource
+    model: ModelBuilder
+    record: RecordSettings
+    names: dict[str, str]
+    """The chosen name in each group, for titles and folder names."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.names['strategy']}-{self.names['model']}-{self.names['data']}-s{self.settings.seed}"
+
+
+def experiment(config: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Experiment:
+    """Check a plain configuration and make its objects. Raises UserError; nothing is written and nothing is built."""
+    plain = {key: value for key, value in config.items() if key not in GROUPS}
+    settings = Settings(**checked(Settings, plain, ""))
+    groups = {group: _mapping(config, group) for group in GROUPS}
+    allow = settings.allow
+    auxiliary: Auxiliary = instantiate(groups["auxiliary"], "auxiliary", allow)
+    objective: Objective = instantiate(groups["objective"], "objective", allow)
+    strategy = instantiate(groups["strategy"], "strategy", allow, objective=objective, auxiliary=auxiliary)
+    return Experiment(
+        config={key: value for key, value in config.items() if key not in ("allow", "dry_run")},
+        settings=settings,
+        strategy=strategy,
+        optim=instantiate(groups["optim"], "optim", allow),
+        source=instantiate(groups["data"], "data", allow),
+        model=model_builder(groups["model"], allow),
+        record=RecordSettings.from_config(groups["record"]),
+        names={group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS},
+    )
+
+
+def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
+    """A function (image, classes) -> BlockModel. A builder of the user's may return any module; it is cut by name."""
+    target = resolve(config.get("_target_"), "model", allow)
+    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", ("image", "classes"))
+
+    def build(image: Size, classes: int) -> BlockModel:
+        try:
+            module = target(image=image, classes=classes, **options)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model: {error}") from error
+        if isinstance(module, BlockModel):
+            return module
+        if isinstance(module, nn.Module):
+            return as_blocks(module, image=image, classes=classes)
+        raise UserError(f"model._target_={config['_target_']}: returned {type(module).__name__}, not a torch module")
+
+    return build
+
+
+def _mapping(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+    value = config.get(group)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{group} is missing: choose one, as in {group}=NAME; `locallearn list` shows the names")
+    return value
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    """A name for a group's choice when only its target is known."""
+    target = config.get("_target_")
+    return str(target).rpartition(".")[2].lower() if target else "none"

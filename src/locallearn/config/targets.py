@@ -1,0 +1,77 @@
+"""Resolve the `_target_` of a group's yaml. Only our own classes, or prefixes allowed on this command line, are reached."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from locallearn.auxiliary import Auxiliary
+from locallearn.config.typed import checked, fields_of
+from locallearn.contract import Strategy
+from locallearn.data import DataSource
+from locallearn.engine import Optim
+from locallearn.errors import UserError, did_you_mean
+from locallearn.objectives import Objective
+
+KINDS: dict[str, type] = {
+    "strategy": Strategy,
+    "objective": Objective,
+    "auxiliary": Auxiliary,
+    "optim": Optim,
+    "data": DataSource,
+}
+"""The class that a group's target must derive from. A `model` is a builder function instead."""
+
+
+def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any]:
+    """The class or function at a dotted path, if it may be reached and is of its group's kind."""
+    if not isinstance(path, str) or "." not in path:
+        raise UserError(f"{group}._target_={path}: must be the dotted path of a class, such as my_package.mine.Mine")
+    prefixes = ["locallearn", *allow]
+    if not any(path == p or path.startswith(p + ".") for p in prefixes):
+        raise UserError(
+            f"{group}._target_={path} lies outside locallearn and is not run; if you trust it, allow its package on "
+            f"this command line: allow=[{path.split('.')[0]}]"
+        )
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"{group}._target_={path}: cannot import {module_name} ({error})") from error
+    found = getattr(module, name, None)
+    if found is None:
+        known = [n for n in vars(module) if not n.startswith("_")]
+        raise UserError(f"{group}._target_={path}: {module_name} has no {name}; {did_you_mean(name, known)}".rstrip("; "))
+    return _of_kind(found, path, group)
+
+
+def _of_kind(found: Any, path: str, group: str) -> Callable[..., Any]:
+    if group == "model":
+        own = getattr(found, "__module__", "")
+        if not callable(found) or not {"image", "classes"} <= fields_of(found).keys() or inspect.isclass(found):
+            raise UserError(f"model._target_={path}: must be a function (image, classes, *, ...) that returns a model")
+        if path.startswith("locallearn.") and not own.startswith("locallearn."):
+            raise UserError(f"model._target_={path}: is not a model of locallearn")
+        return found
+    kind = KINDS[group]
+    if not (inspect.isclass(found) and issubclass(found, kind)) or inspect.isabstract(found):
+        raise UserError(f"{group}._target_={path}: must be a complete class derived from {kind.__module__}.{kind.__name__}")
+    return found
+
+
+def instantiate(config: Mapping[str, Any], group: str, allow: Iterable[str], **given: Any) -> Any:
+    """Build a group's object from its plain configuration, checked against the fields of its target first.
+
+    `given` are arguments the caller supplies; those that the target does not declare are left out.
+    """
+    target = resolve(config.get("_target_"), group, allow)
+    given = {name: value for name, value in given.items() if name in fields_of(target)}
+    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, group, tuple(given))
+    try:
+        return target(**options, **given)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{group}: {error}") from error

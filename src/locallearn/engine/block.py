@@ -1,0 +1,162 @@
+"""A block as it is trained: units, auxiliary modules, the optimizers that own exactly these, and its running totals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from locallearn import seeds
+from locallearn.contract import BlockSpec
+from locallearn.engine.optim import Optim
+from locallearn.errors import RunError
+
+
+class TrainedBlock:
+    """Implements `contract.Block`. One object per block, in the process where the block lives.
+
+    totals  [3] float64 on the device: sum over samples of loss, of correct predictions, and the samples seen since
+            `reset`; a sum that is not finite stays so, which lets a GPU be asked now and then instead of every step
+    """
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        layers: nn.Module,
+        head: nn.Module | None,
+        auxiliary: nn.ModuleDict,
+        separate: frozenset[str],
+        optim: Optim,
+        seed: int,
+        micro_batches: int = 1,
+    ) -> None:
+        self.spec = spec
+        self.layers = layers
+        self.head = head
+        self.auxiliary = auxiliary
+        self.optim = optim
+        self.micro_batches = micro_batches
+        self.progress = 0.0
+        self.step = 0
+        self.micro = 0
+        self.predicts = False
+        self._stream = seeds.derive(seed, "block", spec.index)
+        self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
+        self._pending = dict.fromkeys(self.optimizers, 0)
+        self.device = next((p.device for p in [*layers.parameters(), *layers.buffers()]), torch.device("cpu"))
+        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    @property
+    def last(self) -> bool:
+        return self.spec.last
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the units at this moment."""
+        return self.optim.lr * self.optim.factor(self.progress)
+
+    def update(self, part: str = "main") -> None:
+        """Count a micro-batch; with the last one average, clip, apply and clear the gradients of this part."""
+        self._pending[part] += 1
+        if self._pending[part] < self.micro_batches:
+            return
+        self._pending[part] = 0
+        optimizer = self.optimizers.get(part)
+        if optimizer is None or not optimizer.param_groups:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.micro_batches > 1:
+            for p in parameters:
+                p.grad.div_(self.micro_batches)
+        if self.optim.clip:
+            nn.utils.clip_grad_norm_(parameters, self.optim.clip)
+        factor = self.optim.factor(self.progress)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
+        """Add to the totals. On the CPU a loss that is not finite is refused here, before anything learns from it; on a
+        GPU reading it would synchronise, so `check` does it every some steps."""
+        loss = loss.detach()
+        samples = 1 if y is None else len(y)
+        if self.device.type == "cpu" and not math.isfinite(loss.item()):
+            raise self._not_finite(loss.item())
+        self.totals[0] += loss * samples
+        self.totals[2] += samples
+        if logits is not None and y is not None:
+            self.predicts = True
+            self.totals[1] += (logits.detach().argmax(dim=1) == y).sum()
+
+    def check(self) -> None:
+        """Refuse totals that are not finite. Synchronises a GPU."""
+        total = self.totals[0].item()
+        if not math.isfinite(total):
+            raise self._not_finite(total)
+
+    def read(self) -> dict[str, float]:
+        """Mean loss and accuracy since `reset`; only what this block reported. Synchronises a GPU."""
+        loss, correct, samples = self.totals.tolist()
+        if not samples:
+            return {}
+        return {"loss": loss / samples} | ({"accuracy": correct / samples} if self.predicts else {})
+
+    def reset(self) -> None:
+        self.totals.zero_()
+        self.predicts = False
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """A second forward in one step: the dropout of the first one, batch statistics left alone."""
+        norms = [m for m in self.layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        tracking = [m.track_running_stats for m in norms]
+        self.reseed("forward")
+        for m in norms:
+            m.track_running_stats = False
+        try:
+            yield
+        finally:
+            for m, tracks in zip(norms, tracking, strict=True):
+                m.track_running_stats = tracks
+
+    def reseed(self, half: str) -> None:
+        """Put PyTorch's global generator at the start of this block's stream for this step, micro-batch and half."""
+        seed = seeds.mix(self._stream, self.step, self.micro, half == "backward")
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def train(self, learns: bool) -> None:
+        """Training mode where the block learns, else eval mode. Walks the modules only when the mode changes."""
+        first = next(iter(self.layers.children()), self.layers)
+        if first.training != learns or self.layers.training != learns:
+            for module in (self.layers, self.head, self.auxiliary):
+                if module is not None:
+                    module.train(learns)
+
+    def _not_finite(self, value: float) -> RunError:
+        return RunError(
+            f"block {self.spec.index} of {self.spec.depth}, step {self.step}: the loss is {value} at learning rate "
+            f"{self.learning_rate:.3g}; lower optim.lr, or limit the gradient with optim.clip=1"
+        )
+
+
+def _optimizers(
+    layers: nn.Module, head: nn.Module | None, auxiliary: nn.ModuleDict, separate: frozenset[str], optim: Optim
+) -> dict[str, Optimizer | None]:
+    """One optimizer for the main part and one for each auxiliary module that has its own; None where nothing learns."""
+    main = [*layers.parameters(), *(head.parameters() if head is not None else ())]
+    joint = [p for name, m in auxiliary.items() if name not in separate for p in m.parameters()]
+    parts = {"main": optim.groups(_trainable(main), _trainable(joint))}
+    for name in sorted(separate & set(auxiliary)):
+        parts[name] = optim.groups([], _trainable(list(auxiliary[name].parameters())))
+    return {name: optim.build(groups) if groups else None for name, groups in parts.items()}
+
+
+def _trainable(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    return list(dict.fromkeys(p for p in parameters if p.requires_grad))

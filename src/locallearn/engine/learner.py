@@ -1,0 +1,217 @@
+"""A model with its blocks, ready to learn: what the training loop and anybody's own loop drive."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from locallearn import seeds
+from locallearn.contract import BlockSpec, Strategy
+from locallearn.engine.block import TrainedBlock
+from locallearn.engine.optim import Optim
+from locallearn.engine.stage import Stage
+from locallearn.errors import UserError
+from locallearn.models import BlockModel, measure
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+class Learner:
+    """Trains `model` block by block.
+
+    model   the plain model; the blocks are views of it, so it is always the trained one
+    blocks  from the input upward
+    """
+
+    def __init__(self, model: BlockModel, stage: Stage, *, total_steps: int | None, dtype: torch.dtype) -> None:
+        self.model = model
+        self.stage = stage
+        self.step_count = 0
+        self.total_steps = total_steps
+        self.dtype = dtype
+        self.channels_last = False
+        if total_steps is None and len(stage.strategy.phases(len(stage.blocks))) > 1:
+            raise UserError(f"{type(stage.strategy).__name__} trains in phases and must know how long: give steps=")
+
+    @property
+    def blocks(self) -> list[TrainedBlock]:
+        return self.stage.blocks
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.stage.strategy
+
+    @property
+    def device(self) -> torch.device:
+        return self.blocks[0].device
+
+    def learn(self, inputs: Tensor, labels: Tensor) -> None:
+        """One training step on inputs [B, ...] and labels [B]; results collect in each block's totals."""
+        if len(inputs) % self.stage.micro_batches:
+            raise UserError(
+                f"micro_batches={self.stage.micro_batches} does not divide a batch of {len(inputs)}; choose a divisor"
+            )
+        total = self.total_steps or 1
+        self.stage.step(self.prepare(inputs), labels, min(self.step_count, total) if self.total_steps else 0, total)
+        self.step_count += 1
+
+    def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """One training step, for a loop of one's own: images [B, *image] (floats), labels [B] (integers).
+
+        Returns `loss` and `accuracy` of the last block that learns, and `block/00/loss`, ... of each that has a loss,
+        for this batch. Reading them synchronises a GPU.
+        """
+        for block in self.blocks:
+            block.reset()
+        self.learn(images.to(self.device), labels.to(self.device))
+        found = {block.spec.index: block.read() for block in self.blocks}
+        result = {f"block/{k:02d}/{name}": value for k, numbers in found.items() for name, value in numbers.items()}
+        top = max((k for k, numbers in found.items() if numbers), default=None)
+        return (found[top] if top is not None else {}) | result
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Inputs in the dtype and memory layout of the model (integers, such as indices, stay integers)."""
+        if inputs.is_floating_point():
+            inputs = inputs.to(self.dtype)
+        if self.channels_last and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> list[Tensor | None]:
+        """Logits [B, classes] of every block that can predict, in eval mode; the last entry is the model's own."""
+        h = self.prepare(inputs)
+        logits: list[Tensor | None] = []
+        for block in self.blocks:
+            block.train(False)
+            with self.stage.autocast():
+                h = block.layers(h)
+                logits.append(self.strategy.predict(block, h))
+        return logits
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter once, under a name that does not depend on the cut for those of the model."""
+        yield from ((f"model.{name}", p) for name, p in self.model.named_parameters())
+        for block in self.blocks:
+            yield from ((f"auxiliary.{block.spec.index}.{n}", p) for n, p in block.auxiliary.named_parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that influences the next step, by name; no copies."""
+        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        for block in self.blocks:
+            prefix = f"auxiliary.{block.spec.index}."
+            tensors |= {prefix + name: t for name, t in block.auxiliary.state_dict().items()}
+        owners = self._optimizer_states()
+        for name, p in self.parameters():
+            for key, value in owners.get(p, {}).items():
+                if value is not None:
+                    tensors[f"optimizer.{name}.{key}"] = value
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave. Raises UserError that lists the first differences in names, shapes or types."""
+        own = {name: t for name, t in self.state().items() if not name.startswith("optimizer.")}
+        given = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
+        problems = [f"{name} is missing" for name in own.keys() - given.keys()]
+        problems += [f"{name} is not part of this run" for name in given.keys() - own.keys()]
+        problems += [
+            f"{name} is {list(given[name].shape)} {given[name].dtype}, expected {list(t.shape)} {t.dtype}"
+            for name, t in own.items()
+            if name in given and (given[name].shape != t.shape or given[name].dtype != t.dtype)
+        ]
+        slots = self._optimizer_slots(tensors, problems)
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise UserError("the checkpoint does not fit this run: " + "; ".join(sorted(problems)[:3]) + more)
+        with torch.no_grad():
+            for name, t in own.items():
+                t.copy_(given[name])
+        for optimizer in self._optimizers():
+            optimizer.state.clear()
+        for p, optimizer, key, value in slots:
+            optimizer.state[p][key] = value
+
+    def _optimizer_slots(self, tensors: Mapping[str, Tensor], problems: list[str]) -> list[tuple]:
+        """(parameter, optimizer, key, value) for each saved optimizer tensor; what does not fit goes to `problems`."""
+        owner = {p: o for o in self._optimizers() for group in o.param_groups for p in group["params"]}
+        by_name = {name: p for name, p in self.parameters() if p in owner}
+        slots = []
+        for full, value in tensors.items():
+            if not full.startswith("optimizer."):
+                continue
+            name, _, key = full.removeprefix("optimizer.").rpartition(".")
+            p = by_name.get(name)
+            if p is None:
+                problems.append(f"{full} has no parameter here")
+            elif value.dim() and value.shape != p.shape:
+                problems.append(f"{full} is {list(value.shape)}, expected {list(p.shape)}")
+            else:
+                layout = torch.empty_like(p, dtype=value.dtype) if value.dim() else torch.empty_like(value)
+                slots.append((p, owner[p], key, layout.copy_(value)))
+        return slots
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [o for block in self.blocks for o in block.optimizers.values() if o is not None]
+
+    def _optimizer_states(self) -> dict[nn.Parameter, dict]:
+        return {p: state for o in self._optimizers() for p, state in o.state.items()}
+
+
+def assemble(
+    model: BlockModel,
+    strategy: Strategy,
+    optim: Optim,
+    cut: list[range],
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    channels_last: bool = False,
+    compiled: bool = False,
+    micro_batches: int = 1,
+    total_steps: int | None = None,
+) -> Learner:
+    """Cut a model into blocks, give each its auxiliary modules and optimizers, and join them into a learner.
+
+    Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
+    """
+    device, dtype = torch.device(device), DTYPES[precision]
+    shapes = [model.image, *(cost.shape for cost in measure(model))]
+    model.to(device=device, dtype=dtype)
+    blocks = []
+    for index, units in enumerate(cut):
+        spec = BlockSpec(index, len(cut), model.image, shapes[units.start], shapes[units.stop], model.classes)
+        with seeds.stream(seed, "auxiliary", index):
+            auxiliary = nn.ModuleDict(strategy.modules(spec)).to(device=device, dtype=dtype)
+        with seeds.stream(seed, "adapt", index):
+            layers = strategy.adapt(nn.Sequential(*(model.units[i] for i in units)), spec).to(device)
+        head = model.head if spec.last else None
+        for module in (layers, head, auxiliary):
+            if module is not None and channels_last:
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if module is not None and compiled and module is not auxiliary:
+                module.compile()
+        blocks.append(TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches))
+    stage = Stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches)
+    learner = Learner(model, stage, total_steps=total_steps, dtype=dtype)
+    learner.channels_last = channels_last
+    check_ownership(learner)
+    return learner
+
+
+def check_ownership(learner: Learner) -> None:
+    """Each trainable parameter must be in exactly one group of exactly one block's optimizers."""
+    owners = Counter(
+        id(p)
+        for block in learner.blocks
+        for optimizer in block.optimizers.values()
+        if optimizer is not None
+        for group in optimizer.param_groups
+        for p in group["params"]
+    )
+    for name, p in learner.parameters():
+        if p.requires_grad and owners[id(p)] != 1:
+            raise UserError(f"parameter {name} has {owners[id(p)]} optimizers; every trainable parameter needs one")

@@ -1,0 +1,127 @@
+"""Optimizers by parameter group, and the learning rate as a function of progress: there is no scheduler to checkpoint."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.optim import Adam as TorchAdam
+from torch.optim import AdamW as TorchAdamW
+from torch.optim import SGD as TorchSGD
+from torch.optim import Optimizer
+
+from locallearn.errors import UserError, unknown
+
+SCHEDULES: dict[str, Callable[[float, Optim], float]] = {
+    "constant": lambda p, o: 1.0,
+    "linear": lambda p, o: 1.0 - p,
+    "cosine": lambda p, o: 0.5 * (1.0 + math.cos(math.pi * p)),
+    "step": lambda p, o: o.decay ** sum(p >= m for m in o.milestones),
+}
+
+
+@dataclass(frozen=True)
+class Optim(ABC):
+    """What every optimizer shares.
+
+    lr, weight_decay  of a block's units and head
+    schedule          of the learning rate: constant, linear or cosine to zero, or step
+    warmup            share of training over which the rate rises linearly from zero
+    milestones        with schedule=step: the shares of training at which the rate is multiplied by `decay`
+    clip              largest gradient norm per block; 0: no clipping
+    auxiliary_lr, auxiliary_weight_decay   of the auxiliary modules; None: as the units
+    """
+
+    lr: float = 0.05
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    decay: float = 0.1
+    clip: float = 0.0
+    auxiliary_lr: float | None = None
+    auxiliary_weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "clip", "auxiliary_lr", "auxiliary_weight_decay", "decay"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UserError(f"optim.{name}={value}: must be a finite number, at least 0")
+        if self.schedule not in SCHEDULES:
+            raise unknown("optim.schedule", self.schedule, SCHEDULES)
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"optim.warmup={self.warmup}: must be a share of training, at least 0 and below 1")
+        if any(not 0 <= m <= 1 for m in self.milestones):
+            raise UserError(f"optim.milestones={self.milestones}: must be shares of training, from 0 to 1")
+
+    def factor(self, progress: float) -> float:
+        """The share of the base rate at `progress` in [0, 1]."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        return SCHEDULES[self.schedule]((progress - self.warmup) / (1 - self.warmup), self)
+
+    def groups(self, main: list[nn.Parameter], auxiliary: list[nn.Parameter]) -> list[dict]:
+        """Parameter groups of one optimizer; `base_lr` is what the schedule multiplies."""
+        aux_lr = self.lr if self.auxiliary_lr is None else self.auxiliary_lr
+        aux_decay = self.weight_decay if self.auxiliary_weight_decay is None else self.auxiliary_weight_decay
+        groups = [
+            {"params": main, "lr": self.lr, "base_lr": self.lr, "weight_decay": self.weight_decay},
+            {"params": auxiliary, "lr": aux_lr, "base_lr": aux_lr, "weight_decay": aux_decay},
+        ]
+        return [group for group in groups if group["params"]]
+
+    @abstractmethod
+    def build(self, groups: list[dict]) -> Optimizer:
+        """The PyTorch optimizer over these groups."""
+
+
+@dataclass(frozen=True)
+class SGD(Optim):
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optim.momentum={self.momentum}: must be at least 0 and below 1")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("optim.nesterov=true needs a momentum: set optim.momentum=0.9 or optim.nesterov=false")
+
+    def build(self, groups: list[dict]) -> Optimizer:
+        return TorchSGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+
+
+@dataclass(frozen=True)
+class Adam(Optim):
+    """Adam (Kingma & Ba 2015); `weight_decay` is an L2 term in the gradient."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optim.{name}={getattr(self, name)}: must be at least 0 and below 1")
+        if not self.eps > 0:
+            raise UserError(f"optim.eps={self.eps}: must be above 0")
+
+    def build(self, groups: list[dict]) -> Optimizer:
+        return TorchAdam(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    weight_decay: float = 0.01
+
+    def build(self, groups: list[dict]) -> Optimizer:
+        return TorchAdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps)
