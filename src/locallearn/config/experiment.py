@@ -36,13 +36,17 @@ class Experiment:
     record: RecordSettings
     names: dict[str, str]
     """The chosen name in each group, for titles and folder names."""
+    overrides: list[str]
+    """What the user changed on the command line, for `overrides.yaml`."""
 
     @property
     def title(self) -> str:
         return f"{self.names['strategy']}-{self.names['model']}-{self.names['data']}-s{self.settings.seed}"
 
 
-def experiment(config: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Experiment:
+def experiment(
+    config: Mapping[str, Any], names: Mapping[str, str] | None = None, overrides: Iterable[str] = ()
+) -> Experiment:
     """Check a plain configuration and make its objects. Raises UserError; nothing is written and nothing is built."""
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     settings = Settings(**checked(Settings, plain, ""))
@@ -60,6 +64,7 @@ def experiment(config: Mapping[str, Any], names: Mapping[str, str] | None = None
         model=model_builder(groups["model"], allow),
         record=RecordSettings.from_config(groups["record"]),
         names={group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS},
+        overrides=list(overrides),
     )
 
 

@@ -24,11 +24,15 @@ class Learner:
 
     model   the plain model; the blocks are views of it, so it is always the trained one
     blocks  from the input upward
+    cut     the units of each block
     """
 
-    def __init__(self, model: BlockModel, stage: Stage, *, total_steps: int | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: BlockModel, stage: Stage, cut: list[range], *, total_steps: int | None, dtype: torch.dtype
+    ) -> None:
         self.model = model
         self.stage = stage
+        self.cut = cut
         self.step_count = 0
         self.total_steps = total_steps
         self.dtype = dtype
@@ -196,7 +200,7 @@ def assemble(
                 module.compile()
         blocks.append(TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches))
     stage = Stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches)
-    learner = Learner(model, stage, total_steps=total_steps, dtype=dtype)
+    learner = Learner(model, stage, cut, total_steps=total_steps, dtype=dtype)
     learner.channels_last = channels_last
     check_ownership(learner)
     return learner

@@ -1,0 +1,100 @@
+"""What a script or a notebook imports: train a run, build a learner for a loop of one's own, load a trained model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from locallearn import seeds
+from locallearn.compose import compose
+from locallearn.config.experiment import experiment
+from locallearn.engine import Learner, assemble
+from locallearn.errors import UserError
+from locallearn.models import BlockModel, as_blocks
+from locallearn.training import session
+from locallearn.training.environment import choose_device
+from locallearn.training.session import Result, load
+
+__all__ = ["Learner", "Result", "build", "load", "train"]
+
+
+def train(quiet: bool = False, **settings: Any) -> Result:
+    """Run one experiment, as the command line does; every setting and group of it is a keyword.
+
+    train(strategy="dgl", model="vgg16", data="digits", blocks=4, epochs=2, seed=0, optim={"lr": 0.1})
+
+    A group takes a name, or a mapping of its options (with `name` for another choice): data={"name": "mnist", "root":
+    "/data"}. A dotted key does the same: **{"optim.lr": 0.1}. Returns a Result with .metrics, .model and .run_dir.
+    Raises UserError for a mistake in the settings, RunError when training had to stop.
+    """
+    overrides = list(_overrides(settings))
+    config, names = compose(overrides)
+    return session.start(experiment(config, names, overrides), quiet=quiet)
+
+
+def build(
+    strategy: str | Mapping[str, Any] = "dgl",
+    model: str | Mapping[str, Any] | nn.Module = "vgg16",
+    *,
+    image: tuple[int, ...] = (3, 32, 32),
+    classes: int = 10,
+    steps: int | None = None,
+    **settings: Any,
+) -> Learner:
+    """A learner for a loop of one's own: `.step(images, labels) -> dict`, `.model`, `.blocks`.
+
+    model  a name of the zoo, or any module whose forward is a sequence (see `as_blocks`), which is trained in place
+    image, classes  shape of one input without the batch, and the number of classes
+    steps  how many steps there will be, for the learning-rate schedule; without it the rate is constant
+    The other keywords are those of `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
+    """
+    named = {} if isinstance(model, nn.Module) else {"model": model}
+    overrides = list(_overrides({"strategy": strategy, **named, **settings}))
+    exp = experiment(*compose(overrides), overrides)
+    chosen = exp.settings
+    if isinstance(model, nn.Module):
+        network = model if isinstance(model, BlockModel) else as_blocks(model, image=image, classes=classes)
+    else:
+        with seeds.stream(chosen.seed, "model"):
+            network = exp.model(tuple(image), classes)
+    return assemble(
+        network,
+        exp.strategy,
+        exp.optim,
+        network.cut(chosen.blocks, chosen.balance),
+        seed=chosen.seed,
+        device=choose_device(chosen.device),
+        precision=chosen.precision,
+        channels_last=chosen.channels_last,
+        compiled=chosen.compile,
+        micro_batches=chosen.micro_batches,
+        total_steps=steps,
+    )
+
+
+def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keyword settings as Hydra overrides."""
+    for key, value in settings.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            if "name" in value and not prefix:
+                yield f"{path}={value['name']}"
+            yield from _overrides({k: v for k, v in value.items() if k != "name" or prefix}, f"{path}.")
+        else:
+            yield f"{path}={_text(value, path)}"
+
+
+def _text(value: Any, path: str) -> str:
+    """One value in the grammar of overrides."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_text(item, path) for item in value) + "]"
+    if isinstance(value, str) or hasattr(value, "__fspath__"):
+        text = str(value)
+        plain = text and all(c.isalnum() or c in "_-./" for c in text)
+        return text if plain else json.dumps(text, ensure_ascii=False)
+    raise UserError(f"{path}={value!r}: must be a number, a text, true, false, null, or a list or mapping of these")

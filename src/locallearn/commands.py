@@ -1,0 +1,156 @@
+"""The words that come before Hydra: list, doctor, resume, evaluate; and the help page. torch only where it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from locallearn.compose import choices, compose, conf_dir, header
+from locallearn.config.settings import GROUPS
+from locallearn.errors import UserError, unknown
+
+COMMANDS = {
+    "list": "the choices of every group, or of one: list strategies",
+    "doctor": "check the machine and a data set: doctor data=folder data.root=DIR",
+    "resume": "go on with a run that was interrupted or killed: resume RUN",
+    "evaluate": "test accuracy of a run, at every block: evaluate RUN [data=NAME]",
+}
+PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in GROUPS}}
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run one command; returns its exit code."""
+    return {"list": _list, "doctor": _doctor, "resume": _resume, "evaluate": _evaluate}[command](arguments)
+
+
+def help_page(arguments: Sequence[str]) -> int:
+    """`--help`: usage, commands, the choices of each group, and every top-level setting with its comment."""
+    width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+    print("Local learning and decoupled training of neural networks.\n")
+    print("  python -m locallearn strategy=dgl model=vgg16            one run")
+    print("  python -m locallearn -m strategy=backprop,dgl seed=0,1   a sweep")
+    print("  python -m locallearn model=vgg16 blocks=4 --dry-run      the blocks, without training\n")
+    print("Commands")
+    for name, text in COMMANDS.items():
+        print(f"  {name:<10} {text}")
+    print("\nGroups (GROUP=NAME; `locallearn list GROUP` describes each)")
+    for group in GROUPS:
+        names = ", ".join(choices(group))
+        print(textwrap.fill(f"{group:<10} {names}", width, initial_indent="  ", subsequent_indent=" " * 13))
+    print("\nSettings (KEY=VALUE), with their defaults")
+    text = (conf_dir() / "config.yaml").read_text()
+    for line in text[text.index("seed:") : text.index("hydra:\n")].rstrip().splitlines():
+        print(f"  {line}")
+    print("\nFlags: -m (sweep), --dry-run, --config-dir DIR (your own yaml files), --cfg job (show the configuration),")
+    print("       --hydra-help (Hydra's own flags)")
+    return 0
+
+
+def _list(arguments: list[str]) -> int:
+    """A line for each choice, with route and paper."""
+    parser = _parser("list", "Show the choices of every group, or of one.")
+    parser.add_argument("group", nargs="?", help="such as strategies, models or data")
+    parser.add_argument("--config-dir", type=Path, action="append", default=[], help="a folder of your own yaml files")
+    options = parser.parse_args(arguments)
+    groups = GROUPS
+    if options.group:
+        group = PLURALS.get(options.group, options.group)
+        if group not in GROUPS:
+            raise unknown("group", options.group, [*GROUPS, "strategies"])
+        groups = (group,)
+    for group in groups:
+        print(f"{group}=")
+        found = {name: header(file) for name, file in choices(group, options.config_dir).items()}
+        longest = max(map(len, found), default=0)
+        for name, facts in found.items():
+            notes = [f"route {facts['route']}"] if "route" in facts else []
+            notes += [facts[key] for key in ("paper", "source") if key in facts]
+            print(f"  {name:<{longest}}  {facts['summary']}" + (f"  [{'; '.join(notes)}]" if notes else ""))
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    """Versions and devices, then the chosen data set: loads a batch and prints what is in it."""
+    if arguments and not all("=" in a for a in arguments):
+        raise UserError(f"doctor takes settings such as data=folder data.root=DIR, not {' '.join(arguments)!r}")
+    config, _ = compose(arguments)
+    import torch
+
+    from locallearn.config.targets import instantiate
+    from locallearn.data.doctor import diagnose
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"python {sys.version.split()[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"GPUs: {', '.join(gpus) or 'none'}")
+    print(_torchvision())
+    source = instantiate(config["data"], "data", config["allow"])
+    print(diagnose(source, seed=config["seed"]))
+    return 0
+
+
+def _torchvision() -> str:
+    try:
+        import torchvision
+    except Exception as error:  # a torchvision that does not match torch fails in many ways
+        return f"torchvision does not work with this torch ({error}): install the pair named in constraints.txt"
+    return f"torchvision {torchvision.__version__}"
+
+
+def _resume(arguments: list[str]) -> int:
+    parser = _parser("resume", "Go on with a run to the same bits as if it had not been interrupted.")
+    parser.add_argument("run", help="the run folder")
+    _allow(parser)
+    options = parser.parse_args(arguments)
+    from locallearn.training import session
+
+    session.resume(options.run, options.allow)
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = _parser("evaluate", "Test loss and accuracy of a run, at every block that can predict.")
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("settings", nargs="*", help="another set: data=NAME data.root=DIR")
+    _allow(parser)
+    options = parser.parse_args(arguments)
+    for setting in options.settings:
+        if not re.match(r"\+?data[.=]", setting):
+            raise UserError(f"evaluate RUN takes only settings of data, such as data=mnist, not {setting!r}")
+    from locallearn.training import session
+
+    data = compose(options.settings)[0]["data"] if options.settings else None
+    for name, value in session.evaluate_run(options.run, options.allow, data).items():
+        print(f"{name:<20} {value:.4f}")
+    return 0
+
+
+def packages_named_in(folders: Iterable[Path]) -> list[str]:
+    """The top-level packages outside locallearn that yaml files in these folders name: whoever gives `--config-dir`
+    on the command line trusts them."""
+    found = set()
+    for folder in folders:
+        for file in folder.glob("*/*.yaml"):
+            match = re.search(r"^_target_:\s*['\"]?([A-Za-z_]\w*)\.", file.read_text(encoding="utf-8"), re.MULTILINE)
+            if match and match[1] != "locallearn":
+                found.add(match[1])
+    return sorted(found)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{self.prog.split()[-1]}: {message}; {self.format_usage().strip()}")
+
+
+def _parser(command: str, text: str) -> argparse.ArgumentParser:
+    return _Parser(prog=f"locallearn {command}", description=text)
+
+
+def _allow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="PACKAGE", help="a package outside locallearn the run may use"
+    )

@@ -1,0 +1,143 @@
+"""The only meeting with Hydra's composition: from overrides to a plain configuration, and its errors to sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from locallearn.config.settings import GROUPS
+from locallearn.errors import UserError, did_you_mean, unknown
+
+_SECRETS_ALLOWED = {"out", "data.root"}
+
+
+def conf_dir() -> Path:
+    """`conf/`: inside the installed package, or at the top of the checkout that this module is run from."""
+    here = Path(__file__).resolve()
+    for folder in (here.parent / "conf", here.parents[2] / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(f"the folder conf/ is neither in {here.parent} nor beside src/: install locallearn again")
+
+
+def choices(group: str, extra: Iterable[Path] = ()) -> dict[str, Path]:
+    """The yaml files of a group by name; later folders win. Names that begin with an underscore are parts, not choices."""
+    found: dict[str, Path] = {}
+    for folder in (conf_dir(), *extra):
+        files = sorted((folder / group).glob("*.yaml"))
+        found |= {f.stem: f for f in files if not f.stem.startswith("_")}
+    return found
+
+
+def header(file: Path) -> dict[str, str]:
+    """What the comment at the top of a yaml says: `summary` (its first line) and `name: value` lines such as paper."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# ").strip())
+    found = {"summary": lines[0] if lines else ""}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if colon and re.fullmatch(r"[a-z]+", name):
+            found[name] = value.strip()
+    return found
+
+
+def plain(config: Any, hydra_choices: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A composed configuration as plain values, and the chosen name of each group. Refuses secrets in logged fields."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    for path, value in _leaves(raw, ""):
+        if isinstance(value, str) and "${oc.env:" in value and path not in _SECRETS_ALLOWED:
+            raise UserError(f"{path}={value}: environment variables would be written to the run folder; give the value")
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    assert isinstance(resolved, dict)
+    names = {g: str(hydra_choices[g]) for g in GROUPS if hydra_choices.get(g)}
+    return {str(k): v for k, v in resolved.items()}, names
+
+
+def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compose outside `hydra.main` (Python API, `doctor`, `evaluate`). Returns what `plain` returns."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with explained(overrides, config_dirs), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
+        config = hydra_compose("config", [*overrides, *search], return_hydra_config=True)
+        chosen = dict(config.hydra.runtime.choices)
+        config = config.copy()
+        from omegaconf import open_dict
+
+        with open_dict(config):
+            del config["hydra"]
+        return plain(config, chosen)
+
+
+@contextmanager
+def explained(overrides: Sequence[str], config_dirs: Iterable[Path] = ()) -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's complaints about `overrides` into one sentence that helps."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise explain(error, overrides, list(config_dirs)) from error
+
+
+def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path]) -> UserError:
+    """The sentence for a composition error: the first override whose group, name or key does not exist."""
+    keys = known_keys(overrides, config_dirs)
+    for override in overrides:
+        key, equals, value = override.lstrip("+~").partition("=")
+        if key.startswith("hydra") or override.startswith(("+", "~")):
+            continue
+        if not equals:
+            return UserError(f"{override!r} is neither a command nor of the form KEY=VALUE: {did_you_mean(key, keys)}see --help")
+        if key in GROUPS:
+            names = choices(key, config_dirs)
+            for name in re.split(r"[,\[\]\s]+", value):
+                if name and name not in names and "(" not in value:
+                    return unknown(key, name, names)
+        elif key not in keys:
+            close = did_you_mean(key, keys) or did_you_mean(key.split(".")[-1], [k.split(".")[-1] for k in keys])
+            return UserError(f"unknown key {key}: {close}`locallearn --help` shows all keys")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    detail = lines[0] if lines else type(error).__name__
+    cause = str(error.__cause__).splitlines()[0] if error.__cause__ and str(error.__cause__) else ""
+    return UserError(f"{detail} {cause}".strip())
+
+
+def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[str]:
+    """Every key that may be set: top-level settings, groups, and the keys of the groups' chosen or all yaml files."""
+    top = yaml.safe_load((conf_dir() / "config.yaml").read_text())
+    keys = {path for path, _ in _leaves({k: v for k, v in top.items() if k not in ("defaults", "hydra")}, "")}
+    keys |= {k for k in top if k not in ("defaults", "hydra")} | set(GROUPS)
+    chosen = {k: v for entry in top["defaults"] if isinstance(entry, dict) for k, v in entry.items() if k in GROUPS}
+    chosen |= {k: v for k, _, v in (o.partition("=") for o in overrides) if k in GROUPS}
+    for group, name in chosen.items():
+        files = choices(group, config_dirs)
+        for file in [files[name]] if name in files else files.values():
+            content = yaml.safe_load(file.read_text()) or {}
+            keys |= {f"{group}.{path}" for path, _ in _leaves(content, "") if path not in ("_target_", "defaults")}
+            keys |= {f"{group}.{key}" for key in content if key not in ("_target_", "defaults")}
+    return sorted(keys)
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

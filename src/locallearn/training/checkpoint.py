@@ -1,0 +1,146 @@
+"""Checkpoints: tensors as safetensors, the rest as JSON, no pickle anywhere.
+
+One checkpoint is one folder `checkpoints/step-00000120/` with `tensors.safetensors`, `state.json` and `SHA256SUMS`. It is
+written under a temporary name beside its place, synced, and committed by one rename; older ones go only after that. On
+loading every file is checked against its sum; a damaged checkpoint is named and the next older one is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from locallearn.errors import RunError, UserError
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_TEMPORARY = re.compile(r"\.tmp-(\d+)-step-\d{8,}")
+_FILES = ("tensors.safetensors", "state.json")
+
+
+class Checkpoint(NamedTuple):
+    """A sound checkpoint, read: tensors by name, and what else was saved."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
+    """Commit a checkpoint of `step` under `folder` and remove all but the newest `keep`.
+
+    Raises RunError (with the path and the cause) when it cannot be written; what was there before stays intact.
+    """
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".tmp-{os.getpid()}-{target.name}"
+    try:
+        folder.mkdir(exist_ok=True)
+        _remove_orphans(folder)
+        _check_space(folder, tensors)
+        temporary.mkdir()
+        save_file(_distinct(tensors), temporary / _FILES[0])
+        (temporary / _FILES[1]).write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
+        sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in _FILES)
+        (temporary / "SHA256SUMS").write_text(sums)
+        for name in (*_FILES, "SHA256SUMS"):
+            _sync(temporary / name)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(f"checkpoint {target} could not be written: {error}; earlier checkpoints are intact") from error
+    for old in _committed(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest sound checkpoint under `folder`; None if none was ever committed.
+
+    A damaged one is reported through `warn` and skipped. Raises UserError when there are some and all are damaged.
+    """
+    found = _committed(folder)
+    for path in found:
+        try:
+            return _read(path)
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            warn(f"checkpoint {path} is damaged ({error}); trying the one before it")
+    if found:
+        raise UserError(f"all {len(found)} checkpoints under {folder} are damaged; start the run anew")
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
+    """Check the sums, then parse. Raises ValueError, OSError or SafetensorError for a damaged file."""
+    sums = dict(reversed(line.split("  ", 1)) for line in (path / "SHA256SUMS").read_text().splitlines())
+    for name in _FILES:
+        if _sha256(path / name) != sums.get(name):
+            raise ValueError(f"{name} does not match its SHA-256 sum")
+    state = json.loads((path / "state.json").read_text())
+    if state["format"] > FORMAT:
+        raise UserError(f"checkpoint {path} has format {state['format']}; this locallearn reads up to {FORMAT}")
+    return Checkpoint(path, load_file(path / "tensors.safetensors"), state)
+
+
+def _committed(folder: Path) -> list[Path]:
+    """Committed checkpoints, newest first; everything else in the folder is left alone."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove our own temporary folders whose process is gone."""
+    for path in folder.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_space(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"no space: {needed:,} bytes needed, {free:,} free")
+
+
+def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, none sharing memory with another (safetensors refuses shared memory)."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.data_ptr() in seen and tensor.numel():
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        result[name] = tensor
+    return result
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+"""Accuracy and loss of every block that can predict, over a whole split, every sample once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from locallearn.engine import Learner
+
+
+def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict.
+
+    Looks and never changes: modes are put back by the next training step, batch statistics do not move.
+    """
+    depth = len(learner.blocks)
+    correct = torch.zeros(depth, dtype=torch.float64, device=learner.device)
+    loss = torch.zeros((), dtype=torch.float64, device=learner.device)
+    predicts = [False] * depth
+    samples = 0
+    for inputs, labels in batches:
+        samples += len(labels)
+        for k, logits in enumerate(learner.predict(inputs)):
+            if logits is None:
+                continue
+            predicts[k] = True
+            correct[k] += (logits.argmax(dim=1) == labels).sum()
+            if k == depth - 1:
+                loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+    if not samples:
+        return {}
+    shares = (correct / samples).tolist()
+    result = {"loss": loss.item() / samples, "accuracy": shares[-1]}
+    return result | {f"block/{k:02d}/accuracy": shares[k] for k in range(depth) if predicts[k]}

@@ -1,0 +1,152 @@
+"""A whole run, in the order in which things happen."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any, NamedTuple
+
+from locallearn.config.settings import Settings
+from locallearn.data import Data
+from locallearn.engine import Learner
+from locallearn.errors import RunError
+from locallearn.stopping import Interrupted, stop_signals
+from locallearn.training import checkpoint
+from locallearn.training.console import Console
+from locallearn.training.environment import peak_memory_bytes
+from locallearn.training.evaluate import evaluate
+from locallearn.training.record import Recorder
+from locallearn.training.run_folder import RunFolder
+
+GPU_CHECK_STEPS = 20  # a GPU is asked for non-finite losses so often; every question is a synchronisation
+
+
+class Position(NamedTuple):
+    """Where training goes on: `offset` steps of `epoch` are done, `seconds` of training were spent."""
+
+    epoch: int = 0
+    offset: int = 0
+    seconds: float = 0.0
+
+
+class Training:
+    """One run: a learner, its data, and where its numbers go."""
+
+    def __init__(
+        self, learner: Learner, data: Data, settings: Settings, folder: RunFolder, recorder: Recorder, console: Console
+    ) -> None:
+        self.learner = learner
+        self.data = data
+        self.settings = settings
+        self.folder = folder
+        self.recorder = recorder
+        self.console = console
+        self.steps_per_epoch = data.steps(settings.batch_size)
+        self.position = Position()
+        self.last_record: dict[str, float] = {}
+
+    def run(self) -> dict[str, float]:
+        """Train from the current position to the end; returns the last record. Raises Interrupted or RunError."""
+        settings, learner = self.settings, self.learner
+        last_step = min(settings.epochs * self.steps_per_epoch, settings.max_steps or math.inf)
+        self.console.start(settings.epochs, self.steps_per_epoch, learner.step_count)
+        with stop_signals() as stop:
+            while learner.step_count < last_step:
+                epoch, offset, seconds = self.position
+                started, first = time.perf_counter(), learner.step_count
+                for inputs, labels in self.data.batches(epoch, settings.batch_size, start=offset):
+                    learner.learn(inputs, labels)
+                    self.console.advance(len(labels), None)
+                    offset += 1
+                    spent = seconds + time.perf_counter() - started
+                    self.position = Position(epoch, offset, spent)
+                    if learner.device.type == "cuda" and learner.step_count % GPU_CHECK_STEPS == 0:
+                        self.check()
+                    if offset == self.steps_per_epoch or learner.step_count >= last_step:
+                        break
+                    if stop.number:
+                        self.save()
+                        raise Interrupted(stop.number)
+                    if settings.checkpoint.due(learner.step_count, self.steps_per_epoch):
+                        self.save_or_warn()
+                self.check()
+                images = (learner.step_count - first) * min(settings.batch_size, len(self.data.train))
+                self.finish_epoch(images / (time.perf_counter() - started), last=learner.step_count >= last_step)
+                if stop.number:
+                    self.save()
+                    raise Interrupted(stop.number)
+        return self.last_record
+
+    def finish_epoch(self, images_per_second: float, last: bool) -> None:
+        """Evaluate, record, move on to the next epoch, and save when it is due."""
+        settings, learner = self.settings, self.learner
+        epoch, _, seconds = self.position
+        record: dict[str, float] = {"epoch": epoch + 1, "step": learner.step_count} | self.training_numbers()
+        started = time.perf_counter()
+        if last or (epoch + 1) % settings.evaluate_every == 0:
+            for name, split in (("validation", self.data.validation), ("test", self.data.test)):
+                found = evaluate(learner, self.data.evaluation(split, settings.batch_size))
+                for key, value in found.items():
+                    head, _, tail = key.rpartition("/")
+                    record[f"{head}/{name}_{tail}" if head else f"{name}/{tail}"] = value
+        seconds += time.perf_counter() - started
+        record["learning_rate"] = learner.blocks[-1].learning_rate
+        record["images_per_second"] = images_per_second
+        record["seconds"] = seconds
+        record["peak_memory_bytes"] = peak_memory_bytes(learner.device)
+        self.recorder.log(record)
+        self.console.epoch(record)
+        self.last_record = record
+        for block in learner.blocks:
+            block.reset()
+        self.position = Position(epoch + 1, 0, seconds)
+        if last or settings.checkpoint.due(learner.step_count, self.steps_per_epoch):
+            self.save() if last else self.save_or_warn()
+
+    def training_numbers(self) -> dict[str, float]:
+        """Losses and accuracies on the training batches of this epoch; `train/` is the last block that learns."""
+        found = [(block.spec.index, block.read()) for block in self.learner.blocks]
+        record: dict[str, float] = {}
+        for _, numbers in found:
+            record |= {f"train/{name}": value for name, value in numbers.items()}
+        for k, numbers in found:
+            record |= {f"block/{k:02d}/{name}": value for name, value in numbers.items()}
+        return record
+
+    def check(self) -> None:
+        for block in self.learner.blocks:
+            block.check()
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment. Raises RunError if that fails."""
+        self.check()  # never replace a good checkpoint by a broken one
+        state: dict[str, Any] = {
+            "epoch": self.position.epoch,
+            "offset": self.position.offset,
+            "seconds": self.position.seconds,
+            "totals": [block.totals.tolist() for block in self.learner.blocks],
+            "predicts": [block.predicts for block in self.learner.blocks],
+        }
+        folder = self.folder.path / "checkpoints"
+        checkpoint.save(folder, self.learner.step_count, self.learner.state(), state, self.settings.checkpoint.keep)
+
+    def save_or_warn(self) -> None:
+        """A periodic save that fails costs a warning; the next one is tried again."""
+        try:
+            self.save()
+        except RunError as error:
+            if "could not be written" not in str(error):
+                raise
+            print(f"warning: {error}; training goes on", file=sys.stderr)
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Go back to the moment of a checkpoint, exactly."""
+        self.learner.load_state(saved.tensors)
+        self.learner.step_count = saved.state["step"]
+        self.position = Position(saved.state["epoch"], saved.state["offset"], saved.state["seconds"])
+        for block, totals, predicts in zip(
+            self.learner.blocks, saved.state["totals"], saved.state["predicts"], strict=True
+        ):
+            block.totals.copy_(block.totals.new_tensor(totals))
+            block.predicts = predicts
