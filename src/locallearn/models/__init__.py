@@ -1,1 +1,11 @@
-"""The model zoo: ordered lists of units with a head, which have no idea how they will be trained."""
+"""The model zoo: ordered lists of units with a head, which have no idea how they will be trained.
+
+torchvision and timm are imported only when one of their models is asked for.
+"""
+
+from __future__ import annotations
+
+from locallearn.models.base import BlockModel
+from locallearn.models.cut import UnitCost, measure
+
+__all__ = ["BlockModel", "UnitCost", "as_blocks", "measure"]

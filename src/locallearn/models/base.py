@@ -1,0 +1,66 @@
+"""A model is an ordered list of units and a head. Where it is cut into blocks is not part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from locallearn.models import cut
+from locallearn.models.quiet import undisturbed
+
+Size: TypeAlias = tuple[int, ...]
+"""A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
+
+
+class BlockModel(nn.Module):
+    """An ordered list of units and a head.
+
+    units   each maps [B, ...] -> [B, ...]; the smallest pieces that a cut may separate. A unit never begins with an
+            in-place operation: that would write into what the block below still needs
+    head    maps the last unit's output -> [B, classes]
+    names   one per unit, for tables and messages
+    """
+
+    units: nn.ModuleList
+    head: nn.Module
+
+    def __init__(
+        self,
+        units: Iterable[nn.Module],
+        head: nn.Module,
+        *,
+        image: Size,
+        classes: int,
+        name: str,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+        self.head = head
+        self.image: Size = tuple(image)
+        self.classes = classes
+        self.name = name
+        self.names = list(names) if names is not None else [f"unit{i}" for i in range(len(self.units))]
+        assert len(self.names) == len(self.units), "one name per unit"
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x)
+        return self.head(x)
+
+    def cut(self, blocks: int | str | Sequence[int], balance: str = "flops") -> list[range]:
+        """The units of each block. `blocks` is a number of blocks of equal cost (`balance`: flops, memory or time),
+        "max" for one unit per block, or the cut points themselves: [2, 4, 7] cuts after 2, 4 and 7 units."""
+        return cut.cut(self, blocks, balance)
+
+    def shapes(self) -> list[Size]:
+        """What each unit emits, without the batch; found by a small forward that leaves no trace."""
+        shapes = []
+        with undisturbed(self):
+            h = cut.blank(self)
+            for unit in self.units:
+                h = unit(h)
+                shapes.append(tuple(h.shape[1:]))
+        return shapes

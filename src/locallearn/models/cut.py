@@ -1,0 +1,156 @@
+"""Where to cut a model: what each unit costs, and the split whose largest block is as small as possible."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from locallearn.errors import UserError, unknown
+from locallearn.models.quiet import undisturbed
+
+if TYPE_CHECKING:
+    from locallearn.models.base import BlockModel, Size
+
+BALANCES = ("flops", "memory", "time")
+_BATCH = 2  # of a dry run; 1 would make an `x.squeeze()` in a user's module drop the batch
+
+
+class UnitCost(NamedTuple):
+    """One unit: the shape that it emits (without the batch), its parameters, and per image the floating-point
+    operations of the forward pass and the bytes that autograd saves for the backward pass."""
+
+    name: str
+    shape: Size
+    parameters: int
+    flops: int
+    memory: int
+
+
+def cut(model: BlockModel, blocks: int | str | Sequence[int], balance: str = "flops") -> list[range]:
+    """See `BlockModel.cut`."""
+    if balance not in BALANCES:
+        raise unknown("balance", balance, BALANCES)
+    n = len(model.units)
+    way_out = f"choose 1-{n}, max, or a list of cut points"
+    if isinstance(blocks, str | int) or blocks is None:
+        blocks = n if blocks == "max" else blocks
+        if isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= n:
+            raise UserError(f"blocks={blocks} but {model.name} has {n} units; {way_out}")
+        if blocks in (1, n):  # nothing to balance, so nothing to measure
+            return _ranges([i * n // blocks for i in range(blocks + 1)])
+        return _ranges(partition(_costs(model, balance), blocks))
+    points = list(blocks)
+    edges = [0, *points, n]
+    if not all(type(p) is int for p in points) or any(a >= b for a, b in pairwise(edges)):
+        raise UserError(f"blocks={points} but {model.name} has {n} units; cut points increase from 1 to {n - 1} at most")
+    return _ranges(edges)
+
+
+def partition(costs: Sequence[float], blocks: int) -> list[int]:
+    """Edges [0, ..., n] of the split of `costs` into consecutive non-empty blocks whose largest sum is smallest.
+
+    Exact, by dynamic programming over (blocks so far, units so far). Among equals the least sum of squares, so that the
+    blocks beside the largest are even too; then the earliest cut points.
+    """
+    total = [0, *accumulate(costs)]
+    ends = range(len(costs) + 1)
+    inf = float("inf")
+    largest: list[float] = [0, *(inf for _ in costs)]
+    for _ in range(blocks):
+        largest = [min((max(largest[a], total[b] - total[a]) for a in range(b)), default=inf) for b in ends]
+    limit = largest[-1]
+    best: list[tuple[float, list[int]]] = [(0, [0]), *((inf, []) for _ in costs)]
+    for _ in range(blocks):
+        best = [
+            min(
+                (
+                    (best[a][0] + (total[b] - total[a]) ** 2, [*best[a][1], b])
+                    for a in range(b)
+                    if total[b] - total[a] <= limit
+                ),
+                default=(inf, []),
+            )
+            for b in ends
+        ]
+    return best[-1][1]
+
+
+def measure(model: BlockModel) -> list[UnitCost]:
+    """What each unit costs per image, counted in one small forward in evaluation mode that leaves no trace.
+
+    Memory: every storage that autograd saves, once, at the first unit that saves it; weights and buffers are not
+    counted, they are there anyway.
+    """
+    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    costs = []
+    with undisturbed(model), torch.enable_grad():
+        h = blank(model)
+        saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
+        for name, unit in zip(model.names, model.units, strict=True):
+            before = sum(s.nbytes() for s in saved.values())
+            with saved_tensors_hooks(_collect(saved, owned), _never), FlopCounterMode(display=False) as counter:
+                h = unit(h.detach().requires_grad_())
+            memory = sum(s.nbytes() for s in saved.values()) - before
+            flops = counter.get_total_flops()
+            parameters = sum(p.numel() for p in unit.parameters())
+            costs.append(UnitCost(name, tuple(h.shape[1:]), parameters, flops // _BATCH, memory // _BATCH))
+    return costs
+
+
+def _collect(saved: dict[int, torch.UntypedStorage], owned: set[int]) -> Callable[[Tensor], None]:
+    def pack(t: Tensor) -> None:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in owned:
+            saved[storage.data_ptr()] = storage
+
+    return pack
+
+
+def _never(_: None) -> Tensor:
+    raise AssertionError("a dry run has no backward")
+
+
+def _costs(model: BlockModel, balance: str) -> list[float]:
+    return _seconds(model) if balance == "time" else [getattr(unit, balance) for unit in measure(model)]
+
+
+def _seconds(model: BlockModel, batch: int = 8, repeats: int = 3) -> list[float]:
+    """Seconds of forward and backward per unit: the fastest of a few runs after one to warm up. Synchronises."""
+    seconds = []
+    with undisturbed(model), torch.enable_grad():
+        h = blank(model, batch)
+        for unit in model.units:
+            wanted = [p for p in unit.parameters() if p.requires_grad]
+            runs = []
+            for _ in range(1 + repeats):
+                x = h.detach().requires_grad_()
+                start = _now(x)
+                h_next = unit(x)
+                torch.autograd.grad(h_next.sum(), [x, *wanted], allow_unused=True)  # `.grad` is left alone
+                runs.append(_now(x) - start)
+            seconds.append(min(runs[1:]))
+            h = h_next
+    return seconds
+
+
+def _now(t: Tensor) -> float:
+    if t.is_cuda:
+        torch.cuda.synchronize(t.device)
+    return time.perf_counter()
+
+
+def blank(model: BlockModel, batch: int = _BATCH) -> Tensor:
+    """A batch of zero images on the model's device and in its type, [B, *image]."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return like.new_zeros((batch, *model.image), requires_grad=False)
+
+
+def _ranges(edges: Sequence[int]) -> list[range]:
+    return [range(a, b) for a, b in pairwise(edges)]

@@ -1,0 +1,95 @@
+"""The few layers from which the zoo is built. Nothing works in place: a unit may begin with any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from locallearn.errors import UserError, unknown
+from locallearn.models.base import Size
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
+POOL = "P"
+
+
+def activation(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise unknown("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]()
+
+
+def check_image(image: Size, name: str, smallest: int = 1) -> Size:
+    """`image` as (C, H, W), or the one sentence that says why `name` cannot read it."""
+    if len(image) != 3:
+        raise UserError(f"{name} reads images (channels, height, width), but the data has shape {list(image)}; use mlp")
+    channels, height, width = image
+    if min(height, width) < smallest:
+        raise UserError(
+            f"{name} needs images of at least {smallest}x{smallest}, but these are {height}x{width}; "
+            "choose larger images, or mlp, basic_cnn or vgg11, which take any size"
+        )
+    return channels, height, width
+
+
+def check_depth(depth: int, known: Sequence[int], name: str) -> None:
+    if depth not in known:
+        raise UserError(f"depth={depth} but {name} comes with {', '.join(map(str, known))} layers; choose one of these")
+
+
+def check_dropout(dropout: float) -> float:
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout={dropout} but a dropout rate lies in [0, 1); choose 0 for none")
+    return dropout
+
+
+def conv_units(
+    image: Size, plan: Sequence[int | str], *, kernel: int = 3, act: str = "relu", dropout: float = 0.0
+) -> tuple[dict[str, nn.Module], Size]:
+    """One unit conv-BN-activation(-dropout) per width in `plan`, and the shape that the last one emits.
+
+    "P" is a 2x2 max-pool, which belongs to the unit before it; a side that has shrunk to 1 is not pooled any more. The
+    convolutions have no bias, as batch normalisation has one.
+    """
+    channels, *sides = image  # sides = [H, W]
+    units: dict[str, nn.Module] = {}
+    unit = nn.Sequential()
+    for width in plan:
+        if isinstance(width, int):
+            unit = nn.Sequential(
+                nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),  # [B, width, H, W]
+                nn.BatchNorm2d(width),
+                activation(act),
+            )
+            if dropout:
+                unit.append(nn.Dropout2d(dropout))
+            units[f"conv{len(units) + 1}"] = unit
+            channels = width
+        elif max(sides) > 1:
+            window = tuple(min(2, side) for side in sides)
+            unit.append(nn.MaxPool2d(window))  # [B, width, H/2, W/2]
+            sides = [side // w for side, w in zip(sides, window, strict=True)]
+    return units, (channels, *sides)
+
+
+def dense_unit(
+    inputs: int, width: int, *, act: str = "relu", batch_norm: bool = False, dropout: float = 0.0
+) -> nn.Sequential:
+    """[B, ...] -> [B, width]: flatten, linear, BN and dropout if asked for, activation."""
+    unit = nn.Sequential(nn.Flatten(), nn.Linear(inputs, width))
+    if batch_norm:
+        unit.append(nn.BatchNorm1d(width))
+    unit.append(activation(act))
+    if dropout:
+        unit.append(nn.Dropout(dropout))
+    return unit
+
+
+def pooled_head(channels: int, classes: int) -> nn.Sequential:
+    """[B, C, H, W] -> [B, classes]: global average pool and one linear layer."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+def flat_head(inputs: int, classes: int) -> nn.Sequential:
+    """[B, ...] -> [B, classes]: one linear layer on all features."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, classes))

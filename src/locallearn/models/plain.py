@@ -1,0 +1,109 @@
+"""Small plain nets: mlp, lenet, basic_cnn, allcnn."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import nn
+
+from locallearn.errors import UserError
+from locallearn.models import layers
+from locallearn.models.base import BlockModel, Size
+from locallearn.models.layers import (
+    POOL,
+    check_dropout,
+    check_image,
+    conv_units,
+    dense_unit,
+    flat_head,
+)
+
+
+def mlp(
+    image: Size,
+    classes: int,
+    *,
+    width: int = 1024,
+    depth: int = 3,
+    batch_norm: bool = True,
+    dropout: float = 0.0,
+    activation: str = "relu",
+) -> BlockModel:
+    """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head.
+
+    The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals".
+    """
+    if depth < 1 or width < 1:
+        raise UserError(f"depth={depth}, width={width} but an mlp needs both; choose at least 1 hidden layer of 1 unit")
+    check_dropout(dropout)
+    inputs = [prod(image), *[width] * (depth - 1)]
+    units = [dense_unit(n, width, act=activation, batch_norm=batch_norm, dropout=dropout) for n in inputs]
+    names = [f"fc{i + 1}" for i in range(depth)]
+    return BlockModel(units, nn.Linear(width, classes), image=image, classes=classes, name="mlp", names=names)
+
+
+def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
+    """LeNet-5 (LeCun et al., 1998) as it is used today: max-pooling, ReLU, a linear head. 61,706 parameters on MNIST.
+
+    The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5.
+    """
+    channels, height, width = check_image(image, "lenet", smallest=12)
+    padding = 0 if min(height, width) >= 32 else 2
+    sides = [((side + 2 * padding - 4) // 2 - 4) // 2 for side in (height, width)]
+    units = {
+        "conv1": _lenet_conv(channels, 6, padding, activation),  # [B, 6, 14, 14]
+        "conv2": _lenet_conv(6, 16, 0, activation),  # [B, 16, 5, 5]
+        "fc1": dense_unit(16 * prod(sides), 120, act=activation),
+        "fc2": dense_unit(120, 84, act=activation),
+    }
+    head = nn.Linear(84, classes)
+    return BlockModel(units.values(), head, image=image, classes=classes, name="lenet", names=list(units))
+
+
+def _lenet_conv(inputs: int, outputs: int, padding: int, act: str) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 5, padding=padding), layers.activation(act), nn.MaxPool2d(2))
+
+
+def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256) -> BlockModel:
+    """Three times (5x5 convolution, BN, ReLU, 2x2 max-pool), one hidden layer, a linear head.
+
+    The net on which DNI and DGL are compared, in the replication of A. Netzer (github.com/AlonNT/Thesis), which replaced
+    the pools of 3 and the missing hidden layer of Belilovsky et al., 2020; `hidden=0` leaves the hidden layer out.
+    """
+    check_image(image, "basic_cnn")
+    units, emits = conv_units(image, [width, POOL] * 3, kernel=5)
+    if hidden:
+        units["fc1"] = dense_unit(prod(emits), hidden)
+    head = flat_head(hidden or prod(emits), classes)
+    return BlockModel(units.values(), head, image=image, classes=classes, name="basic_cnn", names=list(units))
+
+
+def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> BlockModel:
+    """All-CNN-C (Springenberg et al., 2015, "Striving for Simplicity"): strided convolutions instead of pools.
+
+    1.37 M parameters. The head is the 1x1 convolution to the classes and the average over positions.
+    """
+    channels, height, width = check_image(image, "allcnn", smallest=3)
+    rates = check_dropout(input_dropout), check_dropout(dropout)
+    last = 0 if min(height, width) >= 9 else 1  # the paper's unpadded 3x3 needs a map of 3x3; pad below that
+    plan = [  # width, kernel, stride, padding
+        (96, 3, 1, 1),
+        (96, 3, 1, 1),
+        (96, 3, 2, 1),
+        (192, 3, 1, 1),
+        (192, 3, 1, 1),
+        (192, 3, 2, 1),
+        (192, 3, 1, last),
+        (192, 1, 1, 0),
+    ]
+    units = []
+    for outputs, kernel, stride, padding in plan:
+        unit = nn.Sequential(nn.Conv2d(channels, outputs, kernel, stride, padding), nn.ReLU())
+        if stride == 2:
+            unit.append(nn.Dropout(rates[1]))
+        units.append(unit)
+        channels = outputs
+    units[0].insert(0, nn.Dropout(rates[0]))
+    head = nn.Sequential(nn.Conv2d(channels, classes, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    names = [f"conv{i + 1}" for i in range(len(units))]
+    return BlockModel(units, head, image=image, classes=classes, name="allcnn", names=names)

@@ -1,0 +1,141 @@
+"""Residual nets: one unit for the stem and one per residual block. Shortcuts never cross a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locallearn.errors import UserError
+from locallearn.models.base import BlockModel, Size
+from locallearn.models.layers import check_depth, check_image, pooled_head
+
+STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+SMALL = 64
+"""Images up to this side keep their resolution in the stem."""
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+class Pad(nn.Module):
+    """Shortcut A of He et al., 2016: every second position, and zeros for the new channels. No parameters."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.new = stride, outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]  # [B, C, H/stride, W/stride]
+        return F.pad(x, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
+
+
+def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Shortcut B: a 1x1 convolution with BN."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+Shortcut: TypeAlias = Callable[[int, int, int], nn.Module]
+
+
+class BasicBlock(nn.Module):
+    """relu(BN-conv-relu-BN-conv(x) + shortcut(x)), He et al., 2016. [B, inputs, H, W] -> [B, outputs, H/s, W/s]"""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = conv3x3(outputs, outputs), nn.BatchNorm2d(outputs)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
+
+
+class PreactBlock(nn.Module):
+    """conv(relu BN conv(a)) + shortcut with a = relu(BN(x)); x itself is the shortcut where the shape stays, else a 1x1
+    convolution of a. He et al., 2016, "Identity Mappings in Deep Residual Networks"."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv3x3(inputs, outputs, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), conv3x3(outputs, outputs)
+        same = inputs == outputs and stride == 1
+        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.bn1(x))
+        h = self.conv2(F.relu(self.bn2(self.conv1(a))))
+        return h + (x if self.shortcut is None else self.shortcut(a))
+
+
+def resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
+    """ResNet-18 or -34 with 1x1 shortcuts. Up to 64x64 the stem is one 3x3 convolution (11.17 M parameters for
+    CIFAR-10), above it ImageNet's 7x7 of stride 2 and max-pool."""
+    check_depth(depth, list(STAGES), "resnet")
+    name = f"resnet{depth}"
+    channels, *sides = check_image(image, name)
+    units: dict[str, nn.Module] = {"stem": _stem(channels, small=max(sides) <= SMALL)}
+    _stack(units, STAGES[depth], 64, 64, lambda i, o, s: BasicBlock(i, o, s, projection))
+    return _finish(units, pooled_head(512, classes), image, classes, name)
+
+
+def preact_resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
+    """Pre-activation ResNet-18 or -34; the last BN-ReLU, which closes the trunk, is part of the head."""
+    check_depth(depth, list(STAGES), "preact_resnet")
+    name = f"preact_resnet{depth}"
+    channels, *sides = check_image(image, name)
+    small = max(sides) <= SMALL
+    units: dict[str, nn.Module] = {"stem": conv3x3(channels, 64) if small else _stem(channels, small=False)}
+    _stack(units, STAGES[depth], 64, 64, PreactBlock)
+    head = nn.Sequential(nn.BatchNorm2d(512), nn.ReLU(), *pooled_head(512, classes))
+    return _finish(units, head, image, classes, name)
+
+
+def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: str = "A") -> BlockModel:
+    """The CIFAR nets of He et al., 2016: 6n+2 layers, widths 16-32-64 (depth 20: 0.27 M parameters, 110: 1.73 M).
+
+    `shortcut` A pads new channels with zeros, as the paper does on CIFAR; B is a 1x1 convolution with BN.
+    """
+    if depth < 8 or depth % 6 != 2:
+        raise UserError(f"depth={depth} but a CIFAR ResNet has 6n+2 layers; choose 20, 32, 44, 56 or 110")
+    shortcuts: dict[str, Shortcut] = {"A": Pad, "B": projection}
+    if shortcut not in shortcuts:
+        raise UserError(f"shortcut={shortcut} but a CIFAR ResNet knows A (zero padding) and B (1x1); choose one of these")
+    name = f"resnet{depth}"
+    channels, *_ = check_image(image, name)
+    units: dict[str, nn.Module] = {"stem": nn.Sequential(conv3x3(channels, 16), nn.BatchNorm2d(16), nn.ReLU())}
+    _stack(units, 3 * (depth // 6,), 16, 16, lambda i, o, s: BasicBlock(i, o, s, shortcuts[shortcut]))
+    return _finish(units, pooled_head(64, classes), image, classes, name)
+
+
+def _stem(channels: int, *, small: bool) -> nn.Sequential:
+    if small:
+        return nn.Sequential(conv3x3(channels, 64), nn.BatchNorm2d(64), nn.ReLU())
+    conv = nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))  # [B, 64, H/4, W/4]
+
+
+def _stack(units: dict[str, nn.Module], stages: tuple[int, ...], inputs: int, width: int, block: Shortcut) -> None:
+    """Append the stages: the width doubles and the side halves from the second one on."""
+    for stage, count in enumerate(stages):
+        outputs = width * 2**stage
+        for i in range(count):
+            stride = 2 if stage and i == 0 else 1
+            units[f"layer{stage + 1}.{i}"] = block(inputs, outputs, stride)
+            inputs = outputs
+
+
+def _finish(units: dict[str, nn.Module], head: nn.Module, image: Size, classes: int, name: str) -> BlockModel:
+    """The model with He's initialisation of every convolution."""
+    model = BlockModel(units.values(), head, image=image, classes=classes, name=name, names=list(units))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model

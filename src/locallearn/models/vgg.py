@@ -1,0 +1,26 @@
+"""VGG with batch normalisation, one unit per convolution and one linear layer as head."""
+
+from __future__ import annotations
+
+from locallearn.models.base import BlockModel, Size
+from locallearn.models.layers import POOL, check_depth, check_image, conv_units, pooled_head
+
+PLANS: dict[int, list[int | str]] = {
+    11: [64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL],
+    13: [64, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL],
+    16: [64, 64, POOL, 128, 128, POOL] + 3 * [256] + [POOL] + 2 * [512, 512, 512, POOL],
+    19: [64, 64, POOL, 128, 128, POOL] + 4 * [256] + [POOL] + 2 * [512, 512, 512, 512, POOL],
+}
+
+
+def vgg(image: Size, classes: int, *, depth: int = 16) -> BlockModel:
+    """VGG (Simonyan and Zisserman, 2015) as it is used on CIFAR: BN, no hidden linear layers, PyTorch's initialisation.
+
+    8, 10, 13 or 16 units for depth 11, 13, 16 or 19. Small images stop pooling at 1x1, large ones end in an average
+    over positions, so that any size works.
+    """
+    check_depth(depth, list(PLANS), "vgg")
+    check_image(image, f"vgg{depth}")
+    units, emits = conv_units(image, PLANS[depth])
+    head = pooled_head(emits[0], classes)
+    return BlockModel(units.values(), head, image=image, classes=classes, name=f"vgg{depth}", names=list(units))
