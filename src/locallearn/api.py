@@ -26,8 +26,8 @@ def train(quiet: bool = False, **settings: Any) -> Result:
 
     train(strategy="dgl", model="vgg16", data="digits", blocks=4, epochs=2, seed=0, optim={"lr": 0.1})
 
-    A group takes a name, or a mapping of its options (with `name` for another choice): data={"name": "mnist", "root":
-    "/data"}. A dotted key does the same: **{"optim.lr": 0.1}. Returns a Result with .metrics, .model and .run_dir.
+    A group takes a name, or a mapping of its options as `optim` above; both at once take a dotted key:
+    data="mnist", **{"data.root": "/data"}. Returns a Result with .metrics, .model and .run_dir.
     Raises UserError for a mistake in the settings, RunError when training had to stop.
     """
     overrides = list(_overrides(settings))
@@ -80,9 +80,7 @@ def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in settings.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            if "name" in value and not prefix:
-                yield f"{path}={value['name']}"
-            yield from _overrides({k: v for k, v in value.items() if k != "name" or prefix}, f"{path}.")
+            yield from _overrides(value, f"{path}.")
         else:
             yield f"{path}={_text(value, path)}"
 

@@ -14,7 +14,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.optim import Optim
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
-from locallearn.models import BlockModel, measure
+from locallearn.models import BlockModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
@@ -183,7 +183,7 @@ def assemble(
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
     """
     device, dtype = torch.device(device), DTYPES[precision]
-    shapes = [model.image, *(cost.shape for cost in measure(model))]
+    shapes = [model.image, *model.shapes()]
     model.to(device=device, dtype=dtype)
     blocks = []
     for index, units in enumerate(cut):

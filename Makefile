@@ -1,0 +1,39 @@
+# Each target sets up what it needs: .venv is made when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+# Parallel test workers take one thread each: two torch threads on a busy core are several times slower than one.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: help install run test test-all lint bench clean
+
+help:  ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(READY)
+
+install: $(READY)  ## make .venv with everything in it
+
+run: $(READY)  ## the main job: DGL on VGG-16, embedded data, no account, no download
+	$(BIN)/python -m locallearn strategy=dgl model=vgg16
+
+test: $(READY)  ## the tests, without the long ones
+	$(TEST) -m "not slow"
+
+test-all: $(READY)  ## all tests
+	$(TEST)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure the overhead against a bare loop, and memory
+	$(BIN)/python scripts/benchmark.py
+
+clean:  ## remove .venv and caches; run folders stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

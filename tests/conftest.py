@@ -1,0 +1,73 @@
+"""What several test files share: a small model with everything that makes training order-dependent, and real data."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from locallearn.engine import SGD, Learner, assemble
+from locallearn.models import BlockModel
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of real MNIST, Fashion-MNIST and CIFAR-10, where this machine has them."""
+    if not (SHARED / "unpack.py").is_file():
+        pytest.skip("no real data sets beside this checkout")
+    root = tmp_path_factory.getbasetemp().parent / "real-data"  # shared by parallel workers
+    done = root / ".unpacked"
+    if not done.exists():
+        mine = tmp_path_factory.mktemp("unpack")
+        subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(mine)], check=True, capture_output=True)
+        (mine / ".unpacked").touch()
+        try:
+            mine.rename(root)
+        except OSError:  # another worker was first
+            return mine
+    return root
+
+
+def tiny_model(units: int = 4, dropout: float = 0.0, seed: int = 0) -> BlockModel:
+    """`units` times conv-BN-ReLU(-dropout) on 2x6x6 images, pooled into a linear head for 3 classes."""
+    torch.manual_seed(seed)
+    width = [2, 4, 5, 3, 6, 4, 5][: units + 1]
+    layers = [
+        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.Dropout(dropout))
+        for a, b in zip(width, width[1:], strict=False)
+    ]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width[-1], 3))
+    return BlockModel(layers, head, image=(2, 6, 6), classes=3, name="tiny")
+
+
+def tiny_batches(steps: int = 5, batch: int = 8, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(batch, 2, 6, 6, generator=g, dtype=torch.float64), torch.randint(3, (batch,), generator=g))
+        for _ in range(steps)
+    ]
+
+
+SGD_CONSTANT = SGD(lr=0.1, momentum=0.9, weight_decay=1e-3, schedule="constant")
+
+
+def tiny_learner(strategy, model: BlockModel | None = None, blocks=4, **options) -> Learner:
+    """A float64 learner over a copy of `model`."""
+    model = copy.deepcopy(model if model is not None else tiny_model())
+    options = {"optim": SGD_CONSTANT, "precision": "fp64", **options}
+    optim = options.pop("optim")
+    return assemble(model, strategy, optim, model.cut(blocks), **options)
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    """Every parameter and buffer equal, bit for bit."""
+    other = b.state_dict()
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, other[name]), f"{name} differs by {(tensor - other[name]).abs().max()}"
