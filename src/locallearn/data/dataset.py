@@ -1,0 +1,100 @@
+"""What a run works with: three splits, and batches that are a pure function of (seed, epoch, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from locallearn.data.augment import Augment, draw
+from locallearn.data.normalise import Normaliser
+from locallearn.data.store import Size, Store
+from locallearn.errors import UserError
+from locallearn.seeds import generator
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some samples of a store: their places `index` [N] (CPU) and their labels, int64 [N] on the device."""
+
+    store: Store
+    index: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raw samples [B, *image] and labels [B] at the places `order` [M] of this split, in runs of `batch_size`."""
+        if len(order):
+            labels = self.labels[order.to(self.labels.device)].split(batch_size)
+            yield from zip(self.store.take(self.index[order], batch_size), labels, strict=True)
+
+
+class Data:
+    """A loaded set.
+
+    name        as in `data=NAME`
+    image       shape of one sample: (C, H, W), or (D,) for vectors
+    classes     their names, in the order of the labels
+    train, validation, test     `validation` is empty with data.validation=0
+
+    Inputs are float32 [B, *image], labels int64 [B], both on the device. Nothing has to be stored to resume: the
+    order follows from (seed, epoch) and the augmentation from (seed, epoch, step). Samples that are float32 already
+    are neither augmented nor normalised (`normaliser` is None).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: tuple[str, ...],
+        splits: tuple[Split, Split, Split],
+        seed: int,
+        augment: Augment,
+        normaliser: Normaliser | None,
+    ) -> None:
+        self.name, self.classes, self.seed = name, classes, seed
+        self.train, self.validation, self.test = splits
+        self.augment, self.normaliser = augment, normaliser
+
+    @property
+    def image(self) -> Size:
+        return self.train.store.image
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in an epoch: the full ones, or one short batch of a set that is smaller than `batch_size`."""
+        return max(1, len(self.train) // _positive(batch_size))
+
+    def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches (inputs [B, *image], labels [B]) of one epoch, shuffled, augmented and normalised.
+
+        `start` skips that many steps: what follows is exactly what an uninterrupted epoch would have given.
+        Raises UserError for a batch size below 1 or, with a streamed folder, for an image that cannot be read.
+        """
+        size = min(_positive(batch_size), len(self.train))
+        order = torch.randperm(len(self.train), generator=generator(self.seed, "order", epoch))
+        order = order[start * size : self.steps(batch_size) * size]
+        for step, (images, labels) in enumerate(self.train.take(order, size), start):
+            yield self._prepare(images, epoch, step), labels
+
+    def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every sample of a split once, in order, normalised; the last batch may be short. Nothing if it is empty."""
+        for images, labels in split.take(torch.arange(len(split)), _positive(batch_size)):
+            yield self._normalise(images), labels
+
+    def _prepare(self, images: Tensor, epoch: int, step: int) -> Tensor:
+        if not self.augment:
+            return self._normalise(images)
+        draws = draw(self.seed, epoch, step, len(images)).to(images.device)
+        return self.augment.cut(self._normalise(self.augment.move(images, draws)), draws)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images if self.normaliser is None else self.normaliser(images)
+
+
+def _positive(batch_size: int) -> int:
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: must be at least 1")
+    return batch_size

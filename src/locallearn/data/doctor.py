@@ -1,0 +1,64 @@
+"""A report on a data set, before hours are spent on training with it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from locallearn.data.dataset import Data, Split
+from locallearn.data.source import DataSource
+
+
+def diagnose(source: DataSource, seed: int = 0, batch_size: int = 8) -> str:
+    """Load a set on the CPU, take a batch and say what was found, in some lines of text.
+
+    For a folder every file is read. Raises UserError for whatever would keep the set from being trained on.
+    """
+    checked = source.verify()
+    began = time.perf_counter()
+    data = source.load(seed, torch.device("cpu"))
+    seconds = time.perf_counter() - began
+    inputs, _ = next(data.batches(epoch=0, batch_size=batch_size))
+    raw, _ = next(data.train.take(torch.arange(min(batch_size, len(data.train))), batch_size))
+    lines = {
+        "data": f"{data.name}, seed {seed}",
+        "files": f"{source.place()}; {checked}",
+        "loaded in": f"{seconds:.2f} seconds",
+        "image": f"{' x '.join(map(str, data.image))}, {str(raw.dtype).removeprefix('torch.')}",
+        "samples": f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test",
+        "raw batch": _range(raw),
+        "training batch": _range(inputs),
+        "normalised by": _normalised_by(data),
+    }
+    width = max(map(len, lines))
+    return "\n".join([*(f"{name:<{width}}  {text}" for name, text in lines.items()), "", *_classes(data)])
+
+
+def _range(values: Tensor) -> str:
+    values = values.double()
+    low, high, mean = float(values.min()), float(values.max()), float(values.mean())
+    return f"{len(values)} images, {low:.4g} to {high:.4g}, mean {mean:.4g}, std {float(values.std()):.4g}"
+
+
+def _normalised_by(data: Data) -> str:
+    if data.normaliser is None:
+        return "nothing: the samples are used as they are"
+    mean, std = (", ".join(f"{v:.4f}" for v in t.tolist()) for t in (data.normaliser.mean, data.normaliser.std))
+    return f"mean {mean}; std {std} (of pixels from 0 to 1)"
+
+
+def _classes(data: Data) -> list[str]:
+    """A table of the classes and how many samples of each there are in each part."""
+
+    def counts(split: Split) -> list[int]:
+        return torch.bincount(split.labels, minlength=len(data.classes)).tolist()
+
+    parts = zip(data.classes, counts(data.train), counts(data.validation), counts(data.test), strict=True)
+    rows = [("class", "training", "validation", "test"), *(tuple(map(str, row)) for row in parts)]
+    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        f"{row[0]:<{width[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True))
+        for row in rows
+    ]

@@ -1,0 +1,154 @@
+"""What every data set can be told, and how its raw parts become a `Data`.
+
+A set is one frozen dataclass: its fields are the keys of its yaml, and `read` is all it has to write.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from locallearn.data.augment import Augment
+from locallearn.data.dataset import Data, Split
+from locallearn.data.normalise import NORMALISATIONS, Normaliser, moments
+from locallearn.data.split import check_classes, check_labels, noisy, stratified
+from locallearn.data.store import Store
+from locallearn.errors import UserError, unknown
+from locallearn.seeds import generator
+
+
+class Part(NamedTuple):
+    """Raw samples and their labels, int64 [N] on the CPU."""
+
+    images: Store
+    labels: Tensor
+
+
+class Raw(NamedTuple):
+    """What a set reads. It must not depend on the seed of a run; `validation` only if the set brings its own."""
+
+    classes: tuple[str, ...]
+    train: Part
+    test: Part
+    validation: Part | None = None
+
+
+@dataclass(frozen=True)
+class DataSource(ABC):
+    """A set that can be loaded.
+
+    root         folder of the files; without one, the environment's LOCALLEARN_DATA, or ~/.cache/locallearn
+    validation   share of the training set that is held out, class by class
+    fraction     share of the rest that is trained on, at least one image of each class
+    label_noise  share of the training labels drawn again, uniformly over all classes; validation and test stay clean
+    normalise    standard (per channel, mean 0 and deviation 1 over the training split) or symmetric ([-1, 1])
+    crop, flip, cutout   see `Augment`
+    """
+
+    name: ClassVar[str]
+    measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
+
+    root: str | None = None
+    validation: float = 0.1
+    fraction: float = 1.0
+    label_noise: float = 0.0
+    normalise: str = "standard"
+    crop: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.validation < 1, "validation", self.validation, "at least 0 and below 1")
+        require(0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
+        require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "at least 0 and at most 1")
+        require(self.crop >= 0, "crop", self.crop, "at least 0")
+        require(self.cutout >= 0, "cutout", self.cutout, "at least 0")
+        if self.normalise not in NORMALISATIONS:
+            raise unknown("data.normalise", self.normalise, NORMALISATIONS)
+
+    @abstractmethod
+    def read(self, device: torch.device) -> Raw:
+        """The raw parts; stores may lie anywhere, `load` moves them to `device`. Raises UserError."""
+
+    def verify(self) -> str:
+        """Look for faults that `load` may not see; what was checked, in words. Raises UserError."""
+        return "every file has its checksum"
+
+    def place(self) -> str:
+        """Where the files lie, for a report."""
+        return str(self.folder())
+
+    def folder(self) -> Path:
+        return Path(self.root or os.environ.get("LOCALLEARN_DATA") or "~/.cache/locallearn").expanduser()
+
+    def load(self, seed: int, device: torch.device) -> Data:
+        """Read the set and put it on `device`. The splits, the label noise and every batch follow from `seed`; the
+        test set does not. Raises UserError for files that are missing or wrong and for options that do not fit."""
+        raw = self.read(device)
+        for name, part in (("training", raw.train), ("test", raw.test), ("validation", raw.validation)):
+            if part is not None:
+                check_labels(name, part.labels, len(part.images), raw.classes)
+        check_classes(raw.train.labels, raw.classes)
+        augment = self._augment(raw.train.images)
+        on_device = raw.train.images.to(device)
+        index, held_out = self._divide(raw.train.labels, seed, self.validation if raw.validation is None else 0.0)
+        labels = raw.train.labels[index]
+        if self.label_noise:
+            labels = noisy(labels, self.label_noise, len(raw.classes), generator(seed, "label_noise"))
+        train = Split(on_device, index, labels.to(device))
+        validation = Split(on_device, held_out, raw.train.labels[held_out].to(device))
+        if raw.validation is not None:
+            validation = _whole(raw.validation, device)
+        splits = (train, validation, _whole(raw.test, device))
+        return Data(self.name, raw.classes, splits, seed, augment, self._normaliser(train, device))
+
+    def _divide(self, labels: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
+        """Places of the training and of the validation samples among labels [N]: validation first, then fraction."""
+        index, held_out = torch.arange(len(labels)), torch.arange(0)
+        if share:
+            keep = len(labels) - max(1, round(share * len(labels)))
+            index, held_out = stratified(labels, keep, generator(seed, "split"))
+            if not len(held_out):
+                raise UserError(
+                    f"data.validation={share}: {len(labels)} training images are too few to hold any out and keep "
+                    "one of each class; use data.validation=0 or more images"
+                )
+        if self.fraction < 1:
+            keep = round(self.fraction * len(index))
+            index = index[stratified(labels[index], keep, generator(seed, "fraction"))[0]]
+        return index, held_out
+
+    def _augment(self, images: Store) -> Augment:
+        augment = Augment(self.crop, self.flip, self.cutout)
+        if not augment:
+            return augment
+        if images.dtype != torch.uint8 or len(images.image) != 3:
+            raise UserError(f"data={self.name} has no pixels: data.crop, data.flip and data.cutout must be off")
+        side = min(images.image[1:])
+        require(self.crop <= side, "crop", self.crop, f"at most {side}, the side of the image")
+        require(self.cutout <= side, "cutout", self.cutout, f"at most {side}, the side of the image")
+        return augment
+
+    def _normaliser(self, train: Split, device: torch.device) -> Normaliser | None:
+        if train.store.dtype != torch.uint8:
+            return None
+        if self.normalise == "symmetric":
+            half = torch.full((train.store.image[0],), 0.5, dtype=torch.float64)
+            return Normaliser(half, half, device)
+        return Normaliser(*moments(train.store, train.index, self.measured), device)
+
+
+def require(holds: bool, name: str, value: object, rule: str) -> None:
+    """Raise UserError `data.NAME=VALUE: must be RULE` unless it holds."""
+    if not holds:
+        raise UserError(f"data.{name}={value}: must be {rule}")
+
+
+def _whole(part: Part, device: torch.device) -> Split:
+    return Split(part.images.to(device), torch.arange(len(part.images)), part.labels.to(device))

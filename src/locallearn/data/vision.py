@@ -1,0 +1,139 @@
+"""What the sets of torchvision (benchmarks.py) have in common: their files are checked, or downloaded, then read.
+
+Files already there are used only with the right checksum (CIFAR's are pickles: nothing is unpickled before that), and
+are never overwritten. What is missing is downloaded into a temporary folder, checked, and moved into place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import socket
+import tempfile
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locallearn.data.source import DataSource, Part, Raw
+from locallearn.data.store import Memory
+from locallearn.errors import UserError
+
+TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class VisionSet(DataSource):
+    """A set of torchvision, as a subclass describes it."""
+
+    @abstractmethod
+    def files(self) -> dict[str, str]:
+        """The md5 of each file that is read, by its path below the root."""
+
+    @abstractmethod
+    def archives(self) -> list[str]:
+        """What torchvision downloads, by path below the root; it is used if it is there already."""
+
+    @abstractmethod
+    def fetch(self, root: str) -> None:
+        """Let torchvision download and unpack below `root`."""
+
+    @abstractmethod
+    def part(self, root: str, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """Images uint8 [N, C, H, W], labels int64 [N] and class names, from files that were checked."""
+
+    def read(self, device: torch.device) -> Raw:
+        root = self.folder()
+        self._check(root)
+        missing = [path for path in self.files() if not (root / path).is_file()]
+        if missing:
+            self._download(root, missing)
+        with _quiet(self.name, root):
+            images, labels, classes = self.part(str(root), train=True)
+            test_images, test_labels, _ = self.part(str(root), train=False)
+        return Raw(classes, Part(Memory(images), labels), Part(Memory(test_images), test_labels))
+
+    def _check(self, root: Path) -> None:
+        """Raise UserError for the first file that is there but has another checksum."""
+        for path, expected in self.files().items():
+            file = root / path
+            if not file.is_file():
+                continue
+            with file.open("rb") as stream:
+                found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            if found != expected:
+                raise UserError(
+                    f"{file} is damaged or another file ({file.stat().st_size} bytes; expected md5 {expected}, found "
+                    f"{found}): delete it to have it downloaded again, or put the right one there"
+                )
+
+    def _download(self, root: Path, missing: list[str]) -> None:
+        """Download what the set needs and move what is missing into place, whole files only. Raises UserError."""
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary, _patience():
+                for archive in filter(lambda path: (root / path).is_file(), self.archives()):
+                    (Path(temporary) / archive).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(root / archive, Path(temporary) / archive)  # torchvision may overwrite it
+                self.fetch(temporary)
+                self._check(Path(temporary))
+                for path in missing:
+                    (root / path).parent.mkdir(parents=True, exist_ok=True)
+                    (Path(temporary) / path).replace(root / path)
+        except Exception as error:  # urllib, tarfile, sockets and torchvision each have their own
+            more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+            raise UserError(
+                f"data={self.name}: {root} has no {missing[0]}{more}, and the download failed ({_first_line(error)}): "
+                f"put {', '.join(self.archives())} (or what it unpacks to) into that folder, or set data.root or the "
+                "environment's LOCALLEARN_DATA to the folder that has them"
+            ) from error
+
+
+def torchvision_datasets() -> Any:
+    """torchvision.datasets, imported when a set first needs it. Raises UserError if it cannot be."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torchvision import datasets
+    except Exception as error:  # a build that does not match torch raises RuntimeError, not ImportError
+        raise UserError(
+            f"torchvision cannot be imported ({_first_line(error)}); install the version that goes with torch "
+            f"{torch.__version__}, or use data=digits"
+        ) from error
+    return datasets
+
+
+@contextmanager
+def _quiet(name: str, root: Path) -> Iterator[None]:
+    """Turn what a reader raises into one sentence."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"data={name}: the files in {root} cannot be read ({_first_line(error)})") from error
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """A server that does not answer is given up after a while (torchvision would wait for ever), without warnings."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
