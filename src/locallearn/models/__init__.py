@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from locallearn.models.base import BlockModel
 from locallearn.models.cut import UnitCost, measure
+from locallearn.models.foreign import as_blocks
 
 __all__ = ["BlockModel", "UnitCost", "as_blocks", "measure"]

@@ -49,7 +49,9 @@ def cut(model: BlockModel, blocks: int | str | Sequence[int], balance: str = "fl
     points = list(blocks)
     edges = [0, *points, n]
     if not all(type(p) is int for p in points) or any(a >= b for a, b in pairwise(edges)):
-        raise UserError(f"blocks={points} but {model.name} has {n} units; cut points increase from 1 to {n - 1} at most")
+        raise UserError(
+            f"blocks={points} but {model.name} has {n} units; cut points increase from 1 to {n - 1} at most"
+        )
     return _ranges(edges)
 
 

@@ -1,0 +1,145 @@
+"""Any nn.Module as an ordered list of units and a head: the user's own, torchvision's, timm's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from locallearn.errors import UserError, did_you_mean
+from locallearn.models.base import BlockModel, Size
+from locallearn.models.flow import Flow
+from locallearn.models.quiet import undisturbed
+from locallearn.models.seams import seams, unit_name
+
+
+def as_blocks(
+    module: nn.Module,
+    cuts: Sequence[str] | None = None,
+    *,
+    image: Size = (3, 32, 32),
+    classes: int | None = None,
+    name: str | None = None,
+) -> BlockModel:
+    """A BlockModel that computes what `module` computes, with the same parameters and buffers (shared, not copied).
+
+    cuts     names of submodules behind which a unit ends, e.g. ["layer1", "layer2.0"]; without them there are as many
+             units as there are places for a cut, each beginning at a layer with a weight matrix
+    image    shape of one input; classes is found by a dry run and only checked when given
+
+    The head is the last layer with weights and the pooling or flattening before it. Where the next operation would work
+    in place on what a unit hands on, the units are one, or, if the cut was asked for by name, it works on a copy.
+    """
+    name = name or type(module).__name__
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    noise = torch.rand(2, *image, generator=torch.Generator().manual_seed(0))
+    sample = noise.to(like.device, like.dtype)
+    found = _classes(module, name, sample)
+    if classes not in (None, found):
+        raise UserError(f"classes={classes} but {name} returns {found} logits; build it with num_classes={classes}")
+    flow = Flow(module, name, sample.clone())
+    edges = [flow.image, *seams(flow, name, cuts), flow.logits]
+    *units, head = (_piece(flow, before, after) for before, after in pairwise(edges))
+    _separate_modes([*units, head])
+    names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
+    model = BlockModel(units, head, image=image, classes=found, name=name, names=names)
+    _check_faithful(model, module, sample)
+    return model
+
+
+def _classes(module: nn.Module, name: str, sample: Tensor) -> int:
+    """The number of logits, by a dry run."""
+    try:
+        logits = _run(module, sample, mode=False)
+    except Exception as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        shape = "x".join(map(str, sample.shape[1:]))
+        raise UserError(f"{name} cannot read images of {shape}: {text}; choose another image size or model") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(sample):
+        what = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"{name} returns {what} for a batch of {len(sample)}, not logits [batch, classes]; wrap it")
+    return logits.shape[1]
+
+
+def _run(module: nn.Module, sample: Tensor, *, mode: bool) -> Any:
+    with undisturbed(module):
+        module.train(mode)
+        torch.manual_seed(0)  # inside undisturbed: the caller's random state comes back
+        return module(sample.clone())
+
+
+def _check_faithful(model: BlockModel, module: nn.Module, sample: Tensor) -> None:
+    for mode in (True, False):
+        ours, theirs = _run(model, sample, mode=mode), _run(module, sample, mode=mode)
+        if not torch.allclose(ours, theirs, equal_nan=True):
+            raise UserError(
+                f"{model.name} computes something else when it is cut: its forward depends on more than its input; "
+                "write it as a locallearn.BlockModel"
+            )
+
+
+def _piece(flow: Flow, before: fx.Node, after: fx.Node) -> fx.GraphModule:
+    """The operations behind `before` up to `after` as a module that shares the user's parameters."""
+    graph = fx.Graph()
+    entry = graph.placeholder("x")
+    copies = {before: graph.call_method("clone", (entry,)) if before in flow.overwritten else entry}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:  # an attribute, read where it is first needed
+            copies[node] = graph.node_copy(node)
+        return copies[node]
+
+    for node in flow.between(before, after):
+        copies[node] = graph.node_copy(node, copied)
+    graph.output(copies[after])
+    return fx.GraphModule(flow.module, graph, class_name="Unit")
+
+
+def _separate_modes(units: list[fx.GraphModule]) -> None:
+    """One dropout or activation that serves several units becomes one for each, so that a unit can be in evaluation
+    mode while another trains. Modules with weights never serve two."""
+    taken: dict[int, fx.GraphModule] = {}
+    for unit in units:
+        for node in unit.graph.nodes:
+            if node.op == "call_module":
+                module = unit.get_submodule(node.target)
+                if taken.setdefault(id(module), unit) is not unit:
+                    unit.set_submodule(node.target, copy.deepcopy(module))
+
+
+def torchvision_model(
+    image: Size, classes: int, *, name: str = "mobilenet_v3_small", cuts: list[str] | None = None
+) -> BlockModel:
+    """A torchvision classifier, untrained, cut at `cuts` or wherever it can be."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UserError(
+            f"unknown torchvision model {name!r}: {did_you_mean(name, known)}"
+            "choose one of torchvision.models.list_models(), e.g. resnet18 or vgg11_bn"
+        )
+    if image[0] != 3:
+        raise UserError(f"torchvision's {name} reads 3 channels, but these images have {image[0]}; choose model=timm")
+    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    module = models.get_model(name, weights=None, num_classes=classes, **options)
+    return as_blocks(module, cuts, image=image, classes=classes, name=name)
+
+
+def timm_model(image: Size, classes: int, *, name: str = "resnet18", cuts: list[str] | None = None) -> BlockModel:
+    """A timm classifier, untrained, for any number of channels, cut at `cuts` or wherever it can be."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("timm is not installed; pip install 'locallearn[timm]'") from error
+    if not timm.is_model(name):
+        close = did_you_mean(name, timm.list_models())
+        raise UserError(f"unknown timm model {name!r}: {close}choose one of timm.list_models(), e.g. resnet18")
+    settings = timm.get_pretrained_cfg(name)
+    options = {"img_size": tuple(image[1:])} if settings is not None and settings.fixed_input_size else {}
+    module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=image[0], **options)
+    return as_blocks(module, cuts, image=image, classes=classes, name=name)

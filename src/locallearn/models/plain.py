@@ -67,8 +67,8 @@ def _lenet_conv(inputs: int, outputs: int, padding: int, act: str) -> nn.Sequent
 def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256) -> BlockModel:
     """Three times (5x5 convolution, BN, ReLU, 2x2 max-pool), one hidden layer, a linear head.
 
-    The net on which DNI and DGL are compared, in the replication of A. Netzer (github.com/AlonNT/Thesis), which replaced
-    the pools of 3 and the missing hidden layer of Belilovsky et al., 2020; `hidden=0` leaves the hidden layer out.
+    The net on which Belilovsky et al., 2020, compare DNI and DGL, in the form of its replication by AlonNT
+    (github.com/AlonNT/Thesis): the original pools by 3 and has no hidden layer. `hidden=0` leaves that out.
     """
     check_image(image, "basic_cnn")
     units, emits = conv_units(image, [width, POOL] * 3, kernel=5)

@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def undisturbed(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the modes, the buffers and the global random state are as before."""
+    """Evaluation mode without gradients; afterwards modes, buffers and the global random state are as before."""
     modes = [(m, m.training) for root in modules for m in root.modules()]
     buffers = [(b, b.clone()) for root in modules for b in root.buffers()]
     gpus = {t.device for root in modules for t in (*root.parameters(), *root.buffers()) if t.is_cuda}

@@ -106,7 +106,9 @@ def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: str = 
         raise UserError(f"depth={depth} but a CIFAR ResNet has 6n+2 layers; choose 20, 32, 44, 56 or 110")
     shortcuts: dict[str, Shortcut] = {"A": Pad, "B": projection}
     if shortcut not in shortcuts:
-        raise UserError(f"shortcut={shortcut} but a CIFAR ResNet knows A (zero padding) and B (1x1); choose one of these")
+        raise UserError(
+            f"shortcut={shortcut} but a CIFAR ResNet knows A (zero padding) and B (1x1); choose one of these"
+        )
     name = f"resnet{depth}"
     channels, *_ = check_image(image, name)
     units: dict[str, nn.Module] = {"stem": nn.Sequential(conv3x3(channels, 16), nn.BatchNorm2d(16), nn.ReLU())}

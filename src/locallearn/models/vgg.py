@@ -8,8 +8,8 @@ from locallearn.models.layers import POOL, check_depth, check_image, conv_units,
 PLANS: dict[int, list[int | str]] = {
     11: [64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL],
     13: [64, 64, POOL, 128, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL],
-    16: [64, 64, POOL, 128, 128, POOL] + 3 * [256] + [POOL] + 2 * [512, 512, 512, POOL],
-    19: [64, 64, POOL, 128, 128, POOL] + 4 * [256] + [POOL] + 2 * [512, 512, 512, 512, POOL],
+    16: [64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL, 512, 512, 512, POOL, 512, 512, 512, POOL],
+    19: [64, 64, POOL, 128, 128, POOL, *[256] * 4, POOL, *[512] * 4, POOL, *[512] * 4, POOL],
 }
 
 

@@ -1,0 +1,107 @@
+"""A traced module as a line of operations, and where a cut may go through it.
+
+A cut may go where exactly one tensor crosses: not beside a residual branch, not between two uses of one weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from locallearn.models.quiet import undisturbed
+from locallearn.models.trace import trace
+
+
+class Flow:
+    """A traced module as a line of nodes: what crosses each position, and where a cut may go.
+
+    Position i is the gap behind node i. `bounds` maps the only value that crosses a gap to the first such position.
+    """
+
+    def __init__(self, module: nn.Module, name: str, sample: Tensor) -> None:
+        self.module = module
+        self.tracer, self.graph = trace(module, name)
+        self.nodes = list(self.graph.nodes)
+        self.at = {node: i for i, node in enumerate(self.nodes)}
+        self.last = {node: max((self.at[user] for user in node.users), default=-1) for node in self.nodes}
+        self.image, self.logits = self.nodes[0], self.nodes[-1].args[0]
+        self.values, self.overwritten = self._run(sample)
+        self.tied = self._tied()
+        self.bounds: dict[fx.Node, int] = {}
+        for i in range(len(self.nodes) - 1):
+            alone = self.crossing(i)
+            if len(alone) == 1 and not self.tied_at(i) and self._packet(alone[0]):
+                self.bounds.setdefault(alone[0], i)
+
+    def crossing(self, i: int) -> list[fx.Node]:
+        """The values that are made up to position i and needed behind it. Weights can be read anywhere."""
+        return [node for node in self.nodes[: i + 1] if node.op != "get_attr" and self.last[node] > i]
+
+    def between(self, before: fx.Node, after: fx.Node) -> list[fx.Node]:
+        """The nodes from behind the bound `before` (or the image) up to the bound `after` (or the logits), without
+        reads of attributes, which every piece makes for itself."""
+        first = self.bounds[before] if before in self.bounds else self.at[before]
+        last = self.bounds[after] if after in self.bounds else len(self.nodes) - 2
+        return [node for node in self.nodes[first + 1 : last + 1] if node.op != "get_attr"]
+
+    def paths(self, node: fx.Node) -> list[str]:
+        """The submodules that are called once and return this value."""
+        return [path for path, calls in self.tracer.calls.items() if len(calls) == 1 and calls[0].value is node]
+
+    def weights(self, node: fx.Node) -> list[Tensor]:
+        """The parameters and buffers that a node reads."""
+        if node.op == "call_module":
+            module = self.module.get_submodule(str(node.target))
+            return [*module.parameters(), *module.buffers()]
+        if node.op == "get_attr":
+            value = _attribute(self.module, str(node.target))
+            return [value] if isinstance(value, Tensor) else []
+        return []
+
+    def tied_at(self, i: int) -> bool:
+        """Whether some weight is used on both sides of position i: it could not belong to one block."""
+        return any(first <= i < last for first, last in self.tied)
+
+    def _tied(self) -> list[tuple[int, int]]:
+        uses: dict[int, list[int]] = {}
+        for i, node in enumerate(self.nodes):
+            places = [self.at[user] for user in node.users] if node.op == "get_attr" else [i]
+            for weight in self.weights(node):
+                uses.setdefault(id(weight), []).extend(places)
+        return [(min(places), max(places)) for places in uses.values() if len(set(places)) > 1]
+
+    def _packet(self, node: fx.Node) -> bool:
+        """Whether a node's value can be handed from block to block: [B, ...] numbers, neither image nor logits."""
+        value, batch = self.values.get(node), self.values[self.image].shape[0]
+        inner = node is not self.image and node is not self.logits
+        return inner and value is not None and value.is_floating_point() and value.shape[:1] == (batch,)
+
+    def _run(self, sample: Tensor) -> tuple[dict[fx.Node, Tensor], set[fx.Node]]:
+        """The value of each node that is a tensor, and the nodes whose value a later node overwrites in place."""
+        line = _Recorder(fx.GraphModule(self.module, self.graph))
+        with undisturbed(self.module):
+            line.module.train()  # an in-place dropout does nothing in evaluation
+            line.run(sample)
+        changed = {node for node, (value, version) in line.seen.items() if value._version != version}
+        return {node: value for node, (value, _) in line.seen.items()}, changed
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps every tensor with the version that it had when it was made."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.seen: dict[fx.Node, tuple[Tensor, int]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and n.op != "output":
+            self.seen[n] = (value, value._version)
+        return value
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for part in path.split("."):
+        module = getattr(module, part)
+    return module

@@ -1,0 +1,121 @@
+"""Where the units of a traced module end: at the user's names, or before each layer with a weight matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import fx, nn
+from torch.nn import functional as F
+
+from locallearn.errors import UserError, did_you_mean
+from locallearn.models.flow import Flow
+
+_GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_GLOBAL_POOL_FUNCTIONS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+
+
+def seams(flow: Flow, name: str, cuts: Sequence[str] | None) -> list[fx.Node]:
+    """The nodes whose values the units emit, in order. What comes after the last one is the head."""
+    natural = _natural(flow)
+    if cuts is None:
+        chosen = natural
+    else:
+        chosen = sorted({_named(flow, name, word) for word in cuts}, key=flow.at.__getitem__)
+        if natural and (not chosen or flow.at[chosen[-1]] < flow.at[natural[-1]]):
+            chosen.append(natural[-1])  # the head begins where it naturally does, or at a later cut
+    if not chosen:
+        raise UserError(
+            f"{name} has no place for a cut: no single tensor crosses from one layer with weights to the next; "
+            "choose another model, or write it as a locallearn.BlockModel"
+        )
+    return chosen
+
+
+def _natural(flow: Flow) -> list[fx.Node]:
+    """A unit begins at a layer with a weight matrix; normalisation, activation and pooling belong to the one before,
+    but what gives up the map (global pooling, flattening) to the one behind. Nothing begins in place."""
+    ends = [node for node in flow.bounds if node not in flow.overwritten]
+    edges = [flow.image, *ends, flow.logits]
+    found: list[fx.Node] = []
+    heavy = False
+    seam: fx.Node | None = None
+    for before, after in pairwise(edges):
+        piece = flow.between(before, after)
+        if any(isinstance(w, nn.Parameter) and w.dim() > 1 for node in piece for w in flow.weights(node)):
+            if heavy:
+                found.append(seam or before)
+            heavy, seam = True, None
+        elif heavy and seam is None and _gives_up_map(flow, before, after, piece):
+            seam = before
+    return found
+
+
+def _gives_up_map(flow: Flow, before: fx.Node, after: fx.Node, piece: list[fx.Node]) -> bool:
+    if flow.values[after].dim() < flow.values[before].dim():
+        return True
+    modules = [flow.module.get_submodule(str(n.target)) for n in piece if n.op == "call_module"]
+    functions = [n.target for n in piece if n.op == "call_function"]
+    return any(isinstance(m, _GLOBAL_POOLS) for m in modules) or any(f in _GLOBAL_POOL_FUNCTIONS for f in functions)
+
+
+def _named(flow: Flow, name: str, word: str) -> fx.Node:
+    """The node behind which the user wants a cut, or the sentence that says why there can be none."""
+    calls = flow.tracer.calls.get(word)
+    if calls is None:
+        raise UserError(_unknown(flow, name, word))
+    if len(calls) > 1:
+        raise UserError(f"{name} runs {word!r} {len(calls)} times, so a cut after it is ambiguous; {_choices(flow)}")
+    node = calls[0].value
+    if node is None:
+        raise UserError(f"{name} cannot be cut after {word!r}: it does not return one tensor; {_choices(flow)}")
+    if node in flow.bounds:
+        return node
+    here = flow.at[node]
+    if node is flow.logits:
+        why = "it returns the logits, so nothing is left for the head"
+    elif flow.tied_at(here):
+        why = "a layer before it is used again behind it"
+    elif others := [other for other in flow.crossing(here) if other is not node]:
+        why = f"the forward branches at {_label(flow, others[-1])!r}, whose output is still needed behind it"
+    else:
+        why = "what it returns is not a batch of features"
+    raise UserError(f"{name} cannot be cut after {word!r}: {why}; {_choices(flow, here)}")
+
+
+def _unknown(flow: Flow, name: str, word: str) -> str:
+    whole = next((path for path in flow.tracer.opaque if word.startswith(f"{path}.")), None)
+    if whole is not None:
+        return f"{name} cannot be cut after {word!r}: {whole!r} stays in one piece, as {flow.tracer.opaque[whole]}"
+    if word in dict(flow.module.named_modules()):
+        return f"{name} cannot be cut after {word!r}: its forward does not call it as a module; {_choices(flow)}"
+    return f"{name} has no module {word!r}: {did_you_mean(word, flow.tracer.calls)}{_choices(flow)}"
+
+
+def _choices(flow: Flow, near: int | None = None, count: int = 8) -> str:
+    """The names after which a cut can go: the two nearest to a position, or the first few."""
+    names = {flow.at[node]: _label(flow, node) for node in flow.bounds if flow.paths(node)}
+    if near is not None:
+        below = [n for i, n in names.items() if i < near][-1:]
+        above = [n for i, n in names.items() if i > near][:1]
+        return f"cut after {' or '.join(map(repr, below + above))} instead" if names else "it cannot be cut by name"
+    listed = list(dict.fromkeys(sorted(names.values(), key=lambda n: n.count("."))))
+    return f"cut after one of {', '.join(listed[:count])}{', ...' if len(listed) > count else ''}"
+
+
+def _label(flow: Flow, node: fx.Node) -> str:
+    """The shortest module path that returns this value."""
+    if node is flow.image:
+        return "the image"
+    return min(flow.paths(node), key=len, default=node.name)
+
+
+def unit_name(flow: Flow, before: fx.Node, after: fx.Node) -> str:
+    """The last module of a unit: of those that return its output the widest that lies wholly inside."""
+    paths = flow.paths(after)
+    start = flow.at[before]
+    inside = [path for path in paths if flow.tracer.calls[path][0].start > start]
+    if inside:
+        return min(inside, key=len)
+    modules = [str(n.target) for n in flow.between(before, after) if n.op == "call_module"]
+    return max(paths, key=len, default=modules[-1] if modules else after.name)

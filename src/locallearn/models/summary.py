@@ -1,0 +1,109 @@
+"""A table of a cut before any training: what each block is, what it costs, and what its auxiliary networks add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from locallearn.models.base import BlockModel, Size
+from locallearn.models.cut import blank, measure
+from locallearn.models.quiet import undisturbed
+
+HEAD = ("block", "units", "emits", "parameters", "FLOPs", "aux parameters", "aux FLOPs", "aux share")
+
+
+class BlockRow(NamedTuple):
+    """One block. FLOPs are of one image's forward pass; None where an auxiliary module needs more than the features."""
+
+    block: int
+    units: str
+    emits: Size
+    parameters: int
+    flops: int
+    aux_parameters: int
+    aux_flops: int | None
+
+    @property
+    def share(self) -> float | None:
+        """Auxiliary FLOPs over the block's own."""
+        return None if self.aux_flops is None or not self.flops else self.aux_flops / self.flops
+
+
+def summary(
+    model: BlockModel, cut: Sequence[range], auxiliary: Sequence[Mapping[str, nn.Module]] = ()
+) -> list[BlockRow]:
+    """A row for each block of `cut`, with the auxiliary modules of the same index. The model's head counts into the
+    last block. Nothing is changed."""
+    costs = measure(model)
+    rows = []
+    for k, units in enumerate(cut):
+        own = [costs[i] for i in units]
+        modules = list(auxiliary[k].values()) if k < len(auxiliary) else []
+        emits = own[-1].shape
+        h = blank(model).new_zeros((2, *emits))
+        parameters, flops = sum(c.parameters for c in own), sum(c.flops for c in own)
+        if k == len(cut) - 1:
+            parameters += _parameters([model.head])
+            flops += _flops([model.head], h) or 0
+        names = own[0].name if len(own) == 1 else f"{own[0].name} .. {own[-1].name}"
+        rows.append(BlockRow(k, names, emits, parameters, flops, _parameters(modules), _flops(modules, h)))
+    return rows
+
+
+def _parameters(modules: Sequence[nn.Module]) -> int:
+    return sum(p.numel() for p in {p for module in modules for p in module.parameters()})
+
+
+def _flops(modules: Sequence[nn.Module], h: Tensor) -> int | None:
+    """Forward FLOPs per image on the features h [B, ...], or None if some module cannot be called with just h."""
+    total = 0
+    for module in modules:
+        with undisturbed(module), FlopCounterMode(display=False) as counter:
+            try:
+                module(h)
+            except Exception:  # it may need labels, other features, or whatever its strategy gives it
+                return None
+        total += counter.get_total_flops() // len(h)
+    return total
+
+
+def render(rows: Sequence[BlockRow]) -> str:
+    """The rows as text of at most 100 columns, and what is dropped at inference."""
+    cells = [HEAD, *(_cells(row) for row in rows)]
+    wide = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
+    left = (1, 2)  # text to the left, numbers to the right
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, wide, strict=True))
+        )
+        for line in cells
+    ]
+    return "\n".join([*lines, _dropped(rows)])
+
+
+def _cells(row: BlockRow) -> tuple[str, ...]:
+    aux = "n/a" if row.aux_flops is None else short(row.aux_flops)
+    share = "n/a" if row.share is None else f"{row.share:.1%}"
+    units = row.units if len(row.units) <= 24 else f"{row.units[:9]}...{row.units[-12:]}"
+    emits = "x".join(map(str, row.emits))
+    numbers = short(row.parameters), short(row.flops), short(row.aux_parameters), aux, share
+    return (str(row.block), units, emits, *numbers)
+
+
+def _dropped(rows: Sequence[BlockRow]) -> str:
+    kept, aux = sum(row.parameters for row in rows), sum(row.aux_parameters for row in rows)
+    if not aux:
+        return f"inference keeps all {short(kept)} parameters: there are no auxiliary networks"
+    both = kept + aux
+    return f"inference drops the auxiliary networks: {short(aux)} of {short(both)} parameters ({aux / both:.1%})"
+
+
+def short(number: float) -> str:
+    """1234567 -> 1.23 M"""
+    for size, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}" if number < 999.5 * size else f"{number / size:.0f}{letter}"
+    return str(number)

@@ -1,0 +1,117 @@
+"""Trace a user's module into one straight line of operations that serves training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from locallearn.errors import UserError
+from locallearn.models.quiet import undisturbed
+
+
+class Call(NamedTuple):
+    """One call of a submodule: its first node's position and what it returned (None if not one tensor)."""
+
+    start: int
+    value: fx.Node | None
+
+
+class Tracer(fx.Tracer):
+    """fx's tracer, which follows only the first argument, keeps as one piece any submodule that fx cannot look into,
+    and lets `self.training` be read when the graph runs, so that one graph serves training and evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, list[Call]] = {}
+        self.opaque: dict[str, str] = {}  # submodules kept whole, and why
+        self.asked_mode = False  # the outermost forward takes a decision on self.training
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        path, start, stack = self.path_of_module(m), len(self.graph.nodes), self.module_stack.copy()
+        try:
+            out = super().call_module(m, forward, args, kwargs)
+        except Exception as error:  # whatever a forward does with a proxy that it would not do with a tensor
+            self.module_stack = stack
+            self._forget(path, start)
+            self.opaque[path] = reason(error)
+            out = self.create_proxy("call_module", path, args, kwargs)
+        value = out.node if isinstance(out, fx.Proxy) else None
+        self.calls.setdefault(path, []).append(Call(start, value))
+        return out
+
+    def to_bool(self, obj: fx.proxy.Proxy) -> bool:
+        node = obj.node
+        if node.op == "get_attr" and not self.module_stack and str(node.target).split(".")[-1] == "training":
+            self.asked_mode = True
+            return bool(self.root.__dict__["training"])
+        return super().to_bool(obj)
+
+    def _forget(self, path: str, start: int) -> None:
+        for node in reversed(list(self.graph.nodes)[start:]):
+            self.graph.erase_node(node)
+        for inner in [p for p in self.calls if p.startswith(f"{path}.")]:
+            self.calls[inner] = [call for call in self.calls[inner] if call.start < start]
+            if not self.calls[inner]:
+                del self.calls[inner]
+
+
+def reason(error: Exception) -> str:
+    """Why fx gave up, in the user's words."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    known = {
+        "control flow": "its forward takes a decision on the values of a tensor",
+        "cannot be iterated": "its forward loops over a tensor",
+    }
+    return next((said for part, said in known.items() if part in text), f"torch.fx cannot follow its forward ({text})")
+
+
+@contextmanager
+def _mode_as_value(tracer: Tracer, root: nn.Module) -> Iterator[None]:
+    """While it lasts, `self.training` of root's modules reads as a node of the graph. fx patches nn.Module, too."""
+    paths = {id(module): path for path, module in root.named_modules()}
+
+    def read(module: nn.Module) -> Any:
+        if id(module) not in paths:
+            return module.__dict__["training"]
+        return tracer.create_proxy("get_attr", f"{paths[id(module)]}.training".lstrip("."), (), {})
+
+    def write(module: nn.Module, mode: bool) -> None:
+        module.__dict__["training"] = mode
+
+    setattr(nn.Module, "training", property(read, write))  # noqa: B010  (mypy: it is declared as bool)
+    try:
+        yield
+    finally:
+        delattr(nn.Module, "training")
+
+
+def trace(module: nn.Module, name: str) -> tuple[Tracer, fx.Graph]:
+    """The graph of `module`, whose modes are left as they were; a UserError where it has none."""
+    graphs: list[fx.Graph] = []
+    for mode in (True, False):
+        with undisturbed(module), torch.enable_grad():
+            module.train(mode)
+            tracer = Tracer()
+            try:
+                with _mode_as_value(tracer, module):
+                    graphs.append(tracer.trace(module))
+            except Exception as error:
+                raise UserError(
+                    f"{name} cannot be cut: {reason(error)}; move that part into a submodule, which then stays in one "
+                    "piece, or write the model as a locallearn.BlockModel"
+                ) from error
+        if not tracer.asked_mode:
+            break
+    if len(graphs) == 2 and str(graphs[0]) != str(graphs[1]):
+        raise UserError(
+            f"{name} cannot be cut: its forward takes another way in training than in evaluation; switch that off "
+            "(aux_logits=False in torchvision), or move it into a submodule"
+        )
+    return tracer, graphs[-1]
