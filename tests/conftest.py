@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def tiny_model(units: int = 4, dropout: float = 0.0, seed: int = 0) -> BlockMode
     width = [2, 4, 5, 3, 6, 4, 5][: units + 1]
     layers = [
         nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.Dropout(dropout))
-        for a, b in zip(width, width[1:], strict=False)
+        for a, b in itertools.pairwise(width)
     ]
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width[-1], 3))
     return BlockModel(layers, head, image=(2, 6, 6), classes=3, name="tiny")

@@ -1,4 +1,4 @@
-"""Strategies against code that shares nothing with the package: whole-graph autograd and hand-written loops, float64."""
+"""Strategies against code that shares nothing with them: whole-graph autograd and hand-written loops, float64."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def test_dgl_is_a_hand_written_loop(objective):
     loss_of = PredSim(beta=0.99) if objective == "predsim" else CrossEntropy()
     learner = tiny_learner(DGL(objective=loss_of, auxiliary=Linear()), total_steps=len(batches))
     model = copy.deepcopy(learner.model)
-    heads = [copy.deepcopy(block.auxiliary) for block in learner.blocks[:-1]] + [nn.ModuleDict({"classifier": model.head})]
+    heads = [copy.deepcopy(block.auxiliary) for block in learner.blocks[:-1]] + [
+        nn.ModuleDict({"classifier": model.head})
+    ]
     optimizers = [
         torch.optim.SGD([*unit.parameters(), *head.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3)
         for unit, head in zip(model.units, heads, strict=True)
@@ -141,7 +143,9 @@ def hand_similarity(maps, y, classes=3):
         u, v = u - u.mean(), v - v.mean()
         return (u * v).sum() / ((u.norm() + 1e-8) * (v.norm() + 1e-8))
 
-    return sum((cosine(rows[i], rows[j]) - cosine(targets[i], targets[j])) ** 2 for i in range(b) for j in range(b)) / b**2
+    return (
+        sum((cosine(rows[i], rows[j]) - cosine(targets[i], targets[j])) ** 2 for i in range(b) for j in range(b)) / b**2
+    )
 
 
 def test_greedy_trains_block_after_block():
@@ -193,7 +197,9 @@ def test_no_loss_reaches_another_block(name, monkeypatch):
     seen = []
 
     def look(block, part="main"):
-        have = {n.split(".")[1] for n, p in learner.model.named_parameters() if n.startswith("units") and p.grad is not None}
+        have = {
+            n.split(".")[1] for n, p in learner.model.named_parameters() if n.startswith("units") and p.grad is not None
+        }
         seen.append(have == {str(block.spec.index)})
         original(block, part)
 

@@ -17,8 +17,11 @@ _LAZY = {
 __all__ = [*_LAZY, "__version__"]
 
 if TYPE_CHECKING:
-    from locallearn.api import build, load, train
-    from locallearn.models import BlockModel, as_blocks
+    from locallearn.api import build as build
+    from locallearn.api import load as load
+    from locallearn.api import train as train
+    from locallearn.models import BlockModel as BlockModel
+    from locallearn.models import as_blocks as as_blocks
 
 
 def __getattr__(name: str) -> Any:

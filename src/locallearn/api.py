@@ -64,7 +64,7 @@ def build(
         network,
         exp.strategy,
         exp.optim,
-        network.cut(chosen.blocks, chosen.balance),
+        network.cut(chosen.blocks_for(len(network.units)), chosen.balance),
         seed=chosen.seed,
         device=choose_device(chosen.device),
         precision=chosen.precision,

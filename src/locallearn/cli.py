@@ -16,13 +16,8 @@ from locallearn import commands
 from locallearn.compose import conf_dir, explained, plain
 from locallearn.errors import RunError, UserError, did_you_mean
 
-
-class Failed(Exception):
-    """A job that ended badly and has said so; carries the exit code through Hydra."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"exit code {code}")
-        self.code = code
+_exit_codes: list[int] = []
+"""Of the runs of this command line that ended badly; Hydra carries no return values and would print an exception twice."""
 
 
 def entry() -> None:
@@ -40,8 +35,6 @@ def main(arguments: Sequence[str]) -> int:
         if arguments and arguments[0] in commands.COMMANDS:
             return commands.run(arguments[0], list(arguments[1:]))
         return _hydra(list(arguments))
-    except Failed as failed:
-        return failed.code
     except BaseException as error:
         return _said(error)
 
@@ -81,12 +74,13 @@ def _hydra(arguments: list[str]) -> int:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing; we print
     sys.argv = [sys.argv[0], *arguments]
+    _exit_codes.clear()
     try:
         with explained(overrides, dirs):
             hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
     finally:
         os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
-    return 0
+    return max(_exit_codes, default=0)
 
 
 def job(config: Any) -> float | None:
@@ -108,7 +102,8 @@ def job(config: Any) -> float | None:
         code = _said(error)
         if code > 128:  # the user asked to stop: the sweep stops, too
             raise SystemExit(code) from error
-        raise Failed(code) from error
+        _exit_codes.append(code)
+        return None
 
 
 def _config_dirs(arguments: Sequence[str]) -> list[Path]:
@@ -127,7 +122,7 @@ def _config_dirs(arguments: Sequence[str]) -> list[Path]:
 
 def _overrides(arguments: Sequence[str]) -> list[str]:
     """What is not a flag of Hydra's, nor the value of one."""
-    with_value = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
+    with_value = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package"}
     found = []
     skip = False
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""The words that come before Hydra: list, doctor, resume, evaluate; and the help page. torch only where it is needed."""
+"""The words that come before Hydra: list, doctor, resume, evaluate; and the help page. torch only where needed."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def conf_dir() -> Path:
 
 
 def choices(group: str, extra: Iterable[Path] = ()) -> dict[str, Path]:
-    """The yaml files of a group by name; later folders win. Names that begin with an underscore are parts, not choices."""
+    """The yaml files of a group by name; later folders win. A leading underscore marks a part, not a choice."""
     found: dict[str, Path] = {}
     for folder in (conf_dir(), *extra):
         files = sorted((folder / group).glob("*.yaml"))
@@ -104,7 +104,9 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
         if key.startswith("hydra") or override.startswith(("+", "~")):
             continue
         if not equals:
-            return UserError(f"{override!r} is neither a command nor of the form KEY=VALUE: {did_you_mean(key, keys)}see --help")
+            return UserError(
+                f"{override!r} is neither a command nor of the form KEY=VALUE: {did_you_mean(key, keys)}see --help"
+            )
         if key in GROUPS:
             names = choices(key, config_dirs)
             for name in re.split(r"[,\[\]\s]+", value):

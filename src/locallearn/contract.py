@@ -42,7 +42,7 @@ class Route(Enum):
 class BlockSpec(NamedTuple):
     """All that a strategy may know when it builds modules for a block. Sizes are without the batch."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple also has a method of this name
     depth: int
     image: Size
     reads: Size

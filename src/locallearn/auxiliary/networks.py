@@ -93,8 +93,8 @@ class MLPSpatialReduction(MLP):
 
 @dataclass(frozen=True)
 class CNN(Auxiliary):
-    """DGL's CNN-aux: `layers` times [3x3 conv C->C without bias, BN, ReLU] at full resolution, average-pool to 2 x 2, BN,
-    Linear. About twice the cost of the layer it trains. For vectors the convolutions are linear layers."""
+    """DGL's CNN-aux: `layers` times [3x3 conv C->C without bias, BN, ReLU] at full resolution, average-pool to 2 x 2,
+    BN, Linear. About twice the cost of the layer it trains. For vectors the convolutions are linear layers."""
 
     layers: int = 2
 

@@ -62,7 +62,7 @@ def experiment(
         optim=instantiate(groups["optim"], "optim", allow),
         source=instantiate(groups["data"], "data", allow),
         model=model_builder(groups["model"], allow),
-        record=RecordSettings.from_config(groups["record"]),
+        record=RecordSettings.parse(groups["record"]),
         names={group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS},
         overrides=list(overrides),
     )

@@ -68,8 +68,8 @@ class Settings:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.balance not in BALANCES:
             raise unknown("balance", self.balance, BALANCES)
-        if isinstance(self.blocks, str) and self.blocks != "max":
-            raise UserError(f"blocks={self.blocks}: must be a number, max, or a list of cut points such as [2,4,7]")
+        if isinstance(self.blocks, str) and self.blocks not in ("auto", "max"):
+            raise UserError(f"blocks={self.blocks}: must be a number, auto, max, or cut points such as [2,4,7]")
         if isinstance(self.threads, str) and self.threads != "auto":
             raise UserError(f"threads={self.threads}: must be a whole number or auto")
         if isinstance(self.threads, int) and self.threads < 1:
@@ -81,5 +81,12 @@ class Settings:
         if not self.out:
             raise UserError("out is empty: give a folder for run folders, such as out=runs")
 
+    def blocks_for(self, units: int) -> int | str | list[int]:
+        """What `blocks` means for a model of so many units, in the terms of `BlockModel.cut`."""
+        return min(AUTO_BLOCKS, units) if self.blocks == "auto" else self.blocks
+
+
+AUTO_BLOCKS = 4
+"""blocks=auto: so many, or as many as the model has units."""
 
 GROUPS: tuple[str, ...] = ("strategy", "objective", "auxiliary", "model", "data", "optim", "record")

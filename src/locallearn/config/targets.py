@@ -1,4 +1,4 @@
-"""Resolve the `_target_` of a group's yaml. Only our own classes, or prefixes allowed on this command line, are reached."""
+"""Resolve the `_target_` of a group's yaml: our own classes, and packages allowed on this command line, no others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any
     found = getattr(module, name, None)
     if found is None:
         known = [n for n in vars(module) if not n.startswith("_")]
-        raise UserError(f"{group}._target_={path}: {module_name} has no {name}; {did_you_mean(name, known)}".rstrip("; "))
+        raise UserError(
+            f"{group}._target_={path}: {module_name} has no {name}; {did_you_mean(name, known)}".rstrip("; ")
+        )
     return _of_kind(found, path, group)
 
 
@@ -57,7 +59,9 @@ def _of_kind(found: Any, path: str, group: str) -> Callable[..., Any]:
         return found
     kind = KINDS[group]
     if not (inspect.isclass(found) and issubclass(found, kind)) or inspect.isabstract(found):
-        raise UserError(f"{group}._target_={path}: must be a complete class derived from {kind.__module__}.{kind.__name__}")
+        raise UserError(
+            f"{group}._target_={path}: must be a complete class derived from {kind.__module__}.{kind.__name__}"
+        )
     return found
 
 

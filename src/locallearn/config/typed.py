@@ -79,7 +79,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}[value] if value is None or value is True or value is False else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}[value]
+        if value is None or value is True or value is False
+        else str(value)
+    )
 
 
 def _describe(hint: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +162,7 @@ class Learner:
         return [o for block in self.blocks for o in block.optimizers.values() if o is not None]
 
     def _optimizer_states(self) -> dict[nn.Parameter, dict]:
-        return {p: state for o in self._optimizers() for p, state in o.state.items()}
+        return {cast(nn.Parameter, p): state for o in self._optimizers() for p, state in o.state.items()}
 
 
 def assemble(
@@ -195,7 +196,7 @@ def assemble(
         head = model.head if spec.last else None
         for module in (layers, head, auxiliary):
             if module is not None and channels_last:
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                module.to(memory_format=torch.channels_last)
             if module is not None and compiled and module is not auxiliary:
                 module.compile()
         blocks.append(TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches))

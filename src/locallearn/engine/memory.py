@@ -13,7 +13,7 @@ from torch import Tensor
 class SavedBytes:
     """Counts what autograd keeps for backward while the `with` lasts: `peak` is the most bytes held at one time.
 
-    Every storage counts once however many views of it are kept; parameters (and anything else in `ignore`) do not count.
+    Every storage counts once however many views of it are kept; parameters (and all else in `ignore`) do not count.
     Slows the step down; meant for measuring, not for training.
     """
 

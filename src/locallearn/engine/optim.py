@@ -1,4 +1,4 @@
-"""Optimizers by parameter group, and the learning rate as a function of progress: there is no scheduler to checkpoint."""
+"""Optimizers by parameter group, and the learning rate as a function of progress: no scheduler to checkpoint."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.optim import SGD as TorchSGD
 from torch.optim import Adam as TorchAdam
 from torch.optim import AdamW as TorchAdamW
-from torch.optim import SGD as TorchSGD
 from torch.optim import Optimizer
 
 from locallearn.errors import UserError, unknown

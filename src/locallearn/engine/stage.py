@@ -1,12 +1,12 @@
 """The driver: runs a strategy's generators over the blocks of one process, for all four routes.
 
-    for each micro-batch, for each block upward:  run the forward half, detach what it hands on
-        NONE       run the backward half now         -> its graph is freed before the next block runs
-        NEIGHBOR   give what came back to the block below, and run its backward half
-        CHAIN, BROADCAST   keep it
-    then, oldest micro-batch first:
-        CHAIN      messages go downward, each backward half returns the one for the block below
-        BROADCAST  the last block returns the error, every other one gets it
+for each micro-batch, for each block upward:  run the forward half, detach what it hands on
+    NONE       run the backward half now         -> its graph is freed before the next block runs
+    NEIGHBOR   give what came back to the block below, and run its backward half
+    CHAIN, BROADCAST   keep it
+then, oldest micro-batch first:
+    CHAIN      messages go downward, each backward half returns the one for the block below
+    BROADCAST  the last block returns the error, every other one gets it
 """
 
 from __future__ import annotations

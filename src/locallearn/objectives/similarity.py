@@ -37,7 +37,7 @@ class Similarity(Objective):
 
 @dataclass(frozen=True)
 class PredSim(Objective):
-    """L = (1 - beta) L_pred + beta L_sim; beta = 0.99 in the paper. The paper's classifier is `auxiliary=pooled_linear`."""
+    """L = (1 - beta) L_pred + beta L_sim; beta = 0.99 in the paper, whose classifier is `auxiliary=pooled_linear`."""
 
     beta: float = 0.99
 

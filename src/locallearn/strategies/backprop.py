@@ -14,7 +14,7 @@ from locallearn.contract import Block, Packet, Route, Send, Step, Strategy, back
 class Backprop(Strategy):
     """Backpropagation (Rumelhart, Hinton & Williams 1986): g_{k-1} = J_k^T g_k, and block k learns from g_k.
 
-    The graph is cut at block borders and the gradient carried across by hand, which changes no number. Sends dL/dh down.
+    The graph is cut at block borders and the gradient carried across, which changes no number. Sends dL/dh down.
     """
 
     route: ClassVar[Route] = Route.CHAIN
@@ -34,7 +34,7 @@ class Checkpoint(Strategy):
     """Backpropagation with recomputation (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 
     A block keeps only its input and runs again when its feedback arrives: the gradients of backprop for the activation
-    memory of one block, at the price of a second forward. The last block's feedback comes at once, so it keeps its graph.
+    memory of one block, at the price of a second forward. The last block's feedback comes at once: it keeps its graph.
     Batch statistics move in the first forward only, and dropout draws the same numbers twice.
     """
 

@@ -1,6 +1,6 @@
 """Checkpoints: tensors as safetensors, the rest as JSON, no pickle anywhere.
 
-One checkpoint is one folder `checkpoints/step-00000120/` with `tensors.safetensors`, `state.json` and `SHA256SUMS`. It is
+One checkpoint is one folder `checkpoints/step-00000120/` with `tensors.safetensors`, `state.json`, `SHA256SUMS`. It is
 written under a temporary name beside its place, synced, and committed by one rename; older ones go only after that. On
 loading every file is checked against its sum; a damaged checkpoint is named and the next older one is used.
 """
@@ -49,7 +49,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         _remove_orphans(folder)
         _check_space(folder, tensors)
         temporary.mkdir()
-        save_file(_distinct(tensors), temporary / _FILES[0])
+        save_file(distinct(tensors), temporary / _FILES[0])
         (temporary / _FILES[1]).write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
         sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in _FILES)
         (temporary / "SHA256SUMS").write_text(sums)
@@ -87,7 +87,8 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 def _read(path: Path) -> Checkpoint:
     """Check the sums, then parse. Raises ValueError, OSError or SafetensorError for a damaged file."""
-    sums = dict(reversed(line.split("  ", 1)) for line in (path / "SHA256SUMS").read_text().splitlines())
+    lines = (path / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in _FILES:
         if _sha256(path / name) != sums.get(name):
             raise ValueError(f"{name} does not match its SHA-256 sum")
@@ -120,7 +121,7 @@ def _check_space(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(errno.ENOSPC, f"no space: {needed:,} bytes needed, {free:,} free")
 
 
-def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous CPU tensors, none sharing memory with another (safetensors refuses shared memory)."""
     seen: set[int] = set()
     result = {}

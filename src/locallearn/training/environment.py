@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def process_settings(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _keep_freed_memory() -> bool:
-    """Tell glibc not to give large freed blocks back to the kernel: saves some 100,000 page faults a step. Linux only."""
+    """Tell glibc not to give large freed blocks back to the kernel: saves some 100,000 page faults a step."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_threshold = -1, -3
@@ -80,10 +80,8 @@ def _keep_freed_memory() -> bool:
 def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, which else carries over from an earlier run
-    except OSError:
-        pass
 
 
 def peak_memory_bytes(device: torch.device) -> int:

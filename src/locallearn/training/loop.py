@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from locallearn.engine import Learner
 from locallearn.errors import RunError
 from locallearn.stopping import Interrupted, stop_signals
 from locallearn.training import checkpoint
-from locallearn.training.console import Console
+from locallearn.training.console import Console, warn
 from locallearn.training.environment import peak_memory_bytes
 from locallearn.training.evaluate import evaluate
 from locallearn.training.record import Recorder
@@ -34,8 +33,16 @@ class Training:
     """One run: a learner, its data, and where its numbers go."""
 
     def __init__(
-        self, learner: Learner, data: Data, settings: Settings, folder: RunFolder, recorder: Recorder, console: Console
+        self,
+        title: str,
+        learner: Learner,
+        data: Data,
+        settings: Settings,
+        folder: RunFolder,
+        recorder: Recorder,
+        console: Console,
     ) -> None:
+        self.title = title
         self.learner = learner
         self.data = data
         self.settings = settings
@@ -50,7 +57,7 @@ class Training:
         """Train from the current position to the end; returns the last record. Raises Interrupted or RunError."""
         settings, learner = self.settings, self.learner
         last_step = min(settings.epochs * self.steps_per_epoch, settings.max_steps or math.inf)
-        self.console.start(settings.epochs, self.steps_per_epoch, learner.step_count)
+        self.console.start(self.title, settings.epochs, self.steps_per_epoch, learner.step_count)
         with stop_signals() as stop:
             while learner.step_count < last_step:
                 epoch, offset, seconds = self.position
@@ -138,7 +145,7 @@ class Training:
         except RunError as error:
             if "could not be written" not in str(error):
                 raise
-            print(f"warning: {error}; training goes on", file=sys.stderr)
+            warn(f"{error}; training goes on")
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to the moment of a checkpoint, exactly."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,12 +23,12 @@ from locallearn.models import BlockModel
 from locallearn.models.summary import render, summary
 from locallearn.stopping import Interrupted
 from locallearn.training import checkpoint
-from locallearn.training.console import Console
+from locallearn.training.console import Console, warn
 from locallearn.training.environment import choose_device, manifest, process_settings
 from locallearn.training.evaluate import evaluate
 from locallearn.training.loop import Training
-from locallearn.training.record import open_recorder
-from locallearn.training.run_folder import RunFolder, now_for_names
+from locallearn.training.record import Recorder, open_recorder
+from locallearn.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def prepare(exp: Experiment, cut: list[range] | None = None) -> tuple[Learner, D
         model,
         exp.strategy,
         exp.optim,
-        cut or model.cut(settings.blocks, settings.balance),
+        cut or model.cut(settings.blocks_for(len(model.units)), settings.balance),
         seed=settings.seed,
         device=device,
         precision=settings.precision,
@@ -89,7 +89,7 @@ def start(exp: Experiment, quiet: bool = False) -> Result:
     """
     with process_settings(exp.settings) as facts:
         learner, data = prepare(exp)
-        folder = RunFolder.create(Path(exp.settings.out), f"{now_for_names()}_{exp.title}")
+        folder = RunFolder.create(Path(exp.settings.out), f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}")
         folder.write_text("config.yaml", yaml.safe_dump(exp.config, sort_keys=False))
         folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
         facts |= {
@@ -111,8 +111,9 @@ def resume(path: str | Path, allow: list[str], quiet: bool = False) -> Result:
         console.line(f"{folder.path} is done already; nothing to resume")
         model = load(folder.path, allow)
         return Result(folder.read_json("summary.json"), model, folder.path, folder.read_metrics())
-    with folder.lock(), process_settings(exp.settings) as facts:
-        saved = checkpoint.newest(folder.path / "checkpoints", lambda text: print(f"warning: {text}", file=sys.stderr))
+    folder.lock()
+    with process_settings(exp.settings) as facts:
+        saved = checkpoint.newest(folder.path / "checkpoints", warn)
         learner, data = prepare(exp, [range(*pair) for pair in known["cut"]])
         _warn_of_other_bits(known, manifest(exp.settings, learner.device, facts))
         folder.truncate_metrics(saved.state["step"] if saved else 0)
@@ -135,16 +136,17 @@ def _train(
     recorder = open_recorder(
         folder, exp.record, config=exp.config, name=exp.title, group=None, job_type=exp.names["strategy"], tags=()
     )
-    with _endings(folder, recorder.close):
-        training = Training(learner, data, exp.settings, folder, recorder, console)
+    title = (
+        f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.blocks)} blocks), {exp.names['data']} "
+        f"({len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test), {learner.device}"
+    )
+    with _endings(folder, recorder, console):
+        training = Training(title, learner, data, exp.settings, folder, recorder, console)
         restore(training)
-        console.line(
-            f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.blocks)} blocks), {exp.names['data']} "
-            f"({len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test), {learner.device}"
-        )
         record = training.run()
         final = record | parameter_counts(learner)
-        save_file({k: v.detach().cpu().contiguous() for k, v in learner.model.state_dict().items()}, folder.path / "model.safetensors")
+        weights = learner.model.state_dict()
+        save_file(checkpoint.distinct(weights), folder.path / "model.safetensors")
         folder.write_json("summary.json", final)
         folder.status("done", epoch=record["epoch"], step=record["step"])
         recorder.close("done", final)
@@ -154,25 +156,28 @@ def _train(
 
 
 @contextmanager
-def _endings(folder: RunFolder, close: Callable[[str, dict], None]) -> Iterator[None]:
-    """Leave the true status behind, however a run ends."""
+def _endings(folder: RunFolder, recorder: Recorder, console: Console) -> Iterator[None]:
+    """Leave the true status behind, however a run ends, and the folder free for others."""
     folder.status("running")
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
         folder.status("interrupted", reason=str(error) or "stopped at once")
-        close("interrupted", {})
+        recorder.close("interrupted", {})
         raise
     except RunError as error:
         folder.status("failed", reason=str(error))
-        close("failed", {})
+        recorder.close("failed", {})
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         folder.write_text("log.txt", traceback.format_exc())
         folder.status("failed", reason=reason)
-        close("failed", {})
+        recorder.close("failed", {})
         raise RunError(f"the run failed with {reason}; the traceback is in {folder.path / 'log.txt'}") from error
+    finally:
+        console.stop()
+        folder.release()
 
 
 def parameter_counts(learner: Learner) -> dict[str, int]:
@@ -196,14 +201,14 @@ def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
     exp, known = saved_experiment(folder, allow or [])
     file = folder.path / "model.safetensors"
     if not file.is_file():
-        raise UserError(f"{folder.path} has no model.safetensors: the run is not done; `locallearn resume {folder.path}`")
+        raise UserError(f"{folder.path} has no model.safetensors: first end it, `locallearn resume {folder.path}`")
     tensors = load_file(file)
     with seeds.stream(0, "load"):
         model = exp.model(tuple(known["image"]), len(known["classes"]))
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     problems = model.load_state_dict(tensors, strict=False)
-    if problems.missing_keys or problems.unexpected_keys:
-        raise UserError(f"{file} does not fit the model of its config.yaml: {(problems.missing_keys + problems.unexpected_keys)[:3]}")
+    if names := problems.missing_keys + problems.unexpected_keys:
+        raise UserError(f"{file} does not fit the model of its config.yaml: {', '.join(names[:3])}")
     return model.eval()
 
 
@@ -212,14 +217,14 @@ def evaluate_run(path: str | Path, allow: list[str], data_config: dict[str, Any]
     folder = RunFolder.open(Path(path))
     exp, known = saved_experiment(folder, allow, **({"data": data_config} if data_config else {}))
     with process_settings(exp.settings):
-        saved = checkpoint.newest(folder.path / "checkpoints", lambda text: print(f"warning: {text}", file=sys.stderr))
+        saved = checkpoint.newest(folder.path / "checkpoints", warn)
         if saved is None:
-            raise UserError(f"{folder.path} has no checkpoint to evaluate; `locallearn resume {folder.path}` goes on with it")
+            raise UserError(f"{folder.path} has no checkpoint to evaluate; `locallearn resume {folder.path}` goes on")
         learner, data = prepare(exp, [range(*pair) for pair in known["cut"]])
         if tuple(known["image"]) != data.image or len(known["classes"]) != len(data.classes):
             raise UserError(
-                f"the run was trained on {tuple(known['image'])} inputs and {len(known['classes'])} classes; this set has "
-                f"{data.image} and {len(data.classes)}"
+                f"the run was trained on {tuple(known['image'])} inputs and {len(known['classes'])} classes; this set "
+                f"has {data.image} and {len(data.classes)}"
             )
         learner.load_state(saved.tensors)
         return evaluate(learner, data.evaluation(data.test, exp.settings.batch_size))
@@ -232,5 +237,4 @@ def _warn_of_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:
     if before["versions"].get("torch") != now["versions"].get("torch"):
         changed.append(f"torch was {before['versions'].get('torch')}, is {now['versions'].get('torch')}")
     if changed:
-        print(f"warning: not bit-exact with the first part of the run: {'; '.join(changed)}", file=sys.stderr)
-
+        warn(f"not bit-exact with the first part of the run: {'; '.join(changed)}")
