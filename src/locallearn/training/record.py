@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -111,7 +112,8 @@ class Recorder:
             while written < len(line):  # a nearly full disk takes a part; the next call says why
                 written += os.write(self._file, line[written:])
         except OSError as error:
-            os.ftruncate(self._file, self._size)
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
             raise RunError(f"cannot append to {self._path}: {error.strerror}; the records before are whole") from None
         self._size += len(line)
         for sink in self._sinks:
