@@ -1,0 +1,210 @@
+"""What a person sees: a progress bar on a terminal, one plain line per epoch elsewhere, and the closing table.
+
+Everything goes to stdout except warnings. A reader that goes away (`| head`) or a full disk behind stdout only ends the
+printing, never the training.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+REFRESH_SECONDS = 0.25  # a refresh of the bar costs about 1 ms
+_FAILURES = (OSError, ValueError)  # a broken pipe or full disk; a closed stream
+
+
+def warn(text: str, kind: str = "warning") -> None:
+    """One line on stderr, if there is one."""
+    with suppress(*_FAILURES, AttributeError):
+        print(f"{kind}: {_clean(text)}", file=sys.stderr, flush=True)
+
+
+class Console:
+    """The screen of one run. `quiet` prints nothing at all, for use from Python."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._silent = quiet or sys.stdout is None
+        self._bar: Progress | None = None
+        self._epochs = 0
+        self._steps = 0
+        self._step = 0
+        self._first_step = 0
+        self._images = 0
+        self._loss: float | None = None
+        self._started = self._shown = time.monotonic()
+
+    def start(self, title: str, epochs: int, steps_per_epoch: int, first_step: int = 0) -> None:
+        """Begin to count: `epochs` in all, of which `first_step` steps were done before (a resumed run)."""
+        self._epochs, self._steps = epochs, epochs * steps_per_epoch
+        self._step = self._first_step = first_step
+        self._images = 0
+        self._started = self._shown = time.monotonic()
+        self.line(title)
+        if not self._silent and _is_terminal():
+            self._bar = _bar(self._steps, first_step)
+            self._show(self._bar.start)
+
+    def advance(self, images: int, loss: float | None = None) -> None:
+        """One step is done; about 0.3 us unless the bar is due, so it may be called every step."""
+        self._step += 1
+        self._images += images
+        self._loss = loss
+        if self._bar is not None and (now := time.monotonic()) - self._shown >= REFRESH_SECONDS:
+            self._shown = now
+            self._refresh(now)
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """One line for an epoch; `record["epoch"]` counts finished epochs. What the record lacks is left out."""
+        parts = [f"epoch {record.get('epoch', '?'):>{len(str(self._epochs))}}/{self._epochs}"]
+        train = [_number(record[key]) for key in ("train/loss", "train/accuracy") if key in record]
+        parts += [f"train {' / '.join(train)}"] if train else []
+        for split in ("validation", "test"):
+            if f"{split}/accuracy" in record:
+                parts.append(f"{split} {_number(record[f'{split}/accuracy'])}")
+        blocks = _blocks(record, "test_accuracy") or _blocks(record, "accuracy")
+        parts += [f"block {' '.join(map(_number, blocks.values()))}"] if blocks else []
+        if record.get("images_per_second") is not None:
+            parts.append(f"{record['images_per_second']:.0f} images/s")
+        if self._step < self._steps:
+            parts.append(f"eta {self._remaining(time.monotonic())}")
+        self.line("  ".join(parts))
+        if self._bar is not None:
+            self._refresh(time.monotonic())
+
+    def line(self, text: str) -> None:
+        """A line of text as it is, above the bar if there is one."""
+        if self._silent:
+            return
+        text = _clean(text)
+        if self._bar is not None:
+            bar = self._bar
+            self._show(lambda: bar.console.print(text, markup=False, highlight=False, soft_wrap=True))
+        else:
+            self._show(lambda: _print(text))
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table as aligned text; all but the first column to the right."""
+        cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        forms = [f"<{widths[0]}", *(f">{width}" for width in widths[1:])]
+        lines = ["  ".join(map(format, row, forms)) for row in cells]
+        rule = "  ".join("-" * width for width in widths)
+        self.line("\n".join(["", title, "", lines[0], rule, *lines[1:], ""]))
+
+    def final_table(self, summary: Mapping[str, Any], blocks: int) -> None:
+        """The closing table of a run: how good, how fast, how large. What the summary lacks is left out."""
+        keys = [("test accuracy", "test/accuracy", 1.0, 4), ("validation accuracy", "validation/accuracy", 1.0, 4)]
+        keys += [(f"test accuracy at block {k}", f"block/{k:02d}/test_accuracy", 1.0, 4) for k in range(blocks)]
+        keys += [
+            ("images per second", "images_per_second", 1.0, 0),
+            ("peak memory (MiB)", "peak_memory_bytes", 2.0**-20, 1),
+            ("parameters", "parameters", 1.0, 0),
+            ("auxiliary parameters", "auxiliary_parameters", 1.0, 0),
+            ("seconds", "seconds", 1.0, 1),
+        ]
+        rows = [(title, f"{summary[k] * scale:,.{n}f}") for title, k, scale, n in keys if summary.get(k) is not None]
+        self.table("result", ("", "value"), rows)
+
+    def stop(self) -> None:
+        """Take the bar away and give the cursor back; call it however the run ends. A second call does nothing."""
+        if self._bar is not None:
+            bar, self._bar = self._bar, None
+            self._show(bar.stop)
+
+    def finish(self, path: str | os.PathLike[str]) -> None:
+        """The run folder alone on the last line, never wrapped, for scripts to read."""
+        self.stop()
+        if not self._silent:
+            self._show(lambda: _print(os.fspath(path)))
+
+    def _refresh(self, now: float) -> None:
+        assert self._bar is not None
+        bar, seconds = self._bar, max(now - self._started, 1e-9)
+        done = min(self._step * self._epochs // max(self._steps, 1) + 1, self._epochs)
+        loss = "" if self._loss is None else f"loss {_number(self._loss)}  "
+        facts = f"{loss}{self._images / seconds:.0f} images/s  eta {self._remaining(now)}"
+        shown: dict[str, Any] = {"completed": self._step, "description": f"epoch {done}/{self._epochs}", "facts": facts}
+        self._show(lambda: bar.update(bar.task_ids[0], refresh=True, **shown))
+
+    def _remaining(self, now: float) -> str:
+        """Time left at the pace since `start`, evaluations included."""
+        done = self._step - self._first_step
+        return "?" if done <= 0 else _clock((self._steps - self._step) * (now - self._started) / done)
+
+    def _show(self, write: Any) -> None:
+        """Run something that prints; the first failure ends all printing of this run."""
+        if self._silent:
+            return
+        try:
+            write()
+        except (*_FAILURES, SystemExit):  # rich answers a broken pipe by sys.exit
+            self._silent = True
+            with suppress(*_FAILURES):  # else Python fails again when it flushes stdout at exit
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())
+                os.close(nowhere)
+            if self._bar is not None:
+                with suppress(*_FAILURES, SystemExit):
+                    self._bar.stop()  # gives back a stderr that the bar had taken
+                self._bar = None
+
+
+def _bar(total: int, completed: int) -> Progress:
+    from rich.console import Console as Screen
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    width = shutil.get_terminal_size().columns if "COLUMNS" in os.environ else None  # rich would believe COLUMNS=0
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[facts]}", markup=False),
+        console=Screen(width=width),
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),  # a warning then goes above the bar
+    )
+    bar.add_task("", total=total, completed=completed, facts="")
+    return bar
+
+
+def _is_terminal() -> bool:
+    with suppress(*_FAILURES):
+        return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return False
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:  # a terminal that is not UTF-8
+        encoding = sys.stdout.encoding
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def _clean(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if math.isfinite(value) else str(float(value))
+
+
+def _blocks(record: Mapping[str, Any], what: str) -> dict[str, Any]:
+    return {key: record[key] for key in sorted(record) if re.fullmatch(rf"block/\d+/{what}", key)}
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,192 @@
+"""What a run records: every record to `metrics.jsonl`, and a copy to W&B or TensorBoard.
+
+The file is the truth; the others may be slow, refuse or fail, and training does not notice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from locallearn.errors import RunError, UserError, unknown
+from locallearn.training.console import warn
+from locallearn.training.run_folder import RunFolder, strict_json
+
+Value = float | int | str | None
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+SINK_FAILURES = 5  # a sink that raised this often is not called again
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """`mode=auto`: what W&B's own settings say, else online if a key is set and the server answers, else offline."""
+
+    mode: str = "auto"
+    project: str = "locallearn"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode not in WANDB_MODES:
+            raise unknown("value of record.wandb.mode", str(self.mode), WANDB_MODES)
+        for name, optional in (("project", False), ("entity", True), ("group", True)):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value) and not (optional and value is None):
+                raise UserError(f"record.wandb.{name}={value!r} must be {'null or ' if optional else ''}some text")
+        if isinstance(self.tags, str) or not all(isinstance(tag, str) and 0 < len(tag) <= 64 for tag in self.tags):
+            raise UserError(f"record.wandb.tags={self.tags!r} must be a list of texts of 1-64 characters")
+        object.__setattr__(self, "tags", tuple(self.tags))
+
+
+@dataclass(frozen=True)
+class TensorBoardSettings:
+    """TensorBoard needs no settings; its presence (`tensorboard: {}`) switches it on."""
+
+
+@dataclass(frozen=True)
+class RecordSettings:
+    """The sinks beside `metrics.jsonl`; None is off."""
+
+    wandb: WandbSettings | None = None
+    tensorboard: TensorBoardSettings | None = None
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any]) -> RecordSettings:
+        """From the plain mapping under `record` in a config. Raises UserError for an unknown key or a bad value."""
+        kinds: dict[str, type] = {"wandb": WandbSettings, "tensorboard": TensorBoardSettings}
+        _check_keys("record", settings, kinds)
+        return cls(**{name: _section(name, kinds[name], part) for name, part in settings.items() if part is not None})
+
+
+def _section(name: str, kind: type, part: Any) -> Any:
+    if not isinstance(part, Mapping):
+        raise UserError(f"record.{name}={part!r} must be null or a group of settings; try record={name}")
+    _check_keys(f"record.{name}", part, [field.name for field in fields(kind)])
+    return kind(**part)
+
+
+def _check_keys(where: str, given: Mapping[str, Any], known: Mapping[str, Any] | Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            if not known:
+                raise UserError(f"unknown setting {where}.{key}: {where} has no settings, write {{}}")
+            raise unknown(f"setting of {where}", str(key), known)
+
+
+class Sink(Protocol):
+    """Something that gets a copy of each record. It may raise; the recorder guards it."""
+
+    name: str
+
+    def log(self, record: Mapping[str, Value]) -> None: ...
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None: ...
+
+
+class Recorder:
+    """Writes each record as one line of `metrics.jsonl`, then hands a copy to each sink."""
+
+    def __init__(self, folder: RunFolder, sinks: Sequence[Sink] = ()) -> None:
+        """Raises UserError if the file cannot be opened. Cuts off a last line that a killed process left torn."""
+        self._path = folder.metrics_path
+        self._sinks = list(sinks)
+        self._failures: dict[str, int] = {}
+        try:
+            self._file: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from None
+        self._size = _end_of_last_line(self._file)
+        os.ftruncate(self._file, self._size)
+
+    def log(self, record: Mapping[str, Value]) -> None:
+        """Record numbers and texts under their keys, with `step`. Raises RunError if the file cannot grow."""
+        assert self._file is not None, "the recorder is closed"
+        record = {key: _scalar(value) for key, value in record.items()}
+        line = (strict_json(record) + "\n").encode()
+        try:
+            written = os.write(self._file, line)  # one call, so that a kill leaves a whole line or none
+            while written < len(line):  # a nearly full disk takes a part; the next call says why
+                written += os.write(self._file, line[written:])
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise RunError(f"cannot append to {self._path}: {error.strerror}; the records before are whole") from None
+        self._size += len(line)
+        for sink in self._sinks:
+            self._guard(sink, "log", dict(record))
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None:
+        """End the record with `status` (done, failed, interrupted); bounded in time. A second call does nothing."""
+        if self._file is None:
+            return
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            warn(f"cannot sync {self._path}: {error.strerror}")
+        os.close(self._file)
+        self._file = None
+        for sink in self._sinks:
+            self._guard(sink, "close", status, dict(summary))
+
+    def _guard(self, sink: Sink, method: str, *arguments: Any) -> None:
+        failures = self._failures.get(sink.name, 0)
+        if failures >= SINK_FAILURES and method != "close":
+            return
+        try:
+            getattr(sink, method)(*arguments)
+        except Exception as error:  # whatever a tracker does, training goes on
+            self._failures[sink.name] = failures + 1
+            if failures == 0:
+                warn(f"{sink.name} failed in {method}: {_sentence(error)}; {self._path.name} has every record")
+
+
+def _scalar(value: Any) -> Value:
+    """A NumPy or torch scalar as a number (on a GPU this synchronises), anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _end_of_last_line(file: int) -> int:
+    """The size of the file in bytes up to its last newline, read backwards."""
+    end = os.fstat(file).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def open_recorder(
+    folder: RunFolder,
+    settings: RecordSettings,
+    *,
+    config: Mapping[str, Any],
+    name: str,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: Sequence[str] = (),
+) -> Recorder:
+    """The recorder of a run. Raises UserError if the file cannot be written or a sink's package is missing.
+
+    `config` is sent to W&B as it is: hand over no secrets. `group` yields to `settings.wandb.group`.
+    """
+    sinks: list[Sink] = []
+    if settings.tensorboard is not None:
+        from locallearn.training.tensorboard_sink import TensorBoardSink
+
+        sinks.append(TensorBoardSink(folder))
+    if settings.wandb is not None and settings.wandb.mode != "disabled":
+        from locallearn.training.wandb_sink import WandbSink
+
+        about = {"name": name, "group": settings.wandb.group or group, "job_type": job_type, "config": config}
+        sinks.append(WandbSink(folder, settings.wandb, {**about, "tags": [*settings.wandb.tags, *tags]}))
+    return Recorder(folder, sinks)

@@ -1,0 +1,33 @@
+"""A copy of each record as TensorBoard event files under `tensorboard/` in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from locallearn.errors import UserError
+from locallearn.training.run_folder import RunFolder
+
+
+class TensorBoardSink:
+    """Numbers become scalars at their step; texts are left to the other records."""
+
+    name = "TensorBoard"
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Raises UserError if the extra is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("tensorboard is not installed; pip install 'locallearn[tensorboard]'") from None
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"))  # writes from a thread of its own
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        step = int(record.get("step", 0))
+        for key, value in record.items():
+            if key != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(key, value, step)
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None:
+        self._writer.add_text("status", status)
+        self._writer.close()

@@ -1,0 +1,146 @@
+"""The process that talks to W&B for one run, started by `wandb_sink` and not meant to be started by hand.
+
+It reads JSON lines from stdin (`{"setup": ...}`, then `{"log": ...}`, at last `{"finish": ...}`) and answers the first
+and the last with one JSON line on stdout. If stdin ends early or the parent is gone, the run ends as failed. It imports
+nothing of locallearn, hence no torch, so that it starts in a second and can be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+PARENT_CHECK_SECONDS = 2.0
+METRICS = ("train/*", "validation/*", "test/*", "block/*")
+
+
+def messages(parent: int) -> Iterator[dict[str, Any]]:
+    """The parent's messages until stdin ends or the parent is gone (a forked worker may hold stdin open)."""
+    buffer = b""
+    while True:
+        ready, _, _ = select.select([0], [], [], PARENT_CHECK_SECONDS)
+        if not ready:
+            if os.getppid() != parent:
+                return
+            continue
+        chunk = os.read(0, 1 << 16)
+        if not chunk:
+            return
+        *lines, buffer = (buffer + chunk).split(b"\n")
+        yield from map(json.loads, lines)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"strategy": {"rate": 1}}` as `{"strategy.rate": 1}`, so that sweep panels and filters find the keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def start(setup: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The W&B run in the asked mode, else offline, else None; and the answer for the parent, with any problem."""
+    problems: list[str] = []
+    for mode in dict.fromkeys((setup["mode"], "offline")):
+        try:
+            run = open_run(setup, mode)
+        except Exception as error:
+            problems.append(sentence(error))
+            continue
+        offline = bool(run.offline)
+        found = "disabled" if run.disabled else "offline" if offline else "online"
+        answer = {"mode": found, "path": run.settings.sync_dir, "url": None if offline else run.url, "id": run.id}
+        return run, {**answer, "problem": problems[0] if problems else None}
+    return None, {"mode": None, "problem": "; ".join(dict.fromkeys(problems))}
+
+
+def sentence(error: BaseException) -> str:
+    """The error on one line; W&B's error for a refused key has no text at all."""
+    text = " ".join(str(error).split())[:200]
+    return type(error).__name__ if text in ("", "<no message>") else text
+
+
+def open_run(setup: dict[str, Any], mode: str | None) -> Any:
+    """Start the run; mode None leaves the choice to W&B's own settings (WANDB_MODE, `wandb offline`)."""
+    import wandb
+
+    wanted = {
+        "init_timeout": setup["init_seconds"],
+        "finish_timeout": setup["finish_seconds"],
+        "finish_timeout_raises": True,
+        "silent": True,
+        "console": "off",
+        "save_code": False,  # neither code nor git state nor a remote's address (it may hold a token) is sent
+        "disable_code": True,
+        "disable_git": True,
+        "disable_job_creation": True,
+        "x_stats_pid": os.getppid(),  # the memory and processor time of the training, not of this process
+    }
+    known = wandb.Settings.model_fields  # older versions lack some and refuse unknown ones
+    run = wandb.init(
+        mode=mode,  # type: ignore[arg-type]
+        dir=setup["dir"],
+        id=setup["id"],
+        resume="allow",
+        project=setup["project"],
+        entity=setup["entity"],
+        name=setup["name"],
+        group=setup["group"],
+        job_type=setup["job_type"],
+        tags=setup["tags"],
+        config=flatten(setup["config"]),
+        settings=wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
+    )
+    run.define_metric("step", hidden=True)
+    for pattern in METRICS:
+        run.define_metric(pattern, step_metric="step")
+    return run
+
+
+def log(run: Any, record: dict[str, Any]) -> None:
+    """Hand one record to W&B; one that it refuses is its loss, not the end of the others."""
+    try:
+        run.log({key: value for key, value in record.items() if value is not None}, step=record.get("step"))
+    except Exception as error:
+        print(f"not logged: {error}", file=sys.stderr)
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what W&B prints goes to the log file, not among the answers
+    incoming = messages(parent=int(sys.argv[1]))
+    first = next(incoming, None)
+    if first is None:
+        return 1
+    run, answer = start(first["setup"])
+    print(json.dumps(answer), file=answers)
+    if run is None:
+        return 1
+    end: dict[str, Any] = {"exit_code": 1, "summary": {}}  # what holds if the parent never says how it ended
+    for message in incoming:
+        if "finish" in message:
+            end = message["finish"]
+            break
+        log(run, message["log"])
+    problem = None
+    try:
+        run.summary.update(end["summary"])
+        run.finish(exit_code=end["exit_code"])
+    except BaseException as error:
+        problem = sentence(error)
+    print(json.dumps({"problem": problem}), file=answers)
+    answers.flush()
+    os._exit(0 if problem is None else 1)  # W&B's exit hooks may wait for a server that is gone
+
+
+if __name__ == "__main__":
+    sys.exit(main())

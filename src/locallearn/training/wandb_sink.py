@@ -1,0 +1,219 @@
+"""A copy of each record to W&B, from a process of its own, so that nothing W&B does reaches the training.
+
+`log` puts a record into a bounded queue and returns; a thread feeds the process (see `wandb_process`). No key, no
+network, a server that refuses, hangs or vanishes: the run is recorded offline, or its upload is given up at a time
+limit, and one line on stderr says so and how to upload it later.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from locallearn.errors import UserError
+from locallearn.training.console import warn
+from locallearn.training.record import WandbSettings
+from locallearn.training.run_folder import RunFolder
+
+INIT_SECONDS = 10.0  # for the server's answer to a new run; then offline
+HANG_SECONDS = 10.0  # beyond INIT_SECONDS, for a process that does not even report that
+FINISH_SECONDS = 30.0  # for all that is left to do at close; then the process is killed
+QUEUE_RECORDS = 1000  # when full, the oldest is dropped
+EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 255}  # 255 is what W&B itself uses for Ctrl-C
+
+
+class WandbSink:
+    """One W&B run, under an id that is kept in `wandb.json` of the run folder so that a resumed run continues it."""
+
+    name = "W&B"
+
+    def __init__(self, folder: RunFolder, settings: WandbSettings, about: Mapping[str, Any]) -> None:
+        """`about` holds name, group, job_type, tags and config. Raises UserError if wandb is not installed."""
+        found = importlib.util.find_spec("wandb")
+        if found is None or found.origin is None:  # a folder named wandb/ in the working directory has no origin
+            raise UserError("wandb is not installed; pip install wandb, or choose record=jsonl")
+        self._folder = folder
+        self._identity = _identity(folder)
+        self._setup = {
+            **about,
+            "mode": None if settings.mode == "auto" else settings.mode,
+            "project": settings.project,
+            "entity": settings.entity,
+            "id": self._identity["id"],
+            "dir": str(folder.path),
+            "init_seconds": INIT_SECONDS,
+            "finish_seconds": FINISH_SECONDS * 2 / 3,
+        }
+        self._queue: deque[Mapping[str, Any]] = deque(maxlen=QUEUE_RECORDS)
+        self._dropped = 0
+        self._final: dict[str, Any] | None = None
+        self._changed = threading.Condition()
+        self._child: _Child | None = None
+        self._over = False
+        self._thread = threading.Thread(target=self._feed, name="wandb", daemon=True)
+        self._thread.start()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Queue a record; microseconds, whatever W&B is doing."""
+        with self._changed:
+            if self._over:
+                return
+            self._dropped += len(self._queue) == QUEUE_RECORDS
+            self._queue.append(record)
+            self._changed.notify()
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None:
+        """End the run as finished, failed or killed; returns within FINISH_SECONDS and a few more."""
+        with self._changed:
+            self._final = {"exit_code": EXIT_CODES.get(status, 1), "summary": dict(summary)}
+            self._changed.notify()
+        self._thread.join(FINISH_SECONDS)
+        if self._thread.is_alive():
+            self._stop(f"the upload did not end within {FINISH_SECONDS:g} s")
+            self._thread.join(2)
+        if self._dropped:
+            warn(f"W&B: could not keep up; {self._dropped} records are only in {self._folder.metrics_path}")
+
+    def _feed(self) -> None:
+        try:
+            child = self._open_child()
+            while (record := self._next()) is not None:
+                child.send({"log": record})
+            child.send({"finish": self._final})
+            answer = child.answer(FINISH_SECONDS)
+            if answer["problem"]:
+                self._stop(f"the upload did not end: {answer['problem']}")
+        except Exception as error:  # a dead process, mostly: its pipe is broken
+            self._stop(str(error) or type(error).__name__)
+        finally:
+            self._over = True
+            if self._child is not None:
+                self._child.kill()
+
+    def _next(self) -> Mapping[str, Any] | None:
+        """The oldest record, waiting for one; None after the last."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._final is not None)
+            return self._queue.popleft() if self._queue else None
+
+    def _open_child(self) -> _Child:
+        """A process with a started run, and a line that says where that is. Raises RuntimeError if none starts."""
+        problem = None
+        for mode in dict.fromkeys((self._setup["mode"], "offline")):
+            self._child = _Child(self._folder.path / "wandb")
+            self._child.send({"setup": {**self._setup, "mode": mode}})
+            answer = self._child.answer(INIT_SECONDS + HANG_SECONDS)
+            problem = problem or answer["problem"]
+            if answer.get("mode") is not None:
+                self._announce(answer, problem)
+                return self._child
+            self._child.kill()
+        raise RuntimeError(problem)
+
+    def _announce(self, answer: dict[str, Any], problem: str | None) -> None:
+        self._identity.update(id=answer["id"], mode=answer["mode"], path=answer["path"], url=answer["url"])
+        self._folder.write_json("wandb.json", self._identity)
+        if answer["mode"] == "offline":
+            why = f"{problem.rstrip('.')}; " if problem else ""
+            warn(f"W&B: {why}recorded offline: {_how_to_look(answer['path'])}", kind="note")
+        elif answer["mode"] == "online":
+            warn(f"W&B: {answer['url']}", kind="note")
+
+    def _stop(self, problem: str) -> None:
+        """Give W&B up with one line; safe from both threads and a second time."""
+        with self._changed:
+            if self._over:
+                return
+            self._over = True
+        if self._child is not None:
+            self._child.kill()
+        path = self._identity.get("path")
+        rest = f": {_how_to_look(path)}" if path else f", see {self._folder.path / 'wandb' / 'process.log'}"
+        warn(f"W&B: {problem}; {self._folder.metrics_path.name} has every record; W&B's local copy{rest}")
+
+
+class _Child:
+    """The process beside the training. In a session of its own, so that Ctrl-C in the terminal ends it through us."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+        environment.setdefault("WANDB_ERROR_REPORTING", "false")
+        # By path and with -P instead of -m: imports no locallearn (hence no torch) and works however we were started.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py")), str(os.getpid())]
+        with _log_file(folder) as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                bufsize=0,
+                start_new_session=True,
+            )
+        self._received = b""
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Blocks while the process is busy and the pipe is full; raises OSError when the process is gone."""
+        assert self._process.stdin is not None
+        line = memoryview((json.dumps(message, default=str) + "\n").encode())
+        while line:
+            line = line[self._process.stdin.write(line) :]
+
+    def answer(self, seconds: float) -> dict[str, Any]:
+        """The next answer; after `seconds`, or when the process is gone, that as its `problem`."""
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._received:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._process.stdout], [], [], left)[0]:
+                return {"problem": f"the W&B process did not answer within {seconds:g} s"}
+            chunk = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                return {"problem": "the W&B process ended unexpectedly"}
+            self._received += chunk
+        line, self._received = self._received.split(b"\n", 1)
+        return dict(json.loads(line))
+
+    def kill(self) -> None:
+        """End it now; W&B's service, its child, follows by itself within seconds."""
+        if self._process.poll() is None:
+            with suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+
+
+def _identity(folder: RunFolder) -> dict[str, Any]:
+    """The id of the run folder's W&B run, made at the first start: the folder's name and a random part."""
+    with suppress(UserError):
+        known = folder.read_json("wandb.json")
+        if isinstance(known, dict) and isinstance(known.get("id"), str):
+            return {"id": known["id"]}
+    identity = {"id": f"{folder.name[-50:]}-{secrets.token_hex(4)}"}  # W&B takes at most 64 characters
+    folder.write_json("wandb.json", identity)
+    return identity
+
+
+def _how_to_look(path: str) -> str:
+    return f"look at it with `wandb leet {path}`, upload it later with `wandb sync {path}`"
+
+
+def _log_file(folder: Path) -> IO[bytes]:
+    try:
+        folder.mkdir(exist_ok=True)
+        return open(folder / "process.log", "ab")
+    except OSError:
+        return open(os.devnull, "wb")
