@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,19 +38,22 @@ def cut(model: BlockModel, blocks: int | str | Sequence[int], balance: str = "fl
     if balance not in BALANCES:
         raise unknown("balance", balance, BALANCES)
     n = len(model.units)
-    way_out = f"choose 1-{n}, max, or a list of cut points"
-    if isinstance(blocks, str | int) or blocks is None:
-        blocks = n if blocks == "max" else blocks
-        if isinstance(blocks, bool) or not isinstance(blocks, int) or not 1 <= blocks <= n:
-            raise UserError(f"blocks={blocks} but {model.name} has {n} units; {way_out}")
-        if blocks in (1, n):  # nothing to balance, so nothing to measure
-            return _ranges([i * n // blocks for i in range(blocks + 1)])
-        return _ranges(partition(_costs(model, balance), blocks))
-    points = list(blocks)
+    if not isinstance(blocks, str) and isinstance(blocks, Iterable):
+        return _at(model, list(blocks))
+    count = n if blocks == "max" else int(blocks) if isinstance(blocks, str) and blocks.isdigit() else blocks
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= n:
+        raise UserError(f"blocks={blocks} but {model.name} has {n} units; choose 1-{n}, max, or a list of cut points")
+    if count in (1, n):  # nothing to balance, so nothing to measure
+        return _ranges([i * n // count for i in range(count + 1)])
+    return _ranges(partition(_costs(model, balance), count))
+
+
+def _at(model: BlockModel, points: list[int]) -> list[range]:
+    n = len(model.units)
     edges = [0, *points, n]
     if not all(type(p) is int for p in points) or any(a >= b for a, b in pairwise(edges)):
         raise UserError(
-            f"blocks={points} but {model.name} has {n} units; cut points increase from 1 to {n - 1} at most"
+            f"blocks={points} but {model.name} has {n} units; choose increasing cut points between 1 and {n - 1}"
         )
     return _ranges(edges)
 

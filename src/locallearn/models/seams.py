@@ -22,8 +22,9 @@ def seams(flow: Flow, name: str, cuts: Sequence[str] | None) -> list[fx.Node]:
         chosen = natural
     else:
         chosen = sorted({_named(flow, name, word) for word in cuts}, key=flow.at.__getitem__)
-        if natural and (not chosen or flow.at[chosen[-1]] < flow.at[natural[-1]]):
-            chosen.append(natural[-1])  # the head begins where it naturally does, or at a later cut
+        last = chosen[-1] if chosen else flow.image
+        if natural and any(map(flow.weights, flow.between(last, natural[-1]))):
+            chosen.append(natural[-1])  # the head begins where it naturally does, unless nothing to train is left there
     if not chosen:
         raise UserError(
             f"{name} has no place for a cut: no single tensor crosses from one layer with weights to the next; "
