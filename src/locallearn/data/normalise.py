@@ -26,18 +26,18 @@ class Normaliser:
 def moments(store: Store, index: Tensor, at_most: int | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, float64 [C] each on the scale of 0 to 1, of the images at `index` [N].
 
-    The sums are integers, so that the result depends on neither device nor order. With `at_most`, that many images
-    spread evenly over `index` stand for all. A constant channel has a deviation of 1.
+    The sums are of integers, which float64 holds exactly, so that neither device nor order matters. With `at_most`,
+    that many images spread evenly over `index` stand for all. A constant channel has a deviation of 1.
     """
     if at_most is not None and len(index) > at_most:
         index = index[torch.arange(at_most) * len(index) // at_most]
     channels = store.image[0]
-    total, squares = torch.zeros(channels, dtype=torch.int64), torch.zeros(channels, dtype=torch.int64)
-    for images in store.take(index, 512):
-        pixels = images.flatten(2).int()  # [B, C, H * W]
-        total += pixels.sum((0, 2), dtype=torch.int64).cpu()
-        squares += pixels.square_().sum((0, 2), dtype=torch.int64).cpu()
+    total, squares = torch.zeros(channels).double(), torch.zeros(channels).double()
+    for images in store.take(index, 128):
+        pixels = images.flatten(2).double()  # [B, C, H * W]; four times as fast as int64
+        total += pixels.sum((0, 2)).cpu()
+        squares += pixels.square_().sum((0, 2)).cpu()
     count = len(index) * store.image[1] * store.image[2]
-    mean = total.double() / count
-    std = (squares.double() / count - mean.square()).clamp(min=0).sqrt()
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
     return mean / 255, torch.where(std > 0, std / 255, 1.0)

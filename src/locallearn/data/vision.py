@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from torch import Tensor
@@ -48,9 +49,13 @@ class VisionSet(DataSource):
     def part(self, root: str, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """Images uint8 [N, C, H, W], labels int64 [N] and class names, from files that were checked."""
 
+    def verify(self) -> str:
+        return "every file has the right checksum"  # `read` insists on it
+
     def read(self, device: torch.device) -> Raw:
         root = self.folder()
-        self._check(root)
+        with _quiet(self.name, root):
+            self._check(root)
         missing = [path for path in self.files() if not (root / path).is_file()]
         if missing:
             self._download(root, missing)
@@ -87,10 +92,10 @@ class VisionSet(DataSource):
                     (root / path).parent.mkdir(parents=True, exist_ok=True)
                     (Path(temporary) / path).replace(root / path)
         except Exception as error:  # urllib, tarfile, sockets and torchvision each have their own
-            more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise UserError(
                 f"data={self.name}: {root} has no {missing[0]}{more}, and the download failed ({_first_line(error)}): "
-                f"put {', '.join(self.archives())} (or what it unpacks to) into that folder, or set data.root or the "
+                f"put {', '.join(self.archives())} (or what is inside) into that folder, or set data.root or the "
                 "environment's LOCALLEARN_DATA to the folder that has them"
             ) from error
 
@@ -136,4 +141,6 @@ def _patience() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, URLError):
+        error = error.reason if isinstance(error.reason, Exception) else error
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
