@@ -28,6 +28,7 @@ from locallearn.training.run_folder import RunFolder
 pytest.importorskip("wandb")
 KEY = "0123456789abcdef0123456789abcdef01234567"
 STEPS = 200
+SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("500", "slow")]
 
 
 class Server(ThreadingHTTPServer):
@@ -249,7 +250,7 @@ def test_online_with_two_runs_in_one_process(
     assert err.count("\n") == 2
 
 
-@pytest.mark.parametrize("mode", ["401", "500", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["401", *SLOW])
 def test_a_server_that_refuses_fails_or_is_slow_means_offline(
     folder: RunFolder, server: Server, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,9 +277,6 @@ def test_a_key_without_a_network_means_offline(folder: RunFolder, monkeypatch: p
     close(recorder)
     assert_complete(folder)
     assert mode_of(folder) == "offline"
-
-
-SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("500", "slow")]
 
 
 @pytest.mark.parametrize("mode", ["gone", *SLOW])
