@@ -354,11 +354,12 @@ recorder = open_recorder(folder, RecordSettings(wandb=WandbSettings(mode="offlin
 recorder.log({"step": 1, "train/loss": 0.5})
 while "mode" not in folder.read_json("wandb.json"):
     time.sleep(0.05)
-if os.fork() == 0:  # a worker that outlives its parent and holds the pipe open
-    time.sleep(8)
+worker = os.fork()
+if worker == 0:  # it outlives its parent and holds the pipe open
+    time.sleep(60)
     os._exit(0)
 time.sleep(0.5)
-print(folder.path, recorder._sinks[0]._child._process.pid, flush=True)
+print(folder.path, recorder._sinks[0]._child._process.pid, worker, flush=True)
 os.kill(os.getpid(), 9)
 """
 
@@ -366,11 +367,12 @@ os.kill(os.getpid(), 9)
 def test_a_killed_training_ends_the_run_as_failed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        path, pid = process.stdout.readline().split()
+        path, pid, worker = process.stdout.readline().split()
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
     run = json.loads(inspect(RunFolder(Path(path)).read_json("wandb.json")["path"], "--summary"))
     assert (run["state"], run["step"]) == ("failed", 1)
-    wait_until(lambda: str(path) not in running_commands() and f"--pid {pid}" not in running_commands())
+    wait_until(lambda: f"--pid {pid}" not in running_commands())  # W&B's service has gone too
+    os.kill(int(worker), signal.SIGKILL)
 
 
 def running_commands() -> str:
