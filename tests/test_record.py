@@ -236,8 +236,10 @@ print("alive", file=sys.stderr)
 """
 
 
-def show(**kwargs: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-c", SHOW], stderr=subprocess.PIPE, timeout=60, check=False, **kwargs)
+def show(and_then: str = "", **kwargs: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-c", SHOW + and_then], stderr=subprocess.PIPE, timeout=60, check=False, **kwargs
+    )
 
 
 def test_without_a_terminal_it_is_plain_lines() -> None:
@@ -289,7 +291,7 @@ def test_a_broken_or_full_or_closed_stdout_does_not_stop_training() -> None:
     os.close(reader)
     with open("/dev/full", "wb") as full:
         for stdout in (writer, full):
-            done = show(stdout=stdout)
+            done = show(and_then="print('a library prints')", stdout=stdout)
             assert (done.returncode, done.stderr) == (0, b"warning: careful\nalive\n")
     os.close(writer)
     done = subprocess.run(

@@ -121,6 +121,8 @@ class WandbSink:
                 self._announce(answer, problem)
                 return self._child
             self._child.kill()
+            if self._over:  # `close` has given up meanwhile: do not start another
+                break
         raise RuntimeError(problem)
 
     def _announce(self, answer: dict[str, Any], problem: str | None) -> None:
@@ -168,7 +170,7 @@ class _Child:
     def send(self, message: Mapping[str, Any]) -> None:
         """Blocks while the process is busy and the pipe is full; raises OSError when the process is gone."""
         assert self._process.stdin is not None
-        line = memoryview((json.dumps(message, default=str) + "\n").encode())
+        line = memoryview((json.dumps(message, default=_plain) + "\n").encode())
         while line:
             line = line[self._process.stdin.write(line) :]
 
@@ -205,6 +207,11 @@ def _identity(folder: RunFolder) -> dict[str, Any]:
     identity = {"id": f"{folder.name[-50:]}-{secrets.token_hex(4)}"}  # W&B takes at most 64 characters
     folder.write_json("wandb.json", identity)
     return identity
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: array scalars as numbers (NaN stays: W&B shows it), anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _how_to_look(path: str) -> str:
