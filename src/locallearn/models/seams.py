@@ -35,9 +35,8 @@ def seams(flow: Flow, name: str, cuts: Sequence[str] | None) -> list[fx.Node]:
 
 def _natural(flow: Flow) -> list[fx.Node]:
     """A unit begins at a layer with a weight matrix; normalisation, activation and pooling belong to the one before,
-    but what gives up the map (global pooling, flattening) to the one behind. Nothing begins in place."""
-    ends = [node for node in flow.bounds if node not in flow.overwritten]
-    edges = [flow.image, *ends, flow.logits]
+    but what gives up the map (global pooling, flattening) to the one behind."""
+    edges = [flow.image, *flow.bounds, flow.logits]
     found: list[fx.Node] = []
     heavy = False
     seam: fx.Node | None = None
