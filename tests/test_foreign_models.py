@@ -213,6 +213,23 @@ def test_functional_forward_keeps_both_modes():
     assert not torch.equal(model.units[0](x), model.units[0](x))
 
 
+def test_weights_that_no_submodule_holds():
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.randn(8, n)) for n in (12, 8))
+            self.c, self.shift = nn.Linear(8, 3), nn.Parameter(torch.randn(1, 8))
+
+        def forward(self, x):
+            h = F.linear(x.flatten(1), self.a).tanh() + self.shift
+            return self.c(F.linear(h, self.b).tanh())
+
+    net = Bare()
+    model = as_blocks(net, image=(3, 2, 2))
+    assert [sum(p.numel() for p in unit.parameters()) for unit in model.units] == [12 * 8 + 8, 8 * 8]
+    assert_same_function(model, net)
+
+
 def test_a_dropout_used_twice_has_a_mode_of_its_own_in_each_unit():
     class Shared(nn.Module):
         def __init__(self) -> None:

@@ -202,11 +202,24 @@ def test_unit_costs_by_hand():
     assert second.memory == 4 * 6  # its input is the storage that the first ReLU saved already
 
 
+class Restless(nn.Module):
+    """Draws and counts even in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + torch.randn_like(x)
+
+
 @pytest.mark.parametrize(
     "look", [measure, BlockModel.shapes, lambda m: m.cut(2, "time"), lambda m: summary(m, m.cut(2))]
 )
 def test_looking_leaves_no_trace(look):
     model = build("vgg8b", (3, 8, 8), dropout=0.5)
+    model.units[1] = nn.Sequential(Restless(), *model.units[1])
     model.train()
     model.units[2].eval()
     model(torch.randn(4, 3, 8, 8)).sum().backward()

@@ -54,10 +54,8 @@ class Flow:
         if node.op == "call_module":
             module = self.module.get_submodule(str(node.target))
             return [*module.parameters(), *module.buffers()]
-        if node.op == "get_attr":
-            value = _attribute(self.module, str(node.target))
-            return [value] if isinstance(value, Tensor) else []
-        return []
+        values = [_attribute(self.module, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
+        return [value for value in values if isinstance(value, Tensor)]
 
     def tied_at(self, i: int) -> bool:
         """Whether some weight is used on both sides of position i: it could not belong to one block."""
@@ -66,10 +64,9 @@ class Flow:
     def _tied(self) -> list[tuple[int, int]]:
         uses: dict[int, list[int]] = {}
         for i, node in enumerate(self.nodes):
-            places = [self.at[user] for user in node.users] if node.op == "get_attr" else [i]
             for weight in self.weights(node):
-                uses.setdefault(id(weight), []).extend(places)
-        return [(min(places), max(places)) for places in uses.values() if len(set(places)) > 1]
+                uses.setdefault(id(weight), []).append(i)
+        return [(min(places), max(places)) for places in uses.values() if len(places) > 1]
 
     def _packet(self, node: fx.Node) -> bool:
         """Whether a node's value can be handed from block to block: [B, ...] numbers, neither image nor logits."""

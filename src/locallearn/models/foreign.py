@@ -31,8 +31,8 @@ def as_blocks(
              units as there are places for a cut, each beginning at a layer with a weight matrix
     image    shape of one input; classes is found by a dry run and only checked when given
 
-    The head is the last layer with weights and the pooling or flattening before it. Where the next operation would work
-    in place on what a unit hands on, the units are one, or, if the cut was asked for by name, it works on a copy.
+    The head is the last layer with weights and the pooling or flattening before it. An operation that would write into
+    what was handed over a cut works on a copy.
     """
     name = name or type(module).__name__
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from locallearn.errors import UserError, did_you_mean
@@ -35,21 +35,25 @@ def seams(flow: Flow, name: str, cuts: Sequence[str] | None) -> list[fx.Node]:
 
 def _natural(flow: Flow) -> list[fx.Node]:
     """A unit begins at a layer with a weight matrix; normalisation, activation and pooling belong to the one before,
-    but what gives up the map (global pooling, flattening) to the one behind. Nothing begins in place."""
-    ends = [node for node in flow.bounds if node not in flow.overwritten]
-    edges = [flow.image, *ends, flow.logits]
+    but what gives up the map (global pooling, flattening) to the one behind."""
+    edges = [flow.image, *flow.bounds, flow.logits]
     found: list[fx.Node] = []
     heavy = False
     seam: fx.Node | None = None
     for before, after in pairwise(edges):
         piece = flow.between(before, after)
-        if any(isinstance(w, nn.Parameter) and w.dim() > 1 for node in piece for w in flow.weights(node)):
+        if any(_is_matrix(weight) for node in piece for weight in flow.weights(node)):
             if heavy:
                 found.append(seam or before)
             heavy, seam = True, None
         elif heavy and seam is None and _gives_up_map(flow, before, after, piece):
             seam = before
     return found
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    """Not a scale or a bias, nor a position embedding or class token, which begin with a 1."""
+    return isinstance(weight, nn.Parameter) and weight.dim() > 1 and len(weight) > 1
 
 
 def _gives_up_map(flow: Flow, before: fx.Node, after: fx.Node, piece: list[fx.Node]) -> bool:
