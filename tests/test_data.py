@@ -23,13 +23,14 @@ import torch
 
 from locallearn.data import Data, DataSource
 from locallearn.data.augment import Augment, draw
-from locallearn.data.benchmarks import CIFAR10, MNIST, STL10, SVHN, FashionMNIST
+from locallearn.data.benchmarks import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionMNIST
 from locallearn.data.digits import Digits
 from locallearn.data.doctor import diagnose
 from locallearn.data.source import Part, Raw
 from locallearn.data.split import noisy, stratified
 from locallearn.data.store import Memory
 from locallearn.data.synthetic import Synthetic
+from locallearn.data.vision import VisionSet
 from locallearn.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -462,6 +463,52 @@ def test_missing_files_without_network(
     assert "\n" not in said
     assert capsys.readouterr() == ("", "")
     assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.fixture
+def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For made-up files in the formats of sets that this machine may not have."""
+    from torchvision import datasets
+
+    monkeypatch.setattr(VisionSet, "_check", lambda self, root: None)
+    for module in (datasets.cifar, datasets.svhn):
+        monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: True)
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+
+
+def test_cifar100_format(tmp_path: Path, any_checksum: None) -> None:
+    (tmp_path / "cifar-100-python").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), dtype=np.uint8)
+    names = [f"kind {i}" for i in range(100)]
+    for path in CIFAR100().files():
+        part = {"data": pixels.reshape(200, -1), "fine_labels": [*range(100)] * 2, "fine_label_names": names}
+        (tmp_path / path).write_bytes(pickle.dumps(part))
+    raw = CIFAR100(root=str(tmp_path)).read(CPU)
+    assert np.array_equal(raw.train.images.samples.numpy(), pixels)  # type: ignore[attr-defined]
+    assert (raw.test.labels.tolist(), raw.classes) == ([*range(100)] * 2, tuple(names))
+
+
+def test_svhn_format(tmp_path: Path, any_checksum: None) -> None:
+    from scipy.io import savemat
+
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+    for path in SVHN().files():
+        savemat(tmp_path / path, {"X": pixels.transpose(2, 3, 1, 0), "y": np.array([*range(1, 11)] * 2)[:, None]})
+    raw = SVHN(root=str(tmp_path)).read(CPU)
+    assert np.array_equal(raw.train.images.samples.numpy(), pixels)  # type: ignore[attr-defined]
+    assert raw.train.labels.tolist() == [*range(1, 10), 0] * 2  # a zero is stored as 10
+
+
+def test_stl10_format(tmp_path: Path, any_checksum: None) -> None:
+    (tmp_path / "stl10_binary").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 96, 96), dtype=np.uint8)
+    for part in ("train", "test"):
+        (tmp_path / f"stl10_binary/{part}_X.bin").write_bytes(pixels.transpose(0, 1, 3, 2).tobytes())
+        (tmp_path / f"stl10_binary/{part}_y.bin").write_bytes(bytes([*range(1, 11)] * 2))
+    raw = STL10(root=str(tmp_path)).read(CPU)  # and without the 2.6 GB of images without labels
+    assert np.array_equal(raw.train.images.samples.numpy(), pixels)  # type: ignore[attr-defined]
+    assert raw.test.labels.tolist() == [*range(10)] * 2
+    assert len(raw.classes) == 10
 
 
 def test_environment_names_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
