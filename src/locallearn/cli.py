@@ -17,7 +17,7 @@ from locallearn.compose import conf_dir, explained, plain
 from locallearn.errors import RunError, UserError, did_you_mean
 
 _exit_codes: list[int] = []
-"""Of the runs of this command line that ended badly; Hydra carries no return values and would print an exception twice."""
+"""Of the runs of this command line that ended badly; Hydra carries no return values and prints exceptions twice."""
 
 
 def entry() -> None:

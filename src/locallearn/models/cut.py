@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from locallearn.models.base import BlockModel, Size
 
 BALANCES = ("flops", "memory", "time")
+_MEMORY_BATCH = 128  # images for which balance=memory weighs activations against weights
 _BATCH = 2  # of a dry run; 1 would make an `x.squeeze()` in a user's module drop the batch
 
 
@@ -123,7 +124,12 @@ def _never(_: None) -> Tensor:
 
 
 def _costs(model: BlockModel, balance: str) -> list[float]:
-    return _seconds(model) if balance == "time" else [getattr(unit, balance) for unit in measure(model)]
+    """What `balance` weighs a unit by. Memory is all that autograd holds in a step: activations and, once, weights."""
+    if balance == "time":
+        return _seconds(model)
+    if balance == "memory":
+        return [unit.memory * _MEMORY_BATCH + 4 * unit.parameters for unit in measure(model)]
+    return [unit.flops for unit in measure(model)]
 
 
 def _seconds(model: BlockModel, batch: int = 8, repeats: int = 3) -> list[float]:

@@ -1,0 +1,248 @@
+"""The real commands, in process where that shows the same: what they print, write, refuse, and how they exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from locallearn import cli
+
+SMALL = ["model=mlp", "model.width=16", "model.depth=3", "auxiliary=linear", "epochs=2", "batch_size=128", "threads=1"]
+
+
+def run(*arguments: str, capsys) -> tuple[int, str, str]:
+    argv = sys.argv
+    try:
+        code = cli.main(list(arguments))
+    finally:
+        sys.argv = argv
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def one_sentence(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_a_run_writes_what_it_promises(capsys, tmp_path):
+    code, out, _ = run("strategy=dgl", *SMALL, capsys=capsys)
+    assert code == 0
+    folder = Path(out.splitlines()[-1])
+    assert folder.parent == tmp_path / "runs"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in records] == [1, 2]
+    wanted = {"epoch", "step", "train/loss", "train/accuracy", "validation/accuracy", "test/loss", "test/accuracy"}
+    wanted |= {"block/00/loss", "block/00/accuracy", "block/02/test_accuracy", "images_per_second", "seconds"}
+    assert wanted | {"peak_memory_bytes", "learning_rate"} <= records[-1].keys()
+    assert 0 < records[-1]["test/accuracy"] <= 1
+    assert records[-1]["peak_memory_bytes"] > 10_000_000
+    assert records[0]["train/loss"] == records[0]["block/02/loss"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test/accuracy"] == records[-1]["test/accuracy"]
+    assert summary["parameters"] == 1025 * 16 + 2 * (17 * 16) + 3 * 2 * 16 + 17 * 10
+    assert summary["auxiliary_parameters"] == 2 * (16 * 10 + 10)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["threads"] == 1
+    assert manifest["versions"]["torch"]
+    assert manifest["choices"]["strategy"] == "dgl"
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["strategy"]["_target_"].endswith("DGL")
+    assert "epochs=2" in yaml.safe_load((folder / "overrides.yaml").read_text())
+    assert (folder / "model.safetensors").is_file()
+    assert not (tmp_path / "outputs").exists(), "Hydra made a folder of its own"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["strategy=dlg"], "did you mean 'dgl'?"),
+        (["stratgy=dgl"], "did you mean 'strategy'?"),
+        (["model=vgg61"], "choose one of"),
+        (["optim.lr=abc"], "optim.lr=abc: must be a number"),
+        (["optim.lrr=1"], "did you mean 'optim.lr'?"),
+        (["optim.lr=-1"], "at least 0"),
+        (["+strategy.beta=1"], "unknown key strategy.beta"),
+        (["epochs=-1"], "epochs=-1: must be at least 1"),
+        (["epochs=1.5"], "epochs=1.5: must be a whole number"),
+        (["batch_size=0"], "batch_size=0: must be at least 1"),
+        (["blocks=99"], "vgg16 has 13 units; choose 1-13"),
+        (["blocks=[5,2]"], "increasing"),
+        (["blocks=many"], "must be a number, auto, max"),
+        (["precision=fp8"], "choose one of bf16, fp32, fp64"),
+        (["device=gpu"], "choose auto, cpu, cuda"),
+        (["checkpoint.every=often"], "1ep"),
+        (["micro_batches=3"], "does not divide"),
+        (["data=mnist", "data.root=/nowhere"], "/nowhere"),
+        (["data.validation=2"], "data.validation=2"),
+        (["record.wandb.mode=auto"], "record"),
+        (["epochs=1,2"], "epochs"),
+        (["trian"], "neither a command nor"),
+        (["resum", "x"], "did you mean 'resume'?"),
+        (["resume"], "run"),
+        (["resume", "nowhere"], "no run folder"),
+        (["list", "strategie"], "did you mean"),
+        (["doctor", "data=fodler"], "did you mean 'folder'?"),
+        (["--config-dir", "nowhere", "strategy=dgl"], "no such folder"),
+        (["data.root=${oc.env:HOME}x", "out=${oc.env:HOME}", "seed=${oc.env:HOME}"], "seed"),
+        (["strategy._target_=os.system"], "lies outside locallearn"),
+        (["strategy._target_=locallearn.engine.optim.SGD"], "must be a complete class derived from"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(arguments, sentence, capsys, tmp_path):
+    code, _, err = run(*arguments, capsys=capsys)
+    assert sentence in one_sentence(err)
+    assert code == 2
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_out_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run(*SMALL, "out=file/x", capsys=capsys)
+    assert code == 2
+    assert "file/x" in one_sentence(err)
+
+
+def test_sweep_goes_on_after_a_failing_run(capsys, tmp_path):
+    """The second of three diverges: the others end, and the exit code says so."""
+    code, out, err = run("-m", "strategy=dgl", *SMALL, "optim.lr=0.01,1e30,0.02", "optim.schedule=constant", capsys=capsys)
+    assert code == 1
+    assert "loss is" in one_sentence(err)
+    states = sorted(json.loads(p.read_text())["state"] for p in tmp_path.glob("runs/*/status.json"))
+    assert states == ["done", "done", "failed"]
+    failed = next(p for p in tmp_path.glob("runs/*/status.json") if "failed" in p.read_text())
+    assert "learning rate" in json.loads(failed.read_text())["reason"]
+    assert str(out).count("result") == 2
+
+
+def test_two_starts_in_one_second_never_share_a_folder(capsys, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "2026-01-01_00-00-00")
+    folders = {run("strategy=shallow", *SMALL, "max_steps=1", capsys=capsys)[1].splitlines()[-1] for _ in range(2)}
+    assert len(folders) == 2
+
+
+def test_dry_run_shows_the_blocks_and_trains_nothing(capsys, tmp_path):
+    code, out, _ = run("model=vgg16", "blocks=4", "--dry-run", capsys=capsys)
+    assert code == 0
+    assert "inference drops" in out
+    assert "512x1x1" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_gives_the_accuracy_of_the_run(capsys):
+    _, out, _ = run("strategy=dgl", *SMALL, capsys=capsys)
+    folder = Path(out.splitlines()[-1])
+    summary = json.loads((folder / "summary.json").read_text())
+    code, out, _ = run("evaluate", str(folder), capsys=capsys)
+    assert code == 0
+    found = {name: float(value) for name, value in (line.split() for line in out.splitlines())}
+    assert found["accuracy"] == pytest.approx(summary["test/accuracy"], abs=1e-4)
+    assert found["block/00/accuracy"] == pytest.approx(summary["block/00/test_accuracy"], abs=1e-4)
+    code, _, err = run("evaluate", str(folder), "data=synthetic", capsys=capsys)
+    assert code == 2
+    assert "trained on" in one_sentence(err)
+
+
+def test_doctor_describes_the_data(capsys):
+    code, out, _ = run("doctor", "data=digits", capsys=capsys)
+    assert code == 0
+    assert "torch 2" in out
+    assert "1294 training, 144 validation, 359 test" in out
+
+
+def test_help_and_list_do_not_import_torch():
+    """And so answer at once; the time is printed, not judged."""
+    for words in (["--help"], ["list"], ["list", "strategies"]):
+        program = (
+            "import sys, time; start = time.time(); from locallearn import cli; code = cli.main(sys.argv[1:]); "
+            "print('seconds', time.time() - start, file=sys.stderr); "
+            "sys.exit(code or bool({'torch', 'hydra', 'wandb'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "dgl" in done.stdout
+
+
+def test_list_gives_route_and_paper(capsys):
+    _, out, _ = run("list", "strategies", capsys=capsys)
+    (line,) = [line for line in out.splitlines() if line.strip().startswith("dgl")]
+    assert "route none" in line
+    assert "1901.08164" in line
+
+
+OUTSIDE = '''
+from dataclasses import dataclass
+from locallearn.strategies.greedy import DGL
+
+@dataclass(frozen=True)
+class Mine(DGL):
+    """DGL with a scaled loss; fails at once with scale=0."""
+    scale: float = 0.5
+
+    def loss(self, block, h, packet):
+        if self.scale == 0:
+            raise KeyError("a bug in my strategy")
+        return self.scale * super().loss(block, h, packet)
+'''
+
+
+@pytest.fixture
+def my_conf(tmp_path) -> Path:
+    folder = tmp_path / "my_conf"
+    (folder / "strategy").mkdir(parents=True)
+    (folder / "my_strategy.py").write_text(OUTSIDE)
+    (folder / "strategy" / "mine.yaml").write_text("# Mine.\n_target_: my_strategy.Mine\nscale: 0.5\n")
+    yield folder
+    sys.modules.pop("my_strategy", None)
+
+
+def test_a_strategy_from_outside(my_conf, capsys):
+    code, out, err = run("--config-dir", str(my_conf), "strategy=mine", *SMALL, capsys=capsys)
+    assert code == 0, err
+    folder = out.splitlines()[-1]
+    code, _, err = run("evaluate", folder, capsys=capsys)
+    assert code == 2
+    assert "allow" in one_sentence(err), "a saved run reached a target that this command line did not allow"
+    assert run("evaluate", folder, "--allow", "my_strategy", capsys=capsys)[0] == 0
+    code, out, _ = run("list", "strategies", "--config-dir", str(my_conf), capsys=capsys)
+    assert "Mine." in out
+
+
+def test_a_failure_while_running(my_conf, capsys):
+    code, _, err = run("--config-dir", str(my_conf), "strategy=mine", "strategy.scale=0.0", *SMALL, capsys=capsys)
+    assert code == 1
+    assert "a bug in my strategy" in one_sentence(err)
+    (status,) = Path("runs").glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "failed"
+    assert "Traceback" in (status.parent / "log.txt").read_text()
+
+
+def test_environment_reaches_no_file(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", "s3cret" * 8)
+    run("strategy=dgl", *SMALL, "max_steps=1", capsys=capsys)
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes(), path
+
+
+def test_stdout_closed_early(tmp_path):
+    """`locallearn ... | head -1` trains on."""
+    arguments = " ".join(["strategy=dgl", *SMALL])
+    command = f"{sys.executable} -m locallearn {arguments} | head -n 1"
+    subprocess.run(command, shell=True, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (status,) = tmp_path.glob("runs/*/status.json")
+    assert json.loads(status.read_text())["state"] == "done"

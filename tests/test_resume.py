@@ -1,0 +1,223 @@
+"""kill -9, SIGTERM and SIGINT at arbitrary moments of real runs; what is resumed must end with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import locallearn
+from locallearn import cli
+from locallearn.errors import UserError
+from locallearn.training import session
+
+SETTINGS = [
+    "model=mlp",
+    "model.width=24",
+    "model.depth=4",
+    "model.dropout=0.2",
+    "auxiliary=linear",
+    "epochs=6",
+    "batch_size=16",
+    "checkpoint.every=7it",
+    "threads=1",
+    "data.crop=2",
+]
+TIMING = {"seconds", "images_per_second", "peak_memory_bytes"}
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "locallearn", *SETTINGS, *more],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def whole(folder: Path, *more: str) -> Path:
+    """An uninterrupted run, in this process."""
+    folder.mkdir(exist_ok=True)
+    argv, here = sys.argv, Path.cwd()
+    os.chdir(folder)
+    try:
+        assert cli.main([*SETTINGS, *more]) == 0
+    finally:
+        sys.argv = argv
+        os.chdir(here)
+    return next((folder / "runs").iterdir())
+
+
+def wait_for_steps(folder: Path, steps: int) -> Path:
+    """Wait until a run has committed a checkpoint of at least `steps`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in folder.glob("runs/*/checkpoints/step-*"):
+            if int(path.name.removeprefix("step-")) >= steps:
+                return path.parents[1]
+        time.sleep(0.005)
+    raise AssertionError("the run did not get so far in 120 seconds")
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    one, other = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(t, other[name]) for name, t in one.items())
+    records = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in TIMING}
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in (a, b)
+    ]
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("strategy", ["backprop", "dgl", "greedy", "deep_supervision"])
+def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
+    """Killed twice at random moments, the second time while it resumes."""
+    reference = whole(tmp_path / "whole", f"strategy={strategy}")
+    moment = random.Random(strategy)
+    process = start(tmp_path / "killed", f"strategy={strategy}")
+    run = wait_for_steps(tmp_path / "killed", moment.randrange(7, 200))
+    time.sleep(moment.random() * 0.1)
+    process.kill()
+    process.communicate()
+    assert json.loads((run / "status.json").read_text())["state"] == "running", "it was done before it was killed"
+    again = subprocess.Popen([sys.executable, "-m", "locallearn", "resume", str(run)], stdout=subprocess.PIPE, text=True)
+    time.sleep(2 + 6 * moment.random())
+    again.kill()
+    again.communicate()
+    result = session.resume(run, [], quiet=True)
+    assert result.run_dir == run
+    assert_same_run(reference, run)
+    assert not list(run.glob("checkpoints/.tmp*"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves(number, code, tmp_path):
+    process = start(tmp_path, "strategy=dgl", "checkpoint.every=14it")
+    run = wait_for_steps(tmp_path, 14)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    assert_same_run(whole(tmp_path / "whole", "strategy=dgl"), session.resume(run, [], quiet=True).run_dir)
+
+
+def test_a_second_interrupt_leaves_at_once(tmp_path):
+    process = start(tmp_path, "strategy=dgl", "model.width=2000", "batch_size=1024", "checkpoint.every=1it")
+    wait_for_steps(tmp_path, 1)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert time.monotonic() - began < 20
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """A run folder that was left in the middle, with three checkpoints."""
+    folder = tmp_path_factory.mktemp("stopped")
+    process = start(folder, "strategy=dgl", "checkpoint.keep=3")
+    run = wait_for_steps(folder, 35)
+    process.kill()
+    process.communicate()
+    return run
+
+
+def copy_of(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "moved run"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "zero", "cut", "empty", "gone"])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256SUMS"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, stopped, tmp_path, capsys):
+    run = copy_of(stopped, tmp_path)
+    newest, second, *_ = sorted(run.glob("checkpoints/step-*"), reverse=True)
+    data = bytearray((newest / name).read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    elif damage == "zero":
+        data[len(data) // 3 : len(data) // 3 + 40] = bytes(40)
+    elif damage == "cut":
+        data = data[: len(data) // 2]
+    (newest / name).write_bytes(b"" if damage == "empty" else data)
+    if damage == "gone":
+        (newest / name).unlink()
+    result = session.resume(run, [], quiet=False)
+    out, err = capsys.readouterr()
+    assert newest.name in err
+    assert f"step {int(second.name.removeprefix('step-'))}" in out
+    assert result.metrics["epoch"] == 6
+
+
+def test_all_checkpoints_damaged_is_refused(stopped, tmp_path):
+    run = copy_of(stopped, tmp_path)
+    for path in run.glob("checkpoints/step-*/state.json"):
+        path.write_text("{}")
+    before = (run / "metrics.jsonl").read_bytes() if (run / "metrics.jsonl").exists() else b""
+    with pytest.raises(UserError, match="damaged"):
+        session.resume(run, [], quiet=True)
+    assert ((run / "metrics.jsonl").read_bytes() if before else b"") == before
+
+
+def test_foreign_files_among_checkpoints_are_left_alone(stopped, tmp_path):
+    run = copy_of(stopped, tmp_path)
+    folder = run / "checkpoints"
+    (folder / "step-abc").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "step-99999999").symlink_to(folder / "step-99999999")
+    session.resume(run, [], quiet=True)
+    assert (folder / "step-abc").is_dir()
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_hostile_files_run_no_code(stopped, tmp_path):
+    """A pickle named like a checkpoint, and a configuration that names os.system."""
+    run = copy_of(stopped, tmp_path)
+    canary = tmp_path / "canary"
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("locallearn.strategies.greedy.DGL", "os.system"))
+    with pytest.raises(UserError, match="lies outside locallearn"):
+        session.resume(run, [], quiet=True)
+    (run / "config.yaml").write_text(f"a: !!python/object/apply:os.system ['touch {canary}']\n")
+    with pytest.raises(UserError):
+        session.resume(run, [], quiet=True)
+    assert not canary.exists()
+
+
+def test_resume_of_a_finished_run_says_so(tmp_path, capsys):
+    run = whole(tmp_path, "strategy=shallow", "max_steps=5")
+    before = (run / "metrics.jsonl").read_bytes()
+    result = session.resume(run, [])
+    assert "done already" in capsys.readouterr().out
+    assert result.metrics["step"] == 5
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_load_gives_the_plain_model_with_the_same_logits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = locallearn.train(
+        strategy="dgl", model="mlp", auxiliary="linear", epochs=1, max_steps=5, threads=1, quiet=True
+    )
+    model = locallearn.load(result.run_dir)
+    x = torch.randn(4, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), result.model(x))
+    assert not any("auxiliary" in name for name in load_file(result.run_dir / "model.safetensors"))

@@ -1,0 +1,221 @@
+"""One suite over every yaml in conf/strategy: a strategy is tested from the day its file exists."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny_model
+from sklearn.datasets import load_digits
+
+from locallearn.auxiliary import MLP
+from locallearn.compose import choices, header
+from locallearn.config.targets import instantiate
+from locallearn.contract import Route, Strategy
+from locallearn.engine import SGD, assemble
+from locallearn.engine.block import TrainedBlock
+from locallearn.engine.learner import check_ownership
+from locallearn.errors import RunError, UserError
+from locallearn.models.plain import basic_cnn
+from locallearn.objectives import CrossEntropy
+
+FILES = choices("strategy")
+
+
+def make(name: str) -> Strategy:
+    config = yaml.safe_load(FILES[name].read_text())
+    return instantiate(config, "strategy", [], objective=CrossEntropy(), auxiliary=MLP(layers=1, width=16))
+
+
+@pytest.fixture(params=sorted(FILES))
+def name(request) -> str:
+    return request.param
+
+
+def test_yaml_names_every_option_the_paper_and_the_route(name):
+    config, facts = yaml.safe_load(FILES[name].read_text()), header(FILES[name])
+    module, _, cls = config.pop("_target_").rpartition(".")
+    target = getattr(importlib.import_module(module), cls)
+    options = {f.name for f in dataclasses.fields(target)} - {"objective", "auxiliary"}
+    assert set(config) == options
+    assert facts["summary"].endswith(".")
+    assert facts["paper"]
+    assert facts["route"] == target.route.value
+
+
+def test_every_parameter_has_one_owner(name):
+    learner = tiny_learner(make(name), total_steps=4)
+    check_ownership(learner)
+    block = learner.blocks[0]
+    block.optimizers["second"] = torch.optim.SGD(block.layers.parameters(), lr=0.1)
+    with pytest.raises(UserError, match="2 optimizers"):
+        check_ownership(learner)
+
+
+def test_nothing_auxiliary_ships(name):
+    """The plain model has the parameters of an untrained one, and its logits need no auxiliary module."""
+    learner = tiny_learner(make(name), total_steps=4)
+    for x, y in tiny_batches(4):
+        learner.learn(x, y)
+    assert learner.model.state_dict().keys() == tiny_model().state_dict().keys()
+    x = tiny_batches(1)[0][0]
+    logits = learner.predict(x)[-1]
+    for block in learner.blocks:
+        block.auxiliary.clear()
+    assert torch.equal(learner.model.eval()(x), logits)
+
+
+def test_route_is_honest(name):
+    """A strategy without feedback gets none and gives none; under a chain every block but the first answers."""
+    strategy = make(name)
+    learner = tiny_learner(strategy, total_steps=1)
+    answers = []
+    original = learner.stage._finish
+
+    def finish(running, message, micro):
+        answer = original(running, message, micro)
+        answers.append((running[0].spec.index, message, answer))
+        return answer
+
+    learner.stage._finish = finish  # type: ignore[method-assign]
+    learner.learn(*tiny_batches(1)[0])
+    for index, message, answer in answers:
+        if strategy.route is Route.NONE:
+            assert message is None
+            assert answer is None
+        if strategy.route is Route.CHAIN:
+            assert (message is None) == (index == 3)
+            assert answer is not None
+            assert (answer[0] is None) == (index == 0), "block 0 must not pay for the gradient of its input"
+
+
+def test_no_input_of_a_decoupled_block_collects_a_gradient(name, monkeypatch):
+    strategy = make(name)
+    if strategy.route is not Route.NONE:
+        pytest.skip("only strategies without feedback promise it")
+    learner = tiny_learner(strategy, total_steps=4)
+    wants = []
+    for block in learner.blocks:
+        block.layers.register_forward_pre_hook(lambda m, args: wants.append(args[0].requires_grad))
+    learner.learn(*tiny_batches(1)[0])
+    assert wants
+    assert not any(wants)
+
+
+def test_gradients_of_a_block_stay_in_the_block(name, monkeypatch):
+    strategy = make(name)
+    learner = tiny_learner(strategy, tiny_model(dropout=0.2), total_steps=4)
+    original, leaks = TrainedBlock.update, []
+
+    def update(block, part="main"):
+        if strategy.route is Route.NONE:
+            own = {id(p) for m in (block.layers, block.head, block.auxiliary) if m is not None for p in m.parameters()}
+            leaks.extend(n for n, p in learner.parameters() if p.grad is not None and id(p) not in own)
+        original(block, part)
+
+    monkeypatch.setattr(TrainedBlock, "update", update)
+    for x, y in tiny_batches(4):
+        learner.learn(x, y)
+    assert not leaks
+    assert all(p.grad is None for _, p in learner.parameters()), "gradients are not cleared"
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_resume_is_exact(name, stop):
+    """Train 6 = train some, put the state into a fresh learner, train the rest."""
+    batches, model = tiny_batches(6), tiny_model(dropout=0.3)
+    whole = tiny_learner(make(name), model, total_steps=6)
+    first = tiny_learner(make(name), model, total_steps=6)
+    for x, y in batches:
+        whole.learn(x, y)
+    for x, y in batches[:stop]:
+        first.learn(x, y)
+    second = tiny_learner(make(name), model, total_steps=6, seed=0)
+    second.load_state({k: v.clone() for k, v in first.state().items()})
+    second.step_count = stop
+    for x, y in batches[stop:]:
+        second.learn(x, y)
+    assert_same(whole.model, second.model)
+    ours = second.state()
+    assert all(torch.equal(t, ours[k]) for k, t in whole.state().items())
+
+
+def test_a_state_that_does_not_fit_is_refused(name):
+    learner = tiny_learner(make(name), total_steps=4)
+    state = {k: v.clone() for k, v in learner.state().items()}
+    before = {k: v.clone() for k, v in state.items()}
+    del state["model.units.0.0.weight"]
+    state["model.head.2.weight"] = torch.zeros(1, dtype=torch.float64)
+    with pytest.raises(UserError, match="does not fit"):
+        learner.load_state(state)
+    assert all(torch.equal(v, before[k]) for k, v in learner.state().items()), "half loaded"
+
+
+def test_same_seed_same_bits_other_seed_others(name):
+    def train(seed):
+        learner = tiny_learner(make(name), tiny_model(dropout=0.3), total_steps=4, seed=seed)
+        for x, y in tiny_batches(4):
+            learner.learn(x, y)
+        return learner.model
+
+    assert_same(train(1), train(1))
+    with pytest.raises(AssertionError):
+        assert_same(train(1), train(2))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_precisions(name, precision):
+    learner = tiny_learner(make(name), precision=precision, channels_last=True, total_steps=4)
+    for x, y in tiny_batches(4):
+        learner.learn(x.float(), y)
+    assert all(p.dtype == torch.float32 for _, p in learner.parameters())
+    assert all(torch.isfinite(p).all() for _, p in learner.parameters())
+
+
+def test_a_broken_loss_stops_the_run_before_it_teaches(name):
+    learner = tiny_learner(make(name), total_steps=4)
+    batches = tiny_batches(2)
+    learner.learn(*batches[0])
+    last = copy.deepcopy(learner.model.units[3])
+    x, y = batches[1]
+    x[0, 0, 0, 0] = math.nan
+    with pytest.raises(RunError, match=r"block \d of 4, step 1: the loss is nan at learning rate 0.1"):
+        learner.learn(x, y)
+    for p, q in zip(last.parameters(), learner.model.units[3].parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_learns_to_memorise_64_real_images(name):
+    """Real handwritten digits, 8x8, enlarged to 16x16: all 64 right, except for random features (more than chance)."""
+    images, labels = load_digits(return_X_y=True)
+    x = torch.nn.functional.interpolate(torch.tensor(images[:64], dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1, 16)
+    y = torch.tensor(labels[:64])
+    torch.manual_seed(0)
+    model = basic_cnn((1, 16, 16), 10, width=16, hidden=32)
+    steps = 120
+    optim = SGD(lr=0.05, momentum=0.9, schedule="constant")
+    learner = assemble(model, make(name), optim, model.cut(3), total_steps=steps)
+    for _ in range(steps):
+        learner.learn(x, y)
+    accuracy = (learner.predict(x)[-1].argmax(1) == y).float().mean().item()
+    assert accuracy == 1.0 if name != "shallow" else accuracy > 0.5
+
+
+def test_options_are_checked():
+    assert SGD_CONSTANT.lr == 0.1
+    config = yaml.safe_load(Path(FILES["deep_supervision"]).read_text())
+    given = {"objective": CrossEntropy(), "auxiliary": MLP()}
+    for bad, sentence in [
+        ({"weight": -1.0}, "must be at least 0"),
+        ({"weight": "abc"}, "must be a number"),
+        ({"anneal": "cosin"}, "did you mean 'cosine'"),
+        ({"wieght": 1.0}, "did you mean 'weight'"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            instantiate({**config, **bad}, "strategy", [], **given)
