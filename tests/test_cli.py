@@ -119,7 +119,9 @@ def test_out_that_cannot_be_written(capsys, tmp_path):
 
 def test_sweep_goes_on_after_a_failing_run(capsys, tmp_path):
     """The second of three diverges: the others end, and the exit code says so."""
-    code, out, err = run("-m", "strategy=dgl", *SMALL, "optim.lr=0.01,1e30,0.02", "optim.schedule=constant", capsys=capsys)
+    code, out, err = run(
+        "-m", "strategy=dgl", *SMALL, "optim.lr=0.01,1e30,0.02", "optim.schedule=constant", capsys=capsys
+    )
     assert code == 1
     assert "loss is" in one_sentence(err)
     states = sorted(json.loads(p.read_text())["state"] for p in tmp_path.glob("runs/*/status.json"))

@@ -97,7 +97,9 @@ def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
     process.kill()
     process.communicate()
     assert json.loads((run / "status.json").read_text())["state"] == "running", "it was done before it was killed"
-    again = subprocess.Popen([sys.executable, "-m", "locallearn", "resume", str(run)], stdout=subprocess.PIPE, text=True)
+    again = subprocess.Popen(
+        [sys.executable, "-m", "locallearn", "resume", str(run)], stdout=subprocess.PIPE, text=True
+    )
     time.sleep(2 + 6 * moment.random())
     again.kill()
     again.communicate()

@@ -53,7 +53,7 @@ def process_settings(settings: Settings) -> Iterator[dict[str, Any]]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     generators = torch.get_rng_state()
     torch.set_num_threads(choose_threads(settings.threads))
-    allocator = settings.allocator and _keep_freed_memory()
+    allocator = settings.allocator and keep_freed_memory()
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -66,7 +66,7 @@ def process_settings(settings: Settings) -> Iterator[dict[str, Any]]:
         torch.set_rng_state(generators)
 
 
-def _keep_freed_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Tell glibc not to give large freed blocks back to the kernel: saves some 100,000 page faults a step."""
     try:
         libc = ctypes.CDLL("libc.so.6")

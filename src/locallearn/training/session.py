@@ -191,7 +191,12 @@ def parameter_counts(learner: Learner) -> dict[str, int]:
 def saved_experiment(folder: RunFolder, allow: list[str], **changes: Any) -> tuple[Experiment, dict[str, Any]]:
     """The experiment of a run folder, and its manifest. Targets outside locallearn must be in `allow`."""
     known = folder.read_json("manifest.json")
-    config = yaml.safe_load((folder.path / "config.yaml").read_text())
+    try:
+        config = yaml.safe_load((folder.path / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder.path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict) or not known.keys() >= {"choices", "cut", "image", "classes"}:
+        raise UserError(f"{folder.path} is not the folder of a run: config.yaml or manifest.json is incomplete")
     return experiment({**config, "dry_run": False, "allow": allow, **changes}, known["choices"]), known
 
 

@@ -1,0 +1,96 @@
+"""The Python API, as a script or a notebook uses it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import assert_same
+from torch import nn
+from torch.nn import functional as F
+
+import locallearn
+from locallearn.errors import UserError
+
+
+def test_train_returns_metrics_model_and_folder(tmp_path):
+    result = locallearn.train(
+        strategy="dgl", model="basic_cnn", data="digits", blocks=3, epochs=1, seed=0, max_steps=4, quiet=True,
+        out=tmp_path / "my runs", auxiliary="linear", optim={"lr": 0.001}, **{"data.validation": 0.2},
+    )  # fmt: skip
+    assert result.run_dir.parent == tmp_path / "my runs"
+    assert 0 < result.metrics["test/accuracy"] < 1
+    assert [r["step"] for r in result.history] == [4]
+    assert result.model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
+    config = (result.run_dir / "config.yaml").read_text()
+    assert "lr: 0.001" in config
+    assert "validation: 0.2" in config
+
+
+def test_mistakes_are_user_errors(tmp_path):
+    for settings, sentence in [
+        ({"strategy": "dlg"}, "did you mean 'dgl'"),
+        ({"epochs": 0}, "at least 1"),
+        ({"optim": {"lrr": 1}}, "did you mean 'optim.lr'"),
+        ({"seed": object()}, "must be a number"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            locallearn.train(out=tmp_path, quiet=True, **settings)
+
+
+def test_build_gives_a_learner_for_a_loop_of_ones_own():
+    learner = locallearn.build(strategy="dgl", model="lenet", image=(1, 28, 28), classes=7, blocks=2, device="cpu")
+    assert len(learner.blocks) == 2
+    x, y = torch.randn(16, 1, 28, 28), torch.randint(7, (16,))
+    first = learner.step(x, y)
+    assert {"loss", "accuracy", "block/00/loss", "block/01/loss"} <= first.keys()
+    for _ in range(30):
+        last = learner.step(x, y)
+    assert last["loss"] < first["loss"]
+    learner.model.eval()
+    assert learner.model(x).shape == (16, 7)
+    learner.step(x, y)
+    assert learner.model.units[0].training, "a step after eval() must train"
+
+
+def test_build_trains_a_module_of_the_users_in_place():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 4))
+    reference = copy.deepcopy(net)
+    settings = {"optim": "sgd", "precision": "fp64", "channels_last": False, "device": "cpu"}
+    learner = locallearn.build("backprop", net, image=(3, 16, 16), classes=4, blocks=2, **settings)
+    x, y = torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.randint(4, (8,))
+    reference.double()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for _ in range(3):
+        learner.step(x, y)
+        optimizer.zero_grad()
+        F.cross_entropy(reference(x), y).backward()
+        optimizer.step()
+    assert_same(net, reference)
+
+
+def test_torchvision_models_are_cut_by_name():
+    options = {"model.name": "mobilenet_v3_small", "auxiliary": "linear"}
+    learner = locallearn.build("dgl", "torchvision", image=(3, 64, 64), blocks=3, device="cpu", **options)
+    numbers = learner.step(torch.randn(4, 3, 64, 64), torch.randint(10, (4,)))
+    assert {"block/00/loss", "block/01/loss", "block/02/loss"} <= numbers.keys()
+
+
+def test_a_sequential_strategy_must_know_how_long():
+    with pytest.raises(UserError, match="steps="):
+        locallearn.build("greedy", "lenet", image=(1, 28, 28), device="cpu")
+    learner = locallearn.build("greedy", "lenet", image=(1, 28, 28), device="cpu", steps=8)
+    learner.step(torch.randn(8, 1, 28, 28), torch.randint(10, (8,)))
+
+
+def test_one_run_leaks_nothing_into_the_next(tmp_path):
+    settings = {"model": "mlp", "auxiliary": "linear", "epochs": 1, "max_steps": 5, "quiet": True, "out": tmp_path}
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    alone = locallearn.train(strategy="dgl", threads=1, **settings)
+    locallearn.train(strategy="backprop", seed=3, threads=1, **settings)
+    again = locallearn.train(strategy="dgl", threads=1, **settings)
+    assert_same(alone.model, again.model)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)

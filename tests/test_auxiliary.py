@@ -1,0 +1,125 @@
+"""Auxiliary networks and local losses, layer by layer against the papers' descriptions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from locallearn.auxiliary import CNN, MLP, Linear, MLPSpatialReduction
+from locallearn.contract import BlockSpec, Packet
+from locallearn.errors import UserError
+from locallearn.objectives import CrossEntropy, PredSim, Similarity
+from locallearn.objectives.similarity import Projection, similarity_matrix
+
+SIZES = [(8, 16, 16), (8, 5, 7), (512, 1, 1), (3, 2, 2), (20,)]
+
+
+def kinds(module: nn.Module) -> list[str]:
+    return [type(m).__name__ for m in module.modules() if not list(m.children())]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("recipe", [Linear(), Linear(64, True), MLP(), MLPSpatialReduction(), CNN()])
+def test_built_from_any_shape(recipe, size):
+    net = recipe.build(size, 7)
+    assert net(torch.randn(4, *size)).shape == (4, 7)
+
+
+def test_mlp_sr_is_the_papers():
+    """C x s x s -> ceil(s/4), three 1x1 convolutions, 2 x 2, three hidden layers of 4C, classes."""
+    net = MLPSpatialReduction().build((64, 18, 18), 10)
+    conv = ["Conv2d", "BatchNorm2d", "ReLU"] * 3
+    dense = ["Linear", "BatchNorm1d", "ReLU"] * 3
+    assert kinds(net) == ["AdaptiveAvgPool2d", *conv, "AdaptiveAvgPool2d", "Flatten", *dense, "Linear"]
+    assert net[0](torch.zeros(1, 64, 18, 18)).shape[2:] == (5, 5)
+    assert all(m.bias is None for m in net if isinstance(m, nn.Conv2d))
+    linears = [(m.in_features, m.out_features) for m in net if isinstance(m, nn.Linear)]
+    assert linears == [(256, 256)] * 3 + [(256, 10)]
+    c = 64
+    expected = 3 * (c * c + 2 * c) + 3 * ((4 * c) ** 2 + 4 * c + 2 * 4 * c) + 4 * c * 10 + 10
+    assert sum(p.numel() for p in net.parameters()) == expected
+
+
+def test_mlp_and_cnn_are_the_papers():
+    assert kinds(MLP().build((8, 6, 6), 10))[:2] == ["AdaptiveAvgPool2d", "Flatten"]
+    cnn = CNN().build((8, 6, 6), 10)
+    conv = ["Conv2d", "BatchNorm2d", "ReLU"] * 2
+    assert kinds(cnn) == [*conv, "AdaptiveAvgPool2d", "Flatten", "BatchNorm1d", "Linear"]
+    assert cnn[:6](torch.zeros(1, 8, 6, 6)).shape == (1, 8, 6, 6), "at full resolution"
+
+
+def test_pooled_linear_keeps_at_most_so_many_features_and_starts_at_zero():
+    net = Linear(features=2048, zero_init=True).build((128, 16, 16), 10)
+    linear = net[-1]
+    assert linear.in_features == 128 * 4 * 4
+    assert not linear.weight.any()
+    h = torch.randn(3, 128, 16, 16, requires_grad=True)
+    nn.functional.cross_entropy(net(h), torch.tensor([0, 1, 2])).backward()
+    assert not h.grad.any(), "the first gradient into the block is zero"
+
+
+def test_options_are_checked():
+    with pytest.raises(UserError, match=r"auxiliary\.layers=-1"):
+        MLP(layers=-1)
+    with pytest.raises(UserError, match=r"objective\.beta=2"):
+        PredSim(beta=2.0)
+
+
+def spec(size=(8, 4, 4), classes=3) -> BlockSpec:
+    return BlockSpec(0, 4, (3, 8, 8), (3, 8, 8), size, classes)
+
+
+def test_similarity_matrix_facts():
+    x = torch.randn(6, 9, dtype=torch.float64)
+    r = similarity_matrix(x)
+    assert torch.allclose(r, r.T)
+    assert torch.allclose(r.diagonal(), torch.ones(6, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(r, similarity_matrix(3 * x + 5), atol=1e-6), "shift and scale of a sample do not matter"
+    assert torch.allclose(r, torch.corrcoef(x), atol=1e-6)
+
+
+def test_similarity_of_labels_is_one_or_minus_one_over_classes_minus_one():
+    """Centred one-hot vectors of N classes: 1 within a class, -1 / (N - 1) between two."""
+    y = torch.tensor([0, 0, 1, 4])
+    r = similarity_matrix(torch.eye(5, dtype=torch.float64)[y])
+    same = y[:, None] == y[None]
+    assert torch.allclose(r[same], torch.ones(int(same.sum()), dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(r[~same], torch.full((int((~same).sum()),), -1 / 4, dtype=torch.float64), atol=1e-6)
+
+
+def test_similarity_loss_of_perfect_features_is_zero():
+    """A vector block whose output is the one-hot label, seen through an identity projection."""
+    modules = Similarity().modules(spec((5,), 5), Linear())
+    layer = modules["similarity"].layer
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    y = torch.tensor([0, 1, 1, 3])
+    h = torch.eye(5)[y]
+    loss, logits = Similarity().loss(modules, h, Packet(h, y))
+    assert loss.item() < 1e-9
+    assert logits is None
+
+
+def test_constant_maps_have_finite_gradients():
+    h = torch.ones(4, 8, 4, 4, requires_grad=True)
+    projection = Projection((8, 4, 4), 3)
+    nn.init.zeros_(projection.layer.weight)
+    loss, _ = Similarity().loss({"similarity": projection}, h, Packet(h, torch.tensor([0, 1, 2, 0])))
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert torch.isfinite(h.grad).all()
+    assert torch.isfinite(projection.layer.weight.grad).all()
+
+
+def test_predsim_mixes_prediction_and_similarity():
+    h, y = torch.randn(6, 8, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    modules = PredSim().modules(spec(), Linear())
+    pred, _ = CrossEntropy().loss(modules, h, Packet(h, y))
+    sim, _ = Similarity().loss(modules, h, Packet(h, y))
+    mixed, logits = PredSim(beta=0.9).loss(modules, h, Packet(h, y))
+    assert torch.allclose(mixed, 0.1 * pred + 0.9 * sim)
+    assert torch.equal(logits, modules["classifier"](h))
+    assert torch.equal(PredSim(beta=0.0).loss(modules, h, Packet(h, y))[0], pred)
