@@ -195,10 +195,13 @@ def test_tensorboard_gets_the_numbers(folder: RunFolder) -> None:
     assert events.Tags()["scalars"] == ["block/00/loss"]
 
 
-def test_absent_tensorboard_is_one_sentence(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install 'locallearn\[tensorboard\]'"):
-        open_recorder(folder, RecordSettings(tensorboard=TensorBoardSettings()), config={}, name="x")
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_an_absent_package_is_one_sentence_before_anything_is_written(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=f"record={name}: {name} is not installed; pip install"):
+        RecordSettings.parse({name: {}})
 
 
 def test_recording_does_not_import_torch() -> None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 
-from locallearn.errors import UserError
 from locallearn.training import wandb_process, wandb_sink
 from locallearn.training.record import Recorder, RecordSettings, WandbSettings, open_recorder
 from locallearn.training.run_folder import RunFolder
@@ -410,12 +409,6 @@ def test_auto_follows_wandbs_own_settings(folder: RunFolder, server: Server, mon
     close(recorder)
     assert mode_of(folder) == "offline"
     assert server.requests == []
-
-
-def test_absent_wandb_is_one_sentence(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_sink.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match="wandb is not installed"):
-        recorder_for(folder)
 
 
 def test_flatten() -> None:

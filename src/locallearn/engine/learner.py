@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import cast
@@ -182,8 +183,11 @@ def assemble(
     """Cut a model into blocks, give each its auxiliary modules and optimizers, and join them into a learner.
 
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
+    Without `total_steps` the learning rate is constant.
     """
     device, dtype = torch.device(device), DTYPES[precision]
+    if total_steps is None:  # nobody knows how far training is
+        optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     shapes = [model.image, *model.shapes()]
     model.to(device=device, dtype=dtype)
     blocks = []

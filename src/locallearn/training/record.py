@@ -5,6 +5,7 @@ The file is the truth; the others may be slow, refuse or fail, and training does
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from locallearn.training.run_folder import RunFolder, strict_json
 
 Value = float | int | str | None
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+_INSTALL = {"wandb": "pip install wandb", "tensorboard": "pip install 'locallearn[tensorboard]'"}
 SINK_FAILURES = 5  # a sink that raised this often is not called again
 
 
@@ -56,7 +58,8 @@ class RecordSettings:
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> RecordSettings:
-        """From the plain mapping under `record` in a config. Raises UserError for an unknown key or a bad value."""
+        """From the plain mapping under `record` in a config. Raises UserError for an unknown key, a bad value, or a
+        sink whose package is missing."""
         kinds: dict[str, type] = {"wandb": WandbSettings, "tensorboard": TensorBoardSettings}
         _check_keys("record", settings, kinds)
         return cls(**{name: _section(name, kinds[name], part) for name, part in settings.items() if part is not None})
@@ -66,6 +69,9 @@ def _section(name: str, kind: type, part: Any) -> Any:
     if not isinstance(part, Mapping):
         raise UserError(f"record.{name}={part!r} must be null or a group of settings; try record={name}")
     _check_keys(f"record.{name}", part, [field.name for field in fields(kind)])
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:  # a folder named wandb/ in the working directory has no origin
+        raise UserError(f"record={name}: {name} is not installed; {_INSTALL[name]}, or choose record=jsonl")
     return kind(**part)
 
 
@@ -175,7 +181,7 @@ def open_recorder(
     job_type: str | None = None,
     tags: Sequence[str] = (),
 ) -> Recorder:
-    """The recorder of a run. Raises UserError if the file cannot be written or a sink's package is missing.
+    """The recorder of a run. Raises UserError if the file cannot be written.
 
     `config` is sent to W&B as it is: hand over no secrets. `group` yields to `settings.wandb.group`.
     """

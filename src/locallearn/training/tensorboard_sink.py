@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from locallearn.errors import UserError
 from locallearn.training.run_folder import RunFolder
 
 
@@ -15,11 +14,8 @@ class TensorBoardSink:
     name = "TensorBoard"
 
     def __init__(self, folder: RunFolder) -> None:
-        """Raises UserError if the extra is not installed."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("tensorboard is not installed; pip install 'locallearn[tensorboard]'") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder.path / "tensorboard"))  # writes from a thread of its own
 
     def log(self, record: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ limit, and one line on stderr says so and how to upload it later.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import secrets
@@ -41,10 +40,7 @@ class WandbSink:
     name = "W&B"
 
     def __init__(self, folder: RunFolder, settings: WandbSettings, about: Mapping[str, Any]) -> None:
-        """`about` holds name, group, job_type, tags and config. Raises UserError if wandb is not installed."""
-        found = importlib.util.find_spec("wandb")
-        if found is None or found.origin is None:  # a folder named wandb/ in the working directory has no origin
-            raise UserError("wandb is not installed; pip install wandb, or choose record=jsonl")
+        """`about` holds name, group, job_type, tags and config."""
         self._folder = folder
         self._identity = _identity(folder)
         self._setup = {
