@@ -34,8 +34,9 @@ def main(folder: Path, target: Path) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel(f"test accuracy, {choices['model']} on {choices['data']}")
-    axes[0][-1].legend(frameon=False, loc="lower right")
-    figure.tight_layout()
+    richest = max(axes[0], key=lambda axis: len(axis.lines))
+    figure.tight_layout(rect=(0, 0, 0.91, 1))
+    figure.legend(*richest.get_legend_handles_labels(), frameon=False, loc="center right")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Date": None})
 

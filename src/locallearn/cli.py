@@ -47,7 +47,7 @@ def _said(error: BaseException) -> int:
         print(f"locallearn: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     if isinstance(error, Interrupted):
-        print(f"locallearn: {error}; go on with: locallearn resume RUN", file=sys.stderr)
+        print(f"locallearn: {error}; go on with: locallearn resume {error.run}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         print("locallearn: stopped at once", file=sys.stderr)

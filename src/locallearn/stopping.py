@@ -16,6 +16,7 @@ class Interrupted(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}, state saved")
         self.exit_code = 128 + number
+        self.run = "RUN"
 
 
 class StopRequest:

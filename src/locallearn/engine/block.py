@@ -32,7 +32,8 @@ class TrainedBlock:
         separate: frozenset[str],
         optim: Optim,
         seed: int,
-        micro_batches: int = 1,
+        micro_batches: int,
+        device: torch.device,
     ) -> None:
         self.spec = spec
         self.layers = layers
@@ -47,7 +48,7 @@ class TrainedBlock:
         self._stream = seeds.derive(seed, "block", spec.index)
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
         self._pending = dict.fromkeys(self.optimizers, 0)
-        self.device = next((p.device for p in [*layers.parameters(), *layers.buffers()]), torch.device("cpu"))
+        self.device = device
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     @property

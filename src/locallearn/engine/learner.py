@@ -203,7 +203,9 @@ def assemble(
                 module.to(memory_format=torch.channels_last)
             if module is not None and compiled and module is not auxiliary:
                 module.compile()
-        blocks.append(TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches))
+        blocks.append(
+            TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches, device)
+        )
     stage = Stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches)
     learner = Learner(model, stage, cut, total_steps=total_steps, dtype=dtype)
     learner.channels_last = channels_last

@@ -18,6 +18,7 @@ from locallearn.training.evaluate import evaluate
 from locallearn.training.record import Recorder
 from locallearn.training.run_folder import RunFolder
 
+EVALUATION_BATCH = 256
 GPU_CHECK_STEPS = 20  # a GPU is asked for non-finite losses so often; every question is a synchronisation
 
 
@@ -93,7 +94,7 @@ class Training:
         started = time.perf_counter()
         if last or (epoch + 1) % settings.evaluate_every == 0:
             for name, split in (("validation", self.data.validation), ("test", self.data.test)):
-                found = evaluate(learner, self.data.evaluation(split, settings.batch_size))
+                found = evaluate(learner, self.data.evaluation(split, EVALUATION_BATCH))
                 for key, value in found.items():
                     head, _, tail = key.rpartition("/")
                     record[f"{head}/{name}_{tail}" if head else f"{name}/{tail}"] = value

@@ -26,7 +26,7 @@ from locallearn.training import checkpoint
 from locallearn.training.console import Console, warn
 from locallearn.training.environment import choose_device, manifest, process_settings
 from locallearn.training.evaluate import evaluate
-from locallearn.training.loop import Training
+from locallearn.training.loop import EVALUATION_BATCH, Training
 from locallearn.training.record import Recorder, open_recorder
 from locallearn.training.run_folder import RunFolder
 
@@ -164,11 +164,13 @@ def _endings(folder: RunFolder, recorder: Recorder, console: Console) -> Iterato
     except (Interrupted, KeyboardInterrupt) as error:
         folder.status("interrupted", reason=str(error) or "stopped at once")
         recorder.close("interrupted", {})
+        if isinstance(error, Interrupted):
+            error.run = str(folder.path)
         raise
     except RunError as error:
         folder.status("failed", reason=str(error))
         recorder.close("failed", {})
-        raise
+        raise RunError(f"{error} (run folder: {folder.path})") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         folder.write_text("log.txt", traceback.format_exc())
@@ -232,7 +234,7 @@ def evaluate_run(path: str | Path, allow: list[str], data_config: dict[str, Any]
                 f"has {data.image} and {len(data.classes)}"
             )
         learner.load_state(saved.tensors)
-        return evaluate(learner, data.evaluation(data.test, exp.settings.batch_size))
+        return evaluate(learner, data.evaluation(data.test, EVALUATION_BATCH))
 
 
 def _warn_of_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:
