@@ -100,9 +100,12 @@ def test_inputs_collect_gradients_only_where_feedback_is_owed(name):
     strategy = make(name)
     learner = tiny_learner(strategy, total_steps=4)
     wants: dict[int, bool] = {}
+
+    def look(k: int, h: torch.Tensor) -> None:
+        wants.setdefault(k, h.requires_grad)  # of the first forward; recomputation comes later
+
     for block in learner.blocks:
-        k = block.spec.index
-        block.layers.register_forward_pre_hook(lambda m, args, k=k: wants.setdefault(k, args[0].requires_grad))
+        block.layers.register_forward_pre_hook(lambda m, args, k=block.spec.index: look(k, args[0]))
     learner.learn(*tiny_batches(1)[0])
     assert wants
     assert all(wanted == (strategy.route is not Route.NONE and k > 0) for k, wanted in wants.items())
