@@ -80,6 +80,8 @@ def test_a_strategy_of_ones_own_in_one_file_and_one_yaml(installed, tmp_path):
         assert done.returncode == 0, done.stderr
         status = json.loads((Path(done.stdout.splitlines()[-1]) / "status.json").read_text())
         assert status["state"] == "done"
+    done = run(installed, tmp_path, "locallearn", "evaluate", done.stdout.splitlines()[-1], "--allow", "mine")
+    assert done.returncode == 0, done.stderr
     done = run(installed, tmp_path, "locallearn", "--config-dir", "my_conf", "strategy=mine", "strategy.bta=1")
     assert done.returncode == 2
     assert "did you mean 'strategy.beta'" in done.stderr

@@ -64,11 +64,11 @@ def _hydra(arguments: list[str]) -> int:
         if "=" not in word and not word.startswith("~"):
             hint = did_you_mean(word, commands.COMMANDS)
             raise UserError(f"{word!r} is neither a command nor of the form KEY=VALUE: {hint}see `locallearn --help`")
-    if dirs:
-        sys.path += [str(d) for d in (*dirs, Path.cwd()) if str(d) not in sys.path]
-        allowed = commands.packages_named_in(dirs)
-        if allowed and not any(o.startswith("allow=") for o in overrides):
-            arguments.append(f"allow=[{','.join(allowed)}]")
+    allows = any(o.startswith("allow=") for o in overrides)
+    if dirs or allows:
+        commands.look_for_modules_in([*dirs, Path.cwd()])
+    if dirs and not allows and (packages := commands.packages_named_in(dirs)):
+        arguments.append(f"allow=[{','.join(packages)}]")
     import hydra
 
     before = os.environ.get("HYDRA_FULL_ERROR")

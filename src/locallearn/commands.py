@@ -108,6 +108,7 @@ def _resume(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from locallearn.training import session
 
+    look_for_modules_in([Path.cwd()] if options.allow else [])
     session.resume(options.run, options.allow)
     return 0
 
@@ -123,6 +124,7 @@ def _evaluate(arguments: list[str]) -> int:
             raise UserError(f"evaluate RUN takes only settings of data, such as data=mnist, not {setting!r}")
     from locallearn.training import session
 
+    look_for_modules_in([Path.cwd()] if options.allow else [])
     data = compose(options.settings)[0]["data"] if options.settings else None
     for name, value in session.evaluate_run(options.run, options.allow, data).items():
         print(f"{name:<20} {value:.4f}")
@@ -139,6 +141,11 @@ def packages_named_in(folders: Iterable[Path]) -> list[str]:
             if match and match[1] != "locallearn":
                 found.add(match[1])
     return sorted(found)
+
+
+def look_for_modules_in(folders: Iterable[Path]) -> None:
+    """Let modules of the user be imported from here, last of all; a console script does not see its current folder."""
+    sys.path += [str(folder.resolve()) for folder in folders if str(folder.resolve()) not in sys.path]
 
 
 class _Parser(argparse.ArgumentParser):
