@@ -109,14 +109,19 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
             )
         if key in GROUPS:
             names = choices(key, config_dirs)
-            for name in re.split(r"[,\[\]\s]+", value):
-                if name and name not in names and "(" not in value:
+            for name in re.findall(r"[^,\[\]\s]+", value) or [""]:
+                if name not in names and "(" not in value:
                     return unknown(key, name, names)
         elif key not in keys:
             close = did_you_mean(key, keys) or did_you_mean(key.split(".")[-1], [k.split(".")[-1] for k in keys])
             return UserError(f"unknown key {key}: {close}`locallearn --help` shows all keys")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     detail = lines[0] if lines else type(error).__name__
+    if detail.startswith("Ambiguous value"):
+        return UserError(f"{detail.partition(chr(39))[2].rstrip(chr(39))} gives several values: add -m to run each")
+    if "OverrideParseException" in type(error).__name__:
+        wrong = f"{lines[-1]}: " if len(lines) > 1 and "=" in lines[-1] else ""
+        return UserError(f"{wrong}{detail}; quote a value that has brackets, commas or spaces in it")
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ and str(error.__cause__) else ""
     return UserError(f"{detail} {cause}".strip())
 
