@@ -250,3 +250,21 @@ def test_stdout_closed_early(tmp_path):
     subprocess.run(command, shell=True, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     (status,) = tmp_path.glob("runs/*/status.json")
     assert json.loads(status.read_text())["state"] == "done"
+
+
+def test_data_are_found_again_from_another_directory(capsys, tmp_path, monkeypatch):
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{i}.png")
+    data = ["data=folder", "data.root=images", "data.size=16"]
+    _, out, _ = run("strategy=dgl", *SMALL, *data, "batch_size=8", capsys=capsys)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("evaluate", out.splitlines()[-1], capsys=capsys)[0] == 0

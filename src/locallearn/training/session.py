@@ -90,16 +90,17 @@ def start(exp: Experiment, quiet: bool = False) -> Result:
     with process_settings(exp.settings) as facts:
         learner, data = prepare(exp)
         folder = RunFolder.create(Path(exp.settings.out), f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}")
-        folder.write_text("config.yaml", yaml.safe_dump(exp.config, sort_keys=False))
-        folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
-        facts |= {
-            "choices": exp.names,
-            "image": list(data.image),
-            "classes": list(data.classes),
-            "cut": [[units.start, units.stop] for units in learner.cut],
-        }
-        folder.write_json("manifest.json", manifest(exp.settings, learner.device, facts))
-        return _train(exp, learner, data, folder, quiet, lambda training: None)
+        with _closing_lock(folder):
+            folder.write_text("config.yaml", yaml.safe_dump(_portable(exp.config), sort_keys=False))
+            folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
+            facts |= {
+                "choices": exp.names,
+                "image": list(data.image),
+                "classes": list(data.classes),
+                "cut": [[units.start, units.stop] for units in learner.cut],
+            }
+            folder.write_json("manifest.json", manifest(exp.settings, learner.device, facts))
+            return _train(exp, learner, data, folder, quiet, lambda training: None)
 
 
 def resume(path: str | Path, allow: list[str], quiet: bool = False) -> Result:
@@ -112,7 +113,7 @@ def resume(path: str | Path, allow: list[str], quiet: bool = False) -> Result:
         model = load(folder.path, allow)
         return Result(folder.read_json("summary.json"), model, folder.path, folder.read_metrics())
     folder.lock()
-    with process_settings(exp.settings) as facts:
+    with _closing_lock(folder), process_settings(exp.settings) as facts:
         saved = checkpoint.newest(folder.path / "checkpoints", warn)
         learner, data = prepare(exp, [range(*pair) for pair in known["cut"]])
         _warn_of_other_bits(known, manifest(exp.settings, learner.device, facts))
@@ -126,6 +127,25 @@ def resume(path: str | Path, allow: list[str], quiet: bool = False) -> Result:
                 training.last_record = (folder.read_metrics() or [{}])[-1]
 
         return _train(exp, learner, data, folder, quiet, restore)
+
+
+@contextmanager
+def _closing_lock(folder: RunFolder) -> Iterator[None]:
+    """Leave the folder free for others, however this ends."""
+    try:
+        yield
+    finally:
+        folder.release()
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as it is saved: the data are found from any directory."""
+    root = config["data"].get("root")
+    return (
+        config
+        if root is None
+        else {**config, "data": {**config["data"], "root": str(Path(root).expanduser().resolve())}}
+    )
 
 
 def _train(
@@ -157,7 +177,7 @@ def _train(
 
 @contextmanager
 def _endings(folder: RunFolder, recorder: Recorder, console: Console) -> Iterator[None]:
-    """Leave the true status behind, however a run ends, and the folder free for others."""
+    """Leave the true status behind, however a run ends."""
     folder.status("running")
     try:
         yield
@@ -179,7 +199,6 @@ def _endings(folder: RunFolder, recorder: Recorder, console: Console) -> Iterato
         raise RunError(f"the run failed with {reason}; the traceback is in {folder.path / 'log.txt'}") from error
     finally:
         console.stop()
-        folder.release()
 
 
 def parameter_counts(learner: Learner) -> dict[str, int]:
