@@ -223,3 +223,27 @@ def test_load_gives_the_plain_model_with_the_same_logits(tmp_path, monkeypatch):
     with torch.no_grad():
         assert torch.equal(model(x), result.model(x))
     assert not any("auxiliary" in name for name in load_file(result.run_dir / "model.safetensors"))
+
+
+def test_broken_weights_never_replace_a_good_checkpoint(tmp_path, monkeypatch):
+    """A gradient that is not finite after a finite loss: the next save stops the run, what was saved stays."""
+    from locallearn.engine.block import TrainedBlock
+    from locallearn.errors import RunError
+
+    monkeypatch.chdir(tmp_path)
+    original = TrainedBlock.update
+
+    def update(block, part="main"):
+        if block.step == 20 and block.last:
+            next(block.layers.parameters()).grad.fill_(float("inf"))
+        original(block, part)
+
+    monkeypatch.setattr(TrainedBlock, "update", update)
+    with pytest.raises(RunError, match=r"is not finite after step 21; lower optim.lr"):
+        locallearn.train(
+            strategy="dgl", model="mlp", auxiliary="linear", batch_size=64, epochs=2, threads=1, quiet=True,
+            checkpoint={"every": "7it"},
+        )  # fmt: skip
+    (run,) = tmp_path.glob("runs/*")
+    assert sorted(p.name for p in run.glob("checkpoints/*")) == ["step-00000007", "step-00000014"]
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"

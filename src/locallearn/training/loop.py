@@ -6,6 +6,8 @@ import math
 import time
 from typing import Any, NamedTuple
 
+import torch
+
 from locallearn.config.settings import Settings
 from locallearn.data import Data
 from locallearn.engine import Learner
@@ -129,6 +131,10 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint of this moment. Raises RunError if that fails."""
         self.check()  # never replace a good checkpoint by a broken one
+        tensors = self.learner.state()
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise RunError(f"{name} is not finite after step {self.learner.step_count}; lower optim.lr")
         state: dict[str, Any] = {
             "epoch": self.position.epoch,
             "offset": self.position.offset,
@@ -137,7 +143,7 @@ class Training:
             "predicts": [block.predicts for block in self.learner.blocks],
         }
         folder = self.folder.path / "checkpoints"
-        checkpoint.save(folder, self.learner.step_count, self.learner.state(), state, self.settings.checkpoint.keep)
+        checkpoint.save(folder, self.learner.step_count, tensors, state, self.settings.checkpoint.keep)
 
     def save_or_warn(self) -> None:
         """A periodic save that fails costs a warning; the next one is tried again."""
