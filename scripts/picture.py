@@ -1,6 +1,6 @@
 """Draw the picture of the README from run folders: accuracy by block over training, one panel a run.
 
-python -m locallearn -m strategy=backprop,dgl,greedy,deep_supervision model=vgg16 out=runs/picture
+python -m locallearn -m strategy=dgl,backprop,greedy,shallow model=vgg16 epochs=5 out=runs/picture
 python scripts/picture.py runs/picture docs/images/blocks.svg
 """
 
