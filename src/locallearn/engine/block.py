@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 from locallearn import seeds
 from locallearn.contract import BlockSpec
 from locallearn.engine.optim import Optim
+from locallearn.engine.totals import Totals
 from locallearn.errors import RunError
 
 
 class TrainedBlock:
     """Implements `contract.Block`. One object per block, in the process where the block lives.
 
-    totals  [3] float64 on the device: sum over samples of loss, of correct predictions, and the samples seen since
-            `reset`; a sum that is not finite stays so, which lets a GPU be asked now and then instead of every step
+    totals  what was reported since `reset`
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TrainedBlock:
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
         self._pending = dict.fromkeys(self.optimizers, 0)
         self.device = device
-        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.totals = Totals(device)
 
     @property
     def last(self) -> bool:
@@ -84,31 +84,27 @@ class TrainedBlock:
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
         """Add to the totals. On the CPU a loss that is not finite is refused here, before anything learns from it; on a
         GPU reading it would synchronise, so `check` does it every some steps."""
-        loss = loss.detach()
-        samples = 1 if y is None else len(y)
-        if self.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise self._not_finite(loss.item())
-        self.totals[0] += loss * samples
-        self.totals[2] += samples
-        if logits is not None and y is not None:
-            self.predicts = True
-            self.totals[1] += (logits.detach().argmax(dim=1) == y).sum()
+        correct = None if logits is None or y is None else logits.argmax(dim=1) == y
+        self.predicts |= correct is not None
+        value = self.totals.add(loss, 1 if y is None else len(y), correct)
+        if value is not None and not math.isfinite(value):
+            raise self._not_finite(value)
 
     def check(self) -> None:
         """Refuse totals that are not finite. Synchronises a GPU."""
-        total = self.totals[0].item()
+        total = self.totals.read()[0]
         if not math.isfinite(total):
             raise self._not_finite(total)
 
     def read(self) -> dict[str, float]:
         """Mean loss and accuracy since `reset`; only what this block reported. Synchronises a GPU."""
-        loss, correct, samples = self.totals.tolist()
+        loss, correct, samples = self.totals.read()
         if not samples:
             return {}
         return {"loss": loss / samples} | ({"accuracy": correct / samples} if self.predicts else {})
 
     def reset(self) -> None:
-        self.totals.zero_()
+        self.totals.write([0.0, 0.0, 0.0])
         self.predicts = False
 
     @contextmanager

@@ -139,7 +139,7 @@ class Training:
             "epoch": self.position.epoch,
             "offset": self.position.offset,
             "seconds": self.position.seconds,
-            "totals": [block.totals.tolist() for block in self.learner.blocks],
+            "totals": [block.totals.read() for block in self.learner.blocks],
             "predicts": [block.predicts for block in self.learner.blocks],
         }
         folder = self.folder.path / "checkpoints"
@@ -162,5 +162,5 @@ class Training:
         for block, totals, predicts in zip(
             self.learner.blocks, saved.state["totals"], saved.state["predicts"], strict=True
         ):
-            block.totals.copy_(block.totals.new_tensor(totals))
+            block.totals.write(totals)
             block.predicts = predicts
