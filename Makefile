@@ -32,7 +32,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(READY)  ## measure the overhead against a bare loop, and memory
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/benchmark.py --json docs/benchmark.json
 
 clean:  ## remove .venv and caches; run folders stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

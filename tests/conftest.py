@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,25 +16,21 @@ from torch import nn
 from locallearn.engine import SGD, Learner, assemble
 from locallearn.models import BlockModel
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
-def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of real MNIST, Fashion-MNIST and CIFAR-10, where this machine has them."""
-    if not (SHARED / "unpack.py").is_file():
-        pytest.skip("no real data sets beside this checkout")
-    root = tmp_path_factory.getbasetemp().parent / "real-data"  # shared by parallel workers
-    done = root / ".unpacked"
-    if not done.exists():
-        mine = tmp_path_factory.mktemp("unpack")
-        subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(mine)], check=True, capture_output=True)
-        (mine / ".unpacked").touch()
-        try:
-            mine.rename(root)
-        except OSError:  # another worker was first
-            return mine
-    return root
+def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with MNIST, Fashion-MNIST and CIFAR-10; skips where they are not on this machine."""
+    given_root = os.environ.get("LOCALLEARN_DATA")
+    if given_root and (Path(given_root) / "cifar-10-batches-py").is_dir() and (Path(given_root) / "MNIST").is_dir():
+        return Path(given_root)
+    for script in (ROOT / "shared/data/unpack.py", ROOT.parent / "shared/data/unpack.py"):
+        if script.is_file():
+            root = tmp_path_factory.mktemp("data")
+            subprocess.run([sys.executable, script, root], check=True, capture_output=True)
+            return root
+    pytest.skip("no real data: set LOCALLEARN_DATA to a folder with MNIST, FashionMNIST and cifar-10-batches-py")
 
 
 def tiny_model(units: int = 4, dropout: float = 0.0, seed: int = 0) -> BlockModel:

@@ -94,3 +94,22 @@ def test_one_run_leaks_nothing_into_the_next(tmp_path):
     assert_same(alone.model, again.model)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["backprop", "dgl"])
+@pytest.mark.parametrize(
+    ("data", "model", "least"),
+    [("mnist", "mlp", 0.9), ("fashion_mnist", "lenet", 0.6), ("cifar10", "basic_cnn", 0.3)],
+)
+def test_real_sets_are_learnt_in_a_few_steps(strategy, data, model, least, real_root, tmp_path):
+    """120 steps: far above chance, and every block of DGL above twice of it."""
+    options = {"model.hidden": 64, "model.width": 32} if model == "basic_cnn" else {}
+    result = locallearn.train(
+        strategy=strategy, model=model, data=data, auxiliary="linear", batch_size=128, epochs=1, max_steps=120,
+        quiet=True, out=tmp_path, optim={"schedule": "constant"}, **{"data.root": real_root}, **options,
+    )  # fmt: skip
+    accuracies = [v for k, v in result.metrics.items() if k.endswith("test_accuracy")]
+    assert len(accuracies) == (1 if strategy == "backprop" else (3 if model == "mlp" else 4))
+    assert result.metrics["test/accuracy"] > least
+    assert min(accuracies) > 0.2

@@ -6,7 +6,6 @@ import dataclasses
 import gzip
 import hashlib
 import importlib
-import os
 import pickle
 import shutil
 import subprocess
@@ -360,20 +359,6 @@ def test_synthetic_can_be_learnt_and_has_what_was_asked_for() -> None:
     assert (torch.cdist(test, means).argmin(1) == data.test.labels).double().mean() > 0.95
     with pytest.raises(UserError, match=r"data\.images=5: must be at least 10"):
         Synthetic(images=5)
-
-
-@pytest.fixture(scope="session")
-def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with MNIST, Fashion-MNIST and CIFAR-10; skips where they are not on this machine."""
-    given_root = os.environ.get("LOCALLEARN_DATA")
-    if given_root and (Path(given_root) / "cifar-10-batches-py").is_dir() and (Path(given_root) / "MNIST").is_dir():
-        return Path(given_root)
-    for script in (ROOT / "shared/data/unpack.py", ROOT.parent / "shared/data/unpack.py"):
-        if script.is_file():
-            root = tmp_path_factory.mktemp("data")
-            subprocess.run([sys.executable, script, root], check=True, capture_output=True)
-            return root
-    pytest.skip("no real data: set LOCALLEARN_DATA to a folder with MNIST, FashionMNIST and cifar-10-batches-py")
 
 
 def test_mnist(real_root: Path) -> None:
