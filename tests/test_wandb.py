@@ -24,7 +24,6 @@ from locallearn.training import wandb_process, wandb_sink
 from locallearn.training.record import Recorder, RecordSettings, WandbSettings, open_recorder
 from locallearn.training.run_folder import RunFolder
 
-pytest.importorskip("wandb")
 KEY = "0123456789abcdef0123456789abcdef01234567"
 STEPS = 200
 SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("500", "slow")]

@@ -67,18 +67,15 @@ def plain(config: Any, hydra_choices: dict[str, Any]) -> tuple[dict[str, Any], d
     return {str(k): v for k, v in resolved.items()}, names
 
 
-def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Compose outside `hydra.main` (Python API, `doctor`, `evaluate`). Returns what `plain` returns."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from omegaconf import open_dict
 
-    with explained(overrides, config_dirs), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
-        config = hydra_compose("config", [*overrides, *search], return_hydra_config=True)
+    with explained(overrides), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = hydra_compose("config", list(overrides), return_hydra_config=True)
         chosen = dict(config.hydra.runtime.choices)
-        config = config.copy()
-        from omegaconf import open_dict
-
         with open_dict(config):
             del config["hydra"]
         return plain(config, chosen)
@@ -113,6 +110,8 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
                 if name not in names and "(" not in value:
                     return unknown(key, name, names)
         elif key not in keys:
+            if owners := _choices_with(key, config_dirs):
+                return UserError(f"{key} belongs to {' or '.join(owners)}: choose that, too")
             close = did_you_mean(key, keys) or did_you_mean(key.split(".")[-1], [k.split(".")[-1] for k in keys])
             return UserError(f"unknown key {key}: {close}`locallearn --help` shows all keys")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -124,6 +123,14 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
         return UserError(f"{wrong}{detail}; quote a value that has brackets, commas or spaces in it")
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ and str(error.__cause__) else ""
     return UserError(f"{detail} {cause}".strip())
+
+
+def _choices_with(key: str, config_dirs: Iterable[Path]) -> list[str]:
+    """The choices GROUP=NAME of a key's group that have this key."""
+    group, _, rest = key.partition(".")
+    files = choices(group, config_dirs) if group in GROUPS else {}
+    leaves = {name: dict(_leaves(yaml.safe_load(file.read_text()) or {}, "")) for name, file in files.items()}
+    return [f"{group}={name}" for name, found in leaves.items() if rest in found]
 
 
 def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[str]:

@@ -30,7 +30,14 @@ class Learner:
     """
 
     def __init__(
-        self, model: BlockModel, stage: Stage, cut: list[range], *, total_steps: int | None, dtype: torch.dtype
+        self,
+        model: BlockModel,
+        stage: Stage,
+        cut: list[range],
+        *,
+        total_steps: int | None,
+        dtype: torch.dtype,
+        channels_last: bool,
     ) -> None:
         self.model = model
         self.stage = stage
@@ -38,7 +45,7 @@ class Learner:
         self.step_count = 0
         self.total_steps = total_steps
         self.dtype = dtype
-        self.channels_last = False
+        self.channels_last = channels_last
         if total_steps is None and len(stage.strategy.phases(len(stage.blocks))) > 1:
             raise UserError(f"{type(stage.strategy).__name__} trains in phases and must know how long: give steps=")
 
@@ -207,8 +214,7 @@ def assemble(
             TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches, device)
         )
     stage = Stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches)
-    learner = Learner(model, stage, cut, total_steps=total_steps, dtype=dtype)
-    learner.channels_last = channels_last
+    learner = Learner(model, stage, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
     check_ownership(learner)
     return learner
 

@@ -67,7 +67,7 @@ class Training:
                 started, first = time.perf_counter(), learner.step_count
                 for inputs, labels in self.data.batches(epoch, settings.batch_size, start=offset):
                     learner.learn(inputs, labels)
-                    self.console.advance(len(labels), None)
+                    self.console.advance(len(labels))
                     offset += 1
                     spent = seconds + time.perf_counter() - started
                     self.position = Position(epoch, offset, spent)
