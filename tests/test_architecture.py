@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "src" / "locallearn"
-FOUNDATION = {"errors", "seeds"}
+FOUNDATION = {"errors", "seeds", "coupling"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
+    "coupling": set(),
     "contract": set(),
     "stopping": set(),
     "models": FOUNDATION,

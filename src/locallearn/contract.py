@@ -40,7 +40,12 @@ class Route(Enum):
 
 
 class BlockSpec(NamedTuple):
-    """All that a strategy may know when it builds modules for a block. Sizes are without the batch."""
+    """All that a strategy may know when it builds modules for a block. Sizes are without the batch.
+
+    sizes   what every block of the model emits, from the input upward
+    seed    the run's seed, for random tensors that several blocks share
+    pixels  the inputs of a black and of a white pixel, one number per channel each; None where inputs are no pixels
+    """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
     depth: int
@@ -48,6 +53,9 @@ class BlockSpec(NamedTuple):
     reads: Size
     emits: Size
     classes: int
+    sizes: tuple[Size, ...] = ()
+    seed: int = 0
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def last(self) -> bool:
@@ -58,7 +66,7 @@ class Packet(NamedTuple):
     """What a block hands to the next one.
 
     h     activations [B, ...]; the input for block 0
-    y     labels [B]
+    y     labels [B]; negative where a sample has none (the nodes of a graph that are not trained on): no loss reads it
     side  what a strategy needs further up (the image, a reversible branch)
     """
 
@@ -79,10 +87,10 @@ class Packet(NamedTuple):
         return Packet(_leaf(self.h), self.y, tuple(_leaf(t) for t in self.side))
 
     def take_grads(self) -> Feedback:
-        """The collected gradients of `h` and `side`, moved out of the leaves. Zero where nothing arrived."""
+        """The collected gradients of `h` and `side`, moved out of the leaves. None where nothing arrived."""
         grads: list[Tensor | None] = []
         for leaf in (self.h, *self.side):
-            grads.append(torch.zeros_like(leaf) if leaf.grad is None and leaf.requires_grad else leaf.grad)
+            grads.append(leaf.grad)
             leaf.grad = None
         return tuple(grads)
 
@@ -123,8 +131,13 @@ class Block(Protocol):
         """Record this block's training loss [] and, if it can predict, its logits [B, classes] against y [B]."""
         ...
 
+    def note(self, name: str, value: Tensor) -> None:
+        """Record one more number [] of this block, such as a synthesizer's loss: the mean over steps, `block/00/name`."""
+        ...
+
     def again(self) -> AbstractContextManager[None]:
-        """Run `layers` a second time in one step: the same dropout as before, batch statistics left alone."""
+        """Run `layers` or auxiliary modules a second time in one step: the same dropout as before, batch statistics
+        left alone."""
         ...
 
 
@@ -138,6 +151,8 @@ class Strategy(ABC):
     """
 
     route: ClassVar[Route]
+    """Of the strategy with its default options; an option that needs feedback from further away (mixing in the true
+    gradient, a longer reach) gives the instance another one."""
     separate: ClassVar[frozenset[str]] = frozenset()
     """Names of auxiliary modules with an optimizer of their own, updated by `block.update(name)`."""
 
@@ -177,6 +192,11 @@ def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
+def read_out(block: Block, h: Tensor, y: Tensor) -> Tensor:
+    """Train the last block's head on frozen features: the loss [] of a linear read-out, which sends nothing into h."""
+    return task_loss(block, h.detach(), y)
+
+
 def backward(loss: Tensor | None, out: Packet, grads: Feedback | None) -> None:
     """One autograd call from the roots that exist: a loss of the block's own, and what came from above for `out`."""
     roots: list[Tensor] = []
@@ -185,7 +205,7 @@ def backward(loss: Tensor | None, out: Packet, grads: Feedback | None) -> None:
         roots.append(loss)
         seeds.append(None)
     for tensor, grad in zip((out.h, *out.side), grads or (), strict=False):
-        if tensor.requires_grad:
+        if tensor.requires_grad and grad is not None:
             roots.append(tensor)
             seeds.append(grad)
     if roots:

@@ -63,6 +63,14 @@ class Data:
     def image(self) -> Size:
         return self.train.store.image
 
+    @property
+    def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """The inputs that a black and a white pixel become, one number per channel each; None for other samples."""
+        if self.normaliser is None:
+            return None
+        mean, std = self.normaliser.mean, self.normaliser.std
+        return tuple((-mean / std).tolist()), tuple(((1 - mean) / std).tolist())
+
     def steps(self, batch_size: int) -> int:
         """Batches in an epoch: the full ones, or one short batch of a set that is smaller than `batch_size`."""
         return max(1, len(self.train) // _positive(batch_size))

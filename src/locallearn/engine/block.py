@@ -20,7 +20,7 @@ from locallearn.errors import RunError
 class TrainedBlock:
     """Implements `contract.Block`. One object per block, in the process where the block lives.
 
-    totals  what was reported since `reset`
+    totals, notes  what was reported and noted since `reset`
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class TrainedBlock:
         self._pending = dict.fromkeys(self.optimizers, 0)
         self.device = device
         self.totals = Totals(device)
+        self.notes: dict[str, Totals] = {}
 
     @property
     def last(self) -> bool:
@@ -86,31 +87,61 @@ class TrainedBlock:
         GPU reading it would synchronise, so `check` does it every some steps."""
         correct = None if logits is None or y is None else logits.argmax(dim=1) == y
         self.predicts |= correct is not None
-        value = self.totals.add(loss, 1 if y is None else len(y), correct)
+        value = self.totals.add(loss, None if y is None else y >= 0, correct)
         if value is not None and not math.isfinite(value):
-            raise self._not_finite(value)
+            raise self._not_finite("loss", value)
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Add to the running mean of one more number; like `report` it refuses what is not finite."""
+        if name not in self.notes:
+            self.notes[name] = Totals(self.device)
+        found = self.notes[name].add(value, None, None)
+        if found is not None and not math.isfinite(found):
+            raise self._not_finite(name.replace("_", " "), found)
 
     def check(self) -> None:
         """Refuse totals that are not finite. Synchronises a GPU."""
-        total = self.totals.read()[0]
-        if not math.isfinite(total):
-            raise self._not_finite(total)
+        for name, totals in {"loss": self.totals, **self.notes}.items():
+            total = totals.read()[0]
+            if not math.isfinite(total):
+                raise self._not_finite(name.replace("_", " "), total)
 
     def read(self) -> dict[str, float]:
-        """Mean loss and accuracy since `reset`; only what this block reported. Synchronises a GPU."""
+        """Mean loss, accuracy and notes since `reset`; only what this block reported. Synchronises a GPU."""
+        found: dict[str, float] = {}
         loss, correct, samples = self.totals.read()
-        if not samples:
-            return {}
-        return {"loss": loss / samples} | ({"accuracy": correct / samples} if self.predicts else {})
+        if samples:
+            found["loss"] = loss / samples
+        if samples and self.predicts:
+            found["accuracy"] = correct / samples
+        for name, totals in self.notes.items():
+            value, _, count = totals.read()
+            found[name] = value / count
+        return found
 
     def reset(self) -> None:
         self.totals.write([0.0, 0.0, 0.0])
+        self.notes.clear()
         self.predicts = False
+
+    def running(self) -> dict:
+        """What was reported since `reset`, for a checkpoint."""
+        notes = {name: totals.read() for name, totals in self.notes.items()}
+        return {"totals": self.totals.read(), "predicts": self.predicts, "notes": notes}
+
+    def resume(self, running: dict) -> None:
+        """Go on from what `running` gave."""
+        self.totals.write(running["totals"])
+        self.predicts = running["predicts"]
+        self.notes = {name: Totals(self.device) for name in running["notes"]}
+        for name, sums in running["notes"].items():
+            self.notes[name].write(sums)
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """A second forward in one step: the dropout of the first one, batch statistics left alone."""
-        norms = [m for m in self.layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        modules = (*self.layers.modules(), *self.auxiliary.modules())
+        norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         tracking = [m.track_running_stats for m in norms]
         self.reseed("forward")
         for m in norms:
@@ -136,9 +167,9 @@ class TrainedBlock:
                 if module is not None:
                     module.train(learns)
 
-    def _not_finite(self, value: float) -> RunError:
+    def _not_finite(self, name: str, value: float) -> RunError:
         return RunError(
-            f"block {self.spec.index} of {self.spec.depth}, step {self.step}: the loss is {value} at learning rate "
+            f"block {self.spec.index} of {self.spec.depth}, step {self.step}: the {name} is {value} at learning rate "
             f"{self.learning_rate:.3g}; lower optim.lr, or limit the gradient with optim.clip=1"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 
+Pixels: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
@@ -117,6 +118,7 @@ class Learner:
         for block in self.blocks:
             prefix = f"auxiliary.{block.spec.index}."
             tensors |= {prefix + name: t for name, t in block.auxiliary.state_dict().items()}
+            tensors |= {f"adapted.{block.spec.index}.{name}": t for name, t in self._adapted(block)}
         owners = self._optimizer_states()
         for name, p in self.parameters():
             for key, value in owners.get(p, {}).items():
@@ -146,6 +148,11 @@ class Learner:
             optimizer.state.clear()
         for p, optimizer, key, value in slots:
             optimizer.state[p][key] = value
+
+    def _adapted(self, block: TrainedBlock) -> Iterator[tuple[str, Tensor]]:
+        """The buffers that a strategy's `adapt` added to the units of the model, such as feedback weights."""
+        shared = {id(b) for b in self.model.buffers()}
+        yield from ((name, b) for name, b in block.layers.named_buffers() if id(b) not in shared)
 
     def _optimizer_slots(self, tensors: Mapping[str, Tensor], problems: list[str]) -> list[tuple]:
         """(parameter, optimizer, key, value) for each saved optimizer tensor; what does not fit goes to `problems`."""
@@ -186,24 +193,27 @@ def assemble(
     compiled: bool = False,
     micro_batches: int = 1,
     total_steps: int | None = None,
+    pixels: Pixels | None = None,
 ) -> Learner:
     """Cut a model into blocks, give each its auxiliary modules and optimizers, and join them into a learner.
 
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
-    Without `total_steps` the learning rate is constant.
+    Without `total_steps` the learning rate is constant. `pixels` is that of `Data`.
     """
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     shapes = [model.image, *model.shapes()]
     model.to(device=device, dtype=dtype)
+    sizes = tuple(shapes[units.stop] for units in cut)
     blocks = []
     for index, units in enumerate(cut):
-        spec = BlockSpec(index, len(cut), model.image, shapes[units.start], shapes[units.stop], model.classes)
+        spec = BlockSpec(index, len(cut), model.image, shapes[units.start], sizes[index], model.classes)
+        spec = spec._replace(sizes=sizes, seed=seed, pixels=pixels)
         with seeds.stream(seed, "auxiliary", index):
             auxiliary = nn.ModuleDict(strategy.modules(spec)).to(device=device, dtype=dtype)
         with seeds.stream(seed, "adapt", index):
-            layers = strategy.adapt(nn.Sequential(*(model.units[i] for i in units)), spec).to(device)
+            layers = strategy.adapt(model.block(units), spec).to(device=device, dtype=dtype)
         head = model.head if spec.last else None
         for module in (layers, head, auxiliary):
             if module is not None and channels_last:

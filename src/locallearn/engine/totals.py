@@ -17,17 +17,20 @@ class Totals:
         self._sums = [0.0, 0.0, 0.0]
         self._tensor = None if device.type == "cpu" else torch.zeros(3, dtype=torch.float64, device=device)
 
-    def add(self, loss: Tensor, samples: int, correct: Tensor | None) -> float | None:
-        """Add the mean loss [] of `samples` samples and a mask [B] of correct ones; returns the loss on the CPU."""
+    def add(self, loss: Tensor, labelled: Tensor | None, correct: Tensor | None) -> float | None:
+        """Add the mean loss [] over the labelled samples (a mask [B]; None counts as one sample) and a mask [B] of the
+        correct ones; returns the loss on the CPU."""
+        count = None if labelled is None else labelled.count_nonzero()
         right = None if correct is None else correct.count_nonzero()
         if self._tensor is None:
             value = loss.item()
+            samples = 1 if count is None else count.item()
             self._sums[0] += value * samples
             self._sums[1] += 0 if right is None else right.item()
             self._sums[2] += samples
             return value
-        self._tensor[0] += loss.detach() * samples
-        self._tensor[2] += samples
+        self._tensor[0] += loss.detach() if count is None else loss.detach() * count
+        self._tensor[2] += 1 if count is None else count
         if right is not None:
             self._tensor[1] += right
         return None

@@ -50,6 +50,10 @@ class BlockModel(nn.Module):
             x = unit(x)
         return self.head(x)
 
+    def block(self, units: range) -> nn.Module:
+        """The units of one block as a module [B, ...] -> [B, ...] that shares them."""
+        return nn.Sequential(*(self.units[i] for i in units))
+
     def cut(self, blocks: int | str | Sequence[int], balance: str = "flops") -> list[range]:
         """The units of each block. `blocks` is a number of blocks of equal cost (`balance`: flops, memory or time),
         "max" for one unit per block, or the cut points themselves: [2, 4, 7] cuts after 2, 4 and 7 units."""

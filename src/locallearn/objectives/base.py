@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
@@ -15,15 +15,28 @@ ObjectiveModules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 
 
 class Objective(ABC):
-    """A local loss. Concrete ones are frozen dataclasses of typed options; they hold no parameters themselves."""
+    """A local loss. Concrete ones are frozen dataclasses of typed options; they hold no parameters themselves.
+
+    labels  whether the loss reads labels. One that does not trains every block, the last one too, by itself; the head
+            is then a read-out that learns on the finished features and sends nothing into them.
+    """
+
+    labels: ClassVar[bool] = True
+
+    def begin(self, packet: Packet) -> Packet:
+        """What block 0 reads instead of the batch: augmented views [V * B, ...] with labels [V * B], or a masked image;
+        `side` may carry what the losses further up need, such as the image. Draws from the global generator."""
+        return packet
 
     @abstractmethod
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        """The auxiliary modules the loss reads at one block, by name."""
+        """The auxiliary modules the loss reads at one block, by name. Raises UserError for sizes it cannot read."""
 
     @abstractmethod
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
-        """The loss [] of a block's output h [B, ...] (with its graph), and its logits [B, classes] if it has any."""
+        """The loss [] of a block's output h [B, ...] (with its graph), and its logits [B, classes] if it has any.
+
+        `packet` is what the block read, so `packet.y` are the labels and `packet.side` what `begin` put there."""
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         """Logits [B, classes] for h, or None if this loss trains no classifier."""

@@ -48,7 +48,7 @@ class DeepSupervision(Strategy):
         return {} if spec.last else self.objective.modules(spec, self.auxiliary)
 
     def step(self, block: Block, packet: Packet) -> Step:
-        x = enter(block, packet)
+        x = enter(block, packet) if block.spec.index else self.objective.begin(packet)
         out = x.at(block.layers(x.h))
         loss: Tensor | None
         if block.last:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, task_loss
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, read_out, task_loss
 from locallearn.objectives import Objective
 
 
@@ -18,8 +18,9 @@ from locallearn.objectives import Objective
 class DGL(Strategy):
     """Decoupled greedy learning (Belilovsky, Eickenberg & Oyallon 2020, arXiv 1901.08164).
 
-    L_k = l(a_k(f_k(sg[h_{k-1}])), y) for k < K; the last block has the true loss. Detached at every border; sends
-    nothing down. All blocks learn on the same batch: block k reads what block k-1 computed *before* its own update.
+    L_k = l(a_k(f_k(sg[h_{k-1}])), y) for k < K; the last block has the true loss (or, with an objective that reads no
+    labels, that objective, and the head reads out). Detached at every border; sends nothing down. All blocks learn on
+    the same batch: block k reads what block k-1 computed *before* its own update.
     """
 
     objective: Objective = field(kw_only=True)
@@ -27,9 +28,11 @@ class DGL(Strategy):
     route: ClassVar[Route] = Route.NONE
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        return {} if spec.last else self.objective.modules(spec, self.auxiliary)
+        return {} if spec.last and self.objective.labels else self.objective.modules(spec, self.auxiliary)
 
     def step(self, block: Block, packet: Packet) -> Step:
+        if block.spec.index == 0:
+            packet = self.objective.begin(packet)
         h = block.layers(packet.h)
         yield Send(packet.at(h))  # the block above may start ...
         self.loss(block, h, packet).backward()  # ... while this one learns
@@ -38,9 +41,12 @@ class DGL(Strategy):
 
     def loss(self, block: Block, h: Tensor, packet: Packet) -> Tensor:
         """The loss [] of block k for its output h [B, ...]; what a subclass changes."""
-        if block.last:
+        if block.last and self.objective.labels:
             return task_loss(block, h, packet.y)
         loss, logits = self.objective.loss(block.auxiliary, h, packet)
+        if block.last:
+            block.note("local_loss", loss)
+            return loss + read_out(block, h, packet.y)
         block.report(loss, logits, packet.y)
         return loss
 

@@ -22,14 +22,14 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     predicts = [False] * depth
     samples = 0
     for inputs, labels in batches:
-        samples += len(labels)
+        samples += int((labels >= 0).sum())  # the labels of another split's nodes of one graph are hidden
         for k, logits in enumerate(learner.predict(inputs)):
             if logits is None:
                 continue
             predicts[k] = True
             correct[k] += (logits.argmax(dim=1) == labels).sum()
             if k == depth - 1:
-                loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+                loss += F.cross_entropy(logits.float(), labels, reduction="sum")  # leaves out hidden labels
     if not samples:
         return {}
     shares = (correct / samples).tolist()

@@ -139,8 +139,7 @@ class Training:
             "epoch": self.position.epoch,
             "offset": self.position.offset,
             "seconds": self.position.seconds,
-            "totals": [block.totals.read() for block in self.learner.blocks],
-            "predicts": [block.predicts for block in self.learner.blocks],
+            "blocks": [block.running() for block in self.learner.blocks],
         }
         folder = self.folder.path / "checkpoints"
         checkpoint.save(folder, self.learner.step_count, tensors, state, self.settings.checkpoint.keep)
@@ -159,8 +158,5 @@ class Training:
         self.learner.load_state(saved.tensors)
         self.learner.step_count = saved.state["step"]
         self.position = Position(saved.state["epoch"], saved.state["offset"], saved.state["seconds"])
-        for block, totals, predicts in zip(
-            self.learner.blocks, saved.state["totals"], saved.state["predicts"], strict=True
-        ):
-            block.totals.write(totals)
-            block.predicts = predicts
+        for block, running in zip(self.learner.blocks, saved.state["blocks"], strict=True):
+            block.resume(running)

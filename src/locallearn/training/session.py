@@ -70,6 +70,7 @@ def prepare(exp: Experiment, cut: list[range] | None = None) -> tuple[Learner, D
         compiled=settings.compile,
         micro_batches=settings.micro_batches,
         total_steps=settings.epochs * steps,
+        pixels=data.pixels,
     )
     return learner, data
 
