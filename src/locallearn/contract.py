@@ -132,7 +132,7 @@ class Block(Protocol):
         ...
 
     def note(self, name: str, value: Tensor) -> None:
-        """Record one more number [] of this block, such as a synthesizer's loss: the mean over steps, `block/00/name`."""
+        """Record one more number [] of this block, such as a synthesizer's loss: `block/00/name`, a mean over steps."""
         ...
 
     def again(self) -> AbstractContextManager[None]:

@@ -1,0 +1,92 @@
+"""Networks that predict a tensor of a given shape: the gradient of an activation, or a block's input (Jaderberg et al.
+2017, "Decoupled Neural Interfaces using Synthetic Gradients", arXiv 1608.05343)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locallearn.auxiliary.networks import Size
+
+VECTOR_WIDTH = 1024
+"""Hidden units on vectors: the paper's, for layers of 256."""
+
+
+class Synthesizer(nn.Module):
+    """Three layers that keep the shape of what they read, with batch norm and ReLU between them: 5x5 convolutions for
+    maps [C, H, W], convolutions over 5 steps for sequences [T, D], linear layers for vectors [D].
+
+    width    channels of the hidden layers; 0: those of what it reads, for vectors 1024
+    classes  0, or the number of classes: the one-hot label then goes through a linear layer and is added to the first
+             layer's output, broadcast over positions. Samples without a label (y < 0) add nothing
+
+    The last layer starts at zero, weight and bias, so that the first prediction is zero and not noise.
+    """
+
+    def __init__(self, size: Size, *, width: int = 0, classes: int = 0) -> None:
+        super().__init__()
+        self.classes = classes
+        self.sequence = len(size) == 2
+        features = size[-1] if self.sequence else size[0]
+        layer, norm = _kinds(size)
+        width = width or (VECTOR_WIDTH if len(size) == 1 else features)
+        self.first = layer(features, width)
+        self.context = nn.Linear(classes, width, bias=False) if classes else None
+        self.rest = nn.Sequential(
+            norm(width), nn.ReLU(), layer(width, width), norm(width), nn.ReLU(), layer(width, features)
+        )
+        for parameter in self.rest[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, h: Tensor, y: Tensor) -> Tensor:
+        """[B, *size] and labels [B] -> [B, *size]"""
+        if self.sequence:
+            h = h.transpose(1, 2)  # [B, D, T]
+        out = self.first(h)
+        if self.context is not None:
+            onehot = y[:, None] == torch.arange(self.classes, device=y.device)  # [B, classes], all zero where y < 0
+            context = self.context(onehot.to(self.context.weight.dtype))
+            out = out + context.view(*context.shape, *(1,) * (out.dim() - 2))
+        out = self.rest(out)
+        return out.transpose(1, 2) if self.sequence else out
+
+
+class InputSynthesizer(nn.Module):
+    """Predicts what a block reads from what the network reads ("synthetic inputs", section 2.3 of the paper): a linear
+    layer (vectors, sequences) or a convolution at the resolution of the block (maps), then a `Synthesizer`, which here
+    starts from its own initialisation and not from zero.
+
+    [B, *image], labels [B] -> [B, *reads]
+    """
+
+    def __init__(self, image: Size, reads: Size, *, width: int = 0, classes: int = 0) -> None:
+        super().__init__()
+        self.reads = reads
+        self.maps = len(image) == 3 and len(reads) == 3
+        if self.maps:
+            self.stem: nn.Module = nn.Conv2d(image[0], reads[0], 5, padding=2)
+        else:
+            self.stem = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image), math.prod(reads)))
+        self.body = Synthesizer(reads, width=width, classes=classes)
+        last = self.body.rest[-1]
+        assert isinstance(last, nn.Linear | nn.Conv1d | nn.Conv2d)
+        last.reset_parameters()
+
+    def forward(self, image: Tensor, y: Tensor) -> Tensor:
+        if self.maps:
+            h = F.adaptive_avg_pool2d(self.stem(image), self.reads[1:])
+        else:
+            h = self.stem(image).view(len(image), *self.reads)
+        return self.body(F.relu(h), y)
+
+
+def _kinds(size: Size) -> tuple:
+    """The layer (inputs, outputs) and the batch norm for maps, sequences and vectors."""
+    if len(size) == 3:
+        return (lambda i, o: nn.Conv2d(i, o, 5, padding=2)), nn.BatchNorm2d
+    if len(size) == 2:
+        return (lambda i, o: nn.Conv1d(i, o, 5, padding=2)), nn.BatchNorm1d
+    return nn.Linear, nn.BatchNorm1d

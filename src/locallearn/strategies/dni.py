@@ -1,0 +1,142 @@
+"""Decoupled neural interfaces: a block learns from a prediction of its gradient and does not wait for the true one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locallearn.auxiliary.synthesizer import InputSynthesizer, Synthesizer
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, enter, task_loss
+from locallearn.errors import UserError
+
+
+@dataclass(frozen=True)
+class DNI(Strategy):
+    """Synthetic gradients (Jaderberg et al. 2017, arXiv 1608.05343).
+
+    A synthesizer M_k predicts the gradient of the loss: ghat_k = M_k(h_k) / B, and block k learns from it at once,
+    th_k <- th_k - lr (d h_k / d th_k)^T ghat_k. Its target comes from the block above, g_k = J_{k+1}^T ghat_{k+1} (the
+    true gradient below the last block): L = mean of (M_k(sg[h_k]) - B g_k)^2. The synthesizer predicts the gradient of
+    a sample's own loss, because that of the batch mean shrinks with the batch size; and L is a mean over features where
+    the paper sums, which Adam does not notice and without which SGD diverges at a usual rate. Detached: h_k
+    between blocks, ghat before it is used, the synthesizer's input and target. Sends the gradient of its input to the
+    block below. Records `synthesizer_loss`, divided by that of predicting zero: it must fall below 1.
+
+    warmup   share of training in which the blocks learn from the true gradient while the synthesizers learn
+    mix      share of the true gradient in what a block learns from after that: 0 is DNI, 1 is backpropagation
+             with synthesizers that only watch. Both options wait for the blocks above: the route is then a chain
+    width    hidden channels of the synthesizers; 0: those of what they read (1024 for vectors)
+    synthetic_inputs   fully unlocked (the paper's section 2.3): a block also predicts its input, from the network's,
+             learns from that, and regresses the prediction on what the block below really hands on
+    """
+
+    warmup: float = 0.0
+    mix: float = 0.0
+    width: int = 0
+    synthetic_inputs: bool = False
+    route: ClassVar[Route] = Route.NEIGHBOR
+    separate: ClassVar[frozenset[str]] = frozenset({"synthesizer", "inputs"})
+    conditional: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "mix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"strategy.{name}={getattr(self, name)}: must be a share, from 0 to 1")
+        if self.width < 0:
+            raise UserError(f"strategy.width={self.width}: must be at least 1, or 0 for that of the activations")
+        if self.warmup or self.mix:
+            object.__setattr__(self, "route", Route.CHAIN)
+
+    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        found: dict[str, nn.Module] = {}
+        classes = spec.classes if self.conditional else 0
+        if not spec.last:
+            found["synthesizer"] = Synthesizer(spec.emits, width=self.width, classes=classes)
+        if spec.index and self.synthetic_inputs:
+            found["inputs"] = InputSynthesizer(spec.image, spec.reads, width=self.width, classes=classes)
+        return found
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        return (self._waiting if self.route is Route.CHAIN else self._unlocked)(block, self.read(block, packet))
+
+    def _unlocked(self, block: Block, packet: Packet) -> Step:
+        x = enter(block, packet)
+        out = x.at(block.layers(x.h))
+        if block.last:
+            backward(task_loss(block, out.h, out.y), out, None)
+        else:
+            backward(None, out, (self.synthesize(block, out.h.detach(), out.y),))
+        block.update()
+        out = out.detach()
+        target = yield Send(out, back=x.take_grads())
+        if target is not None and target[0] is not None:
+            self.teach(block, out.h, out.y, target[0])
+        return None
+
+    def _waiting(self, block: Block, packet: Packet) -> Step:
+        """With the true gradient: during warm-up, and mixed in."""
+        x = enter(block, packet)
+        out = x.at(block.layers(x.h))
+        if block.last:
+            loss = task_loss(block, out.h, out.y)
+            yield Send(out)
+            backward(loss, out, None)
+            block.update()
+            return x.take_grads()
+        h = out.h.detach()
+        synthetic = self.synthesize(block, h, out.y)
+        true = yield Send(out)
+        assert true is not None and true[0] is not None
+        share = 1.0 if block.progress < self.warmup else self.mix
+        backward(None, out, (share * true[0] + (1 - share) * synthetic,))
+        block.update()
+        self.teach(block, h, out.y, true[0])
+        return x.take_grads()
+
+    def synthesize(self, block: Block, h: Tensor, y: Tensor) -> Tensor:
+        """ghat_k [B, ...] for the output h of a block. Batch statistics of the synthesizer move here, and only here."""
+        with torch.no_grad():
+            return block.auxiliary["synthesizer"](h, y).to(h.dtype) / len(h)
+
+    def teach(self, block: Block, h: Tensor, y: Tensor, target: Tensor) -> None:
+        """One step of the synthesizer towards the gradient `target` [B, ...] of h. It runs again: no graph was kept."""
+        with block.again():
+            predicted = block.auxiliary["synthesizer"](h, y)
+        _regress(block, "synthesizer", predicted, len(h) * target)
+
+    def read(self, block: Block, packet: Packet) -> Packet:
+        """What a block reads: the packet, or with `synthetic_inputs` its own prediction of it."""
+        if not self.synthetic_inputs:
+            return packet
+        if block.spec.index == 0:
+            return packet.at(packet.h, packet.h)
+        predicted = block.auxiliary["inputs"](packet.side[0], packet.y)
+        _regress(block, "inputs", predicted, packet.h)
+        return packet.at(predicted.detach().to(packet.h.dtype))
+
+
+@dataclass(frozen=True)
+class CDNI(DNI):
+    """Conditional synthetic gradients: the synthesizers see the label, too (same paper, section 2.2).
+
+    ghat_k = M_k(h_k, onehot(y)) / B. Nothing else differs from DNI; the label is not needed at inference, because
+    synthesizers are not.
+    """
+
+    conditional: ClassVar[bool] = True
+
+
+def _regress(block: Block, part: str, predicted: Tensor, target: Tensor) -> None:
+    """One step on the mean squared error; its ratio to that of a zero prediction is recorded."""
+    target = target.detach().to(predicted.dtype)
+    loss = F.mse_loss(predicted, target)
+    zero = target.square().mean()
+    loss.backward()
+    block.update(part)
+    with torch.no_grad():
+        block.note(f"{part}_loss", torch.where(zero > 0, loss / zero, torch.ones_like(loss)))
