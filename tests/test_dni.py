@@ -214,7 +214,9 @@ def test_a_synthesizer_keeps_the_shape_and_starts_at_zero(size):
         assert out.abs().max() == 0
 
 
-@pytest.mark.parametrize(("image", "reads"), [((1, 8, 8), (4, 4, 4)), ((1, 8, 8), (10,)), ((5, 6), (5, 3)), ((9,), (4,))])
+@pytest.mark.parametrize(
+    ("image", "reads"), [((1, 8, 8), (4, 4, 4)), ((1, 8, 8), (10,)), ((5, 6), (5, 3)), ((9,), (4,))]
+)
 def test_an_input_synthesizer_fits_and_learns(image, reads):
     torch.manual_seed(0)
     x, y, target = torch.randn(16, *image), torch.arange(16) % 3, torch.randn(16, *reads)

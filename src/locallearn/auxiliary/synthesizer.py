@@ -77,7 +77,7 @@ class InputSynthesizer(nn.Module):
 
     def forward(self, image: Tensor, y: Tensor) -> Tensor:
         if self.maps:
-            h = F.adaptive_avg_pool2d(self.stem(image), self.reads[1:])
+            h = F.adaptive_avg_pool2d(self.stem(image), (self.reads[1], self.reads[2]))
         else:
             h = self.stem(image).view(len(image), *self.reads)
         return self.body(F.relu(h), y)

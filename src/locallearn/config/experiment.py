@@ -18,6 +18,7 @@ from locallearn.engine import Optim
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.objectives import Objective
+from locallearn.probes import Probe
 from locallearn.training.record import RecordSettings
 
 ModelBuilder = Callable[[Size, int], BlockModel]
@@ -33,6 +34,7 @@ class Experiment:
     optim: Optim
     source: DataSource
     model: ModelBuilder
+    probe: Probe
     record: RecordSettings
     names: dict[str, str]
     """The chosen name in each group, for titles and folder names."""
@@ -62,6 +64,7 @@ def experiment(
         optim=instantiate(groups["optim"], "optim", allow),
         source=instantiate(groups["data"], "data", allow),
         model=model_builder(groups["model"], allow),
+        probe=instantiate(groups["probe"], "probe", allow),
         record=RecordSettings.parse(groups["record"]),
         names={group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS},
         overrides=list(overrides),

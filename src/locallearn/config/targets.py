@@ -14,6 +14,7 @@ from locallearn.data import DataSource
 from locallearn.engine import Optim
 from locallearn.errors import UserError, did_you_mean
 from locallearn.objectives import Objective
+from locallearn.probes import Probe
 
 KINDS: dict[str, type] = {
     "strategy": Strategy,
@@ -21,6 +22,7 @@ KINDS: dict[str, type] = {
     "auxiliary": Auxiliary,
     "optim": Optim,
     "data": DataSource,
+    "probe": Probe,
 }
 """The class that a group's target must derive from. A `model` is a builder function instead."""
 

@@ -91,11 +91,12 @@ class DNI(Strategy):
         h = out.h.detach()
         synthetic = self.synthesize(block, h, out.y)
         true = yield Send(out)
-        assert true is not None and true[0] is not None
+        target = true[0] if true is not None else None
+        assert target is not None, "under a chain every block above answers"
         share = 1.0 if block.progress < self.warmup else self.mix
-        backward(None, out, (share * true[0] + (1 - share) * synthetic,))
+        backward(None, out, (share * target + (1 - share) * synthetic,))
         block.update()
-        self.teach(block, h, out.y, true[0])
+        self.teach(block, h, out.y, target)
         return x.take_grads()
 
     def synthesize(self, block: Block, h: Tensor, y: Tensor) -> Tensor:

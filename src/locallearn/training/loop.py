@@ -12,6 +12,7 @@ from locallearn.config.settings import Settings
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import RunError
+from locallearn.probes import Probe
 from locallearn.stopping import Interrupted, stop_signals
 from locallearn.training import checkpoint
 from locallearn.training.console import Console, warn
@@ -41,6 +42,7 @@ class Training:
         learner: Learner,
         data: Data,
         settings: Settings,
+        probe: Probe,
         folder: RunFolder,
         recorder: Recorder,
         console: Console,
@@ -49,6 +51,7 @@ class Training:
         self.learner = learner
         self.data = data
         self.settings = settings
+        self.probe = probe
         self.folder = folder
         self.recorder = recorder
         self.console = console
@@ -100,6 +103,7 @@ class Training:
                 for key, value in found.items():
                     head, _, tail = key.rpartition("/")
                     record[f"{head}/{name}_{tail}" if head else f"{name}/{tail}"] = value
+            record |= self.probe.look(learner, self.data)
         seconds += time.perf_counter() - started
         record["learning_rate"] = learner.blocks[-1].learning_rate
         record["images_per_second"] = images_per_second

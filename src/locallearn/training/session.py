@@ -162,7 +162,7 @@ def _train(
         f"({len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test), {learner.device}"
     )
     with _endings(folder, recorder, console):
-        training = Training(title, learner, data, exp.settings, folder, recorder, console)
+        training = Training(title, learner, data, exp.settings, exp.probe, folder, recorder, console)
         restore(training)
         record = training.run()
         final = record | parameter_counts(learner)

@@ -1,0 +1,77 @@
+"""How well a strategy's update points where backpropagation's would, per block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from locallearn.data import Data
+from locallearn.engine import Learner
+from locallearn.engine.gradients import Gradients, strategy_gradients, true_gradients
+from locallearn.errors import UserError
+from locallearn.probes.base import Probe
+
+
+@dataclass(frozen=True)
+class Alignment(Probe):
+    """Cosine, angle and norm ratio to backpropagation's gradient at the same weights, on a fixed batch of training
+    samples without augmentation (Lillicrap et al. 2016; Bartunov et al. 2018). Per block that learns:
+
+    update_cosine, update_angle (degrees), update_norm_ratio   of the gradient of its units' parameters (and its head's)
+    feedback_cosine, feedback_norm_ratio   of what arrives at its output: the synthetic gradient of DNI, the projected
+        error of DFA, the gradient of a local loss
+
+    The norm ratio is the strategy's over the true one. Holds the activations of the whole model for that batch.
+
+    samples  size of the batch
+    """
+
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise UserError(f"probe.samples={self.samples}: must be at least 2")
+
+    def look(self, learner: Learner, data: Data) -> dict[str, float]:
+        inputs, labels = next(data.evaluation(data.train, min(self.samples, len(data.train))))
+        return alignment(learner, inputs, labels)
+
+
+def alignment(learner: Learner, inputs: Tensor, labels: Tensor) -> dict[str, float]:
+    """The numbers of `Alignment` for inputs [B, ...] and labels [B], as `block/00/update_cosine` and so on. A block
+    that gets no gradient is left out."""
+    ours, truth = strategy_gradients(learner, inputs, labels), true_gradients(learner, inputs, labels)
+    found: dict[str, float] = {}
+    for k, (mine, true) in enumerate(zip(ours, truth, strict=True)):
+        cosine, ratio = _compare(*_parameters(mine, true))
+        if cosine is not None:
+            angle = math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+            found |= {f"block/{k:02d}/update_cosine": cosine, f"block/{k:02d}/update_angle": angle}
+            found[f"block/{k:02d}/update_norm_ratio"] = ratio
+        if mine.output is not None and true.output is not None and mine.output.shape == true.output.shape:
+            cosine, ratio = _compare([mine.output], [true.output])
+            if cosine is not None:
+                found |= {f"block/{k:02d}/feedback_cosine": cosine, f"block/{k:02d}/feedback_norm_ratio": ratio}
+    return found
+
+
+def _parameters(mine: Gradients, true: Gradients) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of the parameters that both have, in the same order."""
+    both = [p for p in true.parameters if p in mine.parameters]
+    return [mine.parameters[p] for p in both], [true.parameters[p] for p in both]
+
+
+def _compare(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[float | None, float]:
+    """Cosine and norm ratio of two lists of tensors as one vector each; None where one of them is zero."""
+
+    def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+        return sum(float(torch.sum(x.double() * y.double())) for x, y in zip(left, right, strict=True))
+
+    norm_a, norm_b = math.sqrt(dot(a, a)), math.sqrt(dot(b, b))
+    if not norm_a or not norm_b:
+        return None, 0.0
+    return dot(a, b) / (norm_a * norm_b), norm_a / norm_b
