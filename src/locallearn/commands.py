@@ -15,7 +15,7 @@ from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, unknown
 
 COMMANDS = {
-    "list": "the choices of every group, or of one: list strategies",
+    "list": "the choices of every group, or of one: list strategies; which pairs work: list --matrix",
     "doctor": "check the machine and a data set: doctor data=folder data.root=DIR",
     "resume": "go on with a run that was interrupted or killed: resume RUN",
     "evaluate": "test accuracy of a run, at every block: evaluate RUN [data=NAME]",
@@ -55,8 +55,11 @@ def _list(arguments: list[str]) -> int:
     """A line for each choice, with route and paper."""
     parser = _parser("list", "Show the choices of every group, or of one.")
     parser.add_argument("group", nargs="?", help="such as strategies, models or data")
+    parser.add_argument("--matrix", action="store_true", help="which strategy trains which model, found out now")
     parser.add_argument("--config-dir", type=Path, action="append", default=[], help="a folder of your own yaml files")
     options = parser.parse_args(arguments)
+    if options.matrix:
+        return _matrix(options.config_dir)
     groups = GROUPS
     if options.group:
         group = PLURALS.get(options.group, options.group)
@@ -71,6 +74,17 @@ def _list(arguments: list[str]) -> int:
             notes = [f"route {facts['route']}"] if "route" in facts else []
             notes += [facts[key] for key in ("paper", "source") if key in facts]
             print(f"  {name:<{longest}}  {facts['summary']}" + (f"  [{'; '.join(notes)}]" if notes else ""))
+    return 0
+
+
+def _matrix(config_dirs: list[Path]) -> int:
+    """The table of strategies and models."""
+    from locallearn.config.matrix import matrix
+
+    if config_dirs:
+        raise UserError("list --matrix shows the strategies and models of locallearn; leave --config-dir out")
+    config, _ = compose(["auxiliary=linear"])
+    print(matrix(choices("strategy"), choices("model"), config).render())
     return 0
 
 
@@ -116,6 +130,7 @@ def _resume(arguments: list[str]) -> int:
 def _evaluate(arguments: list[str]) -> int:
     parser = _parser("evaluate", "Test loss and accuracy of a run, at every block that can predict.")
     parser.add_argument("run", help="the run folder")
+    parser.add_argument("--linear", action="store_true", help="also fit a linear classifier to each block's features")
     parser.add_argument("settings", nargs="*", help="another set: data=NAME data.root=DIR")
     _allow(parser)
     options = parser.parse_args(arguments)
@@ -126,7 +141,7 @@ def _evaluate(arguments: list[str]) -> int:
 
     look_for_modules_in([Path.cwd()] if options.allow else [])
     data = compose(options.settings)[0]["data"] if options.settings else None
-    for name, value in session.evaluate_run(options.run, options.allow, data).items():
+    for name, value in session.evaluate_run(options.run, options.allow, data, options.linear).items():
         print(f"{name:<20} {value:.4f}")
     return 0
 

@@ -11,15 +11,11 @@ from torch.nn import functional as F
 
 from locallearn.auxiliary.networks import Size
 
-VECTOR_WIDTH = 1024
-"""Hidden units on vectors: the paper's, for layers of 256."""
-
-
 class Synthesizer(nn.Module):
     """Three layers that keep the shape of what they read, with batch norm and ReLU between them: 5x5 convolutions for
     maps [C, H, W], convolutions over 5 steps for sequences [T, D], linear layers for vectors [D].
 
-    width    channels of the hidden layers; 0: those of what it reads, for vectors 1024
+    width    channels of the hidden layers; 0: those of what it reads
     classes  0, or the number of classes: the one-hot label then goes through a linear layer and is added to the first
              layer's output, broadcast over positions. Samples without a label (y < 0) add nothing
 
@@ -32,7 +28,7 @@ class Synthesizer(nn.Module):
         self.sequence = len(size) == 2
         features = size[-1] if self.sequence else size[0]
         layer, norm = _kinds(size)
-        width = width or (VECTOR_WIDTH if len(size) == 1 else features)
+        width = width or features
         self.first = layer(features, width)
         self.context = nn.Linear(classes, width, bias=False) if classes else None
         self.rest = nn.Sequential(

@@ -97,14 +97,20 @@ class Learner:
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> list[Tensor | None]:
         """Logits [B, classes] of every block that can predict, in eval mode; the last entry is the model's own."""
-        h = self.prepare(inputs)
         logits: list[Tensor | None] = []
+        for block, h in zip(self.blocks, self.features(inputs), strict=True):
+            with self.stage.autocast():
+                logits.append(self.strategy.predict(block, h))
+        return logits
+
+    def features(self, inputs: Tensor) -> Iterator[Tensor]:
+        """What each block emits [B, ...], in eval mode, one after the other. Call it under `torch.no_grad()`."""
+        h = self.prepare(inputs)
         for block in self.blocks:
             block.train(False)
             with self.stage.autocast():
                 h = block.layers(h)
-                logits.append(self.strategy.predict(block, h))
-        return logits
+            yield h
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, under a name that does not depend on the cut for those of the model."""

@@ -24,5 +24,5 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
             for module, mode in modes:
                 module.training = mode
             for buffer, before in buffers:
-                if not torch.equal(buffer, before):
+                if not buffer.is_meta and not torch.equal(buffer, before):
                     buffer.copy_(before)

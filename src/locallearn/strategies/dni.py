@@ -30,7 +30,7 @@ class DNI(Strategy):
     warmup   share of training in which the blocks learn from the true gradient while the synthesizers learn
     mix      share of the true gradient in what a block learns from after that: 0 is DNI, 1 is backpropagation
              with synthesizers that only watch. Both options wait for the blocks above: the route is then a chain
-    width    hidden channels of the synthesizers; 0: those of what they read (1024 for vectors)
+    width    hidden channels of the synthesizers; 0: those of what they read (the paper: 1024 for layers of 256)
     synthetic_inputs   fully unlocked (the paper's section 2.3): a block also predicts its input, from the network's,
              learns from that, and regresses the prediction on what the block below really hands on
     """

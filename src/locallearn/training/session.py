@@ -27,6 +27,7 @@ from locallearn.training.console import Console, warn
 from locallearn.training.environment import choose_device, manifest, process_settings
 from locallearn.training.evaluate import evaluate
 from locallearn.training.loop import EVALUATION_BATCH, Training
+from locallearn.training.readout import linear_readout
 from locallearn.training.record import Recorder, open_recorder
 from locallearn.training.run_folder import RunFolder
 
@@ -239,8 +240,11 @@ def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
     return model.eval()
 
 
-def evaluate_run(path: str | Path, allow: list[str], data_config: dict[str, Any] | None = None) -> dict[str, float]:
-    """Test loss and accuracy of a run, at every block that can predict, on its own data or on another set."""
+def evaluate_run(
+    path: str | Path, allow: list[str], data_config: dict[str, Any] | None = None, linear: bool = False
+) -> dict[str, float]:
+    """Test loss and accuracy of a run, at every block that can predict, on its own data or on another set; with
+    `linear` also those of a linear classifier on each block's frozen features."""
     folder = RunFolder.open(Path(path))
     exp, known = saved_experiment(folder, allow, **({"data": data_config} if data_config else {}))
     with process_settings(exp.settings):
@@ -254,7 +258,8 @@ def evaluate_run(path: str | Path, allow: list[str], data_config: dict[str, Any]
                 f"has {data.image} and {len(data.classes)}"
             )
         learner.load_state(saved.tensors)
-        return evaluate(learner, data.evaluation(data.test, EVALUATION_BATCH))
+        found = evaluate(learner, data.evaluation(data.test, EVALUATION_BATCH))
+        return found | (linear_readout(learner, data) if linear else {})
 
 
 def _warn_of_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -1,0 +1,96 @@
+"""Which strategy trains which model: found out by putting each pair together on the meta device, where nothing costs
+memory or time. A pair that is refused says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from locallearn.config.experiment import model_builder
+from locallearn.config.settings import AUTO_BLOCKS
+from locallearn.config.targets import instantiate
+from locallearn.engine import Optim, assemble
+from locallearn.errors import UserError
+from locallearn.models import BlockModel
+
+IMAGE, SEQUENCE, FEATURES = (3, 32, 32), (20, 57), (16,)
+CLASSES = 10
+
+
+@dataclass
+class Matrix:
+    """cells[model][strategy] is None where the pair works, else the reason; `reads` says what each model was given;
+    `refused` holds the models that could not be built at all (an extra is missing)."""
+
+    strategies: list[str]
+    reads: dict[str, str] = field(default_factory=dict)
+    cells: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def render(self) -> str:
+        """The table with numbered reasons below it."""
+        reasons: list[str] = []
+
+        def mark(reason: str | None) -> str:
+            if reason is None:
+                return "yes"
+            if reason not in reasons:
+                reasons.append(reason)
+            return f"({reasons.index(reason) + 1})"
+
+        rows = [("model", "reads", *self.strategies)]
+        for model, cells in self.cells.items():
+            rows.append((model, self.reads[model], *(mark(cells[s]) for s in self.strategies)))
+        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in rows]
+        lines += [f"({i}) {reason}" for i, reason in enumerate(reasons, 1)]
+        return "\n".join([*lines, *(f"{model}: {reason}" for model, reason in self.refused.items())])
+
+
+def matrix(strategies: Mapping[str, Path], models: Mapping[str, Path], options: Mapping[str, Any]) -> Matrix:
+    """Every strategy on every model, with their yaml's options and blocks=auto.
+
+    options  the plain configurations of the groups `objective`, `auxiliary` and `optim`, which every pair gets
+    """
+    objective, auxiliary, optim = (instantiate(options[g], g, []) for g in ("objective", "auxiliary", "optim"))
+    found = Matrix(list(strategies))
+    for name, file in models.items():
+        try:
+            model, found.reads[name] = _built(yaml.safe_load(file.read_text()))
+        except UserError as error:
+            found.refused[name] = str(error)
+            continue
+        found.cells[name] = {}
+        for strategy, path in strategies.items():
+            config = yaml.safe_load(path.read_text())
+            made = instantiate(config, "strategy", [], objective=objective, auxiliary=auxiliary)
+            found.cells[name][strategy] = _reason(model, made, optim)
+    return found
+
+
+def _built(config: Mapping[str, Any]) -> tuple[BlockModel, str]:
+    """A model on the meta device, and what it reads: the first of images, sequences and a graph that it accepts."""
+    build, first = model_builder(config, []), None
+    ring = torch.stack([torch.arange(8), torch.arange(8).roll(1)])
+    for kind, size, graph in (("images", IMAGE, None), ("sequences", SEQUENCE, None), ("a graph", FEATURES, ring)):
+        try:
+            return build(size, CLASSES, graph).to("meta"), kind
+        except UserError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _reason(model: BlockModel, strategy: Any, optim: Optim) -> str | None:
+    """None if the pair can be put together, else the sentence that refuses it."""
+    cut = model.cut(min(AUTO_BLOCKS, len(model.units)))
+    try:
+        assemble(model, strategy, optim, cut, device="meta", total_steps=1)
+    except UserError as error:
+        return str(error)
+    return None
