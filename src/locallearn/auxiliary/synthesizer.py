@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from locallearn.auxiliary.networks import Size
 
+
 class Synthesizer(nn.Module):
     """Three layers that keep the shape of what they read, with batch norm and ReLU between them: 5x5 convolutions for
     maps [C, H, W], convolutions over 5 steps for sequences [T, D], linear layers for vectors [D].

@@ -83,8 +83,8 @@ class Learner:
         self.learn(images.to(self.device), labels.to(self.device))
         found = {block.spec.index: block.read() for block in self.blocks}
         result = {f"block/{k:02d}/{name}": value for k, numbers in found.items() for name, value in numbers.items()}
-        top = max((k for k, numbers in found.items() if numbers), default=None)
-        return (found[top] if top is not None else {}) | result
+        top = max((k for k, numbers in found.items() if "loss" in numbers), default=None)
+        return ({n: v for n, v in found[top].items() if n in ("loss", "accuracy")} if top is not None else {}) | result
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Inputs in the dtype and memory layout of the model (integers, such as indices, stay integers)."""

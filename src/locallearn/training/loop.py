@@ -123,7 +123,7 @@ class Training:
         found = [(block.spec.index, block.read()) for block in self.learner.blocks]
         record: dict[str, float] = {}
         for _, numbers in found:
-            record |= {f"train/{name}": value for name, value in numbers.items()}
+            record |= {f"train/{name}": value for name, value in numbers.items() if name in ("loss", "accuracy")}
         for k, numbers in found:
             record |= {f"block/{k:02d}/{name}": value for name, value in numbers.items()}
         return record
