@@ -1,4 +1,4 @@
-"""Overlapping local updates against matrix formulas, whole-graph autograd and the strategies at its two ends, float64."""
+"""Overlapping updates against matrix formulas, whole-graph autograd and the strategies at their two ends, float64."""
 
 from __future__ import annotations
 
@@ -178,11 +178,18 @@ def test_groups_in_a_deep_net(reach, combine):
     assert_close(learner, expected)
 
 
+class Dropping(Auxiliary):
+    """A classifier that draws: in which half of a step it runs can be seen."""
+
+    def build(self, size: tuple[int, ...], classes: int) -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.3), Linear().build(size, classes))
+
+
 @pytest.mark.parametrize("objective", [CrossEntropy(), PredSim()])
 @pytest.mark.parametrize("combine", ["sum", "mean", "next"])
 def test_reach_one_is_dgl(combine, objective):
     batches, model = tiny_batches(), tiny_model(dropout=0.3)
-    local = {**LOCAL, "objective": objective}
+    local = {"auxiliary": Dropping(), "objective": objective}
     strategy = Overlapping(**local, reach=1, combine=combine)
     assert strategy.route is Route.NONE
     ours, dgl = trained(strategy, batches, model).state(), trained(DGL(**local), batches, model).state()
@@ -376,6 +383,40 @@ def test_a_graph_lives_until_its_feedback_came(reach, alive):
     learner.learn(*tiny_batches(1)[0])
     assert max(most) == alive
     assert not held
+
+
+@pytest.mark.parametrize(
+    ("reach", "combine", "passes"),
+    [
+        (1, "sum", [1, 1, 1, 1]),
+        (2, "sum", [1, 2, 2, 2]),
+        (2, "next", [1, 2, 2, 2]),
+        (3, "sum", [1, 2, 3, 1]),
+        (4, "sum", [1, 1, 1, 1]),
+        (9, "next", [1, 1, 1, 1]),
+    ],
+)
+def test_passes_through_a_block(reach, combine, passes):
+    """What it costs: backward passes through every block's units in one step, for inputs or for parameters."""
+    counts = [0] * 4
+
+    class Count(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h, k):
+            ctx.k = k
+            return h.view_as(h)
+
+        @staticmethod
+        def backward(ctx, g):
+            counts[ctx.k] += 1
+            return g, None
+
+    learner = tiny_learner(Overlapping(**LOCAL, reach=reach, combine=combine))
+    for k, unit in enumerate(learner.model.units):
+        unit.register_forward_hook(lambda m, i, h, k=k: Count.apply(h, k))
+        learner.blocks[k].layers.register_forward_hook(lambda m, i, h, k=k: Count.apply(h, k))
+    learner.learn(*tiny_batches(1)[0])
+    assert counts == passes
 
 
 def test_a_block_without_parameters_passes_on():

@@ -69,12 +69,10 @@ class PGI(Strategy):
 
     def step(self, block: Block, packet: Packet) -> Step:
         x = enter(block, packet)
-        if self.taps == "local":
+        if self.taps == "local":  # h is no leaf: no block has a gradient of it to send down
             x = x._replace(h=packet.h)
         out, loss = self.forward(block, x)
         grads = yield Send(out)
-        if self.taps == "local" and grads is not None:
-            grads = (None, *grads[1:])
         backward(loss, out, grads)
         block.update()
         return x.take_grads()
