@@ -414,7 +414,6 @@ def test_passes_through_a_block(reach, combine, passes):
     learner = tiny_learner(Overlapping(**LOCAL, reach=reach, combine=combine))
     for k, unit in enumerate(learner.model.units):
         unit.register_forward_hook(lambda m, i, h, k=k: Count.apply(h, k))
-        learner.blocks[k].layers.register_forward_hook(lambda m, i, h, k=k: Count.apply(h, k))
     learner.learn(*tiny_batches(1)[0])
     assert counts == passes
 
