@@ -1,0 +1,122 @@
+"""Overlapping local updates: a block learns from its own loss and from those of the next blocks, no further."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from locallearn.contract import Block, BlockSpec, Feedback, Packet, Route, Send, Step
+from locallearn.errors import UserError, unknown
+from locallearn.strategies.greedy import DGL
+
+COMBINE = ("sum", "mean", "next")
+
+
+@dataclass(frozen=True)
+class Overlapping(DGL):
+    """LoCo (Xiong, Ren & Urtasun 2020, arXiv 2008.01342), overlapping updates (Laskin et al. 2020, arXiv 2012.03837)
+    and interlocking backpropagation (Gomez et al. 2022, arXiv 2010.04116, "pairwise" and "n-wise").
+
+    Block k's units (of K, from 0) learn from the local losses L_k ... L_m, m = min(k + reach, K) - 1, back through the
+    blocks between; every head learns from its own loss. The last block's loss is the true one (or, with an objective
+    that reads no labels, that objective, and the head reads out). `reach=1` is DGL; `combine=next` with a reach of all
+    blocks is backprop for the units, `combine=sum` is deep supervision with weight 1. One forward per block and step.
+
+    reach    how many blocks' losses a block listens to, its own included; more than there are blocks means all
+    combine  sum (LoCo), mean, or next: only L_m, the furthest (interlocking backpropagation)
+
+    With a reach of 2 block k sends down dL_k/dh_{k-1} of its own loss when it yields, so nobody waits for more than one
+    neighbour and at most two graphs are alive; a longer reach needs the chain. Losses that end at the same block travel
+    as one sum. So a message is one gradient of h_{k-1} [B, ...] per block below k where some loss ends, the lowest one
+    first: reach - 1 at most, and fewer near the bottom and the top; one with a reach of all. Each costs a pass through
+    the block for input gradients, beside the pass for the parameters; where the two ask for the same they are one pass.
+    """
+
+    reach: int = 2
+    combine: str = "sum"
+    route: ClassVar[Route] = Route.NEIGHBOR
+
+    def __post_init__(self) -> None:
+        if self.reach < 1:
+            raise UserError(f"strategy.reach={self.reach}: must be at least 1, a block's own loss alone (which is dgl)")
+        if self.combine not in COMBINE:
+            raise unknown("strategy.combine", self.combine, COMBINE)
+        if self.reach != 2:
+            object.__setattr__(self, "route", Route.NONE if self.reach == 1 else Route.CHAIN)
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        if self.reach == 1:
+            return (yield from super().step(block, packet))
+        k = block.spec.index
+        packet = packet if k else self.objective.begin(packet)
+        x = packet.h.detach().requires_grad_() if k else packet.h
+        h = block.layers(x)
+        own = self.own(block, h, packet)
+        if self.route is Route.NEIGHBOR:
+            back = (_input_gradient(h, x, own),) if k and own is not None else None
+            grads = yield Send(packet.at(h), back)
+            _parameter_gradients(block, h, self.heard(block.spec, self.gather(block.spec, own, grads)))
+            answer = None
+        else:
+            grads = yield Send(packet.at(h))
+            answer = self.descend(block, x, h, self.gather(block.spec, own, grads))
+        block.update()
+        return answer
+
+    def own(self, block: Block, h: Tensor, packet: Packet) -> Tensor | None:
+        """dL_k/dh_k [B, ...], or None where no units learn from L_k; the gradients of the block's head on the way.
+
+        The head's graph ends here, so that while feedback is awaited the block keeps that of its units alone."""
+        leaf = h.detach()
+        if self.combine != "next" or block.last or block.spec.index >= self.reach - 1:
+            leaf.requires_grad_()
+        self.loss(block, leaf, packet).backward()
+        return leaf.grad
+
+    def ends(self, k: int, depth: int) -> range:
+        """The blocks, k or below, where some loss from above block k ends: the order of block k + 1's message."""
+        return range(max(0, k - self.reach + 2), min(k, max(0, depth - self.reach)) + 1)
+
+    def gather(self, spec: BlockSpec, own: Tensor | None, grads: Feedback | None) -> dict[int, Tensor]:
+        """The gradients of h_k, by the block where their losses end."""
+        arrived = zip(self.ends(spec.index, spec.depth), grads, strict=True) if grads is not None else ()
+        found = {end: g for end, g in arrived if g is not None}
+        if own is not None:
+            end = max(0, spec.index - self.reach + 1)
+            found[end] = found[end] + own if end in found else own
+        return found
+
+    def heard(self, spec: BlockSpec, found: Mapping[int, Tensor]) -> Tensor:
+        """What the units of block k learn from: a gradient of h_k. All that arrives ends here or below, and is meant
+        for this block too, unless only the furthest loss counts."""
+        if self.combine == "next":
+            return found[min(spec.index, max(0, spec.depth - self.reach))]
+        first, *others = found.values()
+        total = sum(others, first)
+        return total / min(self.reach, spec.depth - spec.index) if self.combine == "mean" else total
+
+    def descend(self, block: Block, x: Tensor, h: Tensor, found: Mapping[int, Tensor]) -> Feedback:
+        """The gradients of the units, and the message for the block below: (None,) from block 0."""
+        heard = self.heard(block.spec, found)
+        down = self.ends(block.spec.index - 1, block.spec.depth)
+        if len(down) == 1 and heard is found[down[0]]:
+            torch.autograd.backward(h, heard)
+            return (x.grad,)
+        message = tuple(_input_gradient(h, x, found[end]) for end in down)
+        _parameter_gradients(block, h, heard)
+        return message or (None,)
+
+
+def _input_gradient(h: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    return torch.autograd.grad(h, x, gradient, retain_graph=True)[0]
+
+
+def _parameter_gradients(block: Block, h: Tensor, gradient: Tensor) -> None:
+    """Accumulate the gradients of the units, and spare that of their input."""
+    parameters = [p for p in block.layers.parameters() if p.requires_grad]
+    if parameters:
+        torch.autograd.backward(h, gradient, inputs=parameters)
