@@ -173,8 +173,9 @@ class FeedbackAlignment(Backprop):
                     f"{list(p.shape)}, and only linear layers and convolutions are known; build the model of these, or "
                     "choose strategy=dfa, which needs no weights of the layers"
                 )
-        for name, child in list(module.named_children()):
-            setattr(module, name, self._replaced(child, f"{path}, {name}", done))
+        for name, child in list(module._modules.items()):  # named_children would leave out a second name
+            if child is not None:
+                setattr(module, name, self._replaced(child, f"{path}, {name}", done))
         return module
 
 
