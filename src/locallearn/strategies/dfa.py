@@ -55,7 +55,8 @@ class DFA(Strategy):
     shared      one matrix for all blocks, of which each reads the leading columns (Launay et al.), instead of
                 independent ones
     scale       multiplies B. At 1 its entries are uniform in +-1/sqrt(size of h), or of the largest h if shared: those
-                of a linear layer from h to the logits, as PyTorch initialises it
+                of a linear layer from h to the logits, as PyTorch initialises it, so that |ghat| is |e| / sqrt(3)
+                whatever the size. ReLU nets without norms die at rates that backprop bears: lower the rate
     """
 
     projection: str = "full"

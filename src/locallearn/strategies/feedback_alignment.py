@@ -1,11 +1,11 @@
-"""Feedback alignment and sign symmetry: backpropagation whose error travels down through other weights than the net's."""
+"""Feedback alignment and sign symmetry: backpropagation whose errors travel down through other weights."""
 
 from __future__ import annotations
 
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from locallearn.contract import BlockSpec
 from locallearn.errors import UserError, unknown
 from locallearn.strategies.backprop import Backprop
 
+Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 EXACT = (nn.LayerNorm, nn.RMSNorm)  # their weights may have several dimensions, but multiply element by element
 STD = {
@@ -59,10 +60,10 @@ class FeedbackLayer(nn.Module):
     feedback  what is fixed of B, of W's shape: B itself here
     """
 
-    layer: nn.Module
+    layer: Layer
     feedback: Tensor | None
 
-    def __init__(self, layer: nn.Module, std: float, number: int) -> None:
+    def __init__(self, layer: Layer, std: float, number: int) -> None:
         super().__init__()
         self.layer = layer
         self.std = std
@@ -72,7 +73,7 @@ class FeedbackLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W without a graph."""
-        return self.layer.weight.detach()  # type: ignore[union-attr,operator,return-value]
+        return self.layer.weight.detach()
 
     def fixed(self) -> Tensor | None:
         """What is drawn once, from the global generator; on the CPU in float32, so that B is the same everywhere."""
@@ -86,15 +87,16 @@ class FeedbackLayer(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         if not (h.requires_grad and torch.is_grad_enabled()):
             return self.layer(h)
+        back = self.backward_weight()  # before y: what breaks a compiled graph must not part y from what marks it dirty
         y = self.layer(h.detach())
         if isinstance(self.layer, nn.Linear):
-            return _Feedback.apply(y, h, self.backward_weight(), None)
+            return _Feedback.apply(y, h, back, None)
         stride, padding = self.layer.stride, self.layer.padding
         if isinstance(padding, str) or self.layer.padding_mode != "zeros":  # pad apart: autograd knows its gradient
             mode = "constant" if self.layer.padding_mode == "zeros" else self.layer.padding_mode
             h = F.pad(h, self.layer._reversed_padding_repeated_twice, mode=mode)
             padding = (0,) * len(stride)
-        return _Feedback.apply(y, h, self.backward_weight(), (stride, padding, self.layer.dilation, self.layer.groups))
+        return _Feedback.apply(y, h, back, (stride, padding, self.layer.dilation, self.layer.groups))
 
 
 class UniformMagnitude(FeedbackLayer):
@@ -111,14 +113,14 @@ class FixedMagnitude(FeedbackLayer):
     """B = |M| sign(W), with M drawn once."""
 
     def backward_weight(self) -> Tensor:
-        return super().backward_weight().abs() * self.weight.sign()
+        return self.weight.sign() * super().backward_weight().abs()
 
 
 class FreshMagnitude(UniformMagnitude):
     """B = |M| sign(W), with M drawn at every forward pass."""
 
     def backward_weight(self) -> Tensor:
-        return self.magnitude() * self.weight.sign()
+        return self.weight.sign() * self.magnitude()
 
     @torch.compiler.disable  # a compiled graph would keep the seed of its first pass
     def magnitude(self) -> Tensor:
@@ -128,7 +130,8 @@ class FreshMagnitude(UniformMagnitude):
         stream = None if weight.is_meta else torch.Generator(weight.device)
         if stream is not None:
             stream.manual_seed(seeds.mix(torch.initial_seed(), self.number))
-        return torch.empty_like(weight).normal_(std=self.std, generator=stream).abs_()
+        drawn = torch.empty(weight.shape, device=weight.device, dtype=torch.float32)
+        return drawn.normal_(std=self.std, generator=stream).abs_().to(weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ class FeedbackAlignment(Backprop):
     detaches and sends what backprop does. The first layer of the net answers nobody and its B is never read.
 
     init  scale of B's normal entries: xavier, std = sqrt(2 / (fan_in + fan_out)), or kaiming, sqrt(2 / fan_out). It is
-          compounded over the layers, and the usual reason why a deep net does not learn
+          compounded over the layers, and the usual reason why a deep net does not learn; ReLU nets without norms die
+          at rates that backprop bears (lenet on 8x8 digits: 0.05 with momentum 0.9 does, 0.01 learns)
 
     Raises UserError for a module with a weight matrix of its own that is no linear layer or convolution.
     """
@@ -162,7 +166,7 @@ class FeedbackAlignment(Backprop):
         """`module` with every weight layer in it wrapped; a layer that stands in two places is one, with one B."""
         if _is_weight_layer(module):
             if module not in done:
-                weight: Tensor = module.weight  # type: ignore[assignment]
+                weight = module.weight
                 std = STD[self.init](weight[0].numel(), weight[:, 0].numel())
                 done[module] = self.layer(module, std, len(done))
             return done[module]
@@ -179,7 +183,7 @@ class FeedbackAlignment(Backprop):
         return module
 
 
-def _is_weight_layer(module: nn.Module) -> bool:
+def _is_weight_layer(module: nn.Module) -> TypeGuard[Layer]:
     """A linear layer or convolution, or a subclass that computes the same (a parametrised one, not one that pads)."""
     methods = ("forward", "_conv_forward")
     return any(
