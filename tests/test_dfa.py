@@ -127,12 +127,12 @@ def test_a_sample_without_a_label_teaches_nothing():
 def test_micro_batches_use_their_own_error():
     model = odd_model()
     model.units[1][1] = nn.Identity()
-    (x, y), steps = odd_batches(1)[0], []
+    (x, y), learners = odd_batches(1)[0], []
     for micro in (1, 3):
-        learner = tiny_learner(DFA(), model, 4, micro_batches=micro)
-        steps.append((learner.model, learner.learn(x, y)))
-    for key, p in steps[0][0].named_parameters():
-        assert_close(steps[1][0].get_parameter(key), p, key)
+        learners.append(tiny_learner(DFA(), model, 4, micro_batches=micro))
+        learners[-1].learn(x, y)
+    for key, p in learners[0].model.named_parameters():
+        assert_close(learners[1].model.get_parameter(key), p, key)
 
 
 # ---- the matrices

@@ -66,7 +66,8 @@ def wrapped(module: nn.Module) -> list[FeedbackLayer]:
 
 
 def layers_of(learner: Learner) -> list[FeedbackLayer]:
-    return [layer for block in learner.blocks for layer in wrapped(block.layers)]
+    parts = [part for block in learner.blocks for part in (block.layers, block.head) if part is not None]
+    return [layer for part in parts for layer in wrapped(part)]
 
 
 def gradients(learner: Learner, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -297,6 +298,18 @@ def test_sequences_and_a_layer_used_in_every_time_step():
         assert_close(a, b, "recurrent")
 
 
+@pytest.mark.parametrize("name", ["fa", "usf", "frsf"])
+def test_micro_batches_average_the_gradient(name):
+    model = odd_model()
+    model.units[1][1] = nn.Identity()  # batch norm lets samples meet
+    (x, y), learners = odd_batches(1)[0], []
+    for micro in (1, 3):
+        learners.append(tiny_learner(FAMILY[name], model, 4, micro_batches=micro))
+        learners[-1].learn(x, y)
+    for key, p in learners[0].model.named_parameters():
+        assert_close(learners[1].model.get_parameter(key), p, key)
+
+
 # ---- sign symmetry
 
 
@@ -453,7 +466,7 @@ def test_a_traced_module_with_in_place_activations(name):
         nn.Linear(16, 8), nn.ReLU(inplace=True), nn.Linear(8, 3),
     )  # fmt: skip
     learner = tiny_learner(FAMILY[name], as_blocks(net, image=(2, 6, 6)), "max", total_steps=2)
-    assert len(layers_of(learner)) == 3
+    assert sum(len(wrapped(block.layers)) for block in learner.blocks) == 3
     if name in ("fa", "frsf"):
         for layer in layers_of(learner):
             layer.feedback.copy_(layer.weight)
