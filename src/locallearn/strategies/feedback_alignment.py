@@ -87,7 +87,7 @@ class FeedbackLayer(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         if not (h.requires_grad and torch.is_grad_enabled()):
             return self.layer(h)
-        back = self.backward_weight()  # before y: what breaks a compiled graph must not part y from what marks it dirty
+        back = self.backward_weight()  # before y: a compiled graph may break here, not between y and its marking
         y = self.layer(h.detach())
         if isinstance(self.layer, nn.Linear):
             return _Feedback.apply(y, h, back, None)
