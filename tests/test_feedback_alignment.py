@@ -516,7 +516,7 @@ def test_on_the_meta_device(name):
 )
 def test_weight_matrices_of_other_kinds_are_refused(module):
     unit = nn.Sequential(nn.Linear(3, 3), nn.Sequential(module))
-    with pytest.raises(UserError, match=rf"block 1, 1, 0 is a {type(module).__name__}, .*choose strategy=dfa"):
+    with pytest.raises(UserError, match=rf"block 1: layers.1.0 is a {type(module).__name__}, .*choose strategy=dfa"):
         FeedbackAlignment().adapt(unit, SPEC)
 
 

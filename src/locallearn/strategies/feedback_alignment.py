@@ -161,7 +161,7 @@ class FeedbackAlignment(Backprop):
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
         """A twin of `layers` with the same parameters and buffers, in which weight layers answer through B."""
         same = {id(t): t for t in (*layers.parameters(), *layers.buffers())}
-        return self._replaced(copy.deepcopy(layers, same), f"block {spec.index}", {})
+        return self._replaced(copy.deepcopy(layers, same), f"block {spec.index}: layers", {})
 
     def _replaced(self, module: nn.Module, path: str, done: dict[nn.Module, FeedbackLayer]) -> nn.Module:
         """`module` with every weight layer in it wrapped; a layer that stands in two places is one, with one B."""
@@ -180,7 +180,7 @@ class FeedbackAlignment(Backprop):
                 )
         for name, child in list(module._modules.items()):  # named_children would leave out a second name
             if child is not None:
-                setattr(module, name, self._replaced(child, f"{path}, {name}", done))
+                setattr(module, name, self._replaced(child, f"{path}.{name}", done))
         return module
 
 
