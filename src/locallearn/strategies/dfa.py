@@ -1,0 +1,110 @@
+"""Direct feedback alignment: the output error goes straight to every block, through a fixed random projection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locallearn import seeds
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward
+from locallearn.errors import UserError, unknown
+
+PROJECTIONS = ("full", "channel")
+
+
+class Projection(nn.Module):
+    """e [B, classes] -> e B, as large as a block's output [B, *size]; without parameters.
+
+    matrix  [classes, n]: n is the product of `size`, or fewer, one for each channel, and then repeated over space
+    shape   of e B without the batch, such that it broadcasts to `size`
+    """
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor, shape: Size, size: Size) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix)
+        self.shape, self.size = shape, size
+
+    def forward(self, error: Tensor) -> Tensor:
+        projected = error.to(self.matrix.dtype) @ self.matrix  # [B, n]
+        return projected.view(-1, *self.shape).expand(-1, *self.size)
+
+
+@dataclass(frozen=True)
+class DFA(Strategy):
+    """Direct feedback alignment (Nokland 2016, arXiv 1609.01596; Launay et al. 2020, arXiv 2006.12878).
+
+    Block k < K learns from ghat_k = e B_k in the place of dL/dh_k, with e = dL/dlogits [B, classes] and B_k fixed and
+    random; inside a block ghat_k passes on by exact backprop. The last block and the head have their exact gradient.
+    Detached at every border; the last block sends e to all, so that all can learn at the same time.
+
+    `blocks=max` is layer-wise DFA. In the paper the error enters behind a layer's weights, da = (e B) * f'(a); here it
+    enters at the end of the block, behind norm, activation and pool, and passes back through these: the same for a unit
+    linear-activation.
+
+    projection  full: a random number for each feature of h; channel: one per channel, the same at all positions (a
+                sequence [T, D] has D channels). For vectors both are the same. Of a map [C, H, W] full needs
+                classes * C * H * W numbers, channel H * W times fewer
+    shared      one matrix for all blocks, of which each reads the leading columns (Launay et al.), instead of
+                independent ones
+    scale       multiplies B. At 1 its entries are uniform in +-1/sqrt(size of h), or of the largest h if shared: those
+                of a linear layer from h to the logits, as PyTorch initialises it, so that |ghat| is |e| / sqrt(3)
+                whatever the size. ReLU nets without norms die at rates that backprop bears: lower the rate
+    """
+
+    projection: str = "full"
+    shared: bool = False
+    scale: float = 1.0
+    route: ClassVar[Route] = Route.BROADCAST
+
+    def __post_init__(self) -> None:
+        if self.projection not in PROJECTIONS:
+            raise unknown("strategy.projection", self.projection, PROJECTIONS)
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise UserError(f"strategy.scale={self.scale}: must be above 0; 1 is the usual size")
+
+    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        if spec.last:
+            return {}
+        shape = self._shape(spec.emits)
+        if self.shared:
+            below = spec.sizes[:-1]
+            columns, size = max(math.prod(self._shape(s)) for s in below), max(map(math.prod, below))
+            uniform = torch.rand(spec.classes, columns, generator=seeds.generator(spec.seed, "dfa"), device="cpu")
+            uniform = uniform[:, : math.prod(shape)].clone()
+        else:
+            uniform, size = torch.rand(spec.classes, math.prod(shape)), math.prod(spec.emits)
+        return {"feedback": Projection((2 * uniform - 1) * (self.scale / math.sqrt(size)), shape, spec.emits)}
+
+    def _shape(self, size: Size) -> Size:
+        """The shape of e B for a block that emits `size`, without the batch."""
+        if self.projection == "full" or len(size) == 1:
+            return size
+        return (size[0], *[1] * (len(size) - 1)) if len(size) > 2 else (1, size[-1])
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        out = packet.at(block.layers(packet.h))
+        if not block.last:
+            message = yield Send(out)
+            assert message is not None
+            (error,) = message
+            assert error is not None
+            backward(None, out, (block.auxiliary["feedback"](error).to(out.h.dtype),))
+            block.update()
+            return None
+        assert block.head is not None
+        logits = block.head(out.h)
+        loss = F.cross_entropy(logits, packet.y)
+        block.report(loss, logits, packet.y)
+        yield Send(out)
+        (error,) = torch.autograd.grad(loss, logits)
+        logits.backward(error)
+        block.update()
+        return (error,)

@@ -1,0 +1,240 @@
+"""Direct feedback alignment against a net written in numpy, backpropagation, and real digits."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same, tiny_batches, tiny_learner, tiny_model
+from test_feedback_alignment import (
+    accuracy,
+    angles,
+    assert_close,
+    digits,
+    gradients,
+    loss,
+    np_gradients,
+    np_model,
+    odd_batches,
+    odd_model,
+    teach,
+    true_gradients,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from locallearn.contract import BlockSpec
+from locallearn.engine import Learner
+from locallearn.errors import UserError
+from locallearn.models import BlockModel
+from locallearn.strategies.backprop import Backprop
+from locallearn.strategies.dfa import DFA
+from locallearn.strategies.greedy import Shallow
+
+SIZES = ((4, 6, 6), (5, 3, 3), (7, 8), (11,), (3,))
+
+
+def spec(index: int, seed: int = 0) -> BlockSpec:
+    return BlockSpec(index, 5, (2, 6, 6), SIZES[index - 1], SIZES[index], 3, SIZES, seed)
+
+
+def projection(strategy: DFA, index: int, seed: int = 0) -> nn.Module:
+    torch.manual_seed(index)  # as the engine does: a stream for each block
+    return strategy.modules(spec(index, seed))["feedback"]
+
+
+def matrices(learner: Learner) -> list[torch.Tensor]:
+    return [block.auxiliary["feedback"].matrix for block in learner.blocks[:-1]]
+
+
+@pytest.mark.parametrize("blocks", [[1, 2], [1], [2]])
+@pytest.mark.parametrize("kind", ["full", "channel"])
+def test_gradients_are_those_of_a_net_in_numpy(blocks, kind):
+    """Two of the three cuts have a block with two layers: inside it the seed passes by exact backprop."""
+    learner = tiny_learner(DFA(projection=kind), np_model(), blocks)
+    draw, injected = np.random.default_rng(0), {}
+    sizes = [(3, 6, 6), (4, 3, 3)]
+    for end, matrix in zip(blocks, matrices(learner), strict=True):
+        given = draw.normal(size=matrix.shape)
+        matrix.copy_(torch.from_numpy(given))
+        spatial = given.reshape(3, *sizes[end - 1]) if kind == "full" else given[:, :, None, None]
+        injected[end - 1] = np.broadcast_to(spatial, (3, *sizes[end - 1]))
+    x, y = tiny_batches(1)[0]
+    weights = [m.weight.detach().numpy() for m in learner.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    truth = np_gradients(learner.model, x, y, weights, injected)
+    found = gradients(learner, x, y)
+    assert found.keys() == truth.keys()
+    for key, gradient in found.items():
+        assert_close(gradient, torch.from_numpy(truth[key]), key)
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_the_last_block_learns_as_under_backprop(blocks):
+    learner = tiny_learner(DFA(), tiny_model(), blocks, total_steps=3)
+    for x, y in tiny_batches(3):
+        true, found = true_gradients(learner.model, x, y), gradients(learner, x, y)
+        last = tuple(f"units.{k}." for k in learner.cut[-1])
+        for key, gradient in found.items():
+            if key.startswith((*last, "head")):
+                assert torch.equal(gradient, true[key]), key
+            elif not key.endswith("0.bias"):  # those before a batch norm are zero
+                assert F.cosine_similarity(gradient.flatten(), true[key].flatten(), dim=0) < 0.95, key
+        learner.learn(x, y)
+
+
+def test_one_block_is_backprop():
+    ours, theirs = (tiny_learner(s, tiny_model(dropout=0.2), 1, total_steps=3) for s in (DFA(), Backprop()))
+    for x, y in tiny_batches(3):
+        ours.learn(x, y)
+        theirs.learn(x, y)
+    assert_same(ours.model, theirs.model)
+
+
+def test_with_the_true_projection_it_is_backprop():
+    """A linear net: dL/dh_k = e W_K ... W_{k+1}, so that product is a feedback matrix that makes no error."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 4), nn.Linear(4, 6), nn.Linear(6, 4)]
+    model = BlockModel(layers, nn.Linear(4, 3), image=(5,), classes=3, name="linear")
+    learner = tiny_learner(DFA(), model, 3, total_steps=3)
+    bare = copy.deepcopy(learner.model)
+    optimizer = torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    g = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x, y = torch.randn(8, 5, generator=g, dtype=torch.float64), torch.randint(3, (8,), generator=g)
+        above = learner.model.head.weight.detach() @ learner.model.units[2].weight.detach()
+        matrices(learner)[1].copy_(above)
+        matrices(learner)[0].copy_(above @ learner.model.units[1].weight.detach())
+        learner.learn(x, y)
+        optimizer.zero_grad()
+        F.cross_entropy(bare(x), y).backward()
+        optimizer.step()
+    for key, p in bare.named_parameters():
+        assert_close(learner.model.get_parameter(key), p, key)
+
+
+def test_a_sample_without_a_label_teaches_nothing():
+    (x, y), other = odd_batches(1)[0], torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    model = odd_model()
+    model.units[1][1] = nn.Identity()  # batch norm lets samples meet
+    hidden = gradients(tiny_learner(DFA(), model, 4), torch.cat([x, other]), torch.cat([y, torch.tensor([-100, -100])]))
+    for key, gradient in gradients(tiny_learner(DFA(), model, 4), x, y).items():
+        assert_close(hidden[key], gradient, key)
+
+
+def test_micro_batches_use_their_own_error():
+    model = odd_model()
+    model.units[1][1] = nn.Identity()
+    (x, y), learners = odd_batches(1)[0], []
+    for micro in (1, 3):
+        learners.append(tiny_learner(DFA(), model, 4, micro_batches=micro))
+        learners[-1].learn(x, y)
+    for key, p in learners[0].model.named_parameters():
+        assert_close(learners[1].model.get_parameter(key), p, key)
+
+
+# ---- the matrices
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_shapes_and_scale(index):
+    size = SIZES[index]
+    for kind in ("full", "channel"):
+        feedback = projection(DFA(projection=kind), index)
+        assert not list(feedback.parameters())
+        e = torch.randn(9, 3)
+        ghat = feedback(e)
+        assert ghat.shape == (9, *size)
+        n = math.prod(size)
+        assert 0.8 / math.sqrt(n) < feedback.matrix.abs().max() <= 1 / math.sqrt(n)
+        assert torch.equal(projection(DFA(projection=kind, scale=4.0), index).matrix, 4 * feedback.matrix)
+        by_hand = torch.einsum("bc,cn->bn", e, feedback.matrix)
+        if kind == "full":
+            assert torch.allclose(ghat.flatten(1), by_hand)
+            assert feedback.matrix.shape == (3, n)
+        else:
+            features = size[-1] if len(size) == 2 else size[0]
+            assert feedback.matrix.shape == (3, features)
+            rows = ghat if len(size) == 2 else ghat.flatten(2).transpose(1, 2) if len(size) == 3 else ghat[:, None]
+            for position in range(rows.shape[1]):
+                assert torch.allclose(rows[:, position], by_hand)
+
+
+@pytest.mark.parametrize("kind", ["full", "channel"])
+def test_shared_blocks_read_the_leading_columns_of_one_matrix(kind):
+    strategy = DFA(projection=kind, shared=True)
+    found = [projection(strategy, k).matrix for k in range(4)]
+    widest = max(found, key=lambda m: m.shape[1])
+    for matrix in found:
+        assert torch.equal(matrix, widest[:, : matrix.shape[1]])
+    assert 0.9 / 12 < widest.abs().max() <= 1 / 12  # sqrt(4 * 6 * 6)
+    assert not torch.equal(widest, max((projection(strategy, k, seed=1).matrix for k in range(4)), key=torch.numel))
+    apart = [projection(DFA(projection=kind), k).matrix for k in range(4)]
+    assert not torch.equal(apart[1][0, :3], apart[0][0, :3])
+
+
+def test_matrices_stay_are_saved_and_belong_to_no_optimizer():
+    batches = tiny_batches(6)
+    learner = tiny_learner(DFA(), total_steps=6)
+    before = [m.clone() for m in matrices(learner)]
+    for x, y in batches[:3]:
+        learner.learn(x, y)
+    assert all(torch.equal(m, b) for m, b in zip(matrices(learner), before, strict=True))
+    assert not any("feedback" in name for name, _ in learner.parameters())
+    resumed = tiny_learner(DFA(), total_steps=6)
+    for matrix in matrices(resumed):
+        matrix.zero_()  # it must come from the state, not from the seed
+    saved = {key: t.clone() for key, t in learner.state().items()}
+    assert [key for key in saved if "feedback" in key] == [f"auxiliary.{k}.feedback.matrix" for k in range(3)]
+    resumed.load_state(saved)
+    resumed.step_count = 3
+    for x, y in batches[3:]:
+        learner.learn(x, y)
+        resumed.learn(x, y)
+    assert_same(learner.model, resumed.model)
+
+
+def test_a_block_without_parameters():
+    torch.manual_seed(0)
+    units = [nn.AvgPool2d(2), nn.Sequential(nn.Flatten(), nn.Linear(18, 4)), nn.Tanh(), nn.Linear(4, 4)]
+    model = BlockModel(units, nn.Linear(4, 3), image=(2, 6, 6), classes=3, name="pool")
+    learner = tiny_learner(DFA(), model, 4)
+    before = learner.model.units[1][1].weight.clone()
+    learner.learn(*tiny_batches(1)[0])
+    assert not torch.equal(learner.model.units[1][1].weight, before)
+
+
+def test_options_are_checked():
+    with pytest.raises(UserError, match=r"unknown strategy.projection 'chanel': did you mean 'channel'"):
+        DFA(projection="chanel")
+    for scale in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(UserError, match=r"strategy.scale=.*must be above 0"):
+            DFA(scale=scale)
+
+
+# ---- does it learn
+
+
+@pytest.mark.parametrize("strategy", [DFA(), DFA(shared=True)], ids=["independent", "shared"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_weights_come_to_agree_with_the_feedback(strategy, seed):
+    learner, x, y = digits(64, strategy, seed)
+    before, start = angles(learner, x[:256], y[:256]), loss(learner, x, y)
+    assert len(before) == 3
+    assert all(60 < angle < 120 for angle in before), before
+    teach(learner, x, y, 300)
+    after = angles(learner, x[:256], y[:256])
+    assert all(angle < 85 for angle in after), after
+    assert sum(after) / 3 < 75
+    assert loss(learner, x, y) < 0.2 * start
+
+
+def test_hidden_layers_of_a_narrow_net_learn_something():
+    """Against the control in which only the classifier learns."""
+    learner, x, y = digits(12, DFA(), seed=0)
+    control, _, _ = digits(12, Shallow(), seed=0)
+    teach(learner, x, y, 400)
+    teach(control, x, y, 400)
+    assert accuracy(learner, x, y) > accuracy(control, x, y) + 0.05
