@@ -135,7 +135,7 @@ def main() -> None:
 def folder(out: Path, part: Part, row: Row, seed: int) -> Path:
     """Where one run lies, by what it is: other settings are another folder."""
     text = f"{part.common} {row.settings}"
-    return out / re.sub(r"[^\w.=]+", "_", text) / f"seed{seed}"
+    return out / re.sub(r"[^\w.]+", "-", text) / f"seed{seed}"
 
 
 def run(part: Part, row: Row, seed: int, options: argparse.Namespace) -> str:

@@ -266,3 +266,11 @@ def test_strategies_start_from_the_same_weights():
     for strategy in STRATEGIES.values():
         for blocks in (1, 2, 4):
             assert_same(tiny_learner(strategy, blocks=blocks, total_steps=4).model, tiny_model().double())
+
+
+def test_a_loop_of_ones_own_draws_new_dropout_at_every_step():
+    """Without a number of steps training stays at its beginning, but the masks must not."""
+    (x, y), *_ = tiny_batches(1)
+    learner = tiny_learner(Backprop(), tiny_model(dropout=0.5), optim=SGD(lr=0.0, momentum=0.0, schedule="constant"))
+    losses = {round(learner.step(x, y)["loss"], 12) for _ in range(4)}
+    assert len(losses) == 4

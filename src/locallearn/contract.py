@@ -27,8 +27,8 @@ Size: TypeAlias = tuple[int, ...]
 
 Feedback: TypeAlias = tuple[Tensor | None, ...]
 """What a block sends down: under CHAIN and NEIGHBOR a gradient for `h` and one for each tensor of `side` (None for one
-that needs none), or a message of the strategy's own making (several gradients of `h`, by the loss they come from); under
-BROADCAST whatever the last block returns."""
+that needs none), or a message of the strategy's own making (several gradients of `h`, by the loss they come from);
+under BROADCAST whatever the last block returns."""
 
 
 class Route(Enum):

@@ -28,7 +28,6 @@ def strategy_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list
     In training mode, with the dropout that the next step would draw.
     """
     found: list[Gradients] = [Gradients({}, None) for _ in learner.blocks]
-    total = learner.total_steps or 1
     stage = learner.stage
     with ExitStack() as stack:
         stack.enter_context(_unchanged(learner))
@@ -36,7 +35,7 @@ def strategy_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list
             stack.enter_context(_collecting(block, found, k))
         before, stage.micro_batches = stage.micro_batches, 1
         stack.callback(setattr, stage, "micro_batches", before)
-        stage.step(learner.prepare(inputs), labels, min(learner.step_count, total - 1), total)
+        stage.step(learner.prepare(inputs), labels, learner.step_count, learner.total_steps)
     return found
 
 
@@ -51,7 +50,7 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
         with learner.stage.autocast():
             h = learner.prepare(inputs)
             for block, units in zip(learner.blocks, learner.cut, strict=True):
-                block.step, block.micro = min(learner.step_count, (learner.total_steps or 1) - 1), 0
+                block.step, block.micro = learner.step_count, 0
                 block.reseed("forward")
                 for i in units:
                     h = model.units[i](h)

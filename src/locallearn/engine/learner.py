@@ -68,8 +68,7 @@ class Learner:
             raise UserError(
                 f"micro_batches={self.stage.micro_batches} does not divide a batch of {len(inputs)}; choose a divisor"
             )
-        total = self.total_steps or 1
-        self.stage.step(self.prepare(inputs), labels, min(self.step_count, total) if self.total_steps else 0, total)
+        self.stage.step(self.prepare(inputs), labels, self.step_count, self.total_steps)
         self.step_count += 1
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -156,9 +155,11 @@ class Learner:
             optimizer.state[p][key] = value
 
     def _adapted(self, block: TrainedBlock) -> Iterator[tuple[str, Tensor]]:
-        """The buffers that a strategy's `adapt` added to the units of the model, such as feedback weights."""
+        """The buffers that a strategy's `adapt` added to units and head, such as feedback weights."""
         shared = {id(b) for b in self.model.buffers()}
         yield from ((name, b) for name, b in block.layers.named_buffers() if id(b) not in shared)
+        if block.head is not None:
+            yield from ((f"head.{name}", b) for name, b in block.head.named_buffers() if id(b) not in shared)
 
     def _optimizer_slots(self, tensors: Mapping[str, Tensor], problems: list[str]) -> list[tuple]:
         """(parameter, optimizer, key, value) for each saved optimizer tensor; what does not fit goes to `problems`."""
@@ -220,7 +221,7 @@ def assemble(
             auxiliary = nn.ModuleDict(strategy.modules(spec)).to(device=device, dtype=dtype)
         with seeds.stream(seed, "adapt", index):
             layers = strategy.adapt(model.block(units), spec).to(device=device, dtype=dtype)
-        head = model.head if spec.last else None
+            head = strategy.adapt(model.head, spec).to(device=device, dtype=dtype) if spec.last else None
         for module in (layers, head, auxiliary):
             if module is not None and channels_last:
                 module.to(memory_format=torch.channels_last)

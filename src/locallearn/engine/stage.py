@@ -33,13 +33,15 @@ class Stage:
         self._bf16 = bf16
         self._phases = strategy.phases(len(self.blocks))
 
-    def step(self, inputs: Tensor, labels: Tensor, step: int, total: int) -> None:
-        """Train on one batch: inputs [B, ...], labels [B]. `step` of `total` decides phase and learning rate.
+    def step(self, inputs: Tensor, labels: Tensor, step: int, total: int | None) -> None:
+        """Train on one batch: inputs [B, ...], labels [B]. `step` of `total` decides phase and learning rate; without a
+        total training stays at its beginning.
 
         Leaves PyTorch's global generators as they were.
         """
-        phase = min(step * len(self._phases) // total, len(self._phases) - 1)
-        progress = (step * len(self._phases) - phase * total) / total
+        done, of = (min(step, total), total) if total else (0, 1)
+        phase = min(done * len(self._phases) // of, len(self._phases) - 1)
+        progress = (done * len(self._phases) - phase * of) / of
         learning = self._phases[phase]
         for block in self.blocks:
             block.step, block.progress = step, progress

@@ -141,8 +141,7 @@ class FeedbackAlignment(Backprop):
     Every linear layer and convolution y = W h + b answers with dh = B^T dy, B fixed and random, where backprop has
     W^T dy: no weight transport. dW = dy h^T, db and all else (norms, activations, pools, sums) are exact. The forward
     weights come to agree with B by learning. It cures no locking: the message still passes through all blocks, and
-    detaches and sends what backprop does. The first layer of the net answers nobody and its B is never read. The head
-    is no unit and answers exactly.
+    detaches and sends what backprop does. The first layer of the net answers nobody and its B is never read.
 
     init  scale of B's normal entries: xavier, std = sqrt(2 / (fan_in + fan_out)), or kaiming, sqrt(2 / fan_out). It is
           compounded over the layers, and the usual reason why a deep net does not learn; ReLU nets without norms die
