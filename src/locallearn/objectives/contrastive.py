@@ -21,9 +21,9 @@ class SupCon(Objective):
     """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2), of one view per image.
 
     L = mean over anchors i of -1/|P(i)| sum_{p in P(i)} log(exp(z_i.z_p / t) / sum_{a != i} exp(z_i.z_a / t)), where
-    P(i) are the others with i's label and z [B, features] is the auxiliary network's output at length 1. Anchors without
-    a positive and unlabelled samples do not count; without any pair the loss is 0. Small batches have few pairs: InfoPro
-    uses 1024. No classifier: the block cannot predict.
+    P(i) are the others with i's label and z [B, features] is the auxiliary network's output at length 1. Anchors
+    without a positive and unlabelled samples do not count; without any pair the loss is 0. Small batches have few
+    pairs: InfoPro uses 1024. No classifier: the block cannot predict.
     """
 
     features: int = 128
