@@ -80,7 +80,9 @@ def contrast_by_hand(z: np.ndarray, y: list[int], temperature: float) -> float:
     return float(np.mean(losses))
 
 
-@pytest.mark.parametrize("y", [[0, 0, 1, 1, 1, 0], [0, 0, 1, 2, 2, 5], [0, -100, 0, 1, -1, 1], [4, 4, -100, 1, 2, -100]])
+@pytest.mark.parametrize(
+    "y", [[0, 0, 1, 1, 1, 0], [0, 0, 1, 2, 2, 5], [0, -100, 0, 1, -1, 1], [4, 4, -100, 1, 2, -100]]
+)
 def test_supcon_pair_by_pair(y):
     z = torch.randn(6, 5, dtype=torch.float64)
     modules = {"projection": nn.Identity()}
@@ -206,10 +208,12 @@ def test_info_nce_by_hand():
     assert info_nce(c, p, n).item() == pytest.approx(np.mean(losses), rel=1e-12)
 
 
-def test_infonce_position_by_position():
-    """The whole loss in loops over images, rows and columns, with the same draws."""
+@pytest.mark.parametrize("same_position", [True, False])
+def test_infonce_position_by_position(same_position):
+    """The whole loss in loops over images, rows and columns, with the same draws: of an image for the positive's own
+    position, or of one of all 3 * 5 * 2 vectors."""
     h = torch.randn(3, 4, 5, 2, dtype=torch.float64)
-    objective = InfoNCE(steps=2, negatives=6)
+    objective = InfoNCE(steps=2, negatives=6, same_position=same_position)
     modules = modules_of(objective, spec((4, 5, 2))).double()
     torch.manual_seed(9)
     loss, _ = objective.loss(modules, h, Packet(h, torch.full((3,), -100)))
@@ -217,12 +221,15 @@ def test_infonce_position_by_position():
     means = []
     for k, layer in zip((2, 3), modules["predictions"].layers, strict=True):
         w, losses, at = layer.weight[:, :, 0, 0].detach(), [], 0
-        drawn = DRAW(3, 5, 2, k, 6)
+        drawn = torch.randint(3 if same_position else 3 * 5 * 2, (3 * (5 - k) * 2, 6)).tolist()
         for b in range(3):
             for i in range(5 - k):
                 for j in range(2):
                     c = w @ h[b, :, i, j]
-                    scores = [c @ h[b, :, i + k, j], *(c @ h[image, :, r, s] for image, r, s in drawn(at, i, j, k))]
+                    scores = [c @ h[b, :, i + k, j]]
+                    for d in drawn[at]:
+                        image, r, s = (d, i + k, j) if same_position else (d // 10, d // 2 % 5, d % 2)
+                        scores.append(c @ h[image, :, r, s])
                     losses.append(-torch.stack(scores).log_softmax(0)[0].item())
                     at += 1
         means.append(np.mean(losses))

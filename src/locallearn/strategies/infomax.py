@@ -17,15 +17,17 @@ class Infomax(DGL):
     without labels; the head is a linear read-out of the last block's detached features. Detached at every border; sends
     nothing down. Every block must emit maps of at least two rows. `InfoNCE` says where this differs from the paper.
 
-    steps      distances, in rows of a map, that are predicted
-    negatives  samples against which a prediction is told
+    steps          distances, in rows of a map, that are predicted
+    negatives      vectors from which a prediction must tell the right one
+    same_position  false: negatives from any position, as in the paper; see `InfoNCE`
     """
 
     objective: Objective = field(init=False)
     auxiliary: Auxiliary = field(init=False)
     steps: int = 5
     negatives: int = 16
+    same_position: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objective", InfoNCE(self.steps, self.negatives))
+        object.__setattr__(self, "objective", InfoNCE(self.steps, self.negatives, self.same_position))
         object.__setattr__(self, "auxiliary", Linear())  # InfoNCE reads none
