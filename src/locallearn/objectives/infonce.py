@@ -23,10 +23,10 @@ class InfoNCE(Objective):
     """Predict the rows of a map from rows further up: L = mean over k and positions of
     -log(exp(s_0) / (exp(s_0) + sum_{j=1..N} exp(s_j))), s = z^T W_k c.
 
-    c is the block's output at row i, pooled to at most 7 x 7 positions; z is the one k rows further down for s_0, and for
-    the others that of N images drawn uniformly from the batch (which may hit the positive, as in the paper's code). W_k
-    is a 1x1 convolution without bias. The next row is skipped where there are more than two. No label and no auxiliary
-    network is read.
+    c is the block's output at row i, pooled to at most 7 x 7 positions; z is the one k rows further down for s_0, and
+    for the others that of N images drawn uniformly from the batch (which may hit the positive, as in the paper's code).
+    W_k is a 1x1 convolution without bias. The next row is skipped where there are more than two. No label and no
+    auxiliary network is read.
 
     Greedy InfoMax encodes 49 overlapping patches one by one, so that a vector cannot know where it is. The plain model
     that ships reads whole images: here positions are those of its map, whose receptive fields overlap, more and more
@@ -95,7 +95,7 @@ class Predictions(nn.Module):
 
 
 def info_nce(context: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
-    """Mean cross-entropy [] of telling positive [M, C] from negatives [M, N, C] by their product with context [M, C]."""
+    """Mean cross-entropy [] of telling positive [M, C] from negatives [M, N, C] by the product with context [M, C]."""
     with exact(context):
         others = torch.einsum("mc,mnc->mn", context, negatives)
     scores = torch.cat([(context * positive).sum(dim=1, keepdim=True), others], dim=1)  # [M, 1 + N]

@@ -37,8 +37,8 @@ class Similarity(Objective):
         found = similarity_matrix(projection(h))
         target = similarity_matrix(onehot.to(torch.promote_types(h.dtype, torch.float32)))
         counts = (packet.y >= 0)[:, None] & (packet.y >= 0)  # [B, B]
-        # A pair without labels is its own target. With every label there the factor is exactly 1 (number / tensor, which
-        # is number * (1 / tensor), would not be).
+        # A pair without labels is its own target. With every label there the factor is exactly 1 (number / tensor would
+        # not do: PyTorch computes number * (1 / tensor)).
         loss = F.mse_loss(found, torch.where(counts, target, found.detach()))
         counted = counts.sum().clamp(min=1).to(loss.dtype)
         return loss * (torch.full_like(counted, counts.numel()) / counted), None
