@@ -6,15 +6,19 @@ import math
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from locallearn.auxiliary import CNN, MLP, Linear, MLPSpatialReduction
+from locallearn.auxiliary import CNN, MLP, Decoder, Linear, MLPSpatialReduction, OneConvTwoFC, Projector
+from locallearn.compose import choices
+from locallearn.config.targets import instantiate
 from locallearn.contract import BlockSpec, Packet
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy, PredSim, Similarity
 from locallearn.objectives.similarity import Projection, similarity_matrix
 
-SIZES = [(8, 16, 16), (8, 5, 7), (512, 1, 1), (3, 2, 2), (20,)]
+SIZES = [(8, 16, 16), (8, 5, 7), (512, 1, 1), (3, 2, 2), (20,), (5, 12)]
+RECIPES = [Linear(), Linear(64, True), MLP(), MLPSpatialReduction(), CNN(), OneConvTwoFC(), Projector(), Projector(6)]
 
 
 def kinds(module: nn.Module) -> list[str]:
@@ -22,10 +26,71 @@ def kinds(module: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("recipe", [Linear(), Linear(64, True), MLP(), MLPSpatialReduction(), CNN()])
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_built_from_any_shape(recipe, size):
     net = recipe.build(size, 7)
     assert net(torch.randn(4, *size)).shape == (4, 7)
+
+
+@pytest.mark.parametrize("name", sorted(choices("auxiliary")))
+def test_every_yaml_builds_for_every_shape(name):
+    recipe = instantiate(yaml.safe_load(choices("auxiliary")[name].read_text()), "auxiliary", [])
+    for size in SIZES:
+        assert recipe.build(size, 7)(torch.randn(4, *size)).shape == (4, 7)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_a_sequence_counts_as_its_mean(recipe):
+    """A head on [20, 128] is as wide as one on [128], not 2560, and reads the same."""
+    torch.manual_seed(0)
+    sequence = recipe.build((20, 128), 7).eval()
+    torch.manual_seed(0)
+    vector = recipe.build((128,), 7).eval()
+    h = torch.randn(4, 20, 128)
+    assert [p.shape for p in sequence.parameters()] == [p.shape for p in vector.parameters()]
+    assert torch.equal(sequence(h), vector(h.mean(1)))
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "stride"),
+    [((16, 32, 32), 32, 2), ((32, 16, 16), 64, 2), ((64, 8, 8), 64, 1), ((64, 7, 9), 128, 2), ((6, 1, 1), 6, 1)],
+)
+def test_one_conv_two_fc_is_infopros(size, channels, stride):
+    """On a CIFAR ResNet: 16 -> 32 and 32 -> 64 with stride 2, 64 -> 64 with stride 1; then 128 features."""
+    net = OneConvTwoFC().build(size, 10)
+    body = ["Conv2d", "BatchNorm2d", "ReLU", "AdaptiveAvgPool2d", "Flatten", "Linear", "ReLU", "Linear"]
+    assert kinds(net) == body
+    conv, first, second = net[0], net[5], net[7]
+    assert (conv.in_channels, conv.out_channels, conv.kernel_size, conv.bias) == (size[0], channels, (3, 3), None)
+    assert conv.stride == (stride, stride)
+    assert (first.in_features, first.out_features, second.in_features, second.out_features) == (channels, 128, 128, 10)
+    assert net[3](net[0](torch.zeros(1, *size))).shape == (1, channels, 1, 1)
+
+
+def test_projector_is_simclrs():
+    net = Projector().build((8, 5, 5), 128)
+    assert kinds(net) == ["AdaptiveAvgPool2d", "Flatten", "Linear", "ReLU", "Linear"]
+    assert [(m.in_features, m.out_features) for m in net if isinstance(m, nn.Linear)] == [(8, 8), (8, 128)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("image", [(3, 32, 32), (1, 9, 13), (30,), (6, 11)])
+def test_decoders_reach_the_input_from_any_shape(size, image):
+    assert Decoder().build(size, image)(torch.randn(2, *size)).shape == (2, *image)
+
+
+def test_the_decoder_is_infopros():
+    """Upsampling, 3x3 conv -> 12, BN, ReLU, 3x3 conv -> 3; the first convolution already sees the image's size."""
+    net = Decoder().build((16, 8, 8), (3, 32, 32))
+    assert kinds(net) == ["Upsample", "Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
+    assert [(m.in_channels, m.out_channels) for m in net if isinstance(m, nn.Conv2d)] == [(16, 12), (12, 3)]
+    h = torch.randn(1, 16, 8, 8)
+    assert torch.equal(net[0](h), nn.functional.interpolate(h, (32, 32), mode="bilinear"))
+
+
+def test_a_decoder_of_a_sequence_is_not_as_wide_as_all_its_steps():
+    sequence = Decoder().build((65, 192), (3, 32, 32))
+    assert max(p.numel() for p in sequence.parameters()) == 65 * 12 * 12 * 8 * 8
 
 
 def test_mlp_sr_is_the_papers():
@@ -64,6 +129,8 @@ def test_pooled_linear_keeps_at_most_so_many_features_and_starts_at_zero():
 def test_options_are_checked():
     with pytest.raises(UserError, match=r"auxiliary\.layers=-1"):
         MLP(layers=-1)
+    with pytest.raises(UserError, match=r"auxiliary\.width=0"):
+        OneConvTwoFC(width=0)
     with pytest.raises(UserError, match=r"objective\.beta=2"):
         PredSim(beta=2.0)
 

@@ -1,8 +1,9 @@
-"""The auxiliary classifiers of the field, built from the shape of what they read: maps [C, H, W] or vectors [D].
+"""The auxiliary networks of the field, built from the shape of what they read: maps [C, H, W], vectors [D] or sequences
+[T, D].
 
 Five published codes call five different things "the DGL head", so each is specified here to the layer. `mlp`, `mlp_sr`
 and `cnn` are those of Belilovsky et al. 2020 ("Decoupled Greedy Learning of CNNs", section 4 and its auxiliary study);
-a vector counts as C = D features without a grid.
+a vector counts as C = D features without a grid, a sequence as the vector that is its mean over T.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from locallearn.errors import UserError
 
@@ -24,7 +25,8 @@ class Auxiliary(ABC):
 
     @abstractmethod
     def build(self, size: Size, classes: int) -> nn.Module:
-        """A module [B, *size] -> [B, classes], with PyTorch's default initialisation from the global generator."""
+        """A module [B, *size] -> [B, classes], with PyTorch's default initialisation from the global generator. A loss
+        that needs features instead of logits asks for as many `classes`."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class MLPSpatialReduction(MLP):
 @dataclass(frozen=True)
 class CNN(Auxiliary):
     """DGL's CNN-aux: `layers` times [3x3 conv C->C without bias, BN, ReLU] at full resolution, average-pool to 2 x 2,
-    BN, Linear. About twice the cost of the layer it trains. For vectors the convolutions are linear layers."""
+    BN, Linear. About twice the cost of the layer it trains. For vectors the convolutions are linear layers, and so they
+    are for sequences, after the mean over T."""
 
     layers: int = 2
 
@@ -103,6 +106,8 @@ class CNN(Auxiliary):
 
     def build(self, size: Size, classes: int) -> nn.Module:
         body: list[nn.Module] = []
+        if len(size) == 2:
+            body, size = [MeanOverSteps()], size[1:]
         for _ in range(self.layers):
             if len(size) == 3:
                 body += [nn.Conv2d(size[0], size[0], 3, padding=1, bias=False), nn.BatchNorm2d(size[0]), nn.ReLU()]
@@ -113,6 +118,60 @@ class CNN(Auxiliary):
         return nn.Sequential(*body, *pool, nn.BatchNorm1d(inputs), nn.Linear(inputs, classes))
 
 
+@dataclass(frozen=True)
+class OneConvTwoFC(Auxiliary):
+    """InfoPro's head "1c2f": 3x3 conv without bias, BN, ReLU, average over space, Linear -> width, ReLU, Linear.
+
+    The convolution doubles the channels with stride 2 on maps larger than 8 x 8 and keeps both on smaller ones, which
+    on a CIFAR ResNet gives the paper's 16 -> 32, 32 -> 64 and 64 -> 64. Vectors and sequences have no convolution.
+    """
+
+    width: int = 128
+
+    def __post_init__(self) -> None:
+        _at_least("width", self.width, 1)
+
+    def build(self, size: Size, classes: int) -> nn.Module:
+        convolution: list[nn.Module] = []
+        if len(size) == 3:
+            c, h, w = size
+            times = 2 if max(h, w) > 8 else 1
+            convolution = [
+                nn.Conv2d(c, times * c, 3, stride=times, padding=1, bias=False),
+                nn.BatchNorm2d(times * c),
+                nn.ReLU(),
+            ]
+            size = (times * c, math.ceil(h / times), math.ceil(w / times))
+        pool, inputs = _pooled(size, (1, 1))
+        fully_connected = nn.Linear(inputs, self.width), nn.ReLU(), nn.Linear(self.width, classes)
+        return nn.Sequential(*convolution, *pool, *fully_connected)
+
+
+@dataclass(frozen=True)
+class Projector(Auxiliary):
+    """SimCLR's projection head: average over space, Linear, ReLU, Linear, without normalisation.
+
+    width  of the hidden layer; 0 means that of its input, C
+    """
+
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("width", self.width, 0)
+
+    def build(self, size: Size, classes: int) -> nn.Module:
+        pool, inputs = _pooled(size, (1, 1))
+        width = self.width or inputs
+        return nn.Sequential(*pool, nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, classes))
+
+
+class MeanOverSteps(nn.Module):
+    """Sequences [B, T, D] -> [B, D]. Flattening them instead would give a head T times as wide."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.mean(dim=1)
+
+
 def _hidden(inputs: int, width: int, layers: int, classes: int) -> Iterator[nn.Module]:
     for _ in range(layers):
         yield from (nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU())
@@ -121,7 +180,10 @@ def _hidden(inputs: int, width: int, layers: int, classes: int) -> Iterator[nn.M
 
 
 def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
-    """Average pooling to a grid (never enlarging) and flattening; and how many features that leaves."""
+    """Average pooling to a grid (never enlarging; over all steps of a sequence) and flattening; and how many features
+    that leaves."""
+    if len(size) == 2:
+        return [MeanOverSteps()], size[1]
     if len(size) != 3:
         return [nn.Flatten()], math.prod(size)
     h, w = min(grid[0], size[1]), min(grid[1], size[2])

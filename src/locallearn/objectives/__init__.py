@@ -1,7 +1,26 @@
 """Local losses: what a block that is not the last one minimises."""
 
 from locallearn.objectives.base import Objective, ObjectiveModules
+from locallearn.objectives.bottleneck import VIB, InformationDropout
+from locallearn.objectives.contrastive import SimCLR, SupCon
 from locallearn.objectives.cross_entropy import CrossEntropy
+from locallearn.objectives.infonce import InfoNCE
+from locallearn.objectives.infopro import InfoPro
+from locallearn.objectives.reconstruction import Inpainting, Reconstruction
 from locallearn.objectives.similarity import PredSim, Similarity
 
-__all__ = ["CrossEntropy", "Objective", "ObjectiveModules", "PredSim", "Similarity"]
+__all__ = [
+    "VIB",
+    "CrossEntropy",
+    "InfoNCE",
+    "InfoPro",
+    "InformationDropout",
+    "Inpainting",
+    "Objective",
+    "ObjectiveModules",
+    "PredSim",
+    "Reconstruction",
+    "SimCLR",
+    "Similarity",
+    "SupCon",
+]

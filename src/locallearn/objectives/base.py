@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import ClassVar, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
@@ -41,3 +43,13 @@ class Objective(ABC):
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         """Logits [B, classes] for h, or None if this loss trains no classifier."""
         return None
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is float64: sums of exponentials and of many squares need the digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def exact(x: Tensor) -> AbstractContextManager[object]:
+    """No autocast on the device of x: it would take a product of `wide` matrices in bfloat16 all the same."""
+    return torch.autocast(x.device.type, enabled=False)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules
+from locallearn.objectives.base import Objective, ObjectiveModules, exact, wide
 from locallearn.objectives.cross_entropy import CrossEntropy
 
 
@@ -21,8 +21,9 @@ from locallearn.objectives.cross_entropy import CrossEntropy
 class Similarity(Objective):
     """L_sim = mean over all B^2 pairs of (R(g(h)) - R(onehot(y)))^2, with R the adjusted cosine matrix.
 
-    g is a 3x3 convolution C -> C for maps and a linear layer D -> D for vectors. Maps with more than 3 channels are
-    reduced to each channel's standard deviation over space before R. No classifier: the block cannot predict.
+    g is a 3x3 convolution C -> C for maps and a linear layer D -> D for vectors and for the mean of a sequence. Maps
+    with more than 3 channels are reduced to each channel's standard deviation over space before R. Pairs with an
+    unlabelled sample do not count. No classifier: the block cannot predict.
     """
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
@@ -31,8 +32,16 @@ class Similarity(Objective):
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
         projection = modules["similarity"]
         assert isinstance(projection, Projection)
-        target = F.one_hot(packet.y, projection.classes).to(torch.promote_types(h.dtype, torch.float32))
-        return F.mse_loss(similarity_matrix(projection(h)), similarity_matrix(target)), None
+        # Not one_hot, which fails on the negative label of an unlabelled sample and waits for a GPU to see that.
+        onehot = packet.y[:, None] == torch.arange(projection.classes, device=packet.y.device)
+        found = similarity_matrix(projection(h))
+        target = similarity_matrix(onehot.to(torch.promote_types(h.dtype, torch.float32)))
+        counts = (packet.y >= 0)[:, None] & (packet.y >= 0)  # [B, B]
+        # A pair without labels is its own target. With every label there the factor is exactly 1 (number / tensor would
+        # not do: PyTorch computes number * (1 / tensor)).
+        loss = F.mse_loss(found, torch.where(counts, target, found.detach()))
+        counted = counts.sum().clamp(min=1).to(loss.dtype)
+        return loss * (torch.full_like(counted, counts.numel()) / counted), None
 
 
 @dataclass(frozen=True)
@@ -58,18 +67,19 @@ class PredSim(Objective):
 
 
 class Projection(nn.Module):
-    """g: 3x3 convolution C -> C for maps [C, H, W], linear D -> D for everything else; then maps to [B, C]."""
+    """g: 3x3 convolution C -> C for maps [C, H, W], linear D -> D for everything else; then maps to [B, C]. A sequence
+    [T, D] is its mean over T."""
 
     def __init__(self, size: Size, classes: int) -> None:
         super().__init__()
         self.classes = classes
-        features = math.prod(size)
+        features = size[1] if len(size) == 2 else math.prod(size)
         self.layer = nn.Conv2d(size[0], size[0], 3, padding=1) if len(size) == 3 else nn.Linear(features, features)
 
     def forward(self, h: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
-            return self.layer(h.flatten(1))
-        maps = self.layer(h).float() if h.dtype == torch.bfloat16 else self.layer(h)  # [B, C, H, W]
+            return self.layer(h.mean(1) if h.dim() == 3 else h.flatten(1))
+        maps = wide(self.layer(h))  # [B, C, H, W]
         if maps.shape[1] > 3 and maps[0, 0].numel() > 1:
             # The small constant keeps the gradient of a constant map finite: d sqrt(v) / dv is infinite at 0.
             return (maps.flatten(2).var(dim=2) + 1e-8).sqrt()  # [B, C]
@@ -78,7 +88,8 @@ class Projection(nn.Module):
 
 def similarity_matrix(x: Tensor) -> Tensor:
     """R [B, B]: cosine between samples x [B, D] after each sample's mean over its features is taken off."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = wide(x)
     x = x - x.mean(dim=1, keepdim=True)
     x = x / (x.norm(dim=1, keepdim=True) + 1e-8)
-    return (x @ x.T).clamp(-1, 1)
+    with exact(x):
+        return (x @ x.T).clamp(-1, 1)

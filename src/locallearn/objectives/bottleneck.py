@@ -1,0 +1,123 @@
+"""Information bottlenecks on the way to the auxiliary classifier: a noisy code, and noisy features.
+
+The noise is that of the loss alone: the block above reads h as it is, and so does the model that ships.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locallearn.auxiliary import Auxiliary
+from locallearn.contract import BlockSpec, Packet
+from locallearn.errors import UserError
+from locallearn.objectives.base import Objective, ObjectiveModules, wide
+
+
+@dataclass(frozen=True)
+class VIB(Objective):
+    """Deep variational information bottleneck (Alemi et al. 2017, arXiv 1612.00410).
+
+    L = cross_entropy(W z, y) + beta * mean over the batch of KL(N(mu, sigma^2) || N(0, 1)) in nats,
+    z = mu + sigma * noise. mu and log sigma^2 are the auxiliary network's output for h (with `auxiliary=linear` one
+    linear layer on the pooled h). Prediction reads mu; so does the loss in eval mode.
+
+    beta      price of a nat of the code
+    features  of the code
+    """
+
+    beta: float = 1e-3
+    features: int = 256
+
+    def __post_init__(self) -> None:
+        _at_least_zero("beta", self.beta)
+        if self.features < 1:
+            raise UserError(f"objective.features={self.features}: must be at least 1")
+
+    def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
+        encoder = auxiliary.build(spec.emits, 2 * self.features)
+        return {"classifier": GaussianCode(encoder, nn.Linear(self.features, spec.classes))}
+
+    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+        logits, nats = modules["classifier"](h)
+        return F.cross_entropy(logits, packet.y) + self.beta * nats, logits
+
+    def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
+        return modules["classifier"](h)[0]
+
+
+class GaussianCode(nn.Module):
+    """h [B, ...] -> logits [B, classes] of a code with Gaussian noise, and the code's mean KL [] to N(0, 1) in nats."""
+
+    def __init__(self, encoder: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = classifier
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = wide(self.encoder(h)).chunk(2, dim=1)  # [B, features] each
+        nats = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=1).mean()
+        code = mean
+        if self.training:
+            code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        return self.classifier(code), nats
+
+
+@dataclass(frozen=True)
+class InformationDropout(Objective):
+    """Information dropout (Achille & Soatto 2018, arXiv 1611.01353), for activations of ReLU and the log-uniform prior.
+
+    L = cross_entropy(a(z), y) - beta * mean(log(alpha / alpha_max)), z = h * exp(alpha * noise),
+    alpha = alpha_max * sigmoid(1x1 conv of h) (a linear layer for vectors and sequences). The KL is a mean over the
+    batch and over the numbers of h, where the paper sums over the latter: so one beta means the same for every block,
+    and theirs is this one over the count. Prediction reads z = h; so does the loss in eval mode.
+
+    beta       price of quiet activations
+    alpha_max  largest standard deviation of the noise's logarithm
+    """
+
+    beta: float = 0.1
+    alpha_max: float = 0.7
+
+    def __post_init__(self) -> None:
+        _at_least_zero("beta", self.beta)
+        _at_least_zero("alpha_max", self.alpha_max)
+
+    def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
+        classifier = auxiliary.build(spec.emits, spec.classes)
+        channels = spec.emits[0] if len(spec.emits) == 3 else spec.emits[-1]
+        layer = nn.Conv2d(channels, channels, 1) if len(spec.emits) == 3 else nn.Linear(channels, channels)
+        return {"classifier": classifier, "noise": LogNormalNoise(layer, self.alpha_max)}
+
+    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+        z, nats = modules["noise"](h)
+        logits = modules["classifier"](z)
+        return F.cross_entropy(logits, packet.y) + self.beta * nats, logits
+
+    def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
+        return modules["classifier"](h)
+
+
+class LogNormalNoise(nn.Module):
+    """h [B, ...] -> h times log-normal noise of strength alpha(h), and mean(-log(alpha / alpha_max)) []."""
+
+    def __init__(self, layer: nn.Module, alpha_max: float) -> None:
+        super().__init__()
+        self.layer = layer
+        self.alpha_max = alpha_max
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        x = wide(self.layer(h))
+        nats = -F.logsigmoid(x).mean()
+        if self.training:
+            h = h * (self.alpha_max * x.sigmoid() * torch.randn_like(x)).exp()
+        return h, nats
+
+
+def _at_least_zero(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"objective.{name}={value}: must be at least 0")

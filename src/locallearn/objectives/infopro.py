@@ -1,0 +1,101 @@
+"""InfoPro: keep what the input says while learning the task (Wang et al. 2021, "Revisiting Locally Supervised Learning:
+an Alternative to End-to-end Training", arXiv 2101.10832)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from locallearn.auxiliary import Auxiliary
+from locallearn.contract import BlockSpec, Packet
+from locallearn.errors import UserError, unknown
+from locallearn.objectives.base import Objective, ObjectiveModules
+from locallearn.objectives.contrastive import SupCon
+from locallearn.objectives.cross_entropy import CrossEntropy
+from locallearn.objectives.reconstruction import Reconstructor, reconstruct, with_image
+
+TASKS: dict[str, Objective] = {"cross_entropy": CrossEntropy(), "supcon": SupCon()}
+
+
+@dataclass(frozen=True)
+class InfoPro(Objective):
+    """L_k = r_k L_rec + t_k L_task for k < K; r and t go linearly from the first local block to the last one.
+
+    L_rec is `Reconstructor`'s; L_task cross-entropy ("softmax" in the paper) or supervised contrast (features 128,
+    temperature 0.07). Published (r first, t first, r last, t last) for ResNet-110 with contrast: K=2 5, 0.5 (one local
+    block: the last pair is not used); K=4 1, 0, 0, 1; K=8 5, 0, 0, 1; K=16 5, 0, 0.5, 1. The paper's network for L_task
+    is `auxiliary=one_conv_two_fc`. What a block weighs 0 it does not build, so a block without L_task cannot predict;
+    without r the method is DGL. `side` carries the image.
+
+    task                  cross_entropy or supcon
+    reconstruction_first  r at the first local block
+    reconstruction_last   r at the last local block
+    task_first            t at the first local block
+    task_last             t at the last local block
+    """
+
+    task: str = "cross_entropy"
+    reconstruction_first: float = 5.0
+    reconstruction_last: float = 0.0
+    task_first: float = 0.5
+    task_last: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise unknown("objective.task", self.task, TASKS)
+        for name in ("reconstruction_first", "reconstruction_last", "task_first", "task_last"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"objective.{name}={value}: must be at least 0")
+        for end in ("first", "last"):
+            if getattr(self, f"reconstruction_{end}") == 0 == getattr(self, f"task_{end}"):
+                raise UserError(
+                    f"objective.reconstruction_{end} and objective.task_{end} are both 0, so the {end} local block "
+                    "would learn nothing: give one of them a weight"
+                )
+
+    def weights(self, index: int, depth: int) -> tuple[float, float]:
+        """(r, t) of a block; the local ones are 0 .. depth - 2."""
+        share = min(index / (depth - 2), 1.0) if depth > 2 else 0.0
+        return (
+            (1 - share) * self.reconstruction_first + share * self.reconstruction_last,
+            (1 - share) * self.task_first + share * self.task_last,
+        )
+
+    def begin(self, packet: Packet) -> Packet:
+        return with_image(packet) if self.reconstruction_first or self.reconstruction_last else packet
+
+    def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
+        weights = Weights(*self.weights(spec.index, spec.depth))
+        modules: dict[str, nn.Module] = {"weights": weights}
+        if weights.task:  # first, so that it starts as DGL's does
+            modules |= TASKS[self.task].modules(spec, auxiliary)
+        if weights.reconstruction:
+            modules["decoder"] = Reconstructor(spec)
+        return modules
+
+    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+        weights, logits = modules["weights"], None
+        assert isinstance(weights, Weights)
+        loss = torch.zeros((), device=h.device)
+        if weights.task:
+            task, logits = TASKS[self.task].loss(modules, h, packet)
+            loss = loss + weights.task * task
+        if weights.reconstruction:
+            loss = loss + weights.reconstruction * reconstruct(modules, h, packet.side[0])
+        return loss, logits
+
+    def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
+        return TASKS[self.task].predict(modules, h) if "classifier" in modules else None
+
+
+class Weights(nn.Identity):
+    """r and t of one block. A module because modules are all that a loss gets of its block; it does nothing."""
+
+    def __init__(self, reconstruction: float, task: float) -> None:
+        super().__init__()
+        self.reconstruction = reconstruction
+        self.task = task
