@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from locallearn.auxiliary import MLP, Linear
 from locallearn.engine import SGD
-from locallearn.objectives import CrossEntropy, PredSim
+from locallearn.objectives import CrossEntropy, InfoPro, Inpainting, PredSim, SimCLR
 from locallearn.strategies.backprop import Backprop, Checkpoint
 from locallearn.strategies.deep_supervision import DeepSupervision
 from locallearn.strategies.greedy import DGL, Greedy, Shallow
@@ -274,3 +274,13 @@ def test_a_loop_of_ones_own_draws_new_dropout_at_every_step():
     learner = tiny_learner(Backprop(), tiny_model(dropout=0.5), optim=SGD(lr=0.0, momentum=0.0, schedule="constant"))
     losses = {round(learner.step(x, y)["loss"], 12) for _ in range(4)}
     assert len(losses) == 4
+
+
+@pytest.mark.parametrize("objective", [InfoPro(), SimCLR(), Inpainting()], ids=lambda o: type(o).__name__)
+def test_frozen_blocks_read_what_the_objective_begins_with(objective):
+    """Views and masks reach the learning block through the frozen ones, and the image reaches it beside them."""
+    learner = tiny_learner(Greedy(objective=objective, auxiliary=Linear()), total_steps=8)
+    losses = [learner.step(x, y) for x, y in tiny_batches(8)]
+    assert all(math.isfinite(found["loss"]) for found in losses)
+    learning = [next(name.split("/")[1] for name in found if name.startswith("block/")) for found in losses]
+    assert learning == ["00", "00", "01", "01", "02", "02", "03", "03"]

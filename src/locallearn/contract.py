@@ -169,6 +169,11 @@ class Strategy(ABC):
         """Which blocks learn, phase after phase; the steps of a run are shared equally among the phases."""
         return [range(depth)]
 
+    def begin(self, packet: Packet) -> Packet:
+        """What block 0 reads instead of the batch, whether it learns or not: augmented views, a masked image, the image
+        in `side` for the blocks further up. Draws from the global generator."""
+        return packet
+
     @abstractmethod
     def step(self, block: Block, packet: Packet) -> Step:
         """One block, one micro-batch; see the rules at the top of this module."""

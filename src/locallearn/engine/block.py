@@ -16,6 +16,9 @@ from locallearn.engine.optim import Optim
 from locallearn.engine.totals import Totals
 from locallearn.errors import RunError
 
+HALVES = ("forward", "backward", "begin")
+"""The parts of a step that have a random stream of their own."""
+
 
 class TrainedBlock:
     """Implements `contract.Block`. One object per block, in the process where the block lives.
@@ -154,7 +157,7 @@ class TrainedBlock:
 
     def reseed(self, half: str) -> None:
         """Put PyTorch's global generator at the start of this block's stream for this step, micro-batch and half."""
-        seed = seeds.mix(self._stream, self.step, self.micro, half == "backward")
+        seed = seeds.mix(self._stream, self.step, self.micro, HALVES.index(half))
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -60,6 +60,9 @@ class Stage:
     def _up(self, packet: Packet, micro: int, learning: range) -> list[Running]:
         """One micro-batch through all blocks; returns the generators that still wait for feedback."""
         waiting: list[Running] = []
+        self.blocks[0].micro = micro
+        self.blocks[0].reseed("begin")
+        packet = self.strategy.begin(packet)
         for block in self.blocks[: learning.stop]:
             block.micro = micro
             if block.spec.index not in learning:  # below the learning ones: frozen

@@ -26,7 +26,7 @@ class Objective(ABC):
     labels: ClassVar[bool] = True
 
     def begin(self, packet: Packet) -> Packet:
-        """What block 0 reads instead of the batch: augmented views [V * B, ...] with labels [V * B], or a masked image;
+        """See `Strategy.begin`: augmented views [V * B, ...] with labels [V * B], or a masked image;
         `side` may carry what the losses further up need, such as the image. Draws from the global generator."""
         return packet
 

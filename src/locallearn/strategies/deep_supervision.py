@@ -47,8 +47,11 @@ class DeepSupervision(Strategy):
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         return {} if spec.last else self.objective.modules(spec, self.auxiliary)
 
+    def begin(self, packet: Packet) -> Packet:
+        return self.objective.begin(packet)
+
     def step(self, block: Block, packet: Packet) -> Step:
-        x = enter(block, packet) if block.spec.index else self.objective.begin(packet)
+        x = enter(block, packet)
         out = x.at(block.layers(x.h))
         loss: Tensor | None
         if block.last:

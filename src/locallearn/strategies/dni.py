@@ -61,6 +61,9 @@ class DNI(Strategy):
             found["inputs"] = InputSynthesizer(spec.image, spec.reads, width=self.width, classes=classes)
         return found
 
+    def begin(self, packet: Packet) -> Packet:
+        return packet.at(packet.h, packet.h) if self.synthetic_inputs else packet
+
     def step(self, block: Block, packet: Packet) -> Step:
         return (self._waiting if self.route is Route.CHAIN else self._unlocked)(block, self.read(block, packet))
 
@@ -112,10 +115,8 @@ class DNI(Strategy):
 
     def read(self, block: Block, packet: Packet) -> Packet:
         """What a block reads: the packet, or with `synthetic_inputs` its own prediction of it."""
-        if not self.synthetic_inputs:
+        if not self.synthetic_inputs or block.spec.index == 0:
             return packet
-        if block.spec.index == 0:
-            return packet.at(packet.h, packet.h)
         predicted = block.auxiliary["inputs"](packet.side[0], packet.y)
         _regress(block, "inputs", predicted, packet.h)
         return packet.at(predicted.detach().to(packet.h.dtype))

@@ -30,9 +30,10 @@ class DGL(Strategy):
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         return {} if spec.last and self.objective.labels else self.objective.modules(spec, self.auxiliary)
 
+    def begin(self, packet: Packet) -> Packet:
+        return self.objective.begin(packet)
+
     def step(self, block: Block, packet: Packet) -> Step:
-        if block.spec.index == 0:
-            packet = self.objective.begin(packet)
         h = block.layers(packet.h)
         yield Send(packet.at(h))  # the block above may start ...
         self.loss(block, h, packet).backward()  # ... while this one learns

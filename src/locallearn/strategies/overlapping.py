@@ -52,7 +52,6 @@ class Overlapping(DGL):
         if self.reach == 1:
             return (yield from super().step(block, packet))
         k = block.spec.index
-        packet = packet if k else self.objective.begin(packet)
         x = packet.h.detach().requires_grad_() if k else packet.h
         h = block.layers(x)
         own = self.own(block, h, packet)
