@@ -74,14 +74,15 @@ class _Reverse(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, units: nn.ModuleList, *parameters: nn.Parameter) -> Tensor:
         y = _through(units, x)
         ctx.save_for_backward(y, *parameters)
-        ctx.units, ctx.dtype, ctx.device = units, x.dtype, x.device.type
+        ctx.units, ctx.parameters = units, parameters
+        ctx.dtype, ctx.device = x.dtype, x.device.type
         ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, *parameters = ctx.saved_tensors
+        y = ctx.saved_tensors[0]
         enabled, dtype = ctx.autocast
         found: dict[nn.Parameter, Tensor] = {}
         with torch.autocast(ctx.device, dtype, enabled), _frozen_statistics(ctx.units):
@@ -89,7 +90,7 @@ class _Reverse(torch.autograd.Function):
                 y, grad, more = unit.pull_back(y, grad)
                 for p, value in more.items():
                     found[p] = found[p] + value if p in found else value
-        return grad.to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, *map(found.get, parameters)
+        return grad.to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, *map(found.get, ctx.parameters)
 
 
 _apply = torch.compiler.disable(_Reverse.apply)  # it calls autograd inside, which torch.compile cannot trace

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,9 +18,13 @@ class RevNet(BlockModel):
 
     def block(self, units: range) -> nn.Module:
         joined: list[nn.Module] = []
-        for reversible, run in groupby((self.units[i] for i in units), lambda unit: isinstance(unit, Coupling)):
-            found = list(run)
-            joined += [Reversible(found)] if reversible else found
+        for unit in (self.units[i] for i in units):
+            if not isinstance(unit, Coupling):
+                joined.append(unit)
+            elif joined and isinstance(joined[-1], Reversible):
+                joined[-1].units.append(unit)
+            else:
+                joined.append(Reversible([unit]))
         return nn.Sequential(*joined)
 
 
