@@ -76,7 +76,7 @@ class Names(DataSource):
 
 
 def _read(file: Path) -> list[str]:
-    return [ascii_letters(line) for line in file.read_text(encoding="utf-8").strip().split("\n")]
+    return [ascii_letters(line.strip()) for line in file.read_text(encoding="utf-8").strip().split("\n")]
 
 
 def ascii_letters(name: str) -> str:
