@@ -108,9 +108,9 @@ def test_augmentation_larger_than_the_image(options: dict[str, int]) -> None:
 
 
 def test_nothing_heavy_is_imported_early() -> None:
-    names = ["source", "dataset", "digits", "benchmarks", "folder", "synthetic", "doctor"]
+    names = ["source", "dataset", "digits", "benchmarks", "folder", "synthetic", "tishby", "names", "cora", "doctor"]
     code = "import sys\n" + "".join(f"import locallearn.data.{name}\n" for name in names)
-    code += "print(*{'torchvision', 'sklearn', 'PIL', 'scipy'} & sys.modules.keys())"
+    code += "print(*{'torchvision', 'sklearn', 'PIL', 'scipy', 'torch_geometric'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 

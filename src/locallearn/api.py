@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.compose import compose
@@ -41,6 +41,7 @@ def build(
     *,
     image: tuple[int, ...] = (3, 32, 32),
     classes: int = 10,
+    graph: Tensor | None = None,
     steps: int | None = None,
     **settings: Any,
 ) -> Learner:
@@ -48,6 +49,7 @@ def build(
 
     model  a name of the zoo, or any module whose forward is a sequence (see `as_blocks`), which is trained in place
     image, classes  shape of one input without the batch, and the number of classes
+    graph  edges between the samples, int64 [2, E], for a model that reads them (gcn)
     steps  how many steps there will be, for the learning-rate schedule; without it the rate is constant
     The other keywords are those of `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
     """
@@ -59,7 +61,7 @@ def build(
         network = model if isinstance(model, BlockModel) else as_blocks(model, image=image, classes=classes)
     else:
         with seeds.stream(chosen.seed, "model"):
-            network = exp.model(tuple(image), classes)
+            network = exp.model(tuple(image), classes, graph)
     return assemble(
         network,
         exp.strategy,

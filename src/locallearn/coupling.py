@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Coupling(nn.Module):
@@ -19,7 +24,7 @@ class Coupling(nn.Module):
         self.f, self.g = f, g
 
     def forward(self, x: Tensor) -> Tensor:
-        x1, x2 = x.chunk(2, dim=1)
+        x1, x2 = _wide(x).chunk(2, dim=1)
         y1 = x1 + self.f(x2)
         return torch.cat([y1, x2 + self.g(y1)], dim=1)
 
@@ -28,3 +33,99 @@ class Coupling(nn.Module):
         y1, y2 = y.chunk(2, dim=1)
         x2 = y2 - self.g(y1)
         return torch.cat([y1 - self.f(x2), x2], dim=1)
+
+    def pull_back(self, y: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, dict[nn.Parameter, Tensor]]:
+        """From the output and its gradient: the input, its gradient, and those of the parameters. One evaluation of f
+        and g serves both the inverse and the gradients, and only one of their graphs is alive at a time."""
+        (y1, y2), (grad1, grad2) = y.chunk(2, dim=1), grad.chunk(2, dim=1)
+        g, through_g, found = _vjp(self.g, y1, grad2)
+        grad1 = grad1 + through_g
+        x2 = y2 - g
+        f, through_f, more = _vjp(self.f, x2, grad1)
+        for p, value in more.items():
+            found[p] = found[p] + value if p in found else value
+        return torch.cat([y1 - f, x2], dim=1), torch.cat([grad1, grad2 + through_f], dim=1), found
+
+
+class Reversible(nn.Module):
+    """A run of couplings that keeps its last output and nothing else for the backward pass (Gomez et al. 2017).
+
+    The backward pass computes each unit's input from its output and differentiates that unit alone: memory does not
+    grow with the number of units, at the price of one more evaluation. The units are shared, not copied; values and
+    gradients are those of the units one after another, up to rounding. Batch statistics move in the forward pass only.
+    The units must not draw random numbers. Neither second derivatives nor forward-mode ones.
+    """
+
+    def __init__(self, units: Iterable[Coupling]) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return _through(self.units, x)
+        return _apply(x, self.units, *(p for p in self.units.parameters() if p.requires_grad))
+
+
+class _Reverse(torch.autograd.Function):
+    """The parameters are inputs, so that their gradients take the ordinary way; saving them lets autograd notice a
+    parameter that was changed before the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, units: nn.ModuleList, *parameters: nn.Parameter) -> Tensor:
+        y = _through(units, x)
+        ctx.save_for_backward(y, *parameters)
+        ctx.units, ctx.parameters = units, parameters
+        ctx.dtype, ctx.device = x.dtype, x.device.type
+        ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y = ctx.saved_tensors[0]
+        enabled, dtype = ctx.autocast
+        found: dict[nn.Parameter, Tensor] = {}
+        with torch.autocast(ctx.device, dtype, enabled), _frozen_statistics(ctx.units):
+            for unit in reversed(ctx.units):
+                y, grad, more = unit.pull_back(y, grad)
+                for p, value in more.items():
+                    found[p] = found[p] + value if p in found else value
+        return grad.to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, *map(found.get, ctx.parameters)
+
+
+_apply = torch.compiler.disable(_Reverse.apply)  # it calls autograd inside, which torch.compile cannot trace
+
+
+def _through(units: nn.ModuleList, x: Tensor) -> Tensor:
+    for unit in units:
+        x = unit(x)
+    return x
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: under autocast the inverse would not bring back what a sum in bfloat16 rounds away."""
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
+def _vjp(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, dict[nn.Parameter, Tensor]]:
+    """The module's value at x, and `grad` pulled back to x and to its parameters (those that it used)."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        out = module(x)
+    through, *grads = torch.autograd.grad(out, [x, *parameters], grad.to(out.dtype), allow_unused=True)
+    through = torch.zeros_like(x) if through is None else through
+    return out.detach(), through, {p: g for p, g in zip(parameters, grads, strict=True) if g is not None}
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation works as before, in its mode, but its running statistics do not move."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for m in norms:
+        m.track_running_stats = False
+    try:
+        yield
+    finally:
+        for m in norms:
+            m.track_running_stats = True

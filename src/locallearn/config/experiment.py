@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.config.settings import GROUPS, Settings
 from locallearn.config.targets import instantiate, resolve
-from locallearn.config.typed import checked
+from locallearn.config.typed import checked, fields_of
 from locallearn.contract import Size, Strategy
 from locallearn.data import DataSource
 from locallearn.engine import Optim
@@ -21,7 +21,32 @@ from locallearn.objectives import Objective
 from locallearn.probes import Probe
 from locallearn.training.record import RecordSettings
 
-ModelBuilder = Callable[[Size, int], BlockModel]
+
+@dataclass(frozen=True)
+class ModelBuilder:
+    """(image, classes, graph) -> BlockModel. A builder of the user's may return any module; it is cut by name.
+
+    reads_graph  whether the target declares `graph`, the edges [2, E] of the data, or None where these have none
+    """
+
+    target: Callable[..., Any]
+    options: Mapping[str, Any]
+    reads_graph: bool
+
+    def __call__(self, image: Size, classes: int, graph: Tensor | None = None) -> BlockModel:
+        given = {"graph": graph} if self.reads_graph else {}
+        try:
+            module = self.target(image=image, classes=classes, **given, **self.options)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model: {error}") from error
+        if isinstance(module, BlockModel):
+            return module
+        if isinstance(module, nn.Module):
+            return as_blocks(module, image=image, classes=classes)
+        path = f"{self.target.__module__}.{self.target.__qualname__}"
+        raise UserError(f"model._target_={path}: returned {type(module).__name__}, not a torch module")
 
 
 @dataclass(frozen=True)
@@ -72,24 +97,11 @@ def experiment(
 
 
 def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
-    """A function (image, classes) -> BlockModel. A builder of the user's may return any module; it is cut by name."""
+    """The builder that a configuration means. Raises UserError."""
     target = resolve(config.get("_target_"), "model", allow)
-    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", ("image", "classes"))
-
-    def build(image: Size, classes: int) -> BlockModel:
-        try:
-            module = target(image=image, classes=classes, **options)
-        except UserError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model: {error}") from error
-        if isinstance(module, BlockModel):
-            return module
-        if isinstance(module, nn.Module):
-            return as_blocks(module, image=image, classes=classes)
-        raise UserError(f"model._target_={config['_target_']}: returned {type(module).__name__}, not a torch module")
-
-    return build
+    given = ("image", "classes", *({"graph"} & fields_of(target).keys()))
+    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", given)
+    return ModelBuilder(target, options, "graph" in given)
 
 
 def _mapping(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:

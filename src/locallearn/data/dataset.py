@@ -40,6 +40,7 @@ class Data:
     image       shape of one sample: (C, H, W), or (D,) for vectors
     classes     their names, in the order of the labels
     train, validation, test     `validation` is empty with data.validation=0
+    graph       edges between the samples, int64 [2, E], or None (see `GraphData`)
 
     Inputs are float32 [B, *image], labels int64 [B], both on the device. Nothing has to be stored to resume: the
     order follows from (seed, epoch) and the augmentation from (seed, epoch, step). Samples that are float32 already
@@ -58,6 +59,7 @@ class Data:
         self.name, self.classes, self.seed = name, classes, seed
         self.train, self.validation, self.test = splits
         self.augment, self.normaliser = augment, normaliser
+        self.graph: Tensor | None = None
 
     @property
     def image(self) -> Size:
@@ -71,6 +73,10 @@ class Data:
         mean, std = self.normaliser.mean, self.normaliser.std
         return tuple((-mean / std).tolist()), tuple(((1 - mean) / std).tolist())
 
+    def batch(self, batch_size: int) -> int:
+        """Samples in a batch: `batch_size`, or all of a set that is smaller."""
+        return min(_positive(batch_size), len(self.train))
+
     def steps(self, batch_size: int) -> int:
         """Batches in an epoch: the full ones, or one short batch of a set that is smaller than `batch_size`."""
         return max(1, len(self.train) // _positive(batch_size))
@@ -81,7 +87,7 @@ class Data:
         `start` skips that many steps: what follows is exactly what an uninterrupted epoch would have given.
         Raises UserError for a batch size below 1 or, with a streamed folder, for an image that cannot be read.
         """
-        size = min(_positive(batch_size), len(self.train))
+        size = self.batch(batch_size)
         order = torch.randperm(len(self.train), generator=generator(self.seed, "order", epoch))
         order = order[start * size : self.steps(batch_size) * size]
         for step, (images, labels) in enumerate(self.train.take(order, size), start):

@@ -28,6 +28,7 @@ def diagnose(source: DataSource, seed: int = 0, batch_size: int = 8) -> str:
         "loaded in": f"{seconds:.2f} seconds",
         "image": f"{' x '.join(map(str, data.image))}, {str(raw.dtype).removeprefix('torch.')}",
         "samples": f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test",
+        **({} if data.graph is None else {"graph": f"{data.graph.shape[1]} directed edges"}),
         "raw batch": _range(raw),
         "training batch": _range(inputs),
         "normalised by": _normalised_by(data),
@@ -39,7 +40,8 @@ def diagnose(source: DataSource, seed: int = 0, batch_size: int = 8) -> str:
 def _range(values: Tensor) -> str:
     values = values.double()
     low, high, mean = float(values.min()), float(values.max()), float(values.mean())
-    return f"{len(values)} images, {low:.4g} to {high:.4g}, mean {mean:.4g}, std {float(values.std()):.4g}"
+    kind = "images" if values.dim() == 4 else "samples"
+    return f"{len(values)} {kind}, {low:.4g} to {high:.4g}, mean {mean:.4g}, std {float(values.std()):.4g}"
 
 
 def _normalised_by(data: Data) -> str:

@@ -21,10 +21,12 @@ class BlockModel(nn.Module):
             in-place operation: that would write into what the block below still needs
     head    maps the last unit's output -> [B, classes]
     names   one per unit, for tables and messages
+    samples the only batch that the model reads (all nodes of its graph), or None for any
     """
 
     units: nn.ModuleList
     head: nn.Module
+    samples: int | None = None
 
     def __init__(
         self,

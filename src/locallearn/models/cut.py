@@ -98,6 +98,7 @@ def measure(model: BlockModel) -> list[UnitCost]:
     costs = []
     with undisturbed(model), torch.enable_grad():
         h = blank(model)
+        batch = len(h)
         saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
         for name, unit in zip(model.names, model.units, strict=True):
             before = sum(s.nbytes() for s in saved.values())
@@ -106,7 +107,7 @@ def measure(model: BlockModel) -> list[UnitCost]:
             memory = sum(s.nbytes() for s in saved.values()) - before
             flops = counter.get_total_flops()
             parameters = sum(p.numel() for p in unit.parameters())
-            costs.append(UnitCost(name, tuple(h.shape[1:]), parameters, flops // _BATCH, memory // _BATCH))
+            costs.append(UnitCost(name, tuple(h.shape[1:]), parameters, flops // batch, memory // batch))
     return costs
 
 
@@ -158,9 +159,9 @@ def _now(t: Tensor) -> float:
 
 
 def blank(model: BlockModel, batch: int = _BATCH) -> Tensor:
-    """A batch of zero images on the model's device and in its type, [B, *image]."""
+    """A batch of zeros on the model's device and in its type, [B, *image]; of the model's own size if it has one."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return like.new_zeros((batch, *model.image), requires_grad=False)
+    return like.new_zeros((model.samples or batch, *model.image), requires_grad=False)
 
 
 def _ranges(edges: Sequence[int]) -> list[range]:

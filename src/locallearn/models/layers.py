@@ -22,7 +22,10 @@ def activation(name: str) -> nn.Module:
 def check_image(image: Size, name: str, smallest: int = 1) -> Size:
     """`image` as (C, H, W), or the one sentence that says why `name` cannot read it."""
     if len(image) != 3:
-        raise UserError(f"{name} reads images (channels, height, width), but the data has shape {list(image)}; use mlp")
+        other = "rnn or mlp" if len(image) == 2 else "mlp"
+        raise UserError(
+            f"{name} reads images (channels, height, width), but the data has shape {list(image)}; use {other}"
+        )
     channels, height, width = image
     if min(height, width) < smallest:
         raise UserError(

@@ -37,13 +37,13 @@ def summary(
 ) -> list[BlockRow]:
     """A row for each block of `cut`, with the auxiliary modules of the same index. The model's head counts into the
     last block. Nothing is changed."""
-    costs = measure(model)
+    costs, inputs = measure(model), blank(model)
     rows = []
     for k, units in enumerate(cut):
         own = [costs[i] for i in units]
         modules = list(auxiliary[k].values()) if k < len(auxiliary) else []
         emits = own[-1].shape
-        h = blank(model).new_zeros((2, *emits))
+        h = inputs.new_zeros((len(inputs), *emits))
         parameters, flops = sum(c.parameters for c in own), sum(c.flops for c in own)
         if k == len(cut) - 1:
             parameters += _parameters([model.head])

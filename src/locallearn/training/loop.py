@@ -84,7 +84,7 @@ class Training:
                     if settings.checkpoint.due(learner.step_count, self.steps_per_epoch):
                         self.save_or_warn()
                 self.check()
-                images = (learner.step_count - first) * min(settings.batch_size, len(self.data.train))
+                images = (learner.step_count - first) * self.data.batch(settings.batch_size)
                 self.finish_epoch(images / (time.perf_counter() - started), last=learner.step_count >= last_step)
                 if stop.number:
                     self.save()

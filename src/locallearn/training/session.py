@@ -54,11 +54,13 @@ def prepare(exp: Experiment, cut: list[range] | None = None) -> tuple[Learner, D
     device = choose_device(settings.device)
     data = exp.source.load(settings.seed, device)
     steps = data.steps(settings.batch_size)
-    batch = min(settings.batch_size, len(data.train))
+    batch = data.batch(settings.batch_size)
+    if data.graph is not None and settings.micro_batches > 1:
+        raise UserError(f"micro_batches={settings.micro_batches} but a graph is not divided; choose micro_batches=1")
     if batch % settings.micro_batches:
         raise UserError(f"micro_batches={settings.micro_batches} does not divide the batch of {batch} training samples")
     with seeds.stream(settings.seed, "model"):
-        model = exp.model(data.image, len(data.classes))
+        model = exp.model(data.image, len(data.classes), data.graph)
     learner = assemble(
         model,
         exp.strategy,
@@ -231,8 +233,10 @@ def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
     if not file.is_file():
         raise UserError(f"{folder.path} has no model.safetensors: first end it, `locallearn resume {folder.path}`")
     tensors = load_file(file)
+    # a graph is no part of the model's weights
+    graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
     with seeds.stream(0, "load"):
-        model = exp.model(tuple(known["image"]), len(known["classes"]))
+        model = exp.model(tuple(known["image"]), len(known["classes"]), graph)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     problems = model.load_state_dict(tensors, strict=False)
     if names := problems.missing_keys + problems.unexpected_keys:

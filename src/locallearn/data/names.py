@@ -1,0 +1,91 @@
+"""Surnames of 18 languages, letter by letter: which language is a name from?"""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from locallearn.data.files import check_files
+from locallearn.data.source import DataSource, Part, Raw
+from locallearn.data.split import stratified
+from locallearn.data.store import Memory
+from locallearn.seeds import generator
+
+LETTERS = string.ascii_letters + " .,;'"
+SUMS = {  # of github.com/spro/practical-pytorch at 5e79b652c199421f54e11534b6bdf6257637a49b, before names were mended
+    "Arabic": "6f424a8dbe51cbbbabab7a57d38b617210125e4e3991f3c657cb79b8f104bafc",
+    "Chinese": "49263ef55a8cb1740e841d65cad8214b2f9b5b869bc534c811746422496fa91e",
+    "Czech": "145bbbd6d0816578f03388e92c264d39ef1c60df920b081d371fa5c5cc055a8e",
+    "Dutch": "924f32b635170eae561f84538632138fc07d4c8bbd70ba3fb980de1ecc4d2af3",
+    "English": "9cca037066d3d5989e24bc01801416162de506b5e28e15b7c092a47905d29bf2",
+    "French": "81e65b36c60ed5b89a17422f6edcadbb89546f38ad69e960e64e7ba682012a95",
+    "German": "7449cd590b97a733e18d613a4155decd77ec35dc5f8aadd7a82204dce4f051db",
+    "Greek": "3555b5186de7f401e6d991b088e9e644ca3099116477818c25ab5793801389e6",
+    "Irish": "cf8c7013256252a88d2503127b87282a11f21b2ff6db1bded68834c19a1ec058",
+    "Italian": "f88414c27d0606a11a678b4859277828c2565d6cc4d9ee932deef6e94f3b35e4",
+    "Japanese": "e0e717e114fec3e7eade4d9dabe0067c475f43147e36a22b47902ee76ad9e67f",
+    "Korean": "cd54221ccb362a6cba4c78828838cf3268a0e59744767a37cf6ec4b74036b136",
+    "Polish": "45bab898af2f60ed3a728bbf6980e28821011a7caa53227553b5785903a40826",
+    "Portuguese": "50a8735f41f4f73757c8ce5b16cb0275cd86b2b214bcbc8c9805f508cb131c53",
+    "Russian": "43b3e64ce351f77f1ac9e0cdf7566012d127f4371875fd25208845b5c9d6f7c3",
+    "Scottish": "78d0252711d87d948ea86fe34826c51d2d794a8e52d15b5d6f7b6244d45d62dd",
+    "Spanish": "1bcb462ed3316756a85781d68232bddae04498fdddd5d9219c53fd1fbdeba7a7",
+    "Vietnamese": "f3f9e4164ab47601178a6e45b216464a64122f49d05541f24bf18a757253281d",
+}
+
+
+@dataclass(frozen=True)
+class Names(DataSource):
+    """20,074 surnames in 18 very unequal classes (9,408 Russian, 73 Vietnamese), as in PyTorch's char-RNN tutorial.
+
+    A sample is float32 [T, 57], T the longest name: one-hot letters after ASCII folding, zeros on the left, so that
+    the last step is the last letter. A fixed tenth of each class is the test set; it does not depend on the seed of a
+    run. The tutorial's files are used as they are, with their 24 Russian lines "To The First Page".
+    """
+
+    name: ClassVar[str] = "names"
+
+    def verify(self) -> str:
+        return "every file has the right checksum"  # `read` insists on it
+
+    def read(self, device: torch.device) -> Raw:
+        root = self.folder()
+        files = {language: f"names/{language}.txt" for language in SUMS}
+        check_files(
+            self.name,
+            root,
+            dict(zip(files.values(), SUMS.values(), strict=True)),
+            "the folder names of https://download.pytorch.org/tutorial/data.zip, or data/names of "
+            "github.com/spro/practical-pytorch at commit 5e79b65",
+        )
+        found = [_read(root / file) for file in files.values()]
+        labels = torch.cat([torch.full((len(names),), label) for label, names in enumerate(found)])
+        samples = encode([name for names in found for name in names])
+        train, test = stratified(labels, len(labels) - len(labels) // 10, generator(0, "names", "test"))
+        return Raw(
+            classes=tuple(SUMS),
+            train=Part(Memory(samples[train]), labels[train]),
+            test=Part(Memory(samples[test]), labels[test]),
+        )
+
+
+def _read(file: Path) -> list[str]:
+    return [ascii_letters(line.strip()) for line in file.read_text(encoding="utf-8").strip().split("\n")]
+
+
+def ascii_letters(name: str) -> str:
+    """'Ślusàrski' -> 'Slusarski': accents are taken off, and what is not one of the 57 letters is left out."""
+    return "".join(c for c in unicodedata.normalize("NFD", name) if c in LETTERS)
+
+
+def encode(names: list[str]) -> Tensor:
+    """One-hot letters [N, T, 57] with T the longest name, zeros on the left."""
+    length = max(map(len, names))
+    places = torch.tensor([[-1] * (length - len(name)) + [LETTERS.index(c) for c in name] for name in names])
+    return (places[..., None] == torch.arange(len(LETTERS))).float()

@@ -1,0 +1,55 @@
+"""The 12-bit task on which the information plane of neural networks was first drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from locallearn.data.files import check_files
+from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.split import stratified
+from locallearn.data.store import Memory
+from locallearn.seeds import generator
+
+FILE = "IDNNs/var_u.mat"
+SHA256 = "0ba9551878a855396a8de0cbaae620788ede1e7b1eb2b8373bbe017d5ea02036"
+
+
+@dataclass(frozen=True)
+class Tishby(DataSource):
+    """Every 12-bit pattern once, with one of two labels (Shwartz-Ziv & Tishby 2017): H(X) = 12 bits, H(Y) = 0.9992.
+
+    Samples are the bits 0 and 1 as float32 [12], as in the authors' code. The file has no test part: a fixed share,
+    class by class, is the test set; it does not depend on the seed of a run.
+
+    test  share of the patterns that is tested on; 0.2 in the authors' code
+    """
+
+    name: ClassVar[str] = "tishby"
+
+    test: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.test < 1, "test", self.test, "above 0 and below 1")
+
+    def verify(self) -> str:
+        return "the file has the right checksum"  # `read` insists on it
+
+    def read(self, device: torch.device) -> Raw:
+        from scipy.io import loadmat
+
+        root = self.folder()
+        check_files(self.name, root, {FILE: SHA256}, f"data/var_u.mat of github.com/ravidziv/IDNNs as {FILE}")
+        found = loadmat(root / FILE)
+        patterns = torch.from_numpy(found["F"]).float()  # [4096, 12]
+        labels = torch.from_numpy(found["y"][0]).long()  # [4096]
+        keep = len(labels) - round(self.test * len(labels))
+        train, test = stratified(labels, keep, generator(0, "tishby", "test"))
+        return Raw(
+            classes=("0", "1"),
+            train=Part(Memory(patterns[train]), labels[train]),
+            test=Part(Memory(patterns[test]), labels[test]),
+        )
