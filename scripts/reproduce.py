@@ -55,11 +55,19 @@ FAMILIES = (
         "Every strategy on one net",
         "LeNet, every layer a block. Published: BioTorch's benchmarks (LeNet, 100 epochs, images of 32x32; C9). "
         "`shallow` is the control: random features under a trained last layer.",
-        "data=fashion_mnist model=lenet blocks=max auxiliary=mlp epochs=5 batch_size=64 optim.lr=2e-3 probe=alignment",
+        "data=fashion_mnist model=lenet model.activation=tanh blocks=max auxiliary=mlp epochs=4 batch_size=64 "
+        "optim.lr=2e-3 probe=alignment",
         _rows(
             "backprop checkpoint deep_supervision pgi pgi_causal dgl greedy loco cdni dni usf brsf frsf fa dfa shallow",
             FEEDBACK,
         ),
+    ),
+    Part(
+        "Feedback alignment on an MLP",
+        "Three hidden layers of 256, tanh, no batch norm. Published: Bartunov et al. 2018 (500 epochs; C10).",
+        "data=mnist model=mlp model.width=256 model.activation=tanh model.batch_norm=false blocks=max epochs=3 "
+        "batch_size=64 optim.lr=1e-3 probe=alignment",
+        _rows("backprop usf brsf frsf fa dfa shallow", {"backprop": 98.52, "fa": 98.15, "dfa": 97.25}),
     ),
     Part(
         "Self-supervised",
@@ -80,7 +88,7 @@ FAMILIES = (
     Part(
         "Local losses on an MLP",
         "Three hidden layers of 1024. Published: Nokland & Eidnes 2019 (100 epochs, two pixels of jitter; C12).",
-        "data=mnist model=mlp blocks=max epochs=4 batch_size=128 data.crop=2 optim.lr=5e-4 auxiliary=pooled_linear "
+        "data=mnist model=mlp blocks=max epochs=3 batch_size=128 data.crop=2 optim.lr=5e-4 auxiliary=pooled_linear "
         "auxiliary.features=1024",
         (
             Row("backprop", "strategy=backprop", 99.25),

@@ -66,10 +66,11 @@ def matrix(strategies: Mapping[str, Path], models: Mapping[str, Path], options: 
             found.refused[name] = str(error)
             continue
         found.cells[name] = {}
+        cut = model.cut(min(AUTO_BLOCKS, len(model.units)))
         for strategy, path in strategies.items():
             config = yaml.safe_load(path.read_text())
             made = instantiate(config, "strategy", [], objective=objective, auxiliary=auxiliary)
-            found.cells[name][strategy] = _reason(model, made, optim)
+            found.cells[name][strategy] = _reason(model, made, optim, cut)
     return found
 
 
@@ -86,9 +87,8 @@ def _built(config: Mapping[str, Any]) -> tuple[BlockModel, str]:
     raise first
 
 
-def _reason(model: BlockModel, strategy: Any, optim: Optim) -> str | None:
+def _reason(model: BlockModel, strategy: Any, optim: Optim, cut: list[range]) -> str | None:
     """None if the pair can be put together, else the sentence that refuses it."""
-    cut = model.cut(min(AUTO_BLOCKS, len(model.units)))
     try:
         assemble(model, strategy, optim, cut, device="meta", total_steps=1)
     except UserError as error:
