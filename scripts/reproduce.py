@@ -54,8 +54,8 @@ FAMILIES = (
     Part(
         "Every strategy on one net",
         "LeNet, every layer a block. Published: BioTorch's benchmarks (LeNet, 100 epochs, images of 32x32; C9). "
-        "`shallow` is the control: random features under a trained last layer. `checkpoint` is left out: it is backprop, bit "
-        "for bit (tests/test_equalities.py).",
+        "`shallow` is the control: random features under a trained last layer. `checkpoint` is left out: it is "
+        "backprop, bit for bit (tests/test_equalities.py).",
         "data=fashion_mnist model=lenet model.activation=tanh blocks=max auxiliary=mlp epochs=3 batch_size=64 "
         "optim.lr=2e-3 probe=alignment",
         _rows(

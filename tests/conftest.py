@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with MNIST, Fashion-MNIST, CIFAR-10, Cora, names and the 12-bit task; skips where they are not on this machine."""
+    """A folder with MNIST, Fashion-MNIST, CIFAR-10, Cora, names and the 12-bit task; skips where they are not here."""
     given_root = os.environ.get("LOCALLEARN_DATA")
     if given_root and (Path(given_root) / "cifar-10-batches-py").is_dir() and (Path(given_root) / "MNIST").is_dir():
         return Path(given_root)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -58,13 +60,15 @@ def _parameters(modules: Sequence[nn.Module]) -> int:
 
 
 def _flops(modules: Sequence[nn.Module], h: Tensor) -> int | None:
-    """Forward FLOPs per image on the features h [B, ...], or None if some module cannot be called with just h."""
+    """Forward FLOPs per image on the features h [B, ...], or None if some module takes neither h nor h and labels."""
     total = 0
+    labels = torch.zeros(len(h), dtype=torch.int64, device=h.device)
     for module in modules:
+        takes = len(inspect.signature(module.forward).parameters)
         with undisturbed(module), FlopCounterMode(display=False) as counter:
             try:
-                module(h)
-            except Exception:  # it may need labels, other features, or whatever its strategy gives it
+                module(*(h, labels)[:takes])
+            except Exception:  # it may need other features, or whatever its strategy gives it
                 return None
         total += counter.get_total_flops() // len(h)
     return total
@@ -96,7 +100,7 @@ def _cells(row: BlockRow) -> tuple[str, ...]:
 def _dropped(rows: Sequence[BlockRow]) -> str:
     kept, aux = sum(row.parameters for row in rows), sum(row.aux_parameters for row in rows)
     if not aux:
-        return f"inference keeps all {short(kept)} parameters: there are no auxiliary networks"
+        return f"inference keeps all {short(kept)} parameters: no auxiliary network has any"
     both = kept + aux
     return f"inference drops the auxiliary networks: {short(aux)} of {short(both)} parameters ({aux / both:.1%})"
 
