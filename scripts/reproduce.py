@@ -58,9 +58,11 @@ FAMILIES = (
         "backprop, bit for bit (tests/test_equalities.py).",
         "data=fashion_mnist model=lenet model.activation=tanh blocks=max auxiliary=mlp epochs=3 batch_size=64 "
         "optim.lr=2e-3 probe=alignment",
-        _rows(
-            "backprop deep_supervision pgi pgi_causal dgl greedy loco cdni dni usf brsf frsf fa dfa shallow",
-            FEEDBACK,
+        (
+            *_rows("backprop deep_supervision", FEEDBACK),
+            Row("pgi", "strategy=pgi strategy.width=16"),
+            Row("pgi_causal", "strategy=pgi_causal strategy.width=16"),
+            *_rows("dgl greedy loco cdni dni usf brsf frsf fa dfa shallow", FEEDBACK),
         ),
     ),
     Part(
