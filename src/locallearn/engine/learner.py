@@ -14,7 +14,7 @@ from locallearn import seeds
 from locallearn.contract import BlockSpec, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.optim import Optim
-from locallearn.engine.stage import Stage
+from locallearn.engine.stage import Link, Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 
@@ -62,13 +62,15 @@ class Learner:
     def device(self) -> torch.device:
         return self.blocks[0].device
 
-    def learn(self, inputs: Tensor, labels: Tensor) -> None:
-        """One training step on inputs [B, ...] and labels [B]; results collect in each block's totals."""
-        if len(inputs) % self.stage.micro_batches:
+    def learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
+        """One training step on inputs [B, ...] and labels [B], which only the lowest stage of a pipeline needs; results
+        collect in each block's totals."""
+        if inputs is not None and len(inputs) % self.stage.micro_batches:
             raise UserError(
                 f"micro_batches={self.stage.micro_batches} does not divide a batch of {len(inputs)}; choose a divisor"
             )
-        self.stage.step(self.prepare(inputs), labels, self.step_count, self.total_steps)
+        prepared = None if inputs is None else self.prepare(inputs)
+        self.stage.step(prepared, labels, self.step_count, self.total_steps)
         self.step_count += 1
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -112,14 +114,15 @@ class Learner:
             yield h
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter once, under a name that does not depend on the cut for those of the model."""
-        yield from ((f"model.{name}", p) for name, p in self.model.named_parameters())
+        """Every parameter once, under a name that does not depend on the cut for those of the model. A stage has those
+        of its own blocks."""
+        yield from ((f"model.{name}", p) for name, p in self.model.named_parameters() if self.owns(f"model.{name}"))
         for block in self.blocks:
             yield from ((f"auxiliary.{block.spec.index}.{n}", p) for n, p in block.auxiliary.named_parameters())
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that influences the next step, by name; no copies."""
-        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        tensors = {f"model.{n}": t for n, t in self.model.state_dict().items() if self.owns(f"model.{n}")}
         for block in self.blocks:
             prefix = f"auxiliary.{block.spec.index}."
             tensors |= {prefix + name: t for name, t in block.auxiliary.state_dict().items()}
@@ -132,7 +135,9 @@ class Learner:
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave. Raises UserError that lists the first differences in names, shapes or types."""
+        """Put back what `state` gave; a stage takes its own part of it. Raises UserError that lists the first differences
+        in names, shapes or types."""
+        tensors = {name: t for name, t in tensors.items() if self.owns(name)}
         own = {name: t for name, t in self.state().items() if not name.startswith("optimizer.")}
         given = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
         problems = [f"{name} is missing" for name in own.keys() - given.keys()]
@@ -153,6 +158,18 @@ class Learner:
             optimizer.state.clear()
         for p, optimizer, key, value in slots:
             optimizer.state[p][key] = value
+
+    def owns(self, name: str) -> bool:
+        """Whether a tensor of `state` belongs to a block of this learner; a learner with all blocks owns every name."""
+        if len(self.blocks) == len(self.cut):
+            return True
+        kind, _, rest = name.removeprefix("optimizer.").partition(".")
+        part, _, rest = rest.partition(".")
+        if kind != "model":
+            return any(part == str(block.spec.index) for block in self.blocks)
+        if part != "units":
+            return self.blocks[-1].last
+        return any(int(rest.partition(".")[0]) in self.cut[block.spec.index] for block in self.blocks)
 
     def _adapted(self, block: TrainedBlock) -> Iterator[tuple[str, Tensor]]:
         """The buffers that a strategy's `adapt` added to units and head, such as feedback weights."""
@@ -201,11 +218,14 @@ def assemble(
     micro_batches: int = 1,
     total_steps: int | None = None,
     pixels: Pixels | None = None,
+    own: range | None = None,
+    link: Link | None = None,
 ) -> Learner:
     """Cut a model into blocks, give each its auxiliary modules and optimizers, and join them into a learner.
 
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
     Without `total_steps` the learning rate is constant. `pixels` is that of `Data`.
+    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours.
     """
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
@@ -215,6 +235,8 @@ def assemble(
     sizes = tuple(shapes[units.stop] for units in cut)
     blocks = []
     for index, units in enumerate(cut):
+        if own is not None and index not in own:
+            continue
         spec = BlockSpec(index, len(cut), model.image, shapes[units.start], sizes[index], model.classes)
         spec = spec._replace(sizes=sizes, seed=seed, pixels=pixels)
         with seeds.stream(seed, "auxiliary", index):
@@ -230,7 +252,7 @@ def assemble(
         blocks.append(
             TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches, device)
         )
-    stage = Stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches)
+    stage = Stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches, link=link)
     learner = Learner(model, stage, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
     check_ownership(learner)
     return learner

@@ -1,0 +1,162 @@
+"""Messages between the stages of a pipeline, over torch.distributed (gloo on CPUs, NCCL on GPUs)."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from locallearn.contract import Feedback, Packet
+
+AHEAD, BACK = 1, 2  # tags: packets go up, feedback goes down
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+MOST_TENSORS, MOST_DIMENSIONS = 64, 5
+HEADER = 1 + MOST_TENSORS * (3 + MOST_DIMENSIONS)
+CLOSED = -1  # in the place of a header's count: no more messages
+UNDER_WAY = 2  # messages of a sender that nobody has taken yet; the next one waits
+
+
+class Pipe:
+    """A `Link` to the ranks below and above (None at the ends).
+
+    A thread for each direction receives ahead into a short queue, and sends are not waited for until `UNDER_WAY` of them
+    are pending, so that messages travel while the stage computes. A message is a header (shapes, types, layouts) and its
+    tensors; floats are sent as `message` if that is given (bfloat16 halves the traffic, and changes the bits).
+    """
+
+    def __init__(self, below: int | None, above: int | None, device: torch.device, message: torch.dtype | None) -> None:
+        self.below, self.above = below is not None, above is not None
+        self._message = message
+        self._ups = None if above is None else Outbox(above, AHEAD)
+        self._downs = None if below is None else Outbox(below, BACK)
+        self._packets = None if below is None else Inbox(below, AHEAD, device)
+        self._feedback = None if above is None else Inbox(above, BACK, device)
+
+    def take(self) -> Packet:
+        assert self._packets is not None
+        h, y, *side = self._packets.get()
+        assert h is not None
+        assert y is not None
+        return Packet(h, y, tuple(t for t in side if t is not None))
+
+    def give(self, packet: Packet) -> None:
+        assert self._ups is not None
+        self._ups.put((self._small(packet.h), packet.y, *map(self._small, packet.side)))
+
+    def listen(self) -> Feedback | None:
+        assert self._feedback is not None
+        return self._feedback.get() or None
+
+    def answer(self, feedback: Feedback | None) -> None:
+        assert self._downs is not None
+        self._downs.put(tuple(None if t is None else self._small(t) for t in feedback or ()))
+
+    def close(self) -> None:
+        """Say that nothing follows, and wait until the neighbours have said so, too."""
+        for box in (self._ups, self._downs):
+            if box is not None:
+                box.close()
+        for inbox in (self._packets, self._feedback):
+            if inbox is not None:
+                inbox.thread.join()
+
+    def _small(self, t: Tensor) -> Tensor:
+        return t.to(self._message) if self._message is not None and t.is_floating_point() else t
+
+
+class Outbox:
+    """Sends messages to one rank, some ahead of their arrival."""
+
+    def __init__(self, rank: int, tag: int) -> None:
+        self.rank, self.tag = rank, tag
+        self._pending: deque[list[dist.Work]] = deque()
+
+    def put(self, tensors: tuple[Tensor | None, ...]) -> None:
+        if len(self._pending) == UNDER_WAY:
+            self._wait()
+        flat = [None if t is None else _physical(t) for t in tensors]
+        self._send(_header(tensors), *(t for t in flat if t is not None))
+
+    def close(self) -> None:
+        header = torch.zeros(HEADER, dtype=torch.int64)
+        header[0] = CLOSED
+        self._send(header)
+        while self._pending:
+            self._wait()
+
+    def _send(self, *tensors: Tensor) -> None:
+        works = [dist.isend(t, self.rank, tag=self.tag) for t in tensors]
+        self._pending.append([w for w in works if w is not None])
+
+    def _wait(self) -> None:
+        for work in self._pending.popleft():
+            work.wait()
+
+
+class Inbox:
+    """Receives messages from one rank in a thread of its own."""
+
+    def __init__(self, rank: int, tag: int, device: torch.device) -> None:
+        self.rank, self.tag, self.device = rank, tag, device
+        self._queue: queue.Queue[tuple[Tensor | None, ...] | Exception] = queue.Queue(UNDER_WAY)
+        self.thread = threading.Thread(target=self._run, daemon=True, name=f"inbox-{rank}")
+        self.thread.start()
+
+    def get(self) -> tuple[Tensor | None, ...]:
+        """The next message. Raises what receiving it raised."""
+        found = self._queue.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _run(self) -> None:
+        try:
+            while (message := self._receive()) is not None:
+                self._queue.put(message)
+        except Exception as error:
+            self._queue.put(error)
+
+    def _receive(self) -> tuple[Tensor | None, ...] | None:
+        header = torch.zeros(HEADER, dtype=torch.int64)
+        dist.recv(header, self.rank, tag=self.tag)
+        count, *rest = header.tolist()
+        if count == CLOSED:
+            return None
+        width = 3 + MOST_DIMENSIONS
+        message: list[Tensor | None] = []
+        for i in range(count):
+            kind, last, dimensions, *sizes = rest[i * width : (i + 1) * width]
+            if kind < 0:
+                message.append(None)
+                continue
+            layout = torch.channels_last if last else torch.contiguous_format
+            t = torch.empty(sizes[:dimensions], dtype=DTYPES[kind], device=self.device, memory_format=layout)
+            dist.recv(_physical(t), self.rank, tag=self.tag)
+            message.append(t)
+        return tuple(message)
+
+
+def _header(tensors: tuple[Tensor | None, ...]) -> Tensor:
+    numbers = [len(tensors)]
+    for t in tensors:
+        if t is None:
+            numbers += [-1] + [0] * (2 + MOST_DIMENSIONS)
+        else:
+            padding = [0] * (MOST_DIMENSIONS - t.dim())
+            numbers += [DTYPES.index(t.dtype), int(_is_channels_last(t)), t.dim(), *t.shape, *padding]
+    header = torch.zeros(HEADER, dtype=torch.int64)
+    header[: len(numbers)] = torch.tensor(numbers)
+    return header
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
+
+
+def _physical(t: Tensor) -> Tensor:
+    """The same memory as a contiguous tensor: a layout that a message keeps decides the last bits of a convolution."""
+    return t.permute(0, 2, 3, 1) if _is_channels_last(t) else t.contiguous()

@@ -1,0 +1,55 @@
+"""Pipelines of real processes against the serial run: every strategy, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_batches, tiny_learner, tiny_model
+from safetensors.torch import load_file
+from test_strategies import FILES, make
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def finished(request, tmp_path_factory) -> tuple[int, Path]:
+    """The folder in which the stages of every strategy have left their states."""
+    folder = tmp_path_factory.mktemp(f"stages{request.param}")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent / 'src'}:{HERE}"}
+    command = [sys.executable, str(HERE / "pipeline_worker.py")]
+    stages = [
+        subprocess.Popen([*command, str(rank), str(request.param), str(folder)], env=environment)
+        for rank in range(request.param)
+    ]
+    try:
+        assert [stage.wait(240) for stage in stages] == [0] * request.param
+    finally:
+        for stage in stages:
+            stage.kill()
+    return request.param, folder
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, finished):
+    world, folder = finished
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    serial = tiny_learner(
+        make(name), tiny_model(dropout=0.2), total_steps=8, micro_batches=micro_batches, channels_last=True
+    )
+    for x, y in tiny_batches(8):
+        serial.learn(x, y)
+    torch.set_num_threads(threads)
+    states = [load_file(folder / f"{name}-{micro_batches}-{rank}.safetensors") for rank in range(world)]
+    joined = {n: t for state in states for n, t in state.items()}
+    assert sum(map(len, states)) == len(joined)
+    expected = serial.state()
+    assert joined.keys() == expected.keys()
+    for n, t in expected.items():
+        assert torch.equal(t, joined[n]), n
