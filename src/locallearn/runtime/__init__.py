@@ -1,0 +1,1 @@
+"""Where blocks run: one process, or one per stage; `conf/runtime/*.yaml` is the list."""
