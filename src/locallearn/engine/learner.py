@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.contract import BlockSpec, Strategy
+from locallearn.contract import BlockSpec, Packet, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.optim import Optim
 from locallearn.engine.stage import Link, Stage
@@ -105,13 +105,17 @@ class Learner:
         return logits
 
     def features(self, inputs: Tensor) -> Iterator[Tensor]:
-        """What each block emits [B, ...], in eval mode, one after the other. Call it under `torch.no_grad()`."""
-        h = self.prepare(inputs)
+        """What each block emits [B, ...], in eval mode, one after the other; the stages of a pipeline hand it on. Call
+        it under `torch.no_grad()`."""
+        link = self.stage.link
+        h = link.take().h if link is not None and link.below else self.prepare(inputs)
         for block in self.blocks:
             block.train(False)
             with self.stage.autocast():
                 h = block.layers(h)
             yield h
+        if link is not None and link.above:
+            link.give(Packet(h, h.new_empty(0, dtype=torch.int64)))
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, under a name that does not depend on the cut for those of the model. A stage has those

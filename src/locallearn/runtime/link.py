@@ -16,7 +16,7 @@ AHEAD, BACK = 1, 2  # tags: packets go up, feedback goes down
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 MOST_TENSORS, MOST_DIMENSIONS = 64, 5
 HEADER = 1 + MOST_TENSORS * (3 + MOST_DIMENSIONS)
-CLOSED = -1  # in the place of a header's count: no more messages
+CLOSED, STOPPED = -1, -2  # in the place of a header's count: no more messages; stop here
 UNDER_WAY = 2  # messages of a sender that nobody has taken yet; the next one waits
 
 
@@ -38,7 +38,11 @@ class Pipe:
 
     def take(self) -> Packet:
         assert self._packets is not None
-        h, y, *side = self._packets.get()
+        try:
+            h, y, *side = self._packets.get()
+        except Stopped as stop:
+            self.stop(stop.step)
+            raise
         assert h is not None
         assert y is not None
         return Packet(h, y, tuple(t for t in side if t is not None))
@@ -55,6 +59,11 @@ class Pipe:
         assert self._downs is not None
         self._downs.put(tuple(None if t is None else self._small(t) for t in feedback or ()))
 
+    def stop(self, step: int) -> None:
+        """Tell the stages above to stop as this one has, with `step` steps done."""
+        if self._ups is not None:
+            self._ups.say(STOPPED, step)
+
     def close(self) -> None:
         """Say that nothing follows, and wait until the neighbours have said so, too."""
         for box in (self._ups, self._downs):
@@ -66,6 +75,14 @@ class Pipe:
 
     def _small(self, t: Tensor) -> Tensor:
         return t.to(self._message) if self._message is not None and t.is_floating_point() else t
+
+
+class Stopped(Exception):
+    """The lowest stage has stopped after `step` steps; nothing of the next one has happened here."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
 
 
 class Outbox:
@@ -81,10 +98,14 @@ class Outbox:
         flat = [None if t is None else _physical(t) for t in tensors]
         self._send(_header(tensors), *(t for t in flat if t is not None))
 
-    def close(self) -> None:
+    def say(self, word: int, number: int = 0) -> None:
+        """A message of one word."""
         header = torch.zeros(HEADER, dtype=torch.int64)
-        header[0] = CLOSED
+        header[:2] = torch.tensor([word, number])
         self._send(header)
+
+    def close(self) -> None:
+        self.say(CLOSED)
         while self._pending:
             self._wait()
 
@@ -126,6 +147,9 @@ class Inbox:
         count, *rest = header.tolist()
         if count == CLOSED:
             return None
+        if count == STOPPED:
+            self._queue.put(Stopped(rest[0]))
+            return self._receive()
         width = 3 + MOST_DIMENSIONS
         message: list[Tensor | None] = []
         for i in range(count):

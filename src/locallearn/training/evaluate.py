@@ -12,7 +12,8 @@ from locallearn.engine import Learner
 
 
 def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict.
+    """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict; a stage
+    of a pipeline gives those of its own blocks.
 
     Looks and never changes: modes are put back by the next training step, batch statistics do not move.
     """
@@ -28,10 +29,11 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
                 continue
             predicts[k] = True
             correct[k] += (logits.argmax(dim=1) == labels).sum()
-            if k == depth - 1:
+            if learner.blocks[k].last:
                 loss += F.cross_entropy(logits.float(), labels, reduction="sum")  # leaves out hidden labels
     if not samples:
         return {}
     shares = (correct / samples).tolist()
-    result = {"loss": loss.item() / samples, "accuracy": shares[-1]}
-    return result | {f"block/{k:02d}/accuracy": shares[k] for k in range(depth) if predicts[k]}
+    result = {"loss": loss.item() / samples, "accuracy": shares[-1]} if learner.blocks[-1].last else {}
+    indices = [block.spec.index for block in learner.blocks]
+    return result | {f"block/{i:02d}/accuracy": shares[k] for k, i in enumerate(indices) if predicts[k]}

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from locallearn.config.settings import Settings
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import RunError
 from locallearn.probes import Probe
+from locallearn.runtime.link import Pipe, Stopped
+from locallearn.runtime.team import Team
 from locallearn.stopping import Interrupted, stop_signals
 from locallearn.training import checkpoint
 from locallearn.training.console import Console, warn
@@ -34,7 +39,8 @@ class Position(NamedTuple):
 
 
 class Training:
-    """One run: a learner, its data, and where its numbers go."""
+    """One run: a learner, its data, and where its numbers go. In a pipeline every stage has one, and rank 0, the lowest
+    stage, decides when to stop, records and saves for all."""
 
     def __init__(
         self,
@@ -44,8 +50,9 @@ class Training:
         settings: Settings,
         probe: Probe,
         folder: RunFolder,
-        recorder: Recorder,
+        recorder: Recorder | None,
         console: Console,
+        team: Team,
     ) -> None:
         self.title = title
         self.learner = learner
@@ -55,6 +62,7 @@ class Training:
         self.folder = folder
         self.recorder = recorder
         self.console = console
+        self.team = team
         self.steps_per_epoch = data.steps(settings.batch_size)
         self.position = Position()
         self.last_record: dict[str, float] = {}
@@ -64,13 +72,13 @@ class Training:
         settings, learner = self.settings, self.learner
         last_step = min(settings.epochs * self.steps_per_epoch, settings.max_steps or math.inf)
         self.console.start(self.title, settings.epochs, self.steps_per_epoch, learner.step_count)
-        with stop_signals() as stop:
+        with stop_signals() as stop, self.stopped_below():
             while learner.step_count < last_step:
                 epoch, offset, seconds = self.position
                 started, first = time.perf_counter(), learner.step_count
-                for inputs, labels in self.data.batches(epoch, settings.batch_size, start=offset):
+                for inputs, labels in self.batches(epoch, offset):
                     learner.learn(inputs, labels)
-                    self.console.advance(len(labels))
+                    self.console.advance(self.data.batch(settings.batch_size))
                     offset += 1
                     spent = seconds + time.perf_counter() - started
                     self.position = Position(epoch, offset, spent)
@@ -78,23 +86,49 @@ class Training:
                         self.check()
                     if offset == self.steps_per_epoch or learner.step_count >= last_step:
                         break
-                    if stop.number:
-                        self.save()
-                        raise Interrupted(stop.number)
+                    if stop.number and self.team.rank == 0:
+                        self.stop(stop.number)
                     if settings.checkpoint.due(learner.step_count, self.steps_per_epoch):
                         self.save_or_warn()
                 self.check()
                 images = (learner.step_count - first) * self.data.batch(settings.batch_size)
                 self.finish_epoch(images / (time.perf_counter() - started), last=learner.step_count >= last_step)
-                if stop.number:
-                    self.save()
-                    raise Interrupted(stop.number)
+                if stop.number and self.team.rank == 0:
+                    self.stop(stop.number)
         return self.last_record
+
+    def batches(self, epoch: int, offset: int) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """The rest of an epoch; the stages above the lowest one get their batches from below."""
+        if self.team.rank == 0:
+            yield from self.data.batches(epoch, self.settings.batch_size, start=offset)
+        else:
+            yield from ((None, None) for _ in range(offset, self.steps_per_epoch))
+
+    def stop(self, number: int) -> None:
+        """End here on a signal, with the stages above."""
+        link = self.learner.stage.link
+        if isinstance(link, Pipe):
+            link.stop(self.learner.step_count)
+        self.team.share(number)
+        self.save()
+        raise Interrupted(number)
+
+    @contextmanager
+    def stopped_below(self) -> Iterator[None]:
+        """Stop where the lowest stage has stopped. One that had nothing to learn may have counted further."""
+        try:
+            yield
+        except Stopped as stopped:
+            self.learner.step_count = stopped.step
+            number = self.team.share()
+            self.save()
+            raise Interrupted(number) from stopped
 
     def finish_epoch(self, images_per_second: float, last: bool) -> None:
         """Evaluate, record, move on to the next epoch, and save when it is due."""
         settings, learner = self.settings, self.learner
         epoch, _, seconds = self.position
+        learner.stage.drain()
         record: dict[str, float] = {"epoch": epoch + 1, "step": learner.step_count} | self.training_numbers()
         started = time.perf_counter()
         if last or (epoch + 1) % settings.evaluate_every == 0:
@@ -109,14 +143,24 @@ class Training:
         record["images_per_second"] = images_per_second
         record["seconds"] = seconds
         record["peak_memory_bytes"] = peak_memory_bytes(learner.device)
-        self.recorder.log(record)
-        self.console.epoch(record)
-        self.last_record = record
+        self.record(self.team.gather(record))
         for block in learner.blocks:
             block.reset()
         self.position = Position(epoch + 1, 0, seconds)
         if last or settings.checkpoint.due(learner.step_count, self.steps_per_epoch):
             self.save() if last else self.save_or_warn()
+
+    def record(self, records: list[dict[str, float]]) -> None:
+        """Join what the stages have to say of an epoch, and log it; empty at all ranks but 0."""
+        if not records:
+            return
+        joined = {name: value for record in records for name, value in record.items()}
+        joined |= {name: records[0][name] for name in ("images_per_second", "seconds")}
+        joined["peak_memory_bytes"] = max(record["peak_memory_bytes"] for record in records)
+        assert self.recorder is not None
+        self.recorder.log(joined)
+        self.console.epoch(joined)
+        self.last_record = joined
 
     def training_numbers(self) -> dict[str, float]:
         """Losses and accuracies on the training batches of this epoch; `train/` is the last block that learns."""
@@ -134,16 +178,21 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint of this moment. Raises RunError if that fails."""
+        self.learner.stage.drain()
         self.check()  # never replace a good checkpoint by a broken one
         tensors = self.learner.state()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise RunError(f"{name} is not finite after step {self.learner.step_count}; lower optim.lr")
+        tensors = self.team.collect(tensors)
+        running = self.team.gather([block.running() for block in self.learner.blocks])
+        if self.team.rank:
+            return
         state: dict[str, Any] = {
             "epoch": self.position.epoch,
             "offset": self.position.offset,
             "seconds": self.position.seconds,
-            "blocks": [block.running() for block in self.learner.blocks],
+            "blocks": [block for blocks in running for block in blocks],
         }
         folder = self.folder.path / "checkpoints"
         checkpoint.save(folder, self.learner.step_count, tensors, state, self.settings.checkpoint.keep)
@@ -162,5 +211,5 @@ class Training:
         self.learner.load_state(saved.tensors)
         self.learner.step_count = saved.state["step"]
         self.position = Position(saved.state["epoch"], saved.state["offset"], saved.state["seconds"])
-        for block, running in zip(self.learner.blocks, saved.state["blocks"], strict=True):
-            block.resume(running)
+        for block in self.learner.blocks:
+            block.resume(saved.state["blocks"][block.spec.index])
