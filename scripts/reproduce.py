@@ -228,7 +228,8 @@ def _table(rows: list[dict]) -> Iterator[str]:
 def _spread(values: list[float]) -> str:
     if len(values) < 2:
         return ", ".join(f"{v:.2f}" for v in values)
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+    missing = f" (n={len(values)})" if len(values) < len(SEEDS) else ""
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}{missing}"
 
 
 def _mean(values: Iterator[float]) -> float:
