@@ -75,7 +75,8 @@ FAMILIES = (
     Part(
         "Self-supervised",
         "Three convolutions, no labels below the read-out (`linear`: a classifier fitted to the frozen features). "
-        "`infomax` compares positions of a map, `simclr` two views of an image.",
+        "`infomax` compares positions of a map, `simclr` two views of an image. `random` never learns: it is the "
+        "control of the linear read-out. `shallow` trains its last convolution on labels.",
         "data=fashion_mnist model=basic_cnn model.width=32 model.hidden=0 blocks=max epochs=2 batch_size=128 "
         "data.fraction=0.25 optim.lr=2e-3",
         (
@@ -84,6 +85,7 @@ FAMILIES = (
             Row("dgl, simclr", "strategy=dgl objective=simclr auxiliary=projector"),
             Row("dgl, reconstruction", "strategy=dgl objective=reconstruction"),
             Row("dgl (labels)", "strategy=dgl auxiliary=mlp"),
+            Row("random", "strategy=infomax optim.lr=0"),
             *_rows("backprop shallow"),
         ),
         linear=True,
@@ -226,7 +228,8 @@ def _table(rows: list[dict]) -> Iterator[str]:
 def _spread(values: list[float]) -> str:
     if len(values) < 2:
         return ", ".join(f"{v:.2f}" for v in values)
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+    missing = f" (n={len(values)})" if len(values) < len(SEEDS) else ""
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}{missing}"
 
 
 def _mean(values: Iterator[float]) -> float:

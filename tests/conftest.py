@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from locallearn.engine import SGD, Learner, assemble
 from locallearn.models import BlockModel
@@ -62,6 +63,25 @@ def tiny_learner(strategy, model: BlockModel | None = None, blocks=4, **options)
     options = {"optim": SGD_CONSTANT, "precision": "fp64", **options}
     optim = options.pop("optim")
     return assemble(model, strategy, optim, model.cut(blocks), **options)
+
+
+def bare_backprop(model: nn.Module, batches) -> nn.Module:
+    """A copy of the model after the loop that everybody writes."""
+    model = copy.deepcopy(model).double().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+def trained(strategy, batches, model=None, **options) -> Learner:
+    """A learner that has learned from every batch once."""
+    learner = tiny_learner(strategy, model, total_steps=len(batches), **options)
+    for x, y in batches:
+        learner.learn(x, y)
+    return learner
 
 
 def assert_same(a: nn.Module, b: nn.Module) -> None:

@@ -269,3 +269,10 @@ def test_data_are_found_again_from_another_directory(capsys, tmp_path, monkeypat
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert run("evaluate", out.splitlines()[-1], capsys=capsys)[0] == 0
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    call = f"{sys.executable} -m locallearn list | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", call], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

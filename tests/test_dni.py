@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from conftest import assert_same, tiny_batches, tiny_learner, tiny_model
-from test_equalities import bare_backprop, trained
+from conftest import assert_same, bare_backprop, tiny_batches, tiny_learner, tiny_model, trained
 from torch import nn
 from torch.nn import functional as F
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny_model
+from conftest import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny_model, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,13 +58,6 @@ class Views(Objective):
 def views_loss(projector: nn.Module, h: Tensor) -> Tensor:
     first, second = F.normalize(projector(h.mean(dim=(2, 3))) + 1).chunk(2)
     return (first - second).pow(2).mean() - 0.1 * (first - first.mean(0)).pow(2).mean()
-
-
-def trained(strategy, batches, model=None, **options):
-    learner = tiny_learner(strategy, model, total_steps=len(batches), **options)
-    for x, y in batches:
-        learner.learn(x, y)
-    return learner
 
 
 def heads_of(learner) -> list[nn.Module]:

@@ -46,14 +46,17 @@ def test_it_knows_what_goes_with_what(found):
 
 
 def test_a_strategy_that_refuses_says_why_in_the_table(tmp_path):
-    """Feedback weights do not know recurrent layers of PyTorch's."""
-    (tmp_path / "model").mkdir()
-    file = tmp_path / "model" / "gru.yaml"
-    file.write_text("_target_: locallearn.models.torchvision.torchvision\nname: vit_b_16\ncuts: null\n")
+    """ConvNeXt scales each channel by a matrix-shaped parameter, which feedback weights do not know."""
+    file = tmp_path / "convnext.yaml"
+    file.write_text("_target_: locallearn.models.foreign.torchvision_model\nname: convnext_tiny\ncuts: null\n")
     config, _ = compose(["auxiliary=linear"])
-    chosen = {name: choices("strategy")[name] for name in ("backprop", "fa")}
-    cells = matrix(chosen, {"vit": file}, config)
-    assert "vit" in cells.refused or "feedback weights cannot enter" in str(cells.cells["vit"]["fa"])
+    chosen = {name: choices("strategy")[name] for name in ("backprop", "dfa", "fa")}
+    found = matrix(chosen, {"convnext": file}, config)
+    cells = found.cells["convnext"]
+    assert cells["backprop"] is None
+    assert cells["dfa"] is None
+    assert "its layer_scale is [96, 1, 1]" in cells["fa"]
+    assert "\n(1) block 0: " in found.render()
 
 
 @pytest.mark.slow

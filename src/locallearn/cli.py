@@ -21,9 +21,13 @@ _exit_codes: list[int] = []
 
 
 def entry() -> None:
-    """The console script."""
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
+    """The console script. Who closes the pipe has read enough, as in `locallearn list | head`: no error."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     sys.exit(code)
 
 

@@ -21,9 +21,9 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     correct = torch.zeros(depth, dtype=torch.float64, device=learner.device)
     loss = torch.zeros((), dtype=torch.float64, device=learner.device)
     predicts = [False] * depth
-    samples = 0
+    labelled = torch.zeros((), dtype=torch.int64, device=learner.device)
     for inputs, labels in batches:
-        samples += int((labels >= 0).sum())  # the labels of another split's nodes of one graph are hidden
+        labelled += (labels >= 0).sum()  # the labels of another split's nodes of one graph are hidden
         for k, logits in enumerate(learner.predict(inputs)):
             if logits is None:
                 continue
@@ -31,6 +31,7 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
             correct[k] += (logits.argmax(dim=1) == labels).sum()
             if learner.blocks[k].last:
                 loss += F.cross_entropy(logits.float(), labels, reduction="sum")  # leaves out hidden labels
+    samples = int(labelled)
     if not samples:
         return {}
     shares = (correct / samples).tolist()
