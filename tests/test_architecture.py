@@ -22,8 +22,10 @@ MAY_IMPORT = {
     "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
     "engine": FOUNDATION | {"contract", "models"},
     "probes": FOUNDATION | {"contract", "data", "engine"},
-    "config": FOUNDATION | {"contract", "auxiliary", "objectives", "data", "engine", "models", "probes", "training"},
-    "training": FOUNDATION | {"contract", "config", "data", "engine", "models", "probes", "stopping"},
+    "config": FOUNDATION
+    | {"contract", "auxiliary", "objectives", "data", "engine", "models", "probes", "runtime", "training"},
+    "runtime": FOUNDATION | {"contract", "engine", "models"},
+    "training": FOUNDATION | {"contract", "config", "data", "engine", "models", "probes", "runtime", "stopping"},
     "compose": {"errors", "config"},
     "commands": {"errors", "compose", "config", "training", "data"},
     "cli": {"errors", "commands", "compose", "config", "training", "stopping"},

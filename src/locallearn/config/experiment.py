@@ -19,6 +19,7 @@ from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.objectives import Objective
 from locallearn.probes import Probe
+from locallearn.runtime import Runtime
 from locallearn.training.record import RecordSettings
 
 
@@ -59,6 +60,7 @@ class Experiment:
     optim: Optim
     source: DataSource
     model: ModelBuilder
+    runtime: Runtime
     probe: Probe
     record: RecordSettings
     names: dict[str, str]
@@ -89,6 +91,7 @@ def experiment(
         optim=instantiate(groups["optim"], "optim", allow),
         source=instantiate(groups["data"], "data", allow),
         model=model_builder(groups["model"], allow),
+        runtime=instantiate(groups["runtime"], "runtime", allow),
         probe=instantiate(groups["probe"], "probe", allow),
         record=RecordSettings.parse(groups["record"]),
         names={group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS},

@@ -89,4 +89,4 @@ class Settings:
 AUTO_BLOCKS = 4
 """blocks=auto: so many, or as many as the model has units."""
 
-GROUPS: tuple[str, ...] = ("strategy", "objective", "auxiliary", "model", "data", "optim", "probe", "record")
+GROUPS: tuple[str, ...] = ("strategy", "objective", "auxiliary", "model", "data", "optim", "runtime", "probe", "record")

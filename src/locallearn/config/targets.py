@@ -15,6 +15,7 @@ from locallearn.engine import Optim
 from locallearn.errors import UserError, did_you_mean
 from locallearn.objectives import Objective
 from locallearn.probes import Probe
+from locallearn.runtime import Runtime
 
 KINDS: dict[str, type] = {
     "strategy": Strategy,
@@ -22,6 +23,7 @@ KINDS: dict[str, type] = {
     "auxiliary": Auxiliary,
     "optim": Optim,
     "data": DataSource,
+    "runtime": Runtime,
     "probe": Probe,
 }
 """The class that a group's target must derive from. A `model` is a builder function instead."""

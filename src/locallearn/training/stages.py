@@ -60,7 +60,9 @@ def own_blocks(known: dict[str, Any], world: World) -> range:
     """The blocks of this process. Raises UserError if the number of processes is another than that of the run."""
     stages = [range(*pair) for pair in known["stages"]]
     if len(stages) != world.size:
-        raise UserError(f"the run has {len(stages)} stages, but {world.size} processes were started; start {len(stages)}")
+        raise UserError(
+            f"the run has {len(stages)} stages, but {world.size} processes were started; start {len(stages)}"
+        )
     return stages[world.rank]
 
 
