@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.contract import BlockSpec, Packet, Strategy
+from locallearn.contract import BlockSpec, Packet, Route, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.optim import Optim
 from locallearn.engine.stage import Link, Stage
@@ -224,13 +224,20 @@ def assemble(
     pixels: Pixels | None = None,
     own: range | None = None,
     link: Link | None = None,
+    staleness: int = 0,
 ) -> Learner:
     """Cut a model into blocks, give each its auxiliary modules and optimizers, and join them into a learner.
 
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
     Without `total_steps` the learning rate is constant. `pixels` is that of `Data`.
-    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours.
+    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. `staleness`: see
+    `Stage`. Raises UserError for one that the strategy's route does not allow.
     """
+    if staleness and strategy.route not in (Route.CHAIN, Route.BROADCAST):
+        raise UserError(
+            f"runtime.staleness={staleness} delays feedback that a strategy waits for, but {type(strategy).__name__} has "
+            f"route {strategy.route.value}: choose runtime.staleness=0, or a strategy of route chain or broadcast"
+        )
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
@@ -256,7 +263,9 @@ def assemble(
         blocks.append(
             TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches, device)
         )
-    stage = Stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches, link=link)
+    stage = Stage(
+        blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches, link=link, staleness=staleness
+    )
     learner = Learner(model, stage, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
     check_ownership(learner)
     return learner
