@@ -13,9 +13,9 @@ the link. The route alone decides when a stage must wait: under NONE never for t
 before its last block's next forward (until then the feedback of the batch before may be under way), under CHAIN and
 BROADCAST in every step.
 
-With a staleness n, CHAIN and BROADCAST do not wait either: block k of K runs the backward half of batch t after the forward
-half of batch t + n (K - 1 - k), with the weights that its forward half had (delayed gradients, Huo et al. 2018, arXiv
-1804.10574, where n = 1).
+With a staleness n, CHAIN and BROADCAST do not wait either: block k of K runs the backward half of batch t after the
+forward half of batch t + n (K - 1 - k), with the weights that its forward half had (delayed gradients, Huo et al. 2018,
+arXiv 1804.10574, where n = 1).
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
+from locallearn.engine.replicas import Replicas
 
 
 class Link(Protocol):
-    """What joins a stage to its neighbours. Messages arrive in the order in which they were sent; sending may wait for a
-    neighbour that is behind, which bounds what is under way."""
+    """What joins a stage to its neighbours. Messages arrive in the order in which they were sent; sending may wait for
+    a neighbour that is behind, which bounds what is under way."""
 
     below: bool  # whether there is a stage below this one
     above: bool
@@ -57,6 +58,10 @@ class Link(Protocol):
         ...
 
 
+NOTHING = Packet(torch.empty(0), torch.empty(0, dtype=torch.int64))
+"""What goes to a stage that does not learn in this phase, so that all stages count the same steps."""
+
+
 class Moment(NamedTuple):
     """When a half runs: it decides the random streams and the learning rate."""
 
@@ -76,7 +81,9 @@ class Running(NamedTuple):
 class Stage:
     """The blocks that live in one process, and the strategy that trains them.
 
-    delays  steps by which the backward half of each block is late
+    delays    steps by which the backward half of each block is late
+    replicas  copies of this stage, each of which takes its part of every batch: the parts are further micro-batches,
+              whose gradients are summed between the copies
     """
 
     def __init__(
@@ -88,12 +95,14 @@ class Stage:
         micro_batches: int,
         link: Link | None = None,
         staleness: int = 0,
+        replicas: Replicas | None = None,
     ) -> None:
         depth = blocks[0].spec.depth
         self.blocks = list(blocks)
         self.strategy = strategy
         self.micro_batches = micro_batches
         self.link = link
+        self.replicas = replicas
         self.delays = [staleness * (depth - 1 - block.spec.index) for block in blocks]
         self.longest_delay = staleness * (depth - 1)
         self._bf16 = bf16
@@ -117,18 +126,21 @@ class Stage:
             block.train(block.spec.index in learning)
         self._now = step
         with self._own_random_state():
-            for micro, packet in enumerate(self._packets(inputs, labels)):
+            first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
+            for micro, packet in enumerate(self._packets(inputs, labels), first):
                 self._up(packet, Moment(step, progress, micro), learning)
             self._down(step)
 
     def drain(self) -> None:
-        """Wait for feedback that is still under way: afterwards every block has learned from every step. With a staleness
-        this is a point where training differs, so it belongs at the same steps of every run."""
+        """Wait for feedback that is still under way: afterwards every block has learned from every step. With a
+        staleness training differs by this, so that it belongs at the same steps of every run."""
         with self._own_random_state():
             self._finish_late()
             for _ in range(self.longest_delay):
                 self._now += 1
                 self._down(self._now)
+            for block in self.blocks:
+                block.settle()
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
@@ -144,13 +156,13 @@ class Stage:
             return [None] * self.micro_batches
         assert inputs is not None
         assert labels is not None
-        chunks = zip(inputs.chunk(self.micro_batches), labels.chunk(self.micro_batches), strict=True)
-        return [Packet(x, y) for x, y in chunks]
+        copies, own = (self.replicas.size, self.replicas.index) if self.replicas is not None else (1, 0)
+        count = self.micro_batches * copies
+        parts = [Packet(x, y) for x, y in zip(inputs.chunk(count), labels.chunk(count), strict=True)]
+        return [*parts[own * self.micro_batches : (own + 1) * self.micro_batches]]
 
     def _up(self, packet: Packet | None, moment: Moment, learning: range) -> None:
         """One micro-batch through the blocks: their forward halves, and what the route allows of the others."""
-        if self.blocks[0].spec.index >= learning.stop:
-            return  # nothing comes this far up in this phase
         if packet is None:
             assert self.link is not None
             packet = self.link.take()
@@ -159,9 +171,10 @@ class Stage:
             self.blocks[0].reseed("begin")
             packet = self.strategy.begin(packet)
         below: Running | None = None  # under NEIGHBOR, the block that waits for this one
-        for i, block in enumerate(self.blocks[: learning.stop - self.blocks[0].spec.index]):
+        for i, block in enumerate(self.blocks[: max(0, learning.stop - self.blocks[0].spec.index)]):
             if block is self.blocks[-1]:
                 self._finish_late()
+            block.settle()
             block.step, block.progress, block.micro = moment
             if block.spec.index not in learning:  # below the learning ones: frozen
                 with torch.no_grad(), self.autocast():
@@ -183,6 +196,8 @@ class Stage:
                 below = self._meet(below, running, back)
             else:
                 self._waiting[i].append(running)
+        if self.link is not None and self.link.above and learning.stop <= self.blocks[-1].spec.index + 1:
+            self.link.give(NOTHING)
 
     def _meet(self, below: Running | None, running: Running, back: Feedback | None) -> Running | None:
         """Under NEIGHBOR: give the block below what it waits for. Returns the one that now waits in this stage."""
@@ -259,6 +274,7 @@ class Stage:
     def _finish(self, running: Running, message: Feedback | None) -> Feedback | None:
         """Run a backward half with its message; returns what it has for the block below."""
         block, generator, moment = running
+        block.settle()
         block.step, block.progress, block.micro = moment
         block.reseed("backward")
         try:
