@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int
 MOST_TENSORS, MOST_DIMENSIONS = 64, 5
 HEADER = 1 + MOST_TENSORS * (3 + MOST_DIMENSIONS)
 CLOSED, STOPPED = -1, -2  # in the place of a header's count: no more messages; stop here
+CLOSING_SECONDS = 0.05
 UNDER_WAY = 2  # messages of a sender that nobody has taken yet; the next one waits
 
 
@@ -67,13 +69,10 @@ class Pipe:
             self._ups.say(STOPPED, step)
 
     def close(self) -> None:
-        """Say that nothing follows, and wait until the neighbours have said so, too."""
-        for box in (self._ups, self._downs):
+        """Say that nothing follows, and wait until the neighbours have said so, too. What nobody has taken is lost."""
+        for box in (self._ups, self._downs, self._packets, self._feedback):
             if box is not None:
                 box.close()
-        for inbox in (self._packets, self._feedback):
-            if inbox is not None:
-                inbox.thread.join()
 
     def waited(self) -> float:
         """Seconds that this stage has waited for others since the last call."""
@@ -152,6 +151,11 @@ class Inbox:
         if isinstance(found, Exception):
             raise found
         return found
+
+    def close(self) -> None:
+        while self.thread.is_alive():
+            with suppress(queue.Empty):
+                self._queue.get(timeout=CLOSING_SECONDS)
 
     def _run(self) -> None:
         try:

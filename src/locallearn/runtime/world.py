@@ -42,7 +42,8 @@ class World:
             dist.new_group(list(range(first, first + replicas)), timeout=FOREVER)
             for first in range(0, size if replicas > 1 else 0, replicas)
         ]
-        threading.Thread(target=self._watch, daemon=True, name="heartbeat").start()
+        self._heart = threading.Thread(target=self._watch, daemon=True, name="heartbeat")
+        self._heart.start()
 
     @property
     def closed(self) -> bool:
@@ -111,6 +112,7 @@ class World:
         self.gather("closing")
         self.share("closed")
         self._done.set()
+        self._heart.join()
         dist.destroy_process_group()
 
     def leave(self, reason: str, secondary: bool = False) -> None:

@@ -138,9 +138,9 @@ class Training:
         """Evaluate, record, move on to the next epoch, and save when it is due. `trained`: seconds of this epoch."""
         settings, learner = self.settings, self.learner
         epoch, _, seconds = self.position
-        learner.stage.drain()
         link = learner.stage.link
         waited = link.waited() / trained if isinstance(link, Pipe) else 0.0
+        learner.stage.drain()
         started = time.perf_counter()
         numbers: dict[str, float] = {}
         if last or (epoch + 1) % settings.evaluate_every == 0:
@@ -163,6 +163,8 @@ class Training:
             self.last_record = record
         for block in learner.blocks:
             block.reset()
+        if isinstance(link, Pipe):
+            link.waited()  # from here on it counts for the next epoch
         self.position = Position(epoch + 1, 0, seconds)
         if last or settings.checkpoint.due(learner.step_count, self.steps_per_epoch):
             self.save() if last else self.save_or_warn()

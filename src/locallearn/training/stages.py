@@ -29,6 +29,8 @@ from locallearn.training.prepare import Part, prepare
 from locallearn.training.run_folder import RunFolder
 from locallearn.training.train import train
 
+SAYING_SECONDS = 10.0
+
 
 def check_launcher(exp: Experiment) -> None:
     """Under torchrun the number of processes must be that of the configuration. Raises UserError."""
@@ -41,6 +43,9 @@ def check_launcher(exp: Experiment) -> None:
             if isinstance(exp.runtime, Pipeline)
             else f"choose runtime=pipeline runtime.stages={started}"
         )
+        if os.environ["RANK"] != "0":  # rank 0 says it, and must not be ended before it has
+            time.sleep(SAYING_SECONDS)
+            raise SystemExit(2)
         raise UserError(f"torchrun started {started} processes, but runtime={runtime}{stages} has {wanted}; {way_out}")
 
 
@@ -95,18 +100,17 @@ def together(replicas: int) -> Iterator[World]:
 
 
 def led(world: World, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What rank 0 makes, in every process. A mistake of the user ends all of them; rank 0 says it."""
+    """What rank 0 makes, in every process. A mistake of the user ends all of them, after rank 0 has said it."""
     told: dict[str, Any] = {}
-    mistake: UserError | None = None
     if world.rank == 0:
         try:
             told = make()
         except UserError as error:
-            mistake = error
+            print(f"locallearn: {error}", file=sys.stderr, flush=True)
     told = world.share(told)
     if not told:
         world.close()
-        raise mistake or SystemExit(2)
+        raise SystemExit(2)
     return told
 
 
@@ -119,7 +123,11 @@ def run_part(exp: Experiment, known: dict[str, Any], folder: RunFolder, world: W
     link = Pipe(world.below, world.above, device, message)
     learner, data = prepare(exp, cut, Part(stages[world.stage], device, link, world.twins))
     saved = checkpoint.newest(folder.path / "checkpoints", warn)
-    train(exp, learner, data, folder, quiet, saved, world, lambda: prepare(exp, cut)[0])
+    try:
+        train(exp, learner, data, folder, quiet, saved, world, lambda: prepare(exp, cut)[0])
+    except Interrupted:  # in every process
+        link.close()
+        raise
     link.close()
 
 
