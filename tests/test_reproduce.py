@@ -17,9 +17,10 @@ import locallearn
 from locallearn import cli
 from locallearn.compose import choices
 from locallearn.config.experiment import experiment
+from locallearn.training.prepare import prepare
 from locallearn.training.readout import linear_readout
 from locallearn.training.run_folder import RunFolder
-from locallearn.training.session import prepare, saved_experiment
+from locallearn.training.saved import saved_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,7 +17,7 @@ PLAIN = SGD(lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
 
 
 def by_hand(batches, staleness: int, drained: bool) -> dict[str, torch.Tensor]:
-    """Block k at step T subtracts the gradient of batch T - d(k) at the weights of step T - d(k), d(k) = n (K - 1 - k)."""
+    """Block k at step T subtracts the gradient of batch T - d(k) at the weights of step T - d(k), d(k) = n(K-1-k)."""
     model = tiny_model().double()
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     history = []
@@ -65,5 +65,5 @@ def test_staleness_changes_what_is_learned():
 
 @pytest.mark.parametrize("name", ["dgl", "dni"])
 def test_only_feedback_can_be_late(name):
-    with pytest.raises(UserError, match="choose runtime.staleness=0"):
+    with pytest.raises(UserError, match=r"choose runtime\.staleness=0"):
         tiny_learner(make(name), tiny_model(), total_steps=4, staleness=1)

@@ -21,8 +21,8 @@ from locallearn.compose import choices, header
 from locallearn.config.targets import instantiate
 from locallearn.contract import Route, Strategy
 from locallearn.engine import SGD, assemble
+from locallearn.engine.assemble import check_ownership
 from locallearn.engine.block import TrainedBlock
-from locallearn.engine.learner import check_ownership
 from locallearn.errors import RunError, UserError
 from locallearn.models.plain import basic_cnn
 from locallearn.objectives import CrossEntropy

@@ -1,7 +1,8 @@
 """What one minibatch does: blocks with their optimizers, and the stage that drives a strategy over them."""
 
+from locallearn.engine.assemble import assemble
 from locallearn.engine.block import TrainedBlock
-from locallearn.engine.learner import Learner, assemble
+from locallearn.engine.learner import Learner
 from locallearn.engine.optim import SGD, Adam, AdamW, Optim
 from locallearn.engine.stage import Stage
 
