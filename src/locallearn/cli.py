@@ -72,7 +72,8 @@ def _hydra(arguments: list[str]) -> int:
     if dirs or allows:
         commands.look_for_modules_in([*dirs, Path.cwd()])
     if dirs and not allows and (packages := commands.packages_named_in(dirs)):
-        arguments.append(f"allow=[{','.join(packages)}]")
+        place = arguments.index(overrides[0]) if overrides else len(arguments)  # overrides must stand together
+        arguments.insert(place, f"allow=[{','.join(packages)}]")
     import hydra
 
     before = os.environ.get("HYDRA_FULL_ERROR")
