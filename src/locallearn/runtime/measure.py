@@ -1,0 +1,214 @@
+"""What each block costs in a step: seconds, and bytes in memory and on the wire, measured in the strategy's own step."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from locallearn.contract import Block, Feedback, Packet, Send, Step, Strategy
+from locallearn.engine import Learner, TrainedBlock
+from locallearn.engine.memory import SavedBytes
+
+SAMPLES = 16  # below it some CPU kernels are other ones than in training
+REPEATS = 3
+
+
+class BlockTimes(NamedTuple):
+    """Seconds of one block's halves for one batch: losses, auxiliary networks and the optimizer are in that half in
+    which the strategy has them."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+class BlockCost(NamedTuple):
+    """What one block costs for one batch.
+
+    up     bytes of the packet for the block above
+    down   bytes of the feedback for the block below; 0 where the route has none
+    held   bytes that autograd keeps from the forward to the backward half
+    peak   the most bytes that autograd keeps at one time, auxiliary networks included
+    fixed  bytes of weights, gradients, optimizer state and buffers, whatever the batch
+    """
+
+    times: BlockTimes
+    up: int
+    down: int
+    held: int
+    peak: int
+    fixed: int
+
+
+def block_times(learner: Learner, batch: int, samples: int = SAMPLES, repeats: int = REPEATS) -> list[BlockTimes]:
+    """Seconds per block for a batch of `batch`: the fastest of `repeats` steps after one to warm up. Synchronises.
+
+    Runs on random inputs and a copy of the learner, which stays as it is. A batch above `samples` is not run: its time
+    follows from those of `samples` and of half as many by a straight line (what does not grow with the batch, such as
+    the optimizer, is its intercept). VGG-16 at 16 for 64 comes within 6 %, where plain scaling is 20 % off, by block up to 50 %.
+    """
+    if learner.model.samples or batch <= samples:
+        return _measured(learner, learner.model.samples or batch, repeats)
+    small, large = _measured(learner, samples // 2, repeats), _measured(learner, samples, repeats)
+    return [
+        BlockTimes(*(_line(a, b, samples, batch) for a, b in zip(*pair, strict=True)))
+        for pair in zip(small, large, strict=True)
+    ]
+
+
+def _line(half: float, full: float, samples: int, batch: int) -> float:
+    """Seconds for `batch`, given those for samples / 2 and for `samples`. Noise cannot make the slope absurd."""
+    slope = (full - half) / (samples - samples // 2)
+    return full + (batch - samples) * min(max(slope, 0.5 * full / samples), full / samples)
+
+
+def _measured(learner: Learner, count: int, repeats: int) -> list[BlockTimes]:
+    twin = _twin(learner)
+    watch = _Watch(learner.strategy, learner.device)
+    for repeat in range(1 + repeats):
+        _run(twin, watch, count, keep=repeat > 0)
+    runs = [watch.seconds[k] for k in range(len(twin.blocks))]
+    return [BlockTimes(min(r.forward for r in run), min(r.backward for r in run)) for run in runs]
+
+
+def block_costs(learner: Learner, batch: int, samples: int = SAMPLES, repeats: int = REPEATS) -> list[BlockCost]:
+    """Seconds as `block_times` measures them, and bytes, in proportion to the batch."""
+    times = block_times(learner, batch, samples, repeats)
+    count = learner.model.samples or min(batch, samples)
+    twin = _twin(learner)
+    meter = _Meter(learner.strategy, [p for _, p in twin.parameters()])
+    _run(twin, meter, count)
+    scale = 1.0 if learner.model.samples else batch / count
+    return [
+        BlockCost(times[k], *(round(scale * n) for n in meter.found[k]), fixed=_fixed(block))
+        for k, block in enumerate(twin.blocks)
+    ]
+
+
+def _twin(learner: Learner) -> Learner:
+    """A copy whose weights stay as they are, however many steps it takes: the optimizer does its work at rate 0."""
+    assert learner.stage.link is None, "all blocks must be in this process"
+    twin = copy.deepcopy(learner)
+    twin.stage.micro_batches = 1
+    for block in twin.blocks:
+        block.micro_batches = 1
+        for optimizer in block.optimizers.values():
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["base_lr"] = 0.0
+    return twin
+
+
+def _run(twin: Learner, watched: _Watched, samples: int, keep: bool = True) -> None:
+    """One step of every phase of the strategy, so that each block learns once."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(samples, *twin.model.image, generator=generator).to(twin.device)
+    labels = torch.randint(twin.model.classes, (samples,), generator=generator).to(twin.device)
+    phases = len(watched.inner.phases(len(twin.blocks)))
+    twin.stage.strategy = watched
+    watched.keep = keep
+    for phase in range(phases):
+        twin.stage.step(twin.prepare(inputs), labels, phase, phases)
+
+
+class _Watched(Strategy):
+    """A strategy that looks at the halves of another one's step."""
+
+    def __init__(self, inner: Strategy) -> None:
+        self.inner = inner
+        self.route = inner.route  # type: ignore[misc]  # an instance may have another one than its class
+        self.keep = True
+
+    def begin(self, packet: Packet) -> Packet:
+        return self.inner.begin(packet)
+
+    def predict(self, block: Block, h: Tensor) -> Tensor | None:
+        return self.inner.predict(block, h)
+
+
+class _Watch(_Watched):
+    """Takes the time. seconds: by block, of each step."""
+
+    def __init__(self, inner: Strategy, device: torch.device) -> None:
+        super().__init__(inner)
+        self.seconds: dict[int, list[BlockTimes]] = {}
+        self._device = device
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        generator = self.inner.step(block, packet)
+        start = self._now()
+        sent = [next(generator)]
+        forward = self._now() - start
+        message = yield sent.pop()  # no reference stays behind: it may hold the graph
+        start = self._now()
+        answer = _finish(generator, message)
+        if self.keep:
+            self.seconds.setdefault(block.spec.index, []).append(BlockTimes(forward, self._now() - start))
+        return answer
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+class _Meter(_Watched):
+    """Counts bytes. found: by block, (up, down, held, peak)."""
+
+    def __init__(self, inner: Strategy, parameters: list[Tensor]) -> None:
+        super().__init__(inner)
+        self.found: dict[int, tuple[int, int, int, int]] = {}
+        self._parameters = parameters
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        saved = SavedBytes(self._parameters)
+        generator = self.inner.step(block, packet)
+        sent: list[Send] = []
+        with saved:
+            sent.append(next(generator))
+        up, down, held = _bytes(_tensors(sent[0].ahead)), _bytes(sent[0].back or ()), saved.now
+        message = yield sent.pop()
+        with saved:
+            answer = _finish(generator, message)
+        self.found[block.spec.index] = up, max(down, _bytes(answer or ())), held, saved.peak
+        return answer
+
+
+def _finish(generator: Step, message: Feedback | None) -> Feedback | None:
+    """The backward half; what it answers."""
+    try:
+        generator.send(message)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("a strategy yields exactly once")
+
+
+def _tensors(packet: Packet) -> tuple[Tensor, ...]:
+    return (packet.h, packet.y, *packet.side)
+
+
+def _bytes(tensors: Iterable[Tensor | None]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def _fixed(block: TrainedBlock) -> int:
+    """After a step, when the optimizer has its state; gradients count as long as they are there, before the update."""
+    modules = [m for m in (block.layers, block.head, block.auxiliary) if m is not None]
+    parameters = list({id(p): p for m in modules for p in m.parameters()}.values())
+    buffers = list({id(b): b for m in modules for b in m.buffers()}.values())
+    states = [
+        t
+        for optimizer in block.optimizers.values()
+        if optimizer is not None
+        for state in optimizer.state.values()
+        for t in state.values()
+        if isinstance(t, Tensor)
+    ]
+    return _bytes(parameters) + _bytes(p for p in parameters if p.requires_grad) + _bytes(buffers) + _bytes(states)
