@@ -1,104 +1,22 @@
-"""When each stage of a pipeline works and when it waits: an event-driven simulation of schedules, up to thousands of stages.
+"""When each stage of a pipeline works and when it waits, by schedule, up to thousands of stages.
 
-A device does its pieces of work in the order of its schedule; a piece starts when the device is free and what it needs
-has arrived. A link carries one message at a time: it takes bytes / bandwidth, and arrives `latency` later. Sending costs
-a device nothing. Each schedule is written as waves: what a wave needs has been sent in an earlier one, so that all
-devices of a wave are computed at once. N batches of M micro-batches on S stages take O(N (M + S)) array operations and
-O(N M S) arithmetic: seconds for S = M = 4096.
+Each schedule is written as waves: what a wave needs has been sent in an earlier one, so that all devices of a wave are
+computed at once. N batches of M micro-batches on S stages take O(N (M + S)) array operations and O(N M S) arithmetic:
+seconds for S = M = 4096. What devices and links do is in `devices`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from locallearn.runtime.measure import BlockCost
+from locallearn.runtime.devices import Devices, Items, Piece, Seconds, Stages
 
-QUEUE = (
-    4  # packets between two stages that nobody has taken yet; who is further ahead waits (`link.UNDER_WAY` at each end)
-)
+QUEUE = 4
+"""Packets between two stages that nobody has taken yet; who is further ahead waits. `link.UNDER_WAY` at each end."""
 FORWARD, BACKWARD = "forward", "backward"
-Seconds = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Stages:
-    """S stages from the input upward: seconds [S] for one micro-batch.
-
-    forward, backward  all blocks of the stage
-    lower              what a stage under route NEIGHBOR does before it needs feedback: all but the three that follow
-    late               its top block's backward half of the micro-batch before, which needs feedback from above
-    top                its top block's forward half
-    after              what follows at once: the backward half of the block under the top one (at the last stage both)
-    first              its lowest block's forward half, after which the stage below gets its feedback
-    own                its top block's backward half; at the last stage the error of route BROADCAST goes down after it
-    single             whether it has one block only
-    up, down           for one message upward and downward on the wire
-    """
-
-    forward: Seconds
-    backward: Seconds
-    lower: Seconds
-    late: Seconds
-    top: Seconds
-    after: Seconds
-    first: Seconds
-    own: Seconds
-    single: NDArray[np.bool_]
-    up: Seconds
-    down: Seconds
-    latency: float
-
-    @property
-    def busy(self) -> float:
-        """Seconds that all devices together work for one micro-batch."""
-        return float(self.forward.sum() + self.backward.sum())
-
-
-def stages(division: Sequence[Sequence[BlockCost]], micro_batches: int, bandwidth: float, latency: float) -> Stages:
-    """The stages that hold the blocks of `division`, costs for a whole batch. bandwidth in bytes/s, latency in s.
-
-    The optimizer's time is shared among the micro-batches, as everything else is.
-    """
-
-    def array(cost: Callable[[Sequence[BlockCost]], float]) -> Seconds:
-        return np.array([cost(blocks) for blocks in division], dtype=np.float64) / micro_batches
-
-    own = array(lambda blocks: blocks[-1].times.backward)
-    after = array(lambda blocks: blocks[-2].times.backward if len(blocks) > 1 else 0.0)
-    late = own.copy()
-    late[-1] = 0.0  # the last block waits for nobody
-    after[-1] += own[-1]
-    return Stages(
-        forward=array(lambda blocks: sum(b.times.forward for b in blocks)),
-        backward=array(lambda blocks: sum(b.times.backward for b in blocks)),
-        lower=array(
-            lambda blocks: sum(b.times.forward for b in blocks[:-1]) + sum(b.times.backward for b in blocks[:-2])
-        ),
-        late=late,
-        top=array(lambda blocks: blocks[-1].times.forward),
-        after=after,
-        first=array(lambda blocks: blocks[0].times.forward),
-        own=own,
-        single=np.array([len(blocks) == 1 for blocks in division]),
-        up=array(lambda blocks: blocks[-1].up) / bandwidth,
-        down=array(lambda blocks: blocks[0].down) / bandwidth,
-        latency=latency,
-    )
-
-
-class Piece(NamedTuple):
-    """One piece of work of a device; `item` numbers the micro-batches of the run."""
-
-    device: int
-    kind: str
-    item: int
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -119,50 +37,7 @@ class Trace:
         return float(self.done[-1] - self.done[half]) / max(len(self.done) - 1 - half, 1)
 
 
-class _Devices:
-    """The clocks of S devices and of the links between them. `who` is always a slice of devices."""
-
-    def __init__(self, stages: Stages, items: int, keep: bool) -> None:
-        count = len(stages.forward)
-        self.count = count
-        self.stages = stages
-        self.free = np.zeros(count)
-        self.arrived = np.zeros(count + 1)  # at stage s: its newest packet from below
-        self.answered = np.zeros(count + 1)  # at stage s - 1: its newest feedback from above
-        self.done = np.zeros(items)
-        self.pieces: list[Piece] = []
-        self._up, self._down = np.zeros(count), np.zeros(count)
-        self._keep = keep
-
-    def work(
-        self, who: slice, seconds: Seconds, items: NDArray[np.int64], kind: str, after: Seconds | None = None
-    ) -> Seconds:
-        """One piece of work on each device of `who`, not before `after`; returns when they end, all by device."""
-        start = self.free[who] if after is None else np.maximum(self.free[who], after)
-        end = start + seconds
-        if self._keep:
-            devices = range(*who.indices(self.count))
-            self.pieces += [
-                Piece(d, kind, int(i), float(a), float(b))
-                for d, i, a, b in zip(devices, items, start, end, strict=True)
-                if b > a
-            ]
-        self.free[who] = end
-        return end
-
-    def send_up(self, who: slice, at: Seconds) -> None:
-        self._up[who] = np.maximum(self._up[who], at) + self.stages.up[who]
-        self.arrived[1:][who] = self._up[who] + self.stages.latency
-
-    def send_down(self, who: slice, at: Seconds) -> None:
-        self._down[who] = np.maximum(self._down[who], at) + self.stages.down[who]
-        self.answered[:-1][who] = self._down[who] + self.stages.latency
-
-    def finish(self, items: NDArray[np.int64], at: Seconds) -> None:
-        self.done[items] = np.maximum(self.done[items], at)
-
-
-def _wave(tick: int, stride: int, items: int, count: int) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+def _wave(tick: int, stride: int, items: int, count: int) -> Iterator[tuple[slice, Items]]:
     """The devices s with stride * item + s == tick for some item below `items`, and these items; nothing if none."""
     low = max(0, tick - stride * (items - 1))
     low += (tick - low) % stride
@@ -171,24 +46,24 @@ def _wave(tick: int, stride: int, items: int, count: int) -> Iterator[tuple[slic
         yield slice(low, high + 1, stride), (tick - np.arange(low, high + 1, stride)) // stride
 
 
-def _from_above(tick: int, stride: int, items: int, count: int) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+def _from_above(tick: int, stride: int, items: int, count: int) -> Iterator[tuple[slice, Items]]:
     """The same for a wave that begins at the top stage and moves down."""
     for who, found in _wave(tick, stride, items, count):
         last = range(*who.indices(count))[-1]
         yield slice(count - 1 - last, count - who.start, stride), found[::-1]
 
 
-def _forward(on: _Devices, who: slice, items: NDArray[np.int64]) -> None:
+def _forward(on: Devices, who: slice, items: Items) -> None:
     on.send_up(who, on.work(who, on.stages.forward[who], items, FORWARD, on.arrived[:-1][who]))
 
 
-def _backward(on: _Devices, who: slice, items: NDArray[np.int64]) -> None:
+def _backward(on: Devices, who: slice, items: Items) -> None:
     end = on.work(who, on.stages.backward[who], items, BACKWARD, on.answered[1:][who])
     on.send_down(who, end)
     on.finish(items, end)
 
 
-def _none(on: _Devices, batches: int, micro: int) -> None:
+def _none(on: Devices, batches: int, micro: int) -> None:
     """Learn as soon as the packet is there; a bounded queue lets nobody run far ahead."""
     items = batches * micro
     taken = np.zeros((QUEUE, on.count + 1))  # when a stage began its last packets, by item modulo QUEUE
@@ -201,7 +76,7 @@ def _none(on: _Devices, batches: int, micro: int) -> None:
             on.finish(found, on.work(who, on.stages.backward[who], found, BACKWARD))
 
 
-def _neighbor(on: _Devices, batches: int, micro: int) -> None:
+def _neighbor(on: Devices, batches: int, micro: int) -> None:
     """The top block of a stage learns from batch t when the stage above has begun with it, and before batch t + 1."""
     items, s = batches * micro, on.stages
     for tick in range(2 * items + on.count):
@@ -217,7 +92,7 @@ def _neighbor(on: _Devices, batches: int, micro: int) -> None:
             on.finish(found, on.work(who, s.after[who], found, BACKWARD))
 
 
-def _chain(on: _Devices, batches: int, micro: int) -> None:
+def _chain(on: Devices, batches: int, micro: int) -> None:
     """All micro-batches up, then all down, oldest first (GPipe); with one micro-batch, naive model parallelism."""
     for batch in range(batches):
         for wave, half in ((_wave, _forward), (_from_above, _backward)):
@@ -226,7 +101,7 @@ def _chain(on: _Devices, batches: int, micro: int) -> None:
                     half(on, who, batch * micro + found)
 
 
-def _1f1b(on: _Devices, batches: int, micro: int) -> None:
+def _1f1b(on: Devices, batches: int, micro: int) -> None:
     """Stage s runs S - s micro-batches ahead, then one backward half for each forward half; flush after each batch."""
     for batch in range(batches):
         for tick in range(2 * (micro + on.count) - 2):
@@ -236,7 +111,7 @@ def _1f1b(on: _Devices, batches: int, micro: int) -> None:
                 _backward(on, who, batch * micro + found)
 
 
-def _broadcast(on: _Devices, batches: int, micro: int) -> None:
+def _broadcast(on: Devices, batches: int, micro: int) -> None:
     """All micro-batches up; then the last block's error goes down, and each stage hands it on before it learns."""
     relay = np.zeros(on.count)
     relay[-1] = on.stages.own[-1]
@@ -252,7 +127,7 @@ def _broadcast(on: _Devices, batches: int, micro: int) -> None:
                 on.finish(items, end)
 
 
-def _delayed(on: _Devices, batches: int, micro: int) -> None:
+def _delayed(on: Devices, batches: int, micro: int) -> None:
     """Delayed gradients (DDG): in step t stage s runs forward on batch t and backward on batch t - (S - 1 - s)."""
     top = on.count - 1
     for tick in range(2 * batches * micro + on.count):
@@ -266,11 +141,11 @@ def _delayed(on: _Devices, batches: int, micro: int) -> None:
                 on.finish(found, end)
 
 
-def _numbers(who: slice) -> NDArray[np.int64]:
+def _numbers(who: slice) -> Items:
     return np.arange(who.start, who.stop, who.step)
 
 
-SCHEDULES: dict[str, Callable[[_Devices, int, int], None]] = {
+SCHEDULES: dict[str, Callable[[Devices, int, int], None]] = {
     "none": _none,
     "neighbor": _neighbor,
     "chain": _chain,
@@ -281,11 +156,11 @@ SCHEDULES: dict[str, Callable[[_Devices, int, int], None]] = {
 
 
 def simulate(schedule: str, stages: Stages, micro_batches: int = 1, batches: int = 0, keep: bool = False) -> Trace:
-    """Run a schedule of `SCHEDULES` over some batches from empty devices; 0: enough to know the steady state. `keep` the
-    pieces for a picture. Under `delayed` a batch is not divided."""
+    """Run a schedule of `SCHEDULES` over some batches from empty devices; 0: enough to know the steady state. `keep`
+    the pieces for a picture. Under `delayed` a batch is not divided."""
     count = len(stages.forward)
-    batches = batches or {"none": 16, "neighbor": 32, "broadcast": 6, "delayed": 2 * count + 16}.get(schedule, 3)
-    on = _Devices(stages, batches * micro_batches, keep)
+    batches = batches or {"none": 16, "neighbor": 32, "broadcast": 4, "delayed": 2 * count + 16}.get(schedule, 2)
+    on = Devices(stages, batches * micro_batches, keep)
     SCHEDULES[schedule](on, batches, micro_batches)
     return Trace(on.done.reshape(batches, micro_batches).max(axis=1), on.pieces)
 
