@@ -1,4 +1,4 @@
-"""The words that come before Hydra: list, doctor, plan, resume, evaluate; and the help page. torch only where needed."""
+"""The words that come before Hydra: list, doctor, plan, resume, evaluate; and the help page. torch where needed."""
 
 from __future__ import annotations
 

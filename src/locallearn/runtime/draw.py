@@ -1,4 +1,4 @@
-"""Schedules as a picture: a lane for each device, a box for each piece of work, the same time axis for all schedules."""
+"""Schedules as a picture: a lane for each device, a box for each piece of work, one time axis for all schedules."""
 
 from __future__ import annotations
 

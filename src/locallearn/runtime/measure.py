@@ -16,6 +16,7 @@ from locallearn.engine.memory import SavedBytes
 
 SAMPLES = 16  # below it some CPU kernels are other ones than in training
 REPEATS = 3
+_METERED = 8
 
 
 class BlockTimes(NamedTuple):
@@ -89,12 +90,10 @@ def _measured(learner: Learner, count: int, micro_batches: int, repeats: int) ->
     ]
 
 
-def block_costs(
-    learner: Learner, batch: int, micro_batches: int = 1, samples: int = SAMPLES, repeats: int = REPEATS
-) -> list[BlockCost]:
-    """Seconds as `block_times` measures them, and bytes, which are in proportion to the batch."""
-    times = block_times(learner, batch, micro_batches, samples, repeats)
-    count = learner.model.samples or min(batch, samples)
+def block_costs(learner: Learner, batch: int, samples: int = SAMPLES, repeats: int = REPEATS) -> list[BlockCost]:
+    """Seconds as `block_times` measures them; bytes from one step on a few samples, in proportion to the batch."""
+    times = block_times(learner, batch, 1, samples, repeats)
+    count = learner.model.samples or min(batch, _METERED)
     twin = _twin(learner, 1)
     meter = _Meter(learner.strategy, [p for _, p in twin.parameters()])
     _run(twin, meter, count)

@@ -195,14 +195,15 @@ def rows(options: Options, strategy: Measured, backprop: Measured, error_bytes: 
     """Every schedule: those of backprop with its costs, those of the other routes with the strategy's. `error_bytes`:
     of the message of route BROADCAST."""
     m, own = options.micro_batches, strategy.route
-    chain = [("model parallel", "chain", 1), (f"GPipe, {m} parts", "chain", m), (f"1F1B, {m} parts", "1f1b", m)]
-    cases = [("one device", "", 1, backprop), *((*case, backprop) for case in (*chain, ("delayed", "delayed", 1)))]
+    chain = [("model parallel", "chain", 1), (f"GPipe, M={m}", "chain", m), (f"1F1B, M={m}", "1f1b", m)]
+    chain.append(("delayed gradients", "delayed", 1))
+    cases = [("one device", "", 1, backprop), *((*case, backprop) for case in chain)]
     if strategy.name != backprop.name:
         cases.append(("one device", "", 1, strategy))
     if own is Route.CHAIN and strategy.name != backprop.name:
-        cases.append((f"chain, {m} parts", "chain", m, strategy))
+        cases.append((f"route chain, M={m}", "chain", m, strategy))
     cases += [("route none", "none", 1, strategy), ("route neighbor", "neighbor", 1, strategy)]
-    cases.append((f"broadcast, {m} parts", "broadcast", m, strategy))
+    cases.append((f"route broadcast, M={m}", "broadcast", m, strategy))
     found = []
     alone = options.depth * sum(c.times.total for c in backprop.whole)
     for label, schedule, micro, measured in cases:

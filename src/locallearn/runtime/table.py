@@ -26,10 +26,7 @@ def render(title: str, rows: Sequence[Row], options: Options, names: Sequence[st
 
 def _cells(row: Row, few: bool) -> tuple[str, ...]:
     memory = [n / MB for n in row.prediction.memory]
-    if few:
-        bytes_ = " ".join(f"{n:.0f}" for n in memory)
-    else:
-        bytes_ = f"{max(memory):.0f} ({sum(memory) / len(memory):.0f})"
+    largest = f"{max(memory):.0f} ({sum(memory) / len(memory):.0f})"
     return (
         "*" if row.own else "",
         row.label,
@@ -38,7 +35,7 @@ def _cells(row: Row, few: bool) -> tuple[str, ...]:
         f"{row.speed_up:.2f}",
         f"{row.over_backprop:.2f}",
         f"{row.prediction.bubble:.1%}",
-        bytes_,
+        " ".join(f"{n:.0f}" for n in memory) if few else largest,
     )
 
 
@@ -47,11 +44,11 @@ def _stages(row: Row, names: Sequence[str], cut: Sequence[range]) -> str:
     division = row.division
     seconds = [sum(b.times.total for b in blocks) for blocks in division]
     balance = f"balance of {row.strategy}: the sum of the stages' times is {sum(seconds) / max(seconds):.2f} times the "
-    balance += f"slowest, of {len(division)} at best"
+    balance += f"slowest, at best {len(division)}"
     if len(division) > MOST_LINES:
         return balance
     edges = [0, *accumulate(len(blocks) for blocks in division)]
-    cells = [("stage", "units", "forward ms", "backward ms", "sends up MB", "down MB")]
+    cells: list[tuple[str, ...]] = [("stage", "units", "forward ms", "backward ms", "sends up MB", "down MB")]
     for stage, (a, b) in enumerate(pairwise(edges)):
         units = [names[i] for block in range(a, b) for i in cut[block % len(cut)]]
         cells.append((str(stage), _span(units), *_numbers(division[stage], stage, len(division))))
@@ -74,8 +71,8 @@ def _assumptions(rows: Sequence[Row], options: Options) -> str:
     told = (
         f"* what the pipeline does with {own}. Predicted, not run: block times are measured here, alone, and every "
         f"device is taken to be as fast; a message takes {options.latency:g} us + bytes / {options.bandwidth:g} GB/s "
-        "and costs the devices nothing. 'over backprop': against backprop on one device. Routes that are not the "
-        f"strategy's own show their schedule at the block times of {own}."
+        "and costs the devices nothing. M: micro-batches. 'over backprop': against backprop on one device. Routes that "
+        f"are not the strategy's own show their schedule at the block times of {own}."
     )
     if options.depth > 1:
         told += f" The network is {options.depth} copies of the model's blocks, one after the other."

@@ -7,13 +7,13 @@ from locallearn.contract import Route
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.runtime.draw import draw
-from locallearn.runtime.measure import block_costs
+from locallearn.runtime.measure import block_costs, block_times
 from locallearn.runtime.plan import Measured, Options, rows
 from locallearn.runtime.table import render
 from locallearn.training.environment import process_settings
 from locallearn.training.session import prepare
 
-SAMPLES = 64  # a larger batch is measured with so many
+SAMPLES = 32  # a larger batch is measured with so many
 
 
 def plan(exp: Experiment, reference: Experiment, options: Options) -> str:
@@ -52,7 +52,10 @@ def _check(exp: Experiment, learner: Learner, options: Options, batch: int) -> N
 
 
 def _measured(learner: Learner, name: str, options: Options, batch: int) -> Measured:
-    whole = block_costs(learner, batch, 1, SAMPLES)
-    parts = whole if options.micro_batches == 1 else block_costs(learner, batch, options.micro_batches, SAMPLES)
+    whole = block_costs(learner, batch, SAMPLES)
+    times = [c.times for c in whole]
+    if options.micro_batches > 1:
+        times = block_times(learner, batch, options.micro_batches, SAMPLES)
+    parts = [c._replace(times=t) for c, t in zip(whole, times, strict=True)]
     route: Route = learner.strategy.route
     return Measured(name, route, whole, parts)
