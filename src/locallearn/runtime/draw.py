@@ -29,14 +29,20 @@ class Panel(NamedTuple):
     parts: int
 
 
-def draw(rows: Sequence[Row], options: Options, title: str) -> None:
-    """Write `options.picture`: the first batches of every schedule on the first devices, from empty devices."""
+def check() -> None:
+    """Raises UserError where nothing can be drawn."""
     try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserError("picture= needs matplotlib: pip install matplotlib, or leave picture= out") from error
+
+
+def draw(rows: Sequence[Row], options: Options, title: str) -> None:
+    """Write `options.picture`: the first batches of every schedule on the first devices, from empty devices."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     shown = [row for row in rows if row.schedule]
     serial = sum(b.times.total for blocks in shown[0].division for b in blocks)
     until = 2.05 * serial if options.stages <= MOST_LANES else 20 * serial / options.stages
@@ -67,34 +73,31 @@ def _panel(row: Row, options: Options, until: float) -> Panel:
     devices = stages(row.division, row.micro_batches, options.bandwidth * GB, options.latency * 1e-6)
     batches = min(math.ceil(until / row.prediction.step_seconds) + 2, MOST_BATCHES)
     pieces = simulate(row.schedule, devices, row.micro_batches, batches, keep=True).pieces
-    title = (
-        f"{row.label}, {row.strategy}{' *' if row.own else ''}: {row.prediction.step_seconds * 1e3:.4g} ms per batch, "
-    )
-    title += f"{row.prediction.bubble:.0%} bubble, {row.speed_up:.2f} times one device"
+    got = row.prediction
+    title = f"{row.label}, {row.strategy}{' *' if row.own else ''}: {got.step_seconds * 1e3:.4g} ms per batch, "
+    title += f"{got.bubble:.0%} bubble, {row.speed_up:.2f} times one device"
     return Panel(title, [p for p in pieces if p.device < MOST_LANES and p.start < until], row.micro_batches)
 
 
 def _lanes(axis: Axes, panel: Panel, lanes: int, until: float) -> None:
     """Draw one schedule; `until` in milliseconds. A number stands where it fits."""
+    for device in range(lanes):
+        for kind, colours in COLOURS.items():
+            for odd, colour in enumerate(colours):
+                boxes = [
+                    (p.start * 1e3, (p.end - p.start) * 1e3)
+                    for p in panel.pieces
+                    if (p.device, p.kind, p.item // panel.parts % 2) == (device, kind, odd)
+                ]
+                axis.broken_barh(boxes, (device - 0.42, 0.84), color=colour, edgecolor="white", linewidth=0.4)
     for piece in panel.pieces:
         batch = piece.item // panel.parts
-        start, width = piece.start * 1e3, (piece.end - piece.start) * 1e3
-        colour = COLOURS[piece.kind][batch % 2]
-        axis.broken_barh([(start, width)], (piece.device - 0.42, 0.84), color=colour, edgecolor="white", linewidth=0.4)
+        start, end = piece.start * 1e3, min(piece.end * 1e3, until)
         label = str(batch + 1)
-        inches = (min(start + width, until) - start) / until * WIDTH * 0.93
-        if inches > 0.03 + 0.065 * len(label):
-            dark = piece.kind == FORWARD and batch % 2 == 0
-            middle = (start + min(start + width, until)) / 2
-            axis.text(
-                middle,
-                piece.device + 0.04,
-                label,
-                ha="center",
-                va="center",
-                fontsize=6.5,
-                color="white" if dark else "black",
-            )
+        if (end - start) / until * 0.93 * WIDTH > 0.03 + 0.065 * len(label):  # inches
+            colour = "white" if piece.kind == FORWARD and batch % 2 == 0 else "black"
+            text = axis.text((start + end) / 2, piece.device + 0.04, label, color=colour, fontsize=6.5)
+            text.set(ha="center", va="center", in_layout=False)
     axis.set(xlim=(0, until), ylim=(lanes - 0.5, -0.5), yticks=range(lanes))
     axis.set_title(panel.title, loc="left", fontsize=8)
     axis.set_ylabel("device")

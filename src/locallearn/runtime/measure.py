@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from locallearn.contract import Block, Feedback, Packet, Send, Step, Strategy
-from locallearn.engine import Learner, TrainedBlock
+from locallearn.engine import Learner, Stage, TrainedBlock
 from locallearn.engine.memory import SavedBytes
 
 SAMPLES = 16  # below it some CPU kernels are other ones than in training
@@ -78,11 +78,12 @@ def _line(few: BlockTimes, many: BlockTimes, half: int, full: int, batch: int) -
 
 
 def _measured(learner: Learner, count: int, micro_batches: int, repeats: int) -> list[BlockTimes]:
-    twin = _twin(learner, micro_batches)
+    watch = _Watch(learner.strategy, learner.device)
+    twin = _twin(learner, watch, micro_batches)
     runs: list[dict[int, BlockTimes]] = []
     for _ in range(1 + repeats):
-        watch = _Watch(learner.strategy, learner.device)
-        _run(twin, watch, count)
+        watch.seconds = {}
+        _run(learner, twin, count)
         runs.append(watch.seconds)
     return [
         BlockTimes(min(run[k].forward for run in runs[1:]), min(run[k].backward for run in runs[1:]))
@@ -94,9 +95,9 @@ def block_costs(learner: Learner, batch: int, samples: int = SAMPLES, repeats: i
     """Seconds as `block_times` measures them; bytes from one step on a few samples, in proportion to the batch."""
     times = block_times(learner, batch, 1, samples, repeats)
     count = learner.model.samples or min(batch, _METERED)
-    twin = _twin(learner, 1)
-    meter = _Meter(learner.strategy, [p for _, p in twin.parameters()])
-    _run(twin, meter, count)
+    meter = _Meter(learner.strategy)
+    twin = _twin(learner, meter, 1)
+    _run(learner, twin, count)
     scale = 1.0 if learner.model.samples else batch / count
     costs = []
     for k, block in enumerate(twin.blocks):
@@ -105,28 +106,29 @@ def block_costs(learner: Learner, batch: int, samples: int = SAMPLES, repeats: i
     return costs
 
 
-def _twin(learner: Learner, micro_batches: int) -> Learner:
-    """A copy whose weights stay as they are, however many steps it takes: the optimizer does its work at rate 0."""
-    assert learner.stage.link is None, "all blocks must be in this process"
-    twin = copy.deepcopy(learner)
-    twin.stage.micro_batches = micro_batches
-    for block in twin.blocks:
+def _twin(learner: Learner, watched: _Watched, micro_batches: int) -> Stage:
+    """A copy of the blocks whose weights stay as they are, however many steps it takes: the optimizer does its work at
+    rate 0. Nothing is late and nothing is sent, whatever the runtime."""
+    assert len(learner.blocks) == len(learner.cut), "all blocks must be in this process"
+    blocks = copy.deepcopy(learner.blocks)
+    for block in blocks:
         block.micro_batches = micro_batches
         for optimizer in block.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["base_lr"] = 0.0
-    return twin
+    with learner.stage.autocast():
+        bf16 = torch.is_autocast_enabled(learner.device.type)
+    return Stage(blocks, watched, bf16=bf16, micro_batches=micro_batches)
 
 
-def _run(twin: Learner, watched: _Watched, samples: int) -> None:
+def _run(learner: Learner, twin: Stage, samples: int) -> None:
     """One step of every phase of the strategy, so that each block learns once."""
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(samples, *twin.model.image, generator=generator).to(twin.device)
-    labels = torch.randint(twin.model.classes, (samples,), generator=generator).to(twin.device)
-    phases = len(watched.inner.phases(len(twin.blocks)))
-    twin.stage.strategy = watched
+    inputs = torch.randn(samples, *learner.model.image, generator=generator).to(learner.device)
+    labels = torch.randint(learner.model.classes, (samples,), generator=generator).to(learner.device)
+    phases = len(twin.strategy.phases(len(twin.blocks)))
     for phase in range(phases):
-        twin.stage.step(twin.prepare(inputs), labels, phase, phases)
+        twin.step(learner.prepare(inputs), labels, phase, phases)
 
 
 class _Watched(Strategy):
@@ -139,8 +141,8 @@ class _Watched(Strategy):
     def begin(self, packet: Packet) -> Packet:
         return self.inner.begin(packet)
 
-    def predict(self, block: Block, h: Tensor) -> Tensor | None:
-        return self.inner.predict(block, h)
+    def phases(self, depth: int) -> list[range]:
+        return self.inner.phases(depth)
 
 
 class _Watch(_Watched):
@@ -173,13 +175,12 @@ class _Watch(_Watched):
 class _Meter(_Watched):
     """Counts bytes. found: by block, (up, down, held, peak)."""
 
-    def __init__(self, inner: Strategy, parameters: list[Tensor]) -> None:
+    def __init__(self, inner: Strategy) -> None:
         super().__init__(inner)
         self.found: dict[int, tuple[int, int, int, int]] = {}
-        self._parameters = parameters
 
     def step(self, block: Block, packet: Packet) -> Step:
-        saved = SavedBytes(self._parameters)
+        saved = SavedBytes(p for m in _modules(block) for p in m.parameters())
         generator = self.inner.step(block, packet)
         sent: list[Send] = []
         with saved:
@@ -201,6 +202,10 @@ def _finish(generator: Step, message: Feedback | None) -> Feedback | None:
     raise AssertionError("a strategy yields exactly once")
 
 
+def _modules(block: Block) -> list[nn.Module]:
+    return [m for m in (block.layers, block.head, block.auxiliary) if m is not None]
+
+
 def _tensors(packet: Packet) -> tuple[Tensor, ...]:
     return (packet.h, packet.y, *packet.side)
 
@@ -211,7 +216,7 @@ def _bytes(tensors: Iterable[Tensor | None]) -> int:
 
 def _fixed(block: TrainedBlock) -> int:
     """After a step, when the optimizer has its state; gradients count as long as they are there, before the update."""
-    modules = [m for m in (block.layers, block.head, block.auxiliary) if m is not None]
+    modules = _modules(block)
     parameters = list({id(p): p for m in modules for p in m.parameters()}.values())
     buffers = list({id(b): b for m in modules for b in m.buffers()}.values())
     states = [

@@ -26,7 +26,7 @@ def render(title: str, rows: Sequence[Row], options: Options, names: Sequence[st
 
 def _cells(row: Row, few: bool) -> tuple[str, ...]:
     memory = [n / MB for n in row.prediction.memory]
-    largest = f"{max(memory):.0f} ({sum(memory) / len(memory):.0f})"
+    largest = f"{max(memory):.3g} ({sum(memory) / len(memory):.3g})"
     return (
         "*" if row.own else "",
         row.label,
@@ -35,7 +35,7 @@ def _cells(row: Row, few: bool) -> tuple[str, ...]:
         f"{row.speed_up:.2f}",
         f"{row.over_backprop:.2f}",
         f"{row.prediction.bubble:.1%}",
-        " ".join(f"{n:.0f}" for n in memory) if few else largest,
+        " ".join(f"{n:.3g}" for n in memory) if few else largest,
     )
 
 

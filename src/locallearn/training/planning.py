@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from locallearn.config.experiment import Experiment
-from locallearn.contract import Route
 from locallearn.engine import Learner
 from locallearn.errors import UserError
-from locallearn.runtime.draw import draw
+from locallearn.runtime import draw
 from locallearn.runtime.measure import block_costs, block_times
 from locallearn.runtime.plan import Measured, Options, rows
 from locallearn.runtime.table import render
@@ -18,6 +17,8 @@ SAMPLES = 32  # a larger batch is measured with so many
 
 def plan(exp: Experiment, reference: Experiment, options: Options) -> str:
     """The plan as text, and its picture if one was asked for. `reference`: the same run with backprop."""
+    if options.picture:
+        draw.check()
     with process_settings(exp.settings) as facts:
         learner, data = prepare(exp)
         batch = data.batch(exp.settings.batch_size)
@@ -36,7 +37,7 @@ def plan(exp: Experiment, reference: Experiment, options: Options) -> str:
             f"{learner.device} with {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
         )
         if options.picture:
-            draw(table, options, title)
+            draw.draw(table, options, title)
         return render(title, table, options, model.names, cut)
 
 
@@ -57,5 +58,4 @@ def _measured(learner: Learner, name: str, options: Options, batch: int) -> Meas
     if options.micro_batches > 1:
         times = block_times(learner, batch, options.micro_batches, SAMPLES)
     parts = [c._replace(times=t) for c, t in zip(whole, times, strict=True)]
-    route: Route = learner.strategy.route
-    return Measured(name, route, whole, parts)
+    return Measured(name, learner.strategy.route, whole, parts)
