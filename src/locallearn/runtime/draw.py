@@ -74,7 +74,7 @@ def _panel(row: Row, options: Options, until: float) -> Panel:
     batches = min(math.ceil(until / row.prediction.step_seconds) + 2, MOST_BATCHES)
     pieces = simulate(row.schedule, devices, row.micro_batches, batches, keep=True).pieces
     got = row.prediction
-    title = f"{row.label}, {row.strategy}{' *' if row.own else ''}: {got.step_seconds * 1e3:.4g} ms per batch, "
+    title = f"{row.label}, {row.strategy}{' *' if row.own else ''}: {got.step_seconds * 1e3:,.4g} ms per batch, "
     title += f"{got.bubble:.0%} bubble, {row.speed_up:.2f} times one device"
     return Panel(title, [p for p in pieces if p.device < MOST_LANES and p.start < until], row.micro_batches)
 

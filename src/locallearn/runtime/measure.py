@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -91,9 +91,8 @@ def _measured(learner: Learner, count: int, micro_batches: int, repeats: int) ->
     ]
 
 
-def block_costs(learner: Learner, batch: int, samples: int = SAMPLES, repeats: int = REPEATS) -> list[BlockCost]:
-    """Seconds as `block_times` measures them; bytes from one step on a few samples, in proportion to the batch."""
-    times = block_times(learner, batch, 1, samples, repeats)
+def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> list[BlockCost]:
+    """The `times` of each block with its bytes: from one step on a few samples, in proportion to the batch."""
     count = learner.model.samples or min(batch, _METERED)
     meter = _Meter(learner.strategy)
     twin = _twin(learner, meter, 1)

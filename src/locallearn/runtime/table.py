@@ -26,16 +26,16 @@ def render(title: str, rows: Sequence[Row], options: Options, names: Sequence[st
 
 def _cells(row: Row, few: bool) -> tuple[str, ...]:
     memory = [n / MB for n in row.prediction.memory]
-    largest = f"{max(memory):.3g} ({sum(memory) / len(memory):.3g})"
+    largest = f"{_short(max(memory))} ({_short(sum(memory) / len(memory))})"
     return (
         "*" if row.own else "",
         row.label,
         row.strategy,
-        f"{row.prediction.step_seconds * 1e3:.4g}",
+        _short(row.prediction.step_seconds * 1e3),
         f"{row.speed_up:.2f}",
         f"{row.over_backprop:.2f}",
         f"{row.prediction.bubble:.1%}",
-        " ".join(f"{n:.3g}" for n in memory) if few else largest,
+        " ".join(map(_short, memory)) if few else largest,
     )
 
 
@@ -55,6 +55,11 @@ def _stages(row: Row, names: Sequence[str], cut: Sequence[range]) -> str:
     return f"{_aligned(cells, left=(1,))}\n{balance}"
 
 
+def _short(number: float) -> str:
+    """Three digits; all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def _span(units: Sequence[str]) -> str:
     text = units[0] if len(units) == 1 else f"{units[0]} .. {units[-1]}"
     return text if len(text) <= 32 else f"{text[:14]}...{text[-15:]}"
@@ -63,7 +68,7 @@ def _span(units: Sequence[str]) -> str:
 def _numbers(blocks: Sequence[BlockCost], stage: int, count: int) -> tuple[str, ...]:
     forward, backward = sum(b.times.forward for b in blocks), sum(b.times.backward for b in blocks)
     up, down = blocks[-1].up if stage < count - 1 else 0, blocks[0].down if stage else 0
-    return f"{forward * 1e3:.3g}", f"{backward * 1e3:.3g}", f"{up / MB:.3g}", f"{down / MB:.3g}"
+    return tuple(map(_short, (forward * 1e3, backward * 1e3, up / MB, down / MB)))
 
 
 def _assumptions(rows: Sequence[Row], options: Options) -> str:

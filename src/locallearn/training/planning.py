@@ -6,13 +6,14 @@ from locallearn.config.experiment import Experiment
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.runtime import draw
-from locallearn.runtime.measure import block_costs, block_times
+from locallearn.runtime.measure import BlockTimes, block_costs, block_times
 from locallearn.runtime.plan import Measured, Options, rows
 from locallearn.runtime.table import render
 from locallearn.training.environment import process_settings
 from locallearn.training.session import prepare
 
 SAMPLES = 32  # a larger batch is measured with so many
+ROUNDS, REPEATS = 3, 2
 
 
 def plan(exp: Experiment, reference: Experiment, options: Options) -> str:
@@ -26,8 +27,10 @@ def plan(exp: Experiment, reference: Experiment, options: Options) -> str:
         cut = options.cut(learner.model, exp.settings.blocks, exp.settings.balance)
         learner = learner if cut == learner.cut else prepare(exp, cut)[0]
         other = learner if reference.strategy == exp.strategy else prepare(reference, cut)[0]
-        strategy = _measured(learner, exp.names["strategy"], options, batch)
-        backprop = strategy if other is learner else _measured(other, "backprop", options, batch)
+        learners = [learner] if other is learner else [learner, other]
+        names = [exp.names["strategy"], "backprop"]
+        strategy, *rest = _measured(dict(zip(names, learners, strict=False)), options.micro_batches, batch)
+        backprop = rest[0] if rest else strategy
         error_bytes = 4 * batch * learner.model.classes
         table = rows(options, strategy, backprop, error_bytes)
         model = learner.model
@@ -52,10 +55,19 @@ def _check(exp: Experiment, learner: Learner, options: Options, batch: int) -> N
         )
 
 
-def _measured(learner: Learner, name: str, options: Options, batch: int) -> Measured:
-    whole = block_costs(learner, batch, SAMPLES)
-    times = [c.times for c in whole]
-    if options.micro_batches > 1:
-        times = block_times(learner, batch, options.micro_batches, SAMPLES)
-    parts = [c._replace(times=t) for c, t in zip(whole, times, strict=True)]
-    return Measured(name, learner.strategy.route, whole, parts)
+def _measured(learners: dict[str, Learner], parts: int, batch: int) -> list[Measured]:
+    """What the blocks of each learner cost, with the batch whole and in `parts`. In turn, so that whatever else the
+    machine does hits all alike."""
+    best: dict[tuple[str, int], list[BlockTimes]] = {}
+    for _ in range(ROUNDS):
+        for name, learner in learners.items():
+            for m in sorted({1, parts}):
+                times = block_times(learner, batch, m, SAMPLES, REPEATS)
+                before = best.get((name, m), times)
+                best[name, m] = [BlockTimes(*map(min, a, b)) for a, b in zip(before, times, strict=True)]
+    found = []
+    for name, learner in learners.items():
+        whole = block_costs(learner, batch, best[name, 1])
+        divided = [c._replace(times=t) for c, t in zip(whole, best[name, parts], strict=True)]
+        found.append(Measured(name, learner.strategy.route, whole, divided))
+    return found
