@@ -39,7 +39,7 @@ def alike(count, **numbers) -> list[list[BlockCost]]:
 
 def pieces(schedule, division, micro_batches=1, batches=2):
     """{(device, kind, item): (start, end)} over free links."""
-    trace = simulate(schedule, stages(division, micro_batches, 1e9, 0.0), micro_batches, batches, keep=True)
+    trace = simulate(schedule, stages(division, micro_batches, 1e9, 0.0), micro_batches, batches, keep=8)
     return {(p.device, p.kind[0], p.item): (p.start, p.end) for p in trace.pieces}
 
 
@@ -158,7 +158,7 @@ def test_schedules_drawn_by_hand(schedule):
 
 def test_blocks_that_share_a_stage_answer_as_soon_as_the_first_has_begun():
     """Two stages of two blocks under route NEIGHBOR, a second each half, drawn by hand: both are always busy."""
-    trace = simulate("neighbor", stages([[cost(1, 1)] * 2] * 2, 1, 1e9, 0.0), batches=10, keep=True)
+    trace = simulate("neighbor", stages([[cost(1, 1)] * 2] * 2, 1, 1e9, 0.0), batches=10, keep=8)
     upper = [(p.kind[0], p.start, p.end) for p in trace.pieces if p.device == 1][:3]
     assert upper == [("f", 2, 3), ("f", 3, 4), ("b", 4, 6)]
     lower = [(p.kind[0], p.start, p.end) for p in trace.pieces if p.device == 0][:7]

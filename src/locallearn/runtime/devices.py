@@ -103,9 +103,10 @@ class Devices:
     arrived   [S + 1] at stage s: its newest packet from below
     answered  [S + 1] at stage s - 1: its newest feedback from above
     done      when the last device was done with an item
+    pieces    the work of the first `keep` devices
     """
 
-    def __init__(self, stages: Stages, items: int, keep: bool) -> None:
+    def __init__(self, stages: Stages, items: int, keep: int) -> None:
         count = len(stages.forward)
         self.count = count
         self.stages = stages
@@ -115,17 +116,17 @@ class Devices:
         self.done = np.zeros(items)
         self.pieces: list[Piece] = []
         self._up, self._down = np.zeros(count), np.zeros(count)
-        self._keep = keep
+        self._keep = min(keep, count)
 
     def work(self, who: slice, seconds: Seconds, items: Items, kind: str, after: Seconds | None = None) -> Seconds:
         """One piece of work on each device of `who`, not before `after`; returns when they end, all by device."""
         start = self.free[who] if after is None else np.maximum(self.free[who], after)
         end = start + seconds
-        if self._keep:
-            devices = range(*who.indices(self.count))
+        if who.start < self._keep:
+            devices = range(*who.indices(self._keep))
             self.pieces += [
                 Piece(d, kind, int(i), float(a), float(b))
-                for d, i, a, b in zip(devices, items, start, end, strict=True)
+                for d, i, a, b in zip(devices, items, start, end, strict=False)
                 if b > a
             ]
         self.free[who] = end

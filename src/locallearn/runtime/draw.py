@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from locallearn.errors import UserError
 from locallearn.runtime.devices import Piece, stages
 from locallearn.runtime.plan import GB, Options, Row
-from locallearn.runtime.simulate import FORWARD, simulate
+from locallearn.runtime.simulate import FORWARD, QUEUE, simulate
+from locallearn.runtime.table import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_LANES = 8
-MOST_BATCHES = 40
+MOST_BATCHES = 100
 WIDTH = 10.0  # inches
 COLOURS = {"forward": ("#0072B2", "#5BA9D6"), "backward": ("#E69F00", "#F5CE7A")}  # Okabe-Ito; by even and odd batch
 
@@ -55,7 +56,7 @@ def draw(rows: Sequence[Row], options: Options, title: str) -> None:
         for axis, panel in zip(axes, panels, strict=True):
             _lanes(axis, panel, lanes, until * 1e3)
         axes[-1].set_xlabel("milliseconds")
-        limits = f", the first {lanes} of {options.stages} devices" if lanes < options.stages else ""
+        limits = f"; drawn: the first {lanes} of {options.stages} devices" if lanes < options.stages else ""
         figure.suptitle(f"{title}{limits}", fontsize=9)
         names = {"forward": "forward", "backward": "backward, loss and optimizer"}
         legend = [Patch(color=COLOURS[kind][0], label=name) for kind, name in names.items()]
@@ -71,12 +72,15 @@ def draw(rows: Sequence[Row], options: Options, title: str) -> None:
 
 def _panel(row: Row, options: Options, until: float) -> Panel:
     devices = stages(row.division, row.micro_batches, options.bandwidth * GB, options.latency * 1e-6)
-    batches = min(math.ceil(until / row.prediction.step_seconds) + 2, MOST_BATCHES)
-    pieces = simulate(row.schedule, devices, row.micro_batches, batches, keep=True).pieces
+    period = row.prediction.step_seconds
+    if row.schedule == "delayed":
+        period = min(period, float(devices.forward[0]))  # while the pipeline fills
+    batches = min(math.ceil(until / period) + 2 + QUEUE, MOST_BATCHES)
+    pieces = simulate(row.schedule, devices, row.micro_batches, batches, keep=MOST_LANES).pieces
     got = row.prediction
-    title = f"{row.label}, {row.strategy}{' *' if row.own else ''}: {got.step_seconds * 1e3:,.4g} ms per batch, "
+    title = f"{row.label}, {row.strategy}{' *' if row.own else ''}: {short(got.step_seconds * 1e3)} ms per batch, "
     title += f"{got.bubble:.0%} bubble, {row.speed_up:.2f} times one device"
-    return Panel(title, [p for p in pieces if p.device < MOST_LANES and p.start < until], row.micro_batches)
+    return Panel(title, [p for p in pieces if p.start < until], row.micro_batches)
 
 
 def _lanes(axis: Axes, panel: Panel, lanes: int, until: float) -> None:

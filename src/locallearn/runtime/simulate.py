@@ -24,7 +24,7 @@ class Trace:
     """What was simulated.
 
     done    seconds [batches]: when the last device was done with a batch (delayed: with a step)
-    pieces  every piece of work, if they were asked for
+    pieces  every piece of work of the devices that were asked for
     """
 
     done: Seconds
@@ -155,9 +155,9 @@ SCHEDULES: dict[str, Callable[[Devices, int, int], None]] = {
 }
 
 
-def simulate(schedule: str, stages: Stages, micro_batches: int = 1, batches: int = 0, keep: bool = False) -> Trace:
-    """Run a schedule of `SCHEDULES` over some batches from empty devices; 0: enough to know the steady state. `keep`
-    the pieces for a picture. Under `delayed` a batch is not divided."""
+def simulate(schedule: str, stages: Stages, micro_batches: int = 1, batches: int = 0, keep: int = 0) -> Trace:
+    """Run a schedule of `SCHEDULES` over some batches from empty devices; 0: enough to know the steady state. Keeps the
+    pieces of the first `keep` devices. Under `delayed` a batch is not divided."""
     count = len(stages.forward)
     batches = batches or {"none": 16, "neighbor": 32, "broadcast": 4, "delayed": 2 * count + 16}.get(schedule, 2)
     on = Devices(stages, batches * micro_batches, keep)

@@ -26,16 +26,16 @@ def render(title: str, rows: Sequence[Row], options: Options, names: Sequence[st
 
 def _cells(row: Row, few: bool) -> tuple[str, ...]:
     memory = [n / MB for n in row.prediction.memory]
-    largest = f"{_short(max(memory))} ({_short(sum(memory) / len(memory))})"
+    largest = f"{short(max(memory))} ({short(sum(memory) / len(memory))})"
     return (
         "*" if row.own else "",
         row.label,
         row.strategy,
-        _short(row.prediction.step_seconds * 1e3),
+        short(row.prediction.step_seconds * 1e3),
         f"{row.speed_up:.2f}",
         f"{row.over_backprop:.2f}",
         f"{row.prediction.bubble:.1%}",
-        " ".join(map(_short, memory)) if few else largest,
+        " ".join(map(short, memory)) if few else largest,
     )
 
 
@@ -55,7 +55,7 @@ def _stages(row: Row, names: Sequence[str], cut: Sequence[range]) -> str:
     return f"{_aligned(cells, left=(1,))}\n{balance}"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Three digits; all before the point."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
@@ -68,7 +68,7 @@ def _span(units: Sequence[str]) -> str:
 def _numbers(blocks: Sequence[BlockCost], stage: int, count: int) -> tuple[str, ...]:
     forward, backward = sum(b.times.forward for b in blocks), sum(b.times.backward for b in blocks)
     up, down = blocks[-1].up if stage < count - 1 else 0, blocks[0].down if stage else 0
-    return tuple(map(_short, (forward * 1e3, backward * 1e3, up / MB, down / MB)))
+    return tuple(map(short, (forward * 1e3, backward * 1e3, up / MB, down / MB)))
 
 
 def _assumptions(rows: Sequence[Row], options: Options) -> str:
