@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from locallearn.errors import UserError
 from locallearn.runtime.devices import Piece, stages
 from locallearn.runtime.plan import GB, Options, Row
-from locallearn.runtime.simulate import FORWARD, QUEUE, simulate
+from locallearn.runtime.simulate import FORWARD, simulate
 from locallearn.runtime.table import short
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def draw(rows: Sequence[Row], options: Options, title: str) -> None:
 
 def _panel(row: Row, options: Options, until: float) -> Panel:
     devices = stages(row.division, row.micro_batches, options.bandwidth * GB, options.latency * 1e-6)
-    period = row.prediction.step_seconds
-    if row.schedule == "delayed":
-        period = min(period, float(devices.forward[0]))  # while the pipeline fills
-    batches = min(math.ceil(until / period) + 2 + QUEUE, MOST_BATCHES)
+    period, first = row.prediction.step_seconds, float(devices.forward[0])
+    if row.schedule in ("none", "delayed"):  # the first device is faster while the pipeline fills
+        period = min(period, first if row.schedule == "delayed" else first + float(devices.backward[0]))
+    batches = min(math.ceil(until / period) + 2, MOST_BATCHES)
     pieces = simulate(row.schedule, devices, row.micro_batches, batches, keep=MOST_LANES).pieces
     got = row.prediction
     title = f"{row.label}, {row.strategy}{' *' if row.own else ''}: {short(got.step_seconds * 1e3)} ms per batch, "
