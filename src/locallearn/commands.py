@@ -1,4 +1,4 @@
-"""The words that come before Hydra: list, doctor, resume, evaluate; and the help page. torch only where needed."""
+"""The words that come before Hydra: list, doctor, plan, resume, evaluate; and the help page. torch where needed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from locallearn.compose import choices, compose, conf_dir, header
+from locallearn.compose import choices, compose, conf_dir, header, known_keys
 from locallearn.config.settings import GROUPS
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError, did_you_mean, unknown
 
 COMMANDS = {
     "list": "the choices of every group, or of one: list strategies; which pairs work: list --matrix",
     "doctor": "check the machine and a data set: doctor data=folder data.root=DIR",
+    "plan": "step time, bubble and memory of every schedule: plan strategy=dgl stages=8 [picture=FILE]",
     "resume": "go on with a run that was interrupted or killed: resume RUN [runtime=NAME]",
     "evaluate": "test accuracy of a run, at every block: evaluate RUN [data=NAME]",
 }
@@ -25,9 +26,8 @@ PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g f
 
 def run(command: str, arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    return {"list": _list, "doctor": _doctor, "resume": _resume, "evaluate": _evaluate, "stage": _stage}[command](
-        arguments
-    )
+    words = {"list": _list, "doctor": _doctor, "plan": _plan, "resume": _resume, "evaluate": _evaluate, "stage": _stage}
+    return words[command](arguments)
 
 
 def help_page(arguments: Sequence[str]) -> int:
@@ -107,6 +107,27 @@ def _doctor(arguments: list[str]) -> int:
     source = instantiate(config["data"], "data", config["allow"])
     print(diagnose(source, seed=config["seed"]))
     return 0
+
+
+def _plan(arguments: list[str]) -> int:
+    """What pipelines of a run would give, predicted from block times measured here."""
+    from locallearn.config.experiment import experiment
+    from locallearn.runtime.plan import Options
+    from locallearn.training.planning import plan
+
+    options, settings = Options.parse(arguments)
+    known = known_keys(settings, [])
+    for word in settings:
+        name = word.partition("=")[0].lstrip("+~")
+        if name not in known and (hint := did_you_mean(name, [*Options.names(), *known])) and "." not in name:
+            raise UserError(f"unknown option {name}: {hint}plan takes the settings of a run, {_and(Options.names())}")
+    reference = [s for s in settings if not s.startswith("strategy")] + ["strategy=backprop"]
+    print(plan(experiment(*compose(settings)), experiment(*compose(reference)), options))
+    return 0
+
+
+def _and(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _torchvision() -> str:

@@ -1,0 +1,232 @@
+"""What a pipeline would give: step time, bubble, speed-up and memory of every schedule, from measured block costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from locallearn.contract import Route
+from locallearn.errors import UserError
+from locallearn.models import BlockModel
+from locallearn.models.cut import partition
+from locallearn.runtime.devices import stages
+from locallearn.runtime.measure import BlockCost
+from locallearn.runtime.simulate import QUEUE, graphs, simulate
+
+Division = Sequence[Sequence[BlockCost]]
+GB = 1e9
+MOST_STAGES = 4096
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `locallearn plan` asks beside the settings of a run.
+
+    stages         devices
+    micro_batches  parts of a batch where the schedule divides it
+    bandwidth      of a link between two stages, GB/s
+    latency        of a message, microseconds
+    depth          copies of the model's blocks one after the other: a deeper network than the model, to simulate
+    picture        a file for the schedules, .svg or .png
+    """
+
+    stages: int = 2
+    micro_batches: int = 4
+    bandwidth: float = 10.0
+    latency: float = 20.0
+    depth: int = 1
+    picture: str = ""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> tuple[Options, list[str]]:
+        """The options among NAME=VALUE arguments, and all others. Raises UserError."""
+        kinds = {"bandwidth": float, "latency": float, "picture": str}
+        given: dict[str, int | float | str] = {}
+        rest = []
+        for argument in arguments:
+            name, _, value = argument.partition("=")
+            if name not in cls.names():
+                rest.append(argument)
+                continue
+            kind = kinds.get(name, int)
+            try:
+                given[name] = kind(value)
+            except ValueError:
+                wanted = "a whole number" if kind is int else "a number"
+                raise UserError(f"{argument}: must be {wanted}, such as {name}={getattr(cls, name)}") from None
+        return cls(**given), rest  # type: ignore[arg-type]
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [f.name for f in dataclasses.fields(cls)]
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "micro_batches", "depth"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if max(self.stages, self.micro_batches) > MOST_STAGES:
+            raise UserError(
+                f"stages={self.stages} micro_batches={self.micro_batches}: at most {MOST_STAGES} of each are simulated"
+            )
+        if not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
+            raise UserError(f"bandwidth={self.bandwidth}: must be above 0, in GB/s")
+        if not (self.latency >= 0 and math.isfinite(self.latency)):
+            raise UserError(f"latency={self.latency}: must be at least 0, in microseconds")
+        if self.stages % self.depth:
+            raise UserError(
+                f"depth={self.depth} but stages={self.stages}: every copy of the model gets equally many stages; "
+                f"choose a multiple of {self.depth}"
+            )
+        if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
+            raise UserError(f"picture={self.picture}: must end in .svg or .png")
+
+    def cut(self, model: BlockModel, blocks: int | str | list[int], balance: str) -> list[range]:
+        """The blocks of one copy of the model; with blocks=auto at least one a stage, of equal measured time."""
+        units, wanted = len(model.units), self.stages // self.depth
+        if wanted > units:
+            copies = next(
+                d for d in range(self.depth + 1, self.stages + 1) if self.stages // d <= units and not self.stages % d
+            )
+            raise UserError(
+                f"stages={self.stages} but {model.name} has {units} units; choose at most {units * self.depth} stages, "
+                f"or simulate a deeper network of {copies} copies of it with depth={copies}"
+            )
+        if blocks == "auto":
+            return model.cut(max(wanted, min(4, units)), "time" if wanted > 4 else balance)
+        cut = model.cut(blocks, balance)
+        if wanted > len(cut):
+            raise UserError(f"stages={self.stages} but blocks={blocks} makes {len(cut)} blocks; choose blocks={wanted}")
+        return cut
+
+
+class Prediction(NamedTuple):
+    """Of one schedule in its steady state.
+
+    bubble  the share of all devices' time in which they wait
+    memory  bytes of each stage at its peak: weights, gradients, optimizer, activations, waiting packets
+    """
+
+    step_seconds: float
+    bubble: float
+    memory: list[int]
+
+
+def predict(
+    schedule: str, division: Division, micro_batches: int = 1, bandwidth: float = 10 * GB, latency: float = 20e-6
+) -> Prediction:
+    """What a schedule of `simulate.SCHEDULES` gives for the costs of the blocks of each stage (for a whole batch).
+
+    A strategy without feedback runs `none`, backprop `chain` (or `1f1b`); bandwidth in bytes/s, latency in seconds.
+    """
+    devices = stages(division, micro_batches, bandwidth, latency)
+    step = simulate(schedule, devices, micro_batches).step_seconds
+    bubble = 1 - micro_batches * devices.busy / (len(division) * step)
+    return Prediction(step, max(bubble, 0.0), memory(schedule, division, micro_batches))
+
+
+def divide(costs: Sequence[BlockCost], count: int, depth: int = 1) -> list[list[BlockCost]]:
+    """`count` stages of consecutive blocks of `depth` copies of these, the slowest as fast as it can be."""
+    copy = list(costs)
+    edges = partition([c.times.total for c in copy], count // depth)
+    first = copy[0]
+    if any(c.down for c in copy[1:]):  # a copy's first block answers the copy below
+        first = first._replace(down=copy[-1].up)
+    found = [copy[a:b] for a, b in pairwise(edges)]
+    again = [[first, *found[0][1:]], *found[1:]]
+    return found + again * (depth - 1)
+
+
+def memory(schedule: str, division: Division, micro_batches: int = 1) -> list[int]:
+    """Bytes of each stage at its peak."""
+    if schedule == "delayed":
+        counts = iter(graphs(schedule, sum(map(len, division)), 1))
+        alive = [[next(counts) for _ in blocks] for blocks in division]
+    else:
+        stages_ = graphs(schedule, len(division), micro_batches)
+        alive = [[n] * len(blocks) for n, blocks in zip(stages_, division, strict=True)]
+    found = []
+    for s, blocks in enumerate(division):
+        waiting = QUEUE * division[s - 1][-1].up if schedule == "none" and s else 0
+        activations = _activations(schedule, blocks, alive[s])
+        found.append(sum(b.fixed for b in blocks) + round((activations + waiting) / micro_batches))
+    return found
+
+
+def _activations(schedule: str, blocks: Sequence[BlockCost], alive: Sequence[int]) -> int:
+    """Bytes that autograd keeps at the peak in a stage; `alive`: graphs of each block."""
+    if schedule == "none":
+        return max(b.peak for b in blocks)  # a graph is freed before the next block runs
+    if schedule == "neighbor":
+        below = [0, *(b.held for b in blocks)]
+        two = [low + b.peak for low, b in zip(below, blocks, strict=False)]
+        return max(two[-1], max(two[:-1], default=0) + blocks[-1].held)
+    return sum(n * b.held for n, b in zip(alive, blocks, strict=True)) + max(b.peak - b.held for b in blocks)
+
+
+class Measured(NamedTuple):
+    """The blocks of one strategy, for a whole batch run at once and in micro-batches."""
+
+    name: str
+    route: Route
+    whole: list[BlockCost]
+    parts: list[BlockCost]
+
+
+class Row(NamedTuple):
+    """One line of the table. `own`: what `runtime=pipeline` does with the strategy that was asked for."""
+
+    label: str
+    strategy: str
+    schedule: str
+    micro_batches: int
+    division: list[list[BlockCost]]
+    prediction: Prediction
+    speed_up: float
+    over_backprop: float
+    own: bool
+
+
+def rows(options: Options, strategy: Measured, backprop: Measured, error_bytes: int) -> list[Row]:
+    """Every schedule: those of backprop with its costs, those of the other routes with the strategy's. `error_bytes`:
+    of the message of route BROADCAST."""
+    m, own = options.micro_batches, strategy.route
+    chain = [("model parallel", "chain", 1), (f"GPipe, M={m}", "chain", m), (f"1F1B, M={m}", "1f1b", m)]
+    chain.append(("delayed gradients", "delayed", 1))
+    cases = [("one device", "", 1, backprop), *((*case, backprop) for case in chain)]
+    if strategy.name != backprop.name:
+        cases.append(("one device", "", 1, strategy))
+    if own is Route.CHAIN and strategy.name != backprop.name:
+        cases.append((f"route chain, M={m}", "chain", m, strategy))
+    cases += [("route none", "none", 1, strategy), ("route neighbor", "neighbor", 1, strategy)]
+    cases.append((f"route broadcast, M={m}", "broadcast", m, strategy))
+    found = []
+    alone = options.depth * sum(c.times.total for c in backprop.whole)
+    for label, schedule, micro, measured in cases:
+        costs = measured.whole if micro == 1 else measured.parts
+        costs = _answering(costs, schedule, error_bytes)
+        serial = options.depth * sum(c.times.total for c in measured.whole)
+        division = divide(costs, options.stages if schedule else options.depth, options.depth)
+        if schedule:
+            got = predict(schedule, division, micro, options.bandwidth * GB, options.latency * 1e-6)
+        else:
+            together = [[block for blocks in division for block in blocks]]
+            kind = "none" if measured.route is Route.NONE else "chain"
+            got = Prediction(serial, 0.0, memory(kind, together))
+        is_own = measured is strategy and (schedule == own.value and (own is not Route.CHAIN or micro > 1 or m == 1))
+        speed = serial / got.step_seconds
+        found.append(Row(label, measured.name, schedule, micro, division, got, speed, alone / got.step_seconds, is_own))
+    return found
+
+
+def _answering(costs: Sequence[BlockCost], schedule: str, error_bytes: int) -> list[BlockCost]:
+    """The costs with the feedback that a schedule needs, where the strategy sends none of its own."""
+    if schedule not in ("neighbor", "broadcast") or any(c.down for c in costs):
+        return list(costs)
+    if schedule == "broadcast":
+        return [c._replace(down=error_bytes) for c in costs]
+    return [costs[0], *(c._replace(down=below.up) for below, c in pairwise(costs))]
