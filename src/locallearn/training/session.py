@@ -21,6 +21,7 @@ from locallearn.engine import Learner, assemble
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
 from locallearn.models.summary import render, summary
+from locallearn.runtime.team import Alone
 from locallearn.stopping import Interrupted
 from locallearn.training import checkpoint
 from locallearn.training.console import Console, warn
@@ -165,7 +166,7 @@ def _train(
         f"({len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test), {learner.device}"
     )
     with _endings(folder, recorder, console):
-        training = Training(title, learner, data, exp.settings, exp.probe, folder, recorder, console)
+        training = Training(title, learner, data, exp.settings, exp.probe, folder, recorder, console, Alone())
         restore(training)
         record = training.run()
         final = record | parameter_counts(learner)
