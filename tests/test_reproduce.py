@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_every_command_of_the_study_is_a_run(reproduce):
     from locallearn.compose import compose
 
     seen = set()
-    for part in reproduce.FAMILIES:
+    for part in itertools.chain(*reproduce.STUDIES.values()):
         for row in part.rows:
             overrides = [*part.common.split(), *row.settings.split(), "seed=1"]
             exp = experiment(*compose(overrides), overrides)

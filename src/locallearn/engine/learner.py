@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias, cast
 
 import torch
@@ -20,6 +20,8 @@ from locallearn.models import BlockModel
 
 Pixels: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+VARYING = ("optimizer.", "replay.")
+"""Tensors of a learner's state that are not there from the beginning."""
 
 
 class Learner:
@@ -136,14 +138,14 @@ class Learner:
             for key, value in owners.get(p, {}).items():
                 if value is not None:
                     tensors[f"optimizer.{name}.{key}"] = value
-        return tensors
+        return tensors | self.stage.state()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave; a stage takes its own part of it. Raises UserError that lists the first differences
         in names, shapes or types."""
         tensors = {name: t for name, t in tensors.items() if self.owns(name)}
-        own = {name: t for name, t in self.state().items() if not name.startswith("optimizer.")}
-        given = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
+        own = {name: t for name, t in self.state().items() if not name.startswith(VARYING)}
+        given = {name: t for name, t in tensors.items() if not name.startswith(VARYING)}
         problems = [f"{name} is missing" for name in own.keys() - given.keys()]
         problems += [f"{name} is not part of this run" for name in given.keys() - own.keys()]
         problems += [
@@ -155,6 +157,7 @@ class Learner:
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise UserError("the checkpoint does not fit this run: " + "; ".join(sorted(problems)[:3]) + more)
+        self.stage.load_state({name: t for name, t in tensors.items() if name.startswith("replay.")})
         with torch.no_grad():
             for name, t in own.items():
                 t.copy_(given[name])
@@ -224,12 +227,14 @@ def assemble(
     pixels: Pixels | None = None,
     own: range | None = None,
     link: Link | None = None,
+    stage: Callable[..., Stage] = Stage,
 ) -> Learner:
     """Cut a model into blocks, give each its auxiliary modules and optimizers, and join them into a learner.
 
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
     Without `total_steps` the learning rate is constant. `pixels` is that of `Data`.
-    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours.
+    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. `stage` makes what drives
+    the blocks.
     """
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
@@ -256,8 +261,8 @@ def assemble(
         blocks.append(
             TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches, device)
         )
-    stage = Stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches, link=link)
-    learner = Learner(model, stage, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
+    driver = stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches, link=link)
+    learner = Learner(model, driver, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
     check_ownership(learner)
     return learner
 

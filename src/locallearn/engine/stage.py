@@ -16,7 +16,7 @@ BROADCAST in every step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
+from locallearn.errors import UserError
 
 
 class Link(Protocol):
@@ -112,6 +113,15 @@ class Stage:
         if self._late is not None:
             with self._own_random_state():
                 self._finish_late()
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor beside the blocks' own that influences the next step, by names that begin with `replay.`."""
+        return {}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave. Raises UserError, with nothing changed, for what does not fit."""
+        for name in sorted(tensors):
+            raise UserError(f"the checkpoint does not fit this run: {name} is not part of it")
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""

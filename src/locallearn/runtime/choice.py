@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from locallearn.contract import Strategy
+from locallearn.engine import Stage
 from locallearn.errors import UserError, unknown
 from locallearn.models.cut import partition
 
@@ -18,6 +20,11 @@ class Runtime(ABC):
 
     staleness: int = 0
     """Steps by which feedback is late at each boundary between blocks: see `engine.Stage`."""
+
+    def stage(self, name: str, strategy: Strategy, micro_batches: int) -> Callable[..., Stage]:
+        """What drives the blocks, a constructor like `Stage`. Raises UserError for what the runtime cannot do with the
+        strategy, called `name`."""
+        return Stage
 
 
 @dataclass(frozen=True)

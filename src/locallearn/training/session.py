@@ -52,6 +52,7 @@ class Result:
 def prepare(exp: Experiment, cut: list[range] | None = None) -> tuple[Learner, Data]:
     """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run."""
     settings = exp.settings
+    stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, settings.micro_batches)
     device = choose_device(settings.device)
     data = exp.source.load(settings.seed, device)
     steps = data.steps(settings.batch_size)
@@ -75,6 +76,7 @@ def prepare(exp: Experiment, cut: list[range] | None = None) -> tuple[Learner, D
         micro_batches=settings.micro_batches,
         total_steps=settings.epochs * steps,
         pixels=data.pixels,
+        stage=stage,
     )
     return learner, data
 
