@@ -233,8 +233,8 @@ def assemble(
 
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
     Without `total_steps` the learning rate is constant. `pixels` is that of `Data`.
-    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. `stage` makes what drives
-    the blocks.
+    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. `stage` makes what
+    drives the blocks.
     """
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is

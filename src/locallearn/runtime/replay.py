@@ -101,13 +101,15 @@ def ticks(stream: int, step: int, slow: Sequence[float]) -> Iterator[tuple[int, 
 
 
 class ReplayStage(Stage):
-    """Drives blocks without feedback asynchronously. A step goes from one reading of block 0 to just before the next, so
+    """Drives blocks without feedback asynchronously. A step goes from one reading of block 0 to just before the next:
     each block has one tick per step on average.
 
     The learning rate follows the steps of the run, for all blocks; the random stream of a block (dropout) follows its
-    own count of updates, so that a packet that is used twice meets two dropout masks. Notes of each block: `staleness`,
-    the batches that block 0 has read since the one that a packet comes from, when it is used; `uses`, how often a packet
-    was used when it left the buffer; `idle`, the share of the block's ticks in which it did not learn.
+    own count of updates, so that a packet that is used twice meets two dropout masks. Notes of each block, as means:
+
+    staleness  batches that block 0 has read since the one that a packet comes from, when it is used
+    uses       how often a packet was used before it left the buffer
+    idle       the share of the block's ticks in which it did not learn
     """
 
     def __init__(
