@@ -5,7 +5,7 @@ Nothing runs at the same time; the order is simulated, so that it repeats bit fo
 packet, however often that was used, as the authors' program does (github.com/eugenium/DGL, buffer_experiments). That
 program draws a slowed block less often instead of letting it skip turns, which is the same law of updates. It differs
 at both ends of a run: it fills the buffers first, where here a block with an empty buffer is idle; and it goes on until
-every block has had its number of epochs, where here a run ends with the data of block 0, so that a block slowed by f has
+every block has had its number of epochs, where here a run ends with the data of block 0, and a block slowed by f has
 learned 1/f as often.
 """
 
