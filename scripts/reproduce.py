@@ -129,7 +129,7 @@ REPLAY = tuple(
         "Three convolutions, each a block; one of them is slowed. `serial` is synchronous DGL. Published (Belilovsky, "
         "Eickenberg & Oyallon 2020, a CNN of 6 layers on CIFAR-10, 50 epochs): a slow-down of one layer by up to about "
         "1.2 costs a negligible part of the accuracy, and a buffer of one packet costs little. Here a run ends with "
-        "the data of block 0: a block slowed by f learns 1/f as often, and a slow block 0 leaves the others more turns.",
+        "the data of block 0: a block slowed by f learns 1/f as often, and a slow block 0 gives the others more turns.",
         "data=fashion_mnist strategy=dgl auxiliary=linear model=basic_cnn model.width=16 model.hidden=0 blocks=max "
         "data.fraction=0.25 epochs=3 batch_size=64 optim.lr=2e-3 evaluate_every=3 checkpoint.every=never",
         (
