@@ -35,13 +35,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """One table. `linear` also fits a linear classifier to the frozen features of every run."""
+    """One table. `linear` also fits a linear classifier to the frozen features of every run; `control` names the row
+    from which the others' differences are taken, seed by seed."""
 
     title: str
     text: str
     common: str
     rows: tuple[Row, ...]
     linear: bool = False
+    control: str | None = None
 
 
 def _rows(names: str, published: dict[str, float] | None = None, more: str = "") -> tuple[Row, ...]:
@@ -120,7 +122,32 @@ FAMILIES = (
         }.items()
     ),
 )
-STUDIES = {"families": FAMILIES}
+EQUAL = "replay, equal speeds"
+REPLAY = tuple(
+    Part(
+        f"Asynchronous DGL, buffers of {size}",
+        "Three convolutions, each a block; one of them is slowed. `serial` is synchronous DGL. Published (Belilovsky, "
+        "Eickenberg & Oyallon 2020, a CNN of 6 layers on CIFAR-10, 50 epochs): a slow-down of one layer by up to about "
+        "1.2 costs a negligible part of the accuracy, and a buffer of one packet costs little. Here a run ends with "
+        "the data of block 0: a block slowed by f learns 1/f as often, and a slow block 0 gives the others more turns.",
+        "data=fashion_mnist strategy=dgl auxiliary=linear model=basic_cnn model.width=16 model.hidden=0 blocks=max "
+        "data.fraction=0.25 epochs=3 batch_size=64 optim.lr=2e-3 evaluate_every=3 checkpoint.every=never",
+        (
+            Row("serial", "runtime=serial"),
+            Row(EQUAL, f"runtime=replay runtime.buffer={size}"),
+            *(
+                Row(
+                    f"block {k} slowed {factor}x", f"runtime=replay runtime.buffer={size} runtime.slow={{{k}:{factor}}}"
+                )
+                for factor in (1.2, 1.5, 2.0)
+                for k in range(3)
+            ),
+        ),
+        control=EQUAL,
+    )
+    for size in (1, 30)
+)
+STUDIES = {"families": FAMILIES, "replay": REPLAY}
 
 
 def main() -> None:
@@ -133,7 +160,8 @@ def main() -> None:
     parser.add_argument("--write", type=Path, default=ROOT / "docs", help="where STUDY.md and STUDY.json go")
     options = parser.parse_args()
     parts = [p for p in STUDIES[options.study] if options.only.lower() in p.title.lower()]
-    jobs = [(part, row, seed) for seed in SEEDS for part in parts for row in part.rows]
+    every = [(part, row, seed) for seed in SEEDS for part in parts for row in part.rows]
+    jobs = list({folder(options.out, *job): job for job in every}.values())  # parts may share a row
     with ThreadPoolExecutor(options.jobs) as pool:
         for number, line in enumerate(pool.map(lambda job: run(*job, options), jobs), 1):
             print(f"{number}/{len(jobs)} {line}", flush=True)
@@ -178,7 +206,13 @@ def tabulate(part: Part, out: Path) -> dict:
         results = [json.loads(file.read_text()) for file in files if file.is_file()]
         if not results:
             continue
-        angles = [_mean(r[name] for r in results) for name in sorted(results[0]) if name.endswith("update_angle")]
+        control = next((row for row in part.rows if row.name == part.control), row)
+        against = [folder(out, part, control, seed) / "result.json" for seed in SEEDS]
+        pairs = [
+            (json.loads(a.read_text()), json.loads(b.read_text()))
+            for a, b in zip(files, against, strict=True)
+            if a.is_file() and b.is_file()
+        ]
         rows.append(
             {
                 "name": row.name,
@@ -186,12 +220,19 @@ def tabulate(part: Part, out: Path) -> dict:
                 "accuracy": [100 * r["test/accuracy"] for r in results],
                 "linear": [100 * r["linear_accuracy"] for r in results if "linear_accuracy" in r],
                 "published": row.published,
-                "angles": angles,
+                "difference": [100 * (a["test/accuracy"] - b["test/accuracy"]) for a, b in pairs if row != control],
+                "angles": _by_block(results, "update_angle"),
+                "staleness": _by_block(results, "staleness"),
                 "seconds": _mean(r["seconds"] for r in results),
                 "auxiliary_parameters": results[0]["auxiliary_parameters"],
             }
         )
-    return {"title": part.title, "text": part.text, "common": part.common, "rows": rows}
+    return {"title": part.title, "text": part.text, "common": part.common, "control": part.control, "rows": rows}
+
+
+def _by_block(results: list[dict], name: str) -> list[float]:
+    """The mean over the runs of each block's number, for those that have it."""
+    return [_mean(r[key] for r in results) for key in sorted(results[0]) if key.endswith(f"/{name}")]
 
 
 def render(study: str, parts: list[dict]) -> str:
@@ -207,21 +248,26 @@ def render(study: str, parts: list[dict]) -> str:
     for part in parts:
         lines += [f"## {part['title']}\n", f"{part['text']}\n"]
         lines += [f"    python -m locallearn -m ROW {part['common']} threads=1 seed=0,1,2 data.root=DATA\n"]
-        lines += [*_table(part["rows"]), ""]
+        lines += [*_table(part["rows"], part["control"]), ""]
     return "\n".join(lines)
 
 
-def _table(rows: list[dict]) -> Iterator[str]:
-    linear, published, angles = (any(row[key] for row in rows) for key in ("linear", "published", "angles"))
+def _table(rows: list[dict], control: str | None) -> Iterator[str]:
+    keys = ("linear", "published", "angles", "staleness")
+    linear, published, angles, staleness = (any(row[key] for row in rows) for key in keys)
     head = ["row", "accuracy", *(["linear read-out"] if linear else []), *(["published"] if published else [])]
+    head += [f"less '{control}'"] if control else []
     head += ["degrees to backprop, by block"] if angles else []
+    head += ["staleness of what is read, in batches, by block"] if staleness else []
     head += ["auxiliary parameters", "seconds"]
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:
         cells = [f"{row['name']}", _spread(row["accuracy"]), *([_spread(row["linear"])] if linear else [])]
         cells += ["" if row["published"] is None else f"{row['published']:.2f}"] if published else []
+        cells += [_spread(row["difference"])] if control else []
         cells += [", ".join(f"{a:.0f}" for a in row["angles"])] if angles else []
+        cells += [", ".join(f"{s:.1f}" for s in row["staleness"])] if staleness else []
         yield "| " + " | ".join([*cells, f"{row['auxiliary_parameters']:,}", f"{row['seconds']:.0f}"]) + " |"
 
 

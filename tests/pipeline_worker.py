@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from test_strategies import FILES, make
 
 from locallearn.contract import Route
-from locallearn.engine import Learner
+from locallearn.engine import Learner, Stage
 from locallearn.runtime.link import Pipe
 
 
@@ -44,7 +45,7 @@ def main(rank: int, world: int, folder: Path) -> None:
                 tiny_model(dropout=0.2),
                 total_steps=8,
                 micro_batches=micro_batches,
-                staleness=staleness,
+                stage=partial(Stage, staleness=staleness),
                 own=range(rank * 4 // world, (rank + 1) * 4 // world),
                 link=pipe if world > 1 else None,
                 channels_last=True,

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "runtime": FOUNDATION | {"contract", "engine", "models"},
     "training": FOUNDATION | {"contract", "config", "data", "engine", "models", "probes", "runtime", "stopping"},
     "compose": {"errors", "config"},
-    "commands": {"errors", "compose", "config", "runtime", "training", "data"},
+    "commands": {"errors", "compose", "config", "runtime", "training", "data", "stopping"},
     "cli": {"errors", "commands", "compose", "config", "training", "stopping"},
     "api": {"errors", "seeds", "compose", "config", "engine", "models", "training"},
     "__main__": {"cli"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from conftest import tiny_learner, tiny_model
 from pipeline_worker import settings, train
 from safetensors.torch import load_file
 from test_strategies import FILES, make
+
+from locallearn.engine import Stage
 
 HERE = Path(__file__).parent
 
@@ -47,7 +50,7 @@ def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, staleness, finis
         tiny_model(dropout=0.2),
         total_steps=8,
         micro_batches=micro_batches,
-        staleness=staleness,
+        stage=partial(Stage, staleness=staleness),
         channels_last=True,
     )
     train(serial, lowest=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_every_command_of_the_study_is_a_run(reproduce):
     from locallearn.compose import compose
 
     seen = set()
-    for part in reproduce.FAMILIES:
+    for part in itertools.chain(*reproduce.STUDIES.values()):
         for row in part.rows:
             overrides = [*part.common.split(), *row.settings.split(), "seed=1"]
             exp = experiment(*compose(overrides), overrides)
@@ -102,3 +103,24 @@ def _up(model, inputs, units):
     for unit in list(model.units)[:units]:
         h = unit(h)
     return h.mean(dim=(2, 3)) if h.dim() == 4 else h
+
+
+def test_differences_are_taken_seed_by_seed(reproduce, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "SEEDS", (0, 1, 2))
+    control, other = reproduce.Row("control", "runtime=serial"), reproduce.Row("other", "runtime=replay")
+    part = reproduce.Part("Title", "Text.", "model=lenet", (control, other), control="control")
+    accuracies = {control: (0.80, 0.90, 0.70), other: (0.81, 0.93)}
+    for row, values in accuracies.items():
+        for seed, accuracy in enumerate(values):
+            place = reproduce.folder(tmp_path, part, row, seed)
+            place.mkdir(parents=True)
+            found = {"test/accuracy": accuracy, "seconds": 1.0, "auxiliary_parameters": 0}
+            found |= {"block/01/staleness": 1.0 + seed, "block/02/staleness": 4.0} if row is other else {}
+            (place / "result.json").write_text(json.dumps(found))
+    table = reproduce.tabulate(part, tmp_path)
+    assert table["rows"][0]["difference"] == []
+    assert table["rows"][1]["difference"] == pytest.approx([1.0, 3.0])
+    assert table["rows"][1]["staleness"] == [1.5, 4.0]
+    text = reproduce.render("study", [table])
+    assert "less 'control'" in text
+    assert "| 2.00 ± 1.41 (n=2) | 1.5, 4.0 |" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import tiny_batches, tiny_learner, tiny_model
@@ -9,7 +11,7 @@ from test_strategies import make
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from locallearn.engine import SGD
+from locallearn.engine import SGD, Stage
 from locallearn.errors import UserError
 
 BLOCKS = 4
@@ -46,7 +48,9 @@ def by_hand(batches, staleness: int, drained: bool) -> dict[str, torch.Tensor]:
 def test_delayed_gradients(staleness, drained):
     batches = tiny_batches(9)
     model = tiny_model()
-    learner = tiny_learner(make("backprop"), model, precision="fp64", optim=PLAIN, staleness=staleness)
+    learner = tiny_learner(
+        make("backprop"), model, precision="fp64", optim=PLAIN, stage=partial(Stage, staleness=staleness)
+    )
     for x, y in batches:
         learner.learn(x, y)
     if drained:
@@ -66,4 +70,4 @@ def test_staleness_changes_what_is_learned():
 @pytest.mark.parametrize("name", ["dgl", "dni"])
 def test_only_feedback_can_be_late(name):
     with pytest.raises(UserError, match=r"choose runtime\.staleness=0"):
-        tiny_learner(make(name), tiny_model(), total_steps=4, staleness=1)
+        tiny_learner(make(name), tiny_model(), total_steps=4, stage=partial(Stage, staleness=1))

@@ -60,6 +60,7 @@ def build(
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
     exp = experiment(*compose(overrides), overrides)
     chosen = exp.settings
+    stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
     if isinstance(model, nn.Module):
         network = model if isinstance(model, BlockModel) else as_blocks(model, image=image, classes=classes)
     else:
@@ -77,7 +78,7 @@ def build(
         compiled=chosen.compile,
         micro_batches=chosen.micro_batches,
         total_steps=steps,
-        staleness=exp.runtime.staleness,
+        stage=stage,
     )
 
 
@@ -85,7 +86,7 @@ def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Keyword settings as Hydra overrides."""
     for key, value in settings.items():
         path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
             yield from _overrides(value, f"{path}.")
         else:
             yield f"{path}={_text(value, path)}"
@@ -97,6 +98,8 @@ def _text(value: Any, path: str) -> str:
         return json.dumps(value)
     if isinstance(value, list | tuple):
         return "[" + ",".join(_text(item, path) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_text(k, path)}:{_text(item, path)}" for k, item in value.items()) + "}"
     if isinstance(value, str) or hasattr(value, "__fspath__"):
         text = str(value)
         plain = text and all(c.isalnum() or c in "_-./" for c in text)

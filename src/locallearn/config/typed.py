@@ -66,7 +66,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         items = [convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
         return items if origin is list else tuple(items)
     elif origin is dict and isinstance(value, Mapping):
-        return {str(key): convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+        keys = {key: str(key) if arguments[0] is str else convert(key, arguments[0], f"{where}: key") for key in value}
+        return {keys[key]: convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
     elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return hint(**checked(hint, value, where))
     elif hint is float and type(value) in (int, float):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import nn
 
 from locallearn import seeds
-from locallearn.contract import BlockSpec, Route, Strategy
+from locallearn.contract import BlockSpec, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
+from locallearn.engine.link import Link
 from locallearn.engine.optim import Optim
 from locallearn.engine.replicas import Replicas
-from locallearn.engine.stage import Link, Stage
+from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 
@@ -39,58 +41,61 @@ def assemble(
     pixels: Pixels | None = None,
     own: range | None = None,
     link: Link | None = None,
-    staleness: int = 0,
     replicas: Replicas | None = None,
+    stage: Callable[..., Stage] = Stage,
 ) -> Learner:
     """Cut a model into blocks, give each its auxiliary modules and optimizers, and join them into a learner.
 
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
     Without `total_steps` the learning rate is constant. `pixels` is that of `Data`.
     A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. See `Stage` for
-    `staleness` and `replicas`. Raises UserError for one that the strategy's route does not allow.
+    `replicas`; `stage` makes what drives the blocks.
     """
-    if staleness and strategy.route not in (Route.CHAIN, Route.BROADCAST):
-        raise UserError(
-            f"runtime.staleness={staleness} delays feedback that a strategy waits for, but {type(strategy).__name__} "
-            f"has route {strategy.route.value}: choose runtime.staleness=0, or a strategy of route chain or broadcast"
-        )
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     shapes = [model.image, *model.shapes()]
     _place(model, cut, own, device, dtype)
     sizes = tuple(shapes[units.stop] for units in cut)
+    specs = [
+        BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], model.classes, sizes, seed, pixels)
+        for k, units in enumerate(cut)
+    ]
     blocks = []
-    for index, units in enumerate(cut):
-        if own is not None and index not in own:
-            continue
-        spec = BlockSpec(index, len(cut), model.image, shapes[units.start], sizes[index], model.classes)
-        spec = spec._replace(sizes=sizes, seed=seed, pixels=pixels)
-        with seeds.stream(seed, "auxiliary", index):
-            auxiliary = nn.ModuleDict(strategy.modules(spec)).to(device=device, dtype=dtype)
-        with seeds.stream(seed, "adapt", index):
-            layers = strategy.adapt(model.block(units), spec).to(device=device, dtype=dtype)
-            head = strategy.adapt(model.head, spec).to(device=device, dtype=dtype) if spec.last else None
+    for spec in specs if own is None else specs[own.start : own.stop]:
+        layers, head, auxiliary = _modules(model, strategy, cut[spec.index], spec, device, dtype)
         for module in (layers, head, auxiliary):
             if module is not None and channels_last:
                 module.to(memory_format=torch.channels_last)
             if module is not None and compiled and module is not auxiliary:
                 module.compile()
+        separate = strategy.separate
         blocks.append(
-            TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches, device, replicas)
+            TrainedBlock(spec, layers, head, auxiliary, separate, optim, seed, micro_batches, device, replicas)
         )
-    stage = Stage(
+    driver = stage(
         blocks,
         strategy,
         bf16=precision == "bf16",
         micro_batches=micro_batches,
         link=link,
-        staleness=staleness,
         replicas=replicas,
     )
-    learner = Learner(model, stage, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
+    learner = Learner(model, driver, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
     check_ownership(learner)
     return learner
+
+
+def _modules(
+    model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, device: torch.device, dtype: torch.dtype
+) -> tuple[nn.Module, nn.Module | None, nn.ModuleDict]:
+    """The units of a block and, at the last one, the head, as the strategy adapts them; and its auxiliary modules."""
+    with seeds.stream(spec.seed, "auxiliary", spec.index):
+        auxiliary = nn.ModuleDict(strategy.modules(spec)).to(device=device, dtype=dtype)
+    with seeds.stream(spec.seed, "adapt", spec.index):
+        layers = strategy.adapt(model.block(units), spec).to(device=device, dtype=dtype)
+        head = strategy.adapt(model.head, spec).to(device=device, dtype=dtype) if spec.last else None
+    return layers, head, auxiliary
 
 
 def _place(model: BlockModel, cut: list[range], own: range | None, device: torch.device, dtype: torch.dtype) -> None:

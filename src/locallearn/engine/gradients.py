@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
+from locallearn.engine.stage import Stage
 
 
 class Gradients(NamedTuple):
@@ -35,7 +36,10 @@ def strategy_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list
             stack.enter_context(_collecting(block, found, k))
         before, stage.micro_batches = stage.micro_batches, 1
         stack.callback(setattr, stage, "micro_batches", before)
-        stage.step(learner.prepare(inputs), labels, learner.step_count, learner.total_steps)
+        delays, stage.delays = stage.delays, [0] * len(stage.blocks)
+        stack.callback(setattr, stage, "delays", delays)
+        # at once, on this batch, whatever the runtime
+        Stage.step(stage, learner.prepare(inputs), labels, learner.step_count, learner.total_steps)
     return found
 
 

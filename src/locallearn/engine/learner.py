@@ -14,6 +14,9 @@ from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 
+VARYING = ("optimizer.", "replay.")
+"""Tensors of a learner's state that are not there from the beginning."""
+
 
 class Learner:
     """Trains `model` block by block.
@@ -135,14 +138,14 @@ class Learner:
             for key, value in owners.get(p, {}).items():
                 if value is not None:
                     tensors[f"optimizer.{name}.{key}"] = value
-        return tensors
+        return tensors | self.stage.state()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave; a stage takes its own part of it. Raises UserError that lists the first
         differences in names, shapes or types."""
         tensors = {name: t for name, t in tensors.items() if self.owns(name)}
-        own = {name: t for name, t in self.state().items() if not name.startswith("optimizer.")}
-        given = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
+        own = {name: t for name, t in self.state().items() if not name.startswith(VARYING)}
+        given = {name: t for name, t in tensors.items() if not name.startswith(VARYING)}
         problems = [f"{name} is missing" for name in own.keys() - given.keys()]
         problems += [f"{name} is not part of this run" for name in given.keys() - own.keys()]
         problems += [
@@ -154,6 +157,7 @@ class Learner:
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise UserError("the checkpoint does not fit this run: " + "; ".join(sorted(problems)[:3]) + more)
+        self.stage.load_state({name: t for name, t in tensors.items() if name.startswith("replay.")})
         with torch.no_grad():
             for name, t in own.items():
                 t.copy_(given[name])

@@ -21,9 +21,9 @@ arXiv 1804.10574, where n = 1).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,35 +31,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
+from locallearn.engine.link import NOTHING, Link
 from locallearn.engine.replicas import Replicas
-
-
-class Link(Protocol):
-    """What joins a stage to its neighbours. Messages arrive in the order in which they were sent; sending may wait for
-    a neighbour that is behind, which bounds what is under way."""
-
-    below: bool  # whether there is a stage below this one
-    above: bool
-
-    def take(self) -> Packet:
-        """The next packet from the stage below."""
-        ...
-
-    def give(self, packet: Packet) -> None:
-        """A packet, without a graph, for the stage above."""
-        ...
-
-    def listen(self) -> Feedback | None:
-        """The next feedback from the stage above."""
-        ...
-
-    def answer(self, feedback: Feedback | None) -> None:
-        """Feedback for the stage below."""
-        ...
-
-
-NOTHING = Packet(torch.empty(0), torch.empty(0, dtype=torch.int64))
-"""What goes to a stage that does not learn in this phase, so that all stages count the same steps."""
+from locallearn.errors import UserError
 
 
 class Moment(NamedTuple):
@@ -97,6 +71,12 @@ class Stage:
         staleness: int = 0,
         replicas: Replicas | None = None,
     ) -> None:
+        if staleness and strategy.route not in (Route.CHAIN, Route.BROADCAST):
+            raise UserError(
+                f"runtime.staleness={staleness} delays feedback that a strategy waits for, but "
+                f"{type(strategy).__name__} has route {strategy.route.value}: choose runtime.staleness=0, or a strategy "
+                "of route chain or broadcast"
+            )
         depth = blocks[0].spec.depth
         self.blocks = list(blocks)
         self.strategy = strategy
@@ -141,6 +121,15 @@ class Stage:
                 self._down(self._now)
             for block in self.blocks:
                 block.settle()
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor beside the blocks' own that influences the next step, by names that begin with `replay.`."""
+        return {}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave. Raises UserError, with nothing changed, for what does not fit."""
+        for name in sorted(tensors):
+            raise UserError(f"the checkpoint does not fit this run: {name} is not part of it")
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""

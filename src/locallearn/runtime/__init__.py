@@ -1,5 +1,6 @@
-"""Where blocks run: one process, or one per stage; `conf/runtime/*.yaml` is the list."""
+"""Where and when blocks run: one process, or one per stage; `conf/runtime/*.yaml` is the list."""
 
 from locallearn.runtime.choice import Pipeline, Runtime, Serial
+from locallearn.runtime.replay import Replay
 
-__all__ = ["Pipeline", "Runtime", "Serial"]
+__all__ = ["Pipeline", "Replay", "Runtime", "Serial"]

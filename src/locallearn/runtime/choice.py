@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 
+from locallearn.contract import Strategy
+from locallearn.engine import Stage
 from locallearn.errors import UserError, unknown
 from locallearn.models.cut import partition
 
@@ -22,6 +25,11 @@ class Runtime:
     @property
     def processes(self) -> int:
         return 1
+
+    def stage(self, name: str, strategy: Strategy, micro_batches: int) -> Callable[..., Stage]:
+        """What drives the blocks, a constructor like `Stage`. Raises UserError for what the runtime cannot do with the
+        strategy, called `name`."""
+        return partial(Stage, staleness=self.staleness)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Part(NamedTuple):
 def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None = None) -> tuple[Learner, Data]:
     """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run. Raises UserError."""
     settings = exp.settings
+    stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, settings.micro_batches)
     device = choose_device(settings.device) if part is None else part.device
     data = exp.source.load(settings.seed, device)
     check_batch(exp, data)
@@ -49,7 +50,7 @@ def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None =
         own=part and part.own,
         link=part and part.link,
         replicas=part and part.replicas,
-        staleness=exp.runtime.staleness,
+        stage=stage,
     )
     return learner, data
 

@@ -1,0 +1,37 @@
+"""What joins the stages of a pipeline, as the driver sees it; `runtime.link` implements it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from locallearn.contract import Feedback, Packet
+
+
+class Link(Protocol):
+    """What joins a stage to its neighbours. Messages arrive in the order in which they were sent; sending may wait for
+    a neighbour that is behind, which bounds what is under way."""
+
+    below: bool  # whether there is a stage below this one
+    above: bool
+
+    def take(self) -> Packet:
+        """The next packet from the stage below."""
+        ...
+
+    def give(self, packet: Packet) -> None:
+        """A packet, without a graph, for the stage above."""
+        ...
+
+    def listen(self) -> Feedback | None:
+        """The next feedback from the stage above."""
+        ...
+
+    def answer(self, feedback: Feedback | None) -> None:
+        """Feedback for the stage below."""
+        ...
+
+
+NOTHING = Packet(torch.empty(0), torch.empty(0, dtype=torch.int64))
+"""What goes to a stage that does not learn in this phase, so that all stages count the same steps."""
