@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 _MASK = (1 << 63) - 1
 
@@ -35,6 +36,33 @@ def mix(stream: int, *counters: int) -> int:
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """A CPU generator at the start of the stream `names`."""
     return torch.Generator().manual_seed(derive(seed, *names))
+
+
+class Undisturbed:
+    """While entered, PyTorch's global generators may be seeded at will; afterwards they are as they were.
+
+    It may be entered again while it is: only the outermost one copies, so that a loop which enters it once spares each
+    of its steps the copy (12 us in place; `torch.random.fork_rng`, which copies every time, 60 us).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._depth = 0
+        self._before: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        if not self._depth:
+            self._before = [torch.default_generator.get_state()]
+            if self._device.type == "cuda":
+                self._before.append(torch.cuda.get_rng_state(self._device))
+        self._depth += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            torch.default_generator.set_state(self._before[0])
+            if self._device.type == "cuda":
+                torch.cuda.set_rng_state(self._before[1], self._device)
 
 
 @contextmanager

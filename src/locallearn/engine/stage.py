@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from locallearn import seeds
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
 
@@ -68,7 +69,10 @@ class Running(NamedTuple):
 
 
 class Stage:
-    """The blocks that live in one process, and the strategy that trains them."""
+    """The blocks that live in one process, and the strategy that trains them.
+
+    random_state  to be entered around many steps: PyTorch's global generators are then kept once, not at every step
+    """
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class Stage:
         self.link = link
         self._bf16 = bf16
         self._phases = strategy.phases(blocks[0].spec.depth)
+        self.random_state = seeds.Undisturbed(blocks[0].device)
         self._late: Running | None = None  # waits for feedback that is under way from the stage above
 
     def step(self, inputs: Tensor | None, labels: Tensor | None, step: int, total: int | None) -> None:
@@ -99,7 +104,7 @@ class Stage:
         learning = self._phases[phase]
         for block in self.blocks:
             block.train(block.spec.index in learning)
-        with self._own_random_state():
+        with self.random_state:
             kept = [
                 self._up(packet, Moment(step, progress, micro), learning)
                 for micro, packet in enumerate(self._packets(inputs, labels))
@@ -110,16 +115,12 @@ class Stage:
     def drain(self) -> None:
         """Wait for feedback that is still under way: afterwards every block has learned from every step."""
         if self._late is not None:
-            with self._own_random_state():
+            with self.random_state:
                 self._finish_late()
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
         return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self._bf16 else nullcontext()
-
-    def _own_random_state(self) -> AbstractContextManager[None]:
-        device = self.blocks[0].device
-        return torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else [])
 
     def _packets(self, inputs: Tensor | None, labels: Tensor | None) -> list[Packet | None]:
         """The micro-batches of a batch; None where they come from the stage below."""
