@@ -33,6 +33,26 @@ def mix(stream: int, *counters: int) -> int:
     return z & _MASK
 
 
+class StepSeeds:
+    """`mix(stream, step, micro, part)` for the micro-batches and parts of a step, worked out for a run of steps ahead:
+    between the kernels of a step, with cold caches, one call of `mix` takes 8 us, in a row 2."""
+
+    AHEAD = 64
+
+    def __init__(self, stream: int, micro_batches: int, parts: int) -> None:
+        self._stream = stream
+        self._shape = micro_batches, parts
+        self._steps = range(0)
+        self._table: list[list[list[int]]] = []
+
+    def __call__(self, step: int, micro: int, part: int) -> int:
+        if step not in self._steps:
+            micros, parts = map(range, self._shape)
+            self._steps = range(step, step + max(1, self.AHEAD // len(micros)))
+            self._table = [[[mix(self._stream, s, m, p) for p in parts] for m in micros] for s in self._steps]
+        return self._table[step - self._steps.start][micro][part]
+
+
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """A CPU generator at the start of the stream `names`."""
     return torch.Generator().manual_seed(derive(seed, *names))

@@ -48,7 +48,7 @@ class TrainedBlock:
         self.step = 0
         self.micro = 0
         self.predicts = False
-        self._stream = seeds.derive(seed, "block", spec.index)
+        self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), micro_batches, len(HALVES))
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
         self._pending = dict.fromkeys(self.optimizers, 0)
         self.device = device
@@ -73,17 +73,23 @@ class TrainedBlock:
         optimizer = self.optimizers.get(part)
         if optimizer is None or not optimizer.param_groups:
             return
+        if self.micro_batches > 1 or self.optim.clip:
+            self._average_and_clip(optimizer)
+        factor = self.optim.factor(self.progress)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        optimizer.step()
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None  # `zero_grad` does the same for 60 us more, most of it for the profiler
+
+    def _average_and_clip(self, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.micro_batches > 1:
             for p in parameters:
                 p.grad.div_(self.micro_batches)
         if self.optim.clip:
             nn.utils.clip_grad_norm_(parameters, self.optim.clip)
-        factor = self.optim.factor(self.progress)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
         """Add to the totals. On the CPU a loss that is not finite is refused here, before anything learns from it; on a
@@ -157,7 +163,7 @@ class TrainedBlock:
 
     def reseed(self, half: str) -> None:
         """Put PyTorch's global generator at the start of this block's stream for this step, micro-batch and half."""
-        seed = seeds.mix(self._stream, self.step, self.micro, HALVES.index(half))
+        seed = self._seeds(self.step, self.micro, HALVES.index(half))
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -128,6 +128,8 @@ class Stage:
             return [None] * self.micro_batches
         assert inputs is not None
         assert labels is not None
+        if self.micro_batches == 1:
+            return [Packet(inputs, labels)]
         chunks = zip(inputs.chunk(self.micro_batches), labels.chunk(self.micro_batches), strict=True)
         return [Packet(x, y) for x, y in chunks]
 
