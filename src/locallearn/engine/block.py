@@ -94,9 +94,8 @@ class TrainedBlock:
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
         """Add to the totals. On the CPU a loss that is not finite is refused here, before anything learns from it; on a
         GPU reading it would synchronise, so `check` does it every some steps."""
-        correct = None if logits is None or y is None else logits.argmax(dim=1) == y
-        self.predicts |= correct is not None
-        value = self.totals.add(loss, None if y is None else y >= 0, correct)
+        self.predicts |= logits is not None and y is not None
+        value = self.totals.add(loss, logits, y)
         if value is not None and not math.isfinite(value):
             raise self._not_finite("loss", value)
 
@@ -104,7 +103,7 @@ class TrainedBlock:
         """Add to the running mean of one more number; like `report` it refuses what is not finite."""
         if name not in self.notes:
             self.notes[name] = Totals(self.device)
-        found = self.notes[name].add(value, None, None)
+        found = self.notes[name].add(value)
         if found is not None and not math.isfinite(found):
             raise self._not_finite(name.replace("_", " "), found)
 

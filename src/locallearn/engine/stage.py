@@ -89,6 +89,7 @@ class Stage:
         self.link = link
         self._bf16 = bf16
         self._phases = strategy.phases(blocks[0].spec.depth)
+        self._plain = nullcontext()
         self.random_state = seeds.Undisturbed(blocks[0].device)
         self._late: Running | None = None  # waits for feedback that is under way from the stage above
 
@@ -120,7 +121,7 @@ class Stage:
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
-        return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self._bf16 else nullcontext()
+        return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self._bf16 else self._plain
 
     def _packets(self, inputs: Tensor | None, labels: Tensor | None) -> list[Packet | None]:
         """The micro-batches of a batch; None where they come from the stage below."""
