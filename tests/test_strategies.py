@@ -120,8 +120,8 @@ def test_route_is_honest(name):
     answers = []
     original = learner.stage._finish
 
-    def finish(running, message, micro):
-        answer = original(running, message, micro)
+    def finish(running, message):
+        answer = original(running, message)
         answers.append((running[0].spec.index, message, answer))
         return answer
 

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from locallearn import seeds
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.link import NOTHING, Link
@@ -58,6 +59,7 @@ class Stage:
     delays    steps by which the backward half of each block is late
     replicas  copies of this stage, each of which takes its part of every batch: the parts are further micro-batches,
               whose gradients are summed between the copies
+    random_state  to be entered around many steps: PyTorch's global generators are then kept once, not at every step
     """
 
     def __init__(
@@ -74,8 +76,8 @@ class Stage:
         if staleness and strategy.route not in (Route.CHAIN, Route.BROADCAST):
             raise UserError(
                 f"runtime.staleness={staleness} delays feedback that a strategy waits for, but "
-                f"{type(strategy).__name__} has route {strategy.route.value}: choose runtime.staleness=0, or a strategy "
-                "of route chain or broadcast"
+                f"{type(strategy).__name__} has route {strategy.route.value}: choose runtime.staleness=0, or a "
+                "strategy of route chain or broadcast"
             )
         depth = blocks[0].spec.depth
         self.blocks = list(blocks)
@@ -87,6 +89,8 @@ class Stage:
         self.longest_delay = staleness * (depth - 1)
         self._bf16 = bf16
         self._phases = strategy.phases(depth)
+        self._plain = nullcontext()
+        self.random_state = seeds.Undisturbed(blocks[0].device)
         self._late: Running | None = None  # waits for feedback that is under way from the stage above
         self._waiting: list[deque[Running]] = [deque() for _ in blocks]  # for feedback, under CHAIN and BROADCAST
         self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]  # what each will be sent
@@ -105,7 +109,7 @@ class Stage:
         for block in self.blocks:
             block.train(block.spec.index in learning)
         self._now = step
-        with self._own_random_state():
+        with self.random_state:
             first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
             for micro, packet in enumerate(self._packets(inputs, labels), first):
                 self._up(packet, Moment(step, progress, micro), learning)
@@ -114,7 +118,7 @@ class Stage:
     def drain(self) -> None:
         """Wait for feedback that is still under way: afterwards every block has learned from every step. With a
         staleness training differs by this, so that it belongs at the same steps of every run."""
-        with self._own_random_state():
+        with self.random_state:
             self._finish_late()
             for _ in range(self.longest_delay):
                 self._now += 1
@@ -133,11 +137,7 @@ class Stage:
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
-        return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self._bf16 else nullcontext()
-
-    def _own_random_state(self) -> AbstractContextManager[None]:
-        device = self.blocks[0].device
-        return torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else [])
+        return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self._bf16 else self._plain
 
     def _packets(self, inputs: Tensor | None, labels: Tensor | None) -> list[Packet | None]:
         """The micro-batches of a batch; None where they come from the stage below."""
@@ -147,6 +147,8 @@ class Stage:
         assert labels is not None
         copies, own = (self.replicas.size, self.replicas.index) if self.replicas is not None else (1, 0)
         count = self.micro_batches * copies
+        if count == 1:
+            return [Packet(inputs, labels)]
         parts = [Packet(x, y) for x, y in zip(inputs.chunk(count), labels.chunk(count), strict=True)]
         return [*parts[own * self.micro_batches : (own + 1) * self.micro_batches]]
 

@@ -5,42 +5,79 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+HELD = 1 << 16  # logits held back until they are counted, in numbers: 256 KiB of them
+
 
 class Totals:
     """Sums over samples of the loss and of the correct predictions, and how many samples there were.
 
-    On the CPU they are Python numbers, and `add` returns the loss to look at. On a GPU they stay in one float64 tensor
-    there, because reading a number would synchronise; a sum that is not finite stays so until somebody asks.
+    On the CPU they are Python numbers, and `add` returns the loss to look at. Small batches are put by and counted many
+    at a time: between the kernels of a step, with cold caches, counting one takes 70 us, putting it by 20.
+    On a GPU they stay in one float64 tensor there, because reading a number would synchronise; a sum that is not finite
+    stays so until somebody asks.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._sums = [0.0, 0.0, 0.0]
+        self._held: list[tuple[float, Tensor, Tensor | None]] = []
         self._tensor = None if device.type == "cpu" else torch.zeros(3, dtype=torch.float64, device=device)
 
-    def add(self, loss: Tensor, labelled: Tensor | None, correct: Tensor | None) -> float | None:
-        """Add the mean loss [] over the labelled samples (a mask [B]; None counts as one sample) and a mask [B] of the
-        correct ones; returns the loss on the CPU."""
-        count = None if labelled is None else labelled.count_nonzero()
-        right = None if correct is None else correct.count_nonzero()
+    def add(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> float | None:
+        """Add the mean loss [] over the samples of y [B] that have a label (without y it counts as one sample), and the
+        logits [B, classes] that are right; returns the loss on the CPU."""
         if self._tensor is None:
             value = loss.item()
-            samples = 1 if count is None else count.item()
-            self._sums[0] += value * samples
-            self._sums[1] += 0 if right is None else right.item()
-            self._sums[2] += samples
+            self._hold(value, logits, y)
             return value
+        count = None if y is None else (y >= 0).count_nonzero()
         self._tensor[0] += loss.detach() if count is None else loss.detach() * count
         self._tensor[2] += 1 if count is None else count
-        if right is not None:
-            self._tensor[1] += right
+        if logits is not None and y is not None:
+            self._tensor[1] += (logits.argmax(dim=1) == y).count_nonzero()
         return None
 
     def read(self) -> list[float]:
         """[loss, correct, samples]. Synchronises a GPU."""
+        self._count()
         return list(self._sums) if self._tensor is None else self._tensor.tolist()
 
     def write(self, sums: list[float]) -> None:
         """Go on from what `read` gave; zeros begin anew."""
+        self._held.clear()
         self._sums = list(sums)
         if self._tensor is not None:
             self._tensor.copy_(self._tensor.new_tensor(sums))
+
+    def _hold(self, value: float, logits: Tensor | None, y: Tensor | None) -> None:
+        """Put a batch by, as copies: its buffers may be used again."""
+        if y is None:
+            self._count()  # sums of floats keep their order
+            self._sums[0] += value
+            self._sums[2] += 1
+            return
+        if self._held and not _alike(self._held[0], logits, y):
+            self._count()
+        self._held.append((value, y.clone(), None if logits is None else logits.detach().clone()))
+        if len(self._held) * (y if logits is None else logits).numel() >= HELD:
+            self._count()
+
+    def _count(self) -> None:
+        """Add what was put by; all of one shape."""
+        if not self._held:
+            return
+        values, labels, logits = zip(*self._held, strict=True)
+        self._held.clear()
+        y = torch.stack(labels)  # [N, B]
+        samples = (y >= 0).flatten(1).count_nonzero(dim=1).tolist()
+        for value, count in zip(values, samples, strict=True):
+            self._sums[0] += value * count
+        self._sums[2] += sum(samples)
+        if logits[0] is not None:
+            self._sums[1] += (torch.stack(logits).argmax(dim=2) == y).count_nonzero().item()
+
+
+def _alike(held: tuple[float, Tensor, Tensor | None], logits: Tensor | None, y: Tensor) -> bool:
+    """Whether a batch can be stacked on one that was put by."""
+    _, labels, first = held
+    same = first is logits is None or (first is not None and logits is not None and first.shape == logits.shape)
+    return same and labels.shape == y.shape

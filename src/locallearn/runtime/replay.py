@@ -154,7 +154,7 @@ class ReplayStage(Stage):
         for block in self.blocks:
             block.progress = progress
             block.train(True)
-        with self._own_random_state():
+        with self.random_state:
             self._learn(0, self._begin(Packet(inputs, labels)), step)
             for k, acts in self.ticks(step):
                 found = self.buffers[k].draw() if acts else None

@@ -80,7 +80,7 @@ class Training:
         settings, learner = self.settings, self.learner
         last_step = min(settings.epochs * self.steps_per_epoch, settings.max_steps or math.inf)
         self.console.start(self.title, settings.epochs, self.steps_per_epoch, learner.step_count)
-        with stop_signals(say=self.recorder is not None) as stop, self.stopped_below():
+        with stop_signals(say=self.recorder is not None) as stop, self.stopped_below(), learner.stage.random_state:
             while learner.step_count < last_step:
                 epoch, offset, seconds = self.position
                 started, first = time.perf_counter(), learner.step_count

@@ -1,0 +1,142 @@
+"""What the harness adds to a step, counted in operations and not in time: a step of a small net is as long as these."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from locallearn import seeds
+from locallearn.engine import SGD, Learner, assemble
+from locallearn.engine.totals import HELD, Totals
+from locallearn.models.plain import mlp
+from locallearn.strategies.backprop import Backprop
+
+X, Y = torch.randn(8, 12, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+CPU = torch.device("cpu")
+
+
+class Operations(TorchDispatchMode):
+    """Counts what reaches the kernels while it lasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def learner(blocks: int = 1) -> Learner:
+    torch.manual_seed(0)
+    model = mlp((12,), 3, width=5, depth=4)
+    return assemble(model, Backprop(), SGD(lr=0.1), model.cut(blocks), total_steps=100)
+
+
+def operations(step: Callable[[], object]) -> Counter[str]:
+    step()  # the first one makes the optimizer's state
+    with Operations() as operations:
+        step()
+    return operations.found
+
+
+def test_a_step_adds_one_reading_and_two_copies_to_a_bare_loop():
+    trained = learner()
+    model = copy.deepcopy(trained.model).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def bare() -> None:
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    added = operations(lambda: trained.learn(X, Y)) - operations(bare)
+    added.pop("detach", None)  # a view, at the border of a block
+    assert added == {"_local_scalar_dense": 1, "clone": 2}, "the loss is looked at; logits and labels are put by"
+
+
+def test_a_run_copies_the_global_generator_once(monkeypatch):
+    copies = Counter[str]()
+    true = torch.default_generator
+
+    class Watched:
+        manual_seed = staticmethod(true.manual_seed)
+
+        def get_state(self):
+            copies["out"] += 1
+            return true.get_state()
+
+        def set_state(self, state):
+            copies["back"] += 1
+            return true.set_state(state)
+
+    trained = learner(blocks=4)
+    before = true.get_state()
+    monkeypatch.setattr(torch, "default_generator", Watched())
+    with trained.stage.random_state:
+        for _ in range(3):
+            trained.learn(X, Y)
+    assert copies == {"out": 1, "back": 1}
+    trained.learn(X, Y)
+    assert copies == {"out": 2, "back": 2}
+    assert torch.equal(true.get_state(), before)
+
+
+def test_the_global_generator_is_put_back_after_an_error():
+    before = torch.get_rng_state()
+    state = seeds.Undisturbed(CPU)
+
+    def failing() -> None:
+        with state:
+            with state:
+                torch.manual_seed(3)
+            assert not torch.equal(torch.get_rng_state(), before), "only the outermost one puts it back"
+            raise ValueError("outer")
+
+    with pytest.raises(ValueError, match="outer"):
+        failing()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("steps", [range(200), [63, 64, 63, 65, 0, 1000]])
+@pytest.mark.parametrize("micro_batches", [1, 3, 100])
+def test_seeds_worked_out_ahead_are_the_seeds(steps, micro_batches):
+    ahead = seeds.StepSeeds(12345, micro_batches, 2)
+    for step in steps:
+        for micro in {0, micro_batches - 1}:
+            for part in range(2):
+                assert ahead(step, micro, part) == seeds.mix(12345, step, micro, part)
+
+
+def test_totals_are_those_of_every_batch_alone():
+    draws = torch.Generator().manual_seed(1)
+    totals, truth = Totals(CPU), [0.0, 0.0, 0.0]
+    y, logits = torch.empty(4, dtype=torch.int64), torch.empty(4, HELD // 100)  # counted after 25 batches
+    for step in range(60):
+        size = 4 if step % 20 else 3
+        y = y if size == 4 else torch.empty(3, dtype=torch.int64)
+        logits = logits if size == 4 else torch.empty(3, HELD // 100)
+        y.random_(-2, 4, generator=draws)  # negative: no label; the buffers are used again
+        logits[:, :4].normal_(generator=draws)
+        logits[:, 4:] = -100.0
+        loss = torch.rand((), generator=draws)
+        named = step % 7 != 0
+        assert totals.add(loss, logits if step % 5 else None, y if named else None) == loss.item()
+        labelled = sum(label >= 0 for label in y.tolist()) if named else 1
+        truth[0] += loss.item() * labelled
+        truth[2] += labelled
+        if named and step % 5:
+            rows = enumerate(logits.tolist())
+            truth[1] += sum(max(range(4), key=row.__getitem__) == y[i].item() for i, row in rows)
+        if size == 3:
+            y, logits = torch.empty(4, dtype=torch.int64), torch.empty(4, HELD // 100)
+    assert totals.read() == truth
+    totals.add(torch.tensor(1.0), logits, y)
+    totals.write([0.0, 0.0, 0.0])
+    assert totals.read() == [0.0, 0.0, 0.0]
