@@ -14,6 +14,18 @@ from bench.subjects import optimizer_of
 from locallearn.models import BlockModel
 
 
+class Arrived(torch.autograd.Function):
+    """The input of a stage; its gradient, which travels back, is contiguous whatever layout the units give it."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
+
+
 class Part(nn.Module):
     """One stage of a model. torch's pipelining refuses messages that are not contiguous, as channels_last maps are not:
     they travel as NHWC, which is the same memory."""
@@ -24,7 +36,7 @@ class Part(nn.Module):
         self.first = first
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.units(x if self.first else x.permute(0, 3, 1, 2))
+        h = self.units(x if self.first else Arrived.apply(x).permute(0, 3, 1, 2))
         return h.permute(0, 2, 3, 1).contiguous() if self.head is None else self.head(h)
 
 

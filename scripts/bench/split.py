@@ -21,7 +21,7 @@ def unit_seconds(model: BlockModel, x: Tensor) -> list[float]:
     for unit in model.units:
         h = h.detach().requires_grad_()
         gradient = torch.randn_like(unit(h))
-        seconds.append(_seconds(lambda unit=unit, h=h, gradient=gradient: unit(h).backward(gradient)))
+        seconds.append(_seconds(lambda unit=unit, h=h, gradient=gradient: unit(h).backward(gradient), 2))
         with torch.no_grad():
             h = unit(h)
     model.zero_grad(set_to_none=True)
