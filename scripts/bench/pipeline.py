@@ -8,17 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from bench.goals import Report
-from bench.method import Action, Bench, Mark, Sample, Series, between
+from bench.method import Action, Bench, Mark, Sample, Series, between, mark
 from bench.split import blocks_alone, cut_by_time, unit_seconds
 from bench.subjects import DNI_WIDTH, batch_of, learner_of, model_of
 from bench.team import Team
+from locallearn.engine import Learner
 from locallearn.models import BlockModel
 
-FILL, STEPS, TAIL = (
-    2,
-    4,
-    1,
-)  # batches: before the steady state, measured, and after, so that no stage is alone meanwhile
+FILL = 2  # batches before the steady state
+STEPS = 4  # batches of a sample
+TAIL = 1  # batches after it, so that no stage is alone meanwhile
 RIVALS: dict[str, dict[str, Any]] = {
     "GPipe 4": {"kind": "gpipe", "micro_batches": 4},
     "GPipe 8": {"kind": "gpipe", "micro_batches": 8},
@@ -28,6 +27,7 @@ RIVALS: dict[str, dict[str, Any]] = {
 }
 MLP_SR = "dgl mlp_sr"
 NEIGHBORS = ("dni", "loco")
+STREAMS = ("dgl", "unconnected", *NEIGHBORS)
 SERIAL = {
     "serial dgl": {"strategy": MLP_SR, "cuts": "dgl 2"},
     **{f"serial {name}": {"strategy": name, "cuts": name} for name in NEIGHBORS},
@@ -46,12 +46,16 @@ def measure(bench: Bench, report: Report, subject: str) -> None:
         _even(bench, report, subject, k, cuts[f"dgl {k}"], alone[f"dgl {k}"])
     specs = _specs(subject, cuts)
     serial = {name: learner_of(model, spec["strategy"], cuts[spec["cuts"]]) for name, spec in SERIAL.items()}
-    actions: dict[str, Action] = {n: (lambda learner=learner: learner.learn(x, y)) for n, learner in serial.items()}
+    for learner in serial.values():
+        learner.learn(x, y)  # every segment of the others begins with steps that are not measured
+    actions: dict[str, Action] = {
+        n: (lambda learner=learner: _steps(bench, learner, x, y)) for n, learner in serial.items()
+    }
     with Team(bench, 2) as team:
         for name, spec in specs.items():
             team.ask(do="make", name=name, **spec)
-            actions[name] = lambda name=name: _segment(team, name, specs[name]["kind"])
-        found = bench.run(actions, bench.rounds())
+            actions[name] = lambda name=name: _segment(team, name)
+        found = bench.run(actions, bench.rounds(), warm=False)
     seconds = {name: [series.median for series in blocks] for name, blocks in alone.items()}
     _judge(bench, report, subject, found, seconds)
     report.validation[subject] = {
@@ -97,13 +101,21 @@ def _specs(subject: str, cuts: Mapping[str, list[range]]) -> dict[str, dict[str,
     }
 
 
-def _segment(team: Team, name: str, kind: str) -> Sample:
-    """Seconds per batch in the steady state, at the last stage; unconnected: at the slower one."""
-    streams = kind in ("pipeline", "unconnected") and name not in ("backprop 4", "dfa")
-    fill, steps, tail = (FILL, STEPS, TAIL) if streams else (1, STEPS // 2, 0)
+def _steps(bench: Bench, learner: Learner, x: Tensor, y: Tensor) -> Sample:
+    """Seconds per batch in this process alone."""
+    start = mark(bench.pids)
+    for _ in range(STEPS // 2):
+        learner.learn(x, y)
+    return between(start, mark(bench.pids), STEPS // 2)
+
+
+def _segment(team: Team, name: str) -> Sample:
+    """Seconds per batch in the steady state, at the last stage; unconnected: at the slower one. What flushes after each
+    batch has no other state."""
+    fill, steps, tail = (FILL, STEPS, TAIL) if name in STREAMS else (1, STEPS // 2, 0)
     marks = [[Mark(*m) for m in answer] for answer in team.ask(do="run", name=name, steps=fill + steps + tail)]
     samples = [between(line[fill], line[fill + steps], steps) for line in marks]
-    return max(samples) if kind == "unconnected" else samples[-1]
+    return max(samples) if name == "unconnected" else samples[-1]
 
 
 def _judge(
@@ -118,13 +130,13 @@ def _judge(
         f"{_text(bound.value)}; messages and waiting leave {_text(top.value)} of that"
     )
     report.add("P7", subject, bench.ratio(serial, dgl), why, **milliseconds)
-    report.add("P8", subject, top, "messages and waiting take the rest of a batch's time")
+    alike = f"the pipeline takes {_ms(dgl)} ms a batch, its slower stage unconnected {_ms(ceiling)} ms"
+    report.add("P8", subject, top, f"{alike}: the rest is messages and waiting")
     micro = [found[name] for name in RIVALS if "micro_batches" in RIVALS[name]]
     best = bench.joined([dgl, *micro], lambda ours, *theirs: min(theirs) / ours)
-    why = "one flush a batch costs these rivals less here than where the goal comes from"
-    report.add("P9 micro-batches", subject, best, why)
-    why = "DDP pays for one all-reduce of the gradients a batch, which is small beside this network's arithmetic"
-    report.add("P9 DDP", subject, bench.ratio(found["DDP 2 x 64"], dgl), why)
+    rivals = ", ".join(f"{name} {_ms(found[name])} ms" for name in RIVALS)
+    report.add("P9 micro-batches", subject, best, f"{alike}; the rivals: {rivals}")
+    report.add("P9 DDP", subject, bench.ratio(found["DDP 2 x 64"], dgl), f"{alike}; the rivals: {rivals}")
     for name in NEIGHBORS:
         why = (
             f"the stages by themselves allow {_bound(alone[name], 2)} (sum / max); the last block of the lower stage "
@@ -142,6 +154,10 @@ def _bound(blocks: list[float | None], per_stage: int) -> str:
         return "?"
     stages = [sum(known[i : i + per_stage]) for i in range(0, len(known), per_stage)]
     return f"{sum(stages) / max(stages):.2f}"
+
+
+def _ms(series: Series) -> str:
+    return "?" if series.median is None else f"{series.median * 1e3:.0f}"
 
 
 def _text(value: float | None) -> str:

@@ -84,23 +84,18 @@ class Worker:
             return alone(model, command["strategy"], cut, own, x, y)[1], None
         assert kind == "pipeline", kind
         micro = command.get("micro_batches", 1)
-        learner = learner_of(model, command["strategy"], cut, own=own, link=self._pipe(), micro_batches=micro)
-        self._close(learner)
+        learner = learner_of(model, command["strategy"], cut, own=own, micro_batches=micro)
         batch = (x, y) if self.rank == 0 else (None, None)
         return (lambda: learner.learn(*batch)), (lambda: self._open(learner))
 
-    def _pipe(self) -> Pipe:
-        below = self.rank - 1 if self.rank else None
-        above = self.rank + 1 if self.rank < self.size - 1 else None
-        return Pipe(below, above, torch.device("cpu"), None)
-
     def _open(self, learner: Learner) -> Step:
         """A pipe for this run alone: those of several variants would take each other's messages."""
-        learner.stage.link = self._pipe()
-        return lambda: self._close(learner)
+        below = self.rank - 1 if self.rank else None
+        above = self.rank + 1 if self.rank < self.size - 1 else None
+        pipe = learner.stage.link = Pipe(below, above, torch.device("cpu"), None)
 
-    def _close(self, learner: Learner) -> None:
-        learner.stage.drain()
-        pipe = learner.stage.link
-        assert isinstance(pipe, Pipe)
-        pipe.close()
+        def close() -> None:
+            learner.stage.drain()
+            pipe.close()
+
+        return close
