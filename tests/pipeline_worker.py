@@ -12,7 +12,23 @@ from conftest import tiny_batches, tiny_learner, tiny_model
 from safetensors.torch import save_file
 from test_strategies import FILES, make
 
+from locallearn.contract import Route
+from locallearn.engine import Learner
 from locallearn.runtime.link import Pipe
+
+
+def settings(name: str) -> list[tuple[int, int]]:
+    """(micro-batches, staleness) to try with a strategy."""
+    late = make(name).route in (Route.CHAIN, Route.BROADCAST)
+    return [(1, 0), (2, 0), *([(1, 1), (2, 2)] if late else [])]
+
+
+def train(learner: Learner, lowest: bool) -> None:
+    """Two epochs of four batches; feedback under way is waited for after each."""
+    for i, (x, y) in enumerate(tiny_batches(8)):
+        learner.learn(x if lowest else None, y if lowest else None)
+        if i % 4 == 3:
+            learner.stage.drain()
 
 
 def main(rank: int, world: int, folder: Path) -> None:
@@ -21,24 +37,22 @@ def main(rank: int, world: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
     for name in sorted(FILES):
-        for micro_batches in (1, 2):
+        for micro_batches, staleness in settings(name):
             pipe = Pipe(rank - 1 if rank else None, rank + 1 if rank < world - 1 else None, torch.device("cpu"), None)
-            own = range(rank * 4 // world, (rank + 1) * 4 // world)
             learner = tiny_learner(
                 make(name),
                 tiny_model(dropout=0.2),
                 total_steps=8,
                 micro_batches=micro_batches,
-                own=own,
+                staleness=staleness,
+                own=range(rank * 4 // world, (rank + 1) * 4 // world),
                 link=pipe if world > 1 else None,
                 channels_last=True,
             )
-            for x, y in tiny_batches(8):
-                learner.learn(x if rank == 0 else None, y if rank == 0 else None)
-            learner.stage.drain()
+            train(learner, lowest=rank == 0)
             pipe.close()
             state = {n: t.contiguous().clone() for n, t in learner.state().items()}
-            save_file(state, folder / f"{name}-{micro_batches}-{rank}.safetensors")
+            save_file(state, folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors")
     dist.destroy_process_group()
 
 

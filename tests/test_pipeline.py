@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_batches, tiny_learner, tiny_model
+from conftest import tiny_learner, tiny_model
+from pipeline_worker import settings, train
 from safetensors.torch import load_file
 from test_strategies import FILES, make
 
@@ -34,19 +35,24 @@ def finished(request, tmp_path_factory) -> tuple[int, Path]:
     return request.param, folder
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, finished):
+@pytest.mark.parametrize(
+    ("name", "micro_batches", "staleness"), [(name, *setting) for name in sorted(FILES) for setting in settings(name)]
+)
+def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, staleness, finished):
     world, folder = finished
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     serial = tiny_learner(
-        make(name), tiny_model(dropout=0.2), total_steps=8, micro_batches=micro_batches, channels_last=True
+        make(name),
+        tiny_model(dropout=0.2),
+        total_steps=8,
+        micro_batches=micro_batches,
+        staleness=staleness,
+        channels_last=True,
     )
-    for x, y in tiny_batches(8):
-        serial.learn(x, y)
+    train(serial, lowest=True)
     torch.set_num_threads(threads)
-    states = [load_file(folder / f"{name}-{micro_batches}-{rank}.safetensors") for rank in range(world)]
+    states = [load_file(folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors") for rank in range(world)]
     joined = {n: t for state in states for n, t in state.items()}
     assert sum(map(len, states)) == len(joined)
     expected = serial.state()

@@ -16,7 +16,8 @@ from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.training import session
 from locallearn.training.environment import choose_device
-from locallearn.training.session import Result, load
+from locallearn.training.saved import load
+from locallearn.training.train import Result
 
 __all__ = ["Learner", "Result", "build", "load", "train"]
 
@@ -32,7 +33,9 @@ def train(quiet: bool = False, **settings: Any) -> Result:
     """
     overrides = list(_overrides(settings))
     config, names = compose(overrides)
-    return session.start(experiment(config, names, overrides), quiet=quiet)
+    result = session.start(experiment(config, names, overrides), quiet=quiet)
+    assert result is not None, "torchrun is for the command line"
+    return result
 
 
 def build(
@@ -74,6 +77,7 @@ def build(
         compiled=chosen.compile,
         micro_batches=chosen.micro_batches,
         total_steps=steps,
+        staleness=exp.runtime.staleness,
     )
 
 

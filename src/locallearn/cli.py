@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if {"-h", "--help"} & set(arguments):
             return commands.help_page(list(arguments))
-        if arguments and arguments[0] in commands.COMMANDS:
+        if arguments and arguments[0] in (*commands.COMMANDS, "stage"):
             return commands.run(arguments[0], list(arguments[1:]))
         return _hydra(list(arguments))
     except BaseException as error:
@@ -101,7 +101,8 @@ def job(config: Any) -> float | None:
         if exp.settings.dry_run:
             print(session.dry_run(exp))
             return None
-        return session.start(exp).metrics.get("validation/accuracy")
+        result = session.start(exp)
+        return result.metrics.get("validation/accuracy") if result else None
     except Exception as error:
         code = _said(error)
         if code > 128:  # the user asked to stop: the sweep stops, too

@@ -17,7 +17,7 @@ from locallearn.errors import UserError, unknown
 COMMANDS = {
     "list": "the choices of every group, or of one: list strategies; which pairs work: list --matrix",
     "doctor": "check the machine and a data set: doctor data=folder data.root=DIR",
-    "resume": "go on with a run that was interrupted or killed: resume RUN",
+    "resume": "go on with a run that was interrupted or killed: resume RUN [runtime=NAME]",
     "evaluate": "test accuracy of a run, at every block: evaluate RUN [data=NAME]",
 }
 PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in GROUPS}}
@@ -25,7 +25,9 @@ PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g f
 
 def run(command: str, arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    return {"list": _list, "doctor": _doctor, "resume": _resume, "evaluate": _evaluate}[command](arguments)
+    return {"list": _list, "doctor": _doctor, "resume": _resume, "evaluate": _evaluate, "stage": _stage}[command](
+        arguments
+    )
 
 
 def help_page(arguments: Sequence[str]) -> int:
@@ -118,12 +120,45 @@ def _torchvision() -> str:
 def _resume(arguments: list[str]) -> int:
     parser = _parser("resume", "Go on with a run to the same bits as if it had not been interrupted.")
     parser.add_argument("run", help="the run folder")
+    parser.add_argument("settings", nargs="*", help="where it goes on: runtime=NAME runtime.stages=N")
     _allow(parser)
     options = parser.parse_args(arguments)
     from locallearn.training import session
 
     look_for_modules_in([Path.cwd()] if options.allow else [])
-    session.resume(options.run, options.allow)
+    session.resume(options.run, options.allow, runtime=_other_runtime(options.settings))
+    return 0
+
+
+def _other_runtime(settings: list[str]) -> tuple[str, dict] | None:
+    """The name and configuration of the runtime that `resume` was told to take."""
+    for setting in settings:
+        if not re.match(r"runtime(=|\.(?!staleness))", setting):
+            raise UserError(
+                f"resume RUN takes only settings of where blocks run, such as runtime=serial or runtime.stages=4, not "
+                f"{setting!r}"
+            )
+    if not settings:
+        return None
+    named = [] if any(setting.startswith("runtime=") for setting in settings) else ["runtime=pipeline"]
+    config, names = compose([*named, *settings])
+    return names["runtime"], config["runtime"]
+
+
+def _stage(arguments: list[str]) -> int:
+    """What a run with several processes starts; no command for people."""
+    parser = _parser("stage", "One process of a run.")
+    parser.add_argument("run")
+    parser.add_argument("--quiet", action="store_true")
+    _allow(parser)
+    options = parser.parse_args(arguments)
+    from locallearn.stopping import Interrupted
+    from locallearn.training import session
+
+    try:
+        session.stage(options.run, options.allow, options.quiet)
+    except Interrupted as error:  # the process that started this one says it
+        return error.exit_code
     return 0
 
 
@@ -137,11 +172,11 @@ def _evaluate(arguments: list[str]) -> int:
     for setting in options.settings:
         if not re.match(r"\+?data[.=]", setting):
             raise UserError(f"evaluate RUN takes only settings of data, such as data=mnist, not {setting!r}")
-    from locallearn.training import session
+    from locallearn.training.saved import evaluate_run
 
     look_for_modules_in([Path.cwd()] if options.allow else [])
     data = compose(options.settings)[0]["data"] if options.settings else None
-    for name, value in session.evaluate_run(options.run, options.allow, data, options.linear).items():
+    for name, value in evaluate_run(options.run, options.allow, data, options.linear).items():
         print(f"{name:<20} {value:.4f}")
     return 0
 

@@ -26,8 +26,9 @@ class StopRequest:
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM ask for a stop after the running step; a second one takes its usual, immediate effect."""
+def stop_signals(say: bool = True) -> Iterator[StopRequest]:
+    """SIGINT and SIGTERM ask for a stop after the running step, which is said on the terminal unless another process
+    does; a second one takes its usual, immediate effect."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -37,7 +38,8 @@ def stop_signals() -> Iterator[StopRequest]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         request.number = number
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        print("stopping after this step; once more stops at once", file=sys.stderr)
+        if say:
+            print("stopping after this step; once more stops at once", file=sys.stderr)
 
     for number in before:
         signal.signal(number, on_signal)

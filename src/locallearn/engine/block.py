@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.optim import Optimizer
 from locallearn import seeds
 from locallearn.contract import BlockSpec
 from locallearn.engine.optim import Optim
+from locallearn.engine.replicas import Replicas, Sum
 from locallearn.engine.totals import Totals
 from locallearn.errors import RunError
 
@@ -37,6 +40,7 @@ class TrainedBlock:
         seed: int,
         micro_batches: int,
         device: torch.device,
+        replicas: Replicas | None = None,
     ) -> None:
         self.spec = spec
         self.layers = layers
@@ -44,6 +48,7 @@ class TrainedBlock:
         self.auxiliary = auxiliary
         self.optim = optim
         self.micro_batches = micro_batches
+        self.replicas = replicas
         self.progress = 0.0
         self.step = 0
         self.micro = 0
@@ -51,6 +56,7 @@ class TrainedBlock:
         self._stream = seeds.derive(seed, "block", spec.index)
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
         self._pending = dict.fromkeys(self.optimizers, 0)
+        self._sums: deque[tuple[str, list[nn.Parameter], list[Tensor], float, Sum]] = deque()
         self.device = device
         self.totals = Totals(device)
         self.notes: dict[str, Totals] = {}
@@ -65,7 +71,8 @@ class TrainedBlock:
         return self.optim.lr * self.optim.factor(self.progress)
 
     def update(self, part: str = "main") -> None:
-        """Count a micro-batch; with the last one average, clip, apply and clear the gradients of this part."""
+        """Count a micro-batch; with the last one average, clip, apply and clear the gradients of this part. Those of
+        replicas are first summed, while other blocks compute; `settle` then applies them."""
         self._pending[part] += 1
         if self._pending[part] < self.micro_batches:
             return
@@ -74,9 +81,31 @@ class TrainedBlock:
         if optimizer is None or not optimizer.param_groups:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.micro_batches > 1:
-            for p in parameters:
-                p.grad.div_(self.micro_batches)
+        if self.replicas is None:
+            self._apply(part, parameters)
+        elif parameters:
+            statistics = self._statistics() if part == "main" else []
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self._sums.append(
+                (part, parameters, statistics, self.progress, self.replicas.start(gradients + statistics))
+            )
+
+    def settle(self) -> None:
+        """Wait for gradients that are being summed over replicas, and apply them."""
+        while self._sums:
+            part, parameters, statistics, self.progress, total = self._sums.popleft()
+            total.finish()
+            for t in statistics:
+                t.div_(total.size)
+            self._apply(part, parameters)
+
+    def _apply(self, part: str, parameters: list[nn.Parameter]) -> None:
+        optimizer = self.optimizers[part]
+        assert optimizer is not None
+        shares = self.micro_batches * (1 if self.replicas is None else self.replicas.size)
+        if shares > 1:
+            for gradient in _gradients(parameters):
+                gradient.div_(shares)
         if self.optim.clip:
             nn.utils.clip_grad_norm_(parameters, self.optim.clip)
         factor = self.optim.factor(self.progress)
@@ -84,6 +113,12 @@ class TrainedBlock:
             group["lr"] = group["base_lr"] * factor
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    def _statistics(self) -> list[Tensor]:
+        """The running means and variances of batch norms: each replica has moved them by its own part of the batch."""
+        modules = [m for part in (self.layers, self.head, self.auxiliary) if part is not None for m in part.modules()]
+        norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
         """Add to the totals. On the CPU a loss that is not finite is refused here, before anything learns from it; on a
@@ -111,16 +146,7 @@ class TrainedBlock:
 
     def read(self) -> dict[str, float]:
         """Mean loss, accuracy and notes since `reset`; only what this block reported. Synchronises a GPU."""
-        found: dict[str, float] = {}
-        loss, correct, samples = self.totals.read()
-        if samples:
-            found["loss"] = loss / samples
-        if samples and self.predicts:
-            found["accuracy"] = correct / samples
-        for name, totals in self.notes.items():
-            value, _, count = totals.read()
-            found[name] = value / count
-        return found
+        return means(self.running())
 
     def reset(self) -> None:
         self.totals.write([0.0, 0.0, 0.0])
@@ -128,7 +154,7 @@ class TrainedBlock:
         self.predicts = False
 
     def running(self) -> dict:
-        """What was reported since `reset`, for a checkpoint."""
+        """What was reported since `reset`: sums, for a checkpoint, or to be added to those of replicas."""
         notes = {name: totals.read() for name, totals in self.notes.items()}
         return {"totals": self.totals.read(), "predicts": self.predicts, "notes": notes}
 
@@ -177,6 +203,30 @@ class TrainedBlock:
         )
 
 
+def means(running: Mapping) -> dict[str, float]:
+    """Mean loss, accuracy and notes of the sums that `TrainedBlock.running` gives; only what was reported."""
+    found: dict[str, float] = {}
+    loss, correct, samples = running["totals"]
+    if samples:
+        found["loss"] = loss / samples
+    if samples and running["predicts"]:
+        found["accuracy"] = correct / samples
+    return found | {name: value / count for name, (value, _, count) in running["notes"].items()}
+
+
+def added(parts: Sequence[Mapping]) -> dict[str, Any]:
+    """The sums of the replicas of one block, together."""
+
+    def total(sums: Sequence[Sequence[float]]) -> list[float]:
+        return [sum(column) for column in zip(*sums, strict=True)]
+
+    return {
+        "totals": total([part["totals"] for part in parts]),
+        "predicts": parts[0]["predicts"],
+        "notes": {name: total([part["notes"][name] for part in parts]) for name in parts[0]["notes"]},
+    }
+
+
 def _optimizers(
     layers: nn.Module, head: nn.Module | None, auxiliary: nn.ModuleDict, separate: frozenset[str], optim: Optim
 ) -> dict[str, Optimizer | None]:
@@ -187,6 +237,10 @@ def _optimizers(
     for name in sorted(separate & set(auxiliary)):
         parts[name] = optim.groups([], _trainable(list(auxiliary[name].parameters())))
     return {name: optim.build(groups) if groups else None for name, groups in parts.items()}
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _trainable(parameters: list[nn.Parameter]) -> list[nn.Parameter]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.contract import BlockSpec, Packet, Strategy
+from locallearn.contract import BlockSpec, Packet, Route, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.optim import Optim
+from locallearn.engine.replicas import Replicas
 from locallearn.engine.stage import Link, Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
@@ -65,10 +66,12 @@ class Learner:
     def learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
         """One training step on inputs [B, ...] and labels [B], which only the lowest stage of a pipeline needs; results
         collect in each block's totals."""
-        if inputs is not None and len(inputs) % self.stage.micro_batches:
-            raise UserError(
-                f"micro_batches={self.stage.micro_batches} does not divide a batch of {len(inputs)}; choose a divisor"
+        parts = self.stage.micro_batches * (self.stage.replicas.size if self.stage.replicas is not None else 1)
+        if inputs is not None and len(inputs) % parts:
+            what = (
+                f"micro_batches={parts}" if self.stage.replicas is None else f"micro_batches times replicas, {parts},"
             )
+            raise UserError(f"{what} does not divide a batch of {len(inputs)}; choose a divisor")
         prepared = None if inputs is None else self.prepare(inputs)
         self.stage.step(prepared, labels, self.step_count, self.total_steps)
         self.step_count += 1
@@ -124,9 +127,13 @@ class Learner:
         for block in self.blocks:
             yield from ((f"auxiliary.{block.spec.index}.{n}", p) for n, p in block.auxiliary.named_parameters())
 
+    def model_state(self) -> dict[str, Tensor]:
+        """The state dict of the plain model; a stage has the part of its own blocks."""
+        return {name: t for name, t in self.model.state_dict().items() if self.owns(f"model.{name}")}
+
     def state(self) -> dict[str, Tensor]:
         """Every tensor that influences the next step, by name; no copies."""
-        tensors = {f"model.{n}": t for n, t in self.model.state_dict().items() if self.owns(f"model.{n}")}
+        tensors = {f"model.{name}": t for name, t in self.model_state().items()}
         for block in self.blocks:
             prefix = f"auxiliary.{block.spec.index}."
             tensors |= {prefix + name: t for name, t in block.auxiliary.state_dict().items()}
@@ -139,8 +146,8 @@ class Learner:
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave; a stage takes its own part of it. Raises UserError that lists the first differences
-        in names, shapes or types."""
+        """Put back what `state` gave; a stage takes its own part of it. Raises UserError that lists the first
+        differences in names, shapes or types."""
         tensors = {name: t for name, t in tensors.items() if self.owns(name)}
         own = {name: t for name, t in self.state().items() if not name.startswith("optimizer.")}
         given = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
@@ -224,13 +231,21 @@ def assemble(
     pixels: Pixels | None = None,
     own: range | None = None,
     link: Link | None = None,
+    staleness: int = 0,
+    replicas: Replicas | None = None,
 ) -> Learner:
     """Cut a model into blocks, give each its auxiliary modules and optimizers, and join them into a learner.
 
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
     Without `total_steps` the learning rate is constant. `pixels` is that of `Data`.
-    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours.
+    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. See `Stage` for
+    `staleness` and `replicas`. Raises UserError for one that the strategy's route does not allow.
     """
+    if staleness and strategy.route not in (Route.CHAIN, Route.BROADCAST):
+        raise UserError(
+            f"runtime.staleness={staleness} delays feedback that a strategy waits for, but {type(strategy).__name__} "
+            f"has route {strategy.route.value}: choose runtime.staleness=0, or a strategy of route chain or broadcast"
+        )
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
@@ -254,9 +269,17 @@ def assemble(
             if module is not None and compiled and module is not auxiliary:
                 module.compile()
         blocks.append(
-            TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches, device)
+            TrainedBlock(spec, layers, head, auxiliary, strategy.separate, optim, seed, micro_batches, device, replicas)
         )
-    stage = Stage(blocks, strategy, bf16=precision == "bf16", micro_batches=micro_batches, link=link)
+    stage = Stage(
+        blocks,
+        strategy,
+        bf16=precision == "bf16",
+        micro_batches=micro_batches,
+        link=link,
+        staleness=staleness,
+        replicas=replicas,
+    )
     learner = Learner(model, stage, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
     check_ownership(learner)
     return learner

@@ -12,24 +12,31 @@ A stage with a link to others does the same for its own blocks: what would come 
 the link. The route alone decides when a stage must wait: under NONE never for the stage above, under NEIGHBOR only
 before its last block's next forward (until then the feedback of the batch before may be under way), under CHAIN and
 BROADCAST in every step.
+
+With a staleness n, CHAIN and BROADCAST do not wait either: block k of K runs the backward half of batch t after the
+forward half of batch t + n (K - 1 - k), with the weights that its forward half had (delayed gradients, Huo et al. 2018,
+arXiv 1804.10574, where n = 1).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
+from locallearn.engine.replicas import Replicas
 
 
 class Link(Protocol):
-    """What joins a stage to its neighbours. Messages arrive in the order in which they were sent; sending may wait for a
-    neighbour that is behind, which bounds what is under way."""
+    """What joins a stage to its neighbours. Messages arrive in the order in which they were sent; sending may wait for
+    a neighbour that is behind, which bounds what is under way."""
 
     below: bool  # whether there is a stage below this one
     above: bool
@@ -51,6 +58,10 @@ class Link(Protocol):
         ...
 
 
+NOTHING = Packet(torch.empty(0), torch.empty(0, dtype=torch.int64))
+"""What goes to a stage that does not learn in this phase, so that all stages count the same steps."""
+
+
 class Moment(NamedTuple):
     """When a half runs: it decides the random streams and the learning rate."""
 
@@ -68,7 +79,12 @@ class Running(NamedTuple):
 
 
 class Stage:
-    """The blocks that live in one process, and the strategy that trains them."""
+    """The blocks that live in one process, and the strategy that trains them.
+
+    delays    steps by which the backward half of each block is late
+    replicas  copies of this stage, each of which takes its part of every batch: the parts are further micro-batches,
+              whose gradients are summed between the copies
+    """
 
     def __init__(
         self,
@@ -78,14 +94,23 @@ class Stage:
         bf16: bool,
         micro_batches: int,
         link: Link | None = None,
+        staleness: int = 0,
+        replicas: Replicas | None = None,
     ) -> None:
+        depth = blocks[0].spec.depth
         self.blocks = list(blocks)
         self.strategy = strategy
         self.micro_batches = micro_batches
         self.link = link
+        self.replicas = replicas
+        self.delays = [staleness * (depth - 1 - block.spec.index) for block in blocks]
+        self.longest_delay = staleness * (depth - 1)
         self._bf16 = bf16
-        self._phases = strategy.phases(blocks[0].spec.depth)
+        self._phases = strategy.phases(depth)
         self._late: Running | None = None  # waits for feedback that is under way from the stage above
+        self._waiting: list[deque[Running]] = [deque() for _ in blocks]  # for feedback, under CHAIN and BROADCAST
+        self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]  # what each will be sent
+        self._now = 0
 
     def step(self, inputs: Tensor | None, labels: Tensor | None, step: int, total: int | None) -> None:
         """Train on one batch: inputs [B, ...] and labels [B], which only the lowest stage needs. `step` of `total`
@@ -99,19 +124,23 @@ class Stage:
         learning = self._phases[phase]
         for block in self.blocks:
             block.train(block.spec.index in learning)
+        self._now = step
         with self._own_random_state():
-            kept = [
+            first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
+            for micro, packet in enumerate(self._packets(inputs, labels), first):
                 self._up(packet, Moment(step, progress, micro), learning)
-                for micro, packet in enumerate(self._packets(inputs, labels))
-            ]
-            for running in kept:
-                self._down(running)
+            self._down(step)
 
     def drain(self) -> None:
-        """Wait for feedback that is still under way: afterwards every block has learned from every step."""
-        if self._late is not None:
-            with self._own_random_state():
-                self._finish_late()
+        """Wait for feedback that is still under way: afterwards every block has learned from every step. With a
+        staleness training differs by this, so that it belongs at the same steps of every run."""
+        with self._own_random_state():
+            self._finish_late()
+            for _ in range(self.longest_delay):
+                self._now += 1
+                self._down(self._now)
+            for block in self.blocks:
+                block.settle()
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
@@ -127,14 +156,13 @@ class Stage:
             return [None] * self.micro_batches
         assert inputs is not None
         assert labels is not None
-        chunks = zip(inputs.chunk(self.micro_batches), labels.chunk(self.micro_batches), strict=True)
-        return [Packet(x, y) for x, y in chunks]
+        copies, own = (self.replicas.size, self.replicas.index) if self.replicas is not None else (1, 0)
+        count = self.micro_batches * copies
+        parts = [Packet(x, y) for x, y in zip(inputs.chunk(count), labels.chunk(count), strict=True)]
+        return [*parts[own * self.micro_batches : (own + 1) * self.micro_batches]]
 
-    def _up(self, packet: Packet | None, moment: Moment, learning: range) -> list[Running]:
-        """One micro-batch through the blocks; returns the generators that still wait for feedback."""
-        waiting: list[Running] = []
-        if self.blocks[0].spec.index >= learning.stop:
-            return waiting  # nothing comes this far up in this phase
+    def _up(self, packet: Packet | None, moment: Moment, learning: range) -> None:
+        """One micro-batch through the blocks: their forward halves, and what the route allows of the others."""
         if packet is None:
             assert self.link is not None
             packet = self.link.take()
@@ -142,9 +170,11 @@ class Stage:
             self.blocks[0].step, self.blocks[0].progress, self.blocks[0].micro = moment
             self.blocks[0].reseed("begin")
             packet = self.strategy.begin(packet)
-        for block in self.blocks[: learning.stop - self.blocks[0].spec.index]:
+        below: Running | None = None  # under NEIGHBOR, the block that waits for this one
+        for i, block in enumerate(self.blocks[: max(0, learning.stop - self.blocks[0].spec.index)]):
             if block is self.blocks[-1]:
                 self._finish_late()
+            block.settle()
             block.step, block.progress, block.micro = moment
             if block.spec.index not in learning:  # below the learning ones: frozen
                 with torch.no_grad(), self.autocast():
@@ -153,32 +183,44 @@ class Stage:
                 continue
             block.reseed("forward")
             generator = self.strategy.step(block, packet)
-            with self.autocast():
+            with self._stashed(i), self.autocast():
                 send = next(generator)
             packet = send.ahead.detach()
             back = send.back
             del send  # it may hold the graph, which must be gone before the next block runs
             self._hand_over(block, packet, learning)
-            self._waits(Running(block, generator, moment), back, waiting)
-        return waiting
-
-    def _waits(self, running: Running, back: Feedback | None, waiting: list[Running]) -> None:
-        """After a forward half: what the route allows at once."""
-        if self.strategy.route is Route.NONE:
-            self._finish(running, None)
-        elif self.strategy.route is not Route.NEIGHBOR:
-            waiting.append(running)
-        else:
-            if waiting:
-                self._finish(waiting.pop(), back)
-            elif self.link is not None and self.link.below:
-                self.link.answer(back)
-            if running.block is not self.blocks[-1]:
-                waiting.append(running)
-            elif running.block.last:
+            running = Running(block, generator, moment)
+            if self.strategy.route is Route.NONE:
                 self._finish(running, None)
+            elif self.strategy.route is Route.NEIGHBOR:
+                below = self._meet(below, running, back)
             else:
-                self._late = running
+                self._waiting[i].append(running)
+        if self.link is not None and self.link.above and learning.stop <= self.blocks[-1].spec.index + 1:
+            self.link.give(NOTHING)
+
+    def _meet(self, below: Running | None, running: Running, back: Feedback | None) -> Running | None:
+        """Under NEIGHBOR: give the block below what it waits for. Returns the one that now waits in this stage."""
+        if below is not None:
+            self._finish(below, back)
+        elif self.link is not None and self.link.below:
+            self.link.answer(back)
+        if running.block is not self.blocks[-1]:
+            return running
+        if running.block.last:
+            self._finish(running, None)
+        else:
+            self._late = running
+        return None
+
+    def _stashed(self, i: int) -> AbstractContextManager[object]:
+        """Where the backward half comes after later updates, its graph keeps copies of the weights that it has read."""
+        if not self.delays[i]:
+            return nullcontext()
+        optimizers = [optimizer for optimizer in self.blocks[i].optimizers.values() if optimizer is not None]
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        weights = {p.untyped_storage().data_ptr() for group in groups for p in group["params"]}
+        return saved_tensors_hooks(lambda t: t.clone() if t.untyped_storage().data_ptr() in weights else t, lambda t: t)
 
     def _hand_over(self, block: TrainedBlock, packet: Packet, learning: range) -> None:
         """Send what the stage's last block emits, before that block learns from it: the stage above may start."""
@@ -186,27 +228,42 @@ class Stage:
             assert self.link is not None
             self.link.give(packet)
 
-    def _down(self, waiting: list[Running]) -> None:
-        """The backward halves of one micro-batch."""
-        if not waiting:
-            return
-        message: Feedback | None = None
-        if not waiting[-1].block.last:
-            assert self.link is not None
-            message = self.link.listen()
-        below = self.link is not None and self.link.below
-        if self.strategy.route is Route.CHAIN:
-            while waiting:
-                message = self._finish(waiting.pop(), message)
-            if below and self.link is not None:
-                self.link.answer(message)
-        elif self.strategy.route is Route.BROADCAST:
-            if waiting[-1].block.last:
-                message = self._finish(waiting.pop(), None)
-            if below and self.link is not None:
-                self.link.answer(message)
-            while waiting:
-                self._finish(waiting.pop(), message)
+    def _down(self, now: int) -> None:
+        """Under CHAIN and BROADCAST: the backward halves that are due after the forward halves of step `now`."""
+        for _ in range(self.micro_batches):
+            for i in reversed(range(len(self.blocks))):
+                if self._waiting[i] and self._waiting[i][0].moment.step + self.delays[i] <= now:
+                    running = self._waiting[i].popleft()
+                    answer = self._finish(running, self._message(i))
+                    if self.strategy.route is Route.CHAIN:
+                        self._pass_down(i - 1, answer)
+                    elif running.block.last:
+                        self._broadcast(i, answer)
+
+    def _message(self, i: int) -> Feedback | None:
+        """The oldest feedback for block i of this stage."""
+        if i < len(self.blocks) - 1:
+            return self._messages[i].popleft()
+        if self.blocks[i].last:
+            return None
+        assert self.link is not None
+        message = self.link.listen()
+        if self.strategy.route is Route.BROADCAST:
+            self._broadcast(i, message)
+        return message
+
+    def _broadcast(self, top: int, message: Feedback | None) -> None:
+        """Under BROADCAST: to every block below the stage's last one, those of other stages first."""
+        self._pass_down(-1, message)
+        for i in range(top):
+            self._pass_down(i, message)
+
+    def _pass_down(self, i: int, message: Feedback | None) -> None:
+        """Feedback for block i of this stage, or (-1) for the stage below."""
+        if i >= 0:
+            self._messages[i].append(message)
+        elif self.link is not None and self.link.below:
+            self.link.answer(message)
 
     def _finish_late(self) -> None:
         if self._late is not None:
@@ -217,6 +274,7 @@ class Stage:
     def _finish(self, running: Running, message: Feedback | None) -> Feedback | None:
         """Run a backward half with its message; returns what it has for the block below."""
         block, generator, moment = running
+        block.settle()
         block.step, block.progress, block.micro = moment
         block.reseed("backward")
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -13,11 +12,16 @@ from locallearn.models.cut import partition
 MESSAGES = ("exact", "bf16")
 
 
-class Runtime(ABC):
+class Runtime:
     """Where blocks run. Concrete ones are frozen dataclasses of typed options."""
 
     staleness: int = 0
     """Steps by which feedback is late at each boundary between blocks: see `engine.Stage`."""
+    replicas: int = 1
+
+    @property
+    def processes(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True)

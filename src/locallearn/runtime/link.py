@@ -1,31 +1,35 @@
-"""Messages between the stages of a pipeline, over torch.distributed (gloo on CPUs, NCCL on GPUs)."""
+"""Messages between the stages of a pipeline, over torch.distributed and gloo; those of GPUs travel through the CPU."""
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from locallearn.contract import Feedback, Packet
+from locallearn.engine.replicas import NeighbourGone
 
 AHEAD, BACK = 1, 2  # tags: packets go up, feedback goes down
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 MOST_TENSORS, MOST_DIMENSIONS = 64, 5
 HEADER = 1 + MOST_TENSORS * (3 + MOST_DIMENSIONS)
 CLOSED, STOPPED = -1, -2  # in the place of a header's count: no more messages; stop here
+CLOSING_SECONDS = 0.05
 UNDER_WAY = 2  # messages of a sender that nobody has taken yet; the next one waits
 
 
 class Pipe:
     """A `Link` to the ranks below and above (None at the ends).
 
-    A thread for each direction receives ahead into a short queue, and sends are not waited for until `UNDER_WAY` of them
-    are pending, so that messages travel while the stage computes. A message is a header (shapes, types, layouts) and its
-    tensors; floats are sent as `message` if that is given (bfloat16 halves the traffic, and changes the bits).
+    A thread for each direction receives ahead into a short queue, and sends are not waited for until `UNDER_WAY` of
+    them are pending, so that messages travel while the stage computes. A message is a header (shapes, types, layouts)
+    and its tensors; floats are sent as `message` if that is given (bfloat16 halves the traffic, and changes the bits).
     """
 
     def __init__(self, below: int | None, above: int | None, device: torch.device, message: torch.dtype | None) -> None:
@@ -65,13 +69,18 @@ class Pipe:
             self._ups.say(STOPPED, step)
 
     def close(self) -> None:
-        """Say that nothing follows, and wait until the neighbours have said so, too."""
-        for box in (self._ups, self._downs):
+        """Say that nothing follows, and wait until the neighbours have said so, too. What nobody has taken is lost."""
+        for box in (self._ups, self._downs, self._packets, self._feedback):
             if box is not None:
                 box.close()
-        for inbox in (self._packets, self._feedback):
-            if inbox is not None:
-                inbox.thread.join()
+
+    def waited(self) -> float:
+        """Seconds that this stage has waited for others since the last call."""
+        boxes = [box for box in (self._ups, self._downs, self._packets, self._feedback) if box is not None]
+        seconds = sum(box.waited for box in boxes)
+        for box in boxes:
+            box.waited = 0.0
+        return seconds
 
     def _small(self, t: Tensor) -> Tensor:
         return t.to(self._message) if self._message is not None and t.is_floating_point() else t
@@ -86,10 +95,11 @@ class Stopped(Exception):
 
 
 class Outbox:
-    """Sends messages to one rank, some ahead of their arrival."""
+    """Sends messages to one rank, some ahead of their arrival. `waited`: the seconds spent on that."""
 
     def __init__(self, rank: int, tag: int) -> None:
         self.rank, self.tag = rank, tag
+        self.waited = 0.0
         self._pending: deque[list[dist.Work]] = deque()
 
     def put(self, tensors: tuple[Tensor | None, ...]) -> None:
@@ -114,32 +124,45 @@ class Outbox:
         self._pending.append([w for w in works if w is not None])
 
     def _wait(self) -> None:
-        for work in self._pending.popleft():
-            work.wait()
+        started = time.perf_counter()
+        try:
+            for work in self._pending.popleft():
+                work.wait()
+        except RuntimeError as error:
+            raise NeighbourGone(error) from error
+        self.waited += time.perf_counter() - started
 
 
 class Inbox:
-    """Receives messages from one rank in a thread of its own."""
+    """Receives messages from one rank in a thread of its own. `waited`: the seconds that `get` had to wait."""
 
     def __init__(self, rank: int, tag: int, device: torch.device) -> None:
         self.rank, self.tag, self.device = rank, tag, device
+        self.waited = 0.0
         self._queue: queue.Queue[tuple[Tensor | None, ...] | Exception] = queue.Queue(UNDER_WAY)
         self.thread = threading.Thread(target=self._run, daemon=True, name=f"inbox-{rank}")
         self.thread.start()
 
     def get(self) -> tuple[Tensor | None, ...]:
         """The next message. Raises what receiving it raised."""
+        started = time.perf_counter()
         found = self._queue.get()
+        self.waited += time.perf_counter() - started
         if isinstance(found, Exception):
             raise found
         return found
+
+    def close(self) -> None:
+        while self.thread.is_alive():
+            with suppress(queue.Empty):
+                self._queue.get(timeout=CLOSING_SECONDS)
 
     def _run(self) -> None:
         try:
             while (message := self._receive()) is not None:
                 self._queue.put(message)
-        except Exception as error:
-            self._queue.put(error)
+        except RuntimeError as error:
+            self._queue.put(NeighbourGone(error))
 
     def _receive(self) -> tuple[Tensor | None, ...] | None:
         header = torch.zeros(HEADER, dtype=torch.int64)
@@ -158,9 +181,9 @@ class Inbox:
                 message.append(None)
                 continue
             layout = torch.channels_last if last else torch.contiguous_format
-            t = torch.empty(sizes[:dimensions], dtype=DTYPES[kind], device=self.device, memory_format=layout)
+            t = torch.empty(sizes[:dimensions], dtype=DTYPES[kind], memory_format=layout)
             dist.recv(_physical(t), self.rank, tag=self.tag)
-            message.append(t)
+            message.append(t.to(self.device))
         return tuple(message)
 
 
@@ -182,5 +205,6 @@ def _is_channels_last(t: Tensor) -> bool:
 
 
 def _physical(t: Tensor) -> Tensor:
-    """The same memory as a contiguous tensor: a layout that a message keeps decides the last bits of a convolution."""
-    return t.permute(0, 2, 3, 1) if _is_channels_last(t) else t.contiguous()
+    """The same memory as a contiguous tensor of the CPU: the layout, which a message keeps, decides the last bits of a
+    convolution."""
+    return (t.permute(0, 2, 3, 1) if _is_channels_last(t) else t.contiguous()).cpu()

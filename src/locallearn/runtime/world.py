@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -16,58 +17,117 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from locallearn.engine.replicas import Replicas
 from locallearn.errors import RunError
-from locallearn.runtime.link import DTYPES
+from locallearn.runtime.link import DTYPES, NeighbourGone
 
 BEAT_SECONDS = 1.0
 PATIENCE_SECONDS = 20.0  # without a beat for so long, a process counts as gone
+START_SECONDS = 300.0  # for all processes to be there
+FOREVER = timedelta(days=1)  # of messages: a stage may wait long for a slow one; the beats tell slow from gone
 GATHER = 3  # the tag of tensors on their way to rank 0
 
 
 class World:
-    """This process among `size`; made by `join`, left by `close`. Nothing is pickled: JSON and plain tensors."""
+    """Implements `Team` for several processes. Made by `join`, left by `close`. Nothing is pickled: JSON and plain
+    tensors."""
 
-    def __init__(self, store: Any, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, store: dist.Store, rank: int, size: int, replicas: int) -> None:
+        self.rank, self.size, self.replicas = rank, size, replicas
+        self.before_leaving: Callable[[str, bool], None] = lambda reason, secondary: None
         self._store = store
         self._calls = 0
         self._done = threading.Event()
-        threading.Thread(target=self._watch, daemon=True, name="heartbeat").start()
+        self._groups: list[Any] = [
+            dist.new_group(list(range(first, first + replicas)), timeout=FOREVER)
+            for first in range(0, size if replicas > 1 else 0, replicas)
+        ]
+        self._heart = threading.Thread(target=self._watch, daemon=True, name="heartbeat")
+        self._heart.start()
+
+    @property
+    def closed(self) -> bool:
+        return self._done.is_set()
+
+    @property
+    def stage(self) -> int:
+        return self.rank // self.replicas
+
+    @property
+    def replica(self) -> int:
+        return self.rank % self.replicas
+
+    @property
+    def below(self) -> int | None:
+        """The rank that sends packets to this one."""
+        return self.rank - self.replicas if self.stage else None
+
+    @property
+    def above(self) -> int | None:
+        """The rank that packets go to."""
+        return self.rank + self.replicas if self.rank + self.replicas < self.size else None
+
+    @property
+    def twins(self) -> Replicas | None:
+        """The replicas of this stage, if it has any."""
+        return Replicas(self._groups[self.stage], self.replica, self.replicas) if self._groups else None
 
     def gather(self, value: Any) -> list[Any]:
-        """The JSON `value` of every process, by rank, at rank 0; an empty list elsewhere. All must call it."""
         key = self._key("gather")
         self._store.set(f"{key}/{self.rank}", json.dumps(value))
         return [json.loads(self._store.get(f"{key}/{rank}")) for rank in range(self.size)] if self.rank == 0 else []
 
     def share(self, value: Any = None) -> Any:
-        """The JSON value that rank 0 gives, in every process. All must call it."""
         key = self._key("share")
         if self.rank == 0:
             self._store.set(key, json.dumps(value))
         return json.loads(self._store.get(key))
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of all processes at rank 0, where each name comes from one of them; nothing elsewhere."""
-        layout = [[name, DTYPES.index(t.dtype), list(t.shape)] for name, t in tensors.items()]
-        layouts = self.gather(layout)
-        if self.rank:
-            for t in tensors.values():
-                dist.send(t.detach().contiguous(), 0, tag=GATHER)
-            return {}
-        found = dict(tensors)
-        for rank, others in enumerate(layouts[1:], 1):
-            for name, kind, shape in others:
-                found[name] = torch.empty(shape, dtype=DTYPES[kind])
-                dist.recv(found[name], rank, tag=GATHER)
-        return found
+        tensors = {} if self.replica else {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+        layouts = self.gather([[name, DTYPES.index(t.dtype), list(t.shape)] for name, t in tensors.items()])
+        try:
+            for t in tensors.values() if self.rank else ():
+                dist.send(t, 0, tag=GATHER)
+            for rank, others in enumerate(layouts[1:], 1):
+                for name, kind, shape in others:
+                    tensors[name] = torch.empty(shape, dtype=DTYPES[kind])
+                    dist.recv(tensors[name], rank, tag=GATHER)
+        except RuntimeError as error:
+            raise NeighbourGone(error) from error
+        return {} if self.rank else tensors
+
+    def agree(self, number: int) -> int:
+        if not self._groups:
+            return number
+        word = torch.tensor([number])
+        try:
+            dist.broadcast(word, self.rank - self.replica, group=self._groups[self.stage])
+        except RuntimeError as error:
+            raise NeighbourGone(error) from error
+        return int(word)
 
     def close(self) -> None:
         """Leave together: nobody takes an ordinary end for a failure."""
         self.gather("closing")
         self.share("closed")
         self._done.set()
+        self._heart.join()
         dist.destroy_process_group()
+
+    def leave(self, reason: str, secondary: bool = False) -> None:
+        """End this process at once, whatever its threads wait for. Secondary: only the consequence of another one's
+        end, who may have said more."""
+        if self.closed:
+            return
+        if folder := os.environ.get("LOCALLEARN_REASONS"):  # the process that started this one will say it
+            with open(os.path.join(folder, f"{self.rank}.json"), "w", encoding="utf-8") as file:
+                json.dump({"reason": reason, "secondary": secondary}, file)
+        else:
+            print(f"locallearn: stage {self.stage}: {reason}", file=sys.stderr, flush=True)
+            with suppress(Exception):
+                self.before_leaving(reason, secondary)
+        os._exit(1)
 
     def _key(self, kind: str) -> str:
         self._calls += 1
@@ -78,47 +138,43 @@ class World:
         leave at once, with a reason."""
         store = _connect()
         seen = {rank: (b"", time.monotonic()) for rank in range(self.size) if rank != self.rank}
-        beats = 0
+        parent, beats = os.getppid(), 0
         while not self._done.wait(BEAT_SECONDS):
             beats += 1
+            if os.getppid() != parent:
+                self.leave("the process that started the stages is gone", secondary=True)
             try:
                 store.set(f"beat/{self.rank}", str(beats))
                 for rank, (last, since) in seen.items():
                     beat = store.get(f"beat/{rank}") if store.check([f"beat/{rank}"]) else b""
                     if beat != last:
                         seen[rank] = beat, time.monotonic()
-                    elif time.monotonic() - since > PATIENCE_SECONDS and not self._done.is_set():
-                        leave(f"stage {rank} has not answered for {PATIENCE_SECONDS:.0f} seconds")
+                    elif time.monotonic() - since > PATIENCE_SECONDS:
+                        self.leave(f"stage {rank // self.replicas} has not answered for {PATIENCE_SECONDS:.0f} seconds")
             except RuntimeError as error:
-                if not self._done.is_set():
-                    leave(f"the process that joins the stages is gone ({str(error).splitlines()[0]})", secondary=True)
+                self.leave(f"the process that joins the stages is gone ({str(error).splitlines()[0]})", secondary=True)
 
 
-def join(timeout_seconds: float) -> World:
+def join(replicas: int) -> World:
     """Meet the other processes of this run, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say (torchrun sets them).
     Raises RunError if they do not come."""
-    timeout = timedelta(seconds=timeout_seconds)
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
-        dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size)
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=START_SECONDS)))
+        store.set(f"here/{rank}", "")
+        store.wait([f"here/{other}" for other in range(size)], timedelta(seconds=START_SECONDS))
+        store.set_timeout(FOREVER)
+        dist.init_process_group(
+            "gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=FOREVER
+        )
     except (RuntimeError, ValueError) as error:
-        raise RunError(f"the stages did not meet within {timeout_seconds:.0f} seconds: {error}") from error
-    return World(dist.PrefixStore("world", store), rank, size)
+        raise RunError(f"the stages did not meet within {START_SECONDS:.0f} seconds: {error}") from error
+    return World(dist.PrefixStore("world", store), rank, size, replicas)
 
 
-def leave(reason: str, secondary: bool = False) -> None:
-    """End this process at once, whatever its threads wait for."""
-    tell(reason, secondary)
-    print(f"locallearn: {reason}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def tell(reason: str, secondary: bool = False) -> None:
-    """Leave a reason for the process that started this one. Secondary: only a consequence of another one's end."""
-    if folder := os.environ.get("LOCALLEARN_REASONS"):
-        with open(os.path.join(folder, f"{os.environ['RANK']}.json"), "w", encoding="utf-8") as file:
-            json.dump({"reason": reason, "secondary": secondary}, file)
+def started_together() -> int:
+    """How many processes torchrun (or another launcher) has started for one run; 0 if this one is on its own."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in names) else 0
 
 
 def _connect() -> dist.Store:

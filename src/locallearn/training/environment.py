@@ -38,21 +38,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_threads(threads: int | str) -> int:
-    """CPU threads for `threads=`; auto is every core this process may use, or OMP_NUM_THREADS if that is set."""
+def choose_threads(threads: int | str, processes: int = 1) -> int:
+    """CPU threads for `threads=`; auto is every core this process may use, or OMP_NUM_THREADS if that is set. So many
+    processes of a run on this machine share the cores."""
     if isinstance(threads, int):
         return threads
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    return int(limit) if limit.isdigit() and int(limit) > 0 else len(os.sched_getaffinity(0))
+    return int(limit) if limit.isdigit() and int(limit) > 0 else max(1, len(os.sched_getaffinity(0)) // here)
 
 
 @contextmanager
-def process_settings(settings: Settings) -> Iterator[dict[str, Any]]:
+def process_settings(settings: Settings, processes: int = 1) -> Iterator[dict[str, Any]]:
     """Threads, allocator and determinism for one run; what can be put back is put back, so that runs in one process do
     not leak into each other. Yields what was set, for the manifest."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     generators = torch.get_rng_state()
-    torch.set_num_threads(choose_threads(settings.threads))
+    torch.set_num_threads(choose_threads(settings.threads, processes))
     allocator = settings.allocator and keep_freed_memory()
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

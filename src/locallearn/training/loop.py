@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import RunError
 from locallearn.probes import Probe
+from locallearn.probes.base import Nothing
 from locallearn.runtime.link import Pipe, Stopped
 from locallearn.runtime.team import Team
 from locallearn.stopping import Interrupted, stop_signals
@@ -23,6 +24,7 @@ from locallearn.training import checkpoint
 from locallearn.training.console import Console, warn
 from locallearn.training.environment import peak_memory_bytes
 from locallearn.training.evaluate import evaluate
+from locallearn.training.join import joined, sums
 from locallearn.training.record import Recorder
 from locallearn.training.run_folder import RunFolder
 
@@ -39,8 +41,12 @@ class Position(NamedTuple):
 
 
 class Training:
-    """One run: a learner, its data, and where its numbers go. In a pipeline every stage has one, and rank 0, the lowest
-    stage, decides when to stop, records and saves for all."""
+    """One run: a learner, its data, and where its numbers go. In a pipeline every process has one, and rank 0, in the
+    lowest stage, decides when to stop, records and saves for all.
+
+    recorder  None where another process records
+    whole     gives a learner with every block, for probes; only called where this one has a part of them
+    """
 
     def __init__(
         self,
@@ -53,6 +59,7 @@ class Training:
         recorder: Recorder | None,
         console: Console,
         team: Team,
+        whole: Callable[[], Learner] | None = None,
     ) -> None:
         self.title = title
         self.learner = learner
@@ -63,6 +70,7 @@ class Training:
         self.recorder = recorder
         self.console = console
         self.team = team
+        self.whole = whole
         self.steps_per_epoch = data.steps(settings.batch_size)
         self.position = Position()
         self.last_record: dict[str, float] = {}
@@ -72,7 +80,7 @@ class Training:
         settings, learner = self.settings, self.learner
         last_step = min(settings.epochs * self.steps_per_epoch, settings.max_steps or math.inf)
         self.console.start(self.title, settings.epochs, self.steps_per_epoch, learner.step_count)
-        with stop_signals() as stop, self.stopped_below():
+        with stop_signals(say=self.recorder is not None) as stop, self.stopped_below():
             while learner.step_count < last_step:
                 epoch, offset, seconds = self.position
                 started, first = time.perf_counter(), learner.step_count
@@ -86,91 +94,107 @@ class Training:
                         self.check()
                     if offset == self.steps_per_epoch or learner.step_count >= last_step:
                         break
-                    if stop.number and self.team.rank == 0:
-                        self.stop(stop.number)
                     if settings.checkpoint.due(learner.step_count, self.steps_per_epoch):
                         self.save_or_warn()
+                    self.stop_if(stop.number)
                 self.check()
+                trained = time.perf_counter() - started
                 images = (learner.step_count - first) * self.data.batch(settings.batch_size)
-                self.finish_epoch(images / (time.perf_counter() - started), last=learner.step_count >= last_step)
-                if stop.number and self.team.rank == 0:
-                    self.stop(stop.number)
+                self.finish_epoch(trained, images / trained, last=learner.step_count >= last_step)
+                self.stop_if(stop.number)
         return self.last_record
 
     def batches(self, epoch: int, offset: int) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         """The rest of an epoch; the stages above the lowest one get their batches from below."""
-        if self.team.rank == 0:
+        if self.team.stage == 0:
             yield from self.data.batches(epoch, self.settings.batch_size, start=offset)
         else:
             yield from ((None, None) for _ in range(offset, self.steps_per_epoch))
 
-    def stop(self, number: int) -> None:
-        """End here on a signal, with the stages above."""
-        link = self.learner.stage.link
-        if isinstance(link, Pipe):
-            link.stop(self.learner.step_count)
-        self.team.share(number)
-        self.save()
-        raise Interrupted(number)
+    def stop_if(self, number: int) -> None:
+        """End here if a signal has asked rank 0 for it; the lowest stage tells those above."""
+        if self.team.stage == 0 and (number := self.team.agree(number)):
+            if isinstance(self.learner.stage.link, Pipe):
+                self.learner.stage.link.stop(self.learner.step_count)
+            self.interrupt(number)
 
     @contextmanager
     def stopped_below(self) -> Iterator[None]:
-        """Stop where the lowest stage has stopped. One that had nothing to learn may have counted further."""
+        """Stop where the lowest stage has stopped."""
         try:
             yield
         except Stopped as stopped:
-            self.learner.step_count = stopped.step
-            number = self.team.share()
-            self.save()
-            raise Interrupted(number) from stopped
+            self.interrupt(0, stopped)
 
-    def finish_epoch(self, images_per_second: float, last: bool) -> None:
-        """Evaluate, record, move on to the next epoch, and save when it is due."""
+    def interrupt(self, number: int, cause: Exception | None = None) -> None:
+        """Save and raise Interrupted with the signal that rank 0 knows. With a staleness nothing is saved between the
+        steps where feedback under way is waited for anyway: `resume` goes on from the last of these."""
+        number = self.team.share(number)
+        if not self.learner.stage.longest_delay or self.position.offset == 0:
+            self.save()
+        raise Interrupted(number) from cause
+
+    def finish_epoch(self, trained: float, images_per_second: float, last: bool) -> None:
+        """Evaluate, record, move on to the next epoch, and save when it is due. `trained`: seconds of this epoch."""
         settings, learner = self.settings, self.learner
         epoch, _, seconds = self.position
+        link = learner.stage.link
+        waited = link.waited() / trained if isinstance(link, Pipe) else 0.0
         learner.stage.drain()
-        record: dict[str, float] = {"epoch": epoch + 1, "step": learner.step_count} | self.training_numbers()
         started = time.perf_counter()
+        numbers: dict[str, float] = {}
         if last or (epoch + 1) % settings.evaluate_every == 0:
-            for name, split in (("validation", self.data.validation), ("test", self.data.test)):
-                found = evaluate(learner, self.data.evaluation(split, EVALUATION_BATCH))
-                for key, value in found.items():
-                    head, _, tail = key.rpartition("/")
-                    record[f"{head}/{name}_{tail}" if head else f"{name}/{tail}"] = value
-            record |= self.probe.look(learner, self.data)
+            numbers = self.evaluate() | self.look()
         seconds += time.perf_counter() - started
-        record["learning_rate"] = learner.blocks[-1].learning_rate
-        record["images_per_second"] = images_per_second
-        record["seconds"] = seconds
-        record["peak_memory_bytes"] = peak_memory_bytes(learner.device)
-        self.record(self.team.gather(record))
+        reports = self.team.gather(
+            {
+                "blocks": [[block.spec.index, block.running()] for block in learner.blocks],
+                "numbers": numbers,
+                "learning_rate": learner.blocks[-1].learning_rate,
+                "peak_memory_bytes": peak_memory_bytes(learner.device),
+                "waiting": waited,
+            }
+        )
+        if self.recorder is not None:
+            record = {"epoch": epoch + 1, "step": learner.step_count} | joined(reports, self.team.replicas)
+            record |= {"images_per_second": images_per_second, "seconds": seconds}
+            self.recorder.log(record)
+            self.console.epoch(record)
+            self.last_record = record
         for block in learner.blocks:
             block.reset()
+        if isinstance(link, Pipe):
+            link.waited()  # from here on it counts for the next epoch
         self.position = Position(epoch + 1, 0, seconds)
         if last or settings.checkpoint.due(learner.step_count, self.steps_per_epoch):
             self.save() if last else self.save_or_warn()
 
-    def record(self, records: list[dict[str, float]]) -> None:
-        """Join what the stages have to say of an epoch, and log it; empty at all ranks but 0."""
-        if not records:
-            return
-        joined = {name: value for record in records for name, value in record.items()}
-        joined |= {name: records[0][name] for name in ("images_per_second", "seconds")}
-        joined["peak_memory_bytes"] = max(record["peak_memory_bytes"] for record in records)
-        assert self.recorder is not None
-        self.recorder.log(joined)
-        self.console.epoch(joined)
-        self.last_record = joined
-
-    def training_numbers(self) -> dict[str, float]:
-        """Losses and accuracies on the training batches of this epoch; `train/` is the last block that learns."""
-        found = [(block.spec.index, block.read()) for block in self.learner.blocks]
+    def evaluate(self) -> dict[str, float]:
+        """Accuracies and losses of this stage's blocks on the validation and test sets; the first replica does it."""
         record: dict[str, float] = {}
-        for _, numbers in found:
-            record |= {f"train/{name}": value for name, value in numbers.items() if name in ("loss", "accuracy")}
-        for k, numbers in found:
-            record |= {f"block/{k:02d}/{name}": value for name, value in numbers.items()}
+        for name, split in (("validation", self.data.validation), ("test", self.data.test)):
+            if self.team.replica:
+                break
+            found = evaluate(self.learner, self.data.evaluation(split, EVALUATION_BATCH))
+            for key, value in found.items():
+                head, _, tail = key.rpartition("/")
+                record[f"{head}/{name}_{tail}" if head else f"{name}/{tail}"] = value
         return record
+
+    def look(self) -> dict[str, float]:
+        """What the probe sees: in a pipeline rank 0 puts the blocks of all stages together for it."""
+        if isinstance(self.probe, Nothing):
+            return {}
+        if self.team.size == 1:
+            return self.probe.look(self.learner, self.data)
+        tensors = self.team.collect(self.learner.state())
+        if self.team.rank:
+            return {}
+        assert self.whole is not None
+        learner = self.whole()
+        learner.load_state(tensors)
+        learner.step_count = self.learner.step_count
+        return self.probe.look(learner, self.data)
 
     def check(self) -> None:
         for block in self.learner.blocks:
@@ -185,14 +209,14 @@ class Training:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise RunError(f"{name} is not finite after step {self.learner.step_count}; lower optim.lr")
         tensors = self.team.collect(tensors)
-        running = self.team.gather([block.running() for block in self.learner.blocks])
+        reports = self.team.gather([[block.spec.index, block.running()] for block in self.learner.blocks])
         if self.team.rank:
             return
         state: dict[str, Any] = {
             "epoch": self.position.epoch,
             "offset": self.position.offset,
             "seconds": self.position.seconds,
-            "blocks": [block for blocks in running for block in blocks],
+            "blocks": list(sums(reports, self.team.replicas).values()),
         }
         folder = self.folder.path / "checkpoints"
         checkpoint.save(folder, self.learner.step_count, tensors, state, self.settings.checkpoint.keep)
@@ -212,4 +236,5 @@ class Training:
         self.learner.step_count = saved.state["step"]
         self.position = Position(saved.state["epoch"], saved.state["offset"], saved.state["seconds"])
         for block in self.learner.blocks:
-            block.resume(saved.state["blocks"][block.spec.index])
+            if self.team.replica == 0:
+                block.resume(saved.state["blocks"][block.spec.index])

@@ -3,79 +3,26 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors.torch import load_file, save_file
 
-from locallearn import seeds
-from locallearn.config.experiment import Experiment, experiment
+from locallearn.config.experiment import Experiment
 from locallearn.data import Data
-from locallearn.engine import Learner, assemble
-from locallearn.errors import RunError, UserError
-from locallearn.models import BlockModel
+from locallearn.engine import Learner
 from locallearn.models.summary import render, summary
-from locallearn.stopping import Interrupted
+from locallearn.runtime.world import started_together
 from locallearn.training import checkpoint
 from locallearn.training.console import Console, warn
-from locallearn.training.environment import choose_device, manifest, process_settings
-from locallearn.training.evaluate import evaluate
-from locallearn.training.loop import EVALUATION_BATCH, Training
-from locallearn.training.readout import linear_readout
-from locallearn.training.record import Recorder, open_recorder
+from locallearn.training.environment import manifest, process_settings
+from locallearn.training.prepare import prepare
 from locallearn.training.run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run gives back.
-
-    metrics   final values by the names used in metrics.jsonl, plus parameters, auxiliary_parameters and seconds
-    model     the trained plain model, in eval mode
-    run_dir   where everything was written
-    history   one record per epoch
-    """
-
-    metrics: dict[str, float]
-    model: BlockModel
-    run_dir: Path
-    history: list[dict[str, Any]] = field(repr=False, default_factory=list)
-
-
-def prepare(exp: Experiment, cut: list[range] | None = None) -> tuple[Learner, Data]:
-    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run."""
-    settings = exp.settings
-    device = choose_device(settings.device)
-    data = exp.source.load(settings.seed, device)
-    steps = data.steps(settings.batch_size)
-    batch = data.batch(settings.batch_size)
-    if data.graph is not None and settings.micro_batches > 1:
-        raise UserError(f"micro_batches={settings.micro_batches} but a graph is not divided; choose micro_batches=1")
-    if batch % settings.micro_batches:
-        raise UserError(f"micro_batches={settings.micro_batches} does not divide the batch of {batch} training samples")
-    with seeds.stream(settings.seed, "model"):
-        model = exp.model(data.image, len(data.classes), data.graph)
-    learner = assemble(
-        model,
-        exp.strategy,
-        exp.optim,
-        cut or model.cut(settings.blocks_for(len(model.units)), settings.balance),
-        seed=settings.seed,
-        device=device,
-        precision=settings.precision,
-        channels_last=settings.channels_last,
-        compiled=settings.compile,
-        micro_batches=settings.micro_batches,
-        total_steps=settings.epochs * steps,
-        pixels=data.pixels,
-    )
-    return learner, data
+from locallearn.training.saved import finished, saved_experiment
+from locallearn.training.stages import check_launcher, divide, led, ranges, run_part, run_stages, together
+from locallearn.training.train import Result, train
 
 
 def dry_run(exp: Experiment) -> str:
@@ -86,51 +33,108 @@ def dry_run(exp: Experiment) -> str:
         return render(rows)
 
 
-def start(exp: Experiment, quiet: bool = False) -> Result:
-    """Run an experiment from the beginning.
+def start(exp: Experiment, quiet: bool = False) -> Result | None:
+    """Run an experiment from the beginning. Under torchrun every process calls this, and only rank 0 gets a Result.
 
     Raises UserError before anything is written, RunError when training had to stop, Interrupted after a signal.
     """
-    with process_settings(exp.settings) as facts:
-        learner, data = prepare(exp)
-        folder = RunFolder.create(Path(exp.settings.out), f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}")
+    check_launcher(exp)
+    with process_settings(exp.settings, exp.runtime.processes) as facts:
+        if started_together():
+            return _together(exp, quiet, lambda: _new_run(exp, facts)[0])
+        folder, learner, data = _new_run(exp, facts)
         with _closing_lock(folder):
-            folder.write_text("config.yaml", yaml.safe_dump(_portable(exp.config), sort_keys=False))
-            folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
-            facts |= {
-                "choices": exp.names,
-                "image": list(data.image),
-                "classes": list(data.classes),
-                "cut": [[units.start, units.stop] for units in learner.cut],
-            }
-            folder.write_json("manifest.json", manifest(exp.settings, learner.device, facts))
-            return _train(exp, learner, data, folder, quiet, lambda training: None)
+            if exp.runtime.processes == 1:
+                return train(exp, learner, data, folder, quiet)
+            del learner, data  # the stages have their own
+            run_stages(exp, folder, quiet)
+            return finished(folder, exp.settings.allow)
 
 
-def resume(path: str | Path, allow: list[str], quiet: bool = False) -> Result:
-    """Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been."""
+def resume(
+    path: str | Path, allow: list[str], quiet: bool = False, runtime: tuple[str, dict[str, Any]] | None = None
+) -> Result | None:
+    """Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been. `runtime`: the
+    name and the configuration of another one."""
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow)
-    console = Console(quiet=quiet)
+    exp, known = saved_experiment(folder, allow, runtime=runtime)
     if folder.read_json("status.json").get("state") == "done":
-        console.line(f"{folder.path} is done already; nothing to resume")
-        model = load(folder.path, allow)
-        return Result(folder.read_json("summary.json"), model, folder.path, folder.read_metrics())
+        Console(quiet=quiet).line(f"{folder.path} is done already; nothing to resume")
+        return finished(folder, allow)
+    check_launcher(exp)
+    with process_settings(exp.settings, exp.runtime.processes) as facts:
+        if started_together():
+            return _together(exp, quiet, lambda: _old_run(exp, known, folder, facts, quiet)[0])
+        with _closing_lock(folder):
+            _, learner, data, saved = _old_run(exp, known, folder, facts, quiet)
+            if exp.runtime.processes == 1:
+                return train(exp, learner, data, folder, quiet, saved=saved)
+            del learner, data, saved
+            run_stages(exp, folder, quiet)
+            return finished(folder, allow)
+
+
+def _together(exp: Experiment, quiet: bool, lead: Callable[[], RunFolder]) -> Result | None:
+    """Run in the processes that torchrun has started: rank 0 checks everything and has the folder."""
+    with ExitStack() as stack, together(exp.runtime.replicas) as world:
+
+        def made() -> dict[str, Any]:
+            folder = lead()
+            stack.enter_context(_closing_lock(folder))
+            return {"path": str(folder.path), "known": folder.read_json("manifest.json")}
+
+        told = led(world, made)
+        folder = RunFolder(Path(told["path"]))
+        run_part(exp, told["known"], folder, world, quiet)
+    return finished(folder, exp.settings.allow) if world.rank == 0 else None
+
+
+def stage(path: str, allow: list[str], quiet: bool) -> None:
+    """One process of a run that `run_stages` has started."""
+    folder = RunFolder(Path(path))
+    exp, known = saved_experiment(folder, allow)
+    with process_settings(exp.settings, exp.runtime.processes), together(exp.runtime.replicas) as world:
+        run_part(exp, known, folder, world, quiet)
+
+
+def _new_run(exp: Experiment, facts: dict[str, Any]) -> tuple[RunFolder, Learner, Data]:
+    """A new, locked run folder with what is known before training."""
+    learner, data = prepare(exp)
+    stages = divide(exp, learner)
+    folder = RunFolder.create(Path(exp.settings.out), f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}")
+    folder.write_text("config.yaml", yaml.safe_dump(_portable(exp.config), sort_keys=False))
+    folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
+    facts |= {
+        "choices": exp.names,
+        "image": list(data.image),
+        "classes": list(data.classes),
+        "cut": [[units.start, units.stop] for units in learner.cut],
+        "stages": [[blocks.start, blocks.stop] for blocks in stages],
+        "delays": learner.stage.delays,
+    }
+    folder.write_json("manifest.json", manifest(exp.settings, learner.device, facts))
+    return folder, learner, data
+
+
+def _old_run(
+    exp: Experiment, known: dict[str, Any], folder: RunFolder, facts: dict[str, Any], quiet: bool
+) -> tuple[RunFolder, Learner, Data, checkpoint.Checkpoint | None]:
+    """Lock the folder of an earlier run, and put it back to its newest checkpoint."""
     folder.lock()
-    with _closing_lock(folder), process_settings(exp.settings) as facts:
-        saved = checkpoint.newest(folder.path / "checkpoints", warn)
-        learner, data = prepare(exp, [range(*pair) for pair in known["cut"]])
-        _warn_of_other_bits(known, manifest(exp.settings, learner.device, facts))
-        folder.truncate_metrics(saved.state["step"] if saved else 0)
-        where = f"step {saved.state['step']}" if saved else "the start: it has no checkpoint yet"
-        console.line(f"resuming {folder.path} from {where}")
-
-        def restore(training: Training) -> None:
-            if saved:
-                training.restore(saved)
-                training.last_record = (folder.read_metrics() or [{}])[-1]
-
-        return _train(exp, learner, data, folder, quiet, restore)
+    saved = checkpoint.newest(folder.path / "checkpoints", warn)
+    learner, data = prepare(exp, ranges(known["cut"]))
+    stages = divide(exp, learner)
+    if saved:
+        learner.load_state(saved.tensors)  # the stages will; a difference is found here
+    facts["runtime"] = exp.names["runtime"]
+    _warn_of_other_bits(known, manifest(exp.settings, learner.device, facts))
+    known |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names}
+    folder.write_text("config.yaml", yaml.safe_dump(exp.config, sort_keys=False))
+    folder.write_json("manifest.json", known)
+    folder.truncate_metrics(saved.state["step"] if saved else 0)
+    where = f"step {saved.state['step']}" if saved else "the start: it has no checkpoint yet"
+    Console(quiet=quiet).line(f"resuming {folder.path} from {where}")
+    return folder, learner, data, saved
 
 
 @contextmanager
@@ -152,123 +156,9 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _train(
-    exp: Experiment, learner: Learner, data: Data, folder: RunFolder, quiet: bool, restore: Callable[[Training], None]
-) -> Result:
-    """The middle of `start` and `resume`: train with every ending recorded, then export and summarise."""
-    console = Console(quiet=quiet)
-    recorder = open_recorder(
-        folder, exp.record, config=exp.config, name=exp.title, group=None, job_type=exp.names["strategy"], tags=()
-    )
-    title = (
-        f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.blocks)} blocks), {exp.names['data']} "
-        f"({len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test), {learner.device}"
-    )
-    with _endings(folder, recorder, console):
-        training = Training(title, learner, data, exp.settings, exp.probe, folder, recorder, console)
-        restore(training)
-        record = training.run()
-        final = record | parameter_counts(learner)
-        weights = learner.model.state_dict()
-        save_file(checkpoint.distinct(weights), folder.path / "model.safetensors")
-        folder.write_json("summary.json", final)
-        folder.status("done", epoch=record["epoch"], step=record["step"])
-        recorder.close("done", final)
-    console.final_table(final, len(learner.blocks))
-    console.finish(folder.path)
-    return Result(final, learner.model.eval(), folder.path, folder.read_metrics())
-
-
-@contextmanager
-def _endings(folder: RunFolder, recorder: Recorder, console: Console) -> Iterator[None]:
-    """Leave the true status behind, however a run ends."""
-    folder.status("running")
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt) as error:
-        folder.status("interrupted", reason=str(error) or "stopped at once")
-        recorder.close("interrupted", {})
-        if isinstance(error, Interrupted):
-            error.run = str(folder.path)
-        raise
-    except RunError as error:
-        folder.status("failed", reason=str(error))
-        recorder.close("failed", {})
-        raise RunError(f"{error} (run folder: {folder.path})") from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        folder.write_text("log.txt", traceback.format_exc())
-        folder.status("failed", reason=reason)
-        recorder.close("failed", {})
-        raise RunError(f"the run failed with {reason}; the traceback is in {folder.path / 'log.txt'}") from error
-    finally:
-        console.stop()
-
-
-def parameter_counts(learner: Learner) -> dict[str, int]:
-    """Trainable numbers of the plain model, and of what trains it and never ships."""
-    return {
-        "parameters": sum(p.numel() for p in learner.model.parameters()),
-        "auxiliary_parameters": sum(p.numel() for block in learner.blocks for p in block.auxiliary.parameters()),
-    }
-
-
-def saved_experiment(folder: RunFolder, allow: list[str], **changes: Any) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment of a run folder, and its manifest. Targets outside locallearn must be in `allow`."""
-    known = folder.read_json("manifest.json")
-    try:
-        config = yaml.safe_load((folder.path / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{folder.path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict) or not known.keys() >= {"choices", "cut", "image", "classes"}:
-        raise UserError(f"{folder.path} is not the folder of a run: config.yaml or manifest.json is incomplete")
-    return experiment({**config, "dry_run": False, "allow": allow, **changes}, known["choices"]), known
-
-
-def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
-    """The trained plain model of a finished run, in eval mode, on the CPU; no auxiliary parameter is in it."""
-    folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow or [])
-    file = folder.path / "model.safetensors"
-    if not file.is_file():
-        raise UserError(f"{folder.path} has no model.safetensors: first end it, `locallearn resume {folder.path}`")
-    tensors = load_file(file)
-    # a graph is no part of the model's weights
-    graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
-    with seeds.stream(0, "load"):
-        model = exp.model(tuple(known["image"]), len(known["classes"]), graph)
-    model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
-    problems = model.load_state_dict(tensors, strict=False)
-    if names := problems.missing_keys + problems.unexpected_keys:
-        raise UserError(f"{file} does not fit the model of its config.yaml: {', '.join(names[:3])}")
-    return model.eval()
-
-
-def evaluate_run(
-    path: str | Path, allow: list[str], data_config: dict[str, Any] | None = None, linear: bool = False
-) -> dict[str, float]:
-    """Test loss and accuracy of a run, at every block that can predict, on its own data or on another set; with
-    `linear` also those of a linear classifier on each block's frozen features."""
-    folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow, **({"data": data_config} if data_config else {}))
-    with process_settings(exp.settings):
-        saved = checkpoint.newest(folder.path / "checkpoints", warn)
-        if saved is None:
-            raise UserError(f"{folder.path} has no checkpoint to evaluate; `locallearn resume {folder.path}` goes on")
-        learner, data = prepare(exp, [range(*pair) for pair in known["cut"]])
-        if tuple(known["image"]) != data.image or len(known["classes"]) != len(data.classes):
-            raise UserError(
-                f"the run was trained on {tuple(known['image'])} inputs and {len(known['classes'])} classes; this set "
-                f"has {data.image} and {len(data.classes)}"
-            )
-        learner.load_state(saved.tensors)
-        found = evaluate(learner, data.evaluation(data.test, EVALUATION_BATCH))
-        return found | (linear_readout(learner, data) if linear else {})
-
-
 def _warn_of_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Say what may change the last bits of a resumed run."""
-    names = ("threads", "device", "device_type", "precision", "channels_last", "compile")
+    names = ("threads", "device", "device_type", "precision", "channels_last", "compile", "replicas", "message")
     changed = [f"{n} was {before.get(n)}, is {now.get(n)}" for n in names if before.get(n) != now.get(n)]
     if before["versions"].get("torch") != now["versions"].get("torch"):
         changed.append(f"torch was {before['versions'].get('torch')}, is {now['versions'].get('torch')}")

@@ -1,0 +1,94 @@
+"""What a run folder gives back: its experiment, its model, its result, and another look at its test accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from locallearn import seeds
+from locallearn.config.experiment import Experiment, experiment
+from locallearn.errors import UserError
+from locallearn.models import BlockModel
+from locallearn.training import checkpoint
+from locallearn.training.console import warn
+from locallearn.training.environment import process_settings
+from locallearn.training.evaluate import evaluate
+from locallearn.training.loop import EVALUATION_BATCH
+from locallearn.training.prepare import prepare
+from locallearn.training.readout import linear_readout
+from locallearn.training.run_folder import RunFolder
+from locallearn.training.train import Result
+
+
+def finished(folder: RunFolder, allow: list[str]) -> Result:
+    """What a run has left in its folder."""
+    return Result(folder.read_json("summary.json"), load(folder.path, allow), folder.path, folder.read_metrics())
+
+
+def saved_experiment(
+    folder: RunFolder,
+    allow: list[str],
+    runtime: tuple[str, dict[str, Any]] | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment of a run folder, perhaps with another runtime, and its manifest. Targets outside locallearn must
+    be in `allow`."""
+    known = folder.read_json("manifest.json")
+    try:
+        config = yaml.safe_load((folder.path / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder.path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict) or not known.keys() >= {"choices", "cut", "image", "classes"}:
+        raise UserError(f"{folder.path} is not the folder of a run: config.yaml or manifest.json is incomplete")
+    if runtime is not None:
+        staleness = config["runtime"].get("staleness", 0)  # part of what is learned, not of where
+        changes = {**changes, "runtime": {**runtime[1], "staleness": staleness}}
+        known["choices"] = known["choices"] | {"runtime": runtime[0]}
+    return experiment({**config, "dry_run": False, "allow": allow, **changes}, known["choices"]), known
+
+
+def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
+    """The trained plain model of a finished run, in eval mode, on the CPU; no auxiliary parameter is in it."""
+    folder = RunFolder.open(Path(path))
+    exp, known = saved_experiment(folder, allow or [])
+    file = folder.path / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{folder.path} has no model.safetensors: first end it, `locallearn resume {folder.path}`")
+    tensors = load_file(file)
+    # a graph is no part of the model's weights
+    graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
+    with seeds.stream(0, "load"):
+        model = exp.model(tuple(known["image"]), len(known["classes"]), graph)
+    model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
+    problems = model.load_state_dict(tensors, strict=False)
+    if names := problems.missing_keys + problems.unexpected_keys:
+        raise UserError(f"{file} does not fit the model of its config.yaml: {', '.join(names[:3])}")
+    return model.eval()
+
+
+def evaluate_run(
+    path: str | Path, allow: list[str], data_config: dict[str, Any] | None = None, linear: bool = False
+) -> dict[str, float]:
+    """Test loss and accuracy of a run, at every block that can predict, on its own data or on another set; with
+    `linear` also those of a linear classifier on each block's frozen features."""
+    folder = RunFolder.open(Path(path))
+    exp, known = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
+    with process_settings(exp.settings):
+        saved = checkpoint.newest(folder.path / "checkpoints", warn)
+        if saved is None:
+            raise UserError(f"{folder.path} has no checkpoint to evaluate; `locallearn resume {folder.path}` goes on")
+        learner, data = prepare(exp, [range(*pair) for pair in known["cut"]])
+        if tuple(known["image"]) != data.image or len(known["classes"]) != len(data.classes):
+            raise UserError(
+                f"the run was trained on {tuple(known['image'])} inputs and {len(known['classes'])} classes; this set "
+                f"has {data.image} and {len(data.classes)}"
+            )
+        learner.load_state(saved.tensors)
+        found = evaluate(learner, data.evaluation(data.test, EVALUATION_BATCH))
+        return found | (linear_readout(learner, data) if linear else {})

@@ -1,0 +1,136 @@
+"""The middle of every run: train with every ending recorded, then export and summarise."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from locallearn.config.experiment import Experiment
+from locallearn.data import Data
+from locallearn.engine import Learner
+from locallearn.errors import RunError
+from locallearn.models import BlockModel
+from locallearn.runtime.team import Alone, Team
+from locallearn.stopping import Interrupted
+from locallearn.training import checkpoint
+from locallearn.training.console import Console
+from locallearn.training.loop import Training
+from locallearn.training.record import Recorder, open_recorder
+from locallearn.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run gives back.
+
+    metrics   final values by the names used in metrics.jsonl, plus parameters, auxiliary_parameters and seconds
+    model     the trained plain model, in eval mode
+    run_dir   where everything was written
+    history   one record per epoch
+    """
+
+    metrics: dict[str, float]
+    model: BlockModel
+    run_dir: Path
+    history: list[dict[str, Any]] = field(repr=False, default_factory=list)
+
+
+def train(
+    exp: Experiment,
+    learner: Learner,
+    data: Data,
+    folder: RunFolder,
+    quiet: bool,
+    saved: checkpoint.Checkpoint | None = None,
+    team: Team | None = None,
+    whole: Callable[[], Learner] | None = None,
+) -> Result:
+    """Train from the start or from `saved` to the end. Of the processes of a `team` only rank 0 writes. Raises RunError
+    and Interrupted."""
+    team = team or Alone()
+    main = team.rank == 0
+    console = Console(quiet=quiet or not main)
+    kind = exp.names["strategy"]
+    recorder = open_recorder(folder, exp.record, config=exp.config, name=exp.title, job_type=kind) if main else None
+    with _endings(folder, recorder, console, team):
+        title = _title(exp, learner, data, team)
+        training = Training(title, learner, data, exp.settings, exp.probe, folder, recorder, console, team, whole)
+        if saved:
+            training.restore(saved)
+            training.last_record = (folder.read_metrics() or [{}])[-1]
+        record = training.run()
+        counts = team.gather(parameter_counts(learner))
+        weights = team.collect({f"model.{n}": t for n, t in learner.model_state().items()})
+        if recorder is not None:
+            copies = range(0, team.size, team.replicas)
+            final = record | {name: sum(counts[rank][name] for rank in copies) for name in counts[0]}
+            model = {name.removeprefix("model."): t for name, t in weights.items()}
+            save_file(checkpoint.distinct(model), folder.path / "model.safetensors")
+            folder.write_json("summary.json", final)
+            folder.status("done", epoch=record["epoch"], step=record["step"])
+            recorder.close("done", final)
+            console.final_table(final, len(learner.cut))
+            console.finish(folder.path)
+            record = final
+    return Result(record, learner.model.eval(), folder.path, folder.read_metrics() if main else [])
+
+
+def _title(exp: Experiment, learner: Learner, data: Data, team: Team) -> str:
+    stages = team.size // team.replicas
+    where = f"{stages} stages, " if stages > 1 else ""
+    where += f"{team.replicas} replicas, " if team.replicas > 1 else ""
+    return (
+        f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.cut)} blocks), {exp.names['data']} "
+        f"({len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test), {where}{learner.device}"
+    )
+
+
+@contextmanager
+def _endings(folder: RunFolder, recorder: Recorder | None, console: Console, team: Team) -> Iterator[None]:
+    """Leave the true status behind, however a run ends. The failure of one process of several is for the one to say
+    that knows the cause."""
+    alone = team.size == 1
+
+    def ended(state: str, reason: str) -> None:
+        if recorder is not None:
+            if alone or state == "interrupted":
+                folder.status(state, reason=reason)
+            recorder.close(state, {})
+
+    if recorder is not None:
+        folder.status("running")
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        ended("interrupted", str(error) or "stopped at once")
+        if isinstance(error, Interrupted):
+            error.run = str(folder.path)
+        raise
+    except RunError as error:
+        ended("failed", str(error))
+        if not alone:
+            raise
+        raise RunError(f"{error} (run folder: {folder.path})") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        log = "log.txt" if alone else f"log-{team.rank}.txt"
+        folder.write_text(log, traceback.format_exc())
+        ended("failed", reason)
+        raise RunError(f"the run failed with {reason}; the traceback is in {folder.path / log}") from error
+    finally:
+        console.stop()
+
+
+def parameter_counts(learner: Learner) -> dict[str, int]:
+    """Trainable numbers of the plain model, and of what trains it and never ships; of this stage's blocks."""
+    named = [(name, p.numel()) for name, p in learner.parameters()]
+    return {
+        "parameters": sum(n for name, n in named if name.startswith("model.")),
+        "auxiliary_parameters": sum(n for name, n in named if not name.startswith("model.")),
+    }

@@ -1,0 +1,188 @@
+"""Whole runs in several processes, as a user starts them, against the same run in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from locallearn.cli import main
+
+SETTINGS = ["model=mlp", "blocks=3", "model.width=64", "model.dropout=0.2", "auxiliary=linear", "device=cpu"]
+SETTINGS += ["epochs=2", "max_steps=50", "threads=1"]
+REPLICAS = ["strategy=dgl", "model.batch_norm=false", "micro_batches=2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+
+
+def command(out: Path, *overrides: str, prefix: list[str] | None = None) -> list[str]:
+    return [sys.executable, *(prefix or []), "-m", "locallearn", *SETTINGS, f"out={out}", *overrides]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(out: Path, *overrides: str, prefix: list[str] | None = None, code: int = 0) -> Path:
+    """One run to its end; returns the run folder."""
+    done = subprocess.run(
+        command(out, *overrides, prefix=prefix), capture_output=True, text=True, env=environment(), timeout=240
+    )
+    assert done.returncode == code, done.stderr
+    return next(path for path in out.iterdir() if path.is_dir())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    newest = max((folder / "checkpoints").iterdir())
+    return load_file(newest / "tensors.safetensors")
+
+
+def numbers(folder: Path) -> list[dict]:
+    """What was measured, without what depends on time and place."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    places = ("seconds", "images_per_second", "peak_memory_bytes")
+    return [{k: v for k, v in r.items() if k not in places and not k.startswith("stage/")} for r in records]
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, t in a.items():
+        assert torch.equal(t, b[name]), name
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory) -> dict[str, Path]:
+    """The runs in one process that others are compared with."""
+    root = tmp_path_factory.mktemp("serial")
+    settings = {
+        "dgl": ["strategy=dgl", "probe=alignment"],
+        "dni": ["strategy=dni"],
+        "backprop": ["strategy=backprop"],
+        "late": ["strategy=backprop", "runtime.staleness=1"],
+        "replicas": REPLICAS,
+    }
+    for which, overrides in settings.items():
+        assert main([*SETTINGS, f"out={root / which}", *overrides]) == 0
+    return {which: next((root / which).iterdir()) for which in settings}
+
+
+@pytest.mark.parametrize(
+    ("which", "settings"),
+    [
+        ("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=2"]),
+        ("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=3"]),
+        ("dni", ["strategy=dni", "runtime.split=[2,1]"]),
+        ("backprop", ["strategy=backprop", "runtime.stages=2"]),
+        ("late", ["strategy=backprop", "runtime.stages=3", "runtime.staleness=1"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-1],
+)
+def test_a_run_in_several_processes_is_the_same_run(which, settings, serial, tmp_path):
+    """Weights, optimizer states, every number of every epoch and probe."""
+    found = run(tmp_path, "runtime=pipeline", *settings)
+    assert_equal(weights(serial[which]), weights(found))
+    assert_equal(checkpoint(serial[which]), checkpoint(found))
+    assert numbers(serial[which]) == numbers(found)
+    summary = json.loads((found / "summary.json").read_text())
+    expected = json.loads((serial[which] / "summary.json").read_text())
+    assert summary["auxiliary_parameters"] == expected["auxiliary_parameters"]
+    assert 0 <= summary["stage/01/waiting"] < 1
+
+
+def test_torchrun(serial, tmp_path):
+    found = run(tmp_path, "runtime=pipeline", "strategy=dgl", "probe=alignment", prefix=TORCHRUN)
+    assert_equal(weights(serial["dgl"]), weights(found))
+    assert numbers(serial["dgl"]) == numbers(found)
+    assert json.loads((found / "status.json").read_text())["state"] == "done"
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_replicas_are_micro_batches_elsewhere(stages, serial, tmp_path):
+    settings = ["runtime=pipeline", f"runtime.stages={stages}", "runtime.replicas=2", *REPLICAS[:-1]]
+    found = run(tmp_path, *settings)
+    assert_equal(weights(serial["replicas"]), weights(found))
+    for one, other in zip(numbers(serial["replicas"]), numbers(found), strict=True):
+        assert one == pytest.approx(other, rel=1e-6)  # the sums of losses are added in another order
+
+
+@pytest.mark.parametrize("changes", [["runtime=serial"], ["runtime.stages=3"]])
+def test_a_stopped_pipeline_goes_on_with_any_number_of_stages(changes, serial, tmp_path):
+    settings = ["runtime=pipeline", "strategy=dgl", "probe=alignment", "checkpoint.every=5it", "checkpoint.keep=9"]
+    started = subprocess.Popen(command(tmp_path, *settings), env=environment(), stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("*/checkpoints/step-*")) and time.monotonic() < until:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    error = started.communicate(timeout=60)[1]
+    assert started.returncode == 143, error
+    folder = next(tmp_path.iterdir())
+    assert f"go on with: locallearn resume {folder}" in error
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+    reached = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+    assert 5 <= reached < 50
+    resumed = subprocess.run(
+        [sys.executable, "-m", "locallearn", "resume", str(folder), *changes],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert_equal(weights(serial["dgl"]), weights(folder))
+    assert numbers(serial["dgl"]) == numbers(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["runtime.stages=4"], "choose at most 3 stages, or more blocks"),
+        (["runtime.split=[1,1]"], "add up to 3, or auto"),
+        (["runtime.split=[1,1,1]"], "must name 2 stages"),
+        (["runtime.message=fp8"], "choose one of bf16, exact"),
+        (["runtime.replicas=3"], "does not divide the batch of 32"),
+        (["runtime.stages=0"], "must be at least 1"),
+        (["strategy=dgl", "runtime.staleness=1"], "choose runtime.staleness=0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-1],
+)
+def test_what_cannot_be_is_refused_before_anything_is_started(settings, sentence, tmp_path, capsys):
+    assert main([*SETTINGS, f"out={tmp_path / 'runs'}", "runtime=pipeline", *settings]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_torchrun_with_another_number_of_processes(tmp_path):
+    for runtime, way_out in (("runtime=serial", "choose runtime=pipeline"), ("runtime.stages=3", "start 3")):
+        settings = ["runtime=pipeline", runtime] if "stages" in runtime else [runtime]
+        done = subprocess.run(
+            command(tmp_path / "runs", *settings, prefix=TORCHRUN),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=120,
+        )
+        assert done.returncode != 0
+        assert done.stderr.count("locallearn: torchrun started 2 processes") == 1
+        assert way_out in done.stderr
+        assert not (tmp_path / "runs").exists()
+
+
+def test_bf16_messages_change_little(serial, tmp_path):
+    found = run(tmp_path, "runtime=pipeline", "strategy=dgl", "probe=alignment", "runtime.message=bf16")
+    one, other = numbers(serial["dgl"])[0], numbers(found)[0]
+    assert one["block/00/loss"] == other["block/00/loss"]  # the first stage gets no message
+    assert one["block/02/loss"] != other["block/02/loss"]
+    assert one["block/02/loss"] == pytest.approx(other["block/02/loss"], rel=0.02)
