@@ -13,7 +13,6 @@ from bench.split import blocks_alone, cut_by_time, unit_seconds
 from bench.subjects import DNI_WIDTH, batch_of, learner_of, model_of
 from bench.team import Team
 from locallearn.engine import Learner
-from locallearn.models import BlockModel
 
 FILL = 2  # batches before the steady state
 STEPS = 4  # batches of a sample
@@ -28,24 +27,26 @@ RIVALS: dict[str, dict[str, Any]] = {
 MLP_SR = "dgl mlp_sr"
 NEIGHBORS = ("dni", "loco")
 STREAMS = ("dgl", "unconnected", *NEIGHBORS)
-SERIAL = {
-    "serial dgl": {"strategy": MLP_SR, "cuts": "dgl 2"},
-    **{f"serial {name}": {"strategy": name, "cuts": name} for name in NEIGHBORS},
-}
+SERIAL = ("dgl 2", *NEIGHBORS)
 
 
 def measure(bench: Bench, report: Report, subject: str) -> None:
     """All that needs two processes, for one model. PyTorch has one thread here, too."""
     model, (x, y) = model_of(subject, bench.quick), batch_of(bench.quick)
+    neighbors = {"dni": "dni narrow" if subject == "vgg16" else "dni", "loco": "loco"}
+    strategies = {"dgl 2": MLP_SR, "dgl 3": MLP_SR, "dgl 4": MLP_SR, "backprop": "backprop", "dfa": "dfa", **neighbors}
     units = unit_seconds(model, x)
     cuts = {f"dgl {k}": cut_by_time(model, MLP_SR, k, x, y, units) for k in (2, 3, 4)}
-    cuts |= {name: cut_by_time(model, name, 4, x, y, units) for name in NEIGHBORS}
+    cuts |= {name: cut_by_time(model, strategy, 4, x, y, units) for name, strategy in neighbors.items()}
     cuts["backprop"] = cuts["dfa"] = cut_by_time(model, "backprop", 2, x, y, units)
-    alone = {name: _alone(bench, model, name, cut, x, y) for name, cut in cuts.items()}
+    alone = {
+        name: list(bench.run(blocks_alone(model, strategies[name], cut, x, y), bench.rounds()).values())
+        for name, cut in cuts.items()
+    }
     for k in (2, 3, 4):
         _even(bench, report, subject, k, cuts[f"dgl {k}"], alone[f"dgl {k}"])
-    specs = _specs(subject, cuts)
-    serial = {name: learner_of(model, spec["strategy"], cuts[spec["cuts"]]) for name, spec in SERIAL.items()}
+    specs = _specs(subject, cuts, neighbors)
+    serial = {f"serial {name}": learner_of(model, strategies[name], cuts[name]) for name in SERIAL}
     for learner in serial.values():
         learner.learn(x, y)  # every segment of the others begins with steps that are not measured
     actions: dict[str, Action] = {
@@ -71,12 +72,6 @@ def pairs(cut: list[range]) -> list[list[int]]:
     return [[block.start, block.stop] for block in cut]
 
 
-def _alone(bench: Bench, model: BlockModel, name: str, cut: list[range], x: Tensor, y: Tensor) -> list[Series]:
-    """Seconds of each block by itself."""
-    strategy = MLP_SR if name.startswith("dgl") else name
-    return list(bench.run(blocks_alone(model, strategy, cut, x, y), bench.rounds()).values())
-
-
 def _even(bench: Bench, report: Report, subject: str, k: int, cut: list[range], blocks: list[Series]) -> None:
     """P11: seconds of each block by itself, and how even they are."""
     seconds = [series.median for series in blocks]
@@ -86,7 +81,7 @@ def _even(bench: Bench, report: Report, subject: str, k: int, cut: list[range], 
     report.add(f"P11 K={k}", subject, sums, why, cut=pairs(cut), blocks_s=seconds)
 
 
-def _specs(subject: str, cuts: Mapping[str, list[range]]) -> dict[str, dict[str, Any]]:
+def _specs(subject: str, cuts: Mapping[str, list[range]], neighbors: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The variants of the two workers. NEIGHBOR routes have two blocks a stage: only a stage's last block waits."""
     halves = {"model": subject, "stages": [[0, 1], [1, 2]]}
     two, plain = {**halves, "cut": pairs(cuts["dgl 2"])}, {**halves, "cut": pairs(cuts["backprop"])}
@@ -94,7 +89,7 @@ def _specs(subject: str, cuts: Mapping[str, list[range]]) -> dict[str, dict[str,
     return {
         "dgl": {**two, "kind": "pipeline", "strategy": MLP_SR},
         "unconnected": {**two, "kind": "unconnected", "strategy": MLP_SR},
-        **{name: {**four, "strategy": name, "cut": pairs(cuts[name])} for name in NEIGHBORS},
+        **{name: {**four, "strategy": strategy, "cut": pairs(cuts[name])} for name, strategy in neighbors.items()},
         "backprop 4": {**plain, "kind": "pipeline", "strategy": "backprop", "micro_batches": 4},
         "dfa": {**plain, "kind": "pipeline", "strategy": "dfa"},
         **{name: {**plain, **spec} for name, spec in RIVALS.items()},
@@ -123,7 +118,7 @@ def _judge(
 ) -> None:
     """P7, P8, P9 and P15 from the seconds per batch of every variant."""
     milliseconds = {f"{name}_ms": None if s.median is None else s.median * 1e3 for name, s in found.items()}
-    dgl, serial, ceiling = found["dgl"], found["serial dgl"], found["unconnected"]
+    dgl, serial, ceiling = found["dgl"], found["serial dgl 2"], found["unconnected"]
     bound, top = bench.ratio(serial, ceiling), bench.ratio(ceiling, dgl)
     why = (
         f"the blocks by themselves allow {_bound(alone['dgl 2'], 1)} (sum / max), both at once on this machine "
@@ -143,8 +138,8 @@ def _judge(
             "waits before each forward for the feedback to the batch before"
         )
         speed = bench.ratio(found[f"serial {name}"], found[name])
-        about = {"synthesizer_width": DNI_WIDTH} if name == "dni" else {}
-        report.add(f"P15 {name}", f"{subject}, 4 blocks", speed, why, blocks_s=alone[name], **about)
+        about = f", synthesizers {DNI_WIDTH} wide" if name == "dni" and subject == "vgg16" else ""
+        report.add(f"P15 {name}", f"{subject}, 4 blocks{about}", speed, why, blocks_s=alone[name])
 
 
 def _bound(blocks: list[float | None], per_stage: int) -> str:

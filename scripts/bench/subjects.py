@@ -25,7 +25,7 @@ from locallearn.strategies.overlapping import Overlapping
 
 IMAGE, CLASSES = (3, 32, 32), 10
 OPTIM = SGD(lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="constant")
-DNI_WIDTH = 64  # hidden channels of synthesizers; as wide as what they read they cost twice the network itself
+DNI_WIDTH = 32  # hidden channels of narrow synthesizers; as wide as what they read, they cost twice a vgg16
 MODELS: dict[str, Callable[[], BlockModel]] = {
     "vgg11": lambda: vgg(IMAGE, CLASSES, depth=11),
     "vgg16": lambda: vgg(IMAGE, CLASSES, depth=16),
@@ -36,7 +36,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "checkpoint": Checkpoint,
     "dgl linear": lambda: DGL(objective=CrossEntropy(), auxiliary=Linear()),
     "dgl mlp_sr": lambda: DGL(objective=CrossEntropy(), auxiliary=MLPSpatialReduction()),
-    "dni": lambda: DNI(width=DNI_WIDTH),
+    "dni": DNI,
+    "dni narrow": lambda: DNI(width=DNI_WIDTH),
     "loco": lambda: Overlapping(objective=CrossEntropy(), auxiliary=MLPSpatialReduction()),
     "dfa": DFA,
 }
