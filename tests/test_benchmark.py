@@ -25,7 +25,8 @@ from bench.split import cut_by_time  # noqa: E402
 def test_every_goal_gets_a_number(tmp_path):
     result = tmp_path / "result.json"
     command = [sys.executable, str(SCRIPTS / "benchmark.py"), "--quick", "--json", str(result)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=880, cwd=tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(SCRIPTS.parent / "src")}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=880, cwd=tmp_path, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads(result.read_text())
     numbers = {finding["goal"]: finding["value"] for finding in found["findings"]}
