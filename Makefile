@@ -31,8 +31,8 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure the overhead against a bare loop, and memory
-	$(BIN)/python scripts/benchmark.py --json docs/benchmark.json
+bench: $(READY)  ## measure every goal: overhead, memory, pipelines, data, start; half an hour on two idle cores
+	$(BIN)/python scripts/benchmark.py --json docs/benchmark.json --markdown docs/benchmark.md
 
 clean:  ## remove .venv and caches; run folders stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,138 +1,109 @@
-"""What the harness costs and what local learning saves, as ratios side by side in one run.
+"""Measure every goal of the harness as a ratio, side by side in one run.
 
-    make bench        # or: python scripts/benchmark.py [--batch 64] [--threads 1] [--json FILE]
+    make bench        # or: python scripts/benchmark.py [--only P1,P7] [--repeats 3] [--json FILE] [--markdown FILE]
 
-Variants are interleaved A B A B, so that whatever else the machine does hits all alike; every ratio is the median of
-the ratios of neighbouring repetitions, with their spread. Absolute times are printed for the reader, never compared
-across machines. The bare loop gets the same allocator and memory layout as the harness.
+`scripts/bench/method.py` says how, `docs/benchmark.md` holds the last result. Needs Linux (/proc) and two cores; takes
+about 25 minutes on idle ones, and at most four times as long on busy ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import platform
-import statistics
+import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch.nn import functional as F
-
-from locallearn.auxiliary import Linear, MLPSpatialReduction
-from locallearn.engine import SGD, assemble
-from locallearn.engine.memory import SavedBytes
-from locallearn.models.plain import mlp
-from locallearn.models.vgg import vgg
-from locallearn.objectives import CrossEntropy
-from locallearn.strategies.backprop import Backprop, Checkpoint
-from locallearn.strategies.greedy import DGL
-from locallearn.training.environment import keep_freed_memory
-
-OPTIM = SGD(lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="constant")
-Step = Callable[[], None]
+MODELS = ("vgg16", "resnet32")
 
 
-def bare(model, x, y) -> Step:
-    """The loop everybody writes."""
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    if x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
+def main(arguments: list[str]) -> int:
+    """The exit code: 1 if a part could not be measured at all."""
+    if arguments[:1] == ["--worker"]:
+        from bench.worker import serve
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+        serve(json.loads(arguments[1]))
+        return 0
+    if arguments[:1] in (["--first-step"], ["--before-step"], ["--bare-step"]):
+        from bench import first
 
-    return step
-
-
-def learner_of(model, strategy, blocks):
-    model = copy.deepcopy(model)
-    return assemble(model, strategy, OPTIM, model.cut(blocks), channels_last=True)
+        if arguments[0] == "--bare-step":
+            first.by_hand(arguments[1], int(arguments[2]))
+        else:
+            first.by_command(arguments[1:], before=arguments[0] == "--before-step")
+        return 0
+    return measure(parsed(arguments))
 
 
-def interleaved(variants: dict[str, Step], repeats: int, inner: int = 1) -> dict[str, list[float]]:
-    """Seconds per step of each variant, `repeats` times in turn, after one round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 1):
-        for name, step in variants.items():
-            start = time.perf_counter()
-            for _ in range(inner):
-                step()
-            if repeat:
-                seconds[name].append((time.perf_counter() - start) / inner)
-    return seconds
-
-
-def ratio(seconds: dict[str, list[float]], name: str, to: str) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(seconds[name], seconds[to], strict=True)]
-    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-
-
-def main() -> None:
+def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--only", default="", help="such as P1,P7: the themes in which these goals are measured")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of a measurement; fewer than 3 give no number")
+    parser.add_argument("--quick", action="store_true", help="try the script: tiny models, one round")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser.add_argument("--markdown", type=Path)
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> int:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    from bench.goals import Report
+    from bench.method import Bench
+    from bench.report import facts, page, plain
+
+    from locallearn.training.environment import keep_freed_memory
+
+    torch.set_num_threads(1)
     keep_freed_memory()
-    torch.manual_seed(0)
-    model = vgg((3, 32, 32), 10, depth=16)
-    x, y = torch.randn(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
-    dgl = {name: DGL(objective=CrossEntropy(), auxiliary=a) for name, a in AUXILIARIES.items()}
-    learners = {
-        "backprop, 1 block": learner_of(model, Backprop(), 1),
-        "backprop, 4 blocks": learner_of(model, Backprop(), 4),
-        "recomputed, 4 blocks": learner_of(model, Checkpoint(), 4),
-        "DGL linear, 4 blocks": learner_of(model, dgl["linear"], 4),
-        "DGL mlp_sr, 4 blocks": learner_of(model, dgl["mlp_sr"], 4),
-    }
-    variants = {"bare loop": bare(model, x, y)}
-    variants |= {name: (lambda learner=learner: learner.learn(x, y)) for name, learner in learners.items()}
-    seconds = interleaved(variants, options.repeats)
-    memory = {}
-    for name, learner in learners.items():
-        with SavedBytes(p for _, p in learner.parameters()) as saved:
-            learner.learn(x, y)
-        memory[name] = saved.peak
-    print(f"vgg16, batch {options.batch}, {options.threads} thread(s), {platform.processor() or platform.machine()}")
-    print(f"{'':<22}{'ms/step':>9}{'time ratio':>12}{'(spread)':>15}{'saved MB':>10}{'memory ratio':>14}")
-    result = {}
-    for name in variants:
-        r = ratio(seconds, name, "bare loop")
-        held = memory.get(name, memory["backprop, 1 block"])
-        share = held / memory["backprop, 1 block"]
-        result[name] = {**r, "milliseconds": statistics.median(seconds[name]) * 1e3, "saved_bytes": held}
-        spread = f"({r['low']:.3f}-{r['high']:.3f})"
-        times = f"{result[name]['milliseconds']:9.0f}{r['ratio']:12.3f}{spread:>15}"
-        print(f"{name:<22}{times}{held / 1e6:10.1f}{share:14.3f}")
-    result["small mlp"] = small_mlp(options.repeats)
+    bench, report = Bench(options.repeats, options.quick), Report()
+    started = time.monotonic()
+    for title, part in chosen(options.only, bench, report):
+        print(f"{time.monotonic() - started:6.0f} s  {title}", file=sys.stderr, flush=True)
+        try:
+            part()
+        except Exception as error:
+            report.failed[title] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    command = "make bench" if sys.argv[1:] == MAKE else " ".join(["python scripts/benchmark.py", *sys.argv[1:]])
+    about = facts(time.monotonic() - started, options.repeats, options.quick, command)
+    text = page(report, about)
+    print(text)
     if options.json:
-        facts = {"torch": torch.__version__, "threads": options.threads, "batch": options.batch}
-        options.json.write_text(json.dumps({**facts, "results": result}, indent=1) + "\n")
+        options.json.write_text(json.dumps(plain(report, about), indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(text)
+    return 1 if report.failed else 0
 
 
-def small_mlp(repeats: int) -> dict[str, float]:
-    """What the harness adds to a step that takes next to no time, in microseconds."""
-    torch.manual_seed(0)
-    model = mlp((64,), 10, width=64, depth=3)
-    x, y = torch.randn(32, 64), torch.randint(10, (32,))
-    learner = learner_of(model, Backprop(), 1)
-    variants = {"bare": bare(model, x, y), "harness": lambda: learner.learn(x, y)}
-    seconds = interleaved(variants, max(repeats, 7), inner=200)
-    added = [(h - b) * 1e6 for h, b in zip(seconds["harness"], seconds["bare"], strict=True)]
-    found = {"bare_us": statistics.median(seconds["bare"]) * 1e6, "added_us": statistics.median(added)}
-    print(f"\nsmall MLP: {found['bare_us']:.0f} us bare, the harness adds {found['added_us']:.0f} us a step")
-    return found
+MAKE = ["--json", "docs/benchmark.json", "--markdown", "docs/benchmark.md"]
 
 
-AUXILIARIES = {"linear": Linear(), "mlp_sr": MLPSpatialReduction()}
+def chosen(only: str, bench, report) -> list[tuple[str, Callable[[], None]]]:
+    """The themes in which the goals named by `only` are measured, in the order of the table; all if it is empty."""
+    from bench import data, loop, memory, pipeline, start, step
+
+    parts: list[tuple[str, Callable[[], None]]] = [
+        ("P1 vgg11", lambda: step.harness(bench, report, "vgg11", 1)),
+        ("P1 vgg16, 2 threads", lambda: step.harness(bench, report, "vgg16", 2)),
+        *((f"P1 P4 P6 {m}", lambda m=m: step.measure(bench, report, m)) for m in MODELS),
+        ("P2", lambda: loop.measure(bench, report)),
+        *((f"P3 {m}", lambda m=m: step.defaults(bench, report, m, 2)) for m in MODELS),
+        *((f"P5 P6 {m}", lambda m=m: memory.measure(bench, report, m)) for m in MODELS),
+        *((f"P7 P8 P9 P11 P15 {m}", lambda m=m: pipeline.measure(bench, report, m)) for m in MODELS),
+        ("P12", lambda: data.measure(bench, report)),
+        ("P13", lambda: start.saving(bench, report)),
+        ("P14", lambda: start.first_step(bench, report)),
+    ]
+    wanted = {word.strip() for word in only.split(",") if word.strip()}
+    known = {word for title, _ in parts for word in title.split() if word.startswith("P")}
+    if wanted - known:
+        sys.exit(
+            f"--only {only}: there is no {', '.join(sorted(wanted - known))}; choose from {', '.join(sorted(known))}"
+        )
+    return [(title, part) for title, part in parts if not wanted or wanted & set(title.split())]
+
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,159 @@
+"""P7, P8, P9, P11, P15: two processes with one thread each, against one process and against rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bench.goals import Report
+from bench.method import Action, Bench, Mark, Sample, Series, between, mark
+from bench.split import blocks_alone, cut_by_time, unit_seconds
+from bench.subjects import DNI_WIDTH, batch_of, learner_of, model_of
+from bench.team import Team
+from locallearn.engine import Learner
+
+FILL = 2  # batches before the steady state
+STEPS = 4  # batches of a sample
+TAIL = 1  # batches after it, so that no stage is alone meanwhile
+RIVALS: dict[str, dict[str, Any]] = {
+    "GPipe 4": {"kind": "gpipe", "micro_batches": 4},
+    "GPipe 8": {"kind": "gpipe", "micro_batches": 8},
+    "1F1B 4": {"kind": "1f1b", "micro_batches": 4},
+    "1F1B 8": {"kind": "1f1b", "micro_batches": 8},
+    "DDP 2 x 64": {"kind": "ddp"},
+}
+MLP_SR = "dgl mlp_sr"
+NEIGHBORS = ("dni", "loco")
+STREAMS = ("dgl", "unconnected", *NEIGHBORS)
+SERIAL = ("dgl 2", *NEIGHBORS)
+
+
+def measure(bench: Bench, report: Report, subject: str) -> None:
+    """All that needs two processes, for one model. PyTorch has one thread here, too."""
+    model, (x, y) = model_of(subject, bench.quick), batch_of(bench.quick)
+    neighbors = {"dni": "dni narrow" if subject == "vgg16" else "dni", "loco": "loco"}
+    strategies = {"dgl 2": MLP_SR, "dgl 3": MLP_SR, "dgl 4": MLP_SR, "backprop": "backprop", "dfa": "dfa", **neighbors}
+    units = unit_seconds(model, x)
+    cuts = {f"dgl {k}": cut_by_time(model, MLP_SR, k, x, y, units) for k in (2, 3, 4)}
+    cuts |= {name: cut_by_time(model, strategy, 4, x, y, units) for name, strategy in neighbors.items()}
+    cuts["backprop"] = cuts["dfa"] = cut_by_time(model, "backprop", 2, x, y, units)
+    alone = {
+        name: list(bench.run(blocks_alone(model, strategies[name], cut, x, y), bench.rounds()).values())
+        for name, cut in cuts.items()
+    }
+    for k in (2, 3, 4):
+        _even(bench, report, subject, k, cuts[f"dgl {k}"], alone[f"dgl {k}"])
+    specs = _specs(subject, cuts, neighbors)
+    serial = {f"serial {name}": learner_of(model, strategies[name], cuts[name]) for name in SERIAL}
+    for learner in serial.values():
+        learner.learn(x, y)  # every segment of the others begins with steps that are not measured
+    actions: dict[str, Action] = {
+        n: (lambda learner=learner: _steps(bench, learner, x, y)) for n, learner in serial.items()
+    }
+    with Team(bench, 2) as team:
+        for name, spec in specs.items():
+            team.ask(do="make", name=name, **spec)
+            actions[name] = lambda name=name: _segment(team, name)
+        found = bench.run(actions, bench.rounds(), warm=False)
+    seconds = {name: [series.median for series in blocks] for name, blocks in alone.items()}
+    _judge(bench, report, subject, found, seconds)
+    report.validation[subject] = {
+        "units_s": units,
+        "cuts": {name: pairs(cut) for name, cut in cuts.items()},
+        "blocks_s": seconds,
+        "step_s": {name: series.median for name, series in found.items()},
+        "routes": {"none": "dgl", "neighbor": "dni", "chain": "backprop 4", "broadcast": "dfa"},
+    }
+
+
+def pairs(cut: list[range]) -> list[list[int]]:
+    return [[block.start, block.stop] for block in cut]
+
+
+def _even(bench: Bench, report: Report, subject: str, k: int, cut: list[range], blocks: list[Series]) -> None:
+    """P11: seconds of each block by itself, and how even they are."""
+    seconds = [series.median for series in blocks]
+    sums = bench.joined(blocks, lambda *times: sum(times) / max(times))
+    times = ", ".join("?" if s is None else f"{s * 1e3:.0f}" for s in seconds)
+    why = f"units cannot be divided and heads count too: the blocks of the best cut take {times} ms"
+    report.add(f"P11 K={k}", subject, sums, why, cut=pairs(cut), blocks_s=seconds)
+
+
+def _specs(subject: str, cuts: Mapping[str, list[range]], neighbors: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The variants of the two workers. NEIGHBOR routes have two blocks a stage: only a stage's last block waits."""
+    halves = {"model": subject, "stages": [[0, 1], [1, 2]]}
+    two, plain = {**halves, "cut": pairs(cuts["dgl 2"])}, {**halves, "cut": pairs(cuts["backprop"])}
+    four = {"model": subject, "stages": [[0, 2], [2, 4]], "kind": "pipeline"}
+    return {
+        "dgl": {**two, "kind": "pipeline", "strategy": MLP_SR},
+        "unconnected": {**two, "kind": "unconnected", "strategy": MLP_SR},
+        **{name: {**four, "strategy": strategy, "cut": pairs(cuts[name])} for name, strategy in neighbors.items()},
+        "backprop 4": {**plain, "kind": "pipeline", "strategy": "backprop", "micro_batches": 4},
+        "dfa": {**plain, "kind": "pipeline", "strategy": "dfa"},
+        **{name: {**plain, **spec} for name, spec in RIVALS.items()},
+    }
+
+
+def _steps(bench: Bench, learner: Learner, x: Tensor, y: Tensor) -> Sample:
+    """Seconds per batch in this process alone."""
+    start = mark(bench.pids)
+    for _ in range(STEPS // 2):
+        learner.learn(x, y)
+    return between(start, mark(bench.pids), STEPS // 2)
+
+
+def _segment(team: Team, name: str) -> Sample:
+    """Seconds per batch in the steady state, at the last stage; unconnected: at the slower one. What flushes after each
+    batch has no other state."""
+    fill, steps, tail = (FILL, STEPS, TAIL) if name in STREAMS else (1, STEPS // 2, 0)
+    marks = [[Mark(*m) for m in answer] for answer in team.ask(do="run", name=name, steps=fill + steps + tail)]
+    samples = [between(line[fill], line[fill + steps], steps) for line in marks]
+    return max(samples) if name == "unconnected" else samples[-1]
+
+
+def _judge(
+    bench: Bench, report: Report, subject: str, found: Mapping[str, Series], alone: Mapping[str, list[float | None]]
+) -> None:
+    """P7, P8, P9 and P15 from the seconds per batch of every variant."""
+    milliseconds = {f"{name}_ms": None if s.median is None else s.median * 1e3 for name, s in found.items()}
+    dgl, serial, ceiling = found["dgl"], found["serial dgl 2"], found["unconnected"]
+    bound, top = bench.ratio(serial, ceiling), bench.ratio(ceiling, dgl)
+    why = (
+        f"the blocks by themselves allow {_bound(alone['dgl 2'], 1)} (sum / max), both at once on this machine "
+        f"{_text(bound.value)}; messages and waiting leave {_text(top.value)} of that"
+    )
+    report.add("P7", subject, bench.ratio(serial, dgl), why, **milliseconds)
+    alike = f"the pipeline takes {_ms(dgl)} ms a batch, its slower stage unconnected {_ms(ceiling)} ms"
+    report.add("P8", subject, top, f"{alike}: the rest is messages and waiting")
+    micro = [found[name] for name in RIVALS if "micro_batches" in RIVALS[name]]
+    best = bench.joined([dgl, *micro], lambda ours, *theirs: min(theirs) / ours)
+    rivals = ", ".join(f"{name} {_ms(found[name])} ms" for name in RIVALS)
+    report.add("P9 micro-batches", subject, best, f"{alike}; the rivals: {rivals}")
+    report.add("P9 DDP", subject, bench.ratio(found["DDP 2 x 64"], dgl), f"{alike}; the rivals: {rivals}")
+    for name in NEIGHBORS:
+        why = (
+            f"the stages by themselves allow {_bound(alone[name], 2)} (sum / max); the last block of the lower stage "
+            "waits before each forward for the feedback to the batch before"
+        )
+        speed = bench.ratio(found[f"serial {name}"], found[name])
+        about = f", synthesizers {DNI_WIDTH} wide" if name == "dni" and subject == "vgg16" else ""
+        report.add(f"P15 {name}", f"{subject}, 4 blocks{about}", speed, why, blocks_s=alone[name])
+
+
+def _bound(blocks: list[float | None], per_stage: int) -> str:
+    """The sum over the slowest stage of measured blocks."""
+    known = [seconds for seconds in blocks if seconds is not None]
+    if len(known) < len(blocks):
+        return "?"
+    stages = [sum(known[i : i + per_stage]) for i in range(0, len(known), per_stage)]
+    return f"{sum(stages) / max(stages):.2f}"
+
+
+def _ms(series: Series) -> str:
+    return "?" if series.median is None else f"{series.median * 1e3:.0f}"
+
+
+def _text(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2f}"
