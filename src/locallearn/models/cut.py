@@ -127,13 +127,13 @@ def _never(_: None) -> Tensor:
 def _costs(model: BlockModel, balance: str) -> list[float]:
     """What `balance` weighs a unit by. Memory is all that autograd holds in a step: activations and, once, weights."""
     if balance == "time":
-        return seconds_per_unit(model)
+        return _seconds(model)
     if balance == "memory":
         return [unit.memory * _MEMORY_BATCH + 4 * unit.parameters for unit in measure(model)]
     return [unit.flops for unit in measure(model)]
 
 
-def seconds_per_unit(model: BlockModel, batch: int = 8, repeats: int = 3) -> list[float]:
+def _seconds(model: BlockModel, batch: int = 8, repeats: int = 3) -> list[float]:
     """Seconds of forward and backward per unit: the fastest of a few runs after one to warm up. Synchronises."""
     seconds = []
     with undisturbed(model), torch.enable_grad():

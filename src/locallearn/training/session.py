@@ -100,7 +100,7 @@ def stage(path: str, allow: list[str], quiet: bool) -> None:
 def _new_run(exp: Experiment, facts: dict[str, Any]) -> tuple[RunFolder, Learner, Data]:
     """A new, locked run folder with what is known before training."""
     learner, data = prepare(exp)
-    stages = divide(exp, learner)
+    stages = divide(exp, learner, data.batch(exp.settings.batch_size))
     folder = RunFolder.create(Path(exp.settings.out), f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}")
     folder.write_text("config.yaml", yaml.safe_dump(_portable(exp.config), sort_keys=False))
     folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
@@ -123,7 +123,7 @@ def _old_run(
     folder.lock()
     saved = checkpoint.newest(folder.path / "checkpoints", warn)
     learner, data = prepare(exp, ranges(known["cut"]))
-    stages = divide(exp, learner)
+    stages = divide(exp, learner, data.batch(exp.settings.batch_size))
     if saved:
         learner.load_state(saved.tensors)  # the stages will; a difference is found here
     facts["runtime"] = exp.names["runtime"]

@@ -16,10 +16,10 @@ import torch
 from locallearn.config.experiment import Experiment
 from locallearn.engine import Learner
 from locallearn.errors import RunError, UserError
-from locallearn.models.cut import seconds_per_unit
 from locallearn.runtime import Pipeline
 from locallearn.runtime.launch import launch
 from locallearn.runtime.link import NeighbourGone, Pipe
+from locallearn.runtime.measure import block_times
 from locallearn.runtime.world import World, join, started_together
 from locallearn.stopping import Interrupted, stop_signals
 from locallearn.training import checkpoint
@@ -49,16 +49,16 @@ def check_launcher(exp: Experiment) -> None:
         raise UserError(f"torchrun started {started} processes, but runtime={runtime}{stages} has {wanted}; {way_out}")
 
 
-def divide(exp: Experiment, learner: Learner) -> list[range]:
+def divide(exp: Experiment, learner: Learner, batch: int) -> list[range]:
     """The blocks of each stage. Raises UserError for what cannot be divided, before any process is started."""
     depth = len(learner.blocks)
     if not isinstance(exp.runtime, Pipeline):
         return [range(depth)]
+    even = exp.runtime.divide(depth, None)
     if exp.runtime.split != "auto" or exp.runtime.stages in (1, depth):
-        return exp.runtime.divide(depth, None)
-    exp.runtime.divide(depth, None)  # refuses before anything is measured
-    units = seconds_per_unit(learner.model)
-    return exp.runtime.divide(depth, [sum(units[i] for i in block) for block in learner.cut])
+        return even
+    times = block_times(learner, batch // exp.runtime.replicas)
+    return exp.runtime.divide(depth, [found.total for found in times])
 
 
 def run_stages(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
