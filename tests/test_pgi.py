@@ -303,8 +303,8 @@ def test_messages(form):
     answers = {}
     original = learner.stage._finish
 
-    def finish(running, message, micro):
-        answer = original(running, message, micro)
+    def finish(running, message):
+        answer = original(running, message)
         answers[running[0].spec.index] = [g is not None for g in answer]
         return answer
 

@@ -20,7 +20,13 @@ from locallearn.engine import Stage
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(2, marks=pytest.mark.xdist_group("pipeline2")),
+        pytest.param(4, marks=[pytest.mark.xdist_group("pipeline4"), pytest.mark.slow]),
+    ],
+)
 def finished(request, tmp_path_factory) -> tuple[int, Path]:
     """The folder in which the stages of every strategy have left their states."""
     folder = tmp_path_factory.mktemp(f"stages{request.param}")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from locallearn.cli import main
 
+pytestmark = pytest.mark.xdist_group("runtime")  # one worker makes the serial runs
 SETTINGS = ["model=mlp", "blocks=3", "model.width=64", "model.dropout=0.2", "auxiliary=linear", "device=cpu"]
 SETTINGS += ["epochs=2", "max_steps=50", "threads=1"]
 REPLICAS = ["strategy=dgl", "model.batch_norm=false", "micro_batches=2"]
@@ -81,9 +82,9 @@ def serial(tmp_path_factory) -> dict[str, Path]:
     ("which", "settings"),
     [
         ("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=2"]),
-        ("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=3"]),
+        pytest.param("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=3"], marks=pytest.mark.slow),
         ("dni", ["strategy=dni", "runtime.split=[2,1]"]),
-        ("backprop", ["strategy=backprop", "runtime.stages=2"]),
+        pytest.param("backprop", ["strategy=backprop", "runtime.stages=2"], marks=pytest.mark.slow),
         ("late", ["strategy=backprop", "runtime.stages=3", "runtime.staleness=1"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
@@ -107,7 +108,7 @@ def test_torchrun(serial, tmp_path):
     assert json.loads((found / "status.json").read_text())["state"] == "done"
 
 
-@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("stages", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_replicas_are_micro_batches_elsewhere(stages, serial, tmp_path):
     settings = ["runtime=pipeline", f"runtime.stages={stages}", "runtime.replicas=2", *REPLICAS[:-1]]
     found = run(tmp_path, *settings)
@@ -116,7 +117,7 @@ def test_replicas_are_micro_batches_elsewhere(stages, serial, tmp_path):
         assert one == pytest.approx(other, rel=1e-6)  # the sums of losses are added in another order
 
 
-@pytest.mark.parametrize("changes", [["runtime=serial"], ["runtime.stages=3"]])
+@pytest.mark.parametrize("changes", [["runtime=serial"], pytest.param(["runtime.stages=3"], marks=pytest.mark.slow)])
 def test_a_stopped_pipeline_goes_on_with_any_number_of_stages(changes, serial, tmp_path):
     settings = ["runtime=pipeline", "strategy=dgl", "probe=alignment", "checkpoint.every=5it", "checkpoint.keep=9"]
     started = subprocess.Popen(command(tmp_path, *settings), env=environment(), stderr=subprocess.PIPE, text=True)

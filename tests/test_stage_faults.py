@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from locallearn.cli import main
 
+pytestmark = pytest.mark.xdist_group("faults")
 LIMIT_SECONDS = 30  # from the fault to the end of the whole run
 SETTINGS = ["model=mlp", "blocks=3", "model.width=32", "auxiliary=linear", "device=cpu", "threads=1", "epochs=40"]
 SETTINGS += ["checkpoint.every=20it"]
@@ -110,7 +111,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return next(out.iterdir())
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_stage_ends_the_run(stage, running, undisturbed):
     """kill -9 of the first, a middle and the last stage; what is left goes on to the same bits."""
     run = running()
@@ -124,6 +125,7 @@ def test_a_killed_stage_ends_the_run(stage, running, undisturbed):
     assert all(ours[name].equal(t) for name, t in theirs.items())
 
 
+@pytest.mark.slow
 def test_a_replica_that_dies_is_named(running):
     run = running("runtime=pipeline", "runtime.stages=2", "runtime.replicas=2")
     run.wait_for_checkpoint()
@@ -144,7 +146,7 @@ def test_a_stage_that_stops_answering_ends_the_run(stage, running):
     run.assert_failed(error, f"stage {stage} has not answered for 20 seconds")
 
 
-@pytest.mark.parametrize("block", [0, 1, 2])
+@pytest.mark.parametrize("block", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_an_exception_in_one_stage(block, running, tmp_path):
     folder = tmp_path / "mine" / "strategy"
     folder.mkdir(parents=True)
@@ -168,6 +170,7 @@ def test_stages_end_with_the_process_that_started_them(running):
     assert not run.stages()
 
 
+@pytest.mark.slow
 def test_torchrun_ends_when_a_process_dies(tmp_path):
     out = tmp_path / "runs"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3"]

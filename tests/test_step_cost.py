@@ -107,7 +107,7 @@ def test_the_global_generator_is_put_back_after_an_error():
 @pytest.mark.parametrize("steps", [range(200), [63, 64, 63, 65, 0, 1000]])
 @pytest.mark.parametrize("micro_batches", [1, 3, 100])
 def test_seeds_worked_out_ahead_are_the_seeds(steps, micro_batches):
-    ahead = seeds.StepSeeds(12345, micro_batches, 2)
+    ahead = seeds.StepSeeds(12345, 2)
     for step in steps:
         for micro in {0, micro_batches - 1}:
             for part in range(2):

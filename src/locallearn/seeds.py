@@ -39,17 +39,20 @@ class StepSeeds:
 
     AHEAD = 64
 
-    def __init__(self, stream: int, micro_batches: int, parts: int) -> None:
+    def __init__(self, stream: int, parts: int) -> None:
         self._stream = stream
-        self._shape = micro_batches, parts
+        self._parts = range(parts)
+        self._micros = range(1)
         self._steps = range(0)
         self._table: list[list[list[int]]] = []
 
     def __call__(self, step: int, micro: int, part: int) -> int:
-        if step not in self._steps:
-            micros, parts = map(range, self._shape)
-            self._steps = range(step, step + max(1, self.AHEAD // len(micros)))
-            self._table = [[[mix(self._stream, s, m, p) for p in parts] for m in micros] for s in self._steps]
+        if step not in self._steps or micro not in self._micros:
+            self._micros = range(max(micro + 1, len(self._micros)))
+            self._steps = range(step, step + max(1, self.AHEAD // len(self._micros)))
+            self._table = [
+                [[mix(self._stream, s, m, p) for p in self._parts] for m in self._micros] for s in self._steps
+            ]
         return self._table[step - self._steps.start][micro][part]
 
 

@@ -53,8 +53,7 @@ class TrainedBlock:
         self.step = 0
         self.micro = 0
         self.predicts = False
-        parts = micro_batches * (replicas.size if replicas is not None else 1)
-        self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), parts, len(HALVES))
+        self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), len(HALVES))
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
         self._pending = dict.fromkeys(self.optimizers, 0)
         self._sums: deque[tuple[Optimizer, list[Tensor], float, Sum]] = deque()

@@ -18,7 +18,8 @@ from locallearn.engine.replicas import NeighbourGone
 AHEAD, BACK = 1, 2  # tags: packets go up, feedback goes down
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 MOST_TENSORS, MOST_DIMENSIONS = 64, 5
-HEADER = 1 + MOST_TENSORS * (3 + MOST_DIMENSIONS)
+WIDTH = 4 + MOST_DIMENSIONS  # per tensor: types as sent and as meant, layout, dimensions, sizes
+HEADER = 1 + MOST_TENSORS * WIDTH
 CLOSED, STOPPED = -1, -2  # in the place of a header's count: no more messages; stop here
 CLOSING_SECONDS = 0.05
 UNDER_WAY = 2  # messages of a sender that nobody has taken yet; the next one waits
@@ -34,9 +35,8 @@ class Pipe:
 
     def __init__(self, below: int | None, above: int | None, device: torch.device, message: torch.dtype | None) -> None:
         self.below, self.above = below is not None, above is not None
-        self._message = message
-        self._ups = None if above is None else Outbox(above, AHEAD)
-        self._downs = None if below is None else Outbox(below, BACK)
+        self._ups = None if above is None else Outbox(above, AHEAD, message)
+        self._downs = None if below is None else Outbox(below, BACK, message)
         self._packets = None if below is None else Inbox(below, AHEAD, device)
         self._feedback = None if above is None else Inbox(above, BACK, device)
 
@@ -53,7 +53,7 @@ class Pipe:
 
     def give(self, packet: Packet) -> None:
         assert self._ups is not None
-        self._ups.put((self._small(packet.h), packet.y, *map(self._small, packet.side)))
+        self._ups.put((packet.h, packet.y, *packet.side))
 
     def listen(self) -> Feedback | None:
         assert self._feedback is not None
@@ -61,7 +61,7 @@ class Pipe:
 
     def answer(self, feedback: Feedback | None) -> None:
         assert self._downs is not None
-        self._downs.put(tuple(None if t is None else self._small(t) for t in feedback or ()))
+        self._downs.put(feedback or ())
 
     def stop(self, step: int) -> None:
         """Tell the stages above to stop as this one has, with `step` steps done."""
@@ -82,9 +82,6 @@ class Pipe:
             box.waited = 0.0
         return seconds
 
-    def _small(self, t: Tensor) -> Tensor:
-        return t.to(self._message) if self._message is not None and t.is_floating_point() else t
-
 
 class Stopped(Exception):
     """The lowest stage has stopped after `step` steps; nothing of the next one has happened here."""
@@ -97,16 +94,16 @@ class Stopped(Exception):
 class Outbox:
     """Sends messages to one rank, some ahead of their arrival. `waited`: the seconds spent on that."""
 
-    def __init__(self, rank: int, tag: int) -> None:
-        self.rank, self.tag = rank, tag
+    def __init__(self, rank: int, tag: int, message: torch.dtype | None) -> None:
+        self.rank, self.tag, self._message = rank, tag, message
         self.waited = 0.0
         self._pending: deque[list[dist.Work]] = deque()
 
     def put(self, tensors: tuple[Tensor | None, ...]) -> None:
         if len(self._pending) == UNDER_WAY:
             self._wait()
-        flat = [None if t is None else _physical(t) for t in tensors]
-        self._send(_header(tensors), *(t for t in flat if t is not None))
+        small = [t if t is None or not t.is_floating_point() else t.to(self._message or t.dtype) for t in tensors]
+        self._send(_header(tensors, small), *(_physical(t) for t in small if t is not None))
 
     def say(self, word: int, number: int = 0) -> None:
         """A message of one word."""
@@ -173,30 +170,30 @@ class Inbox:
         if count == STOPPED:
             self._queue.put(Stopped(rest[0]))
             return self._receive()
-        width = 3 + MOST_DIMENSIONS
         message: list[Tensor | None] = []
         for i in range(count):
-            kind, last, dimensions, *sizes = rest[i * width : (i + 1) * width]
-            if kind < 0:
+            sent, meant, last, dimensions, *sizes = rest[i * WIDTH : (i + 1) * WIDTH]
+            if sent < 0:
                 message.append(None)
                 continue
             layout = torch.channels_last if last else torch.contiguous_format
-            t = torch.empty(sizes[:dimensions], dtype=DTYPES[kind], memory_format=layout)
+            t = torch.empty(sizes[:dimensions], dtype=DTYPES[sent], memory_format=layout)
             dist.recv(_physical(t), self.rank, tag=self.tag)
-            message.append(t.to(self.device))
+            message.append(t.to(self.device, DTYPES[meant]))
         return tuple(message)
 
 
-def _header(tensors: tuple[Tensor | None, ...]) -> Tensor:
-    numbers = [len(tensors)]
-    for t in tensors:
-        if t is None:
-            numbers += [-1] + [0] * (2 + MOST_DIMENSIONS)
-        else:
-            padding = [0] * (MOST_DIMENSIONS - t.dim())
-            numbers += [DTYPES.index(t.dtype), int(_is_channels_last(t)), t.dim(), *t.shape, *padding]
+def _header(meant: tuple[Tensor | None, ...], sent: list[Tensor | None]) -> Tensor:
     header = torch.zeros(HEADER, dtype=torch.int64)
-    header[: len(numbers)] = torch.tensor(numbers)
+    header[0] = len(sent)
+    for i, (a, b) in enumerate(zip(meant, sent, strict=True)):
+        if a is None or b is None:
+            header[1 + i * WIDTH] = -1
+            continue
+        padding = [0] * (MOST_DIMENSIONS - b.dim())
+        kinds = DTYPES.index(b.dtype), DTYPES.index(a.dtype)
+        row = [*kinds, int(_is_channels_last(b)), b.dim(), *b.shape, *padding]
+        header[1 + i * WIDTH : 1 + (i + 1) * WIDTH] = torch.tensor(row)
     return header
 
 

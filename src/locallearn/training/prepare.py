@@ -61,7 +61,8 @@ def check_batch(exp: Experiment, data: Data) -> None:
     names = {"micro_batches": micro_batches, "runtime.replicas": replicas}
     parts = " and ".join(f"{name}={count}" for name, count in names.items() if count > 1)
     if parts and data.graph is not None:
-        raise UserError(f"{parts} but a graph is not divided; choose 1")
+        each = " and ".join(f"{name}=1" for name, count in names.items() if count > 1)
+        raise UserError(f"{parts} but a graph is not divided; choose {each}")
     batch = data.batch(exp.settings.batch_size)
     if batch % (micro_batches * replicas):
         verb = "do" if " and " in parts else "does"
