@@ -228,6 +228,9 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     process.kill()
     process.communicate()
     assert json.loads((folder / "status.json").read_text())["state"] == "running", "it was done before it was killed"
+    serial = "serial", {"_target_": "locallearn.runtime.choice.Serial", "staleness": 0}
+    with pytest.raises(UserError, match="goes on only as such"):
+        session.resume(folder, [], quiet=True, runtime=serial)
     session.resume(folder, [], quiet=True)
     assert_same_run(reference, folder)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

@@ -47,10 +47,18 @@ def saved_experiment(
     if not isinstance(config, dict) or not known.keys() >= {"choices", "cut", "image", "classes"}:
         raise UserError(f"{folder.path} is not the folder of a run: config.yaml or manifest.json is incomplete")
     if runtime is not None:
-        staleness = config["runtime"].get("staleness", 0)  # part of what is learned, not of where
-        changes = {**changes, "runtime": {**runtime[1], "staleness": staleness}}
+        changes = {**changes, "runtime": _elsewhere(config["runtime"], *runtime)}
         known["choices"] = known["choices"] | {"runtime": runtime[0]}
     return experiment({**config, "dry_run": False, "allow": allow, **changes}, known["choices"]), known
+
+
+def _elsewhere(before: Mapping[str, Any], name: str, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of another runtime, with the part of the saved one that decides what is learned."""
+    if any("staleness" not in config for config in (before, now)):  # asynchronous: another algorithm
+        raise UserError(
+            f"a run under runtime=replay goes on only as such, and no other run does; leave runtime={name} out"
+        )
+    return {**now, "staleness": before["staleness"]}
 
 
 def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
