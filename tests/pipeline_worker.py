@@ -21,7 +21,7 @@ from locallearn.runtime.link import Pipe
 def settings(name: str) -> list[tuple[int, int]]:
     """(micro-batches, staleness) to try with a strategy."""
     late = make(name).route in (Route.CHAIN, Route.BROADCAST)
-    return [(1, 0), (2, 0), *([(1, 1), (2, 2)] if late else [])]
+    return [(1, 0), (2, 0), *([(1, 1), (4, 3)] if late else [])]
 
 
 def train(learner: Learner, lowest: bool) -> None:
@@ -39,7 +39,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     )
     for name in sorted(FILES):
         for micro_batches, staleness in settings(name):
-            pipe = Pipe(rank - 1 if rank else None, rank + 1 if rank < world - 1 else None, torch.device("cpu"), None)
+            below, above = rank - 1 if rank else None, rank + 1 if rank < world - 1 else None
+            pipe = Pipe(below, above, torch.device("cpu"), None, late=staleness * micro_batches)
             learner = tiny_learner(
                 make(name),
                 tiny_model(dropout=0.2),

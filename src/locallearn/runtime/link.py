@@ -31,14 +31,23 @@ class Pipe:
     A thread for each direction receives ahead into a short queue, and sends are not waited for until `UNDER_WAY` of
     them are pending, so that messages travel while the stage computes. A message is a header (shapes, types, layouts)
     and its tensors; floats are sent as `message` if that is given (bfloat16 halves the traffic, and changes the bits).
+    So many messages of feedback more as are `late` (staleness times micro-batches) may wait for this stage: were they
+    not taken in, the stage above would wait to send them, and this one for that to take its packets.
     """
 
-    def __init__(self, below: int | None, above: int | None, device: torch.device, message: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        below: int | None,
+        above: int | None,
+        device: torch.device,
+        message: torch.dtype | None,
+        late: int = 0,
+    ) -> None:
         self.below, self.above = below is not None, above is not None
         self._ups = None if above is None else Outbox(above, AHEAD, message)
         self._downs = None if below is None else Outbox(below, BACK, message)
-        self._packets = None if below is None else Inbox(below, AHEAD, device)
-        self._feedback = None if above is None else Inbox(above, BACK, device)
+        self._packets = None if below is None else Inbox(below, AHEAD, device, UNDER_WAY)
+        self._feedback = None if above is None else Inbox(above, BACK, device, UNDER_WAY + late)
 
     def take(self) -> Packet:
         assert self._packets is not None
@@ -133,10 +142,10 @@ class Outbox:
 class Inbox:
     """Receives messages from one rank in a thread of its own. `waited`: the seconds that `get` had to wait."""
 
-    def __init__(self, rank: int, tag: int, device: torch.device) -> None:
+    def __init__(self, rank: int, tag: int, device: torch.device, size: int) -> None:
         self.rank, self.tag, self.device = rank, tag, device
         self.waited = 0.0
-        self._queue: queue.Queue[tuple[Tensor | None, ...] | Exception] = queue.Queue(UNDER_WAY)
+        self._queue: queue.Queue[tuple[Tensor | None, ...] | Exception] = queue.Queue(size)
         self.thread = threading.Thread(target=self._run, daemon=True, name=f"inbox-{rank}")
         self.thread.start()
 

@@ -120,7 +120,8 @@ def run_part(exp: Experiment, known: dict[str, Any], folder: RunFolder, world: W
     world.before_leaving = partial(_say_failed, folder, world.stage)
     message = torch.bfloat16 if isinstance(exp.runtime, Pipeline) and exp.runtime.message == "bf16" else None
     device = own_device(exp.settings.device)
-    link = Pipe(world.below, world.above, device, message)
+    late = exp.runtime.staleness * exp.settings.micro_batches
+    link = Pipe(world.below, world.above, device, message, late)
     learner, data = prepare(exp, cut, Part(stages[world.stage], device, link, world.twins))
     saved = checkpoint.newest(folder.path / "checkpoints", warn)
     try:
