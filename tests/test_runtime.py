@@ -85,7 +85,7 @@ def serial(tmp_path_factory) -> dict[str, Path]:
         pytest.param("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=3"], marks=pytest.mark.slow),
         ("dni", ["strategy=dni", "runtime.split=[2,1]"]),
         pytest.param("backprop", ["strategy=backprop", "runtime.stages=2"], marks=pytest.mark.slow),
-        ("late", ["strategy=backprop", "runtime.stages=3", "runtime.staleness=1"]),
+        pytest.param("late", ["strategy=backprop", "runtime.stages=3", "runtime.staleness=1"], marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )
