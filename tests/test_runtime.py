@@ -183,6 +183,7 @@ def test_torchrun_with_another_number_of_processes(tmp_path):
 
 def test_bf16_messages_change_little(serial, tmp_path):
     found = run(tmp_path, "runtime=pipeline", "strategy=dgl", "probe=alignment", "runtime.message=bf16")
+    assert json.loads((found / "manifest.json").read_text())["message"] == "bf16"
     one, other = numbers(serial["dgl"])[0], numbers(found)[0]
     assert one["block/00/loss"] == other["block/00/loss"]  # the first stage gets no message
     assert one["block/02/loss"] != other["block/02/loss"]

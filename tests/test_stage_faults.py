@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from locallearn.cli import main
+from locallearn.runtime.launch import launch
 
 pytestmark = pytest.mark.xdist_group("faults")
 LIMIT_SECONDS = 30  # from the fault to the end of the whole run
@@ -78,6 +79,14 @@ class Running:
         error = self.process.communicate(timeout=120)[1]
         return error, time.monotonic() - started
 
+    def hit(self, rank: int, number: signal.Signals, cause: str) -> None:
+        """Send a signal to one process, once there is a checkpoint: it ends the run in time, and is named."""
+        self.wait_for_checkpoint()
+        os.kill(self.stages()[rank], number)
+        error, seconds = self.end()
+        assert seconds < LIMIT_SECONDS
+        self.assert_failed(error, cause)
+
     def assert_failed(self, error: str, cause: str) -> None:
         assert self.process.returncode == 1, error
         status = json.loads((self.folder / "status.json").read_text())
@@ -115,11 +124,7 @@ def undisturbed(tmp_path_factory) -> Path:
 def test_a_killed_stage_ends_the_run(stage, running, undisturbed):
     """kill -9 of the first, a middle and the last stage; what is left goes on to the same bits."""
     run = running()
-    run.wait_for_checkpoint()
-    os.kill(run.stages()[stage], signal.SIGKILL)
-    error, seconds = run.end()
-    assert seconds < LIMIT_SECONDS
-    run.assert_failed(error, f"stage {stage} of 3 was ended by SIGKILL, perhaps because memory ran out")
+    run.hit(stage, signal.SIGKILL, f"stage {stage} of 3 was ended by SIGKILL, perhaps because memory ran out")
     assert main(["resume", str(run.folder)]) == 0
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (run.folder, undisturbed))
     assert all(ours[name].equal(t) for name, t in theirs.items())
@@ -128,22 +133,14 @@ def test_a_killed_stage_ends_the_run(stage, running, undisturbed):
 @pytest.mark.slow
 def test_a_replica_that_dies_is_named(running):
     run = running("runtime=pipeline", "runtime.stages=2", "runtime.replicas=2")
-    run.wait_for_checkpoint()
-    os.kill(run.stages()[3], signal.SIGKILL)
-    error, seconds = run.end()
-    assert seconds < LIMIT_SECONDS
-    run.assert_failed(error, "stage 1 of 2, replica 1 was ended by SIGKILL")
+    run.hit(3, signal.SIGKILL, "stage 1 of 2, replica 1 was ended by SIGKILL")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_stage_that_stops_answering_ends_the_run(stage, running):
     run = running()
-    run.wait_for_checkpoint()
-    os.kill(run.stages()[stage], signal.SIGSTOP)
-    error, seconds = run.end()
-    assert seconds < LIMIT_SECONDS
-    run.assert_failed(error, f"stage {stage} has not answered for 20 seconds")
+    run.hit(stage, signal.SIGSTOP, f"stage {stage} has not answered for 20 seconds")
 
 
 @pytest.mark.parametrize("block", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
@@ -187,3 +184,8 @@ def test_torchrun_ends_when_a_process_dies(tmp_path):
     assert time.monotonic() - killed < LIMIT_SECONDS
     assert started.returncode == 1
     assert json.loads((next(out.iterdir()) / "status.json").read_text())["state"] in ("failed", "interrupted")
+
+
+def test_a_signal_before_a_stage_can_listen_is_no_failure(tmp_path):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert launch(command, 2, 1, str(tmp_path), lambda: signal.SIGTERM) == 128 + signal.SIGTERM

@@ -59,6 +59,8 @@ def launch(command: Sequence[str], size: int, replicas: int, reasons: str, stop_
         for process in processes:
             process.kill()  # also one that is stopped; ends nothing that has ended
             process.wait()
+    if passed_on and ended[0] == -passed_on:  # it came before rank 0 could listen; the others were ended here
+        return 128 + passed_on
     if set(ended) - {0, 128 + passed_on}:
         raise RunError(_cause(ended, replicas, Path(reasons)))
     return max(code or 0 for code in ended)

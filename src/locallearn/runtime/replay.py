@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,6 @@ from torch import Tensor
 from locallearn import seeds
 from locallearn.contract import Packet, Route, Strategy
 from locallearn.engine import Stage, TrainedBlock
-from locallearn.engine.link import Link
-from locallearn.engine.replicas import Replicas
 from locallearn.engine.stage import Moment, Running
 from locallearn.errors import UserError
 from locallearn.runtime.choice import Runtime
@@ -121,14 +120,11 @@ class ReplayStage(Stage):
         blocks: Sequence[TrainedBlock],
         strategy: Strategy,
         *,
-        bf16: bool,
-        micro_batches: int,
-        link: Link | None = None,
-        replicas: Replicas | None = None,
         buffer: int,
         slow: Mapping[int, float] | None,
+        **options: Any,
     ) -> None:
-        super().__init__(blocks, strategy, bf16=bf16, micro_batches=micro_batches, link=link)
+        super().__init__(blocks, strategy, **options)
         if len(strategy.phases(len(blocks))) > 1:
             raise UserError(
                 f"runtime=replay needs blocks that learn at the same time; {type(strategy).__name__} trains one after "

@@ -21,7 +21,7 @@ from locallearn.training.environment import manifest, process_settings
 from locallearn.training.prepare import prepare
 from locallearn.training.run_folder import RunFolder
 from locallearn.training.saved import finished, saved_experiment
-from locallearn.training.stages import check_launcher, divide, led, ranges, run_part, run_stages, together
+from locallearn.training.stages import check_launcher, divide, led, places, ranges, run_part, run_stages, together
 from locallearn.training.train import Result, train
 
 
@@ -111,6 +111,7 @@ def _new_run(exp: Experiment, facts: dict[str, Any]) -> tuple[RunFolder, Learner
         "cut": [[units.start, units.stop] for units in learner.cut],
         "stages": [[blocks.start, blocks.stop] for blocks in stages],
         "delays": learner.stage.delays,
+        **places(exp),
     }
     folder.write_json("manifest.json", manifest(exp.settings, learner.device, facts))
     return folder, learner, data
@@ -125,8 +126,8 @@ def _old_run(
     learner, data = prepare(exp, ranges(known["cut"]))
     stages = divide(exp, learner, data.batch(exp.settings.batch_size))
     if saved:
-        learner.load_state(saved.tensors)  # the stages will; a difference is found here
-    facts["runtime"] = exp.names["runtime"]
+        learner.load_state(saved.tensors)  # done again where it trains; here a difference costs nothing yet
+    facts |= places(exp)
     _warn_of_other_bits(known, manifest(exp.settings, learner.device, facts))
     known |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names}
     folder.write_text("config.yaml", yaml.safe_dump(exp.config, sort_keys=False))

@@ -79,6 +79,7 @@ def run_stages(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
     if code:
         interrupted = Interrupted(code - 128)
         interrupted.run = str(folder.path)
+        folder.status("interrupted", reason=str(interrupted))  # a process stopped before it trained has not said so
         raise interrupted
 
 
@@ -147,6 +148,11 @@ def own_device(name: str) -> torch.device:
         here = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
         device = torch.device("cuda", here % torch.cuda.device_count())
     return device
+
+
+def places(exp: Experiment) -> dict[str, Any]:
+    """What of the runtime changes the bits of a run, for its manifest."""
+    return {"replicas": exp.runtime.replicas, "message": getattr(exp.runtime, "message", "exact")}
 
 
 def ranges(pairs: Any) -> list[range]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,8 @@ def _endings(folder: RunFolder, recorder: Recorder | None, console: Console, tea
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         log = "log.txt" if alone else f"log-{team.rank}.txt"
-        folder.write_text(log, traceback.format_exc())
+        with suppress(RunError):  # a full disk, or another machine; the reason itself is worth more
+            folder.write_text(log, traceback.format_exc())
         ended("failed", reason)
         raise RunError(f"the run failed with {reason}; the traceback is in {folder.path / log}") from error
     finally:
