@@ -21,7 +21,9 @@ MAY_IMPORT = {
     "objectives": FOUNDATION | {"contract", "auxiliary"},
     "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
     "engine": FOUNDATION | {"contract", "models"},
-    "probes": FOUNDATION | {"contract", "data", "engine"},
+    "figures": {"errors"},
+    "analysis": FOUNDATION | {"figures"},
+    "probes": FOUNDATION | {"contract", "analysis", "data", "engine", "figures", "models"},
     "config": FOUNDATION
     | {"contract", "auxiliary", "objectives", "data", "engine", "models", "probes", "runtime", "training"},
     "runtime": FOUNDATION | {"contract", "engine", "models"},

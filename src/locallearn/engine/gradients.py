@@ -31,7 +31,7 @@ def strategy_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list
     found: list[Gradients] = [Gradients({}, None) for _ in learner.blocks]
     stage = learner.stage
     with ExitStack() as stack:
-        stack.enter_context(_unchanged(learner))
+        stack.enter_context(unchanged(learner))
         for k, block in enumerate(learner.blocks):
             stack.enter_context(_collecting(block, found, k))
         before, stage.micro_batches = stage.micro_batches, 1
@@ -49,7 +49,7 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
     model = learner.model
     outputs: list[Tensor] = []
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with _unchanged(learner), torch.random.fork_rng():
+    with unchanged(learner), torch.random.fork_rng():
         model.train()
         with learner.stage.autocast():
             h = learner.prepare(inputs)
@@ -103,7 +103,7 @@ def _collecting(block: TrainedBlock, found: list[Gradients], k: int) -> Iterator
 
 
 @contextmanager
-def _unchanged(learner: Learner) -> Iterator[None]:
+def unchanged(learner: Learner) -> Iterator[None]:
     """Put back buffers, modes, totals and positions; gradients are cleared."""
     roots = [learner.model, *(m for b in learner.blocks for m in (b.layers, b.auxiliary))]
     modes = [(m, m.training) for root in roots for m in root.modules()]

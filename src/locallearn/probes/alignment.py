@@ -13,7 +13,7 @@ from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import Gradients, strategy_gradients, true_gradients
 from locallearn.errors import UserError
-from locallearn.probes.base import Probe
+from locallearn.probes.base import Moment, Probe, Row, Seen
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,33 @@ class Alignment(Probe):
     samples: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 2:
             raise UserError(f"probe.samples={self.samples}: must be at least 2")
 
-    def look(self, learner: Learner, data: Data) -> dict[str, float]:
+    def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = next(data.evaluation(data.train, min(self.samples, len(data.train))))
-        return alignment(learner, inputs, labels)
+        return Seen(alignment(learner, inputs, labels))
 
 
-def alignment(learner: Learner, inputs: Tensor, labels: Tensor) -> dict[str, float]:
-    """The numbers of `Alignment` for inputs [B, ...] and labels [B], as `block/00/update_cosine` and so on. A block
-    that gets no gradient is left out."""
+def alignment(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Row]:
+    """The numbers of `Alignment` for inputs [B, ...] and labels [B], a row per block. A block that gets no gradient is
+    left out."""
     ours, truth = strategy_gradients(learner, inputs, labels), true_gradients(learner, inputs, labels)
-    found: dict[str, float] = {}
+    rows: list[Row] = []
     for k, (mine, true) in enumerate(zip(ours, truth, strict=True)):
+        found: Row = {}
         cosine, ratio = _compare(*_parameters(mine, true))
         if cosine is not None:
             angle = math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
-            found |= {f"block/{k:02d}/update_cosine": cosine, f"block/{k:02d}/update_angle": angle}
-            found[f"block/{k:02d}/update_norm_ratio"] = ratio
+            found |= {"update_cosine": cosine, "update_angle": angle, "update_norm_ratio": ratio}
         if mine.output is not None and true.output is not None and mine.output.shape == true.output.shape:
             cosine, ratio = _compare([mine.output], [true.output])
             if cosine is not None:
-                found |= {f"block/{k:02d}/feedback_cosine": cosine, f"block/{k:02d}/feedback_norm_ratio": ratio}
-    return found
+                found |= {"feedback_cosine": cosine, "feedback_norm_ratio": ratio}
+        if found:
+            rows.append({"block": k, **found})
+    return rows
 
 
 def _parameters(mine: Gradients, true: Gradients) -> tuple[list[Tensor], list[Tensor]]:

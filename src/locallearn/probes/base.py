@@ -2,24 +2,80 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from torch import Tensor
 
 from locallearn.data import Data
 from locallearn.engine import Learner
+from locallearn.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row: TypeAlias = dict[str, float | int | str | None]
+"""One line of a probe's `rows.jsonl`. `block` or `layer` (a number from the input upward) says what it is about; texts
+say by which convention a number was made."""
+
+PER_DECADE = 10
 
 
-class Probe(ABC):
-    """A measurement at every evaluation. Concrete ones are frozen dataclasses of typed options."""
+class Moment(NamedTuple):
+    """When a probe looks: after so many epochs and steps; 0 is the initial weights."""
 
-    @abstractmethod
-    def look(self, learner: Learner, data: Data) -> dict[str, float]:
-        """Numbers for this epoch's record, by the name they get there."""
+    epoch: int
+    step: int
+
+
+class Seen(NamedTuple):
+    """What one look found: `rows` of numbers, and `arrays` that only a picture needs (kept of every look as
+    `epoch-00003.npz`)."""
+
+    rows: list[Row]
+    arrays: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
-class Nothing(Probe):
-    """No probe."""
+class Probe(ABC):
+    """A measurement of a learner. Concrete ones are frozen dataclasses of typed options.
 
-    def look(self, learner: Learner, data: Data) -> dict[str, float]:
+    every  look after every so many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for each
+           factor of ten); in any case at the initial weights and after the last epoch
+    """
+
+    every: int | str = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.every != "log" and (isinstance(self.every, str) or self.every < 1):
+            raise UserError(f"probe every={self.every}: must be a whole number of epochs, at least 1, or log")
+
+    @abstractmethod
+    def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
+        """Measure. Modes, buffers, gradients and the generators of PyTorch are put back by the caller (see
+        `engine.gradients.unchanged`); parameters must not be touched, or be put back bit for bit."""
+
+    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
+        """Pictures of all looks so far, by file name without ending. `rows` have `epoch` and `step`; `arrays` are those
+        of each look, by epoch."""
         return {}
+
+    def due(self, epoch: int) -> bool:
+        """Whether to look after `epoch` epochs."""
+        if self.every != "log":
+            return epoch % int(self.every) == 0
+        return epoch == 0 or epoch == round(10 ** (round(PER_DECADE * math.log10(epoch)) / PER_DECADE))
+
+
+def numbers(rows: Iterable[Row]) -> dict[str, float]:
+    """The numbers of rows by the name they get in the record of an epoch: `block/00/update_cosine`, `layer/03/snr`."""
+    found: dict[str, float] = {}
+    for row in rows:
+        place = next((f"{key}/{int(row[key] or 0):02d}/" for key in ("block", "layer") if key in row), "")
+        for name, value in row.items():
+            if name not in ("block", "layer", "epoch", "step") and isinstance(value, int | float):
+                found[f"{place}{name}"] = float(value)
+    return found

@@ -1,0 +1,74 @@
+"""How every picture looks. Figures are made without pyplot: no global state, no window, any thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")  # Okabe-Ito
+_STRATEGIES = {
+    "backprop": COLOURS[7],
+    "deep_supervision": COLOURS[4],
+    "pgi": COLOURS[3],
+    "dgl": COLOURS[0],
+    "greedy": COLOURS[6],
+    "loco": COLOURS[2],
+    "cdni": COLOURS[1],
+    "dni": COLOURS[5],
+    "fa": "#8C564B",
+    "dfa": "#6A3D9A",
+    "infomax": "#B2DF8A",
+    "shallow": "#C0C0C0",
+}
+_STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "svg.fonttype": "none",  # text stays text: smaller, searchable
+    "svg.hashsalt": "locallearn",  # the same picture is the same file
+}
+
+
+def panels(columns: int = 1, rows: int = 1, width: float = 3.2, height: float = 2.6) -> tuple[Figure, list[Axes]]:
+    """A figure of `columns` x `rows` panels of `width` x `height` inches each, and its axes, row by row."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write `path`.svg and `path`.png (200 dots per inch); returns both."""
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_name(f"{path.name}.{ending}") for ending in ("svg", "png")]
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(files[0], metadata={"Date": None})
+        figure.savefig(files[1], dpi=200, metadata={"Software": None})
+    return files
+
+
+def by_depth(count: int) -> list[str]:
+    """A colour for each of `count` layers, from the input (dark) upward (light)."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    scale = colormaps["viridis"]
+    return [to_hex(scale(0.9 * k / max(1, count - 1))) for k in range(count)]
+
+
+def by_strategy(name: str) -> str:
+    """The colour of a strategy, the same in every picture."""
+    return _STRATEGIES.get(name, COLOURS[sum(name.encode()) % len(COLOURS)])
