@@ -23,6 +23,8 @@ RANGE = (1e-6, 1e3)
 """The noise that is tried, over the root mean square of the weights: first, by which factor up or down, and limits."""
 PRECISION = 0.01
 """Of the logarithm of the noise that is found."""
+LARGE = 1e6
+"""Limit of the rise of the loss over the tolerance, either way."""
 
 
 def cross_entropy(model: nn.Module, inputs: Tensor, labels: Tensor, batch: int = 512) -> Loss:
@@ -65,14 +67,14 @@ def tolerated_noise(loss: Loss, weights: Mapping[str, Tensor], tolerance: float,
     before = loss(weights)
 
     def excess(log_sigma: float) -> float:
-        """How far the loss rises beyond the tolerance."""
+        """The logarithm of the rise of the loss over the tolerance: nearly linear, as the rise is nearly quadratic."""
         total = 0.0
         for draw in range(draws):
             random = torch.Generator().manual_seed(seed + draw)
             noise = {n: torch.randn(w.shape, generator=random).to(w) * math.exp(log_sigma) for n, w in weights.items()}
             total += sum(loss({n: w + sign * noise[n] for n, w in weights.items()}) for sign in (1, -1))
-        rise = total / (2 * draws) - before
-        return rise - tolerance if math.isfinite(rise) else math.inf
+        ratio = (total / (2 * draws) - before) / tolerance
+        return math.log(min(max(ratio, 1 / LARGE), LARGE)) if math.isfinite(ratio) else math.log(LARGE)
 
     low, high = (math.log(scale * limit) for limit in RANGE)
     here = math.log(scale * START)
@@ -81,21 +83,16 @@ def tolerated_noise(loss: Loss, weights: Mapping[str, Tensor], tolerance: float,
     while low <= (there := here + direction) <= high:
         next_value = excess(there)
         if (next_value > 0) != (value > 0):
-            return _between(excess, here, value, there, next_value)
+            return _between(excess, {here: value, there: next_value})
         here, value = there, next_value
     return 0.0 if value > 0 else math.inf
 
 
-def _between(excess: Callable[[float], float], a: float, at_a: float, b: float, at_b: float) -> float:
-    """Where the excess changes its sign between two logarithms of sigma."""
+def _between(excess: Callable[[float], float], ends: Mapping[float, float]) -> float:
+    """Where the excess changes its sign between two logarithms of sigma, at which it is known."""
     from scipy.optimize import brentq
 
-    known = {a: at_a, b: at_b}
-
-    def bounded(x: float) -> float:
-        return min(known[x] if x in known else excess(x), 1e6)  # an infinite loss has no secant
-
-    return math.exp(brentq(bounded, a, b, xtol=PRECISION))
+    return math.exp(brentq(lambda x: ends[x] if x in ends else excess(x), *ends, xtol=PRECISION))
 
 
 def gaussian_information(weights: Mapping[str, Tensor], sigma: float, prior_variance: float | None = None) -> float:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from locallearn import figures
 from locallearn.analysis.weight_noise import cross_entropy, gaussian_information, tolerated_noise
@@ -53,18 +54,20 @@ class WeightInformation(Probe):
                 raise UserError(f"probe.weight_information.{name}={getattr(self, name)}: must be at least 1")
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
-        model = learner.model
         inputs, labels = sample(data, "train", self.samples)
-        loss = cross_entropy(model, learner.prepare(inputs), labels, batch=model.samples or 512)
+        model = learner.model.eval()  # put back by the caller
+        h = learner.prepare(inputs)
+        units = [*model.units, model.head]
         rows: list[Row] = []
         for i, name in enumerate([*model.names, "head"]):
-            prefix, unit = ("head.", model.head) if i == len(model.units) else (f"units.{i}.", model.units[i])
-            weights = {prefix + key: p.detach() for key, p in unit.named_parameters()}
-            if weights:
-                sigma = tolerated_noise(
-                    loss, weights, self.tolerance, derive(data.seed, "weight_information", i), self.draws
-                )
+            weights = {f"0.{key}": p.detach() for key, p in units[i].named_parameters()}
+            if weights:  # what lies below the layer stays as it is
+                loss = cross_entropy(nn.Sequential(*units[i:]), h, labels, batch=model.samples or 512)
+                seed = derive(data.seed, "weight_information", i)
+                sigma = tolerated_noise(loss, weights, self.tolerance, seed, self.draws)
                 rows.append({"layer": i, "name": name, **_numbers(weights, sigma), "tolerance": self.tolerance})
+            with torch.no_grad():
+                h = units[i](h)
         return Seen(rows)
 
     def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
