@@ -33,7 +33,7 @@ class Fisher(Probe):
 
     The labels are drawn anew at every look. Layers without parameters are left out.
 
-    samples  training samples, the first ones; of a graph, labelled training nodes
+    samples  training samples; of a graph, labelled training nodes
     """
 
     samples: int = 512

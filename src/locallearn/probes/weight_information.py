@@ -37,7 +37,7 @@ class WeightInformation(Probe):
     In eval mode and full precision. Each layer has the whole tolerance to itself: the numbers of layers do not add up.
 
     tolerance  rise of the mean cross-entropy in nats
-    samples    training samples, the first ones; of a graph, all that have a label
+    samples    training samples; of a graph, all that have a label
     draws      pairs of noise and its negative
     """
 
