@@ -56,7 +56,7 @@ class Alignment(Probe):
             curves.lines(axes, rows, "block", key)
         cosine.set(ylabel="cosine to backpropagation's gradient", ylim=(min(-0.05, cosine.get_ylim()[0]), 1.05))
         angle.set(ylabel="angle to it (degrees)", ylim=(-2, max(95, angle.get_ylim()[1])))
-        cosine.legend(fontsize=6)
+        cosine.legend(fontsize=6, frameon=False)
         return {"alignment": figure}
 
 

@@ -56,7 +56,7 @@ class Fisher(Probe):
         curves.lines(mean, rows, "layer", "fisher_trace_per_parameter")
         total.set(yscale="log", ylabel="trace of the Fisher information (nats²)")
         mean.set(yscale="log", ylabel="the same per parameter (nats²)")
-        total.legend(fontsize=6)
+        total.legend(fontsize=6, frameon=False)
         return {"fisher": figure}
 
 

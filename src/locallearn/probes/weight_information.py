@@ -76,7 +76,7 @@ class WeightInformation(Probe):
         curves.lines(information, rows, "layer", "weight_information_per_parameter")
         noise.set(yscale="log", ylabel="tolerated noise / rms weight")
         information.set(ylabel="information (bits per weight)")
-        noise.legend(fontsize=6)
+        noise.legend(fontsize=6, frameon=False)
         return {"weight_information": figure}
 
 
