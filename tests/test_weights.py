@@ -99,10 +99,24 @@ class Branching(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(3, 4)
+        self.linear, self.scale = nn.Linear(3, 4), nn.Parameter(torch.tensor([0.5, 1.0, 2.0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) if float(x.sum()) > 0 else 2 * self.linear(x)
+        x = self.scale * x
+        return self.linear(x) if float(x.detach().sum()) > 0 else 2 * self.linear(x)
+
+
+class Shared(nn.Module):
+    """Linear layers that are read twice, that share weights, and with what works in place after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.other.weight = self.one.weight
+        self.inplace, self.out = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(inplace=True)), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.inplace(self.other(self.one(self.twice(self.twice(x))))))
 
 
 class Sequence(nn.Module):
@@ -120,6 +134,7 @@ def test_fisher_of_any_module_is_that_of_a_loop():
         (tiny_model(dropout=0.2).double(), x),
         (Sequence(), torch.randn(6, 7, 3, generator=seeded())),
         (Branching(), torch.randn(6, 3, generator=seeded()).abs()),
+        (Shared(), torch.randn(6, 3, generator=seeded())),
     ]
     for model, inputs in cases:
         before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
@@ -132,10 +147,10 @@ def test_fisher_of_any_module_is_that_of_a_loop():
 
 
 def test_fisher_does_not_depend_on_the_chunks(monkeypatch):
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    x = torch.randn(40, 3, generator=seeded(), dtype=torch.float64)
+    model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 3)).double()
+    x = torch.randn(40, 1, 3, generator=seeded(), dtype=torch.float64)
     whole = fisher_diagonal(model, x, seeded(1))
-    for numbers in (1, 7 * 31):  # one by one, and seven at a time
+    for numbers in (1, 7 * 6):  # one by one, and seven at a time
         monkeypatch.setattr("locallearn.analysis.fisher.NUMBERS", numbers)
         for name, found in fisher_diagonal(model, x, seeded(1)).items():
             assert torch.allclose(found, whole[name], rtol=1e-12)
