@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import pytest
 import torch
@@ -50,12 +49,13 @@ def test_what_is_measured_is_what_the_strategy_applies(name):
 
 def test_backprop_is_aligned_with_itself():
     (x, y), *_ = tiny_batches(1)
-    found = alignment(tiny_learner(Backprop(), tiny_model(dropout=0.2), total_steps=4), x, y)
-    for k in range(4):
-        assert found[f"block/{k:02d}/update_cosine"] == pytest.approx(1.0, abs=1e-12)
-        assert found[f"block/{k:02d}/update_angle"] == pytest.approx(0.0, abs=1e-3)
-        assert found[f"block/{k:02d}/update_norm_ratio"] == pytest.approx(1.0, abs=1e-12)
-        assert found[f"block/{k:02d}/feedback_cosine"] == pytest.approx(1.0, abs=1e-12)
+    rows = alignment(tiny_learner(Backprop(), tiny_model(dropout=0.2), total_steps=4), x, y)
+    assert [row["block"] for row in rows] == [0, 1, 2, 3]
+    for row in rows:
+        assert row["update_cosine"] == pytest.approx(1.0, abs=1e-12)
+        assert row["update_angle"] == pytest.approx(0.0, abs=1e-3)
+        assert row["update_norm_ratio"] == pytest.approx(1.0, abs=1e-12)
+        assert row["feedback_cosine"] == pytest.approx(1.0, abs=1e-12)
 
 
 def test_a_run_with_the_probe_ends_with_the_same_weights(tmp_path):
@@ -63,6 +63,6 @@ def test_a_run_with_the_probe_ends_with_the_same_weights(tmp_path):
     plain = locallearn.train(out=str(tmp_path), **settings)
     probed = locallearn.train(out=str(tmp_path), probe="alignment", **settings)
     assert_same(plain.model, probed.model)
-    record = json.loads((probed.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    record = probed.history[-1]
     assert {"block/00/update_angle", "block/00/feedback_norm_ratio", "block/00/synthesizer_loss"} <= record.keys()
     assert record["block/03/update_cosine"] == pytest.approx(1.0, abs=1e-5), "the last block has the true gradient"

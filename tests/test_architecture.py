@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "config": FOUNDATION
     | {"contract", "auxiliary", "objectives", "data", "engine", "models", "probes", "runtime", "training"},
     "runtime": FOUNDATION | {"contract", "engine", "models"},
-    "training": FOUNDATION | {"contract", "config", "data", "engine", "models", "probes", "runtime", "stopping"},
+    "training": FOUNDATION
+    | {"contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"},
     "compose": {"errors", "config"},
     "commands": {"errors", "compose", "config", "runtime", "training", "data", "stopping"},
     "cli": {"errors", "commands", "compose", "config", "training", "stopping"},

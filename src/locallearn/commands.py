@@ -7,8 +7,9 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from locallearn.compose import choices, compose, conf_dir, header, known_keys
 from locallearn.config.settings import GROUPS
@@ -20,14 +21,15 @@ COMMANDS = {
     "plan": "step time, bubble and memory of every schedule: plan strategy=dgl stages=8 [picture=FILE]",
     "resume": "go on with a run that was interrupted or killed: resume RUN [runtime=NAME]",
     "evaluate": "test accuracy of a run, at every block: evaluate RUN [data=NAME]",
+    "probe": "look at the checkpoints of a run: probe RUN probe=NAME [probe.NAME.OPTION=VALUE]",
 }
 PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in GROUPS}}
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    words = {"list": _list, "doctor": _doctor, "plan": _plan, "resume": _resume, "evaluate": _evaluate, "stage": _stage}
-    return words[command](arguments)
+    words = {"list": _list, "doctor": _doctor, "plan": _plan, "resume": _resume, "evaluate": _evaluate, "probe": _probe}
+    return {**words, "stage": _stage}[command](arguments)
 
 
 def help_page(arguments: Sequence[str]) -> int:
@@ -200,6 +202,42 @@ def _evaluate(arguments: list[str]) -> int:
     for name, value in evaluate_run(options.run, options.allow, data, options.linear).items():
         print(f"{name:<20} {value:.4f}")
     return 0
+
+
+def _probe(arguments: list[str]) -> int:
+    parser = _parser("probe", "Look at the initial weights and at every checkpoint of a run.")
+    parser.add_argument("run", help="the run folder; `checkpoint.keep=N` of the run decides how many there are")
+    parser.add_argument("settings", nargs="+", help="what looks, and how: probe=NAME probe.NAME.OPTION=VALUE")
+    _allow(parser)
+    options = parser.parse_args(arguments)
+    for setting in options.settings:
+        if not re.match(r"probe[.=]", setting):
+            raise UserError(f"probe RUN takes only settings of probe, such as probe=alignment, not {setting!r}")
+    from locallearn.training.saved import probe_run
+
+    look_for_modules_in([Path.cwd()] if options.allow else [])
+    probes = compose(options.settings)[0]["probe"]
+    if not probes:
+        raise UserError(f"probe RUN must be told what looks: probe={'|'.join(choices('probe'))}")
+    for folder, pictures in probe_run(options.run, options.allow, probes):
+        print(_table(list(folder.rows())))
+        for path in (folder.path / "rows.jsonl", *pictures):
+            print(path)
+    return 0
+
+
+def _table(rows: Sequence[Mapping[str, Any]], most: int = 40) -> str:
+    """Rows as columns of text; of many the last."""
+    columns = list(
+        dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], str) or len(row[key]) < 25)
+    )
+    lines = [columns] + [[_cell(row.get(key)) for key in columns] for row in rows[-most:]]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
+    return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def packages_named_in(folders: Iterable[Path]) -> list[str]:

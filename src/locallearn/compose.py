@@ -40,6 +40,8 @@ def header(file: Path) -> dict[str, str]:
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
+        if line.startswith("# @package"):  # for Hydra
+            continue
         lines.append(line.lstrip("# ").strip())
     found = {"summary": lines[0] if lines else ""}
     for line in lines[1:]:
@@ -129,8 +131,14 @@ def _choices_with(key: str, config_dirs: Iterable[Path]) -> list[str]:
     """The choices GROUP=NAME of a key's group that have this key."""
     group, _, rest = key.partition(".")
     files = choices(group, config_dirs) if group in GROUPS else {}
-    leaves = {name: dict(_leaves(yaml.safe_load(file.read_text()) or {}, "")) for name, file in files.items()}
+    leaves = {name: dict(_leaves(_content(group, name, file), "")) for name, file in files.items()}
     return [f"{group}={name}" for name, found in leaves.items() if rest in found]
+
+
+def _content(group: str, name: str, file: Path) -> dict[str, Any]:
+    """What a choice puts under its group; several probes stand side by side, each under its name."""
+    content = yaml.safe_load(file.read_text()) or {}
+    return {name: content} if group == "probe" and content else content
 
 
 def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[str]:
@@ -140,11 +148,14 @@ def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[st
     keys |= {k for k in top if k not in ("defaults", "hydra")} | set(GROUPS)
     chosen = {k: v for entry in top["defaults"] if isinstance(entry, dict) for k, v in entry.items() if k in GROUPS}
     chosen |= {k: v for k, _, v in (o.partition("=") for o in overrides) if k in GROUPS}
-    for group, name in chosen.items():
+    for group, chosen_name in chosen.items():
         files = choices(group, config_dirs)
-        for file in [files[name]] if name in files else files.values():
-            content = yaml.safe_load(file.read_text()) or {}
-            keys |= {f"{group}.{path}" for path, _ in _leaves(content, "") if path not in ("_target_", "defaults")}
+        for name, file in files.items():
+            if chosen_name in files and name != chosen_name:
+                continue
+            content = _content(group, name, file)
+            paths = [path for path, _ in _leaves(content, "") if path not in ("_target_", "defaults")]
+            keys |= {f"{group}.{path}" for path in paths if not path.endswith("._target_")}
             keys |= {f"{group}.{key}" for key in content if key not in ("_target_", "defaults")}
     return sorted(keys)
 

@@ -61,7 +61,7 @@ class Experiment:
     source: DataSource
     model: ModelBuilder
     runtime: Runtime
-    probe: Probe
+    probes: dict[str, Probe]
     record: RecordSettings
     names: dict[str, str]
     """The chosen name in each group, for titles and folder names."""
@@ -79,11 +79,13 @@ def experiment(
     """Check a plain configuration and make its objects. Raises UserError; nothing is written and nothing is built."""
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     settings = Settings(**checked(Settings, plain, ""))
-    groups = {group: _mapping(config, group) for group in GROUPS}
+    groups = {group: _mapping(config, group) for group in GROUPS if group != "probe"}
+    groups["probe"] = config.get("probe") or {}
     allow = settings.allow
     auxiliary: Auxiliary = instantiate(groups["auxiliary"], "auxiliary", allow)
     objective: Objective = instantiate(groups["objective"], "objective", allow)
     strategy = instantiate(groups["strategy"], "strategy", allow, objective=objective, auxiliary=auxiliary)
+    probes = probes_of(groups["probe"], (names or {}).get("probe"), allow)
     return Experiment(
         config={key: value for key, value in config.items() if key not in ("allow", "dry_run")},
         settings=settings,
@@ -92,11 +94,19 @@ def experiment(
         source=instantiate(groups["data"], "data", allow),
         model=model_builder(groups["model"], allow),
         runtime=instantiate(groups["runtime"], "runtime", allow),
-        probe=instantiate(groups["probe"], "probe", allow),
+        probes=probes,
         record=RecordSettings.parse(groups["record"]),
-        names={group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS},
+        names={group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
+        | {"probe": "+".join(probes) or "none"},
         overrides=list(overrides),
     )
+
+
+def probes_of(config: Mapping[str, Any], name: str | None, allow: Iterable[str]) -> dict[str, Probe]:
+    """The probes by name. A yaml of the user's without a `@package` line stands alone, under the name of its file."""
+    if "_target_" in config:
+        config = {name or _name(config): config}
+    return {str(key): instantiate(_mapping(config, key), f"probe.{key}", allow) for key in config}
 
 
 def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:

@@ -61,7 +61,7 @@ def _of_kind(found: Any, path: str, group: str) -> Callable[..., Any]:
         if path.startswith("locallearn.") and not own.startswith("locallearn."):
             raise UserError(f"model._target_={path}: is not a model of locallearn")
         return found
-    kind = KINDS[group]
+    kind = KINDS[group.partition(".")[0]]
     if not (inspect.isclass(found) and issubclass(found, kind)) or inspect.isabstract(found):
         raise UserError(
             f"{group}._target_={path}: must be a complete class derived from {kind.__module__}.{kind.__name__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ _STRATEGIES = {
     "infomax": "#B2DF8A",
     "shallow": "#C0C0C0",
 }
-_STYLE = {
+_STYLE: Any = {  # matplotlib types this as a mapping of its 300 keys
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +83,17 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     if found:
         raise UserError(f"all {len(found)} checkpoints under {folder} are damaged; start the run anew")
     return None
+
+
+def sound(folder: Path, warn: Callable[[str], None]) -> Iterator[Checkpoint]:
+    """Every sound checkpoint under `folder`, oldest first; a damaged one is reported through `warn` and skipped."""
+    for path in reversed(_committed(folder)):
+        try:
+            yield _read(path)
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            warn(f"checkpoint {path} is damaged ({error}); it is left out")
 
 
 def _read(path: Path) -> Checkpoint:

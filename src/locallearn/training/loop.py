@@ -15,8 +15,7 @@ from locallearn.config.settings import Settings
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import RunError
-from locallearn.probes import Probe
-from locallearn.probes.base import Nothing
+from locallearn.probes import Moment
 from locallearn.runtime.link import Pipe, Stopped
 from locallearn.runtime.team import Team
 from locallearn.stopping import Interrupted, stop_signals
@@ -25,6 +24,7 @@ from locallearn.training.console import Console, warn
 from locallearn.training.environment import peak_memory_bytes
 from locallearn.training.evaluate import evaluate
 from locallearn.training.join import joined, sums
+from locallearn.training.probing import Watch
 from locallearn.training.record import Recorder
 from locallearn.training.run_folder import RunFolder
 
@@ -54,7 +54,7 @@ class Training:
         learner: Learner,
         data: Data,
         settings: Settings,
-        probe: Probe,
+        watch: Watch,
         folder: RunFolder,
         recorder: Recorder | None,
         console: Console,
@@ -65,7 +65,7 @@ class Training:
         self.learner = learner
         self.data = data
         self.settings = settings
-        self.probe = probe
+        self.watch = watch
         self.folder = folder
         self.recorder = recorder
         self.console = console
@@ -144,8 +144,9 @@ class Training:
         started = time.perf_counter()
         numbers: dict[str, float] = {}
         if last or (epoch + 1) % settings.evaluate_every == 0:
-            numbers = self.evaluate() | self.look()
-        seconds += time.perf_counter() - started
+            numbers = self.evaluate()
+        seconds += time.perf_counter() - started  # probes do not count
+        numbers |= self.look(Moment(epoch + 1, learner.step_count), last)
         reports = self.team.gather(
             {
                 "blocks": [[block.spec.index, block.running()] for block in learner.blocks],
@@ -181,12 +182,13 @@ class Training:
                 record[f"{head}/{name}_{tail}" if head else f"{name}/{tail}"] = value
         return record
 
-    def look(self) -> dict[str, float]:
-        """What the probe sees: in a pipeline rank 0 puts the blocks of all stages together for it."""
-        if isinstance(self.probe, Nothing):
+    def look(self, at: Moment, last: bool) -> dict[str, float]:
+        """What the probes see: in a pipeline rank 0 puts the blocks of all stages together for them."""
+        due = self.watch.due(at.epoch, last)
+        if not due:
             return {}
         if self.team.size == 1:
-            return self.probe.look(self.learner, self.data)
+            return self.watch.look(due, self.learner, at)
         tensors = self.team.collect(self.learner.state())
         if self.team.rank:
             return {}
@@ -194,7 +196,7 @@ class Training:
         learner = self.whole()
         learner.load_state(tensors)
         learner.step_count = self.learner.step_count
-        return self.probe.look(learner, self.data)
+        return self.watch.look(due, learner, at)
 
     def check(self) -> None:
         for block in self.learner.blocks:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 from locallearn.errors import RunError, UserError, unknown
@@ -90,6 +91,8 @@ class Sink(Protocol):
 
     def log(self, record: Mapping[str, Value]) -> None: ...
 
+    def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None: ...
+
     def close(self, status: str, summary: Mapping[str, Any]) -> None: ...
 
 
@@ -124,6 +127,11 @@ class Recorder:
         self._size += len(line)
         for sink in self._sinks:
             self._guard(sink, "log", dict(record))
+
+    def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+        """Hand the table and the PNG files of a probe to each sink; the run folder has them already."""
+        for sink in self._sinks:
+            self._guard(sink, "show", name, rows, pictures)
 
     def close(self, status: str, summary: Mapping[str, Any]) -> None:
         """End the record with `status` (done, failed, interrupted); bounded in time. A second call does nothing."""

@@ -135,7 +135,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Replace the file `name` as a whole. Raises RunError if it cannot be written; then the old content stays."""
-        self._write(name, text.encode())
+        self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, obj: Any) -> None:
         """Replace the file `name` by `obj` as strict JSON (see `strict_json`). Raises RunError as `write_text`."""
@@ -158,23 +158,33 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records in the order written, without a torn last line. Raises UserError for damage elsewhere."""
-        return [record for _, record in self._metrics()]
+        return list(self.records(self.metrics_path.name))
 
     def truncate_metrics(self, step: int) -> int:
-        """Forget what was recorded after `step` (a resumed run writes it again); returns the records dropped."""
-        metrics = list(self._metrics())
-        kept = [line for line, record in metrics if record.get("step", 0) <= step]
-        if self.metrics_path.exists():
-            self._write(self.metrics_path.name, b"".join(kept))
-        return len(metrics) - len(kept)
+        """Forget what was recorded after `step`, also by probes (a resumed run writes it again); returns the records of
+        metrics.jsonl that were dropped."""
+        dropped = 0
+        for path in (self.metrics_path, *self.path.glob("probes/*/rows.jsonl")):
+            name = str(path.relative_to(self.path))
+            records = list(self._lines(name))
+            kept = [line for line, record in records if record.get("step", 0) <= step]
+            if path.exists():
+                self.write_bytes(name, b"".join(kept))
+            dropped += len(records) - len(kept) if path == self.metrics_path else 0
+        return dropped
 
-    def _metrics(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    def records(self, name: str) -> Iterator[dict[str, Any]]:
+        """The lines of a `.jsonl` file, without a torn last one. Raises UserError for damage elsewhere."""
+        return (record for _, record in self._lines(name))
+
+    def _lines(self, name: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        path = self.path / name
         try:
-            lines = self.metrics_path.read_bytes().splitlines(keepends=True)
+            lines = path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return
         except OSError as error:
-            raise UserError(f"cannot read {self.metrics_path}: {error.strerror}") from None
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 return
@@ -183,10 +193,11 @@ class RunFolder:
             except ValueError:
                 record = None
             if not isinstance(record, dict):
-                raise UserError(f"{self.metrics_path} is damaged in line {number}: not a JSON object")
+                raise UserError(f"{path} is damaged in line {number}: not a JSON object")
             yield line, record
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Replace the file `name` as a whole. Raises RunError as `write_text`."""
         path = self.path / name
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         try:

@@ -15,12 +15,14 @@ from locallearn import seeds
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
+from locallearn.probes import Moment, Probe, Seen
 from locallearn.training import checkpoint
 from locallearn.training.console import warn
 from locallearn.training.environment import process_settings
 from locallearn.training.evaluate import evaluate
 from locallearn.training.loop import EVALUATION_BATCH
 from locallearn.training.prepare import prepare
+from locallearn.training.probing import START, ProbeFolder, first_looks, look
 from locallearn.training.readout import linear_readout
 from locallearn.training.run_folder import RunFolder
 from locallearn.training.train import Result
@@ -100,3 +102,34 @@ def evaluate_run(
         learner.load_state(saved.tensors)
         found = evaluate(learner, data.evaluation(data.test, EVALUATION_BATCH))
         return found | (linear_readout(learner, data) if linear else {})
+
+
+def probe_run(path: str | Path, allow: list[str], probes: dict[str, Any]) -> list[tuple[ProbeFolder, list[Path]]]:
+    """Let probes look at the initial weights and at every checkpoint of a run. `probes` is their configuration.
+
+    Returns for each its new folder under the run's `probes/` and the pictures in it. Raises UserError.
+    """
+    folder = RunFolder.open(Path(path))
+    exp, known = saved_experiment(folder, allow, changes={"probe": probes})
+    with process_settings(exp.settings):
+        folder.lock()
+        try:
+            learner, data = prepare(exp, [range(*pair) for pair in known["cut"]])
+            found = [(START, first_looks(exp.probes, learner, data))]
+            for saved in checkpoint.sound(folder.path / "checkpoints", warn):
+                learner.load_state(saved.tensors)
+                learner.step_count = saved.state["step"]
+                at = Moment(saved.state["epoch"], saved.state["step"])
+                found.append((at, {name: look(name, p, learner, data, at) for name, p in exp.probes.items()}))
+            return [_kept(folder, name, p, [(at, seen[name]) for at, seen in found]) for name, p in exp.probes.items()]
+        finally:
+            folder.release()
+
+
+def _kept(
+    folder: RunFolder, name: str, probe: Probe, looks: list[tuple[Moment, Seen]]
+) -> tuple[ProbeFolder, list[Path]]:
+    place = ProbeFolder.unused(folder, name)
+    for at, seen in looks:
+        place.add(seen, at)
+    return place, place.draw(probe)

@@ -19,6 +19,7 @@ from locallearn.training import checkpoint
 from locallearn.training.console import Console, warn
 from locallearn.training.environment import manifest, process_settings
 from locallearn.training.prepare import prepare
+from locallearn.training.probing import START, ProbeFolder, first_looks
 from locallearn.training.run_folder import RunFolder
 from locallearn.training.saved import finished, saved_experiment
 from locallearn.training.stages import check_launcher, divide, led, places, ranges, run_part, run_stages, together
@@ -101,6 +102,7 @@ def _new_run(exp: Experiment, facts: dict[str, Any]) -> tuple[RunFolder, Learner
     """A new, locked run folder with what is known before training."""
     learner, data = prepare(exp)
     stages = divide(exp, learner, data.batch(exp.settings.batch_size))
+    looks = first_looks(exp.probes, learner, data)
     folder = RunFolder.create(Path(exp.settings.out), f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}")
     folder.write_text("config.yaml", yaml.safe_dump(_portable(exp.config), sort_keys=False))
     folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
@@ -114,6 +116,8 @@ def _new_run(exp: Experiment, facts: dict[str, Any]) -> tuple[RunFolder, Learner
         **places(exp),
     }
     folder.write_json("manifest.json", manifest(exp.settings, learner.device, facts))
+    for name, seen in looks.items():
+        ProbeFolder(folder, name).add(seen, START)
     return folder, learner, data
 
 

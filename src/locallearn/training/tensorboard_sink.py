@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from locallearn.training.run_folder import RunFolder
@@ -23,6 +24,15 @@ class TensorBoardSink:
         for key, value in record.items():
             if key != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(key, value, step)
+
+    def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+        import numpy as np
+        from PIL import Image
+
+        for picture in pictures:
+            with Image.open(picture) as image:
+                pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
+            self._writer.add_image(f"probe/{name}/{picture.stem}", pixels, dataformats="HWC")
 
     def close(self, status: str, summary: Mapping[str, Any]) -> None:
         self._writer.add_text("status", status)

@@ -21,6 +21,7 @@ from locallearn.stopping import Interrupted
 from locallearn.training import checkpoint
 from locallearn.training.console import Console
 from locallearn.training.loop import Training
+from locallearn.training.probing import Watch
 from locallearn.training.record import Recorder, open_recorder
 from locallearn.training.run_folder import RunFolder
 
@@ -60,7 +61,8 @@ def train(
     recorder = open_recorder(folder, exp.record, config=exp.config, name=exp.title, job_type=kind) if main else None
     with _endings(folder, recorder, console, team):
         title = _title(exp, learner, data, team)
-        training = Training(title, learner, data, exp.settings, exp.probe, folder, recorder, console, team, whole)
+        watch = Watch(exp.probes, data, folder)
+        training = Training(title, learner, data, exp.settings, watch, folder, recorder, console, team, whole)
         if saved:
             training.restore(saved)
             training.last_record = (folder.read_metrics() or [{}])[-1]
@@ -73,6 +75,7 @@ def train(
             model = {name.removeprefix("model."): t for name, t in weights.items()}
             save_file(checkpoint.distinct(model), folder.path / "model.safetensors")
             folder.write_json("summary.json", final)
+            watch.draw(recorder)
             folder.status("done", epoch=record["epoch"], step=record["step"])
             recorder.close("done", final)
             console.final_table(final, len(learner.cut))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 PARENT_CHECK_SECONDS = 2.0
-METRICS = ("train/*", "validation/*", "test/*", "block/*")
+METRICS = ("train/*", "validation/*", "test/*", "block/*", "layer/*", "probe/*")
 
 
 def messages(parent: int) -> Iterator[dict[str, Any]]:
@@ -113,6 +113,25 @@ def log(run: Any, record: dict[str, Any]) -> None:
         print(f"not logged: {error}", file=sys.stderr)
 
 
+def show(run: Any, name: str, rows: list[dict[str, Any]], pictures: list[str]) -> None:
+    """Hand the table and the pictures of a probe to W&B, under `probe/NAME/`."""
+    try:
+        import wandb
+
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        # W&B wants one type in a column: what is missing among numbers is NaN
+        texts = {key for row in rows for key, value in row.items() if isinstance(value, str)}
+        empty = {key: "" if key in texts else float("nan") for key in columns}
+        data = [[empty[key] if row.get(key) is None else row[key] for key in columns] for row in rows]
+        found: dict[str, Any] = {f"probe/{name}/rows": wandb.Table(columns=columns, data=data, allow_mixed_types=True)}
+        for picture in pictures:
+            title = os.path.splitext(os.path.basename(picture))[0]
+            found[f"probe/{name}/{title}"] = wandb.Image(picture)
+        run.log(found)
+    except Exception as error:
+        print(f"probe {name} not shown: {error}", file=sys.stderr)
+
+
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -130,7 +149,10 @@ def main() -> int:
         if "finish" in message:
             end = message["finish"]
             break
-        log(run, message["log"])
+        if "show" in message:
+            show(run, **message["show"])
+        else:
+            log(run, message["log"])
     problem = None
     try:
         run.summary.update(end["summary"])

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -64,11 +64,18 @@ class WandbSink:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Queue a record; microseconds, whatever W&B is doing."""
+        self._put({"log": record})
+
+    def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+        """Queue the table and the pictures of a probe."""
+        self._put({"show": {"name": name, "rows": [dict(row) for row in rows], "pictures": [*map(str, pictures)]}})
+
+    def _put(self, message: Mapping[str, Any]) -> None:
         with self._changed:
             if self._over:
                 return
             self._dropped += len(self._queue) == QUEUE_RECORDS
-            self._queue.append(record)
+            self._queue.append(message)
             self._changed.notify()
 
     def close(self, status: str, summary: Mapping[str, Any]) -> None:
@@ -86,8 +93,8 @@ class WandbSink:
     def _feed(self) -> None:
         try:
             child = self._open_child()
-            while (record := self._next()) is not None:
-                child.send({"log": record})
+            while (message := self._next()) is not None:
+                child.send(message)
             child.send({"finish": self._final})
             answer = child.answer(FINISH_SECONDS)
             if answer["problem"]:

@@ -1,0 +1,156 @@
+"""The probes of a run: when they look, and where in the run folder their numbers and pictures go.
+
+`probes/NAME/rows.jsonl` has a line for each row of each look, with its epoch and step; `epoch-00003.npz` what only the
+pictures need; the pictures are drawn when the run ends.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locallearn import seeds
+from locallearn.data import Data
+from locallearn.engine import Learner
+from locallearn.engine.gradients import unchanged
+from locallearn.errors import RunError
+from locallearn.figures import save
+from locallearn.probes import Moment, Probe, Row, Seen
+from locallearn.probes.base import numbers
+from locallearn.training.console import warn
+from locallearn.training.record import Recorder
+from locallearn.training.run_folder import RunFolder, strict_json
+
+PROBES = "probes"
+START = Moment(0, 0)
+
+
+def first_looks(probes: Mapping[str, Probe], learner: Learner, data: Data) -> dict[str, Seen]:
+    """What each probe sees of the initial weights, before the run has a folder: a probe that cannot look at this model
+    or these data says so here. Raises UserError."""
+    return {name: look(name, probe, learner, data, START) for name, probe in probes.items()}
+
+
+def look(name: str, probe: Probe, learner: Learner, data: Data, at: Moment) -> Seen:
+    """One look, after which the learner, its modes and the generators of PyTorch are what they were before."""
+    device = learner.device
+    with unchanged(learner), untouched_generators(device):
+        seed = seeds.derive(data.seed, "probe", name, at.step)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        return probe.look(learner, data, at)
+
+
+@contextmanager
+def untouched_generators(device: torch.device) -> Iterator[None]:
+    """PyTorch's global generators are put back, whatever else holds them meanwhile."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+class Watch:
+    """The probes of a run beside its training."""
+
+    def __init__(self, probes: Mapping[str, Probe], data: Data, folder: RunFolder) -> None:
+        self.probes = probes
+        self.data = data
+        self.folders = {name: ProbeFolder(folder, name) for name in probes}
+
+    def due(self, epoch: int, last: bool) -> list[str]:
+        """The probes that look after `epoch` epochs."""
+        return [name for name, probe in self.probes.items() if last or probe.due(epoch)]
+
+    def look(self, names: Iterable[str], learner: Learner, at: Moment) -> dict[str, float]:
+        """Let the probes look; returns the numbers for the record of the epoch and what each look cost, in seconds. One
+        that fails costs a warning."""
+        found: dict[str, float] = {}
+        for name in names:
+            started = time.perf_counter()
+            try:
+                seen = look(name, self.probes[name], learner, self.data, at)
+            except Exception as error:  # a measurement is not worth the run
+                warn(f"probe {name} failed after epoch {at.epoch} ({_sentence(error)}); training goes on")
+                continue
+            self.folders[name].add(seen, at)
+            found |= numbers(seen.rows) | {f"probe/{name}/seconds": time.perf_counter() - started}
+        return found
+
+    def draw(self, recorder: Recorder) -> None:
+        """The pictures of all looks; one that fails costs a warning."""
+        for name, probe in self.probes.items():
+            folder = self.folders[name]
+            try:
+                pictures = folder.draw(probe)
+            except Exception as error:
+                warn(f"the pictures of probe {name} could not be drawn ({_sentence(error)}); its numbers are whole")
+                pictures = []
+            recorder.show(name, list(folder.rows()), pictures)
+
+
+class ProbeFolder:
+    """`probes/NAME/` of a run folder."""
+
+    def __init__(self, folder: RunFolder, name: str) -> None:
+        self._folder = folder
+        self.name = f"{PROBES}/{name}"
+        self.path = folder.path / self.name
+
+    @classmethod
+    def unused(cls, folder: RunFolder, name: str) -> ProbeFolder:
+        """The first of NAME, NAME-2, ... that is not there yet."""
+        number, found = 1, cls(folder, name)
+        while found.path.exists():
+            number += 1
+            found = cls(folder, f"{name}-{number}")
+        return found
+
+    def add(self, seen: Seen, at: Moment) -> None:
+        """Append one look. Raises RunError if it cannot be written."""
+        lines = [strict_json({"epoch": at.epoch, "step": at.step, **row}) + "\n" for row in seen.rows]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self.path / "rows.jsonl", "ab") as file:
+                file.write("".join(lines).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"cannot write {self.path / 'rows.jsonl'}: {error.strerror}") from None
+        if seen.arrays:
+            self._folder.write_bytes(f"{self.name}/epoch-{at.epoch:05d}.npz", _packed(seen.arrays))
+
+    def rows(self) -> Iterator[Row]:
+        """Every row so far, with `epoch` and `step`."""
+        yield from self._folder.records(f"{self.name}/rows.jsonl")
+
+    def draw(self, probe: Probe) -> list[Path]:
+        """Draw and write the pictures, each as SVG and PNG; returns the PNG files."""
+        import numpy as np
+
+        arrays = {}
+        for file in sorted(self.path.glob("epoch-*.npz")):
+            with np.load(file, allow_pickle=False) as content:
+                arrays[int(file.stem.removeprefix("epoch-"))] = {k: torch.from_numpy(v) for k, v in content.items()}
+        figures = probe.draw(list(self.rows()), arrays)
+        return [save(figure, self.path / name)[1] for name, figure in figures.items()]
+
+
+def _packed(arrays: Mapping[str, Tensor]) -> bytes:
+    import numpy as np
+
+    buffer = io.BytesIO()
+    content: Any = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
+    np.savez_compressed(buffer, **content)
+    return buffer.getvalue()
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(f"{error}".split())[:300] or type(error).__name__
