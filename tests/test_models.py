@@ -20,6 +20,7 @@ from torch import nn
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
 from locallearn.models.cut import partition
+from locallearn.models.plain import mlp
 from locallearn.models.summary import render, summary
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -120,6 +121,14 @@ def test_zoo_reads_images_of_other_sizes(name, image):
 def test_resnet_has_the_imagenet_stem_on_large_images():
     assert build("resnet18", (3, 96, 96)).shapes()[0] == (64, 24, 24)
     assert build("resnet18", (3, 64, 64)).shapes()[0] == (64, 64, 64)
+
+
+def test_mlp_of_several_widths():
+    """The net of the 12-bit task: 12-10-7-5-4-3-2."""
+    model = mlp((12,), 2, width=[10, 7, 5, 4, 3], batch_norm=False)
+    assert [tuple(p.shape) for p in model.parameters() if p.dim() == 2] == [
+        (10, 12), (7, 10), (5, 7), (4, 5), (3, 4), (2, 3)
+    ]  # fmt: skip
 
 
 def test_mlp_reads_vectors():
@@ -314,6 +323,8 @@ def test_wrong_cut_points_are_one_sentence(blocks):
         ("mlp", (4,), {"activation": "rleu"}, "did you mean 'relu'?"),
         ("mlp", (4,), {"dropout": 1.5}, "dropout=1.5 but a dropout rate lies in [0, 1)"),
         ("mlp", (4,), {"depth": 0}, "depth=0"),
+        ("mlp", (4,), {"width": [3, 0]}, "width=[3, 0]"),
+        ("mlp", (4,), {"width": []}, "width=[]"),
     ],
 )
 def test_a_mistake_is_one_sentence(name, image, changes, part):

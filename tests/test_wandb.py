@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from locallearn.figures import panels, save
 from locallearn.training import wandb_process, wandb_sink
 from locallearn.training.record import Recorder, RecordSettings, WandbSettings, open_recorder
 from locallearn.training.run_folder import RunFolder
@@ -199,6 +200,25 @@ def test_without_a_key_it_is_offline_and_wandb_reads_it_back(
     history = [r for r in records if r["type"] == "history"]
     assert len(history) == STEPS + 1
     assert '"block/*"' in inspect(path)
+
+
+def test_the_table_and_the_pictures_of_a_probe(folder: RunFolder, tmp_path: Path) -> None:
+    figure, axes = panels()
+    axes[0].plot([0, 1])
+    picture = save(figure, tmp_path / "plane")[1]
+    rows = [{"epoch": 0, "layer": 0, "snr": 1.5, "estimator": "kde"}, {"epoch": 1, "layer": 0, "snr": None}]
+    recorder = recorder_for(folder)
+    train(recorder, range(1, 3))
+    recorder.show("information_plane", rows, [picture])
+    close(recorder)
+    path = folder.read_json("wandb.json")["path"]
+    summary = json.loads(inspect(path, "--summary"))["summary"]
+    table = Path(path, "files", summary["probe/information_plane/rows"]["path"])
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["epoch", "layer", "snr", "estimator"]
+    assert content["data"][0] == [0, 0, 1.5, "kde"]
+    image = Path(path, "files", summary["probe/information_plane/plane"]["path"])
+    assert image.read_bytes() == picture.read_bytes()
 
 
 @pytest.mark.parametrize(("status", "code"), [("failed", 1), ("interrupted", 255)])

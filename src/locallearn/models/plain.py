@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 
 from torch import nn
@@ -23,23 +24,25 @@ def mlp(
     image: Size,
     classes: int,
     *,
-    width: int = 1024,
+    width: int | list[int] = 1024,
     depth: int = 3,
     batch_norm: bool = True,
     dropout: float = 0.0,
     activation: str = "relu",
 ) -> BlockModel:
-    """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head.
+    """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head. A list of widths,
+    one per hidden layer, says the depth as well.
 
     The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals".
     """
-    if depth < 1 or width < 1:
+    widths = [width] * depth if isinstance(width, int) else width
+    if not widths or min(widths) < 1:
         raise UserError(f"depth={depth}, width={width} but an mlp needs both; choose at least 1 hidden layer of 1 unit")
     check_dropout(dropout)
-    inputs = [prod(image), *[width] * (depth - 1)]
-    units = [dense_unit(n, width, act=activation, batch_norm=batch_norm, dropout=dropout) for n in inputs]
-    names = [f"fc{i + 1}" for i in range(depth)]
-    return BlockModel(units, nn.Linear(width, classes), image=image, classes=classes, name="mlp", names=names)
+    sizes = [prod(image), *widths]
+    units = [dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout) for n, m in pairwise(sizes)]
+    names = [f"fc{i + 1}" for i in range(len(widths))]
+    return BlockModel(units, nn.Linear(widths[-1], classes), image=image, classes=classes, name="mlp", names=names)
 
 
 def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
