@@ -1,24 +1,28 @@
-"""What the studies share: runs of `python -m locallearn` that are done once, their numbers, tables and verdicts."""
+"""What the studies share: runs of `locallearn` that are done once, their numbers, tables and verdicts."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import statistics
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
 Key = TypeVar("Key")
-DONE = "done.json"
+DONE, SECONDS = "done.json", "seconds.json"
+
+
+class Failed(Exception):
+    """A run ended with an error; its command and what it said."""
 
 
 @dataclass
@@ -58,67 +62,64 @@ class Run:
 
 
 def runs(settings: Mapping[Key, str], options: Options) -> dict[Key, Run]:
-    """Do `python -m locallearn SETTINGS` for each key, `options.jobs` at a time with one thread each.
+    """Do `locallearn SETTINGS` for each key, `options.jobs` at a time with one thread each, in processes that stay: to
+    start Python and import PyTorch takes longer than many a run.
 
     A run that is done is only read, one that was killed is resumed, and equal settings are one run. Ends the program
     with the command and its message if one fails.
     """
     texts = list(dict.fromkeys(settings.values()))
-    failed = threading.Event()
-
-    def one(text: str) -> tuple[Run, float]:
-        if failed.is_set():
-            raise SystemExit(1)
-        try:
-            return _run(text, options)
-        except BaseException:
-            failed.set()  # those that wait need not begin
-            raise
-
-    found = {}
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for number, (text, (run, seconds)) in enumerate(zip(texts, pool.map(one, texts), strict=True), 1):
-            found[text] = run
-            options.seconds += seconds
-            accuracy = run.summary.get("test/accuracy")
-            shown = "" if accuracy is None else f"test accuracy {accuracy:.4f}, "
-            print(f"{number}/{len(texts)} {text}: {shown}{seconds:.0f} s", flush=True)
+    todo = [text for text in texts if not (folder(text, options.out) / DONE).is_file()]
+    if todo:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what probes call beside PyTorch
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            waiting = [pool.submit(_do, text, options.data, options.out) for text in todo]
+            try:
+                for number, future in enumerate(as_completed(waiting), 1):
+                    print(f"{number}/{len(todo)} {future.result()}", flush=True)
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise SystemExit(str(error)) if isinstance(error, Failed) else error from None
+    options.seconds += sum(_spent(folder(text, options.out)) for text in texts)
+    found = {text: _read(folder(text, options.out)) for text in texts}
     return {key: found[text] for key, text in settings.items()}
 
 
 def folder(text: str, out: Path) -> Path:
     """Where the runs of some settings lie: other settings are another folder."""
-    readable = re.sub(r"[^\w.=]+", "-", text)[:80]
+    readable = re.sub(r"[^\w.]+", "-", text)[:80]
     return out / f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def _run(text: str, options: Options) -> tuple[Run, float]:
-    """One run and the seconds it took, all its parts together."""
-    place = folder(text, options.out)
-    spent = _spent(place)
-    if not (place / DONE).is_file():
-        started = time.perf_counter()
-        given = [f"data.root={options.data}"] if options.data else []
-        command = [*text.split(), "threads=1", f"out={place}", *given]
-        if begun := _newest(place):
-            command = ["resume", str(begun)]
-        try:
-            _call(command)
-        finally:  # also of a part that was interrupted
-            spent += time.perf_counter() - started
-            place.mkdir(parents=True, exist_ok=True)
-            (place / "seconds.json").write_text(json.dumps(spent))
-        (place / DONE).write_text(json.dumps({"settings": text, "run": _newest(place).name}))
+def _do(text: str, data: str | None, out: Path) -> str:
+    """One run, or the rest of it; returns a line about it. Raises Failed."""
+    from locallearn import cli
+
+    place = folder(text, out)
+    place.mkdir(parents=True, exist_ok=True)
+    given = [f"data.root={data}"] if data else []
+    begun = _newest(place)
+    command = ["resume", str(begun)] if begun else [*text.split(), "threads=1", f"out={place}", *given]
+    started, said = time.perf_counter(), io.StringIO()
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(said):
+            code = cli.main(command)
+    finally:  # also of a part that was interrupted
+        seconds = _spent(place) + time.perf_counter() - started
+        (place / SECONDS).write_text(json.dumps(seconds))
+    if code:
+        raise Failed(f"python -m locallearn {' '.join(command)}\n{said.getvalue()}")
+    run = _newest(place)
+    assert run is not None
+    (place / DONE).write_text(json.dumps({"settings": text, "run": run.name}))
+    accuracy = _read(place).summary.get("test/accuracy")
+    shown = "" if accuracy is None else f"test accuracy {accuracy:.4f}, "
+    return f"{text}: {shown}{seconds:.0f} s"
+
+
+def _read(place: Path) -> Run:
     run = place / json.loads((place / DONE).read_text())["run"]
-    return Run(run, _lines(run / "metrics.jsonl"), json.loads((run / "summary.json").read_text())), spent
-
-
-def _call(command: Sequence[str]) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "locallearn", *command]
-    done = subprocess.run(program, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"python -m locallearn {' '.join(command)}\n{done.stderr}")
+    return Run(run, _lines(run / "metrics.jsonl"), json.loads((run / "summary.json").read_text()))
 
 
 def _newest(place: Path) -> Path | None:
@@ -126,7 +127,7 @@ def _newest(place: Path) -> Path | None:
 
 
 def _spent(place: Path) -> float:
-    file = place / "seconds.json"
+    file = place / SECONDS
     return json.loads(file.read_text()) if file.is_file() else 0.0
 
 
