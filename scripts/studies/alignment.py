@@ -16,10 +16,10 @@ TEXT = (
     "An MLP of six hidden layers of 256 (batch norm, ReLU), every layer a block, on a quarter of Fashion-MNIST: the "
     "cosine between each strategy's gradient of a block's weights and backpropagation's at the same weights, on 1,024 "
     "training images without augmentation (`probe=alignment`), after every epoch. Then three convolutions (batch norm, "
-    "max-pooling), each a block, on a fortieth of the images: accuracy on the training batches when every label is drawn at random (`data.label_noise=1`), and with "
-    "the true labels as control. Published: Laskin et al. 2020 (arXiv 2012.03837), a net of five layers and local "
-    "losses [Rf]; Lillicrap et al. 2016 (arXiv 1411.0247), feedback alignment in a deep net [Rf]. [Rf]: read off a "
-    "figure by eye."
+    "max-pooling), each a block, on a fortieth of the images: accuracy on the training batches when every label is "
+    "drawn at random (`data.label_noise=1`), and with the true labels as control. Published: Laskin et al. 2020 (arXiv "
+    "2012.03837), a net of five layers and local losses [Rf]; Lillicrap et al. 2016 (arXiv 1411.0247), feedback "
+    "alignment in a deep net [Rf]. [Rf]: read off a figure by eye."
 )
 NEEDS_DATA = False
 STRATEGIES = ("dgl", "loco", "dni", "cdni", "fa", "dfa")
@@ -153,7 +153,7 @@ def render(results: dict[str, Any]) -> Iterator[str]:
 
 def _render_fit(fit: dict[str, Any]) -> Iterator[str]:
     ends = {(labels, s): [seed[-1] for seed in seeds] for labels in fit for s, seeds in fit[labels].items()}
-    epochs = len(fit["random"]["backprop"][0])
+    epochs = len(fit["random"][FITTERS[0]][0])
     shown = [max(1, round(share * epochs)) for share in SHARES]
     yield (
         "\nAccuracy on the training batches, mean over the seeds. Published: random labels, another net and set, 100 "
