@@ -16,6 +16,7 @@ from locallearn.seeds import generator, stream
 
 BATCH = 128
 RATE = 2e-3
+GRID = 8
 CHECKS = 10  # so often the error on the samples set aside is looked at
 ASIDE = 0.2  # share of the training samples that decides when to stop
 
@@ -32,14 +33,14 @@ class Usable(NamedTuple):
 
 
 def reader(size: tuple[int, ...], classes: int, width: int = 64) -> nn.Module:
-    """A small classifier [B, *size] -> [B, classes]: one convolution and one hidden layer for maps, else one hidden
-    layer of 4 `width`."""
+    """A small classifier [B, *size] -> [B, classes]: one convolution (of maps averaged down to 8 x 8 where they are
+    larger) and one hidden layer for maps, else one hidden layer of 4 `width`."""
     if len(size) == 3:
-        convolution = nn.Sequential(nn.Conv2d(size[0], width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
-        return nn.Sequential(
-            convolution, nn.Flatten(), nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, classes)
-        )
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(size), 4 * width), nn.ReLU(), nn.Linear(4 * width, classes))
+        pool = [nn.AdaptiveAvgPool2d(GRID)] if min(size[1:]) > GRID else []
+        maps = [*pool, nn.Conv2d(size[0], width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2)]
+        return nn.Sequential(*maps, nn.Flatten(), nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, classes))
+    first, last = nn.Linear(math.prod(size), 4 * width), nn.Linear(4 * width, classes)
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
 
 
 def usable_information(
