@@ -64,7 +64,16 @@ def test_the_zoo_is_complete():
     nets = (
         "mlp lenet basic_cnn vgg11 vgg13 vgg16 vgg19 vgg8b vgg11b allcnn resnet18 resnet20 resnet32 resnet56 resnet110"
     )
-    assert set(NAMES) == {*nets.split(), "preact_resnet18", "gelan", "revnet", "torchvision", "timm"}
+    assert set(NAMES) == {
+        *nets.split(),
+        "preact_resnet18",
+        "plainnet",
+        "gelan",
+        "cspnet",
+        "revnet",
+        "torchvision",
+        "timm",
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,6 +158,7 @@ def test_mlp_reads_vectors():
         ("resnet18", (3, 224, 224), 9, 11_689_512 - 990 * 513),  # torchvision, with 10 classes
         ("preact_resnet18", (3, 32, 32), 9, 11_171_146 + 1024),  # kuangliu, and the last BN of the paper
         ("resnet20", (3, 32, 32), 10, 269_722),  # 0.27 M in the paper, and so on
+        ("plainnet", (3, 32, 32), 19, 269_722),  # of the same size: shortcut A has no parameters
         ("resnet32", (3, 32, 32), 16, 464_154),
         ("resnet56", (3, 32, 32), 28, 853_018),
         ("resnet110", (3, 32, 32), 55, 1_727_962),
@@ -319,6 +329,7 @@ def test_wrong_cut_points_are_one_sentence(blocks):
         ("vgg16", (784,), {}, "vgg16 reads images (channels, height, width), but the data has shape [784]; use mlp"),
         ("vgg16", (3, 32, 32), {"depth": 12}, "depth=12 but vgg comes with 11, 13, 16, 19 layers"),
         ("resnet20", (3, 32, 32), {"depth": 21}, "depth=21 but a CIFAR ResNet has 6n+2 layers"),
+        ("plainnet", (3, 32, 32), {"depth": 21}, "depth=21 but a plain net has 6n+2 layers"),
         ("resnet20", (3, 32, 32), {"shortcut": "C"}, "shortcut=C but"),
         ("mlp", (4,), {"activation": "rleu"}, "did you mean 'relu'?"),
         ("mlp", (4,), {"dropout": 1.5}, "dropout=1.5 but a dropout rate lies in [0, 1)"),
