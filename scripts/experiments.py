@@ -77,12 +77,12 @@ def render(known: dict[str, ModuleType], folder: Path) -> str:
         "the source, or off a figure by eye where that is said. Nothing was chosen on a test set. Seconds are those of "
         "all runs of a study together, one thread each.\n",
     ]
-    for number, (name, module) in enumerate(known.items(), 1):
+    for name, module in known.items():
         file = folder / f"{name}.json"
         if not file.is_file():
             continue
         found = json.loads(file.read_text())
-        lines += [f"## {number}. {module.TITLE}\n", f"{module.TEXT}\n", f"    {found['command']}\n"]
+        lines += [f"## {module.NUMBER}. {module.TITLE}\n", f"{module.TEXT}\n", f"    {found['command']}\n"]
         lines += ["**A quick try of the script: these numbers mean nothing.**\n"] if found["quick"] else []
         lines += [f"![{module.TITLE}]({folder.name}/{picture}.svg)\n" for picture in draw(module, file)]
         lines += [*module.render(found["results"]), ""]

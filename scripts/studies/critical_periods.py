@@ -61,13 +61,17 @@ def run(options: Options) -> dict[str, Any]:
 
 def _traces(repeats: list[Run]) -> dict[str, list]:
     """The trace by layer [epoch][layer], mean over the seeds, from the initial weights on."""
-    rows = [row for r in repeats for row in r.rows("fisher") if "layer" in row]
+    rows = [row for r in repeats for row in r.rows("fisher")]
     epochs = sorted({row["epoch"] for row in rows})
-    layers = sorted({row["layer"] for row in rows})
+    layers = {row["layer"]: row["name"] for row in rows}
     by_place: dict[tuple[int, int], list[float]] = {}
     for row in rows:
-        by_place.setdefault((row["epoch"], row["layer"]), []).append(row["trace"])
-    return {"epochs": epochs, "trace": [[mean(by_place[e, k]) for k in layers] for e in epochs]}
+        by_place.setdefault((row["epoch"], row["layer"]), []).append(row["fisher_trace"])
+    return {
+        "epochs": epochs,
+        "layers": list(layers.values()),
+        "trace": [[mean(by_place[e, k]) for k in layers] for e in epochs],
+    }
 
 
 def draw(results: dict[str, Any]) -> dict[str, Any]:
@@ -84,12 +88,14 @@ def draw(results: dict[str, Any]) -> dict[str, Any]:
         whole.plot(found["epochs"], [sum(at) for at in found["trace"]], color=colour, label=label)
         if int(removal):
             whole.axvline(int(removal), color=colour, ls=":", lw=1)
-    whole.set(xlabel="epoch", ylabel="trace of the Fisher information", title="All layers", yscale="log")
+    whole.set(xlabel="epoch", ylabel="trace of the Fisher information (nats²)", title="All layers", yscale="log")
     whole.legend()
     found = next(iter(results["fisher"].values()))
-    for layer, colour in enumerate(by_depth(len(found["trace"][0]))):
-        layers.plot(found["epochs"], [at[layer] for at in found["trace"]], color=colour, label=f"layer {layer + 1}")
-    layers.set(xlabel="epoch", ylabel="trace of the Fisher information", title="No deficit, by layer", yscale="log")
+    for layer, (name, colour) in enumerate(zip(found["layers"], by_depth(len(found["layers"])), strict=True)):
+        layers.plot(found["epochs"], [at[layer] for at in found["trace"]], color=colour, label=name)
+    layers.set(
+        xlabel="epoch", ylabel="trace of the Fisher information (nats²)", title="No deficit, by layer", yscale="log"
+    )
     layers.legend()
     return {NAME: figure}
 
@@ -113,7 +119,7 @@ def render(results: dict[str, Any]) -> Iterator[str]:
         [
             (
                 lost["blur"][-1] > LASTING,
-                f"blur for {removals[-1]} epochs leaves a loss of {lost['blur'][-1]:.1f} points (published: 9.4 after "
+                f"blur to epoch {removals[-1]} leaves a loss of {lost['blur'][-1]:.1f} points (published: 9.4 after "
                 "140 epochs, 3.3 with a fixed rate after 200).",
             ),
             (
