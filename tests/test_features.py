@@ -163,9 +163,10 @@ def test_linear_features_keep_all_and_constant_ones_only_the_mean():
     mixed = torch.linalg.qr(draws(16, 16, seed=2))[0].float()
     decoded, _ = ridge(x.flatten(1) @ mixed, x, new.flatten(1) @ mixed)
     assert kept(decoded, new).explained_variance > 0.9999
-    many, others = draws(1500, 16, seed=3), draws(1000, 16, seed=4)
-    decoded, _ = ridge(many[:, :8], many, others[:, :8])
-    assert kept(decoded, others).explained_variance == pytest.approx(0.5, abs=0.02), "half of an isotropic input"
+    many, others = draws(500, 16, seed=3), draws(500, 16, seed=4)
+    half = kept(ridge(many[:, :8], many, others[:, :8])[0], others).explained_variance
+    lost = others[:, 8:].var(0).sum() / others.var(0).sum()  # what no function of the other half can know
+    assert half == pytest.approx(1 - float(lost), abs=0.02)
     for constant in (torch.ones(200, 5), torch.ones(200, 2, 4, 4)):
         for decoded in (ridge(constant, x, constant[:60])[0], reconstruct(constant, x, constant[:60], steps=20)):
             assert kept(decoded, new).explained_variance == pytest.approx(0, abs=0.05)
@@ -173,9 +174,9 @@ def test_linear_features_keep_all_and_constant_ones_only_the_mean():
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_network_learns_the_identity(flat):
-    x, new = draws(300, 1, 6, 6).float(), draws(60, 1, 6, 6, seed=1).float()
+    x, new = draws(300, 1, 4, 4).float(), draws(60, 1, 4, 4, seed=1).float()
     h = (x.flatten(1), new.flatten(1)) if flat else (x, new)
-    decoded = reconstruct(h[0], x, h[1], steps=800 if flat else 200)
+    decoded = reconstruct(h[0], x, h[1], steps=600 if flat else 200)
     assert decoded.shape == new.shape
     assert kept(decoded, new).explained_variance > (0.9 if flat else 0.99)
 

@@ -168,15 +168,16 @@ def draw(results: Results) -> dict[str, Figure]:
     for (net, repeats), colour in zip(results["initial"].items(), COLOURS, strict=False):
         depths = [point["depth"] for point in repeats[0]]
         line(initial, depths, [[p["explained_variance"] for p in points] for points in repeats], net, colour)
-    initial.set(xlabel="Depth in convolutions", title="Initial weights", xscale="symlog")
+    initial.set(xlabel="Depth in convolutions", xscale="symlog")
     initial.set_xticks([1, 5, 10, 25, 50, 100], ["1", "5", "10", "25", "50", "100"], minor=False)
     initial.set_xticks([], minor=True)
     for name, found in results["warm_up"].items():
         style, colour = ("--", "#999999") if name == "untrained" else ("-", by_strategy(name))
         line(warm, list(range(len(found["names"]))), found["kept"], name, colour, style)
-    warm.set(xlabel="Unit", title="GELAN after one warm-up epoch")
+    warm.set(xlabel="Unit")
     warm.set_xticks(range(len(found["names"])), found["names"], fontsize=6)
-    for axis in (initial, warm):
+    for axis, title in ((initial, "Initial weights"), (warm, "GELAN after one warm-up epoch")):
+        axis.set_title(title, fontsize=8)
         axis.set(ylabel="Explained variance of the image", ylim=(-0.05, 1.05))
         axis.legend(fontsize=7, frameon=False)
     return {NAME: figure, f"{NAME}_maps": draw_maps(results)}
@@ -201,7 +202,7 @@ def draw_maps(results: Results) -> Figure:
         for j, (axis, point) in enumerate(zip(axes[k * columns + 1 :], repeats[0], strict=False)):
             axis.imshow(point["map"], cmap="viridis", interpolation="nearest")
             bare(axis, f"{point['depth']}", "" if j else net)
-    figure.suptitle("First principal component of the feature maps by depth, initial weights", fontsize=8)
+    figure.suptitle("First principal component of the maps by depth", fontsize=8)
     return figure
 
 
