@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH = 256
-KINDS = {"linear_accuracy": "Linear classifier", "neighbour_accuracy": "Nearest neighbours", "block_accuracy": "Block"}
+KINDS = {"linear_accuracy": "Linear classifier", "neighbour_accuracy": "Nearest neighbours", "block_accuracy": "Block's own head"}
+LEGEND: dict[str, Any] = {
+    "fontsize": 6,
+    "loc": "lower center",
+    "bbox_to_anchor": (0.5, 1.0),
+    "frameon": False,
+    "handlelength": 1.5,
+    "columnspacing": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -63,35 +71,36 @@ class Linear(Probe):
         return Seen(rows)
 
     def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        epochs = sorted({int(row["epoch"] or 0) for row in rows})
-        figure, (depth, time) = panels(2)
+        epochs = sorted({row["epoch"] for row in rows})
+        figure, (depth, time) = panels(2, width=3.4, height=2.9)
         for colour, (kind, label) in zip(COLOURS, KINDS.items(), strict=False):
             if epochs[0] != epochs[-1] and kind != "block_accuracy":
                 _by_depth(depth, rows, epochs[0], kind, colour, ".:", f"{label}, epoch {epochs[0]}")
-            line = "s" if kind == "block_accuracy" else ".-"
+            line = "x" if kind == "block_accuracy" else ".-"
             _by_depth(depth, rows, epochs[-1], kind, colour, line, f"{label}, epoch {epochs[-1]}")
-        names = {int(row["layer"] or 0): str(row["name"]) for row in rows}
+        names = {row["layer"]: row["name"] for row in rows}
         name_layers(depth.xaxis, [names[i] for i in sorted(names)])
         depth.set(xlabel="Layer", ylabel="Test accuracy (%)")
-        depth.legend(fontsize=6)
+        depth.legend(**LEGEND, ncols=2)
         for (i, name), colour in zip(sorted(names.items()), by_depth(len(names)), strict=True):
-            found = {int(r["epoch"] or 0): r["linear_accuracy"] for r in rows if r["layer"] == i}
-            shown = name if len(names) <= 10 or i in (0, len(names) - 1) else None
+            found = {r["epoch"]: r["linear_accuracy"] for r in rows if r["layer"] == i}
+            shown = name if len(names) <= 8 or i in (0, len(names) - 1) else None
             time.plot(list(found), [_percent(v) for v in found.values()], color=colour, marker=".", label=shown)
-        time.set(xlabel="Epoch", ylabel="Test accuracy (%)", title="Linear classifier, by layer")
-        time.legend(fontsize=6, ncols=2)
+        time.set(xlabel="Epoch", ylabel="Linear classifier, accuracy (%)")
+        time.locator_params(axis="x", integer=True)
+        time.legend(**LEGEND, ncols=4)
         time.sharey(depth)
         return {"linear": figure}
 
 
 def _by_depth(axes: Axes, rows: Sequence[Row], epoch: int, kind: str, colour: str, line: str, label: str) -> None:
-    found = {int(row["layer"] or 0): row[kind] for row in rows if row["epoch"] == epoch and kind in row}
+    found = {row["layer"]: row[kind] for row in rows if row["epoch"] == epoch and kind in row}
     if found:
         axes.plot(list(found), [_percent(v) for v in found.values()], line, color=colour, label=label)
 
 
-def _percent(value: float | int | str | None) -> float:
-    return 100 * value if isinstance(value, int | float) else math.nan
+def _percent(value: float | None) -> float:
+    return math.nan if value is None else 100 * value
 
 
 @torch.no_grad()

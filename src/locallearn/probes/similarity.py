@@ -80,7 +80,7 @@ class Similarity(Probe):
         return Seen(rows, {"cka": own} | ({"cka_other": other} if self.other is not None else {}))
 
     def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        names = {int(row["layer"] or 0): str(row["name"]) for row in rows}
+        names = {row["layer"]: row["name"] for row in rows}
         own = ["input", *(names[i] for i in sorted(names))]
         maps = [(f"Epoch {epoch}", arrays[epoch]["cka"], own) for epoch in sorted({min(arrays), max(arrays)})]
         last = arrays[max(arrays)]
@@ -97,7 +97,9 @@ class Similarity(Probe):
             panel.set_title(title, fontsize=8)
         if "cka_other" in last:
             axes[-1].set(xlabel="Layer of the other run", ylabel="Layer")
-        figure.colorbar(picture, ax=axes, label="Linear CKA", shrink=0.9)
+        bar = figure.colorbar(picture, ax=axes, shrink=0.8)
+        bar.ax.tick_params(labelsize=8)
+        bar.set_label("Linear CKA", size=8)
         return {"similarity": figure}
 
 
