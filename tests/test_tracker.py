@@ -242,15 +242,18 @@ def test_nan_comes_back_and_overflow_is_said(tmp_path):
 
 def test_an_epoch_cut_short_does_not_count(net, data, tmp_path):
     x, _ = data
+
+    def fail(tracker, epoch, error):
+        with tracker.watch(epoch):
+            net(x + 1)
+            raise error
+
     with Tracker(net, ["conv1"], folder=tmp_path) as tracker:
         tracker.record(x, epoch=0)
         before = np.array(tracker.activations("conv1", 0))
-        with pytest.raises(RuntimeError), tracker.watch(epoch=1):
-            net(x)
-            raise RuntimeError
-        with pytest.raises(KeyboardInterrupt), tracker.watch(epoch=0):
-            net(x + 1)
-            raise KeyboardInterrupt
+        for epoch, error in ((1, RuntimeError), (0, KeyboardInterrupt)):
+            with pytest.raises(error):
+                fail(tracker, epoch, error)
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
         assert tracker.epochs == [0]
         np.testing.assert_array_equal(tracker.activations("conv1", 0), before)

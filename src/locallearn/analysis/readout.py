@@ -39,14 +39,16 @@ def linear_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) 
 
 
 def neighbour_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, neighbours: int = 5) -> float:
-    """Accuracy (0 to 1) on features [M, D] with labels [M] of the most frequent label among the nearest `neighbours`
-    (or all, if there are fewer) of features [N, D] with labels [N]; nearest by the angle, which no scale of a layer
-    changes (Wu et al. 2018). Of two labels that are as frequent the lower one. NaN as `linear_accuracy`."""
+    """Accuracy (0 to 1) on features [M, D] with labels [M] of the vote among the nearest `neighbours` (or all, if there
+    are fewer) of features [N, D] with labels [N]. Near is a small cosine distance, which no scale of a layer changes
+    (Wu et al. 2018), and a vote counts by its inverse, so that also one sample per class gives an answer. NaN as
+    `linear_accuracy`."""
     from sklearn.neighbors import KNeighborsClassifier
 
     if not _usable(train, test):
         return math.nan
-    classifier = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine", algorithm="brute")
+    count = min(neighbours, len(train))
+    classifier = KNeighborsClassifier(count, weights="distance", metric="cosine", algorithm="brute")
     classifier.fit(_numpy(train), _numpy(labels))
     return float(classifier.score(_numpy(test), _numpy(truth)))
 

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH = 256
-KINDS = {"linear_accuracy": "Linear classifier", "neighbour_accuracy": "Nearest neighbours", "block_accuracy": "Block's own head"}
+KINDS = {
+    "linear_accuracy": "Linear classifier",
+    "neighbour_accuracy": "Nearest neighbours",
+    "block_accuracy": "Block's own head",
+}
 LEGEND: dict[str, Any] = {
     "fontsize": 6,
     "loc": "lower center",
@@ -40,7 +44,7 @@ class Linear(Probe):
     over space, sequences over time. Per layer (unit of the model):
 
     linear_accuracy     of a logistic regression, fitted to training samples
-    neighbour_accuracy  of the most frequent label among the nearest training samples
+    neighbour_accuracy  of the vote among the nearest training samples, by cosine
     block_accuracy      of the head that training itself has for the block which ends with this layer, if it has one
 
     NaN where a feature is not finite or no sample has a label.

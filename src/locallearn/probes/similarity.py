@@ -54,9 +54,7 @@ class Similarity(Probe):
         if self.split not in SPLITS:
             raise unknown("probe.similarity.split", self.split, SPLITS)
         if self.other is not None and not (Path(self.other) / FILE).is_file():
-            raise UserError(
-                f"probe.similarity.other={self.other}: there is no {FILE}; give the folder of a finished run"
-            )
+            raise UserError(f"probe.similarity.other={self.other}: no {FILE} there; give the folder of a finished run")
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, _ = sample(data, self.split, self.samples)
