@@ -24,6 +24,7 @@ from locallearn.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.errors import UserError
 from locallearn.probes.base import Moment
+from locallearn.probes.depth import sample
 from locallearn.probes.linear import Linear
 from locallearn.probes.similarity import Similarity
 from locallearn.training.prepare import prepare
@@ -218,8 +219,7 @@ def test_linear_probe(trained):
     assert_same(before, learner.model)
     assert [row["layer"] for row in rows] == [0, 1, 2, 3]
     assert [row["name"] for row in rows] == learner.model.names
-    (x, y), *_ = data.evaluation(data.train, 200)
-    test, truth = (torch.cat(part)[:200] for part in zip(*data.evaluation(data.test, 100), strict=True))
+    (x, y), (test, truth) = (sample(data, split, 200) for split in ("train", "test"))
     for row, fit_on, score_on in zip(rows, by_unit(learner.model, x), by_unit(learner.model, test), strict=True):
         a, b = (h.mean(dim=(2, 3)) if h.dim() == 4 else h for h in (fit_on, score_on))
         assert row["linear_accuracy"] == pytest.approx(linear_accuracy(a, y, b, truth), abs=0.011)
@@ -259,7 +259,7 @@ def test_similarity_probe_between_depths_and_runs(trained, tmp_path):
     before = copy.deepcopy(learner.model)
     seen = Similarity(samples=60, other=str(tmp_path)).look(learner, data, MOMENT)
     assert_same(before, learner.model)
-    (x, _), *_ = data.evaluation(data.test, 60)
+    x, _ = sample(data, "test", 60)
     mine = [x, *by_unit(learner.model, x)]
     theirs = by_unit(other, x)
     flat = lambda h: h.double().flatten(1).numpy()  # noqa: E731
