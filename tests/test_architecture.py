@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "cli": {"errors", "commands", "compose", "config", "training", "stopping"},
     "api": {"errors", "seeds", "compose", "config", "engine", "models", "training"},
     "__main__": {"cli"},
-    "__init__": {"api", "models"},
+    "__init__": {"analysis", "api", "models"},
 }
 KNOW_HYDRA = {"cli", "compose"}
 NO_TORCH_AT_IMPORT = ["cli.py", "commands.py", "compose.py", "errors.py", "stopping.py", "config/settings.py"]
