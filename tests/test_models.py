@@ -20,6 +20,7 @@ from torch import nn
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
 from locallearn.models.cut import partition
+from locallearn.models.plain import mlp
 from locallearn.models.summary import render, summary
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -63,7 +64,16 @@ def test_the_zoo_is_complete():
     nets = (
         "mlp lenet basic_cnn vgg11 vgg13 vgg16 vgg19 vgg8b vgg11b allcnn resnet18 resnet20 resnet32 resnet56 resnet110"
     )
-    assert set(NAMES) == {*nets.split(), "preact_resnet18", "gelan", "revnet", "torchvision", "timm"}
+    assert set(NAMES) == {
+        *nets.split(),
+        "preact_resnet18",
+        "plainnet",
+        "gelan",
+        "cspnet",
+        "revnet",
+        "torchvision",
+        "timm",
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,6 +132,14 @@ def test_resnet_has_the_imagenet_stem_on_large_images():
     assert build("resnet18", (3, 64, 64)).shapes()[0] == (64, 64, 64)
 
 
+def test_mlp_of_several_widths():
+    """The net of the 12-bit task: 12-10-7-5-4-3-2."""
+    model = mlp((12,), 2, width=[10, 7, 5, 4, 3], batch_norm=False)
+    assert [tuple(p.shape) for p in model.parameters() if p.dim() == 2] == [
+        (10, 12), (7, 10), (5, 7), (4, 5), (3, 4), (2, 3)
+    ]  # fmt: skip
+
+
 def test_mlp_reads_vectors():
     assert build("mlp", (12,))(torch.randn(2, 12)).shape == (2, 10)
 
@@ -140,6 +158,7 @@ def test_mlp_reads_vectors():
         ("resnet18", (3, 224, 224), 9, 11_689_512 - 990 * 513),  # torchvision, with 10 classes
         ("preact_resnet18", (3, 32, 32), 9, 11_171_146 + 1024),  # kuangliu, and the last BN of the paper
         ("resnet20", (3, 32, 32), 10, 269_722),  # 0.27 M in the paper, and so on
+        ("plainnet", (3, 32, 32), 19, 269_722),  # of the same size: shortcut A has no parameters
         ("resnet32", (3, 32, 32), 16, 464_154),
         ("resnet56", (3, 32, 32), 28, 853_018),
         ("resnet110", (3, 32, 32), 55, 1_727_962),
@@ -310,10 +329,13 @@ def test_wrong_cut_points_are_one_sentence(blocks):
         ("vgg16", (784,), {}, "vgg16 reads images (channels, height, width), but the data has shape [784]; use mlp"),
         ("vgg16", (3, 32, 32), {"depth": 12}, "depth=12 but vgg comes with 11, 13, 16, 19 layers"),
         ("resnet20", (3, 32, 32), {"depth": 21}, "depth=21 but a CIFAR ResNet has 6n+2 layers"),
+        ("plainnet", (3, 32, 32), {"depth": 21}, "depth=21 but a plain net has 6n+2 layers"),
         ("resnet20", (3, 32, 32), {"shortcut": "C"}, "shortcut=C but"),
         ("mlp", (4,), {"activation": "rleu"}, "did you mean 'relu'?"),
         ("mlp", (4,), {"dropout": 1.5}, "dropout=1.5 but a dropout rate lies in [0, 1)"),
         ("mlp", (4,), {"depth": 0}, "depth=0"),
+        ("mlp", (4,), {"width": [3, 0]}, "width=[3, 0]"),
+        ("mlp", (4,), {"width": []}, "width=[]"),
     ],
 )
 def test_a_mistake_is_one_sentence(name, image, changes, part):

@@ -1,4 +1,4 @@
-"""gelan, revnet, rnn and gcn: published sizes, hand-written forwards, and reversible blocks against plain autograd."""
+"""gelan, cspnet, revnet, rnn and gcn: published sizes, hand-written forwards, and reversible blocks against plain autograd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from locallearn.coupling import Coupling, Reversible
 from locallearn.engine.memory import SavedBytes
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
-from locallearn.models.gelan import gelan
+from locallearn.models.gelan import cspnet, gelan
 from locallearn.models.graph import gcn
 from locallearn.models.plain import mlp
 from locallearn.models.recurrent import rnn
@@ -41,14 +41,14 @@ def made(name: str, **options: object) -> BlockModel:
         return gcn((6,), 3, RING, **options)  # type: ignore[arg-type]
     if name == "rnn":
         return rnn((7, 4), 3, **{"width": 5, **options})  # type: ignore[arg-type]
-    return {"gelan": gelan, "revnet": revnet}[name]((3, 16, 16), 3, **options)  # type: ignore[operator]
+    return {"gelan": gelan, "cspnet": cspnet, "revnet": revnet}[name]((3, 16, 16), 3, **options)  # type: ignore[operator]
 
 
 def inputs(model: BlockModel, batch: int = 4) -> torch.Tensor:
     return torch.randn(model.samples or batch, *model.image, generator=torch.Generator().manual_seed(1))
 
 
-ALL = ["gelan", "revnet", "rnn", "gcn"]
+ALL = ["gelan", "cspnet", "revnet", "rnn", "gcn"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -88,7 +88,7 @@ def test_no_unit_writes_into_its_input(name):
 
 
 @pytest.mark.parametrize("image", [(1, 8, 8), (1, 28, 28), (3, 64, 64), (2, 17, 30), (3, 96, 96)])
-@pytest.mark.parametrize("build", [gelan, revnet])
+@pytest.mark.parametrize("build", [gelan, cspnet, revnet])
 def test_images_of_other_sizes(build, image):
     assert build(image, 7)(torch.randn(2, *image)).shape == (2, 7)
 
@@ -128,6 +128,20 @@ def test_gelan_has_the_size_that_its_header_gives():
     assert model.shapes()[-1] == (256, 4, 4)
     assert gelan((3, 32, 32), 10, width=0.5).shapes()[-1] == (128, 4, 4)
     assert gelan((3, 96, 96), 10).shapes()[0] == (64, 24, 24)
+
+
+def test_cspnet_by_hand():
+    """Two 1x1 convolutions to the halves, residual blocks on one of them, and a 1x1 convolution of both."""
+
+    def unit(c: int, depth: int) -> int:
+        return 2 * conv(c, c // 2, 1) + depth * 2 * conv(c // 2, c // 2, 3) + conv(c, c, 1)
+
+    model = cspnet((3, 32, 32), 10)
+    stages = [unit(c, 2) for c in (64, 128, 192, 256)]
+    downs = [conv(3, 64, 3), conv(64, 128, 3), conv(128, 192, 3), conv(192, 256, 3)]
+    assert count(model) == sum(stages) + sum(downs) + 256 * 10 + 10
+    assert (len(model.units), round(count(model) / 1e6, 1)) == (8, 2.1)
+    assert count(cspnet((3, 8, 8), 10, depth=5).units[1]) == unit(64, 5)
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(38, 0.46), (110, 1.73)])  # table 1 of the paper
@@ -369,6 +383,7 @@ def test_torch_geometric_is_missing(monkeypatch):
         (lambda: gelan((3, 8, 8), 10, block="cps"), "unknown block 'cps': did you mean 'csp'?"),
         (lambda: gelan((3, 8, 8), 10, elan_depth=0), "elan_depth=0, csp_depth=1 but"),
         (lambda: gelan((3, 8, 8), 10, width=0.0), "width=0.0 but"),
+        (lambda: cspnet((3, 8, 8), 10, depth=0), "depth=0 but a stage of a cspnet"),
         (
             lambda: gelan((19, 57), 10),
             "gelan reads images (channels, height, width), but the data has shape [19, 57]; use rnn",

@@ -163,11 +163,10 @@ def test_bad_input_of_the_command(arguments, sentence, plain):
 
 
 def test_a_probe_that_cannot_look_leaves_no_run(tmp_path):
-    """Filters of a net of sequences: said before the run has a folder."""
-    with pytest.raises(UserError, match="filters"):
-        locallearn.train(
-            model="rnn", data="synthetic", probe="filters", out=str(tmp_path / "runs"), quiet=True, epochs=1
-        )
+    """Said before the run has a folder."""
+    settings = {"probe": "features", "probe.features.image": 10**6, "out": str(tmp_path / "runs"), **SETTINGS}
+    with pytest.raises(UserError, match="probe.features.image"):
+        locallearn.train(**settings)
     assert not (tmp_path / "runs").exists()
 
 

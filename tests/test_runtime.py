@@ -53,7 +53,7 @@ def numbers(folder: Path) -> list[dict]:
     """What was measured, without what depends on time and place."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     places = ("seconds", "images_per_second", "peak_memory_bytes")
-    return [{k: v for k, v in r.items() if k not in places and not k.startswith("stage/")} for r in records]
+    return [{k: v for k, v in r.items() if k not in places and not k.startswith(("stage/", "probe/"))} for r in records]
 
 
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

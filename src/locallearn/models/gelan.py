@@ -1,4 +1,4 @@
-"""GELAN as a classifier: YOLOv9's aggregation of computational blocks of any kind."""
+"""GELAN, YOLOv9's aggregation of computational blocks of any kind, and CSPNet, from which it comes, as classifiers."""
 
 from __future__ import annotations
 
@@ -104,16 +104,33 @@ def gelan(
         raise unknown("block", block, BLOCKS)
     if min(elan_depth, csp_depth) < 1:
         raise UserError(f"elan_depth={elan_depth}, csp_depth={csp_depth} but a gelan needs both; choose at least 1")
+    return _trunk("gelan", image, classes, width, lambda channels: ELAN(channels, block, elan_depth, csp_depth))
+
+
+def cspnet(image: Size, classes: int, *, depth: int = 2, width: float = 1.0) -> BlockModel:
+    """CSPNet (Wang et al., 2020, "CSPNet: A New Backbone that can Enhance Learning Capability of CNN") on the trunk of
+    `gelan`: four stages of one partial unit, in which half of the channels passes `depth` residual blocks.
+
+    width  multiplies the channels 64-128-192-256
+    """
+    if depth < 1:
+        raise UserError(f"depth={depth} but a stage of a cspnet has residual blocks; choose at least 1")
+    return _trunk("cspnet", image, classes, width, lambda channels: CSP(channels, depth))
+
+
+def _trunk(name: str, image: Size, classes: int, width: float, unit: Callable[[int], nn.Module]) -> BlockModel:
+    """Stem, four stages of one `unit` (channels -> module) with strided convolutions between, and a pooled head."""
     if width <= 0:
         raise UserError(f"width={width} but it multiplies the channels; choose a number above 0")
-    channels, *sides = check_image(image, "gelan")
+    channels, *sides = check_image(image, name)
     widths = [max(8, round(width * w / 8) * 8) for w in WIDTHS]
     large = max(sides) > SMALL
     stem = [conv(channels, widths[0] // 2, 3, 2), conv(widths[0] // 2, widths[0], 3, 2)]
     units: dict[str, nn.Module] = {"stem": nn.Sequential(*stem) if large else conv(channels, widths[0], 3)}
+    kind = {"gelan": "elan", "cspnet": "csp"}[name]
     for stage, outputs in enumerate(widths):
         if stage:
             units[f"down{stage + 1}"] = conv(widths[stage - 1], outputs, 3, 2)
-        units[f"elan{stage + 1}"] = ELAN(outputs, block, elan_depth, csp_depth)
+        units[f"{kind}{stage + 1}"] = unit(outputs)
     head = pooled_head(widths[-1], classes)
-    return BlockModel(units.values(), head, image=image, classes=classes, name="gelan", names=list(units))
+    return BlockModel(units.values(), head, image=image, classes=classes, name=name, names=list(units))

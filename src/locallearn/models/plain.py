@@ -1,7 +1,8 @@
-"""Small plain nets: mlp, lenet, basic_cnn, allcnn."""
+"""Plain nets, without shortcuts: mlp, lenet, basic_cnn, allcnn, plainnet."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 
 from torch import nn
@@ -23,23 +24,25 @@ def mlp(
     image: Size,
     classes: int,
     *,
-    width: int = 1024,
+    width: int | list[int] = 1024,
     depth: int = 3,
     batch_norm: bool = True,
     dropout: float = 0.0,
     activation: str = "relu",
 ) -> BlockModel:
-    """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head.
+    """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head. A list of widths,
+    one per hidden layer, says the depth as well.
 
     The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals".
     """
-    if depth < 1 or width < 1:
+    widths = [width] * depth if isinstance(width, int) else width
+    if not widths or min(widths) < 1:
         raise UserError(f"depth={depth}, width={width} but an mlp needs both; choose at least 1 hidden layer of 1 unit")
     check_dropout(dropout)
-    inputs = [prod(image), *[width] * (depth - 1)]
-    units = [dense_unit(n, width, act=activation, batch_norm=batch_norm, dropout=dropout) for n in inputs]
-    names = [f"fc{i + 1}" for i in range(depth)]
-    return BlockModel(units, nn.Linear(width, classes), image=image, classes=classes, name="mlp", names=names)
+    sizes = [prod(image), *widths]
+    units = [dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout) for n, m in pairwise(sizes)]
+    names = [f"fc{i + 1}" for i in range(len(widths))]
+    return BlockModel(units, nn.Linear(widths[-1], classes), image=image, classes=classes, name="mlp", names=names)
 
 
 def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
@@ -107,3 +110,21 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
     head = nn.Sequential(nn.Conv2d(channels, classes, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     names = [f"conv{i + 1}" for i in range(len(units))]
     return BlockModel(units, head, image=image, classes=classes, name="allcnn", names=names)
+
+
+def plainnet(image: Size, classes: int, *, depth: int = 20) -> BlockModel:
+    """The plain nets to which He et al., 2016, compare the CIFAR ResNets: the same 6n+2 layers and parameters (depth
+    20: 0.27 M), widths 16-32-64, without the shortcuts. One unit per convolution, conv-BN-ReLU."""
+    if depth < 8 or depth % 6 != 2:
+        raise UserError(f"depth={depth} but a plain net has 6n+2 layers; choose 20, 32, 44, 56 or 110")
+    channels, *_ = check_image(image, "plainnet")
+    widths = [16, *(w for w in (16, 32, 64) for _ in range(depth // 3))]
+    units = []
+    for before, width in pairwise((channels, *widths)):
+        stride = 2 if units and width > before else 1
+        conv = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        units.append(nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU()))
+    names = [f"conv{i + 1}" for i in range(len(units))]
+    head = layers.pooled_head(64, classes)
+    return BlockModel(units, head, image=image, classes=classes, name=f"plain{depth}", names=names)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from locallearn import figures
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import Gradients, strategy_gradients, true_gradients
 from locallearn.errors import UserError
+from locallearn.probes import curves
 from locallearn.probes.base import Moment, Probe, Row, Seen
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,18 @@ class Alignment(Probe):
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = next(data.evaluation(data.train, min(self.samples, len(data.train))))
         return Seen(alignment(learner, inputs, labels))
+
+    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
+        if not any("update_cosine" in row for row in rows):  # no block has a true gradient to compare with
+            return {}
+        figure, (cosine, angle) = figures.panels(columns=2, width=3.4)
+        for axes, key in ((cosine, "update_cosine"), (angle, "update_angle")):
+            axes.axhline(0 if axes is cosine else 90, color="#999999", linewidth=0.8)  # orthogonal
+            curves.lines(axes, rows, "block", key)
+        cosine.set(ylabel="cosine to backpropagation's gradient", ylim=(min(-0.05, cosine.get_ylim()[0]), 1.05))
+        angle.set(ylabel="angle to it (degrees)", ylim=(-2, max(95, angle.get_ylim()[1])))
+        cosine.legend(fontsize=6)
+        return {"alignment": figure}
 
 
 def alignment(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Row]:

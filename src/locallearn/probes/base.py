@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -17,8 +17,8 @@ from locallearn.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Row: TypeAlias = dict[str, float | int | str | None]
-"""One line of a probe's `rows.jsonl`. `block` or `layer` (a number from the input upward) says what it is about; texts
+Row: TypeAlias = dict[str, Any]
+"""One line of a probe's `rows.jsonl`: numbers, texts, None. `block` or `layer` (a number from the input upward) says what it is about; texts
 say by which convention a number was made."""
 
 PER_DECADE = 10
@@ -74,7 +74,7 @@ def numbers(rows: Iterable[Row]) -> dict[str, float]:
     """The numbers of rows by the name they get in the record of an epoch: `block/00/update_cosine`, `layer/03/snr`."""
     found: dict[str, float] = {}
     for row in rows:
-        place = next((f"{key}/{int(row[key] or 0):02d}/" for key in ("block", "layer") if key in row), "")
+        place = next((f"{key}/{int(row[key]):02d}/" for key in ("block", "layer") if key in row), "")
         for name, value in row.items():
             if name not in ("block", "layer", "epoch", "step") and isinstance(value, int | float):
                 found[f"{place}{name}"] = float(value)

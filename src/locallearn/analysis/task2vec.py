@@ -1,0 +1,97 @@
+"""Tasks as vectors: the Fisher information of a probe network whose head was fitted to the task (Task2Vec)."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locallearn.analysis.fisher import evaluating, fisher_diagonal
+from locallearn.errors import UserError
+
+BATCH = 256
+
+
+class Pooled(nn.Module):
+    """Maps [B, C, H, W] averaged over space, sequences [B, T, C] over time; vectors [B, C] as they are."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.flatten(2).mean(dim=2) if h.dim() == 4 else h.mean(dim=1) if h.dim() == 3 else h
+
+
+def embedding(
+    network: nn.Module, inputs: Tensor, labels: Tensor, random: torch.Generator, *, joint: bool = False
+) -> Tensor:
+    """The embedding [D] of a classification task by a probe network: the diagonal Fisher information of its weights
+    with a head fitted to the task, averaged over the weights of each filter or output unit (Achille et al. 2019, arXiv
+    1902.03545). D is the number of filters of all weight tensors; biases and normalisation are left out.
+
+    Embeddings can be compared only if they are of the same network with the same weights.
+
+    network  [B, ...] -> features [B, C], [B, C, H, W] or [B, T, C], without its own head; nothing in it changes
+    inputs, labels  the task: [N, ...] and int64 [N] with at least two classes; those below 0 are left out
+    random   a CPU generator for the labels that are drawn from the fitted head
+    joint    the network reads all inputs at once (a graph)
+    """
+    known = labels >= 0
+    if len(labels[known].unique()) < 2:
+        raise UserError("a task needs labels of at least 2 classes; give more samples")
+    if not joint:
+        inputs, labels, known = inputs[known], labels[known], known[known]
+    body = nn.Sequential(network, Pooled())
+    with torch.no_grad(), evaluating(network):
+        features = torch.cat([body(x) for x in inputs.split(len(inputs) if joint else BATCH)])
+    model = nn.Sequential(body, head(features[known], labels[known]))
+    nodes = known.nonzero().squeeze(1) if joint else None
+    diagonal = fisher_diagonal(model, inputs, random, nodes=nodes)
+    filters = [d.flatten(1).mean(dim=1) for name, d in diagonal.items() if name.startswith("0.") and d.dim() > 1]
+    if not filters:
+        raise UserError("a probe network needs weights with filters or output units, but this one has none")
+    return torch.cat(filters)
+
+
+def head(features: Tensor, labels: Tensor) -> nn.Linear:
+    """Multinomial logistic regression [C] -> [classes that occur] on features [N, C] (standardised while it is fitted,
+    L2 penalty 1) and labels [N], as a layer for the features as they are."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    x = features.double().cpu()
+    mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
+    std = torch.where(std > 0, std, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the head need not be the very best one
+        fitted = LogisticRegression(max_iter=200, tol=1e-3).fit(((x - mean) / std).numpy(), labels.cpu().numpy())
+    weight, bias = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
+    if len(weight) == 1:  # two classes: the logit of the second against 0
+        weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
+    weight = weight / std
+    layer = nn.Linear(weight.shape[1], len(weight)).to(features)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias - weight @ mean)
+    return layer
+
+
+def task_distance(a: Tensor, b: Tensor) -> float:
+    """The symmetric distance between two tasks by their embeddings [D], in [0, 1]: 1 - cos(a / (a + b), b / (a + b)),
+    in which filters count alike however large their Fisher information. Those that are 0 in both are left out."""
+    if a.shape != b.shape or a.dim() != 1:
+        raise UserError(
+            f"embeddings of shape {list(a.shape)} and {list(b.shape)} are not of one probe network; "
+            "embed both tasks with the same one"
+        )
+    a, b = a.double(), b.double()
+    total = a + b
+    used = total > 0
+    if not used.any():
+        return 0.0
+    cosine = F.cosine_similarity(a[used] / total[used], b[used] / total[used], dim=0)
+    return max(0.0, 1 - float(cosine))
+
+
+def task_norm(embedded: Tensor) -> float:
+    """The L1 norm of an embedding, which grows with the difficulty of the task (Achille et al. 2019)."""
+    return float(embedded.double().abs().sum())

@@ -1,0 +1,63 @@
+"""The filters of the first layer, before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from locallearn.analysis.features import first_filters, tiles
+from locallearn.data import Data
+from locallearn.engine import Learner
+from locallearn.errors import UserError
+from locallearn.figures import panels
+from locallearn.probes.base import Moment, Probe, Row, Seen
+from locallearn.probes.features import bare, ends
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Filters(Probe):
+    """Filters of the first convolution, or of a fully connected first layer as images (Krizhevsky et al. 2012).
+
+    norm     mean length of a filter
+    cosine   mean |cosine| between two different filters: near 1 they are copies of each other
+
+    The picture has the first and the last look side by side; each filter has its own scale, 0 is grey.
+
+    filters  how many are drawn
+    """
+
+    filters: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.filters < 1:
+            raise UserError(f"probe.filters.filters={self.filters}: must be at least 1")
+
+    def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
+        name, weights = first_filters(learner.model.units, tuple(data.image))
+        layer = int(name.partition(".")[0])
+        flat = weights.flatten(1).double()  # [F, numbers]
+        unit = torch.nn.functional.normalize(flat, dim=1)
+        count = len(unit)
+        cosine = float(((unit @ unit.T).abs().sum() - unit.square().sum()) / max(1, count * (count - 1)))
+        row: Row = {"layer": layer, "name": learner.model.names[layer], "filters": count}
+        row |= {"norm": float(flat.norm(dim=1).mean()), "cosine": cosine}
+        return Seen([row], {"filters": weights[: self.filters].float()})
+
+    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
+        looks = ends(arrays)
+        if not looks:
+            return {}
+        figure, axes = panels(len(looks), 1, 3.0, 3.2)
+        figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
+        for axis, epoch in zip(axes, looks, strict=True):
+            axis.imshow(tiles(arrays[epoch]["filters"]).numpy(), interpolation="nearest")
+            bare(axis, "initial weights" if epoch == 0 else f"after epoch {epoch}")
+        return {"filters": figure}
