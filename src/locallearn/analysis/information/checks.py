@@ -34,16 +34,16 @@ def warnings_for(data: Samples, x: float | None, y: float | None) -> tuple[str, 
     return tuple(found)
 
 
-def data_processing(layers: Sequence[Information]) -> tuple[str, ...]:
-    """Where the successive layers of a feed-forward net break the data-processing inequality: I(X;T) or I(T;Y) that rises
-    from one layer to the next.
+def data_processing(layers: Sequence[Information]) -> tuple[tuple[int, str], ...]:
+    """Where the successive layers of a feed-forward net break the data-processing inequality: I(X;T) or I(T;Y) that
+    rises from one layer to the next: the upper layer's number, and a sentence.
 
-    Of pairwise bounds, where the whole range of a layer lies above that of the one below. Of other estimators, where the
-    rise exceeds log2(N) / sqrt(N) bits: the standard deviation of a plug-in entropy from N samples is at most that
+    Of pairwise bounds, where the whole range of a layer lies above that of the one below. Of others, where the rise
+    exceeds log2(N) / sqrt(N) bits: the standard deviation of a plug-in entropy from N samples is at most that
     (Antos and Kontoyiannis 2001). A break is a fault of the convention, not of the net: noise or bins that are added to
     each layer on its own, at its own scale, do not make a Markov chain.
     """
-    found: list[str] = []
+    found: list[tuple[int, str]] = []
     for what, attribute in (("I(X;T)", "x"), ("I(T;Y)", "y")):
         for k in range(1, len(layers)):
             below, above = (_range(layer, attribute) for layer in layers[k - 1 : k + 1])
@@ -54,10 +54,11 @@ def data_processing(layers: Sequence[Information]) -> tuple[str, ...]:
             tolerance = 1e-6 if exact else math.log2(n) / math.sqrt(n)
             rise = above[0] - below[1]
             if rise > tolerance:
-                found.append(
-                    f"{what} rises by {rise:.2f} bits from layer {k - 1} to {k}, against the data-processing inequality: "
-                    "the layers' scales differ against the noise or the bins"
+                said = (
+                    f"{what} rises by {rise:.2f} bits from layer {k - 1} to {k}, against the data-processing "
+                    "inequality: the layers' scales differ against the noise or the bins"
                 )
+                found.append((k, said))
     return tuple(found)
 
 

@@ -27,9 +27,9 @@ def gaussian(
 ) -> Information:
     """I(X;T) from the covariances of samples, as if jointly Gaussian; there is no I(T;Y) for labels.
 
-    Without x: of the layer t [N, D] with noise of `noise_variance` on top; exact for a linear layer of a Gaussian input,
-    else an upper bound. With x [N, Dx]: of x and t as they were sampled (plus that noise, if given), the information
-    of their linear dependence.
+    Without x: of the layer t [N, D] with noise of `noise_variance` on top; exact for a linear layer of a Gaussian
+    input, else an upper bound. With x [N, Dx]: of x and t as they were sampled (plus that noise, if given),
+    the information of their linear dependence.
     """
     data = samples(t, y, x)
     n, warnings = len(data.t), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ DRIFT = 0.1
 
 
 class Mine(NamedTuple):
-    """An estimate in bits, the estimates on held-out samples while the network learned (50, evenly spaced), and warnings."""
+    """An estimate in bits, what it was on held-out samples while the network learned (50 looks), and warnings."""
 
     bits: float
     curve: tuple[float, ...]
@@ -42,9 +43,10 @@ def mine(a: Array, b: Array, steps: int = 2000, seed: int = 0) -> Mine:
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.t), generator=draw).to(data.t.device)
     cut = round(HELD_OUT * len(order))
-    parts = [(_standard(data.t)[i], _standard(data.x)[i]) for i in (order[cut:], order[:cut])]
+    pairs = _standard(data.t), _standard(data.x)
+    train, held = ((pairs[0][i], pairs[1][i]) for i in (order[cut:], order[:cut]))
     with torch.enable_grad():
-        curve = _learn(*parts, steps, draw)
+        curve = _learn(train, held, steps, draw)
     tail = torch.tensor(curve[-max(4, len(curve) // 4) :], dtype=torch.float64)
     bits = float(tail.mean())
     half = len(tail) // 2
@@ -91,7 +93,7 @@ def _network(inputs: int, draw: torch.Generator) -> nn.Module:
     """Two hidden layers; made without a draw from the global generator."""
     sizes = [inputs, WIDTH, WIDTH, 1]
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layer = nn.utils.skip_init(nn.Linear, a, b)
         nn.init.kaiming_normal_(layer.weight, generator=draw)
         nn.init.zeros_(layer.bias)

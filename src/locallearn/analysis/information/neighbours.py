@@ -18,9 +18,9 @@ BLOCK = 512
 def ksg(t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None) -> Information:
     """I(X;T) for inputs x [N, Dx], and I(T;Y) for labels y [N], of activations t [N, D]; largest norm, 3 neighbours.
 
-    With `noise_variance`, Gaussian noise of it is added to t first (from a generator of its own): without any, I(X;T) of
-    a deterministic layer is infinite and the estimate only grows with N. N^2 (D + Dx) operations. Biased downward where
-    the information is large against log2 N.
+    With `noise_variance`, Gaussian noise of it is added to t first (from a generator of its own): without any, I(X;T)
+    of a deterministic layer is infinite and the estimate only grows with N. N^2 (D + Dx) operations. Biased downward
+    where the information is large against log2 N.
     """
     data = samples(t, y, x)
     noisy = with_noise(data.t.double(), noise_variance)

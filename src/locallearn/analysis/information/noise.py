@@ -29,7 +29,7 @@ def noise_from_distances(t: Array) -> Distances:
     """The 90th percentile of the squared distances between activations t [N, D...], divided by 1000.
 
     Squared, as in the code of Saxe et al., so that a layer that is scaled keeps its information. Where more than nine
-    in ten pairs are equal, the largest distance stands in; a constant layer gets variance 1, at which it carries nothing.
+    in ten pairs are equal, the largest distance stands in; a constant layer gets variance 1 (it carries nothing).
     """
     data = samples(t).t
     few = data[torch.linspace(0, len(data) - 1, min(SAMPLES, len(data)), device=data.device).round().long()]

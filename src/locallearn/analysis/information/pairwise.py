@@ -5,14 +5,14 @@ A layer h with noise, T = h + N(0, s2 I), is a mixture with one Gaussian at the 
     I(X;T) <= -1/N sum_i log2 1/N sum_j exp(-|h_i - h_j|^2 / (2 s2))      (Kullback-Leibler divergences)
     I(X;T) >= the same with 4 s2 in place of s2                           (Bhattacharyya distances)
 
-and I(T;Y) is taken as that minus its average over the classes (Saxe et al. 2018, appendix B): a difference of two bounds
-on entropies is not a bound itself, so `y_range` pairs the upper bound on one with the lower bound on the other.
+and I(T;Y) is taken as that minus its average over the classes (Saxe et al. 2018, appendix B): a difference of two
+bounds on entropies is not a bound itself, so `y_range` pairs the upper bound on one with the lower bound on the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,16 +21,19 @@ from locallearn.analysis.information.checks import warnings_for
 from locallearn.analysis.information.result import Array, Information, Samples, positive, samples
 
 ROWS = 1024
-"""Samples on each side of a block: 8 MB in float64."""
+"""Samples on each side of a block: 8 MB in float64. Half is a third faster on one core, but on busy ones the threads
+wait for each other at every block."""
 COLUMNS = 2048
-"""Activations of a sample that are made float64 at once."""
+"""Activations of a sample that are multiplied at once."""
+COPIED = 2**24
+"""Up to so many activations are held in float64 (128 MB)."""
 
 
 def bounds(t: Array, y: Array | None = None, noise_variance: float = 0.1) -> tuple[Information, Information]:
     """Lower (Bhattacharyya) and upper (Kullback-Leibler) estimate for activations t [N, D...] with Gaussian noise of
     `noise_variance`, and labels y [N], from the same distances.
 
-    N^2 D operations in float64, of which one N x N matrix is never held: some blocks of 1024 x 1024. The ranges of
+    N^2 D operations in float64, of which one N x N matrix is never held: a few blocks of 1024 x 1024. The ranges of
     both results hold for the exact information of the mixture, whose inputs are these N samples, equally likely.
     """
     variance = positive("noise_variance", noise_variance)
@@ -80,8 +83,8 @@ def kernel_sums(data: Samples, variance: float) -> Sums:
     order = torch.arange(n, device=data.t.device) if y is None else torch.argsort(y, stable=True)
     found = torch.zeros(4, n, dtype=torch.float64, device=data.t.device)  # in `order`
     classes = None if y is None else y[order]
-    for rows, columns, kernel in _blocks(data.t, order):
-        kernel = kernel.div_(8 * variance).exp_()
+    for rows, columns, kernel in _blocks(data.t, order, 1 / (8 * variance)):
+        kernel = kernel.exp_()
         mask = None if classes is None else _same(classes[rows], classes[columns])
         for which in (0, 1):
             if which:
@@ -110,52 +113,44 @@ def _add(sums: Tensor, kernel: Tensor, rows: slice, columns: slice) -> None:
         sums[columns] += kernel.new_ones(kernel.shape[0]) @ kernel
 
 
-def _blocks(t: Tensor, order: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows, columns (of `order`, on or above the diagonal) and the negative squared distances of each block."""
-    mean = t.mean(0, dtype=torch.float64)
-    parts = [slice(i, min(i + ROWS, len(order))) for i in range(0, len(order), ROWS)]
-    norms = torch.cat([_squared_norms(t, order[part], mean) for part in parts])
-    for i, rows in enumerate(parts):
-        for columns in parts[i:]:
-            block = negative_distances(t, mean, order[rows], order[columns], norms[rows], norms[columns])
-            if rows == columns:
-                block.fill_diagonal_(0.0)
-            yield rows, columns, block
+Reader: TypeAlias = Callable[[slice, slice], Tensor]
+"""Activations of some samples (rows) and some columns, in float64, with the mean taken off."""
 
 
-def negative_distances(t: Tensor, mean: Tensor, a: Tensor, b: Tensor, norms_a: Tensor, norms_b: Tensor) -> Tensor:
-    """-|t_i - t_j|^2 [len(a), len(b)] in float64 for the samples numbered a and b.
+def _blocks(t: Tensor, order: Tensor, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns (of `order`, on or above the diagonal) and -|t_i - t_j|^2 `scale` of each block, in float64.
 
     As 2 t_i t_j - |t_i|^2 - |t_j|^2, with the mean taken off first so that little cancels.
     """
-    block = (norms_a[:, None] + norms_b[None]).neg_()
-    for part in _column_parts(t):
-        right = _centred(t, b, mean, part)
-        left = right if a is b else _centred(t, a, mean, part)
-        block.addmm_(left, right.T, alpha=2.0)
-    return block.clamp_(max=0.0)
+    read, wide = _reader(t, order), [slice(i, i + COLUMNS) for i in range(0, t.shape[1], COLUMNS)]
+    parts = [slice(i, min(i + ROWS, len(order))) for i in range(0, len(order), ROWS)]
+    norms = torch.cat([sum((read(part, w).square().sum(1) for w in wide), t.new_zeros(())) for part in parts]) * -scale
+    for i, rows in enumerate(parts):
+        for columns in parts[i:]:
+            block = norms[rows, None] + norms[None, columns]
+            for w in wide:
+                block.addmm_(read(rows, w), read(columns, w).T, alpha=2 * scale)
+            if rows == columns:
+                block.fill_diagonal_(0.0)
+            yield rows, columns, block.clamp_(max=0.0)
+
+
+def _reader(t: Tensor, order: Tensor) -> Reader:
+    """Reads t [N, D] in `order`: from one copy of it in float64 if that is small, else converts what is read."""
+    mean = t.mean(0, dtype=torch.float64)
+    if t.numel() <= COPIED:
+        copy = t.index_select(0, order).double().sub_(mean)
+        return lambda rows, columns: copy[rows, columns]
+    return lambda rows, columns: t[:, columns].index_select(0, order[rows]).double().sub_(mean[columns])
 
 
 def distances(t: Tensor) -> Tensor:
     """|t_i - t_j|^2 [N, N] in float64, of few enough samples."""
-    every, mean = torch.arange(len(t), device=t.device), t.mean(0, dtype=torch.float64)
-    norms = _squared_norms(t, every, mean)
-    return negative_distances(t, mean, every, every, norms, norms).fill_diagonal_(0.0).neg_()
-
-
-def _squared_norms(t: Tensor, numbers: Tensor, mean: Tensor) -> Tensor:
-    total = torch.zeros(len(numbers), dtype=torch.float64, device=t.device)
-    for part in _column_parts(t):
-        total += _centred(t, numbers, mean, part).square_().sum(1)
-    return total
-
-
-def _column_parts(t: Tensor) -> list[slice]:
-    return [slice(i, min(i + COLUMNS, t.shape[1])) for i in range(0, t.shape[1], COLUMNS)]
-
-
-def _centred(t: Tensor, numbers: Tensor, mean: Tensor, part: slice) -> Tensor:
-    return t[:, part].index_select(0, numbers).double().sub_(mean[part])
+    found = torch.empty(len(t), len(t), dtype=torch.float64, device=t.device)
+    for rows, columns, block in _blocks(t, torch.arange(len(t), device=t.device), 1.0):
+        found[rows, columns] = block.neg_()
+        found[columns, rows] = block.T
+    return found
 
 
 def _bits(sums: Tensor, count: int | Tensor) -> float:

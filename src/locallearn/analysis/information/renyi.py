@@ -21,8 +21,8 @@ LIMIT = 5000
 
 
 def renyi(t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None) -> Information:
-    """I(A;B) = S(A) + S(B) - S(A o B), with S = 1/(1-a) log2 sum lambda^a over the eigenvalues of the kernel matrix with
-    trace 1, o the product of elements, a = 1.01.
+    """I(A;B) = S(A) + S(B) - S(A o B), with S = 1/(1-a) log2 sum lambda^a over the eigenvalues of the kernel matrix
+    with trace 1, o the product of elements, a = 1.01.
 
     Without inputs x [N, Dx] each sample is an input of its own, and I(X;T) = S(T). Labels have the kernel 1 within a
     class and 0 else. The kernel of t is Gaussian, of width (median distance) N^(-1/(4+D)) after Silverman's rule, or of
