@@ -38,7 +38,7 @@ def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
     _epoch_axis(right, epochs)
     right.set_ylabel(X)
     right.set_ylim(bottom=0)
-    right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, ncols=1 + len(layers) // 20)
     return figure
 
 
@@ -62,11 +62,12 @@ def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path]) -> None:
     """The plane itself, with its colour bar; the number of each layer stands at its end."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.collections import LineCollection
-    from matplotlib.colors import Normalize, SymLogNorm
+    from matplotlib.colors import Normalize, SymLogNorm, to_hex
 
     last = max((e for path in layers.values() for e in path), default=0)
     norm = SymLogNorm(1, vmin=0, vmax=last) if last > 20 else Normalize(0, max(1, last))
     colours = ScalarMappable(norm, "plasma")
+    ends: dict[int, tuple[float, float]] = {}
     for layer, path in layers.items():
         points = [(e, n["i_x_t"], n["i_t_y"]) for e, n in path.items() if "i_x_t" in n and "i_t_y" in n]
         if not points:
@@ -76,21 +77,43 @@ def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path]) -> None:
         )
         lines.set_array([e for e, *_ in points[1:]])
         axes.add_collection(lines)
-        axes.scatter(
-            *zip(*(p[1:] for p in points), strict=True), c=[p[0] for p in points], cmap="plasma", norm=norm, s=7
-        )
-        for epoch in _some([e for e, *_ in points]):
-            _bars(axes, path[epoch], colours.to_rgba(epoch))
-        axes.annotate(str(layer), points[-1][1:], xytext=(3, 3), textcoords="offset points", fontsize=7, weight="bold")
+        epochs, x, y = zip(*points, strict=True)
+        axes.scatter(x, y, s=7, c=epochs, cmap="plasma", norm=norm)
+        for epoch in _some(epochs):
+            _bars(axes, path[epoch], to_hex(colours.cmap(norm(epoch))))
+        ends[layer] = (x[-1], y[-1])
     axes.autoscale_view()
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
     axes.set_xlabel(X)
     axes.set_ylabel(Y)
-    figure.colorbar(colours, ax=axes, label="epoch")
+    bar = figure.colorbar(colours, ax=axes)
+    bar.set_label("epoch", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    _name(axes, ends)
 
 
-def _bars(axes: Axes, numbers: Mapping[str, float], colour: tuple[float, ...]) -> None:
-    """What a point certainly lies between, of pairwise bounds."""
+def _name(axes: Axes, ends: Mapping[int, tuple[float, float]]) -> None:
+    """The number of each layer where its path ends; those that end in one place share a text."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    places: list[tuple[tuple[float, float], list[int]]] = []
+    for layer, (x, y) in ends.items():
+        for (other_x, other_y), names in places:
+            if abs(x - other_x) < 0.05 * (right - left) and abs(y - other_y) < 0.05 * (top - bottom):
+                names.append(layer)
+                break
+        else:
+            places.append(((x, y), [layer]))
+    for place, names in places:
+        said = ", ".join(map(str, names)) if len(names) < 4 else f"{names[0]} ... {names[-1]}"
+        side = ("right", -4) if place[0] > left + 0.8 * (right - left) else ("left", 4)
+        axes.annotate(
+            said, place, xytext=(side[1], 4), textcoords="offset points", ha=side[0], fontsize=7, weight="bold"
+        )
+
+
+def _bars(axes: Axes, numbers: Mapping[str, float], colour: str) -> None:
+    """From the lower to the upper bound of a point."""
     for name, other, horizontal in (("i_x_t", "i_t_y", True), ("i_t_y", "i_x_t", False)):
         ends = [numbers.get(f"{name}_{end}") for end in ("lower", "upper")]
         if None in ends:
@@ -119,4 +142,5 @@ def _epoch_axis(axes: Axes, epochs: Iterable[int]) -> None:
     """Logarithmic from 1 upward, with a place for epoch 0."""
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(0, max([1, *epochs]) * 1.05)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("epoch")

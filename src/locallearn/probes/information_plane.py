@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from locallearn.analysis.information import (
     information,
     noise_from_distances,
 )
-from locallearn.analysis.information.noise import SHARE
+from locallearn.analysis.information.noise import DIVISOR
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError, unknown
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = 8
+Pair: TypeAlias = tuple[Information | None, Information]
+Broken: TypeAlias = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class InformationPlane(Probe):
     """I(X;T) and I(T;Y) of every unit of the model, in bits (Shwartz-Ziv and Tishby 2017; Saxe et al. 2018). Per layer:
 
     i_x_t, i_t_y   of `kde` by the upper bound, of others the estimate; None where it has none
-    i_x_t_lower, i_x_t_upper, i_t_y_lower, i_t_y_upper   of the pairwise bounds: what the truth certainly lies between
+    i_x_t_lower, i_x_t_upper, i_t_y_lower, i_t_y_upper   of `kde`, by the lower and the upper bound (see
+        `analysis.information.bounds`: of I(T;Y) they are differences of bounds)
     estimator, noise_variance, bins, samples, h_y   its convention
     warnings   sentences joined, or None: above H(Y), saturated at log2 N, a data-processing inequality broken, ...
 
@@ -45,7 +48,7 @@ class InformationPlane(Probe):
 
     estimator       kde (both bounds), or one of `locallearn.information`
     noise_variance  of the Gaussian noise on the activations; `distances` for that of each layer at each look (90th
-                    percentile of the squared pairwise distances over 1000, drawn); null: the estimator's own, 0.1 for kde
+                    percentile of its squared pairwise distances / 1000, drawn); null: its own, 0.1 for kde
     bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, or edges
     split, samples  what is looked at: the first so many of train, validation, test or all
     """
@@ -76,21 +79,23 @@ class InformationPlane(Probe):
         arrays: dict[str, Tensor] = {}
         found = []
         for k, t in enumerate(outputs(learner, inputs)):
-            if self.noise_variance == "distances" and self.estimator != "binned":
+            variance = self.noise_variance
+            if variance == "distances" and self.estimator != "binned":
                 drawn = noise_from_distances(t)
-                arrays |= {f"counts-{k:02d}": drawn.counts, f"edges-{k:02d}": drawn.edges}
-                found.append(self._estimate(t, labels, inputs, drawn.noise_variance))
-            else:
-                found.append(self._estimate(t, labels, inputs, self.noise_variance))
-        broken = data_processing(found)
-        return Seen([_row(k, learner.model.names[k], f, broken) for k, f in enumerate(found)], arrays)
+                variance = drawn.noise_variance
+                noise = drawn.edges.new_tensor(drawn.noise_variance)
+                arrays |= {f"counts-{k:02d}": drawn.counts, f"edges-{k:02d}": drawn.edges, f"noise-{k:02d}": noise}
+            found.append(self._estimate(t, labels, inputs, variance))
+        broken = data_processing([upper for _, upper in found])
+        names = learner.model.names
+        return Seen([_row(k, names[k], *pair, broken) for k, pair in enumerate(found)], arrays)
 
-    def _estimate(self, t: Tensor, labels: Tensor, inputs: Tensor, variance: float | str | None) -> Information:
-        """Of one layer's activations [N, D...]."""
+    def _estimate(self, t: Tensor, labels: Tensor, inputs: Tensor, variance: float | str | None) -> Pair:
+        """Of one layer's activations [N, D...]: by the lower bound (None of other estimators), and by the upper."""
         if self.estimator == "kde":
-            return bounds(t, labels, 0.1 if variance is None else float(variance))[1]
+            return bounds(t, labels, 0.1 if variance is None else float(variance))
         x = inputs if self.estimator in NEED_X else None
-        return information(t, labels, self.estimator, variance, self.bins, x)
+        return None, information(t, labels, self.estimator, variance, self.bins, x)
 
     def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
         figures = {"plane": plane([rows])}
@@ -99,13 +104,12 @@ class InformationPlane(Probe):
         return figures
 
 
-def _row(layer: int, name: str, found: Information, broken: Sequence[tuple[int, str]]) -> Row:
+def _row(layer: int, name: str, lower: Information | None, found: Information, broken: Sequence[Broken]) -> Row:
     """The row of one layer, with the sentences of `data_processing` about it."""
     sentences = [*found.warnings, *(sentence for k, sentence in broken if k == layer)]
     row: Row = {"layer": layer, "name": name, "i_x_t": found.x, "i_t_y": found.y}
-    for key, ends in (("i_x_t", found.x_range), ("i_t_y", found.y_range)):
-        if ends is not None:
-            row |= {f"{key}_lower": ends[0], f"{key}_upper": ends[1]}
+    if lower is not None:
+        row |= {"i_x_t_lower": lower.x, "i_x_t_upper": found.x, "i_t_y_lower": lower.y, "i_t_y_upper": found.y}
     return row | {
         "h_y": found.h_y,
         "estimator": found.estimator,
@@ -117,24 +121,27 @@ def _row(layer: int, name: str, found: Information, broken: Sequence[tuple[int, 
 
 
 def _draw_distances(arrays: Mapping[int, Mapping[str, Tensor]]) -> Figure:
-    """The squared distances that the noise was taken from, at the first and the last look; a panel for each of up to
-    eight layers, with the 90th percentile of the last look dashed."""
+    """The squared distances that the noise was taken from, against their own 90th percentile, at the first and the last
+    look; a panel for each of up to eight layers."""
     looks = [epoch for epoch in sorted(arrays) if arrays[epoch]]
     layers = sorted(int(key.removeprefix("counts-")) for key in arrays[looks[-1]] if key.startswith("counts-"))
     chosen = layers if len(layers) <= PANELS else [layers[round(i * (len(layers) - 1) / 7)] for i in range(PANELS)]
     columns = min(4, len(chosen))
-    figure, axes = panels(columns, -(-len(chosen) // columns), width=2.1, height=1.8)
+    figure, axes = panels(columns, -(-len(chosen) // columns), width=2.1, height=1.9)
     for panel, layer in zip(axes, chosen, strict=False):
         for epoch, colour in zip(dict.fromkeys((looks[0], looks[-1])), COLOURS, strict=False):
-            counts, edges = (arrays[epoch][f"{kind}-{layer:02d}"].double() for kind in ("counts", "edges"))
-            share = counts / counts.sum()
-            panel.stairs(share.tolist(), edges.tolist(), color=colour, label=f"epoch {epoch}")
-        reached = int((share.cumsum(0) < SHARE).sum())  # of the last look
-        panel.axvline(float(edges[reached + 1]), color=colour, linestyle="--", linewidth=0.8)
+            counts, edges, variance = (
+                arrays[epoch][f"{kind}-{layer:02d}"].double() for kind in ("counts", "edges", "noise")
+            )
+            edges = edges / (variance * DIVISOR)
+            density = counts / counts.sum() / edges.diff()
+            panel.stairs(density.tolist(), edges.tolist(), color=colour, label=f"epoch {epoch}: {float(variance):.2g}")
+        panel.axvline(1.0, color=COLOURS[6], linestyle="--", linewidth=0.8)
+        panel.set_xlim(0, 3)
         panel.set_title(f"layer {layer}", fontsize=8)
-        panel.set_xlabel("squared distance")
-        panel.set_ylabel("share of pairs")
+        panel.set_xlabel("squared distance / 90th percentile", fontsize=7)
+        panel.set_ylabel("density of pairs", fontsize=7)
+        panel.legend(fontsize=6, title="noise variance", title_fontsize=6, frameon=False)
     for panel in axes[len(chosen) :]:
         panel.set_visible(False)
-    axes[0].legend(fontsize=6)
     return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from locallearn.analysis.information.binned import Bins, binned
 from locallearn.analysis.information.checks import warnings_for
@@ -18,14 +17,13 @@ from locallearn.errors import UserError, unknown
 
 ESTIMATORS = ("binned", "gaussian", "kde_lower", "kde_upper", "ksg", "mine", "renyi")
 NEED_X = ("ksg", "mine")
-Variance = float | Literal["distances"] | None
 
 
 def information(
     t: Array,
     y: Array | None = None,
     estimator: str = "kde_upper",
-    noise_variance: Variance = None,
+    noise_variance: float | str | None = None,
     bins: Bins = 30,
     x: Array | None = None,
 ) -> Information:
