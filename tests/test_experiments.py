@@ -1,4 +1,4 @@
-"""scripts/experiments.py: the quick form of every study; runs are done once, go on when killed, and say why they fail."""
+"""scripts/experiments.py: every study in its quick form; runs are done once, go on when killed, say why they fail."""
 
 from __future__ import annotations
 
