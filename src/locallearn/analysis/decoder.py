@@ -86,8 +86,8 @@ def reconstruct(h: Tensor, inputs: Tensor, held_out: Tensor, *, steps: int = 300
     from theirs, h [N, ...]. Returns [M, *image] in float32.
 
     Adam (rate 1e-2 for maps, 1e-3 for vectors, falling to 0 as a cosine) on the mean squared error, `steps` batches of
-    32, features standardised.    The decoder adds to an image that is learned, too, from the mean input on. Its initial weights and its batches come
-    from `seed` alone.
+    32, features standardised. The decoder adds to an image that is learned, too, from the mean input on. Its initial
+    weights and its batches come from `seed` alone.
     """
     _check(h, inputs)
     h, held_out = standardised(h.detach(), held_out.detach())
