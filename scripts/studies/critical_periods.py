@@ -15,7 +15,7 @@ TITLE = "Critical learning periods"
 TEXT = (
     "A net sees its training images under a deficit for the first epochs (blur: a quarter of the resolution; flip: "
     "upside down; permutation: every class bears another's label; noise: no image at all), then CLEAN epochs without "
-    "it, the same number whenever the deficit was removed, at a fixed learning rate; `none` trains as long without one. "
+    "it, as many whenever the deficit was removed, at a fixed learning rate; `none` trains as long without one. "
     "A period is critical if the later accuracy depends on it. Beside it the trace of the Fisher information of the "
     "weights (`probe=fisher`). Published: Achille, Rovere & Soatto 2019 (arXiv 1711.08856), CNN on CIFAR-10, read off "
     "the figures by eye [Rf]; that setting is `+experiment=critical_periods`. Here, to run on two cores: SETTING."
