@@ -158,3 +158,26 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean and, of several, standard deviation."""
     text = f"{statistics.fmean(values):.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+def averaged(repeats: Sequence[Sequence[dict]], digits: int = 4) -> list[dict]:
+    """Rows of a probe about layers as one: the mean over the seeds of every number that all of them have, by epoch and
+    layer; texts are those of the first seed."""
+    places = [{(row["epoch"], row["layer"]): row for row in rows if "layer" in row} for rows in repeats]
+    found = []
+    for place, first in places[0].items():
+        if any(place not in rows for rows in places):
+            continue
+        row = dict(first)
+        for key, value in first.items():
+            values = [rows[place].get(key) for rows in places]
+            if isinstance(value, float) and all(isinstance(v, int | float) for v in values):
+                row[key] = round(mean(values), digits)
+        found.append(row)
+    return found
+
+
+def path(rows: Iterable[dict], layer: int, key: str) -> tuple[list[int], list[float]]:
+    """The epochs at which a layer has a number, and its values."""
+    found = [(row["epoch"], row[key]) for row in rows if row["layer"] == layer and row.get(key) is not None]
+    return [epoch for epoch, _ in found], [value for _, value in found]
