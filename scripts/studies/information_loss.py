@@ -42,8 +42,8 @@ TEXT = (
     "that only the way in which a unit is joined differs; BN has the statistics of the training images, as in a "
     "first step. Depth counts the convolutions on the longest path. The claim is that of Wang, Yeh & Liao 2024 "
     "(YOLOv9, arXiv 2402.13616, figures 1 and 6). *Warm-up:* GELAN at a quarter of its width (8 units, 56 "
-    "convolutions deep) in four blocks, one epoch on a twentieth of the training set, by backprop, deep supervision and "
-    "PGI from the same weights (figure 7 there, with and without PGI); *untrained* is the same epoch at a rate of "
+    "convolutions deep) in four blocks, one epoch on a twentieth of the training set, by backprop, deep supervision "
+    "and PGI from the same weights (figure 7 there, with and without PGI); *untrained* is the same epoch at a rate of "
     "0, so that only the statistics of BN are learned. The paper judges both by eye. Bands: least and largest of 3 "
     "seeds."
 )
