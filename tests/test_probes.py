@@ -166,7 +166,7 @@ def test_bad_input_of_the_command(arguments, sentence, plain):
 def test_a_probe_that_cannot_look_leaves_no_run(tmp_path):
     """Said before the run has a folder."""
     settings = {"probe": "features", "probe.features.image": 10**6, "out": str(tmp_path / "runs"), **SETTINGS}
-    with pytest.raises(UserError, match="probe.features.image"):
+    with pytest.raises(UserError, match=r"probe\.features\.image"):
         locallearn.train(**settings)
     assert not (tmp_path / "runs").exists()
 
