@@ -28,13 +28,13 @@ MAY_IMPORT = {
     | {"contract", "auxiliary", "objectives", "data", "engine", "models", "probes", "runtime", "training"},
     "runtime": FOUNDATION | {"contract", "engine", "models"},
     "training": FOUNDATION
-    | {"contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"},
+    | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"},
     "compose": {"errors", "config"},
     "commands": {"errors", "compose", "config", "runtime", "training", "data", "stopping"},
     "cli": {"errors", "commands", "compose", "config", "training", "stopping"},
     "api": {"errors", "seeds", "compose", "config", "engine", "models", "training"},
     "__main__": {"cli"},
-    "__init__": {"api", "models"},
+    "__init__": {"analysis", "api", "models"},
 }
 KNOW_HYDRA = {"cli", "compose"}
 NO_TORCH_AT_IMPORT = ["cli.py", "commands.py", "compose.py", "errors.py", "stopping.py", "config/settings.py"]

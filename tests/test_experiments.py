@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""scripts/experiments.py: every study in its quick form; runs are done once, go on when killed, say why they fail."""
-=======
 """scripts/experiments.py: the quick form of every study; runs are done once and go on when killed."""
->>>>>>> main
 
 from __future__ import annotations
 

@@ -158,6 +158,17 @@ def test_the_penalty_has_the_least_generalised_cross_validation_error():
     assert used == pytest.approx(min(errors, key=lambda p: errors[p]))
 
 
+def test_features_in_float32_get_the_penalty_of_float64():
+    """More features than samples, and a large mean: what float32 sums lose would pass for a small eigenvalue."""
+    h, x = (draws(60, 3000) + 30).float(), draws(60, 4, seed=1)
+    x[:, 0] += h[:, :100].double().sum(1) / 10
+    found, penalty = ridge(h, x, h[:9] * 1.1)
+    exact, expected = ridge(h.double(), x, (h[:9] * 1.1).double())
+    assert penalty == pytest.approx(expected)
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found, Ridge(alpha=penalty).fit(h.double(), x).predict(h[:9].double() * 1.1), atol=1e-3)
+
+
 def test_linear_features_keep_all_and_constant_ones_only_the_mean():
     x, new = draws(200, 1, 4, 4).float(), draws(60, 1, 4, 4, seed=1).float()
     mixed = torch.linalg.qr(draws(16, 16, seed=2))[0].float()

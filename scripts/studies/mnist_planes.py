@@ -14,13 +14,13 @@ NUMBER = 2
 NAME = "mnist_planes"
 TITLE = "MNIST: the plane under a fixed noise and under each layer's own"
 TEXT = (
-    "A 784-1024-20-20-20-10 net (tanh, ReLU) and LeNet (ReLU) on a quarter of MNIST; I(X;T) and I(T;Y) of every layer "
-    "on 4,000 test images by both pairwise bounds (`probe=information_plane`). Once with Gaussian noise of variance 0.1 "
-    "on every layer, as in the paper, and once with 1/1000 of the 90th percentile of the layer's own squared distances, "
-    "measured anew at every look: a layer that only grows then does not gain information. Published: Saxe et al. 2018 "
-    "(Fig. 4 and appendix; 10,000 test images, SGD 1e-3): tanh compresses, ReLU does not [R]; I(X;T) of the wide first "
-    "layer is saturated at log2 N. The checks of `locallearn.information` are counted below: saturated at log2 N, "
-    "I(T;Y) above H(Y), data-processing inequality."
+    "A 784-1024-20-20-20-10 net (tanh, ReLU) and LeNet (ReLU) on a quarter of MNIST; I(X;T) and I(T;Y) of every "
+    "layer on 4,000 test images by both pairwise bounds (`probe=information_plane`). Once with Gaussian noise of "
+    "variance 0.1 on every layer, as in the paper, and once with 1/1000 of the 90th percentile of the layer's own "
+    "squared distances, measured anew at every look: a layer that only grows then does not gain information. "
+    "Published: Saxe et al. 2018 (Fig. 4 and appendix; 10,000 test images, SGD 1e-3): tanh compresses, ReLU does "
+    "not [R]; I(X;T) of the wide first layer is saturated at log2 N. The checks of `locallearn.information` are "
+    "counted below: saturated at log2 N, I(T;Y) above H(Y), data-processing inequality."
 )
 NEEDS_DATA = True
 MLP = "model=mlp model.width=[1024,20,20,20] model.batch_norm=false"

@@ -13,12 +13,12 @@ NUMBER = 3
 NAME = "sequences_graphs"
 TITLE = "Sequences and graphs: recurrent and graph nets against fully connected ones"
 TEXT = (
-    "Which language is a surname from (18 unequal classes): three stacked recurrent layers against a fully connected "
-    "net on a quarter of the names. Which field is a paper of Cora from, with 140 and 1,000 labelled nodes: a graph "
-    "net of three convolutions against a fully connected net that does not see the citations. Accuracy, the planes by "
-    "the pairwise bounds (noise of each layer's own, `noise_variance=distances`), and the signal-to-noise ratio of the "
-    "gradient of every layer. Published: Kipf & Welling 2017, Cora with 140 labels: GCN 81.5 % (two convolutions), MLP "
-    "55.1 % [M: from memory]."
+    "Which language is a surname from (18 unequal classes): three stacked recurrent layers against a fully "
+    "connected net on a quarter of the names. Which field is a paper of Cora from, with 140 and with 1,000 "
+    "labelled nodes: a graph net of three convolutions against a fully connected net that does not see the "
+    "citations. Accuracy, the planes by the pairwise bounds (noise of each layer's own, "
+    "`noise_variance=distances`), and the signal-to-noise ratio of the gradient of every layer. Published: Kipf & "
+    "Welling 2017, Cora with 140 labels: GCN 81.5 % (two convolutions), MLP 55.1 % [M: from memory]."
 )
 NEEDS_DATA = True
 PUBLISHED = {("cora140", "gcn"): "81.5 [M]", ("cora140", "mlp"): "55.1 [M]"}

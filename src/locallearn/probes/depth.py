@@ -10,6 +10,7 @@ from torch import Tensor
 from locallearn.data import Data, Split
 from locallearn.engine import Learner
 from locallearn.errors import UserError, unknown
+from locallearn.models import BlockModel
 from locallearn.seeds import generator
 
 SPLITS = ("train", "validation", "test", "all")
@@ -52,10 +53,10 @@ def sample(data: Data, split: str, samples: int | None = None) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def outputs(learner: Learner, inputs: Tensor) -> Iterator[Tensor]:
-    """What every unit of the model emits [B, ...] for inputs [B, *image], from the lowest upward, in eval mode; one at
-    a time is held."""
-    model = learner.model.eval()  # `unchanged` puts the modes back
+def outputs(learner: Learner, inputs: Tensor, other: BlockModel | None = None) -> Iterator[Tensor]:
+    """What every unit of the model (or of another one like it) emits [B, ...] for inputs [B, *image], from the lowest
+    upward, in eval mode; one at a time is held."""
+    model = (other or learner.model).eval()  # `unchanged` puts the modes back
     h = learner.prepare(inputs)
     for unit in model.units:
         with learner.stage.autocast():

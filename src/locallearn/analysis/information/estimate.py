@@ -1,0 +1,84 @@
+"""One function for every estimator: what `locallearn.information` is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from locallearn.analysis.information.binned import Bins, binned
+from locallearn.analysis.information.checks import warnings_for
+from locallearn.analysis.information.gaussian import gaussian
+from locallearn.analysis.information.mine import mine, one_hot
+from locallearn.analysis.information.neighbours import ksg
+from locallearn.analysis.information.noise import noise_from_distances, with_noise
+from locallearn.analysis.information.pairwise import bounds
+from locallearn.analysis.information.renyi import renyi
+from locallearn.analysis.information.result import Array, Information, samples
+from locallearn.errors import UserError, unknown
+
+ESTIMATORS = ("binned", "gaussian", "kde_lower", "kde_upper", "ksg", "mine", "renyi")
+NEED_X = ("ksg", "mine")
+
+
+def information(
+    t: Array,
+    y: Array | None = None,
+    estimator: str = "kde_upper",
+    noise_variance: float | str | None = None,
+    bins: Bins = 30,
+    x: Array | None = None,
+) -> Information:
+    """Mutual information in bits of a layer's activations t [N, D...] with its input, and with labels y [N] (below 0:
+    no label, left out): I(X;T) as `.x`, I(T;Y) as `.y`, with the convention and the warnings that belong to them.
+
+    estimator
+        kde_upper, kde_lower  pairwise bounds on the Gaussian mixture around the activations (Kolchinsky and Tracey);
+            I(T;Y) by the class-conditional mixtures (Saxe et al.); `.x_range` and `.y_range` are what the truth lies in
+        binned    entropy of binned activations; `bins` an int (on the layer's range), a float (width) or edges
+        ksg       nearest neighbours (Kraskov et al.; Ross for labels); I(X;T) needs x
+        renyi     matrix-based entropy with a = 1.01, up to 5000 samples; with x, of both kernels
+        mine      a network learns a lower bound (Belghazi et al.); I(X;T) needs x; `.curve` is its training
+        gaussian  closed form for jointly Gaussian variables; without x of a layer with noise; no I(T;Y)
+    noise_variance  of the Gaussian noise on t; "distances" for the 90th percentile of the squared pairwise distances of
+        t over 1000. Without: 0.1 for kde (Saxe et al.), none for ksg, mine and gaussian, Silverman's rule for renyi
+    x   inputs [N, Dx...]. Without them, X is which of the N samples it is, and T a function of X with noise or bins
+    """
+    if estimator not in ESTIMATORS:
+        raise unknown("estimator", estimator, ESTIMATORS)
+    if estimator in NEED_X and x is None and y is None:
+        raise UserError(f"I(X;T) by {estimator} needs the inputs: give x=[N, Dx], or y= for I(T;Y)")
+    if isinstance(noise_variance, str):
+        if noise_variance != "distances":
+            raise UserError(f"noise_variance={noise_variance}: must be a number above 0, or distances")
+        noise_variance = None if estimator == "binned" else noise_from_distances(t).noise_variance
+    if estimator == "binned":
+        return binned(t, y, bins)
+    if estimator in ("kde_lower", "kde_upper"):
+        return bounds(t, y, 0.1 if noise_variance is None else noise_variance)[estimator == "kde_upper"]
+    others: dict[str, Callable[..., Information]] = {"ksg": ksg, "renyi": renyi, "mine": _mine, "gaussian": gaussian}
+    if estimator == "gaussian" and x is None and noise_variance is None:
+        raise UserError("I(X;T) of a layer without noise is infinite: give noise_variance= (or x=, for the gaussian)")
+    return others[estimator](t, y, x=x, noise_variance=noise_variance)
+
+
+def _mine(t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None) -> Information:
+    data = samples(t, y, x)
+    noisy = with_noise(data.t.double(), noise_variance)
+    of_x = None if data.x is None else mine(noisy, data.x)
+    of_y = None if data.y is None else mine(noisy, one_hot(data.y))
+    found = [estimate for estimate in (of_x, of_y) if estimate is not None]
+    x_bits, y_bits = (None if estimate is None else estimate.bits for estimate in (of_x, of_y))
+    warnings = [sentence for estimate in found for sentence in estimate.warnings]
+    if of_x is not None and noise_variance is None:
+        warnings.append(
+            "I(X;T) of a deterministic layer is infinite; MINE gives what it can reach: give noise_variance"
+        )
+    return Information(
+        x=x_bits,
+        y=y_bits,
+        estimator="mine",
+        samples=len(noisy),
+        noise_variance=noise_variance,
+        h_y=data.h_y,
+        curve=found[0].curve,
+        warnings=(*warnings, *warnings_for(data, x_bits, y_bits)),
+    )

@@ -1,0 +1,160 @@
+"""Pairwise-distance bounds on the entropy of a Gaussian mixture (Kolchinsky and Tracey 2017), block by block.
+
+A layer h with noise, T = h + N(0, s2 I), is a mixture with one Gaussian at the activation of each of the N samples, so
+
+    I(X;T) <= -1/N sum_i log2 1/N sum_j exp(-|h_i - h_j|^2 / (2 s2))      (Kullback-Leibler divergences)
+    I(X;T) >= the same with 4 s2 in place of s2                           (Bhattacharyya distances)
+
+and I(T;Y) is taken as that minus its average over the classes (Saxe et al. 2018, appendix B): a difference of two
+bounds on entropies is not a bound itself. On thousands of small mixtures the truth lay outside of the pair by
+0.0004 bits at most; what is certain, `y_range`, pairs the upper bound on one with the lower bound on the other,
+and is wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from locallearn.analysis.information.checks import warnings_for
+from locallearn.analysis.information.result import Array, Information, Samples, positive, samples
+
+ROWS = 1024
+"""Samples on each side of a block: 8 MB in float64. Half is a third faster on one core, but on busy ones the threads
+wait for each other at every block."""
+COLUMNS = 2048
+"""Activations of a sample that are multiplied at once."""
+COPIED = 2**24
+"""Up to so many activations are held in float64 (128 MB)."""
+
+
+def bounds(t: Array, y: Array | None = None, noise_variance: float = 0.1) -> tuple[Information, Information]:
+    """Lower (Bhattacharyya) and upper (Kullback-Leibler) estimate for activations t [N, D...] with Gaussian noise of
+    `noise_variance`, and labels y [N], from the same distances.
+
+    N^2 D operations in float64, of which one N x N matrix is never held: a few blocks of 1024 x 1024. The ranges of
+    both results hold for the exact information of the mixture, whose inputs are these N samples, equally likely.
+    """
+    variance = positive("noise_variance", noise_variance)
+    data = samples(t, y)
+    sums = kernel_sums(data, variance)
+    h_y = data.h_y
+    x_lower, x_upper = (_bits(s, len(data.t)) for s in (sums.lower, sums.upper))
+    values: list[tuple[float, float | None]] = [(x_lower, None), (x_upper, None)]
+    y_range = None
+    if data.y is not None and sums.own_lower is not None and sums.own_upper is not None and h_y is not None:
+        sizes = data.counts[data.y]
+        within_lower, within_upper = (_bits(s, sizes) for s in (sums.own_lower, sums.own_upper))
+        values = [(x_lower, max(0.0, x_lower - within_lower)), (x_upper, max(0.0, x_upper - within_upper))]
+        highest = max(0.0, min(h_y, x_upper, x_upper - within_lower))
+        y_range = (min(max(0.0, x_lower - within_upper), highest), highest)
+    return tuple(  # type: ignore[return-value]  # of two
+        Information(
+            x=x,
+            y=of_y,
+            estimator=name,
+            samples=len(data.t),
+            noise_variance=variance,
+            h_y=h_y,
+            x_range=(x_lower, x_upper),
+            y_range=y_range,
+            warnings=warnings_for(data, x, of_y),
+        )
+        for name, (x, of_y) in zip(("kde_lower", "kde_upper"), values, strict=True)
+    )
+
+
+class Sums(NamedTuple):
+    """Sums of the kernels of each sample [N] over all samples, and over those of its own class; itself included."""
+
+    lower: Tensor
+    upper: Tensor
+    own_lower: Tensor | None
+    own_upper: Tensor | None
+
+
+def kernel_sums(data: Samples, variance: float) -> Sums:
+    """sum_j exp(-|h_i - h_j|^2 / (2 v)) for v = `variance` (upper) and 4 `variance` (lower), each pair visited once.
+
+    A sum has the sample itself in it and is at least 1: it cannot underflow.
+    """
+    n, y = len(data.t), data.y
+    order = torch.arange(n, device=data.t.device) if y is None else torch.argsort(y, stable=True)
+    found = torch.zeros(4, n, dtype=torch.float64, device=data.t.device)  # in `order`
+    classes = None if y is None else y[order]
+    for rows, columns, kernel in _blocks(data.t, order, 1 / (8 * variance)):
+        kernel = kernel.exp_()
+        mask = None if classes is None else _same(classes[rows], classes[columns])
+        for which in (0, 1):
+            if which:
+                kernel = kernel.square_().square_()  # exp(-d / 8v)^4 = exp(-d / 2v)
+            _add(found[which], kernel, rows, columns)
+            if mask is not None:
+                _add(found[2 + which], kernel if mask is True else kernel * mask, rows, columns)
+    result = torch.empty_like(found)
+    result[:, order] = found
+    return Sums(result[0], result[1], *((None, None) if y is None else (result[2], result[3])))
+
+
+def _same(rows: Tensor, columns: Tensor) -> Tensor | bool | None:
+    """Which pairs have one class, of classes in ascending order: True for all, None for none, else a mask."""
+    if int(rows[-1]) < int(columns[0]):
+        return None
+    if int(rows[0]) == int(columns[-1]):
+        return True
+    return (rows[:, None] == columns[None]).double()
+
+
+def _add(sums: Tensor, kernel: Tensor, rows: slice, columns: slice) -> None:
+    """Add a block of a symmetric matrix, which stands for its mirror image too, to the sums of its rows."""
+    sums[rows] += kernel @ kernel.new_ones(kernel.shape[1])
+    if rows != columns:
+        sums[columns] += kernel.new_ones(kernel.shape[0]) @ kernel
+
+
+Reader: TypeAlias = Callable[[slice, slice], Tensor]
+"""Activations of some samples (rows) and some columns, in float64, with the mean taken off."""
+
+
+def _blocks(t: Tensor, order: Tensor, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns (of `order`, on or above the diagonal) and -|t_i - t_j|^2 `scale` of each block, in float64.
+
+    As 2 t_i t_j - |t_i|^2 - |t_j|^2, with the mean taken off first so that little cancels.
+    """
+    read, wide = _reader(t, order), [slice(i, i + COLUMNS) for i in range(0, t.shape[1], COLUMNS)]
+    parts = [slice(i, min(i + ROWS, len(order))) for i in range(0, len(order), ROWS)]
+    norms = torch.cat([sum((read(part, w).square().sum(1) for w in wide), t.new_zeros(())) for part in parts]) * -scale
+    for i, rows in enumerate(parts):
+        for columns in parts[i:]:
+            block = norms[rows, None] + norms[None, columns]
+            for w in wide:
+                block.addmm_(read(rows, w), read(columns, w).T, alpha=2 * scale)
+            if rows == columns:
+                block.fill_diagonal_(0.0)
+            yield rows, columns, block.clamp_(max=0.0)
+
+
+def _reader(t: Tensor, order: Tensor) -> Reader:
+    """Reads t [N, D] in `order`: from one copy of it in float64 if that is small, else converts what is read."""
+    mean = t.mean(0, dtype=torch.float64)
+    if t.numel() <= COPIED:
+        copy = t.index_select(0, order).double().sub_(mean)
+        return lambda rows, columns: copy[rows, columns]
+    return lambda rows, columns: t[:, columns].index_select(0, order[rows]).double().sub_(mean[columns])
+
+
+def distances(t: Tensor) -> Tensor:
+    """|t_i - t_j|^2 [N, N] in float64, of few enough samples."""
+    found = torch.empty(len(t), len(t), dtype=torch.float64, device=t.device)
+    for rows, columns, block in _blocks(t, torch.arange(len(t), device=t.device), 1.0):
+        found[rows, columns] = block.neg_()
+        found[columns, rows] = block.T
+    return found
+
+
+def _bits(sums: Tensor, count: int | Tensor) -> float:
+    """-1/N sum_i log2(sums_i / count_i), at least 0."""
+    return max(0.0, float(-(sums / count).log2().mean()))

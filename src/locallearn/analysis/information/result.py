@@ -1,0 +1,121 @@
+"""What an estimator is given, checked, and what it returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from locallearn.errors import UserError
+
+Array: TypeAlias = Tensor | np.ndarray | Sequence[float] | Sequence[int] | Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Information:
+    """Mutual information of a layer, in bits.
+
+    x  I(X;T), of the layer and the input; None if it needs the input and that was not given
+    y  I(T;Y), of the layer and the label; None without labels
+    h_y  H(Y) of the labels among the samples, the most that I(T;Y) can be
+    noise_variance  of the Gaussian noise that T is taken to have on top of the activations; of `renyi` the squared
+        width of its kernel
+    bins  how the activations were binned
+    x_range, y_range  of the pairwise bounds: what I(X;T) and I(T;Y) certainly lie between, given the noise
+    curve  of MINE: the estimate on held-out samples while its network learned, of I(X;T), else of I(T;Y)
+    warnings  sentences on why the number may not mean what it seems to
+    """
+
+    x: float | None
+    y: float | None
+    estimator: str
+    samples: int
+    noise_variance: float | None = None
+    bins: str | None = None
+    h_y: float | None = None
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    curve: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Samples(NamedTuple):
+    """t [N, D] as given, y [N] as numbers 0 to C-1 or None, x [N, Dx] or None; all on the device of t."""
+
+    t: Tensor
+    y: Tensor | None
+    x: Tensor | None
+
+    @property
+    def counts(self) -> Tensor:
+        """How many samples each class has [C]."""
+        assert self.y is not None
+        return torch.bincount(self.y)
+
+    @property
+    def h_y(self) -> float | None:
+        """H(Y) in bits."""
+        return None if self.y is None else entropy(self.counts)
+
+
+def entropy(counts: Tensor) -> float:
+    """Entropy in bits of the distribution that has these counts."""
+    p = counts[counts > 0].double() / counts.sum()
+    return abs(float(-(p * p.log2()).sum()))  # without the sign of -0.0
+
+
+def samples(t: Array, y: Array | None = None, x: Array | None = None) -> Samples:
+    """Check activations [N, D...], labels [N] and inputs [N, Dx...], and flatten them; samples with a label below 0 are
+    left out. Raises UserError."""
+    flat = _flat("t", t)
+    inputs = None if x is None else _flat("x", x).to(flat.device)
+    if inputs is not None and len(inputs) != len(flat):
+        raise UserError(f"x has {len(inputs)} samples, t has {len(flat)}; give the input of each row of t")
+    labels = None
+    if y is not None:
+        labels = torch.as_tensor(y, device=flat.device).detach()
+        if labels.shape != (len(flat),):
+            raise UserError(
+                f"y has shape {list(labels.shape)}, t has {len(flat)} samples; give one label for each, [N]"
+            )
+        if labels.is_floating_point() and not torch.equal(labels, labels.round()):
+            raise UserError("y must be whole numbers, one class for each sample; targets that vary go to x=")
+        known = labels >= 0
+        if not bool(known.all()):
+            flat, labels = flat[known], labels[known]
+            inputs = None if inputs is None else inputs[known]
+        labels = labels.unique(return_inverse=True)[1]
+    if len(flat) < 2:
+        raise UserError(f"t has {len(flat)} samples with a label; mutual information needs at least 2")
+    return Samples(flat, labels, inputs)
+
+
+def _flat(name: str, given: Array) -> Tensor:
+    """A tensor [N, D] of finite floating-point numbers."""
+    tensor = torch.as_tensor(given).detach()
+    if not tensor.dim() or not tensor.numel():
+        raise UserError(f"{name} has shape {list(tensor.shape)}; give activations [N, D...], one row for each sample")
+    flat = tensor.reshape(len(tensor), -1)
+    if not flat.is_floating_point():
+        flat = flat.double()
+    if not bool(torch.isfinite(flat.sum(dtype=torch.float64))):  # one pass without a copy; most have none
+        count = int((~torch.isfinite(flat)).sum())
+        if count:
+            bad = int((~torch.isfinite(flat)).any(1).sum())
+            raise UserError(
+                f"{name} has {count} values that are NaN or infinite, in {bad} of {len(flat)} samples; "
+                "the network has diverged or was given such inputs"
+            )
+    return flat
+
+
+def positive(name: str, value: float | None) -> float:
+    """A number above 0. Raises UserError."""
+    if value is None or isinstance(value, str) or not math.isfinite(value) or value <= 0:
+        raise UserError(f"{name}={value}: must be a finite number above 0")
+    return float(value)

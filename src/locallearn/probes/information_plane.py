@@ -1,0 +1,147 @@
+"""The information plane of a model's layers while it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from torch import Tensor
+
+from locallearn.analysis.information import (
+    ESTIMATORS,
+    NEED_X,
+    Information,
+    bounds,
+    data_processing,
+    information,
+    noise_from_distances,
+)
+from locallearn.analysis.information.noise import DIVISOR
+from locallearn.data import Data
+from locallearn.engine import Learner
+from locallearn.errors import UserError, unknown
+from locallearn.figures import COLOURS, panels
+from locallearn.figures.plane import plane
+from locallearn.probes.base import Moment, Probe, Row, Seen
+from locallearn.probes.depth import SPLITS, outputs, sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS = 8
+Pair: TypeAlias = tuple[Information | None, Information]
+Broken: TypeAlias = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class InformationPlane(Probe):
+    """I(X;T) and I(T;Y) of every unit of the model, in bits (Shwartz-Ziv and Tishby 2017; Saxe et al. 2018). Per layer:
+
+    i_x_t, i_t_y   of `kde` by the upper bound, of others the estimate; None where it has none
+    i_x_t_lower, i_x_t_upper, i_t_y_lower, i_t_y_upper   of `kde`, by the lower and the upper bound (see
+        `analysis.information.bounds`: of I(T;Y) they are differences of bounds)
+    estimator, noise_variance, bins, samples, h_y   its convention
+    warnings   sentences joined, or None: above H(Y), saturated at log2 N, a data-processing inequality broken, ...
+
+    Of `kde`, N^2 D operations per layer; see `locallearn.information` for the others.
+
+    estimator       kde (both bounds), or one of `locallearn.information`
+    noise_variance  of the Gaussian noise on the activations; `distances` for that of each layer at each look (90th
+                    percentile of its squared pairwise distances / 1000, drawn); null: its own, 0.1 for kde
+    bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, or edges
+    split, samples  what is looked at: the first so many of train, validation, test or all
+    """
+
+    estimator: str = "kde"
+    noise_variance: float | str | None = None
+    bins: int | float | list[float] = 30
+    split: str = "test"
+    samples: int = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = "probe.information_plane"
+        if self.estimator not in (*ESTIMATORS, "kde"):
+            raise unknown(f"{where}.estimator", self.estimator, (*ESTIMATORS, "kde"))
+        if self.split not in SPLITS:
+            raise unknown(f"{where}.split", self.split, SPLITS)
+        if self.samples < 2:
+            raise UserError(f"{where}.samples={self.samples}: must be at least 2")
+        variance = self.noise_variance
+        if variance != "distances" and variance is not None and (isinstance(variance, str) or variance <= 0):
+            raise UserError(f"{where}.noise_variance={variance}: must be a number above 0, distances or null")
+        if self.estimator == "gaussian" and variance is None:
+            raise UserError(f"{where}.estimator=gaussian needs the noise: give {where}.noise_variance=")
+
+    def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
+        inputs, labels = sample(data, self.split, self.samples)
+        arrays: dict[str, Tensor] = {}
+        found = []
+        for k, t in enumerate(outputs(learner, inputs)):
+            variance = self.noise_variance
+            if variance == "distances" and self.estimator != "binned":
+                drawn = noise_from_distances(t)
+                variance = drawn.noise_variance
+                noise = drawn.edges.new_tensor(drawn.noise_variance)
+                arrays |= {f"counts-{k:02d}": drawn.counts, f"edges-{k:02d}": drawn.edges, f"noise-{k:02d}": noise}
+            found.append(self._estimate(t, labels, inputs, variance))
+        broken = data_processing([upper for _, upper in found])
+        names = learner.model.names
+        return Seen([_row(k, names[k], *pair, broken) for k, pair in enumerate(found)], arrays)
+
+    def _estimate(self, t: Tensor, labels: Tensor, inputs: Tensor, variance: float | str | None) -> Pair:
+        """Of one layer's activations [N, D...]: by the lower bound (None of other estimators), and by the upper."""
+        if self.estimator == "kde":
+            return bounds(t, labels, 0.1 if variance is None else float(variance))
+        x = inputs if self.estimator in NEED_X else None
+        return None, information(t, labels, self.estimator, variance, self.bins, x)
+
+    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
+        figures = {"plane": plane([rows])}
+        if any(arrays.values()):
+            figures["distances"] = _draw_distances(arrays)
+        return figures
+
+
+def _row(layer: int, name: str, lower: Information | None, found: Information, broken: Sequence[Broken]) -> Row:
+    """The row of one layer, with the sentences of `data_processing` about it."""
+    sentences = [*found.warnings, *(sentence for k, sentence in broken if k == layer)]
+    row: Row = {"layer": layer, "name": name, "i_x_t": found.x, "i_t_y": found.y}
+    if lower is not None:
+        row |= {"i_x_t_lower": lower.x, "i_x_t_upper": found.x, "i_t_y_lower": lower.y, "i_t_y_upper": found.y}
+    return row | {
+        "h_y": found.h_y,
+        "estimator": found.estimator,
+        "noise_variance": found.noise_variance,
+        "bins": found.bins,
+        "samples": found.samples,
+        "warnings": "; ".join(sentences) or None,
+    }
+
+
+def _draw_distances(arrays: Mapping[int, Mapping[str, Tensor]]) -> Figure:
+    """The squared distances that the noise was taken from, against their own 90th percentile, at the first and the last
+    look; a panel for each of up to eight layers."""
+    looks = [epoch for epoch in sorted(arrays) if arrays[epoch]]
+    layers = sorted(int(key.removeprefix("counts-")) for key in arrays[looks[-1]] if key.startswith("counts-"))
+    chosen = layers if len(layers) <= PANELS else [layers[round(i * (len(layers) - 1) / 7)] for i in range(PANELS)]
+    columns = min(4, len(chosen))
+    figure, axes = panels(columns, -(-len(chosen) // columns), width=2.1, height=1.9)
+    for panel, layer in zip(axes, chosen, strict=False):
+        for epoch, colour in zip(dict.fromkeys((looks[0], looks[-1])), COLOURS, strict=False):
+            counts, edges, variance = (
+                arrays[epoch][f"{kind}-{layer:02d}"].double() for kind in ("counts", "edges", "noise")
+            )
+            edges = edges / (variance * DIVISOR)
+            density = counts / counts.sum() / edges.diff()
+            panel.stairs(density.tolist(), edges.tolist(), color=colour, label=f"epoch {epoch}: {float(variance):.2g}")
+        panel.axvline(1.0, color=COLOURS[6], linestyle="--", linewidth=0.8)
+        panel.set_xlim(0, 3)
+        panel.set_title(f"layer {layer}", fontsize=8)
+        panel.set_xlabel("squared distance / 90th percentile", fontsize=7)
+        panel.set_ylabel("density of pairs", fontsize=7)
+        panel.legend(fontsize=6, title="noise variance", title_fontsize=6, frameon=False)
+    for panel in axes[len(chosen) :]:
+        panel.set_visible(False)
+    return figure
