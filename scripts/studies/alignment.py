@@ -91,7 +91,7 @@ def draw(results: dict[str, Any]) -> dict[str, Any]:
     end.legend(ncols=2, fontsize=7)
     for axis, strategy, key, name in (
         (local, "dgl", "cosine", "cosine to backpropagation"),
-        (feedback, "fa", "angle", "angle to backpropagation in degrees"),
+        (feedback, "fa", "angle", "angle to backpropagation [°]"),
     ):
         found = results["alignment"][strategy]
         values = _over_seeds(found, key)
@@ -109,7 +109,7 @@ def _draw_fit(fit: dict[str, Any]) -> Any:
         for strategy, seeds in by_name.items():
             line = [mean(v) for v in zip(*seeds, strict=True)]
             axis.plot(range(1, len(line) + 1), line, color=by_strategy(strategy), label=strategy)
-        axis.set(xlabel="epoch", ylabel="accuracy on the training batches", title=f"{labels.capitalize()} labels")
+        axis.set(xlabel="epoch", ylabel="training accuracy", title=f"{labels.capitalize()} labels")
         axis.set_ylim(0, 1.02)
         axis.legend()
     return figure

@@ -82,7 +82,7 @@ def draw(results: dict[str, Any]) -> dict[str, Any]:
         deviation = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
         means = [mean(v) for v in values]
         final.errorbar(results["removals"], means, deviation, color=colour, marker="o", ms=3, label=deficit)
-    final.set(xlabel="epoch at which the deficit is removed", ylabel="final test accuracy in percent")
+    final.set(xlabel="epoch at which the deficit is removed", ylabel="test accuracy [%]")
     final.set_title(f"After {results['clean']} clean epochs")
     final.legend()
     for colour, (removal, found) in zip(COLOURS, results["fisher"].items(), strict=False):
@@ -90,14 +90,12 @@ def draw(results: dict[str, Any]) -> dict[str, Any]:
         whole.plot(found["epochs"], [sum(at) for at in found["trace"]], color=colour, label=label)
         if int(removal):
             whole.axvline(int(removal), color=colour, ls=":", lw=1)
-    whole.set(xlabel="epoch", ylabel="trace of the Fisher information (nats²)", title="All layers", yscale="log")
+    whole.set(xlabel="epoch", ylabel="Fisher trace [nats²]", title="All layers", yscale="log")
     whole.legend()
     found = next(iter(results["fisher"].values()))
     for layer, (name, colour) in enumerate(zip(found["layers"], by_depth(len(found["layers"])), strict=True)):
         layers.plot(found["epochs"], [at[layer] for at in found["trace"]], color=colour, label=name)
-    layers.set(
-        xlabel="epoch", ylabel="trace of the Fisher information (nats²)", title="No deficit, by layer", yscale="log"
-    )
+    layers.set(xlabel="epoch", ylabel="Fisher trace [nats²]", title="No deficit, by layer", yscale="log")
     layers.legend()
     return {NAME: figure}
 

@@ -75,14 +75,14 @@ def draw(results: dict[str, Any]) -> dict[str, Any]:
     figures = {
         f"{NAME}_{task}_{net}": plane([found["plane"]]) for task, nets in results.items() for net, found in nets.items()
     }
-    figure, axes = panels(2, len(results))
+    figure, axes = panels(2, len(results), width=2.7, height=1.9)
     cells = [(task, net, found) for task, nets in results.items() for net, found in nets.items()]
     for axis, (task, net, found) in zip(axes, cells, strict=True):
         names = {row["layer"]: row["name"] for row in found["snr"]}
         for (layer, name), colour in zip(names.items(), by_depth(len(names)), strict=True):
             axis.plot(*path(found["snr"], layer, "gradient_snr"), color=colour, label=name)
         axis.axhline(1, color="black", lw=0.6)
-        axis.set(xlabel="epoch", ylabel="gradient signal-to-noise", yscale="log", title=f"{task}, {net}")
+        axis.set(xlabel="epoch", ylabel="gradient SNR", yscale="log", title=f"{task}, {net}")
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xlim(left=0)
         axis.legend(fontsize=6)

@@ -105,7 +105,7 @@ def render(results: dict[str, Any]) -> Iterator[str]:
     tanh, relu = (max(falls[a, "binned", k] for k in tops) for a in ACTIVATIONS)
     yield from verdicts(
         [
-            (abs(h_y - 0.999157) < 1e-4, f"H(Y) = {h_y:.6f} bits (0.999157 in closed form)."),
+            (abs(h_y - 0.999157) < 1e-4, f"H(Y) = {h_y:.4f} bits (0.999157 from the labels)."),
             (tanh > 1, f"the last hidden layers compress with tanh: by up to {tanh:.2f} bits, binned."),
             (relu < tanh / 2, f"those with ReLU hardly: by up to {relu:.2f} bits."),
             (
