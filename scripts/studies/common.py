@@ -8,12 +8,13 @@ import json
 import os
 import re
 import statistics
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,7 +73,7 @@ def runs(settings: Mapping[Key, str], options: Options) -> dict[Key, Run]:
     todo = [text for text in texts if not (folder(text, options.out) / DONE).is_file()]
     if todo:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what probes call beside PyTorch
-        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(options.jobs, get_context("spawn"), _end_with_parent) as pool:
             waiting = [pool.submit(_do, text, options.data, options.out) for text in todo]
             try:
                 for number, future in enumerate(as_completed(waiting), 1):
@@ -83,6 +84,18 @@ def runs(settings: Mapping[Key, str], options: Options) -> dict[Key, Run]:
     options.seconds += sum(_spent(folder(text, options.out)) for text in texts)
     found = {text: _read(folder(text, options.out)) for text in texts}
     return {key: found[text] for key, text in settings.items()}
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would go on with its run, beside the one that is started next."""
+
+    def wait() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def folder(text: str, out: Path) -> Path:

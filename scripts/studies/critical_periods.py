@@ -18,7 +18,9 @@ TEXT = (
     "it, as many whenever the deficit was removed, at a fixed learning rate; `none` trains as long without one. "
     "A period is critical if the later accuracy depends on it. Beside it the trace of the Fisher information of the "
     "weights (`probe=fisher`). Published: Achille, Rovere & Soatto 2019 (arXiv 1711.08856), CNN on CIFAR-10, read off "
-    "the figures by eye [Rf]; that setting is `+experiment=critical_periods`. Here, to run on two cores: SETTING."
+    "the figures by eye [Rf]; that setting is `+experiment=critical_periods`. The net and its optimizer were "
+    "chosen on seed 0 because blur leaves a mark there (a wider net with Adam shows none after 15 epochs of it); the "
+    "seeds shown are others. Here, to run on two cores: SETTING."
 )
 NEEDS_DATA = False
 NONE = "none"  # the control: as many epochs, all of them clean
@@ -37,7 +39,7 @@ LASTING = 1.0  # points: a smaller loss is called none
 
 
 def run(options: Options) -> dict[str, Any]:
-    setting, removals, shown, clean, seeds = SETTING, REMOVALS, SHOWN, CLEAN, (0, 1)
+    setting, removals, shown, clean, seeds = SETTING, REMOVALS, SHOWN, CLEAN, (1, 2)
     if options.quick:
         setting = setting.replace("cifar10", "digits")
         removals, shown, clean, seeds = (0, 1), (0, 1), 1, (0,)

@@ -55,6 +55,9 @@ def save(figure: Figure, path: Path) -> list[Path]:
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    for legend in (axes.get_legend() for axes in figure.axes):
+        if legend is not None:
+            legend.set_frame_on(False)  # of legends made outside of the style
     files = [path.with_name(f"{path.name}.{ending}") for ending in ("svg", "png")]
     with matplotlib.rc_context(_STYLE):
         figure.savefig(files[0], metadata={"Date": None})
