@@ -28,7 +28,7 @@ MAY_IMPORT = {
     | {"contract", "auxiliary", "objectives", "data", "engine", "models", "probes", "runtime", "training"},
     "runtime": FOUNDATION | {"contract", "engine", "models"},
     "training": FOUNDATION
-    | {"contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"},
+    | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"},
     "compose": {"errors", "config"},
     "commands": {"errors", "compose", "config", "runtime", "training", "data", "stopping"},
     "cli": {"errors", "commands", "compose", "config", "training", "stopping"},

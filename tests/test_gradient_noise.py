@@ -65,7 +65,7 @@ def test_pure_noise_has_the_ratio_of_the_documentation():
 def test_transition():
     epochs = [0, 1, 2, 5, 10, 20, 50, 100, 200]
     assert transition(epochs, [9, 8, 7, 5, 3, 0.5, 0.4, 0.3, 0.2]) == 20
-    assert transition(epochs, [9, 8, 0.5, 5, 3, 0.5, 0.4, 0.3, 3.0]) == 20, "single looks on the wrong side"
+    assert transition(epochs, [9, 0.5, 8, 7, 5, 0.5, 0.4, 0.3, 3.0]) == 20, "single looks on the wrong side"
     assert transition(epochs, [9, 8, 7, 5, 3, 3, 4, 5, 2]) is None
     assert transition(epochs, [0.1] * 9) == 0
     assert transition(epochs, [0.1, 0.1, 0.1, 2, 2, 2, 0.1, 0.1, 0.1]) == 50

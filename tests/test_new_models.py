@@ -1,4 +1,4 @@
-"""gelan, cspnet, revnet, rnn and gcn: published sizes, hand-written forwards, and reversible blocks against plain autograd."""
+"""gelan, cspnet, revnet, rnn, gcn: published sizes, hand-written forwards, reversible blocks against plain autograd."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import locallearn
 from locallearn.compose import choices
+from locallearn.data import Split
 from locallearn.errors import UserError
 from locallearn.probes.base import numbers
 from locallearn.probes.depth import sample
@@ -165,20 +166,26 @@ def test_bad_input_of_the_command(arguments, sentence, plain):
 def test_a_probe_that_cannot_look_leaves_no_run(tmp_path):
     """Said before the run has a folder."""
     settings = {"probe": "features", "probe.features.image": 10**6, "out": str(tmp_path / "runs"), **SETTINGS}
-    with pytest.raises(UserError, match="probe.features.image"):
+    with pytest.raises(UserError, match=r"probe\.features\.image"):
         locallearn.train(**settings)
     assert not (tmp_path / "runs").exists()
 
 
-def test_sample_takes_the_first_of_a_split():
+def test_sample_draws_from_a_split():
     from locallearn.compose import compose
     from locallearn.config.experiment import experiment
     from locallearn.training.prepare import prepare
 
     _, data = prepare(experiment(*compose(["model=lenet"])))
     inputs, labels = sample(data, "all", len(data.train) + len(data.validation) + 3)
-    assert torch.equal(labels[-3:], data.test.labels[:3])
-    assert torch.equal(inputs[-3:], next(data.evaluation(data.test, 3))[0])
+    images, of = sample(data, "test")
+    for image, label in zip(inputs[-3:], labels[-3:], strict=True):
+        places = (images == image).flatten(1).all(dim=1).nonzero().squeeze(1)
+        assert label in of[places], "a sample of the test set with its own label"
+    assert torch.equal(labels, sample(data, "all", len(labels))[1]), "the same ones whenever"
+    order = data.train.labels.argsort()
+    data.train = Split(data.train.store, data.train.index[order], data.train.labels[order])
+    assert len(sample(data, "train", 100)[1].unique()) == 10, "though the set is sorted by class"
     assert len(sample(data, "test")[0]) == len(data.test)
     with pytest.raises(UserError, match="tset"):
         sample(data, "tset", 1)

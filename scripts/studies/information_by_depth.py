@@ -17,8 +17,8 @@ TEXT = (
     "greedy SL). After training, at every unit: the accuracy of a linear classifier on the pooled features "
     "(`probe=linear`), and what a small convolutional net reads of the label from the whole maps "
     "(`probe=usable_information`, a lower bound of I(h; y); its accuracy is the I(h, y) of InfoPro's figure). Both are "
-    "fitted to 2,000 training images and measured on 2,000 test images. Published: Wang et al. 2021 (arXiv 2101.10832), "
-    "Fig. 2 [Rf: read off the figure by eye], 160 epochs on all of CIFAR-10."
+    "fitted to 2,000 training images and measured on 2,000 test images. Published: Wang et al. 2021 (arXiv "
+    "2101.10832), Fig. 2 [Rf: read off the figure by eye], 160 epochs on all of CIFAR-10."
 )
 NEEDS_DATA = True
 BLOCKS = (1, 2, 4, 8, 16)

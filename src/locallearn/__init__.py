@@ -13,12 +13,14 @@ _LAZY = {
     "load": "locallearn.api",
     "as_blocks": "locallearn.models",
     "BlockModel": "locallearn.models",
+    "Tracker": "locallearn.analysis.tracker",
     "information": "locallearn.analysis.information",
 }
 __all__ = [*_LAZY, "__version__"]
 
 if TYPE_CHECKING:
     from locallearn.analysis.information import information as information
+    from locallearn.analysis.tracker import Tracker as Tracker
     from locallearn.api import build as build
     from locallearn.api import load as load
     from locallearn.api import train as train

@@ -86,8 +86,8 @@ def reconstruct(h: Tensor, inputs: Tensor, held_out: Tensor, *, steps: int = 300
     from theirs, h [N, ...]. Returns [M, *image] in float32.
 
     Adam (rate 1e-2 for maps, 1e-3 for vectors, falling to 0 as a cosine) on the mean squared error, `steps` batches of
-    32, features standardised.    The decoder adds to an image that is learned, too, from the mean input on. Its initial weights and its batches come
-    from `seed` alone.
+    32, features standardised. The decoder adds to an image that is learned, too, from the mean input on. Its initial
+    weights and its batches come from `seed` alone.
     """
     _check(h, inputs)
     h, held_out = standardised(h.detach(), held_out.detach())
@@ -114,21 +114,32 @@ def ridge(h: Tensor, inputs: Tensor, held_out: Tensor, penalty: float | None = N
     [N, *image], and what it makes of held-out features [M, ...]: [M, *image] in float64, and the penalty.
 
     In the dual form, so that N decides the cost (N^2 * features + N^3) and not the number of features. Without a
-    penalty, that of the least generalised cross-validation error (Golub, Heath & Wahba 1979) is taken. Exact in the
-    precision of h.
+    penalty, that of the least generalised cross-validation error (Golub, Heath & Wahba 1979) is taken. Sums are in
+    float64: in float32 rounding passes for small eigenvalues, and far too little penalty is chosen.
     """
     _check(h, inputs)
-    mean_h, mean_x = h.mean(0, keepdim=True), inputs.double().mean(0, keepdim=True)
-    flat, others = (h - mean_h).flatten(1), (held_out - mean_h).flatten(1)
-    gram = (flat @ flat.T).double()  # [N, N]
+    mean_x, n = inputs.double().mean(0, keepdim=True), len(h)
+    products = _products(torch.cat([h, held_out]), n)  # [N + M, N]
+    gram = products[:n]
     values, vectors = torch.linalg.eigh(gram)
     values = values.clamp(min=0)
     target = vectors.T @ (inputs.double() - mean_x).flatten(1)  # [N, numbers], in the basis of the eigenvectors
     if penalty is None:
         penalty = _penalty(values, target.square().sum(1))
     weights = vectors @ (target / (values + penalty)[:, None])
-    decoded = (others @ flat.T).double() @ weights
+    decoded = products[n:] @ weights
     return decoded.unflatten(1, tuple(inputs.shape[1:])) + mean_x, penalty
+
+
+def _products(h: Tensor, n: int) -> Tensor:
+    """Inner products of all features [N + M, ...] with the first N, less the mean of these: float64 [N + M, N]. In
+    parts of the features, so that no float64 copy of all is held."""
+    flat = h.flatten(1)
+    total = torch.zeros(len(h), n, dtype=torch.float64, device=h.device)
+    for part in flat.split(2048, 1):
+        centred = part.double() - part[:n].double().mean(0)
+        total += centred @ centred[:n].T
+    return total
 
 
 def _penalty(values: Tensor, energy: Tensor) -> float:

@@ -20,7 +20,7 @@ class Maps(NamedTuple):
     component   first principal component [H, W]: positions are the samples, channels the variables; the sign is that
                 of the mean map
     share       of the variance over positions that the component has
-    channels    those of largest variance over positions [K, H, W], the largest first, and their numbers `index` [K]
+    channels    those of largest variance over positions [K, H, W], the largest first, and their numbers `numbers` [K]
     dead        share of the channels that are the same at every position
     """
 
@@ -28,7 +28,7 @@ class Maps(NamedTuple):
     component: Tensor
     share: float
     channels: Tensor
-    index: Tensor
+    numbers: Tensor
     dead: float
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,8 +45,8 @@ def fisher_diagonal(
     nodes   for a model that reads all inputs at once (a graph): the places [M] of the samples to take; None for all
             other models
 
-    Costs a forward and a backward per sample, a chunk of samples at a time (`vmap`); one by one for large models and
-    for modules that `vmap` cannot take.
+    Costs two forwards and backwards per sample, a chunk of samples at a time (`vmap`); one by one where convolutions
+    have many weights and for modules that `vmap` cannot take.
     """
     weights = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}  # the values are shared
     totals = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in weights.items()}
@@ -59,37 +60,96 @@ def fisher_diagonal(
             for name, square in squares.items():
                 totals[name] += square
     samples = len(inputs) if nodes is None else len(nodes)
-    return {name: total.detach() / samples for name, total in totals.items()}
+    return {name: total / samples for name, total in totals.items()}
 
 
 def _of_samples(
     model: nn.Module, weights: dict[str, Tensor], inputs: Tensor, random: torch.Generator
 ) -> Iterator[dict[str, Tensor]]:
     """Sums over chunks of samples of the squared gradients."""
+    dense = _dense(model, inputs[:1])
+    fixed = {name: p.detach() for name, p in weights.items()}
+    rest = {name: p for name, p in fixed.items() if name.rpartition(".")[0] not in dense}
 
-    def likelihood(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        logits = functional_call(model, weights, (x.unsqueeze(0),))
+    def likelihood(some: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        logits = functional_call(model, {**fixed, **some}, (x.unsqueeze(0),))
         return logits.log_softmax(dim=1).gather(1, y.view(1, 1)).sum()
 
     together = vmap(grad(likelihood), in_dims=(None, 0, 0))
-    size = max(1, NUMBERS // max(1, sum(p.numel() for p in weights.values())))
+    size = max(1, NUMBERS // max(1, sum(p.numel() for p in rest.values())))
     vectorised = size > 1  # `vmap` over one sample only costs
     for xs in inputs.split(min(CHUNK, size)):
-        with torch.no_grad():
-            ys = _drawn(model(xs), random)
-        if vectorised:
+        ys, squares = _dense_squares(model, weights, dense, xs, random)
+        yield squares
+        if vectorised and rest:
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "There is a performance drop")  # still faster than one by one
-                    grads = together(weights, xs, ys)
+                    grads = together(rest, xs, ys)
                 yield {name: g.square().sum(dim=0) for name, g in grads.items()}
                 continue
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # a module without a batching rule; any other error comes again below
                 vectorised = False
-        for x, y in zip(xs, ys, strict=True):
-            yield _squares(likelihood(weights, x, y), weights)
+        leaves = {name: weights[name] for name in rest}
+        for x, y in zip(xs, ys, strict=True) if rest else ():
+            yield _squares(likelihood(leaves, x, y), leaves)
+
+
+def _dense(model: nn.Module, one: Tensor) -> dict[str, nn.Linear]:
+    """The linear layers that read one vector for each sample, once, and share no weights: their gradient is an outer
+    product, so that the squares need no gradient of single samples. `one` is a sample [1, ...]."""
+    owners = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
+    layers = {
+        name: m
+        for name, m in model.named_modules()
+        if type(m) is nn.Linear and name and all(owners[p] == 1 for p in m.parameters())
+    }
+    seen: dict[str, list[torch.Size]] = {name: [] for name in layers}
+    handles = [
+        m.register_forward_hook(lambda _, args, out, name=name: seen[name].append(args[0].shape))
+        for name, m in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(one)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: m for name, m in layers.items() if len(seen[name]) == 1 and seen[name][0] == (1, m.in_features)}
+
+
+def _dense_squares(
+    model: nn.Module, weights: dict[str, Tensor], dense: dict[str, nn.Linear], xs: Tensor, random: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Labels drawn for the samples, and the sums of the squared gradients of `dense` layers by parameter name."""
+    read: dict[str, Tensor] = {}
+    emitted: dict[str, Tensor] = {}
+
+    def record(name: str, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        read[name], emitted[name] = args[0].detach(), out
+        return out.clone()  # what follows may work in place
+
+    handles = [
+        m.register_forward_hook(lambda _, args, out, name=name: record(name, args, out)) for name, m in dense.items()
+    ]
+    try:
+        logits = functional_call(model, weights, (xs,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    ys = _drawn(logits.detach(), random)
+    squares: dict[str, Tensor] = {}
+    if dense:
+        value = logits.log_softmax(dim=1).gather(1, ys[:, None]).sum()
+        grads = torch.autograd.grad(value, list(emitted.values()), allow_unused=True)
+        for (name, x), g in zip(read.items(), grads, strict=True):
+            if g is not None:
+                squares[f"{name}.weight"] = g.square().T @ x.square()
+                if dense[name].bias is not None:
+                    squares[f"{name}.bias"] = g.square().sum(dim=0)
+    return ys, squares
 
 
 def _of_nodes(

@@ -5,6 +5,7 @@ dataset.py      what a run works with: `Data` with its batches and its three spl
 store.py        raw samples in memory;  stream.py  raw images in files, read by workers
 split.py        the seeded draws of validation, fraction and label noise, and the checks of labels
 augment.py      crop, flip and cutout, each image its own;  normalise.py  pixels to float32
+deficit.py      what training images suffer for some epochs
 graph.py        a set whose samples are the nodes of one graph
 files.py        checksums of files that the user brings
 digits.py  vision.py  folder.py  synthetic.py  tishby.py  names.py  cora.py     the sets

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from locallearn.data.augment import Augment, draw
+from locallearn.data.deficit import Deficit
 from locallearn.data.normalise import Normaliser
 from locallearn.data.store import Size, Store
 from locallearn.errors import UserError
@@ -43,8 +44,8 @@ class Data:
     graph       edges between the samples, int64 [2, E], or None (see `GraphData`)
 
     Inputs are float32 [B, *image], labels int64 [B], both on the device. Nothing has to be stored to resume: the
-    order follows from (seed, epoch) and the augmentation from (seed, epoch, step). Samples that are float32 already
-    are neither augmented nor normalised (`normaliser` is None).
+    order follows from (seed, epoch), augmentation and deficit from (seed, epoch, step). Samples that are float32
+    already are neither augmented nor normalised (`normaliser` is None).
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Data:
         seed: int,
         augment: Augment,
         normaliser: Normaliser | None,
+        deficit: Deficit | None = None,
     ) -> None:
         self.name, self.classes, self.seed = name, classes, seed
         self.train, self.validation, self.test = splits
         self.augment, self.normaliser = augment, normaliser
+        self.deficit = deficit or Deficit()
         self.graph: Tensor | None = None
 
     @property
@@ -82,7 +85,8 @@ class Data:
         return max(1, len(self.train) // _positive(batch_size))
 
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches (inputs [B, *image], labels [B]) of one epoch, shuffled, augmented and normalised.
+        """Training batches (inputs [B, *image], labels [B]) of one epoch, shuffled, augmented and normalised, and in
+        the epochs of a deficit under it.
 
         `start` skips that many steps: what follows is exactly what an uninterrupted epoch would have given.
         Raises UserError for a batch size below 1 or, with a streamed folder, for an image that cannot be read.
@@ -90,7 +94,10 @@ class Data:
         size = self.batch(batch_size)
         order = torch.randperm(len(self.train), generator=generator(self.seed, "order", epoch))
         order = order[start * size : self.steps(batch_size) * size]
+        deficit = self.deficit.now(epoch)
         for step, (images, labels) in enumerate(self.train.take(order, size), start):
+            if deficit:
+                images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)
             yield self._prepare(images, epoch, step), labels
 
     def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
+from locallearn.data.deficit import DEFICITS, Deficit
 from locallearn.data.normalise import NORMALISATIONS, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Store
@@ -49,6 +50,7 @@ class DataSource(ABC):
     label_noise  share of the training labels drawn again, uniformly over all classes; validation and test stay clean
     normalise    standard (per channel, mean 0 and deviation 1 over the training split) or symmetric ([-1, 1])
     crop, flip, cutout   see `Augment`
+    deficit, deficit_from, deficit_until   see `Deficit`
     """
 
     name: ClassVar[str]
@@ -62,6 +64,9 @@ class DataSource(ABC):
     crop: int = 0
     flip: bool = False
     cutout: int = 0
+    deficit: str | None = None
+    deficit_from: int = 0
+    deficit_until: int | None = None
 
     def __post_init__(self) -> None:
         require(0 <= self.validation < 1, "validation", self.validation, "at least 0 and below 1")
@@ -71,6 +76,11 @@ class DataSource(ABC):
         require(self.cutout >= 0, "cutout", self.cutout, "at least 0")
         if self.normalise not in NORMALISATIONS:
             raise unknown("data.normalise", self.normalise, NORMALISATIONS)
+        if self.deficit is not None and self.deficit not in DEFICITS:
+            raise unknown("data.deficit", self.deficit, DEFICITS)
+        require(self.deficit_from >= 0, "deficit_from", self.deficit_from, "at least 0")
+        until, least = self.deficit_until, self.deficit_from
+        require(until is None or until >= least, "deficit_until", until, f"at least data.deficit_from={least}, or null")
 
     @abstractmethod
     def read(self, device: torch.device) -> Raw:
@@ -106,7 +116,8 @@ class DataSource(ABC):
         if raw.validation is not None:
             validation = _whole(raw.validation, device)
         splits = (train, validation, _whole(raw.test, device))
-        return Data(self.name, raw.classes, splits, seed, augment, self._normaliser(train, device))
+        deficit = Deficit(self.deficit, self.deficit_from, self.deficit_until)
+        return Data(self.name, raw.classes, splits, seed, augment, self._normaliser(train, device), deficit)
 
     def _divide(self, labels: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
         """Places of the training and of the validation samples among labels [N]: validation first, then fraction."""
@@ -125,11 +136,13 @@ class DataSource(ABC):
         return index, held_out
 
     def _augment(self, images: Store) -> Augment:
+        """What is done to training images. Raises UserError where it, or a deficit, does not fit them."""
         augment = Augment(self.crop, self.flip, self.cutout)
-        if not augment:
+        if not augment and self.deficit is None:
             return augment
         if images.dtype != torch.uint8 or len(images.image) != 3:
-            raise UserError(f"data={self.name} has no pixels: data.crop, data.flip and data.cutout must be off")
+            options = "data.deficit" if not augment else "data.crop, data.flip and data.cutout"
+            raise UserError(f"data={self.name} has no pixels: {options} must be off")
         side = min(images.image[1:])
         require(self.crop <= side, "crop", self.crop, f"at most {side}, the side of the image")
         require(self.cutout <= side, "cutout", self.cutout, f"at most {side}, the side of the image")

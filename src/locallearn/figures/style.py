@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")  # Okabe-Ito
@@ -67,6 +69,15 @@ def by_depth(count: int) -> list[str]:
 
     scale = colormaps["viridis"]
     return [to_hex(scale(0.9 * k / max(1, count - 1))) for k in range(count)]
+
+
+def name_layers(axis: Axis, names: Sequence[str]) -> None:
+    """Name the places 0, 1, ... of an axis of layers; of more than 16 only every second, third, ..."""
+    from matplotlib.axis import XAxis
+
+    stride = 1 + (len(names) - 1) // 16
+    long = isinstance(axis, XAxis) and max(map(len, names[::stride]), default=0) * len(names[::stride]) > 30
+    axis.set_ticks(range(0, len(names), stride), list(names[::stride]), rotation=90 if long else 0)
 
 
 def by_strategy(name: str) -> str:

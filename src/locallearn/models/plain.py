@@ -119,7 +119,7 @@ def plainnet(image: Size, classes: int, *, depth: int = 20) -> BlockModel:
         raise UserError(f"depth={depth} but a plain net has 6n+2 layers; choose 20, 32, 44, 56 or 110")
     channels, *_ = check_image(image, "plainnet")
     widths = [16, *(w for w in (16, 32, 64) for _ in range(depth // 3))]
-    units = []
+    units: list[nn.Module] = []
     for before, width in pairwise((channels, *widths)):
         stride = 2 if units and width > before else 1
         conv = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)

@@ -17,6 +17,7 @@ from locallearn.engine.gradients import Gradients, strategy_gradients, true_grad
 from locallearn.errors import UserError
 from locallearn.probes import curves
 from locallearn.probes.base import Moment, Probe, Row, Seen
+from locallearn.probes.depth import sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,11 +42,10 @@ class Alignment(Probe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples < 2:
-            raise UserError(f"probe.samples={self.samples}: must be at least 2")
+            raise UserError(f"probe.alignment.samples={self.samples}: must be at least 2")
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
-        inputs, labels = next(data.evaluation(data.train, min(self.samples, len(data.train))))
-        return Seen(alignment(learner, inputs, labels))
+        return Seen(alignment(learner, *sample(data, "train", self.samples)))
 
     def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
         if not any("update_cosine" in row for row in rows):  # no block has a true gradient to compare with
@@ -56,7 +56,7 @@ class Alignment(Probe):
             curves.lines(axes, rows, "block", key)
         cosine.set(ylabel="cosine to backpropagation's gradient", ylim=(min(-0.05, cosine.get_ylim()[0]), 1.05))
         angle.set(ylabel="angle to it (degrees)", ylim=(-2, max(95, angle.get_ylim()[1])))
-        cosine.legend(fontsize=6)
+        cosine.legend(fontsize=6, frameon=False)
         return {"alignment": figure}
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row: TypeAlias = dict[str, Any]
-"""One line of a probe's `rows.jsonl`: numbers, texts, None. `block` or `layer` (a number from the input upward) says what it is about; texts
-say by which convention a number was made."""
+"""One line of a probe's `rows.jsonl`: numbers, texts, None. `block` or `layer` (a number from the input upward) says
+what it is about; texts say by which convention a number was made."""
 
 PER_DECADE = 10
 

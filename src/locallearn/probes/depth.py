@@ -10,13 +10,16 @@ from torch import Tensor
 from locallearn.data import Data, Split
 from locallearn.engine import Learner
 from locallearn.errors import UserError, unknown
+from locallearn.models import BlockModel
+from locallearn.seeds import generator
 
 SPLITS = ("train", "validation", "test", "all")
 
 
 def sample(data: Data, split: str, samples: int | None = None) -> tuple[Tensor, Tensor]:
-    """The first `samples` inputs [N, *image] and labels [N] of a split (`all`: train, validation and test, one after
-    the other), without augmentation; all of them if there are fewer or `samples` is None. On the device.
+    """`samples` inputs [N, *image] and labels [N] of a split (`all`: train, validation and test, one after the other),
+    without augmentation; all of them if there are fewer or `samples` is None. On the device. Where they are not all
+    they are drawn, the same ones whenever and under whatever seed: many sets are sorted by class.
 
     Of a graph always all nodes; those without a label in the split have one below 0."""
     parts: dict[str, list[Split]] = {
@@ -36,6 +39,9 @@ def sample(data: Data, split: str, samples: int | None = None) -> tuple[Tensor, 
     found: list[tuple[Tensor, Tensor]] = []
     left = samples
     for part in parts[split]:
+        if left is not None and left < len(part):
+            order = torch.randperm(len(part), generator=generator(0, "sample"))[:left]
+            part = Split(part.store, part.index[order], part.labels[order.to(part.labels.device)])
         for x, y in data.evaluation(part, 256):
             if left == 0:
                 break
@@ -47,10 +53,10 @@ def sample(data: Data, split: str, samples: int | None = None) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def outputs(learner: Learner, inputs: Tensor) -> Iterator[Tensor]:
-    """What every unit of the model emits [B, ...] for inputs [B, *image], from the lowest upward, in eval mode; one at
-    a time is held."""
-    model = learner.model.eval()  # `unchanged` puts the modes back
+def outputs(learner: Learner, inputs: Tensor, other: BlockModel | None = None) -> Iterator[Tensor]:
+    """What every unit of the model (or of another one like it) emits [B, ...] for inputs [B, *image], from the lowest
+    upward, in eval mode; one at a time is held."""
+    model = (other or learner.model).eval()  # `unchanged` puts the modes back
     h = learner.prepare(inputs)
     for unit in model.units:
         with learner.stage.autocast():

@@ -71,7 +71,7 @@ class Features(Probe):
             shape = "x".join(map(str, h.shape[1:]))
             shares: Row = {"component_share": found.share, "dead_share": found.dead}
             rows.append({"layer": i, "name": learner.model.names[i], "shape": shape, **shares})
-            for name in ("mean", "component", "channels", "index"):
+            for name in ("mean", "component", "channels", "numbers"):
                 arrays[f"{i:03d}/{name}"] = getattr(found, name)
         return Seen(rows, arrays)
 
@@ -116,13 +116,12 @@ def bare(axis: Axes, title: str = "", label: str = "") -> None:
     axis.set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
 
 
-def show(axis: Axes, image: Tensor, **scale: float) -> None:
-    """An image [C, H, W] of 1 or 3 channels from 0 to 1, in their colours; any other as the mean of its channels."""
-    if image.dim() == 3 and len(image) == 3:
+def show(axis: Axes, image: Tensor) -> None:
+    """An image [C, H, W] on the scale from 0 to 1: three channels in colour, others as their mean in grey."""
+    if len(image) == 3:
         axis.imshow(image.clamp(0, 1).permute(1, 2, 0).float().numpy(), interpolation="nearest")
     else:
-        flat = image.float().mean(0) if image.dim() == 3 else image.float()
-        axis.imshow(flat.numpy(), cmap="gray", interpolation="nearest", **scale)
+        axis.imshow(image.float().mean(0).numpy(), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
 
 
 def _picture(rows: Sequence[Row], arrays: Mapping[str, Tensor], epoch: int) -> Figure:
@@ -134,7 +133,7 @@ def _picture(rows: Sequence[Row], arrays: Mapping[str, Tensor], epoch: int) -> F
     for axis in axes:
         bare(axis)
     if arrays["input"].dim() == 3:
-        show(axes[0], arrays["input"], vmin=0, vmax=1)
+        show(axes[0], arrays["input"])
         bare(axes[0], "image")
     for k, layer in enumerate(layers):
         line = axes[k * columns + 1 : (k + 1) * columns]
@@ -145,7 +144,7 @@ def _picture(rows: Sequence[Row], arrays: Mapping[str, Tensor], epoch: int) -> F
             axis.set_box_aspect(1)
         bare(line[0], "" if k else "mean", f"{row['name']}\n{row['shape']}")
         bare(line[1], "" if k else "1st component")
-        for axis, index in zip(line[2:], arrays[f"{layer}/index"].tolist(), strict=False):
+        for axis, index in zip(line[2:], arrays[f"{layer}/numbers"].tolist(), strict=False):
             bare(axis, f"ch. {index}")
     when = "initial weights" if epoch == 0 else f"after epoch {epoch}"
     figure.suptitle(f"Feature maps, {when}", fontsize=8)

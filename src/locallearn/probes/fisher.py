@@ -33,7 +33,7 @@ class Fisher(Probe):
 
     The labels are drawn anew at every look. Layers without parameters are left out.
 
-    samples  training samples, the first ones; of a graph, labelled training nodes
+    samples  training samples; of a graph, labelled training nodes
     """
 
     samples: int = 512
@@ -56,7 +56,7 @@ class Fisher(Probe):
         curves.lines(mean, rows, "layer", "fisher_trace_per_parameter")
         total.set(yscale="log", ylabel="trace of the Fisher information (nats²)")
         mean.set(yscale="log", ylabel="the same per parameter (nats²)")
-        total.legend(fontsize=6)
+        total.legend(fontsize=6, frameon=False)
         return {"fisher": figure}
 
 

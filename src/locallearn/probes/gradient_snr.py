@@ -34,8 +34,9 @@ class GradientSNR(Probe):
     gradient_snr, phase   mean / std; drift from 1 upward, diffusion below. Pure noise has about 1 / sqrt(batches - 1)
 
     At fixed weights, on the same minibatches of training samples at every look, without augmentation and with one
-    dropout mask; in the literature the weights move within the epoch over which is averaged. Of a graph, a minibatch is
-    `batch_size` of its labelled training nodes. Layers that learn nothing at the moment are left out.
+    dropout mask; in the literature the weights move within the epoch over which is averaged. The ratio grows with the
+    root of the batch size. Of a graph, a minibatch is `batch_size` of its labelled training nodes. Layers that learn
+    nothing at the moment are left out.
 
     The picture marks the transition: the epoch from which the ratio stays below 1 (see `analysis.gradient_noise`).
 
@@ -67,12 +68,15 @@ class GradientSNR(Probe):
             if at:
                 ratio.plot([at], [values[epochs.index(at)]], "v", color=colours[i])
         ratio.axhline(1, color="#999999", linewidth=0.8)
-        curves.lines(sizes, rows, "layer", "gradient_mean_over_weights")
+        curves.lines(sizes, rows, "layer", "gradient_mean_over_weights", labelled=False)
         curves.lines(sizes, rows, "layer", "gradient_std_over_weights", style="--", labelled=False)
         curves.epoch_axis(ratio, rows)
         ratio.set(yscale="log", ylabel="gradient signal-to-noise ratio")
-        sizes.set(yscale="log", ylabel="gradient norm / weight norm", title="mean: solid, standard deviation: dashed")
-        ratio.legend(fontsize=6)
+        sizes.set(yscale="log", ylabel="gradient norm / weight norm")
+        for style, what in (("-", "mean"), ("--", "standard deviation")):
+            sizes.plot([], [], style, color="black", label=what)
+        for axes in (ratio, sizes):
+            axes.legend(fontsize=6, frameon=False)
         return {"gradient_snr": figure}
 
 

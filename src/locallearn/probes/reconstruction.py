@@ -106,7 +106,8 @@ def _samples(data: Data, count: int) -> tuple[Tensor, Tensor, Tensor]:
         raise UserError(f"the inputs of {data.name} are indices, which no decoder can put back; choose other data")
     others, other_labels = sample(data, "test", HELD_OUT)
     if data.graph is not None:
-        return inputs, *((y >= 0).nonzero().flatten()[:n] for y, n in ((labels, count), (other_labels, HELD_OUT)))
+        train, test = (labels >= 0).nonzero().flatten(), (other_labels >= 0).nonzero().flatten()
+        return inputs, train[:count], test[:HELD_OUT]
     place = torch.arange(len(inputs) + len(others), device=inputs.device)
     return torch.cat([inputs, others]), place[: len(inputs)], place[len(inputs) :]
 
@@ -128,7 +129,7 @@ def _curves(rows: Sequence[Row]) -> Figure:
         kept_shares = [float(row["explained_variance"] or 0) for row in of]
         axis.plot([float(row["layer"] or 0) for row in of], kept_shares, "o-", ms=3, color=colour, label=f"{epoch}")
     axis.set(xlabel="Layer (unit)", ylabel="Explained variance of the input", ylim=(min(0, axis.get_ylim()[0]), 1))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.legend(title="Epoch", fontsize=7, title_fontsize=7, frameon=False)
     return figure
 
@@ -142,7 +143,7 @@ def _images(rows: Sequence[Row], arrays: Mapping[str, Tensor], epoch: int) -> Fi
     for k, name in enumerate(["input", *layers]):
         line = axes[k * columns : (k + 1) * columns]
         for axis, image in zip(line, arrays[name], strict=True):
-            show(axis, image, vmin=0, vmax=1)
+            show(axis, image)
             bare(axis)
         row = about[int(name)] if k else {}
         bare(line[0], label=f"{row['name']}\n{row['explained_variance']:.2f}" if row else "image")

@@ -34,7 +34,7 @@ class Task2Vec(Probe):
     were embedded by the same network with the same weights: the initial ones of runs with one seed, or one trained
     model.
 
-    samples  training samples, the first ones; of a graph, all that have a label
+    samples  training samples; of a graph, all that have a label
     """
 
     samples: int = 512

@@ -37,7 +37,7 @@ class WeightInformation(Probe):
     In eval mode and full precision. Each layer has the whole tolerance to itself: the numbers of layers do not add up.
 
     tolerance  rise of the mean cross-entropy in nats
-    samples    training samples, the first ones; of a graph, all that have a label
+    samples    training samples; of a graph, all that have a label
     draws      pairs of noise and its negative
     """
 
@@ -76,7 +76,7 @@ class WeightInformation(Probe):
         curves.lines(information, rows, "layer", "weight_information_per_parameter")
         noise.set(yscale="log", ylabel="tolerated noise / rms weight")
         information.set(ylabel="information (bits per weight)")
-        noise.legend(fontsize=6)
+        noise.legend(fontsize=6, frameon=False)
         return {"weight_information": figure}
 
 

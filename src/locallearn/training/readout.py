@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from locallearn.analysis.readout import linear_accuracy, pooled
 from locallearn.data import Data
 from locallearn.engine import Learner
 
@@ -17,20 +18,13 @@ def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
     """`linear_accuracy` (of the last block) and `block/00/linear_accuracy`, ...: logistic regression fitted to the
     training split's frozen features without augmentation, scored on the test split.
 
-    Maps are averaged over space and sequences over time (van den Oord et al. 2018; Löwe et al. 2019). Holds the pooled
-    features of the training split in memory.
+    Maps are averaged over space and sequences over time. Holds the pooled features of the training split in memory.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     train, labels = _features(learner, data.evaluation(data.train, BATCH))
     test, truth = _features(learner, data.evaluation(data.test, BATCH))
     found = {}
     for k, (fit_on, score_on) in enumerate(zip(train, test, strict=True)):
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, tol=1e-3))
-        classifier.fit(fit_on.numpy(), labels.numpy())
-        found[f"block/{k:02d}/linear_accuracy"] = float(classifier.score(score_on.numpy(), truth.numpy()))
+        found[f"block/{k:02d}/linear_accuracy"] = linear_accuracy(fit_on, labels, score_on, truth)
     return {"linear_accuracy": found[f"block/{len(train) - 1:02d}/linear_accuracy"]} | found
 
 
@@ -43,6 +37,5 @@ def _features(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tup
         known = y >= 0
         labels.append(y[known].cpu())
         for row, h in zip(rows, learner.features(inputs), strict=True):
-            pooled = h.flatten(2).mean(dim=2) if h.dim() == 4 else h.mean(dim=1) if h.dim() == 3 else h
-            row.append(pooled[known].float().cpu())
+            row.append(pooled(h)[known].float().cpu())
     return [torch.cat(row) for row in rows], torch.cat(labels)
