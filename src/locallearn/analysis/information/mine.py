@@ -28,7 +28,7 @@ class Mine(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def mine(a: Array, b: Array, steps: int = 2000, seed: int = 0) -> Mine:
+def mine(a: Array, b: Array, steps: int = 1000, seed: int = 0) -> Mine:
     """A lower bound on I(A;B) for paired samples a [N, Da] and b [N, Db]: sup over a network f of E f(a, b) - log E
     exp f(a, b'), b' shuffled, with the moving average of the denominator that makes its gradient unbiased.
 
@@ -40,6 +40,8 @@ def mine(a: Array, b: Array, steps: int = 2000, seed: int = 0) -> Mine:
     assert data.x is not None
     if len(data.t) < 8:
         raise UserError(f"mine has {len(data.t)} samples, learns on some and measures on others; give at least 8")
+    if steps < LOOKS:
+        raise UserError(f"steps={steps}: mine needs at least {LOOKS}, and usually 1000")
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.t), generator=draw).to(data.t.device)
     cut = round(HELD_OUT * len(order))
@@ -47,10 +49,9 @@ def mine(a: Array, b: Array, steps: int = 2000, seed: int = 0) -> Mine:
     train, held = ((pairs[0][i], pairs[1][i]) for i in (order[cut:], order[:cut]))
     with torch.enable_grad():
         curve = _learn(train, held, steps, draw)
-    tail = torch.tensor(curve[-max(4, len(curve) // 4) :], dtype=torch.float64)
+    *_, before, tail = torch.tensor(curve, dtype=torch.float64).chunk(4)
     bits = float(tail.mean())
-    half = len(tail) // 2
-    drift, deviation = float(tail[half:].mean() - tail[:half].mean()), float(tail.std())
+    drift, deviation = float(bits - before.mean()), float(tail.std())
     allowed = max(DRIFT, DRIFT * abs(bits))
     warnings = []
     if not math.isfinite(bits):
@@ -68,8 +69,9 @@ def _learn(train: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], steps: int
     n, average, curve = len(train[0]), None, []
     for step in range(1, steps + 1):
         rows, other = (torch.randint(n, (min(BATCH, n),), generator=draw).to(train[0].device) for _ in range(2))
-        joint = network(torch.cat([train[0][rows], train[1][rows]], 1)).mean()
-        apart = network(torch.cat([train[0][rows], train[1][other]], 1)).exp().mean()
+        a, b = train[0][rows].repeat(2, 1), train[1][torch.cat([rows, other])]
+        together, independent = network(torch.cat([a, b], 1)).chunk(2)
+        joint, apart = together.mean(), independent.exp().mean()
         average = apart.detach() if average is None else DECAY * average + (1 - DECAY) * apart.detach()
         loss = apart / average - joint  # the gradient of log E exp f, with the average as its denominator
         optimizer.zero_grad()
