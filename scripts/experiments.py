@@ -74,8 +74,8 @@ def render(known: dict[str, ModuleType], folder: Path) -> str:
         "# Experiments\n",
         "Each section is one command and comes from `docs/experiments/NAME.json`, which it wrote; "
         "`python scripts/experiments.py docs` writes this page and its pictures again. Published numbers were read at "
-        "the source, or off a figure by eye where that is said. No number was chosen on a test set; where a setting was, it is said. Seconds are those of "
-        "all runs of a study together, one thread each.\n",
+        "the source, or off a figure by eye where that is said. No number was chosen on a test set; "
+        "where a setting was, it is said. Seconds are those of all runs of a study together, one thread each.\n",
     ]
     for name, module in known.items():
         file = folder / f"{name}.json"

@@ -13,14 +13,15 @@ NUMBER = 4
 NAME = "alignment"
 TITLE = "Gradient alignment by depth, and fitting random labels"
 TEXT = (
-    "An MLP of six hidden layers of 256 (batch norm, ReLU), every layer a block, on a quarter of Fashion-MNIST: the "
-    "cosine between each strategy's gradient of a block's weights and backpropagation's at the same weights, on 1,024 "
-    "training images without augmentation (`probe=alignment`), after every epoch. Then three convolutions (batch norm, "
-    "max-pooling), each a block, on a fortieth of the images: accuracy on the training batches when every label is "
-    "drawn at random (`data.label_noise=1`), with the true labels as control, and the MLP with random labels. The net was "
-    "chosen on seed 0, after the MLP had shown no difference there; the seeds shown are others. Published: Laskin et al. 2020 (arXiv "
-    "2012.03837), a net of five layers and local losses [Rf]; Lillicrap et al. 2016 (arXiv 1411.0247), feedback "
-    "alignment in a deep net [Rf]. [Rf]: read off a figure by eye."
+    "An MLP of six hidden layers of 256 (batch norm, ReLU), every layer a block, on a quarter of Fashion-MNIST: "
+    "the cosine between each strategy's gradient of a block's weights and backpropagation's at the same weights, "
+    "on 1,024 training images without augmentation (`probe=alignment`), after every epoch. Then three "
+    "convolutions (batch norm, max-pooling), each a block, on a fortieth of the images: accuracy on the training "
+    "batches when every label is drawn at random (`data.label_noise=1`), with the true labels as control, and the "
+    "MLP with random labels. The net was chosen on seed 0, after the MLP had shown no difference there; the seeds "
+    "shown are others. Published: Laskin et al. 2020 (arXiv 2012.03837), a net of five layers and local losses "
+    "[Rf]; Lillicrap et al. 2016 (arXiv 1411.0247), feedback alignment in a deep net [Rf]. [Rf]: read off a "
+    "figure by eye."
 )
 NEEDS_DATA = False
 STRATEGIES = ("dgl", "loco", "dni", "cdni", "fa", "dfa")

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from studies.common import Options, mean, runs, spread, table, verdicts
 from torch import Tensor, nn
 
 from locallearn import seeds
@@ -22,6 +21,7 @@ from locallearn.figures import COLOURS, by_strategy, panels
 from locallearn.models.gelan import CSP, ELAN, Residual, conv
 from locallearn.probes.depth import sample
 from locallearn.probes.features import as_pixels, bare
+from studies.common import Options, mean, runs, spread, table, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
