@@ -44,13 +44,15 @@ class InformationPlane(Probe):
     estimator, noise_variance, bins, samples, h_y   its convention
     warnings   sentences joined, or None: above H(Y), saturated at log2 N, a data-processing inequality broken, ...
 
-    Of `kde`, N^2 D operations per layer; see `locallearn.information` for the others.
+    Of `kde`, N^2 D operations per layer. A look on one core, of a net of six layers of at most 10 units on 4096 samples
+    and of lenet on 2000 images: kde 0.8 s each, binned 0.01 and 0.2 s; on lenet renyi 5 s, ksg a minute (its distances
+    are of the inputs too), mine 4 s for each quantity and layer.
 
     estimator       kde (both bounds), or one of `locallearn.information`
     noise_variance  of the Gaussian noise on the activations; `distances` for that of each layer at each look (90th
                     percentile of its squared pairwise distances / 1000, drawn); null: its own, 0.1 for kde
     bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, or edges
-    split, samples  what is looked at: the first so many of train, validation, test or all
+    split, samples  what is looked at: so many of train, validation, test or all
     """
 
     estimator: str = "kde"
