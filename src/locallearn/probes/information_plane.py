@@ -41,16 +41,18 @@ class InformationPlane(Probe):
     i_x_t, i_t_y   of `kde` by the upper bound, of others the estimate; None where it has none
     i_x_t_lower, i_x_t_upper, i_t_y_lower, i_t_y_upper   of `kde`, by the lower and the upper bound (see
         `analysis.information.bounds`: of I(T;Y) they are differences of bounds)
-    estimator, noise_variance, bins, samples, h_y   its convention
+    estimator, noise_variance, bins, samples, entropy_y (H(Y) of those samples)   its convention
     warnings   sentences joined, or None: above H(Y), saturated at log2 N, a data-processing inequality broken, ...
 
-    Of `kde`, N^2 D operations per layer; see `locallearn.information` for the others.
+    Of `kde`, N^2 D operations per layer. A look on one core, of a net of six layers of at most 10 units on 4096 samples
+    and of lenet on 2000 images: kde 0.8 s each, binned 0.01 and 0.2 s; on lenet renyi 5 s, ksg a minute (its distances
+    are of the inputs too), mine 4 s for each quantity and layer.
 
     estimator       kde (both bounds), or one of `locallearn.information`
     noise_variance  of the Gaussian noise on the activations; `distances` for that of each layer at each look (90th
                     percentile of its squared pairwise distances / 1000, drawn); null: its own, 0.1 for kde
     bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, or edges
-    split, samples  what is looked at: the first so many of train, validation, test or all
+    split, samples  what is looked at: so many of train, validation, test or all
     """
 
     estimator: str = "kde"
@@ -111,7 +113,7 @@ def _row(layer: int, name: str, lower: Information | None, found: Information, b
     if lower is not None:
         row |= {"i_x_t_lower": lower.x, "i_x_t_upper": found.x, "i_t_y_lower": lower.y, "i_t_y_upper": found.y}
     return row | {
-        "h_y": found.h_y,
+        "entropy_y": found.h_y,
         "estimator": found.estimator,
         "noise_variance": found.noise_variance,
         "bins": found.bins,
