@@ -60,7 +60,7 @@ def test_rows_are_those_of_a_direct_forward(learner, data):
             assert row[f"i_x_t_{end}"] == pytest.approx(everything, abs=1e-6)
             assert row[f"i_t_y_{end}"] == pytest.approx(everything - within, abs=1e-6)
         assert (row["i_x_t"], row["i_t_y"]) == (row["i_x_t_upper"], row["i_t_y_upper"])
-        assert row["entropy_y"] == pytest.approx(h_y)
+        assert row["h_y"] == pytest.approx(h_y)
         assert (row["noise_variance"], row["samples"], row["bins"]) == (0.02, n, None)
         assert row["i_x_t"] < 0.99 * math.log2(n) or "saturated" in row["warnings"]
 

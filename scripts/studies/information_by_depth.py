@@ -66,7 +66,7 @@ def run(options: Options) -> dict[str, Any]:
         "accuracy": {str(k): [100 * r.summary["test/accuracy"] for r in of(k)] for k in BLOCKS},
         "untrained": _by_layer(of(1), first=True),
         "trained": {str(k): _by_layer(of(k), first=False) for k in BLOCKS},
-        "h_y": of(1)[0].rows("usable_information")[0]["h_y"],
+        "h_y": of(1)[0].rows("usable_information")[0]["label_entropy"],
     }
 
 

@@ -41,7 +41,7 @@ class InformationPlane(Probe):
     i_x_t, i_t_y   of `kde` by the upper bound, of others the estimate; None where it has none
     i_x_t_lower, i_x_t_upper, i_t_y_lower, i_t_y_upper   of `kde`, by the lower and the upper bound (see
         `analysis.information.bounds`: of I(T;Y) they are differences of bounds)
-    estimator, noise_variance, bins, samples, entropy_y (H(Y) of those samples)   its convention
+    estimator, noise_variance, bins, samples, h_y (bits, of those samples)   its convention
     warnings   sentences joined, or None: above H(Y), saturated at log2 N, a data-processing inequality broken, ...
 
     Of `kde`, N^2 D operations per layer. A look on one core, of a net of six layers of at most 10 units on 4096 samples
@@ -113,7 +113,7 @@ def _row(layer: int, name: str, lower: Information | None, found: Information, b
     if lower is not None:
         row |= {"i_x_t_lower": lower.x, "i_x_t_upper": found.x, "i_t_y_lower": lower.y, "i_t_y_upper": found.y}
     return row | {
-        "entropy_y": found.h_y,
+        "h_y": found.h_y,
         "estimator": found.estimator,
         "noise_variance": found.noise_variance,
         "bins": found.bins,

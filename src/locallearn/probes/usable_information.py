@@ -26,7 +26,7 @@ class UsableInformation(Probe):
     """I(h; Y) as a small network reads it from each unit's output h, and that network's accuracy (see
     `analysis.usable`): trained on the first `samples` of the training split, measured on as many of the test split.
 
-    Per unit: `usable_information` (bits), `usable_accuracy`, `h_y` (bits, the most there is).
+    Per unit: `usable_information` (bits), `usable_accuracy`, `label_entropy` (bits, the most there is).
 
     samples  of each split; the outputs of one unit for all of them are held at once
     steps    of training for each unit's reader
@@ -60,7 +60,7 @@ class UsableInformation(Probe):
                     "name": learner.model.names[layer],
                     "usable_information": found.bits,
                     "usable_accuracy": found.accuracy,
-                    "h_y": label_entropy(truth[asked]),
+                    "label_entropy": label_entropy(truth[asked]),
                 }
             )
         return Seen(rows)
@@ -75,8 +75,8 @@ class UsableInformation(Probe):
                 axis.plot(
                     [r["layer"] for r in mine], [r[key] for r in mine], "o-", ms=3, color=colour, label=f"{epoch}"
                 )
-        axes[0].axhline(rows[0]["h_y"], color="#888888", lw=0.8, ls="--")
-        axes[0].annotate("H(Y)", (0, rows[0]["h_y"]), va="bottom", fontsize=7, color="#666666")
+        axes[0].axhline(rows[0]["label_entropy"], color="#888888", lw=0.8, ls="--")
+        axes[0].annotate("H(Y)", (0, rows[0]["label_entropy"]), va="bottom", fontsize=7, color="#666666")
         axes[0].set(xlabel="depth [units]", ylabel="I(h; Y) that a small net reads [bits]", ylim=(0, None))
         axes[1].set(xlabel="depth [units]", ylabel="its accuracy")
         axes[1].legend(title="epoch", fontsize=7)
