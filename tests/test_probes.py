@@ -77,6 +77,14 @@ def test_rows_and_pictures(name, probed):
     assert last.items() <= probed.history[-1].items()
 
 
+def test_no_two_probes_record_a_number_under_one_name(probed):
+    """They share the record of an epoch."""
+    owner = {}
+    for name in NAMES:
+        for key in numbers(rows(probed.run_dir, name)):
+            assert owner.setdefault(key, name) == name, f"{key} is of {owner[key]} and of {name}"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_yaml_names_its_package(name):
     first, summary, *_ = choices("probe")[name].read_text().splitlines()

@@ -12,13 +12,13 @@ NUMBER = 7
 NAME = "information_by_depth"
 TITLE = "Information about the label by depth: backprop and greedy local learning"
 TEXT = (
-    "ResNet-32 on 6,750 images of CIFAR-10, four epochs: end to end, and cut into K blocks that learn at the same time, each "
-    "from a pooled linear classifier of its own and nothing from above (`strategy=dgl auxiliary=linear`: InfoPro's "
-    "greedy SL). After training, at every unit: the accuracy of a linear classifier on the pooled features "
-    "(`probe=linear`), and what a small convolutional net reads of the label from the whole maps "
-    "(`probe=usable_information`, a lower bound of I(h; y); its accuracy is the I(h, y) of InfoPro's figure). Both are "
-    "fitted to 1,500 training images and measured on 1,500 test images. Published: Wang et al. 2021 (arXiv "
-    "2101.10832), Fig. 2 [Rf: read off the figure by eye], 160 epochs on all of CIFAR-10."
+    "ResNet-32 on 6,750 images of CIFAR-10, four epochs: end to end, and cut into K blocks that learn at the same "
+    "time, each from a pooled linear classifier of its own and nothing from above (`strategy=dgl "
+    "auxiliary=linear`: InfoPro's greedy SL). After training, at every unit: the accuracy of a linear classifier "
+    "on the pooled features (`probe=linear`), and what a small convolutional net reads of the label from the "
+    "whole maps (`probe=usable_information`, a lower bound of I(h; y); its accuracy is the I(h, y) of InfoPro's "
+    "figure). Both are fitted to 1,500 training images and measured on 1,500 test images. Published: Wang et al. "
+    "2021 (arXiv 2101.10832), Fig. 2 [Rf: read off the figure by eye], 160 epochs on all of CIFAR-10."
 )
 NEEDS_DATA = True
 BLOCKS = (1, 2, 4, 8, 16)
