@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from locallearn import commands
 from locallearn.compose import conf_dir, explained, plain
 from locallearn.errors import RunError, UserError, did_you_mean
 
+JOURNAL = "LOCALLEARN_JOURNAL"
+"""The environment variable by which the jobs of a sweep, in whatever process, find its journal."""
 _exit_codes: list[int] = []
 """Of the runs of this command line that ended badly; Hydra carries no return values and prints exceptions twice."""
 
@@ -76,16 +80,40 @@ def _hydra(arguments: list[str]) -> int:
         arguments.insert(place, f"allow=[{','.join(packages)}]")
     import hydra
 
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing; we print
+    sweeps = bool({"-m", "--multirun"} & set(arguments)) and "dry_run=true" not in arguments
+    variables = {"HYDRA_FULL_ERROR": "1"}  # Hydra then raises instead of printing; we print
+    before = {name: os.environ.get(name) for name in (*variables, JOURNAL)}
     sys.argv = [sys.argv[0], *arguments]
     _exit_codes.clear()
     try:
-        with explained(overrides, dirs):
+        with explained(overrides, dirs), ExitStack() as stack:
+            if sweeps:
+                variables[JOURNAL] = str(stack.enter_context(_journal(overrides)).path)
+            os.environ.update(variables)
             hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
     finally:
-        os.environ.pop("HYDRA_FULL_ERROR") if before is None else os.environ.update(HYDRA_FULL_ERROR=before)
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     return max(_exit_codes, default=0)
+
+
+@contextmanager
+def _journal(overrides: list[str]) -> Iterator[Any]:
+    """The journal of a sweep, which says at the end how its jobs went, and decides the exit code."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from locallearn.training.sweep import Journal, summary
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    varies = [override.key_or_group for override in parsed if override.is_sweep_override()]
+    out = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("out=")), "runs")
+    journal = Journal.create(Path(out), varies)
+    try:
+        yield journal
+    finally:
+        jobs = journal.jobs()
+        _exit_codes.extend(job.code for job in jobs)
+        print(summary(jobs, out))
 
 
 def job(config: Any) -> float | None:
@@ -96,9 +124,13 @@ def job(config: Any) -> float | None:
     from locallearn.training import session
 
     hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    chosen = dict(hydra_config.runtime.choices)
     try:
-        values, names = plain(config, dict(hydra_config.runtime.choices))
-        exp = experiment(values, names, list(hydra_config.overrides.task))
+        values, names = plain(config, chosen)
+        if JOURNAL in os.environ:
+            return _job_of_a_sweep(values, names, overrides, hydra_config.job.num, chosen["hydra/launcher"])
+        exp = experiment(values, names, overrides)
         if exp.settings.dry_run:
             print(session.dry_run(exp))
             return None
@@ -110,6 +142,40 @@ def job(config: Any) -> float | None:
             raise SystemExit(code) from error
         _exit_codes.append(code)
         return None
+
+
+def _job_of_a_sweep(
+    values: dict[str, Any], names: dict[str, str], overrides: list[str], number: int, launcher: str
+) -> float | None:
+    """Like any run, in a folder by what it is; what became of it goes into the journal of the sweep."""
+    from locallearn.config.experiment import experiment
+    from locallearn.training import sweep
+
+    journal = sweep.Journal(Path(os.environ[JOURNAL]))
+    differs = journal.differs(overrides)
+    label = " ".join(differs) or f"run {number}"
+    if launcher != "basic":
+        values = sweep.shared_out(values, number)
+    if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
+        journal.add(sweep.Job(number, label, "skipped", reason="sweep.fail_fast"))
+        return None
+    try:
+        exp = experiment(values, names, overrides)
+        name = sweep.folder_name(differs, exp.config)
+        how, result = sweep.run(exp, name)
+    except Exception as error:
+        try:
+            code = _said(error)
+        except Exception:  # not foreseen: the others go on all the same
+            traceback.print_exc()
+            code = 1
+        reason = " ".join(str(error).split()) or type(error).__name__
+        journal.add(sweep.Job(number, label, "failed", reason=reason, code=code))
+        if code > 128:  # the user asked to stop: the sweep stops, too
+            raise SystemExit(code) from error
+        return None
+    journal.add(sweep.Job(number, label, how, folder=name))
+    return result.metrics.get("validation/accuracy") if result else None
 
 
 def _config_dirs(arguments: Sequence[str]) -> list[Path]:

@@ -33,6 +33,13 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True)
+class SweepSettings:
+    """fail_fast: after a run of a sweep has failed, begin no other."""
+
+    fail_fast: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """What a user may set beside the groups; the comments in `conf/config.yaml` say what each means."""
 
@@ -51,6 +58,7 @@ class Settings:
     deterministic: bool
     evaluate_every: int
     checkpoint: CheckpointSettings
+    sweep: SweepSettings
     out: str
     max_steps: int | None
     dry_run: bool

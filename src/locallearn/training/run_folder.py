@@ -63,8 +63,9 @@ class RunFolder:
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, out: Path, name: str) -> RunFolder:
-        """A new, locked folder `out/name`, or `out/name-2`, ... if taken. Raises UserError if that cannot be."""
+    def create(cls, out: Path, name: str, only: bool = False) -> RunFolder:
+        """A new, locked folder `out/name`, or `out/name-2`, ... if taken (unless it must be `only` that). Raises
+        UserError if that cannot be."""
         out = Path(out).expanduser()
         base = safe_name(name)
         try:
@@ -75,6 +76,8 @@ class RunFolder:
                     path.mkdir()  # without exist_ok: of two starts in one second only one succeeds
                     break
                 except FileExistsError:
+                    if only:
+                        raise UserError(f"{path} is being written by another process that has just begun it") from None
                     continue
         except OSError as error:
             reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror

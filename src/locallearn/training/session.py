@@ -34,16 +34,17 @@ def dry_run(exp: Experiment) -> str:
         return render(rows)
 
 
-def start(exp: Experiment, quiet: bool = False) -> Result | None:
-    """Run an experiment from the beginning. Under torchrun every process calls this, and only rank 0 gets a Result.
+def start(exp: Experiment, quiet: bool = False, name: str | None = None) -> Result | None:
+    """Run an experiment from the beginning, in a folder `name`, or in one named by the time. Under torchrun every
+    process calls this, and only rank 0 gets a Result.
 
     Raises UserError before anything is written, RunError when training had to stop, Interrupted after a signal.
     """
     check_launcher(exp)
     with process_settings(exp.settings, exp.runtime.processes) as facts:
         if started_together():
-            return _together(exp, quiet, lambda: _new_run(exp, facts)[0])
-        folder, learner, data = _new_run(exp, facts)
+            return _together(exp, quiet, lambda: _new_run(exp, facts, name)[0])
+        folder, learner, data = _new_run(exp, facts, name)
         with _closing_lock(folder):
             if exp.runtime.processes == 1:
                 return train(exp, learner, data, folder, quiet)
@@ -98,12 +99,13 @@ def stage(path: str, allow: list[str], quiet: bool) -> None:
         run_part(exp, known, folder, world, quiet)
 
 
-def _new_run(exp: Experiment, facts: dict[str, Any]) -> tuple[RunFolder, Learner, Data]:
+def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> tuple[RunFolder, Learner, Data]:
     """A new, locked run folder with what is known before training."""
     learner, data = prepare(exp)
     stages = divide(exp, learner, data.batch(exp.settings.batch_size))
     looks = first_looks(exp.probes, learner, data)
-    folder = RunFolder.create(Path(exp.settings.out), f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}")
+    stamped = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}"
+    folder = RunFolder.create(Path(exp.settings.out), name or stamped, only=name is not None)
     folder.write_text("config.yaml", yaml.safe_dump(_portable(exp.config), sort_keys=False))
     folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
     facts |= {
