@@ -26,7 +26,7 @@ NEEDS_DATA = False
 NONE = "none"  # the control: as many epochs, all of them clean
 DEFICITS = ("blur", "flip", "permutation", "noise", NONE)
 CLEAN = 20
-REMOVALS = (0, 10, 20, 40)
+REMOVALS = (0, 20, 40)
 SHOWN = (0, 20, 40)  # removals whose Fisher trace is drawn
 SETTING = (
     "data=cifar10 data.fraction=0.1 data.crop=0 data.flip=false strategy=backprop model=lenet batch_size=64 optim=sgd "
