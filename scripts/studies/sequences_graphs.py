@@ -128,7 +128,7 @@ def render(results: dict[str, Any]) -> Iterator[str]:
         [
             (
                 gaps["names"] > 2 * noise,
-                f"the recurrent net is better on names: by {gaps['names']:.1f} points, where seeds differ by {noise:.1f}.",
+                f"the recurrent net is better on names: by {gaps['names']:.1f} points; seeds differ by {noise:.1f}.",
             ),
             (gaps["cora140"] > 10, f"the graph is worth most with few labels: {gaps['cora140']:.1f} points with 140,"),
             (gaps["cora1000"] < gaps["cora140"], f"and less with 1,000: {gaps['cora1000']:.1f}."),
