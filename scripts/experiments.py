@@ -84,7 +84,10 @@ def render(known: dict[str, ModuleType], folder: Path) -> str:
         found = json.loads(file.read_text())
         lines += [f"## {module.NUMBER}. {module.TITLE}\n", f"{module.TEXT}\n", f"    {found['command']}\n"]
         lines += ["**A quick try of the script: these numbers mean nothing.**\n"] if found["quick"] else []
-        lines += [f"![{module.TITLE}]({folder.name}/{picture}.svg)\n" for picture in draw(module, file)]
+        for picture in draw(module, file):
+            part = picture.removeprefix(name).strip("_").replace("_", ", ")
+            lines += [f"*{part}*\n"] if part else []
+            lines += [f"![{', '.join(filter(None, (module.TITLE, part)))}]({folder.name}/{picture}.svg)\n"]
         lines += [*module.render(found["results"]), ""]
         lines += [f"{found['machine']}; {found['seconds']:,} seconds.\n"]
     return "\n".join(lines).rstrip() + "\n"

@@ -109,6 +109,7 @@ def test_runs_are_done_once_and_equal_settings_are_one_run(tmp_path, capsys):
         assert metrics[name] == found["b"].summary[name], "the numbers of the command, bit for bit"
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_from_the_checkpoint(tmp_path):
     text = f"strategy=dgl {TINY.replace('epochs=3', 'epochs=2000')} seed=0 max_steps=200"
     script = (

@@ -25,6 +25,7 @@ from locallearn.errors import UserError
 from locallearn.models.plain import mlp
 from locallearn.models.recurrent import rnn
 from locallearn.probes import Moment, Probe, Row
+from locallearn.probes.depth import sample
 from locallearn.probes.features import Features, as_pixels
 from locallearn.probes.filters import Filters
 from locallearn.probes.reconstruction import Reconstruction
@@ -277,9 +278,9 @@ def test_each_probe_gives_rows_and_pictures_and_changes_nothing(network, learner
 
 
 def test_reconstruction_by_hand(learner, data):
-    """The second unit's output of the first 60 training images, scikit-learn's ridge with the probe's own penalty."""
+    """The second unit's output of 60 training images, scikit-learn's ridge with the probe's own penalty."""
     seen = Reconstruction(layers=(1,), samples=60).look(learner, data, START)
-    train, test = (next(data.evaluation(split, n))[0] for split, n in ((data.train, 60), (data.test, 500)))
+    train, test = sample(data, "train", 60)[0], sample(data, "test", 500)[0]
     with torch.no_grad():
         h = [learner.model.units[1](learner.model.units[0](x)) for x in (train, test)]
     mean = h[0].double().mean((0, 2, 3), keepdim=True)

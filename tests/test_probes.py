@@ -20,6 +20,16 @@ from locallearn.probes.depth import sample
 
 SETTINGS = {"model": "lenet", "epochs": 2, "max_steps": 12, "batch_size": 64, "threads": 1, "quiet": True}
 NAMES = sorted(set(choices("probe")) - {"none"})
+CHEAP = {
+    "probe.linear.samples": 200,
+    "probe.reconstruction.samples": 200,
+    "probe.similarity.samples": 200,
+    "probe.usable_information.samples": 200,
+    "probe.usable_information.steps": 20,
+    "probe.weight_information.samples": 64,
+    "probe.weight_information.draws": 1,
+}
+"""What is measured is still real; the tests of each probe ask whether it is right."""
 
 
 def state(run_dir):
@@ -46,7 +56,9 @@ def plain(tmp_path_factory):
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
     """One run with every probe there is."""
-    return locallearn.train(strategy="dni", probe=NAMES, out=str(tmp_path_factory.mktemp("probed")), **SETTINGS)
+    return locallearn.train(
+        strategy="dni", probe=NAMES, out=str(tmp_path_factory.mktemp("probed")), **CHEAP, **SETTINGS
+    )
 
 
 def test_a_run_with_every_probe_ends_with_the_same_bits(plain, probed):
@@ -107,6 +119,7 @@ def test_afterwards_on_the_checkpoints(plain):
     assert rows(plain.run_dir, "alignment-2") == first
 
 
+@pytest.mark.slow
 def test_afterwards_equals_beside(tmp_path):
     """What the command finds in the checkpoints is what the probe saw while the run went on."""
     beside = locallearn.train(strategy="dni", probe="alignment", out=str(tmp_path), **SETTINGS)

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,8 @@ def _probe(arguments: list[str]) -> int:
     look_for_modules_in([Path.cwd()] if options.allow else [])
     probes = compose(options.settings)[0]["probe"]
     if not probes:
-        raise UserError(f"probe RUN must be told what looks: probe={'|'.join(choices('probe'))}")
+        names = "|".join(name for name in choices("probe") if name != "none")
+        raise UserError(f"probe RUN must be told what looks: probe={names}")
     for folder, pictures in probe_run(options.run, options.allow, probes):
         print(_table(list(folder.rows())))
         for path in (folder.path / "rows.jsonl", *pictures):
@@ -227,13 +229,16 @@ def _probe(arguments: list[str]) -> int:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], most: int = 40) -> str:
-    """Rows as columns of text; of many the last."""
-    columns = list(
-        dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], str) or len(row[key]) < 25)
-    )
+    """Rows as columns of text; of many the last. Sentences stand below, each once, with the number of its rows."""
+    long = {key for row in rows for key, value in row.items() if isinstance(value, str) and len(value) >= 25}
+    columns = [k for k in dict.fromkeys(k for row in rows for k in row if row[k] is not None) if k not in long]
     lines = [columns] + [[_cell(row.get(key)) for key in columns] for row in rows[-most:]]
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
-    return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in lines)
+    said = Counter(row[key] for key in sorted(long) for row in rows if row.get(key))
+    return "\n".join(
+        ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in lines]
+        + [f"{count} of {len(rows)} rows: {sentence}" for sentence, count in said.most_common()]
+    )
 
 
 def _cell(value: Any) -> str:

@@ -55,9 +55,12 @@ def save(figure: Figure, path: Path) -> list[Path]:
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    for legend in (axes.get_legend() for axes in figure.axes):
-        if legend is not None:
-            legend.set_frame_on(False)  # of legends made outside of the style
+    for axes in figure.axes:  # titles and legends are made after `panels`, outside of the style
+        axes.title.set_fontsize(min(float(axes.title.get_fontsize()), 9))
+        if (legend := axes.get_legend()) is not None:
+            legend.set_frame_on(False)
+            for text in legend.get_texts():
+                text.set_fontsize(min(float(text.get_fontsize()), 8))
     files = [path.with_name(f"{path.name}.{ending}") for ending in ("svg", "png")]
     with matplotlib.rc_context(_STYLE):
         figure.savefig(files[0], metadata={"Date": None})

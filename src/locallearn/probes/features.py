@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from locallearn.analysis.features import maps
-from locallearn.data import Data
+from locallearn.data import Data, Split
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures import panels
 from locallearn.probes.base import Moment, Probe, Row, Seen
-from locallearn.probes.depth import outputs, sample
+from locallearn.probes.depth import outputs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,18 +53,11 @@ class Features(Probe):
             raise UserError(f"probe.features.channels={self.channels}: must be at least 1")
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
-        inputs, _ = sample(data, "test", self.image + 1)
-        if len(inputs) <= self.image:
-            raise UserError(
-                f"probe.features.image={self.image}: the test split of {data.name} has {len(inputs)} samples; "
-                f"choose 0-{len(inputs) - 1}"
-            )
+        inputs, place = self._input(data)
         units = chosen("features", self.layers, spaced(len(learner.model.units)), learner)
-        batch = inputs if data.graph is not None else inputs[self.image :][:1]
-        place = self.image if data.graph is not None else 0
         rows: list[Row] = []
-        arrays = {"input": as_pixels(inputs[self.image : self.image + 1], data)[0].float()}
-        for i, h in enumerate(outputs(learner, batch)):
+        arrays = {"input": as_pixels(inputs[place : place + 1], data)[0].float()}
+        for i, h in enumerate(outputs(learner, inputs)):
             if i not in units:
                 continue
             found = maps(h[place], self.channels)
@@ -74,6 +67,21 @@ class Features(Probe):
             for name in ("mean", "component", "channels", "numbers"):
                 arrays[f"{i:03d}/{name}"] = getattr(found, name)
         return Seen(rows, arrays)
+
+    def _input(self, data: Data) -> tuple[Tensor, int]:
+        """A batch that has the image, and where: of a graph, all nodes."""
+        test = data.test
+        nodes = next(data.evaluation(test, 1))[0] if data.graph is not None else None
+        count = len(test) if nodes is None else len(nodes)
+        if count <= self.image:
+            raise UserError(
+                f"probe.features.image={self.image}: the test split of {data.name} has {count} samples; "
+                f"choose 0-{count - 1}"
+            )
+        if nodes is not None:
+            return nodes, self.image
+        here = slice(self.image, self.image + 1)
+        return next(data.evaluation(Split(test.store, test.index[here], test.labels[here]), 1))[0], 0
 
     def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
         return {f"features-{epoch:05d}": _picture(rows, arrays[epoch], epoch) for epoch in ends(arrays)}
