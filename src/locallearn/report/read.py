@@ -33,6 +33,7 @@ class Run:
     summary   the final numbers; of an unfinished run the last record
     rows      what each probe saw
     overrides what was set on the command line
+    ended     when its state was last written, as ISO text; empty if unknown
     problems  sentences on what is missing or damaged
     """
 
@@ -47,6 +48,7 @@ class Run:
     manifest: dict[str, Any] = field(repr=False, default_factory=dict)
     rows: dict[str, list[dict[str, Any]]] = field(repr=False, default_factory=dict)
     overrides: list[str] = field(default_factory=list)
+    ended: str = ""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -55,7 +57,8 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        return self.config.get("seed")
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else None
 
     @property
     def strategy(self) -> str:
@@ -153,6 +156,7 @@ def _read(path: Path) -> Run:
         manifest=manifest,
         rows=rows,
         overrides=_overrides(path / "overrides.yaml"),
+        ended=str(status.get("time", "")),
         problems=problems,
     )
 
