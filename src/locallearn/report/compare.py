@@ -115,7 +115,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
     """The curves of both runs in the same panels, and their accuracy by block."""
     strategies = [run.strategy for run in comparison.runs]
     colours = list(map(by_strategy, strategies)) if strategies[0] != strategies[1] else [COLOURS[0], COLOURS[5]]
-    looks = dict(zip(comparison.labels, zip(colours, ("-", "--"), strict=True), strict=True))
+    looks = dict(zip(comparison.labels, zip(colours, ("-", "--"), "os", strict=True), strict=True))
     runs: dict[str, Sequence[Run]] = {
         label: [run] for label, run in zip(comparison.labels, comparison.runs, strict=True)
     }

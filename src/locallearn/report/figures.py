@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, TypeAlias
 
 from locallearn.figures import COLOURS, by_strategy, panels
+from locallearn.report.grouping import label, written
 from locallearn.report.numbers import Number, is_finite
 from locallearn.report.read import Run
 from locallearn.report.study import Group, Study
@@ -22,18 +24,21 @@ MOST = 12
 CURVES = ("train/loss", "validation/accuracy", "test/accuracy")
 _LINES = ("-", "--", ":", "-.")
 _BLOCK = re.compile(r"block/(\d+)/test_accuracy")
-Look: TypeAlias = tuple[str, str]
-"""Colour and line style of a group."""
+_MARKERS = "osD^vP*X<>hd"
+Look: TypeAlias = tuple[str, str, str]
+"""Colour, line style and marker of a group."""
 
 
 def draw(study: Study) -> dict[str, Figure]:
     """Every picture that the runs have numbers for, by name."""
     groups = shown(study)
-    looks = dict(zip((group.label for group in groups), looks_of(groups), strict=True))
+    named = dict(zip(short_labels(groups), groups, strict=True))
+    looks = dict(zip(named, looks_of(groups), strict=True))
+    numbers = {name: group.numbers for name, group in named.items()}
     found = {
-        "learning_curves": learning_curves({group.label: group.counted for group in groups}, looks),
-        "accuracy_by_block": accuracy_by_block({group.label: group.numbers for group in groups}, looks),
-        "cost": _cost(study.score, groups, looks),
+        "learning_curves": learning_curves({name: group.counted for name, group in named.items()}, looks),
+        "accuracy_by_block": accuracy_by_block(numbers, looks),
+        "cost": _cost(study.score, numbers, looks),
     }
     figures = {name: figure for name, figure in found.items() if figure is not None}
     left_out = sum(bool(group.counted) for group in study.groups) - len(groups)
@@ -57,16 +62,27 @@ def _by_validation(group: Group) -> float:
     return -number.mean if number else 0.0
 
 
+def short_labels(groups: Sequence[Group]) -> list[str]:
+    """What tells these groups apart: settings in which they agree, if not with the others, are left out."""
+    keys = dict.fromkeys(key for group in groups for key in group.settings)
+    agreed = {key for key in keys if len({written(group.settings.get(key)) for group in groups}) == 1}
+    return [
+        label({key: value for key, value in group.settings.items() if key not in agreed}, group.runs[0])
+        for group in groups
+    ]
+
+
 def looks_of(groups: Sequence[Group]) -> list[Look]:
-    """A strategy has its colour everywhere, and its groups differ in their lines; of one strategy alone, the groups
+    """A strategy has its colour everywhere, and its groups differ in line and marker; of one strategy alone, the groups
     have colours of their own."""
-    if len({group.strategy for group in groups}) == 1 and len(groups) > 1:
-        return [(COLOURS[k % len(COLOURS)], _LINES[k // len(COLOURS) % len(_LINES)]) for k in range(len(groups))]
+    alone = len({group.strategy for group in groups}) == 1 and len(groups) > 1
     before: Counter[str] = Counter()
     found = []
-    for group in groups:
-        found.append((by_strategy(group.strategy), _LINES[before[group.strategy] % len(_LINES)]))
+    for k, group in enumerate(groups):
+        number = before[group.strategy]
         before[group.strategy] += 1
+        colour = COLOURS[k % len(COLOURS)] if alone else by_strategy(group.strategy)
+        found.append((colour, _LINES[number % len(_LINES)], _MARKERS[number % len(_MARKERS)]))
     return found
 
 
@@ -82,14 +98,14 @@ def curve(runs: Iterable[Run], metric: str) -> dict[int, list[float]]:
 
 def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Figure | None:
     """Mean and standard deviation of each metric over runs, by label."""
-    curves = {metric: {label: curve(own, metric) for label, own in runs.items()} for metric in CURVES}
+    curves = {metric: {name: curve(own, metric) for name, own in runs.items()} for metric in CURVES}
     drawn = [metric for metric in CURVES if any(curves[metric].values())]
     if not drawn:
         return None
     figure, axes = panels(len(drawn), 1)
     for place, metric in zip(axes, drawn, strict=True):
-        for label, points in curves[metric].items():
-            _band(place, points, looks[label], label)
+        for name, points in curves[metric].items():
+            _band(place, points, looks[name], name)
         place.set_xlabel("epoch")
         _whole_numbers(place)
         place.set_ylabel(metric.replace("/", " "))
@@ -99,13 +115,16 @@ def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]
     return figure
 
 
-def _band(axes: Axes, points: Mapping[int, Sequence[float]], look: Look, label: str) -> None:
+def _band(axes: Axes, points: Mapping[int, Sequence[float]], look: Look, name: str) -> None:
     """The mean, and one standard deviation to each side where there are several values."""
     if not points:
         return
-    colour, style = look
+    colour, style, marker = look
     xs, means = list(points), [fmean(v) for v in points.values()]
-    axes.plot(xs, means, color=colour, linestyle=style, label=label, marker="." if len(xs) < 20 else "")
+    (line,) = axes.plot(xs, means, color=colour, linestyle=style, label=name, marker=marker, markersize=3)
+    line.set_markevery(max(1, len(xs) // 10))
+    if len(xs) == 1:  # else hidden where lines of others end
+        line.set(markersize=9, markerfacecolor="none")
     spread = [stdev(v) if len(v) > 1 else 0.0 for v in points.values()]
     if any(spread):
         low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
@@ -115,14 +134,14 @@ def _band(axes: Axes, points: Mapping[int, Sequence[float]], look: Look, label: 
 def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look]) -> Figure | None:
     """Test accuracy of every block that can predict, by label; a network of one predicting block is a point."""
     blocks = {
-        label: {int(m[1]): n.values for name, n in own.items() if (m := _BLOCK.fullmatch(name))}
-        for label, own in numbers.items()
+        name: {int(m[1]): n.values for metric, n in own.items() if (m := _BLOCK.fullmatch(metric))}
+        for name, own in numbers.items()
     }
     if not any(len(found) > 1 for found in blocks.values()):
         return None
     figure, (axes,) = panels(width=4.2)
-    for label, found in blocks.items():
-        _band(axes, dict(sorted(found.items())), looks[label], label)
+    for name, found in blocks.items():
+        _band(axes, dict(sorted(found.items())), looks[name], name)
     axes.set_xlabel("block")
     _whole_numbers(axes)
     axes.set_ylabel("test accuracy")
@@ -130,29 +149,23 @@ def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
     return figure
 
 
-def _cost(score: str, groups: Sequence[Group], looks: Mapping[str, Look]) -> Figure | None:
-    """Score against seconds and against peak memory, a point with bars of one standard deviation for each group."""
+def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look]) -> Figure | None:
+    """Score against seconds and against peak memory, a point with bars of one standard deviation for each label."""
     costs = {"seconds": ("seconds", 1.0), "peak_memory_bytes": ("peak memory [MiB]", 2.0**20)}
-    drawn = [name for name in costs if any({name, score} <= group.numbers.keys() for group in groups)]
+    drawn = [name for name in costs if any({name, score} <= own.keys() for own in numbers.values())]
     if not drawn:
         return None
     figure, axes = panels(len(drawn), 1)
-    for place, name in zip(axes, drawn, strict=True):
-        title, unit = costs[name]
-        for k, group in enumerate(groups):
-            if not {name, score} <= group.numbers.keys():
+    for place, cost in zip(axes, drawn, strict=True):
+        title, unit = costs[cost]
+        for name, own in numbers.items():
+            if not {cost, score} <= own.keys():
                 continue
-            x, y = group.numbers[name], group.numbers[score]
+            x, y = own[cost], own[score]
+            colour, _, marker = looks[name]
+            errors = {"xerr": (x.std or 0.0) / unit, "yerr": y.std or 0.0}
             place.errorbar(
-                x.mean / unit,
-                y.mean,
-                xerr=(x.std or 0.0) / unit,
-                yerr=y.std or 0.0,
-                fmt="osD^vP*X<>hd"[k % MOST],
-                color=looks[group.label][0],
-                markersize=5,
-                linewidth=0.8,
-                label=group.label,
+                x.mean / unit, y.mean, **errors, fmt=marker, color=colour, markersize=5, linewidth=0.8, label=name
             )
         place.set_xlabel(title)
         place.set_ylabel(score.replace("/", " "))
@@ -167,11 +180,14 @@ def _whole_numbers(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them; the figure grows by it."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
-    columns = max(1, min(4, len(labels), int(figure.get_figwidth() * 16 / (max(map(len, labels)) + 6))))
-    rows = -(-len(labels) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.16 * rows)
+    room = int(figure.get_figwidth() * 16)  # characters
+    labels = [textwrap.fill(text, room - 8) for text in labels]
+    longest = max(len(line) for text in labels for line in text.splitlines())
+    columns = max(1, min(4, len(labels), room // (longest + 6)))
+    lines = sum(text.count("\n") + 1 for text in labels) / columns
+    figure.set_figheight(figure.get_figheight() + 0.15 * (lines + 0.5))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
