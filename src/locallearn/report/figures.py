@@ -163,10 +163,9 @@ def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
                 continue
             x, y = own[cost], own[score]
             colour, _, marker = looks[name]
-            errors = {"xerr": (x.std or 0.0) / unit, "yerr": y.std or 0.0}
-            place.errorbar(
-                x.mean / unit, y.mean, **errors, fmt=marker, color=colour, markersize=5, linewidth=0.8, label=name
-            )
+            spread = (x.std or 0.0) / unit
+            bars = place.errorbar(x.mean / unit, y.mean, y.std or 0.0, spread, fmt=marker, color=colour, linewidth=0.8)
+            bars.set_label(name)
         place.set_xlabel(title)
         place.set_ylabel(score.replace("/", " "))
     _legend(figure, axes[0])
