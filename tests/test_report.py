@@ -354,8 +354,8 @@ def test_manifest_of_a_run_has_the_flops_of_its_table(tmp_path):
     """Against a count by hand: two multiplications-and-additions for each weight of a linear layer."""
     import locallearn
 
-    settings = ["strategy=dgl", "model=mlp", "model.width=16", "model.depth=2", "model.batch_norm=false", "blocks=2"]
-    result = locallearn.train([*settings, "auxiliary=linear", "max_steps=2", f"out={tmp_path}"])
+    model = {"model": "mlp", "model.width": 16, "model.depth": 2, "model.batch_norm": False, "blocks": 2}
+    result = locallearn.train(quiet=True, strategy="dgl", auxiliary="linear", max_steps=2, out=str(tmp_path), **model)
     manifest = read_run(result.run_dir).manifest
     inputs = 32 * 32
     assert manifest["flops"] == 2 * (inputs * 16 + 16 * 10)

@@ -82,7 +82,7 @@ def looks_of(groups: Sequence[Group]) -> list[Look]:
         number = before[group.strategy]
         before[group.strategy] += 1
         colour = COLOURS[k % len(COLOURS)] if alone else by_strategy(group.strategy)
-        found.append((colour, _LINES[number % len(_LINES)], _MARKERS[number % len(_MARKERS)]))
+        found.append((colour, _LINES[number % len(_LINES)], _MARKERS[k % len(_MARKERS)]))
     return found
 
 
