@@ -74,7 +74,9 @@ def written(value: Any) -> str:
 
 def text(value: Any) -> str:
     """A value as a command line takes it."""
-    return "null" if value is None else json.dumps(value, default=str).replace('"', "")
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=str, ensure_ascii=False).replace('"', "")
 
 
 def order(settings: Mapping[str, Any], differs: Sequence[str]) -> list[Any]:

@@ -15,6 +15,7 @@ from locallearn.report.study import Group, Study
 
 SHARES = ("accuracy", "_share")  # endings of metrics that are shown in percent
 LATEX_ROWS = 40  # of one tabular, which does not break over pages
+LATEX_LABEL = 60  # characters; longer ones are broken into lines
 NOTES = {
     "vs backprop": "vs backprop: mean difference to the same seeds of backprop, and its 95 % Student t interval",
     "memory": "memory: the peak, allocated on a GPU, resident in the process on a CPU",
@@ -201,9 +202,10 @@ def as_csv(study: Study) -> str:
 def latex(study: Study) -> str:
     """The table as plain tabulars, to \\input into an article."""
     head, *rows = table(study)
+    first = "l" if max((len(row[0]) for row in rows), default=0) <= LATEX_LABEL else "p{10cm}"
     parts = []
     for start in range(0, max(1, len(rows)), LATEX_ROWS):
-        lines = [f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\hline", _latex_row(head), "\\hline"]
+        lines = [f"\\begin{{tabular}}{{{first}{'r' * (len(head) - 1)}}}", "\\hline", _latex_row(head), "\\hline"]
         lines += [_latex_row(row) for row in rows[start : start + LATEX_ROWS]]
         parts.append("\n".join([*lines, "\\hline", "\\end{tabular}"]))
     return "\n\n".join([f"% {' '.join(summary(study).split())}; made by locallearn report", *parts]) + "\n"
@@ -220,12 +222,12 @@ def latex_document(table_file: str) -> str:
 
 _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
-    "\\": "\\textbackslash{}",
+    "\\": "$\\backslash$",
     "~": "\\textasciitilde{}",
     "^": "\\textasciicircum{}",
-    "<": "\\textless{}",
-    ">": "\\textgreater{}",
-    "|": "\\textbar{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
     '"': "''",
     "±": "$\\pm$",
 }
