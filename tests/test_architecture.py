@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
     "engine": FOUNDATION | {"contract", "models"},
     "figures": {"errors"},
+    "report": {"errors", "figures"},
     "analysis": FOUNDATION | {"figures"},
     "probes": FOUNDATION | {"contract", "analysis", "data", "engine", "figures", "models"},
     "config": FOUNDATION
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "training": FOUNDATION
     | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"},
     "compose": {"errors", "config"},
-    "commands": {"errors", "compose", "config", "runtime", "training", "data", "stopping"},
+    "commands": {"errors", "compose", "config", "runtime", "training", "data", "stopping", "report"},
     "cli": {"errors", "commands", "compose", "config", "training", "stopping"},
     "api": {"errors", "seeds", "compose", "config", "engine", "models", "training"},
     "__main__": {"cli"},
@@ -38,6 +39,7 @@ MAY_IMPORT = {
 }
 KNOW_HYDRA = {"cli", "compose"}
 NO_TORCH_AT_IMPORT = ["cli.py", "commands.py", "compose.py", "errors.py", "stopping.py", "config/settings.py"]
+NO_TORCH_AT_IMPORT += [f"report/{path.name}" for path in (ROOT / "report").glob("*.py")]
 FILES = sorted(ROOT.rglob("*.py"))
 
 
