@@ -16,9 +16,10 @@ from typing import Any
 import jinja2
 
 from locallearn.report import html_tables
-from locallearn.report.html_data import embedded, label, looked_at, payload
+from locallearn.report.html_data import embedded, looked_at, payload
 from locallearn.report.read import Run
 from locallearn.report.study import Study
+from locallearn.report.tables import notes, summary
 
 SCRIPTS = ("page_tables.js", "page_chart.js", "page_figures.js")
 PICTURED = ("features", "filters", "reconstruction", "similarity", "task2vec")
@@ -39,11 +40,11 @@ def page(study: Study) -> str:
     pictures, left_out = _pictures(study)
     text = template.render(
         title=_title(study),
-        counts=_counts(study),
+        counts=f"{summary(study)}; groups differ in {', '.join(study.differs) or 'the seed only'}.",
         sections=_sections(study, bool(pictures)),
         problems=study.problems,
         results=html_tables.results(study),
-        results_note=_note(study),
+        notes=_notes(study),
         settings=html_tables.settings(study),
         common=[(key, html_tables.text(value)) for key, value in sorted(study.common.items())],
         runs=html_tables.runs(study),
@@ -80,29 +81,16 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _counts(study: Study) -> str:
-    states: dict[str, int] = {}
-    for run in study.runs:
-        states[run.state] = states.get(run.state, 0) + 1
-    said = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-    return f"{_count(len(study.runs), 'run')} ({said}) in {_count(len(study.groups), 'group')} that differ in " + (
-        f"{', '.join(study.differs)}." if study.differs else "nothing but the seed."
-    )
-
-
 def _sections(study: Study, pictures: bool) -> list[tuple[str, str]]:
     found = [("results", "Results"), ("figures", "Figures"), ("settings", "Configuration"), ("runs", "Runs")]
     return [*([("problems", "Problems")] if study.problems else []), *found, *([("pictures", "Pictures")] * pictures)]
 
 
-def _note(study: Study) -> str:
-    found = "Mean ± standard deviation (n − 1) over seeds; only runs that are done count."
+def _notes(study: Study) -> list[str]:
+    found = ["only runs that are done count, the newest of each seed; ± needs two seeds"]
     if any(group.baseline for group in study.groups):
-        found += (
-            " The difference to backprop is the mean over seeds of the difference to the run with the same seed, with "
-            "its 95 % interval (Student t); × says how many times that of backprop."
-        )
-    return found
+        found.append("×: how many times that of backprop")
+    return [*found, *notes(study)]
 
 
 def _pictures(study: Study) -> tuple[list[dict[str, str]], int]:
@@ -114,9 +102,9 @@ def _pictures(study: Study) -> tuple[list[dict[str, str]], int]:
                 left_out += 1
                 continue
             room -= len(content)
-            caption = f"{probe}: {stem}, {label(group)}"
+            caption = f"{probe}: {stem}, {group.label}"
             source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-            alt = f"Picture {stem} of the probe {probe} for {label(group)}; its numbers are in the figure of that probe"
+            alt = f"Picture {stem} of the probe {probe} for {group.label}; its numbers are in the figure of that probe"
             found.append({"source": source, "alt": alt, "caption": caption})
     return found, left_out
 

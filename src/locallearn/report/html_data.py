@@ -7,15 +7,16 @@ thinned so that the page stays small, with the first and the last point kept; nu
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from locallearn.figures import by_depth, by_strategy
+from locallearn.report.numbers import is_finite
 from locallearn.report.read import Run
 from locallearn.report.study import SCORES, Group, Study
+from locallearn.report.tables import SHARES, title
 
 Series: TypeAlias = dict[str, Any]
 Points: TypeAlias = Iterable[tuple[float, float]]
@@ -25,20 +26,37 @@ POINTS = 80_000
 """About so many points has a page in its curves, and as many in its probes: 1.5 MB each."""
 LEAST = 6
 MOST = 200
+
+
+class Cost(NamedTuple):
+    """Head of its column, what its axis is called, and what a value is divided by there."""
+
+    head: str
+    axis: str
+    unit: float = 1.0
+
+
 COSTS = {
-    "seconds": ("time (s)", 1.0),
-    "peak_memory_bytes": ("peak memory (MiB)", 2.0**20),
-    "flops": ("FLOPs of a step", 1.0),
-    "auxiliary_share": ("auxiliary parameters / model's", 1.0),
+    "seconds": Cost("time", "time (s)"),
+    "peak_memory_bytes": Cost("memory", "peak memory (MiB)", 2.0**20),
+    "flops": Cost("FLOPs", "FLOPs (forward, one image)"),
+    "auxiliary_flops": Cost("aux FLOPs", "auxiliary FLOPs (forward, one image)"),
+    "auxiliary_share": Cost("aux %", "auxiliary parameters (% of the model's)", 0.01),
 }
-"""Name, and what a value is divided by."""
+QUANTITIES = {"i_x_t": "I(X;T) [bits]", "i_t_y": "I(T;Y) [bits]"}
 DARK_GROUND = (0x15, 0x18, 0x1C)
 
 
 def payload(study: Study) -> dict[str, Any]:
     """Everything that the script of the page reads."""
     return {
-        "groups": [{"label": label(group), "colour": both(by_strategy(group.strategy))} for group in study.groups],
+        "groups": [
+            {
+                "label": group.label if group.counted else f"{group.label} (not finished)",
+                "colour": both(by_strategy(group.strategy)),
+            }
+            for group in study.groups
+        ],
         "curves": _curves(study),
         "trade": _trade(study),
         "probes": [*_blocks(study), *_probes(study)],
@@ -49,10 +67,6 @@ def embedded(value: Any) -> str:
     """JSON that cannot end the script element it stands in, whatever text is in it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def label(group: Group) -> str:
-    return group.label if group.counted else f"{group.label} (not finished)"
 
 
 def looked_at(group: Group) -> list[Run]:
@@ -78,9 +92,7 @@ def _luminance(colour: Sequence[int]) -> float:
 
 def finite(value: Any) -> float | None:
     """A number that can be drawn, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return float(value) if is_finite(value) and abs(value) < 1e300 else None
 
 
 def _short(value: float) -> float | int:
@@ -94,12 +106,20 @@ def _series(points: Points) -> Series:
     for x, y in points:
         columns.setdefault(x, []).append(y)
     xs = sorted(columns)
-    deviations = [_short(stdev(columns[x])) if len(columns[x]) > 1 else None for x in xs]
+    deviations = [_deviation(columns[x]) for x in xs]
     return {
         "x": [_short(x) for x in xs],
         "y": [_short(fmean(columns[x])) for x in xs],
         "s": deviations if any(d is not None for d in deviations) else None,
     }
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Over seeds; what rounding alone would explain is 0."""
+    if len(values) < 2:
+        return None
+    found = stdev(values)
+    return _short(found) if found > 1e-12 * max(map(abs, values)) else 0
 
 
 def _thin(series: Series, limit: int) -> Series:
@@ -126,7 +146,12 @@ def _points(records: Iterable[Mapping[str, Any]], name: str) -> Iterator[tuple[f
     for record in records:
         x, y = finite(record.get("epoch")), finite(record.get(name))
         if x is not None and y is not None:
-            yield x, y
+            yield x, y * _percent(name)
+
+
+def _percent(name: str) -> int:
+    """What a value of this name is multiplied by to be shown: shares are in percent."""
+    return 100 if name.endswith(SHARES) else 1
 
 
 def _curves(study: Study) -> list[dict[str, Any]]:
@@ -135,7 +160,7 @@ def _curves(study: Study) -> list[dict[str, Any]]:
     for name in dict.fromkeys([*([study.score] if study.score else []), *SCORES]):
         values = [_series(p for run in looked_at(g) for p in _points(run.history, name)) for g in study.groups]
         if any(series["x"] for series in values):
-            found.append({"key": name, "label": name.replace("/", " "), "values": values})
+            found.append({"key": name, "label": title(name), "values": values})
     _thinned([curve["values"] for curve in found])
     return found
 
@@ -143,19 +168,25 @@ def _curves(study: Study) -> list[dict[str, Any]]:
 def _trade(study: Study) -> dict[str, Any]:
     """The score of each group against what it costs."""
     axes = []
-    for key, (name, unit) in COSTS.items():
+    score = _percent(study.score)
+    for key, cost in COSTS.items():
         values: list[Series | None] = []
         for group in study.groups:
             x, y = group.numbers.get(key), group.numbers.get(study.score)
             if x is None or y is None:
                 values.append(None)
                 continue
-            spread = [None if n.std is None else _short(n.std / size) for n, size in ((x, unit), (y, 1.0))]
-            point = {"x": [_short(x.mean / unit)], "sx": [spread[0]], "y": [_short(y.mean)], "s": [spread[1]]}
+            spread = [None if n.std is None else _short(n.std / size) for n, size in ((x, cost.unit), (y, 1 / score))]
+            point = {
+                "x": [_short(x.mean / cost.unit)],
+                "sx": [spread[0]],
+                "y": [_short(y.mean * score)],
+                "s": [spread[1]],
+            }
             values.append(point)
         if any(values):
-            axes.append({"key": key, "label": name, "values": values})
-    return {"label": study.score.replace("/", " "), "axes": axes}
+            axes.append({"key": key, "label": cost.axis, "values": values})
+    return {"label": title(study.score), "axes": axes}
 
 
 def _blocks(study: Study) -> list[dict[str, Any]]:
@@ -172,6 +203,12 @@ def _blocks(study: Study) -> list[dict[str, Any]]:
     return [found] if found else []
 
 
+def _varies(groups: Iterable[Mapping[int, Points]]) -> bool:
+    """Whether a number of a probe is more than a setting that stands in every row."""
+    found = {y for places in groups for own in places.values() for _, y in own}
+    return len(found) > 1
+
+
 def _probes(study: Study) -> list[dict[str, Any]]:
     names = dict.fromkeys(name for group in study.groups for run in looked_at(group) for name in run.rows)
     found = []
@@ -183,7 +220,7 @@ def _probes(study: Study) -> list[dict[str, Any]]:
     return found
 
 
-def _probe(title: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:
+def _probe(name: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:
     """The numbers of a probe by quantity, group and place, where a place is a layer, or a block where there are none.
     None if there is nothing to draw."""
     place = "layer" if any("layer" in row for rows in groups for row in rows) else "block"
@@ -201,7 +238,8 @@ def _probe(title: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[st
                 y = finite(value)
                 if y is not None and key not in ("epoch", "step", "block", "layer"):
                     per_group = points.setdefault(key, [{} for _ in groups])
-                    per_group[i].setdefault(int(at), []).append((epoch, y))
+                    per_group[i].setdefault(int(at), []).append((epoch, y * _percent(key)))
+    points = {key: per_group for key, per_group in points.items() if _varies(per_group)}
     if not points:
         return None
     values = {
@@ -211,11 +249,11 @@ def _probe(title: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[st
     _thinned(list(values.values()))
     depth = 1 + max(at for per_group in points.values() for places in per_group for at in places)
     return {
-        "title": title,
+        "title": name,
         "place": place,
         "names": names,
         "colours": [both(colour) for colour in by_depth(depth)],
         "plane": {"i_x_t", "i_t_y"} <= values.keys(),
-        "quantities": list(values),
+        "quantities": [[key, QUANTITIES.get(key, title(key))] for key in values],
         "values": values,
     }

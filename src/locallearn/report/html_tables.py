@@ -6,9 +6,9 @@ import json
 import shlex
 from typing import Any
 
-from locallearn.report.html_data import COSTS, label, looked_at
-from locallearn.report.numbers import Number
+from locallearn.report.html_data import COSTS, finite, looked_at
 from locallearn.report.study import Group, Study
+from locallearn.report.tables import difference, shown, spread, title
 
 CHOICES = (6, 30)
 """A filter is offered for so many settings at most, each with so many values at most."""
@@ -31,37 +31,28 @@ def _missing() -> dict[str, Any]:
     return _cell("–")
 
 
-def _figure(value: float, digits: int = 4) -> str:
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.{digits - 1}g}".replace("e+0", "e").replace("e-0", "e−").replace("-", "−")
-    return f"{float(f'{value:.{digits}g}'):.10g}".replace("-", "−")
-
-
-def _spread(number: Number, unit: float = 1.0) -> str:
-    return _figure(number.mean / unit) + ("" if number.std is None else f" ± {_figure(number.std / unit, 2)}")
-
-
 def results(study: Study) -> dict[str, Any]:
-    score = study.score.replace("/", " ")
+    """A row for each group: what it reached, how that differs from backprop, what it cost."""
+    score = [study.score] if study.score else []
     extra = [name for name in ("validation/accuracy", "images_per_second") if name in study.metrics[1:]]
     costs = [name for name in COSTS if name in study.metrics]
-    columns = [_column("Group", False), _column("n", note="runs that count")]
-    if study.score:
-        columns += [_column(score), _column("Best"), _column("Difference to backprop", note="95 % interval")]
-    columns += [_column(name.replace("/", " ").replace("_", " ")) for name in extra]
-    columns += [_column(COSTS[name][0]) for name in costs]
+    columns = [_column("Group", False), _column("done")]
+    columns += [column for name in score for column in (_column(title(name)), _column("best"))]
+    columns += [_column("vs backprop", note="95 % interval") for _ in score if any(g.baseline for g in study.groups)]
+    columns += [_column(title(name)) for name in extra] + [_column(COSTS[name].head) for name in costs]
     bases = {group.label: group for group in study.groups}
     rows = []
     for i, group in enumerate(study.groups):
-        cells = [_named(group, i), _cell(str(len(group.counted)), len(group.counted))]
-        cells += _scores(group, study.score) if study.score else []
-        cells += [_mean(group, name, 1.0) for name in extra]
-        cells += [_mean(group, name, COSTS[name][1], bases.get(group.baseline or "")) for name in costs]
+        cells = [_named(group, i), _done(group)]
+        cells += [cell for name in score for cell in (_mean(group, name), _best(group, name))]
+        cells += [_difference(group, name) for name in score if any(g.baseline for g in study.groups)]
+        cells += [_mean(group, name) for name in extra]
+        cells += [_mean(group, name, bases.get(group.baseline or "")) for name in costs]
         rows.append({"cells": cells, "found": _keys(group)})
     return {
         "id": "results-table",
         "what": "table of results",
-        "caption": "Results by group. The buttons in the headings sort.",
+        "caption": "Results by group: mean ± standard deviation over seeds. The buttons in the headings sort.",
         "columns": columns,
         "rows": rows,
         "choices": _choices(study),
@@ -71,30 +62,37 @@ def results(study: Study) -> dict[str, Any]:
 def _named(group: Group, index: int) -> dict[str, Any]:
     lost = [run.state for run in group.runs if not run.done]
     note = ", ".join(f"{lost.count(state)} {state}" for state in dict.fromkeys(lost))
-    return _cell(label(group), label(group), note=note, colour=index)
+    return _cell(group.label, group.label, note=note, colour=index)
 
 
-def _scores(group: Group, score: str) -> list[dict[str, Any]]:
-    number = group.numbers.get(score)
-    if number is None:
-        return [_missing()] * 3
-    best = _missing() if number.best is None else _cell(_figure(number.best), number.best)
-    difference = _missing()
-    if number.difference is not None:
-        note = "one pair, no interval"
-        if number.ci_low is not None and number.ci_high is not None:
-            note = f"[{_figure(number.ci_low, 3)}, {_figure(number.ci_high, 3)}], {number.pairs} pairs"
-        sign = "+" if number.difference > 0 else ""
-        difference = _cell(sign + _figure(number.difference, 3), number.difference, note)
-    return [_cell(_spread(number), number.mean), best, difference]
+def _done(group: Group) -> dict[str, Any]:
+    return _cell(f"{len(group.counted)} of {len({run.seed for run in group.runs})}", len(group.counted))
 
 
-def _mean(group: Group, name: str, unit: float, base: Group | None = None) -> dict[str, Any]:
+def _mean(group: Group, name: str, base: Group | None = None) -> dict[str, Any]:
+    """Mean and deviation; beside a base also how many times its mean."""
     number, other = group.numbers.get(name), base.numbers.get(name) if base else None
     if number is None:
         return _missing()
-    times = f"{_figure(number.mean / other.mean, 3)}×" if other is not None and other.mean > 0 else ""
-    return _cell(_spread(number, unit), number.mean, times)
+    times = f"{number.mean / other.mean:.2f}×" if other is not None and other.mean > 0 else ""
+    return _cell(_signed(spread(name, number)), number.mean, times)
+
+
+def _best(group: Group, name: str) -> dict[str, Any]:
+    number = group.numbers.get(name)
+    return _missing() if number is None or number.best is None else _cell(shown(name, number.best), number.best)
+
+
+def _difference(group: Group, name: str) -> dict[str, Any]:
+    number = group.numbers.get(name)
+    if number is None or number.difference is None:
+        return _missing()
+    head, _, rest = _signed(difference(name, number)).partition(" ")
+    return _cell(head, number.difference, rest)
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def text(value: Any) -> str:
@@ -147,18 +145,18 @@ def _command(group: Group) -> str:
 
 
 def runs(study: Study) -> dict[str, Any]:
-    of = {id(run): label(group) for group in study.groups for run in group.runs}
+    of = {id(run): group.label for group in study.groups for run in group.runs}
     colours = {id(run): i for i, group in enumerate(study.groups) for run in group.runs}
     rows = []
     for run in study.runs:
-        score, seed = run.summary.get(study.score) if study.score else None, run.seed
+        score, seed = finite(run.summary.get(study.score)), run.seed
         why = "; ".join(text for text in (run.reason, *run.problems) if text)
         cells = [
             _cell(run.name, run.name, note=str(run.path.parent), colour=colours.get(id(run))),
             _cell(of.get(id(run), "–"), of.get(id(run))),
             _cell(str(seed), seed) if isinstance(seed, int) else _missing(),
             _cell(run.state, run.state, note=why),
-            _cell(_figure(float(score)), score) if isinstance(score, int | float) else _missing(),
+            _missing() if score is None else _cell(_signed(shown(study.score, score)), score),
             _cell(run.repeat, run.repeat, code=True) if run.config else _missing(),
         ]
         rows.append({"cells": cells, "found": json.dumps({"state": run.state})})
@@ -166,7 +164,7 @@ def runs(study: Study) -> dict[str, Any]:
     names = ("Run", False), ("Group", False), ("Seed", True), ("State", False)
     columns = [
         *(_column(*n) for n in names),
-        _column(study.score.replace("/", " ") or "score"),
+        _column(title(study.score) or "score"),
         _column("Again", False),
     ]
     return {

@@ -30,7 +30,7 @@ function key(series, kind) {
   const sample = svg("svg", { viewBox: "0 0 30 12", "aria-hidden": "true" });
   if (kind === "points") sample.append(paint(svg("path", { class: "series mark", d: SHAPES[series.style % SHAPES.length], transform: "translate(15 6)" }), series.colour));
   else sample.append(paint(svg("path", { class: "series", d: "M1 6H29", "stroke-dasharray": DASHES[series.style % DASHES.length] }), series.colour));
-  const value = el("span", {}, kind === "points" ? "" : withSpread(series.y.at(-1), series.s?.at(-1)));
+  const value = el("span", {}, withSpread(series.y.at(-1), series.s?.at(-1)));
   return { item: el("li", {}, sample, el("span", {}, series.name), value), value, series };
 }
 
@@ -75,7 +75,7 @@ function lines(body, width, title, series, spec) {  // a chart, its legend with 
   };
   slider.addEventListener("input", () => move(true));
   move(false);
-  body.append(made.root, el("label", { class: "slider" }, place, slider), el("ul", { class: "legend" }, ...keys.map((k) => k.item)));
+  body.append(made.root, ...(xs.length > 1 ? [el("label", { class: "slider" }, place, slider)] : []), el("ul", { class: "legend" }, ...keys.map((k) => k.item)));
   body.append(lineTable(title, spec.xLabel, series, spec.names));
 }
 
@@ -118,10 +118,11 @@ const depths = (probe, perPlace) => Object.entries(perPlace ?? {}).map(([place, 
 function probeFigure(probe) {
   const views = [["depth", `last epoch, by ${probe.place}`], ["epochs", "over epochs"]];
   if (probe.plane) views.unshift(["plane", "the plane"]);
-  const options = probe.quantities.map((q) => [q, q.replaceAll("_", " ")]);
-  figure(probe.title, [["View", views], ["Quantity", options]], (body, width, groups, view, quantity) => {
+  const titles = Object.fromEntries(probe.quantities);
+  figure(probe.title, [["View", views], ["Quantity", probe.quantities]], (body, width, groups, view, quantity) => {
     const own = groups.filter((g) => Object.keys(probe.values[quantity][g.index] ?? {}).length);
-    const wanted = quantity.replaceAll("_", " ");
+    const wanted = titles[quantity];
+    body.parentElement.querySelector("label:nth-of-type(2)")?.toggleAttribute("hidden", view === "plane");
     if (!own.length) body.append(el("p", { class: "note" }, "The groups shown have not recorded this."));
     else if (view === "depth") lines(body, width, `${wanted} by ${probe.place} at the last epoch`, seriesOf(own, own.reduce((all, g) => {
       const places = Object.entries(probe.values[quantity][g.index]);
@@ -138,6 +139,15 @@ function probeFigure(probe) {
   }, true);
 }
 
+function share(series) {  // paths that end in one place have their numbers in one text
+  const spans = ["x", "y"].map((k) => { const all = series.flatMap((s) => s[k]); return Math.max(...all) - Math.min(...all) || 1; });
+  const ends = [];
+  for (const s of series) {
+    const near = ends.find((e) => Math.abs(e.x.at(-1) - s.x.at(-1)) < 0.05 * spans[0] && Math.abs(e.y.at(-1) - s.y.at(-1)) < 0.06 * spans[1]);
+    if (near) { near.mark += `, ${s.mark}`; s.mark = ""; } else ends.push(s);
+  }
+}
+
 function plane(body, probe, groups) {
   body.append(el("p", { class: "note" }, "A path for each layer, from its first look (open) to its last (full, with the layer's number); means over seeds."));
   panels(body, groups, 8, (panel, w, g) => {
@@ -148,6 +158,7 @@ function plane(body, probe, groups) {
       return both.length ? [{ ...s, s: null, x: both.map((p) => p[0]), y: both.map((p) => p[1]) }] : [];
     });
     const title = `Information plane, ${g.label}`;
+    share(series);
     panel.append(chart(w, 250, { series, kind: "path", xLabel: "I(X;T) [bits]", yLabel: "I(T;Y) [bits]", label: summary(title, series) }).root);
     panel.append(dataTable(title, ["layer", "I(X;T) first", "I(T;Y) first", "I(X;T) last", "I(T;Y) last"], () => series.map((s) => (
       [s.name, ...[0, -1].flatMap((k) => [number(s.x.at(k)), number(s.y.at(k))])]))));
