@@ -19,6 +19,7 @@ from locallearn.report import read, study
 from locallearn.report.html import page
 
 STRATEGIES = ("backprop", "dgl", "dfa", "shallow")
+PATIENCE = 120_000  # milliseconds; a busy machine is slow, and no test of the page is about that
 HOSTILE = "</script></style><img src=x onerror=\"document.title='owned'\"><b>&amp;{{7*7}}"
 
 
@@ -138,8 +139,9 @@ def test_text_of_a_run_stays_text(tmp_path):
     text = page(study(read([tmp_path])))
     assert "<img" not in text
     assert text.count("</script>") == 2  # of the data and of the script
-    assert "{{7*7}}" in text and "&lt;/script&gt;" in text
-    assert data_of(text)["probes"][1]["quantities"] == [["</script>", "<\\/script>".replace("\\/", " ")]]
+    assert "{{7*7}}" in text
+    assert "&lt;/script&gt;" in text
+    assert data_of(text)["probes"][1]["quantities"] == [["</script>", "< script>"]]
     text.encode()
 
 
@@ -162,14 +164,14 @@ def test_five_hundred_runs_are_one_small_page(tmp_path):
     for i in range(500):
         write_run(tmp_path, STRATEGIES[i % 4], i % 2, lr=round(0.001 * (1 + i // 8), 4), epochs=60, name=str(i))
     found = study(read([tmp_path]))
-    begin = time.perf_counter()
+    begin = time.process_time()
     text = page(found)
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
     assert len(text.encode()) < 5e6
     data = data_of(text)
     assert len(data["groups"]) == 252
     curve = data["curves"][0]["values"][0]
-    assert curve["x"][0] == 1 and curve["x"][-1] == 60  # thinned, with both ends
+    assert curve["x"][:: len(curve["x"]) - 1] == [1, 60]  # thinned, with both ends
 
 
 def _chromium(playwright) -> str | None:
@@ -196,6 +198,7 @@ class Opened:
 
     def __init__(self, browser, file: Path, **how) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | how)
+        self.context.set_default_timeout(PATIENCE)
         self.tab = self.context.new_page()
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -227,7 +230,7 @@ def file(sweep) -> Path:
     return found
 
 
-@pytest.fixture()
+@pytest.fixture
 def opened(browser, file):
     found = Opened(browser, file)
     yield found
@@ -335,7 +338,8 @@ class TestInABrowser:
         file = tmp_path / "report.html"
         file.write_text(page(study(read([tmp_path]))))
         opened = Opened(browser, file)
-        assert "owned" not in opened.tab.title()[:5] and opened.tab.locator("img, b").count() == 0
+        assert opened.tab.title() != "owned"
+        assert opened.tab.locator("img, b").count() == 0
         assert HOSTILE in opened.legend()
         opened.close()
 
@@ -345,8 +349,11 @@ class TestInABrowser:
         file = tmp_path / "report.html"
         file.write_text(page(study(read([tmp_path]))))
         opened = Opened(browser, file)
-        begin = time.perf_counter()
-        opened.tab.locator("#results-table th button").nth(2).click()
-        assert time.perf_counter() - begin < 5
-        assert len(opened.labels()) == 500 and len(opened.legend()) == 8
+        milliseconds = opened.tab.evaluate(
+            "() => { const begin = performance.now(); document.querySelectorAll('#results-table th button')[2].click();"
+            " return performance.now() - begin; }"
+        )
+        assert len(opened.labels()) == 500
+        assert len(opened.legend()) == 8
+        assert milliseconds < 20_000  # about 100 on an idle core
         opened.close()
