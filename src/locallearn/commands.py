@@ -22,6 +22,8 @@ COMMANDS = {
     "resume": "go on with a run that was interrupted or killed: resume RUN [runtime=NAME]",
     "evaluate": "test accuracy of a run, at every block: evaluate RUN [data=NAME]",
     "probe": "look at the checkpoints of a run: probe RUN probe=NAME [probe.NAME.OPTION=VALUE]",
+    "report": "tables and pictures of many runs, groups against backprop: report FOLDER... [--to DIR]",
+    "compare": "settings, numbers and curves of two runs side by side: compare RUN RUN [--to DIR]",
 }
 PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in GROUPS}}
 
@@ -29,6 +31,7 @@ PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g f
 def run(command: str, arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
     words = {"list": _list, "doctor": _doctor, "plan": _plan, "resume": _resume, "evaluate": _evaluate, "probe": _probe}
+    words |= {"report": _report, "compare": _compare}
     return {**words, "stage": _stage}[command](arguments)
 
 
@@ -224,6 +227,18 @@ def _probe(arguments: list[str]) -> int:
         for path in (folder.path / "rows.jsonl", *pictures):
             print(path)
     return 0
+
+
+def _report(arguments: list[str]) -> int:
+    from locallearn.report import command
+
+    return command.report(_parser("report", "What runs say together, and their difference to backprop."), arguments)
+
+
+def _compare(arguments: list[str]) -> int:
+    from locallearn.report import command
+
+    return command.compare(_parser("compare", "What differs between two runs."), arguments)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], most: int = 40) -> str:

@@ -55,6 +55,17 @@ def summary(
     return rows
 
 
+def totals(rows: Sequence[BlockRow]) -> dict[str, int | None]:
+    """Forward FLOPs of one image through the whole model, and through what only trains it (None where a part of that
+    is unknown)."""
+    auxiliary = [row.aux_flops for row in rows]
+    known = [flops for flops in auxiliary if flops is not None]
+    return {
+        "flops": sum(row.flops for row in rows),
+        "auxiliary_flops": sum(known) if len(known) == len(auxiliary) else None,
+    }
+
+
 def _parameters(modules: Sequence[nn.Module]) -> int:
     return sum(p.numel() for p in {p for module in modules for p in module.parameters()})
 

@@ -91,6 +91,19 @@ def read(folders: Sequence[Path]) -> list[Run]:
     return [read_run(path) for path in paths]
 
 
+def one(folder: Path) -> Run:
+    """The run in this folder. Raises UserError if it is not that of a run, or if nothing in it can be read."""
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"there is no run folder {folder}: {_hint(folder)}give the folder of a run")
+    if not is_run(folder, [path.name for path in folder.iterdir()]):
+        raise UserError(f"{folder} is not the folder of a run: it has no config.yaml and no metrics.jsonl")
+    run = read_run(folder)
+    if run.state == "unreadable":
+        raise UserError(f"{folder} cannot be compared: {run.reason}; choose another run")
+    return run
+
+
 def _hint(folder: Path) -> str:
     try:
         return did_you_mean(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()])

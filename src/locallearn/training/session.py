@@ -13,7 +13,7 @@ import yaml
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.models.summary import render, summary
+from locallearn.models.summary import BlockRow, render, summary, totals
 from locallearn.runtime.world import started_together
 from locallearn.training import checkpoint
 from locallearn.training.console import Console, warn
@@ -30,8 +30,11 @@ def dry_run(exp: Experiment) -> str:
     """The table of blocks: output shape, parameters, FLOPs, auxiliary share, and what is dropped at inference."""
     with process_settings(exp.settings):
         learner, _ = prepare(exp)
-        rows = summary(learner.model, learner.cut, [dict(block.auxiliary.items()) for block in learner.blocks])
-        return render(rows)
+        return render(_rows(learner))
+
+
+def _rows(learner: Learner) -> list[BlockRow]:
+    return summary(learner.model, learner.cut, [dict(block.auxiliary.items()) for block in learner.blocks])
 
 
 def start(exp: Experiment, quiet: bool = False, name: str | None = None) -> Result | None:
@@ -115,6 +118,7 @@ def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> tuple[
         "cut": [[units.start, units.stop] for units in learner.cut],
         "stages": [[blocks.start, blocks.stop] for blocks in stages],
         "delays": learner.stage.delays,
+        **totals(_rows(learner)),
         **places(exp),
     }
     folder.write_json("manifest.json", manifest(exp.settings, learner.device, facts))

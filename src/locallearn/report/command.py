@@ -1,0 +1,95 @@
+"""The commands `report` and `compare`: read, show, and with `--to` write."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from locallearn.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDE = 160
+"""Columns of text that goes to a file."""
+
+
+def report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    """`locallearn report FOLDER... [--to DIR]`"""
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="folders with runs in them, at any depth"
+    )
+    parser.add_argument("--to", type=Path, metavar="DIR", help="write Markdown, CSV, LaTeX, HTML and pictures here")
+    options = parser.parse_args(arguments)
+    from locallearn.report import read, study, tables
+
+    found = study(read(options.folders))
+    _print(tables.terminal(found, _width()))
+    if options.to is None:
+        return 0
+    from locallearn.report.figures import draw
+
+    figures = draw(found)
+    texts = {
+        "report.md": tables.markdown(found, [f"{name}.svg" for name in figures]),
+        "report.csv": tables.as_csv(found),
+        "report.tex": tables.latex_document("report-table"),
+        "report-table.tex": tables.latex(found),
+    }
+    if importlib.util.find_spec("locallearn.report.html"):
+        texts["report.html"] = importlib.import_module("locallearn.report.html").page(found)
+    _write(options.to, texts, figures)
+    return 0
+
+
+def compare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    """`locallearn compare RUN RUN [--to DIR]`"""
+    parser.add_argument("first", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("second", type=Path, metavar="RUN", help="the folder of another run")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="write the text and the pictures of the curves here")
+    options = parser.parse_args(arguments)
+    from locallearn.report import compare as comparing
+    from locallearn.report.read import one
+
+    found = comparing.compare(one(options.first), one(options.second))
+    _print(comparing.terminal(found, _width()))
+    if options.to is not None:
+        _write(options.to, {"compare.txt": comparing.terminal(found, WIDE) + "\n"}, comparing.draw(found))
+    return 0
+
+
+def _write(folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]) -> None:
+    """Write everything, and print what was written. Raises UserError if the folder cannot be written."""
+    from locallearn.figures import save
+
+    folder = folder.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        pictures = [file for name, figure in figures.items() for file in save(figure, folder / name)]
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"cannot write into {folder}: {reason}; choose another folder: --to DIR") from None
+    for path in (*(folder / name for name in texts), *pictures):
+        _print(str(path))
+
+
+def _width() -> int:
+    """Columns of the terminal; a file is as wide as it needs to be."""
+    return max(60, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDE
+
+
+def _print(text: str) -> None:
+    """Print, also where the terminal is not UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.replace("±", "+-").encode(encoding, "replace").decode(encoding)
+    print(text)

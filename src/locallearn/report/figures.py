@@ -1,0 +1,193 @@
+"""The pictures of a study: learning curves, accuracy by block, and what accuracy costs in time and memory."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, TypeAlias
+
+from locallearn.figures import COLOURS, by_strategy, panels
+from locallearn.report.grouping import label, written
+from locallearn.report.numbers import Number, is_finite
+from locallearn.report.read import Run
+from locallearn.report.study import Group, Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST = 12
+"""So many groups can be told apart in one picture."""
+CURVES = ("train/loss", "validation/accuracy", "test/accuracy")
+_LINES = ("-", "--", ":", "-.")
+_BLOCK = re.compile(r"block/(\d+)/test_accuracy")
+_MARKERS = "osD^vP*X<>hd"
+Look: TypeAlias = tuple[str, str, str]
+"""Colour, line style and marker of a group."""
+
+
+def draw(study: Study) -> dict[str, Figure]:
+    """Every picture that the runs have numbers for, by name."""
+    groups = shown(study)
+    named = dict(zip(short_labels(groups), groups, strict=True))
+    looks = dict(zip(named, looks_of(groups), strict=True))
+    numbers = {name: group.numbers for name, group in named.items()}
+    found = {
+        "learning_curves": learning_curves({name: group.counted for name, group in named.items()}, looks),
+        "accuracy_by_block": accuracy_by_block(numbers, looks),
+        "cost": _cost(study.score, numbers, looks),
+    }
+    figures = {name: figure for name, figure in found.items() if figure is not None}
+    left_out = sum(bool(group.counted) for group in study.groups) - len(groups)
+    if left_out:
+        for figure in figures.values():
+            figure.suptitle(f"{len(groups)} of {len(groups) + left_out} groups, the best by validation", fontsize=8)
+    return figures
+
+
+def shown(study: Study) -> list[Group]:
+    """The groups that are drawn: all with a finished run, or of many those with the best validation accuracy."""
+    groups = [group for group in study.groups if group.counted]
+    if len(groups) <= MOST:
+        return groups
+    kept = sorted(groups, key=_by_validation)[:MOST]
+    return [group for group in groups if group in kept]
+
+
+def _by_validation(group: Group) -> float:
+    number = group.numbers.get("validation/accuracy")
+    return -number.mean if number else 0.0
+
+
+def short_labels(groups: Sequence[Group]) -> list[str]:
+    """What tells these groups apart: settings in which they agree, if not with the others, are left out."""
+    keys = dict.fromkeys(key for group in groups for key in group.settings)
+    agreed = {key for key in keys if len({written(group.settings.get(key)) for group in groups}) == 1}
+    return [
+        label({key: value for key, value in group.settings.items() if key not in agreed}, group.runs[0])
+        for group in groups
+    ]
+
+
+def looks_of(groups: Sequence[Group]) -> list[Look]:
+    """A strategy has its colour everywhere, and its groups differ in line and marker; of one strategy alone, the groups
+    have colours of their own."""
+    alone = len({group.strategy for group in groups}) == 1 and len(groups) > 1
+    before: Counter[str] = Counter()
+    found = []
+    for k, group in enumerate(groups):
+        number = before[group.strategy]
+        before[group.strategy] += 1
+        colour = COLOURS[k % len(COLOURS)] if alone else by_strategy(group.strategy)
+        found.append((colour, _LINES[number % len(_LINES)], _MARKERS[number % len(_MARKERS)]))
+    return found
+
+
+def curve(runs: Iterable[Run], metric: str) -> dict[int, list[float]]:
+    """The finite values of a metric over runs, by epoch."""
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        for record in run.history:
+            if is_finite(record.get(metric)) and isinstance(record.get("epoch"), int):
+                found.setdefault(record["epoch"], []).append(record[metric])
+    return dict(sorted(found.items()))
+
+
+def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Figure | None:
+    """Mean and standard deviation of each metric over runs, by label."""
+    curves = {metric: {name: curve(own, metric) for name, own in runs.items()} for metric in CURVES}
+    drawn = [metric for metric in CURVES if any(curves[metric].values())]
+    if not drawn:
+        return None
+    figure, axes = panels(len(drawn), 1)
+    for place, metric in zip(axes, drawn, strict=True):
+        for name, points in curves[metric].items():
+            _band(place, points, looks[name], name)
+        place.set_xlabel("epoch")
+        _whole_numbers(place)
+        place.set_ylabel(metric.replace("/", " "))
+    if any(len(own) > 1 for own in runs.values()):
+        axes[0].set_title("mean over seeds; band: one standard deviation", fontsize=7, loc="left")
+    _legend(figure, axes[0])
+    return figure
+
+
+def _band(axes: Axes, points: Mapping[int, Sequence[float]], look: Look, name: str) -> None:
+    """The mean, and one standard deviation to each side where there are several values."""
+    if not points:
+        return
+    colour, style, marker = look
+    xs, means = list(points), [fmean(v) for v in points.values()]
+    (line,) = axes.plot(xs, means, color=colour, linestyle=style, label=name, marker=marker, markersize=3)
+    line.set_markevery(max(1, len(xs) // 10))
+    if len(xs) == 1:  # else hidden where lines of others end
+        line.set(markersize=9, markerfacecolor="none")
+    spread = [stdev(v) if len(v) > 1 else 0.0 for v in points.values()]
+    if any(spread):
+        low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
+        axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look]) -> Figure | None:
+    """Test accuracy of every block that can predict, by label; a network of one predicting block is a point."""
+    blocks = {
+        name: {int(m[1]): n.values for metric, n in own.items() if (m := _BLOCK.fullmatch(metric))}
+        for name, own in numbers.items()
+    }
+    if not any(len(found) > 1 for found in blocks.values()):
+        return None
+    figure, (axes,) = panels(width=4.2)
+    for name, found in blocks.items():
+        _band(axes, dict(sorted(found.items())), looks[name], name)
+    axes.set_xlabel("block")
+    _whole_numbers(axes)
+    axes.set_ylabel("test accuracy")
+    _legend(figure, axes)
+    return figure
+
+
+def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look]) -> Figure | None:
+    """Score against seconds and against peak memory, a point with bars of one standard deviation for each label."""
+    costs = {"seconds": ("seconds", 1.0), "peak_memory_bytes": ("peak memory [MiB]", 2.0**20)}
+    drawn = [name for name in costs if any({name, score} <= own.keys() for own in numbers.values())]
+    if not drawn:
+        return None
+    figure, axes = panels(len(drawn), 1)
+    for place, cost in zip(axes, drawn, strict=True):
+        title, unit = costs[cost]
+        for name, own in numbers.items():
+            if not {cost, score} <= own.keys():
+                continue
+            x, y = own[cost], own[score]
+            colour, _, marker = looks[name]
+            errors = {"xerr": (x.std or 0.0) / unit, "yerr": y.std or 0.0}
+            place.errorbar(
+                x.mean / unit, y.mean, **errors, fmt=marker, color=colour, markersize=5, linewidth=0.8, label=name
+            )
+        place.set_xlabel(title)
+        place.set_ylabel(score.replace("/", " "))
+    _legend(figure, axes[0])
+    return figure
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, below them; the figure grows by it."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    room = int(figure.get_figwidth() * 16)  # characters
+    labels = [textwrap.fill(text, room - 8) for text in labels]
+    longest = max(len(line) for text in labels for line in text.splitlines())
+    columns = max(1, min(4, len(labels), room // (longest + 6)))
+    lines = sum(text.count("\n") + 1 for text in labels) / columns
+    figure.set_figheight(figure.get_figheight() + 0.15 * (lines + 0.5))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)

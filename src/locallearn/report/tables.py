@@ -1,0 +1,252 @@
+"""A study as text: for the terminal, as Markdown, CSV and LaTeX. All show the same cells; CSV has every number."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from locallearn.report.numbers import Number
+from locallearn.report.read import STATES
+from locallearn.report.study import Group, Study
+
+SHARES = ("accuracy", "_share")  # endings of metrics that are shown in percent
+LATEX_ROWS = 40  # of one tabular, which does not break over pages
+NOTES = {
+    "vs backprop": "vs backprop: mean difference to the same seeds of backprop, and its 95 % Student t interval",
+    "memory": "memory: the peak, allocated on a GPU, resident in the process on a CPU",
+    "FLOPs": "FLOPs: forward pass of one image through the model; aux FLOPs: through what only trains it",
+    "aux": "aux: parameters of auxiliary networks, in percent of the model's",
+}
+Table = list[list[str]]
+
+
+def table(study: Study) -> Table:
+    """The head, then a row for each group; a column that would be empty is left out."""
+    score = study.score
+    columns: list[tuple[str, Callable[[Group], str]]] = [
+        ("run", lambda g: g.label),
+        ("done", lambda g: f"{len(g.counted)} of {len({run.seed for run in g.runs})}"),
+        (title(score), lambda g: _spread(score, g.numbers.get(score))),
+        ("best", lambda g: _shown(score, number.best) if (number := g.numbers.get(score)) else ""),
+        ("vs backprop", lambda g: difference(score, g.numbers.get(score))),
+        *((head, _mean_of(name)) for head, name in _COSTS),
+    ]
+    cells = [[head, *(cell(group) for group in study.groups)] for head, cell in columns]
+    full = [column for column in cells if column[0] in ("run", "done") or any(column[1:])]
+    return [list(row) for row in zip(*full, strict=True)]
+
+
+_COSTS = (
+    ("time", "seconds"),
+    ("memory", "peak_memory_bytes"),
+    ("FLOPs", "flops"),
+    ("aux FLOPs", "auxiliary_flops"),
+    ("aux", "auxiliary_share"),
+)
+
+
+def _mean_of(name: str) -> Callable[[Group], str]:
+    return lambda group: _shown(name, group.numbers[name].mean) if name in group.numbers else ""
+
+
+def title(metric: str) -> str:
+    """`test/accuracy` -> `test accuracy %`"""
+    words = metric.replace("/", " ").replace("_", " ")
+    return f"{words} %" if metric.endswith(SHARES) else words
+
+
+def _spread(metric: str, number: Number | None) -> str:
+    if number is None:
+        return ""
+    return _shown(metric, number.mean) + (f" ± {_shown(metric, number.std)}" if number.std is not None else "")
+
+
+def difference(metric: str, number: Number | None) -> str:
+    """`-1.20 [-2.10, -0.30]`; without the interval for one pair."""
+    if number is None or number.difference is None:
+        return ""
+    if number.ci_low is None or number.ci_high is None:
+        return f"{_shown(metric, number.difference, '+')} (1 pair)"
+    low, high = (_shown(metric, end, "+") for end in (number.ci_low, number.ci_high))
+    return f"{_shown(metric, number.difference, '+')} [{low}, {high}]"
+
+
+def _shown(metric: str, value: float | None, sign: str = "") -> str:
+    """A value in the unit of its metric."""
+    if value is None:
+        return ""
+    if metric.endswith(SHARES):
+        return f"{100 * value:{sign}.2f}"
+    if metric.endswith("seconds"):
+        return duration(value)
+    if metric.endswith("bytes"):
+        return _scaled(value, (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)))
+    if metric.endswith("flops"):
+        return _scaled(value, (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)))
+    return f"{value:{sign}.4g}"
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _scaled(value: float, units: Sequence[tuple[str, int]]) -> str:
+    unit, size = next(((unit, size) for unit, size in units if abs(value) >= size), ("", 1))
+    return f"{value / size:.3g} {unit}".rstrip()
+
+
+def summary(study: Study) -> str:
+    """One line: how many runs, in how many groups, and what became of them."""
+    counts = Counter(run.state for run in study.runs)
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    groups = f"{len(study.groups)} group{'s' * (len(study.groups) != 1)}"
+    return f"{len(study.runs)} run{'s' * (len(study.runs) != 1)} in {groups}: {states}"
+
+
+def notes(study: Study) -> list[str]:
+    """What the heads of the table mean, as far as it has them, and whom groups are compared with."""
+    heads = table(study)[0]
+    found = [text for head, text in NOTES.items() if head in heads]
+    several = {group.baseline for group in study.groups if group.baseline}
+    if len(several) > 1:
+        found.append("each group is compared with the backprop group of the same task, closest in its other settings")
+    return found
+
+
+def unfinished(study: Study) -> list[str]:
+    """A line for each run that is not done, with its reason."""
+    return [f"{run.state}: {run.path}: {run.reason or 'no reason is recorded'}" for run in study.unfinished]
+
+
+def terminal(study: Study, width: int) -> str:
+    """The report as text of at most `width` columns."""
+    lines = [*notes(study), *unfinished(study), *(f"note: {problem}" for problem in study.problems)]
+    return "\n".join([summary(study), grids([table(study)] if study.groups else [], width), *lines])
+
+
+def grids(tables: Sequence[Table], width: int) -> str:
+    """Tables under each other, each with a head, as text of at most `width` columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    text = io.StringIO()
+    screen = Console(file=text, width=width, markup=False, highlight=False, emoji=False, no_color=True)
+    for head, *rows in tables:
+        grid = Grid(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        for k, name in enumerate(head):
+            grid.add_column(name, justify="right" if k else "left", overflow="fold")
+        for row in rows:
+            grid.add_row(*row)
+        screen.print(grid)
+    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines()) + "\n"
+
+
+def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
+    """The report as a page; `pictures` are names of files beside it."""
+    head, *rows = table(study)
+    lines = ["# Report\n", f"{summary(study)}.\n", _markdown_row(head)]
+    lines.append("|" + "|".join([" :--- ", *[" ---: "] * (len(head) - 1)]) + "|")
+    lines += [_markdown_row(row) for row in rows]
+    lines += ["", *(f"- {_plain(note)}" for note in notes(study))]
+    lines += [f"\n![{name}]({name})" for name in pictures]
+    sections = {
+        "Not done": [_plain(line) for line in unfinished(study)],
+        "Notes": [_plain(problem) for problem in study.problems],
+        "The same in all runs": [f"`{key}`: `{value}`" for key, value in study.common.items()],
+        "To repeat": [f"{_plain(group.label)}: `{(group.counted or group.runs)[0].repeat}`" for group in study.groups],
+    }
+    for name, entries in sections.items():
+        if entries:
+            lines += [f"\n## {name}\n", *(f"- {entry}" for entry in entries)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_plain, cells)) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\|*<>`\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def as_csv(study: Study) -> str:
+    """A line for each group and metric, with every digit; the settings that differ are columns."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    numbers = ("n", "mean", "std", "best", "difference", "ci_low", "ci_high", "pairs")
+    writer.writerow(["group", *study.differs, "runs", "baseline", "metric", *numbers, "seeds", "values"])
+    for group in study.groups:
+        settings = [group.settings.get(key, "") for key in study.differs]
+        for metric in study.metrics:
+            if (number := group.numbers.get(metric)) is None:
+                continue
+            each = [" ".join(map(str, column)) for column in (number.seeds, number.values)]
+            writer.writerow(
+                [group.label, *settings, len(group.runs), group.baseline or "", metric]
+                + ["" if (value := getattr(number, name)) is None else value for name in numbers]
+                + each
+            )
+    return text.getvalue()
+
+
+def latex(study: Study) -> str:
+    """The table as plain tabulars, to \\input into an article."""
+    head, *rows = table(study)
+    parts = []
+    for start in range(0, max(1, len(rows)), LATEX_ROWS):
+        lines = [f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\hline", _latex_row(head), "\\hline"]
+        lines += [_latex_row(row) for row in rows[start : start + LATEX_ROWS]]
+        parts.append("\n".join([*lines, "\\hline", "\\end{tabular}"]))
+    return "\n\n".join([f"% {' '.join(summary(study).split())}; made by locallearn report", *parts]) + "\n"
+
+
+def latex_document(table_file: str) -> str:
+    """A document that shows the table in `table_file`."""
+    return (
+        "\\documentclass[a4paper,landscape]{article}\n\\oddsidemargin=-1in\\textwidth=28cm\\topmargin=-1in"
+        "\\textheight=18cm\\parindent=0pt\n\\pagestyle{empty}\n\\begin{document}\n\\footnotesize\\tabcolsep=3pt\n"
+        f"\\input{{{table_file}}}\n\\end{{document}}\n"
+    )
+
+
+_LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+    "|": "\\textbar{}",
+    '"': "''",
+    "±": "$\\pm$",
+}
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    first, *others = map(escaped, cells)
+    numbers = [re.sub(r"([+-])(?=\d)", r"$\1$", cell) for cell in others]
+    guard = "{}" if first[:1] in ("[", "*") else ""  # after \\ they would be read as its arguments
+    return guard + " & ".join([first, *numbers]) + " \\\\"
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX prints as it is; letters that an article's fonts lack become their plain ones, or `?`."""
+    found = []
+    for c in text:
+        if c in _LATEX:
+            found.append(_LATEX[c])
+        elif c.isascii():
+            found.append(c if c.isprintable() else " ")
+        else:
+            plain = unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode()
+            found.append("".join(_LATEX.get(p, p) for p in plain) or "?")
+    return "".join(found)
