@@ -213,6 +213,13 @@ class Opened:
         rows = self.tab.locator("#results-table tbody tr:not([hidden]) th")
         return [text.splitlines()[0] for text in rows.all_inner_texts()]
 
+    def wait_for_rows(self, count: int, table: str = "results-table") -> None:
+        """Filters act a moment after the last key."""
+        from playwright.sync_api import expect
+
+        rows = self.tab.locator(f"#{table} tbody tr:not([hidden])")
+        expect(rows).to_have_count(count, timeout=PATIENCE)
+
     def legend(self) -> list[str]:
         return self.tab.locator("#charts figure").first.locator(".legend li > span:nth-of-type(1)").all_inner_texts()
 
@@ -267,19 +274,17 @@ class TestInABrowser:
         assert tab.evaluate("document.activeElement.className") == "skip"
         tab.get_by_role("searchbox", name="Filter").first.focus()
         tab.keyboard.type("d f")  # both words
-        tab.wait_for_function(
-            "document.querySelector('form[data-for=results-table] output').textContent === '2 of 4 shown'"
-        )
+        opened.wait_for_rows(2)
         assert opened.labels() == opened.legend() == ["dfa", "dgl"]
         tab.keyboard.press("Escape")
         assert len(opened.labels()) == 4
         tab.get_by_label("strategy").select_option("dgl")
-        tab.wait_for_function("document.querySelectorAll('#results-table tbody tr:not([hidden])').length === 1")
+        opened.wait_for_rows(1)
         assert opened.legend() == ["dgl"]
         tab.get_by_role("button", name="Show all").first.press("Enter")
-        tab.wait_for_function("document.querySelectorAll('#results-table tbody tr:not([hidden])').length === 4")
+        opened.wait_for_rows(4)
         tab.get_by_label("State").select_option("failed")
-        tab.wait_for_function("document.querySelectorAll('#runs-table tbody tr:not([hidden])').length === 1")
+        opened.wait_for_rows(1, "runs-table")
 
     def test_figures_have_their_numbers_as_text(self, opened):
         figure = opened.tab.locator("#charts figure").first
@@ -314,7 +319,7 @@ class TestInABrowser:
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == {
             "light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"
         }[scheme]  # fmt: skip
-        line = "getComputedStyle(document.querySelector('#charts path.series')).stroke"
+        line = "getComputedStyle(document.querySelector('#charts path.series:not(.band)')).stroke"
         assert tab.evaluate(line) == {"light": "rgb(0, 0, 0)", "dark": "rgb(232, 234, 237)"}[scheme]  # backprop
         tab.get_by_label("Colours").select_option("dark" if scheme == "light" else "light")
         assert tab.evaluate(line) == {"dark": "rgb(0, 0, 0)", "light": "rgb(232, 234, 237)"}[scheme]

@@ -11,9 +11,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from locallearn.report import html_tables
 from locallearn.report.html_data import embedded, looked_at, payload
@@ -60,9 +60,9 @@ def page(study: Study) -> str:
     return text.encode("utf-8", "replace").decode()  # a name of a folder may hold bytes that are no text
 
 
-def _own(text: str) -> Any:
+def _own(text: str) -> Markup:
     """A text of this package, or already escaped, that goes in as it is."""
-    return jinja2.utils.markupsafe.Markup(text)
+    return Markup(text)
 
 
 def _hash(text: str) -> str:

@@ -97,12 +97,12 @@ function drawn(series, kind, px, py) {
   const found = [];
   if (kind === "line" && s) {
     const edge = (sign) => x.flatMap((v, k) => (s[k] === null ? [] : [[px(v), py(y[k] + sign * s[k])]]));
-    found.push(shape("path", { class: "series band", d: `${steps(edge(1))}${steps(edge(-1).reverse()).replace("M", "L")}Z` }));
+    if (edge(1).length > 1) found.push(shape("path", { class: "series band", d: `${steps(edge(1))}${steps(edge(-1).reverse()).replace("M", "L")}Z` }));
   }
   if (kind !== "points") found.push(shape("path", { class: kind === "path" ? "series faint" : "series", d: steps(points), "stroke-dasharray": DASHES[style % DASHES.length] }));
   points.forEach(([cx, cy], k) => {
     const last = k === points.length - 1;
-    if (kind === "points") {
+    if (kind === "points" || points.length === 1) {
       if (s?.[k]) found.push(shape("line", { class: "series thin", x1: cx, x2: cx, y1: py(y[k] - s[k]), y2: py(y[k] + s[k]) }));
       if (sx?.[k]) found.push(shape("line", { class: "series thin", y1: cy, y2: cy, x1: px(x[k] - sx[k]), x2: px(x[k] + sx[k]) }));
     }
