@@ -31,8 +31,8 @@ def table(study: Study) -> Table:
     columns: list[tuple[str, Callable[[Group], str]]] = [
         ("run", lambda g: g.label),
         ("done", lambda g: f"{len(g.counted)} of {len({run.seed for run in g.runs})}"),
-        (title(score), lambda g: _spread(score, g.numbers.get(score))),
-        ("best", lambda g: _shown(score, number.best) if (number := g.numbers.get(score)) else ""),
+        (title(score), lambda g: spread(score, g.numbers.get(score))),
+        ("best", lambda g: shown(score, number.best) if (number := g.numbers.get(score)) else ""),
         ("vs backprop", lambda g: difference(score, g.numbers.get(score))),
         *((head, _mean_of(name)) for head, name in _COSTS),
     ]
@@ -51,7 +51,7 @@ _COSTS = (
 
 
 def _mean_of(name: str) -> Callable[[Group], str]:
-    return lambda group: _shown(name, group.numbers[name].mean) if name in group.numbers else ""
+    return lambda group: shown(name, group.numbers[name].mean) if name in group.numbers else ""
 
 
 def title(metric: str) -> str:
@@ -60,10 +60,10 @@ def title(metric: str) -> str:
     return f"{words} %" if metric.endswith(SHARES) else words
 
 
-def _spread(metric: str, number: Number | None) -> str:
+def spread(metric: str, number: Number | None) -> str:
     if number is None:
         return ""
-    return _shown(metric, number.mean) + (f" ± {_shown(metric, number.std)}" if number.std is not None else "")
+    return shown(metric, number.mean) + (f" ± {shown(metric, number.std)}" if number.std is not None else "")
 
 
 def difference(metric: str, number: Number | None) -> str:
@@ -71,12 +71,12 @@ def difference(metric: str, number: Number | None) -> str:
     if number is None or number.difference is None:
         return ""
     if number.ci_low is None or number.ci_high is None:
-        return f"{_shown(metric, number.difference, '+')} (1 pair)"
-    low, high = (_shown(metric, end, "+") for end in (number.ci_low, number.ci_high))
-    return f"{_shown(metric, number.difference, '+')} [{low}, {high}]"
+        return f"{shown(metric, number.difference, '+')} (1 pair)"
+    low, high = (shown(metric, end, "+") for end in (number.ci_low, number.ci_high))
+    return f"{shown(metric, number.difference, '+')} [{low}, {high}]"
 
 
-def _shown(metric: str, value: float | None, sign: str = "") -> str:
+def shown(metric: str, value: float | None, sign: str = "") -> str:
     """A value in the unit of its metric."""
     if value is None:
         return ""
