@@ -94,7 +94,7 @@ def test_scores():
 @pytest.mark.parametrize("kind", ["experiment", "short"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_first_and_last_job_compose(kind, name):
-    jobs = [job for job in JOBS if job[0] == f"+{kind}={name}"]
+    jobs = swept(kind, name)
     for job in (jobs[0], jobs[-1]):
         experiment(*compose(job))
 
@@ -102,15 +102,18 @@ def test_the_first_and_last_job_compose(kind, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_full_form_can_be_built(name, real_root):
-    """What --dry-run does, on the real data."""
-    for job in swept("experiment", name):
+    """What --dry-run does, on the real data, with the first and the last run of the sweep."""
+    jobs = swept("experiment", name)
+    for job in (jobs[0], jobs[-1]):
         exp = experiment(*compose([*job, f"data.root={real_root}", "dry_run=true"]))
         assert "inference" in session.dry_run(exp)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [job for job in JOBS if job[0].startswith("+short")], ids="_".join)
-def test_every_short_form_runs(job, request, tmp_path):
+@pytest.mark.parametrize("name", SHORTS)
+@pytest.mark.parametrize("which", [0, -1], ids=["first", "last"])
+def test_every_short_form_runs(name, which, request, tmp_path):
+    job = swept("short", name)[which]
     needs_files = compose(job)[1]["data"] not in ("digits", "synthetic")
     root = [f"data.root={request.getfixturevalue('real_root')}"] if needs_files else []
     short = ["max_steps=2", "evaluate_every=99", "threads=1", f"out={tmp_path}", *root]
@@ -134,7 +137,8 @@ def test_an_experiment_sweeps_over_what_its_yaml_says(tmp_path, capsys):
 def test_list_shows_them_with_their_state(capsys):
     assert commands.run("list", ["experiments"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "+experiment=" and len(lines) == 1 + len(EXPERIMENTS)
+    assert lines[0] == "+experiment="
+    assert len(lines) == 1 + len(EXPERIMENTS)
     for line, file in zip(lines[1:], EXPERIMENTS.values(), strict=True):
         assert ("not yet run" in line) == ("reached" not in header(file))
 

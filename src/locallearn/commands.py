@@ -77,9 +77,8 @@ def _list(arguments: list[str]) -> int:
         for name, facts in found.items():
             notes = [f"route {facts['route']}"] if "route" in facts else []
             notes += [f"keeps: {facts['keeps']}"] if "keeps" in facts else []
-            notes += (
-                [f"reached {facts['reached']}" if "reached" in facts else "not yet run"] if group in APPENDED else []
-            )
+            if group in APPENDED:
+                notes.append(f"reached {facts['reached']}" if "reached" in facts else "not yet run")
             notes += [facts[key] for key in ("paper", "source") if key in facts]
             print(f"  {name:<{longest}}  {facts['summary']}" + (f"  [{'; '.join(notes)}]" if notes else ""))
     return 0

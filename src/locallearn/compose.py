@@ -38,8 +38,8 @@ def choices(group: str, extra: Iterable[Path] = ()) -> dict[str, Path]:
 
 
 def header(file: Path) -> dict[str, str]:
-    """What the comment at the top of a yaml says: `summary` (its first line) and `name: value` lines such as paper; a line
-    that is indented by four spaces or more goes on with the one before it."""
+    """What the comment at the top of a yaml says: `summary` (its first line) and `name: value` lines such as paper; a
+    line that is indented by four spaces or more goes on with the one before it."""
     lines: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -17,8 +17,8 @@ PLANS: dict[int, list[int | str]] = {
 def vgg(image: Size, classes: int, *, depth: int = 16) -> BlockModel:
     """VGG (Simonyan and Zisserman, 2015) as it is used on CIFAR: BN, no hidden linear layers, PyTorch's initialisation.
 
-    4, 8, 10, 13 or 16 units for depth 4, 11, 13, 16 or 19. Small images stop pooling at 1x1, large ones end in an average
-    over positions, so that any size works.
+    4, 8, 10, 13 or 16 units for depth 4, 11, 13, 16 or 19. Small images stop pooling at 1x1, large ones end in an
+    average over positions, so that any size works.
     """
     check_depth(depth, list(PLANS), "vgg")
     check_image(image, f"vgg{depth}")

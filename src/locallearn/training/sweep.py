@@ -71,7 +71,7 @@ class Journal:
         return journal
 
     def differs(self, overrides: Iterable[str], also: Iterable[str] = ()) -> list[str]:
-        """The overrides of a job that are not those of every job: of the journal's keys, and of those that `also` vary."""
+        """The overrides of a job that are not those of every job: of the journal's keys, and of those `also` varied."""
         varies = {*json.loads(self.path.read_text().splitlines()[0])["varies"], *also}
         return [override for override in overrides if override.lstrip("+~").partition("=")[0] in varies]
 
