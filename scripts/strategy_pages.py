@@ -138,7 +138,11 @@ def results(name: str) -> str:
             lines.append(f"{part['title']} (`{row['name']}`): **{percent(row)}** % test accuracy")
             if control is not None and name != "backprop":
                 lines[-1] += f"; backprop {percent(control)}"
-            lines[-1] += f"; published {row['published']:.2f} (more epochs; the page says where from)" if row["published"] else ""
+            lines[-1] += (
+                f"; published {row['published']:.2f} (more epochs; the page says where from)"
+                if row["published"]
+                else ""
+            )
             lines += [".\n\n```", row["command"], "```\n"]
     text = "\n".join(lines).replace("\n.\n", ".\n") or "None yet.\n"
     if lines:

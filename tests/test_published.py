@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
+import statistics
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from locallearn.errors import UserError
 from locallearn.training import session
 from locallearn.training.run_folder import RunFolder
 
+ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS, SHORTS = choices("experiment"), choices("short")
 
 
@@ -97,6 +101,33 @@ def test_the_first_and_last_job_compose(kind, name):
     jobs = swept(kind, name)
     for job in (jobs[0], jobs[-1]):
         experiment(*compose(job))
+
+
+@pytest.mark.parametrize("name", ["feedback_lenet", "local_loss_vgg8b"])
+def test_what_a_short_form_reached_is_what_the_families_reached(name):
+    """The same setting, and the mean of its seeds."""
+    rows = [r for part in json.loads((ROOT / "docs" / "families.json").read_text())["parts"] for r in part["rows"]]
+    for score in scores(header(SHORTS[name])["reached"]):
+        (row,) = [r for r in rows if all(f"{k}={v}" in _words(r) for k, v in score.settings.items()) and _of(name, r)]
+        assert statistics.mean(row["accuracy"]) == pytest.approx(score.value, abs=0.0051)
+        fixed = [w for w in swept("short", name)[0][1:] if w.partition("=")[0] not in score.settings]
+        ours, _ = compose([f"+short={name}", *fixed, *(f"{k}={v}" for k, v in score.settings.items())])
+        theirs, _ = compose([w for w in _words(row) if not w.startswith(("seed=", "threads=", "probe="))])
+        for key in ("model", "data", "epochs", "batch_size", "blocks"):
+            assert ours[key] == theirs[key], f"{name}: {key}"
+        unused = {"milestones", "decay"}  # with a cosine
+        assert {k: v for k, v in ours["optim"].items() if k not in unused} == {
+            k: v for k, v in theirs["optim"].items() if k not in unused
+        }
+
+
+def _words(row: dict) -> list[str]:
+    return [word for word in row["command"].split() if "=" in word]
+
+
+def _of(name: str, row: dict) -> bool:
+    part = {"feedback_lenet": {"data=fashion_mnist", "model=lenet"}, "local_loss_vgg8b": {"data=mnist", "data.crop=2"}}
+    return part[name] <= set(_words(row))
 
 
 @pytest.mark.slow
