@@ -100,20 +100,24 @@ def _hydra(arguments: list[str]) -> int:
 @contextmanager
 def _journal(overrides: list[str]) -> Iterator[Any]:
     """The journal of a sweep, which says at the end how its jobs went, and decides the exit code."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     from locallearn.training.sweep import Journal, summary
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    varies = [override.key_or_group for override in parsed if override.is_sweep_override()]
     out = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("out=")), "runs")
-    journal = Journal.create(Path(out), varies)
+    journal = Journal.create(Path(out), _swept(overrides))
     try:
         yield journal
     finally:
         jobs = journal.jobs()
         _exit_codes.extend(job.code for job in jobs)
         print(summary(jobs, out))
+
+
+def _swept(overrides: list[str]) -> list[str]:
+    """The keys of the overrides that give several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
 
 
 def job(config: Any) -> float | None:
@@ -129,7 +133,8 @@ def job(config: Any) -> float | None:
     try:
         values, names = plain(config, chosen)
         if JOURNAL in os.environ:
-            return _job_of_a_sweep(values, names, overrides, hydra_config.job.num, chosen["hydra/launcher"])
+            varies = _swept([f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()])
+            return _job_of_a_sweep(values, names, overrides, varies, hydra_config.job.num, chosen["hydra/launcher"])
         exp = experiment(values, names, overrides)
         if exp.settings.dry_run:
             print(session.dry_run(exp))
@@ -145,14 +150,15 @@ def job(config: Any) -> float | None:
 
 
 def _job_of_a_sweep(
-    values: dict[str, Any], names: dict[str, str], overrides: list[str], number: int, launcher: str
+    values: dict[str, Any], names: dict[str, str], overrides: list[str], varies: list[str], number: int, launcher: str
 ) -> float | None:
-    """Like any run, in a folder by what it is; what became of it goes into the journal of the sweep."""
+    """Like any run, in a folder by what it is; what became of it goes into the journal of the sweep. `varies`: the keys
+    that an experiment's yaml sweeps over (hydra.sweeper.params)."""
     from locallearn.config.experiment import experiment
     from locallearn.training import sweep
 
     journal = sweep.Journal(Path(os.environ[JOURNAL]))
-    differs = journal.differs(overrides)
+    differs = journal.differs(overrides, varies)
     label = " ".join(differs) or f"run {number}"
     if launcher != "basic":
         values = sweep.shared_out(values, number)

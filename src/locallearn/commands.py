@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locallearn.compose import choices, compose, conf_dir, header, known_keys
+from locallearn.compose import APPENDED, choices, compose, conf_dir, header, known_keys
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, did_you_mean, unknown
 
 COMMANDS = {
-    "list": "the choices of every group, or of one: list strategies; which pairs work: list --matrix",
+    "list": "the choices of every group, or of one: list strategies; list experiments; which pairs work: list --matrix",
     "doctor": "check the machine and a data set: doctor data=folder data.root=DIR",
     "plan": "step time, bubble and memory of every schedule: plan strategy=dgl stages=8 [picture=FILE]",
     "resume": "go on with a run that was interrupted or killed: resume RUN [runtime=NAME]",
@@ -26,7 +26,7 @@ COMMANDS = {
     "report": "tables and pictures of many runs, groups against backprop: report FOLDER... [--to DIR]",
     "compare": "settings, numbers and curves of two runs side by side: compare RUN RUN [--to DIR]",
 }
-PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in GROUPS}}
+PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in (*GROUPS, *APPENDED)}}
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -68,18 +68,21 @@ def _list(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.matrix:
         return _matrix(options.config_dir)
-    groups = GROUPS
+    groups = (*GROUPS, *APPENDED)
     if options.group:
         group = PLURALS.get(options.group, options.group)
-        if group not in GROUPS:
-            raise unknown("group", options.group, [*GROUPS, "strategies"])
+        if group not in groups:
+            raise unknown("group", options.group, [*groups, "strategies"])
         groups = (group,)
     for group in groups:
-        print(f"{group}=")
+        print(f"+{group}=" if group in APPENDED else f"{group}=")
         found = {name: header(file) for name, file in choices(group, options.config_dir).items()}
         longest = max(map(len, found), default=0)
         for name, facts in found.items():
             notes = [f"route {facts['route']}"] if "route" in facts else []
+            notes += [f"keeps: {facts['keeps']}"] if "keeps" in facts else []
+            if group in APPENDED:
+                notes.append(f"reached {facts['reached']}" if "reached" in facts else "not yet run")
             notes += [facts[key] for key in ("paper", "source") if key in facts]
             print(f"  {name:<{longest}}  {facts['summary']}" + (f"  [{'; '.join(notes)}]" if notes else ""))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import yaml
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, did_you_mean, unknown
 
+APPENDED = ("experiment", "short")
+"""Folders of `conf/` with whole settings, given as +experiment=NAME or +short=NAME."""
 _SECRETS_ALLOWED = {"out", "data.root"}
 
 
@@ -35,14 +38,19 @@ def choices(group: str, extra: Iterable[Path] = ()) -> dict[str, Path]:
 
 
 def header(file: Path) -> dict[str, str]:
-    """What the comment at the top of a yaml says: `summary` (its first line) and `name: value` lines such as paper."""
-    lines = []
+    """What the comment at the top of a yaml says: `summary` (its first line) and `name: value` lines such as paper; a
+    line that is indented by four spaces or more goes on with the one before it."""
+    lines: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         if line.startswith("# @package"):  # for Hydra
             continue
-        lines.append(line.lstrip("# ").strip())
+        text = line.lstrip("# ").strip()
+        if lines and line.startswith("#     "):
+            lines[-1] += f" {text}"
+        else:
+            lines.append(text)
     found = {"summary": lines[0] if lines else ""}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
@@ -51,11 +59,30 @@ def header(file: Path) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Score:
+    """A number that an experiment's header says was published or reached: for the runs with these settings."""
+
+    settings: dict[str, str]
+    value: float
+
+
+def scores(text: str) -> list[Score]:
+    """The numbers of a header's `published:` or `reached:`, such as "strategy=dgl blocks=2 91.3; strategy=dgl blocks=4
+    88.5 [R: where from]"; in the unit that `measure:` says."""
+    found = []
+    for part in text.partition("[")[0].split(";"):
+        *settings, value = part.split()
+        found.append(Score(dict(s.split("=", 1) for s in settings), float(value)))
+    return found
+
+
 def plain(config: Any, hydra_choices: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """A composed configuration as plain values, and the chosen name of each group. Refuses secrets in logged fields."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    OmegaConf.register_new_resolver("plus", lambda *numbers: sum(numbers), replace=True)  # of an experiment's epochs
     raw = OmegaConf.to_container(config, resolve=False)
     for path, value in _leaves(raw, ""):
         if isinstance(value, str) and "${oc.env:" in value and path not in _SECRETS_ALLOWED:
@@ -100,6 +127,8 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
     keys = known_keys(overrides, config_dirs)
     for override in overrides:
         key, equals, value = override.lstrip("+~").partition("=")
+        if key in APPENDED and (said := _appended(key, override, value, config_dirs)):
+            return said
         if key.startswith("hydra") or override.startswith(("+", "~")):
             continue
         if not equals:
@@ -125,6 +154,14 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
         return UserError(f"{wrong}{detail}; quote a value that has brackets, commas or spaces in it")
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ and str(error.__cause__) else ""
     return UserError(f"{detail} {cause}".strip())
+
+
+def _appended(key: str, override: str, value: str, config_dirs: Iterable[Path]) -> UserError | None:
+    """What is wrong with +experiment=NAME or +short=NAME, if anything is."""
+    names = choices(key, config_dirs)
+    if value not in names:
+        return unknown(key, value, names)
+    return None if override.startswith("+") else UserError(f"{override}: it is added to a run: write +{override}")
 
 
 def _choices_with(key: str, config_dirs: Iterable[Path]) -> list[str]:

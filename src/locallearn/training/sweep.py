@@ -70,9 +70,9 @@ class Journal:
             raise UserError(f"cannot write into {out}: {error.strerror}; choose a folder you can write: out=") from None
         return journal
 
-    def differs(self, overrides: Iterable[str]) -> list[str]:
-        """The overrides of a job that are not those of every job."""
-        varies = json.loads(self.path.read_text().splitlines()[0])["varies"]
+    def differs(self, overrides: Iterable[str], also: Iterable[str] = ()) -> list[str]:
+        """The overrides of a job that are not those of every job: of the journal's keys, and of those `also` varied."""
+        varies = {*json.loads(self.path.read_text().splitlines()[0])["varies"], *also}
         return [override for override in overrides if override.lstrip("+~").partition("=")[0] in varies]
 
     def add(self, job: Job) -> None:

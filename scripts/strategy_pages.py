@@ -1,0 +1,173 @@
+"""Write a page for every strategy, docs/strategies/NAME.md, and their index: python scripts/strategy_pages.py.
+
+Options come from the yaml, what is logged from two steps on the digits, results from docs/families.json. The sections
+"Equation" and "Differences from the paper" are written by hand in the pages and kept. `--check` writes nothing and
+fails where a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shlex
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from locallearn.compose import choices, compose, header
+from locallearn.config.experiment import experiment
+from locallearn.config.targets import resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "strategies"
+MADE = "<!-- Made by `python scripts/strategy_pages.py`. Written by hand: Equation, Differences from the paper. -->"
+MODELS = {"infomax": "model=basic_cnn model.hidden=0"}  # it needs maps of at least two rows in every block
+ROUTES = {
+    "none": "no feedback: a block learns as soon as it has computed, and waits for nobody",
+    "neighbor": "feedback from the block above, which has it ready without waiting for anyone",
+    "chain": "feedback from the block above, which waits for the block above it",
+    "broadcast": "feedback from the last block, to all at once",
+}
+SHARED = ("loss", "accuracy", "validation_accuracy", "test_accuracy")  # of every block that can predict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
+    check = parser.parse_args().check
+    PAGES.mkdir(parents=True, exist_ok=True)
+    texts = {PAGES / f"{name}.md": page(name) for name in choices("strategy")} | {PAGES / "README.md": index()}
+    stale = [path.name for path, text in texts.items() if not path.is_file() or path.read_text() != text]
+    if check and stale:
+        raise SystemExit(f"out of date: {', '.join(stale)}; run python scripts/strategy_pages.py")
+    for path, text in texts.items():
+        if not check:
+            path.write_text(text)
+
+
+def page(name: str) -> str:
+    """The text of one page; its hand-written sections are those of the page that is there."""
+    facts = header(choices("strategy")[name])
+    old = PAGES / f"{name}.md"
+    by_hand = sections(old.read_text()) if old.is_file() else {}
+    parts = {
+        "What it is": f"{facts['summary']}\n\nRoute `{facts['route']}`: {ROUTES[facts['route']]}.",
+        "Paper": f"{facts['paper']}.",
+        "Equation": by_hand.get("Equation", "TO BE WRITTEN"),
+        "Command": f"```\n{command(name)}\n```",
+        "Options": options(name),
+        "What is logged": logged(name),
+        "Differences from the paper": by_hand.get("Differences from the paper", "TO BE WRITTEN"),
+        "Results": results(name),
+    }
+    return f"# `{name}`\n\n{MADE}\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items()) + "\n"
+
+
+def sections(text: str) -> dict[str, str]:
+    """The sections of a page by title."""
+    found = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    return {title: body.strip() for title, body in zip(found[1::2], found[2::2], strict=True)}
+
+
+def command(name: str) -> str:
+    return f"python -m locallearn strategy={name} {MODELS.get(name, 'model=vgg16')}"
+
+
+def options(name: str) -> str:
+    """A table of the yaml's keys with defaults and comments, and the groups that the strategy reads."""
+    lines = choices("strategy")[name].read_text().splitlines()
+    content = yaml.safe_load("\n".join(lines))
+    rows = []
+    for key, default in content.items():
+        if key != "_target_":
+            comment = next(line.partition("#")[2].strip() for line in lines if line.startswith(f"{key}:"))
+            rows.append(f"| `strategy.{key}` | `{json.dumps(default)}` | {comment} |")
+    table = ["| option | default | meaning |", "|---|---|---|", *rows] if rows else ["It has no options of its own."]
+    fields = {field.name for field in dataclasses.fields(resolve(content["_target_"], "strategy", ())) if field.init}
+    read = [f"`{group}=`" for group in ("objective", "auxiliary") if group in fields]
+    if read:
+        table += ["", f"It reads the group{'s' * (len(read) > 1)} {' and '.join(read)} (`locallearn list`)."]
+    return "\n".join(table)
+
+
+def logged(name: str) -> str:
+    """What a run of two steps records, beside what all strategies do."""
+    settings = dict(word.split("=") for word in shlex.split(MODELS.get(name, "model=lenet")))
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [f"{k}={v}" for k, v in settings.items()]
+        overrides += [f"strategy={name}", "max_steps=2", "threads=1", "device=cpu", f"out={folder}"]
+        found = run(overrides)
+    names = [re.fullmatch(r"block/\d+/(.+)", key) for key in found]
+    blocks = sorted({match[1] for match in names if match})
+    heads = len([key for key in found if key.endswith("/test_accuracy")])
+    common = [f"`block/NN/{key}`" for key in SHARED if key in blocks]
+    own = [f"`block/NN/{key}`" for key in blocks if key not in SHARED]
+    which = "every block predicts" if heads > 1 else "only the last block predicts"
+    text = f"For blocks that predict ({which}): {', '.join(common)}."
+    text += f"\n\nOf this strategy: {', '.join(own)}." if own else ""
+    auxiliary = int(found["auxiliary_parameters"])
+    model = f"`{MODELS.get(name, 'model=lenet')}`"
+    return (
+        f"{text}\n\nWhat every run records is in [getting started](../getting-started.md). With {model} "
+        f"{f'{auxiliary:,} parameters only train and are dropped' if auxiliary else 'nothing is dropped'} at inference."
+    )
+
+
+def run(overrides: list[str]) -> dict[str, Any]:
+    """The summary of a run."""
+    from locallearn.training import session
+
+    config, names = compose(overrides)
+    result = session.start(experiment(config, names, overrides), quiet=True)
+    assert result is not None
+    return json.loads((result.run_dir / "summary.json").read_text())
+
+
+def results(name: str) -> str:
+    """The rows of docs/families.json with this strategy, and the published experiments that run it."""
+    lines = []
+    for part in json.loads((ROOT / "docs" / "families.json").read_text())["parts"]:
+        rows = [row for row in part["rows"] if f"strategy={name}" in row["command"].split()]
+        control = next((row for row in part["rows"] if row["name"] == "backprop"), None)
+        for row in rows:
+            lines.append(f"{part['title']} (`{row['name']}`): **{percent(row)}** % test accuracy")
+            if control is not None and name != "backprop":
+                lines[-1] += f"; backprop {percent(control)}"
+            lines[-1] += (
+                f"; published {row['published']:.2f} (more epochs; the page says where from)"
+                if row["published"]
+                else ""
+            )
+            lines += [".\n\n```", row["command"], "```\n"]
+    text = "\n".join(lines).replace("\n.\n", ".\n") or "None yet.\n"
+    if lines:
+        text = f"Mean and standard deviation of three seeds, from [families](../families.md).\n\n{text}"
+    files = {e: f.read_text() for e, f in choices("experiment").items()}
+    used = [e for e, t in files.items() if re.search(rf"^\s*(- override /)?strategy: .*\b{name}\b", t, re.MULTILINE)]
+    if used:
+        names = ", ".join(f"`{e}`" for e in used)
+        text += f"\nPublished settings that run it (`python -m locallearn -m +experiment=NAME`): {names}."
+    return text.strip()
+
+
+def percent(row: dict[str, Any]) -> str:
+    return f"{statistics.mean(row['accuracy']):.2f} ± {statistics.stdev(row['accuracy']):.2f}"
+
+
+def index() -> str:
+    lines = ["# Strategies", "", "<!-- Made by `python scripts/strategy_pages.py`. -->", ""]
+    lines += ["| strategy | what it is | route |", "|---|---|---|"]
+    for name, file in choices("strategy").items():
+        facts = header(file)
+        lines.append(f"| [`{name}`]({name}.md) | {facts['summary']} | `{facts['route']}` |")
+    lines += ["", "The route says where feedback comes from, and alone decides the schedule:", ""]
+    return "\n".join([*lines, *(f"- `{route}`: {text}" for route, text in ROUTES.items())]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""The documentation is run: commands, code and files of its pages, links, and whether generated pages are up to date."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from locallearn import cli
+from locallearn.commands import COMMANDS
+from locallearn.compose import choices, compose, header
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+STORIES = ["getting-started", "own-model", "own-data", "own-strategy", "how-results-are-measured"]
+STRATEGIES = choices("strategy")
+ORDER = [
+    "What it is",
+    "Paper",
+    "Equation",
+    "Command",
+    "Options",
+    "What is logged",
+    "Differences from the paper",
+    "Results",
+]
+NEEDS_NO_FILES = {"digits", "synthetic", "folder"}
+MADE_LATER = {"experiments.md": "scripts/experiments.py all", "probe_costs.md": "scripts/probe_costs.py"}
+OF_ANOTHER_BRANCH = {"report", "compare", "tune"} - set(COMMANDS)
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """The fenced blocks of a page: language and content."""
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield match[1], match[2]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The command lines of locallearn in a block, without their comments; continued lines are one."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        for start in (["python", "-m", "locallearn"], ["locallearn"]):
+            if words[: len(start)] == start:
+                found.append(words[len(start) :])
+    return found
+
+
+def run(words: list[str], request: pytest.FixtureRequest) -> None:
+    """Run one command in the current folder: a run with two steps, a sweep or a run on real data with --dry-run."""
+    if words and words[0] in OF_ANOTHER_BRANCH:
+        return
+    if "runs/RUN" in words:
+        newest = max(Path("runs").glob("*/summary.json"), key=lambda p: p.stat().st_mtime).parent
+        words = [str(newest) if word == "runs/RUN" else word for word in words]
+    words = [word.replace("=DIR", f"={Path('images').resolve()}") for word in words]
+    if not words[0].startswith("-") and words[0] in COMMANDS:
+        assert cli.main(words) == 0, words
+        return
+    if "--dry-run" in words or "--help" in words:
+        shown = True
+    else:
+        plain = [w for w in words if "=" in w and not re.search(r"=[^\[{]*,", w)]
+        whole = {key for key, _, _ in (w.partition("=") for w in plain)}
+        data = "digits" if "--config-dir" in words else compose(plain)[1]["data"]
+        shown = "-m" in words or data not in NEEDS_NO_FILES
+        if data not in NEEDS_NO_FILES:
+            request.getfixturevalue("files")
+        few = [k for k in ("max_steps=2", "threads=1", "evaluate_every=99") if k.partition("=")[0] not in whole]
+        words = [*words, "--dry-run"] if shown else [*words, *few]
+    assert cli.main(words) == 0, words
+
+
+@pytest.fixture
+def files(request, monkeypatch) -> None:
+    monkeypatch.setenv("LOCALLEARN_DATA", str(request.getfixturevalue("real_root")))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder with a few images of two classes in images/."""
+    import torch
+    from torchvision.io import write_png
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    before = set(sys.modules)
+    g = torch.Generator().manual_seed(0)
+    for label in ("cats", "dogs"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for k in range(20):
+            image = torch.randint(256, (3, 40, 40), generator=g, dtype=torch.uint8)
+            write_png(image, str(tmp_path / "images" / label / f"{k}.png"))
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STORIES)
+def test_what_a_page_says_works(name, here, request, capsys):
+    """Every block in order, in one folder: files are written, Python is executed, commands are run."""
+    space: dict[str, object] = {}
+    ran = 0
+    for language, text in blocks((DOCS / f"{name}.md").read_text()):
+        if file := re.match(r"# ([\w/]+\.(py|yaml))\n", text):
+            path = here / file[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.partition("\n")[2] if file[2] == "yaml" else text)
+        elif language == "python":
+            exec(compile(text, f"{name}.md", "exec"), space)
+            ran += 1
+        else:
+            for words in commands(text):
+                run(words, request)
+                ran += 1
+    assert ran >= 2
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_commands_of_a_strategys_page(name, here, request, capsys):
+    found = [words for _, text in blocks((DOCS / "strategies" / f"{name}.md").read_text()) for words in commands(text)]
+    assert found
+    for words in found:
+        run(words, request)
+    capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def pages():
+    spec = importlib.util.spec_from_file_location("strategy_pages", ROOT / "scripts" / "strategy_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_has_its_page_up_to_date(name, pages):
+    """All but "What is logged", for which the next test trains."""
+    text = (DOCS / "strategies" / f"{name}.md").read_text()
+    found = pages.sections(text)
+    assert list(found) == ORDER
+    facts = header(STRATEGIES[name])
+    assert found["What it is"].startswith(facts["summary"])
+    assert found["Paper"] == f"{facts['paper']}."
+    assert found["Options"] == pages.options(name)
+    assert found["Results"] == pages.results(name)
+    assert "TO BE WRITTEN" not in text
+    for section in ("Equation", "Differences from the paper"):
+        assert len(found[section]) > 60, f"{name}.md: {section} is written by hand"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_page_says_what_is_logged(name, pages):
+    assert pages.page(name) == (DOCS / "strategies" / f"{name}.md").read_text()
+
+
+def test_the_index_is_up_to_date(pages):
+    assert (DOCS / "strategies" / "README.md").read_text() == pages.index()
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"(https?|mailto):", target):
+            continue
+        file, _, anchor = target.partition("#")
+        aim = (path.parent / file).resolve() if file else path
+        if not aim.exists() and aim.name in MADE_LATER:
+            pytest.skip(f"{aim.name} is written by {MADE_LATER[aim.name]}")
+        assert aim.exists(), f"{path.name} links to {target}, which is not there"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", aim.read_text(), re.MULTILINE)
+            assert anchor in map(_anchor, titles), f"{path.name} links to {target}: no such title"
+
+
+def test_what_the_pages_name_exists():
+    """Options as `group.option` and commands as `locallearn WORD`, in all pages that are written by hand."""
+    known = {*COMMANDS, *OF_ANOTHER_BRANCH}
+    for name in STORIES:
+        text = (DOCS / f"{name}.md").read_text()
+        for word in re.findall(r"^locallearn (\w+)", text, re.MULTILINE) + re.findall(r"`locallearn (\w+)", text):
+            assert word in known, f"{name}.md names locallearn {word}"
