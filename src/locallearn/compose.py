@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import yaml
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, did_you_mean, unknown
 
+LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 _SECRETS_ALLOWED = {"out", "data.root"}
 
 
@@ -83,6 +85,42 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
         return plain(config, chosen)
 
 
+def multirun(overrides: Sequence[str], config_dirs: Iterable[Path]) -> tuple[str, list[str], int, str]:
+    """Of a multirun: `out`, the keys that vary (on the command line or in `hydra.sweeper.params` of a yaml), how many
+    runs there are, and the launcher. Raises what composing raises."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+
+    folders = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in config_dirs)}]"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        given = [*overrides, *(folders if config_dirs else [])]
+        config = loader.load_configuration("config", given, RunMode.MULTIRUN)
+        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+        parsed = OverridesParser.create(loader).parse_overrides(params + list(config.hydra.overrides.task))
+        last = {override.get_key_element(): override for override in parsed}.values()
+        varies = {
+            override.key_or_group: sum(1 for _ in override.sweep_string_iterator())
+            for override in last
+            if override.is_sweep_override() and override.is_discrete_sweep()
+        }
+        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+        return str(config.out), list(varies), math.prod(varies.values()), launcher
+
+
+def for_every_choice(overrides: Sequence[str]) -> dict[str, str]:
+    """The overrides of a multirun as Hydra takes them: `model.width=16` beside `model=mlp,rnn` is no key of the default
+    model, against which Hydra would check it; whether a choice has it is checked when its run begins."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    varies = {override.key_or_group for override in parsed if override.is_sweep_override()} & set(GROUPS)
+    own = [text for text in overrides if text.partition("=")[0].partition(".")[0] in varies]
+    return {text: f"++{text}" for text in own if "." in text.partition("=")[0]}
+
+
 @contextmanager
 def explained(overrides: Sequence[str], config_dirs: Iterable[Path] = ()) -> Iterator[None]:
     """Turn Hydra's and OmegaConf's complaints about `overrides` into one sentence that helps."""
@@ -100,6 +138,10 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
     keys = known_keys(overrides, config_dirs)
     for override in overrides:
         key, equals, value = override.lstrip("+~").partition("=")
+        if key == "hydra/launcher" and "hydra/launcher" in str(error):
+            if value not in LAUNCHERS:
+                return unknown(key, value, LAUNCHERS)
+            return UserError(f"{key}={value} is not installed: pip install 'locallearn[launchers]', or leave it out")
         if key.startswith("hydra") or override.startswith(("+", "~")):
             continue
         if not equals:
