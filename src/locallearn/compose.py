@@ -71,21 +71,27 @@ def plain(config: Any, hydra_choices: dict[str, Any]) -> tuple[dict[str, Any], d
     return {str(k): v for k, v in resolved.items()}, names
 
 
-def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compose outside `hydra.main` (Python API, `doctor`, `evaluate`). Returns what `plain` returns."""
+def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compose outside `hydra.main` (Python API, `doctor`, `tune`). Returns what `plain` returns."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import open_dict
 
-    with explained(overrides), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra_compose("config", list(overrides), return_hydra_config=True)
+    with explained(overrides, config_dirs), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = hydra_compose("config", [*overrides, *_searched(config_dirs)], return_hydra_config=True)
         chosen = dict(config.hydra.runtime.choices)
         with open_dict(config):
             del config["hydra"]
         return plain(config, chosen)
 
 
-def multirun(overrides: Sequence[str], config_dirs: Iterable[Path]) -> tuple[str, list[str], int, str]:
+def _searched(config_dirs: Sequence[Path]) -> list[str]:
+    """What adds folders of yaml files to those of locallearn."""
+    places = ",".join(f"'file://{folder.resolve()}'" for folder in config_dirs)
+    return [f"hydra.searchpath=[{places}]"] if places else []
+
+
+def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str, list[str], int, str]:
     """Of a multirun: `out`, the keys that vary (on the command line or in `hydra.sweeper.params` of a yaml), how many
     runs there are, and the launcher. Raises what composing raises."""
     from hydra import initialize_config_dir
@@ -93,11 +99,9 @@ def multirun(overrides: Sequence[str], config_dirs: Iterable[Path]) -> tuple[str
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
-    folders = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in config_dirs)}]"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        given = [*overrides, *(folders if config_dirs else [])]
-        config = loader.load_configuration("config", given, RunMode.MULTIRUN)
+        config = loader.load_configuration("config", [*overrides, *_searched(config_dirs)], RunMode.MULTIRUN)
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
         parsed = OverridesParser.create(loader).parse_overrides(params + list(config.hydra.overrides.task))
         last = {override.get_key_element(): override for override in parsed}.values()
@@ -113,12 +117,17 @@ def multirun(overrides: Sequence[str], config_dirs: Iterable[Path]) -> tuple[str
 def for_every_choice(overrides: Sequence[str]) -> dict[str, str]:
     """The overrides of a multirun as Hydra takes them: `model.width=16` beside `model=mlp,rnn` is no key of the default
     model, against which Hydra would check it; whether a choice has it is checked when its run begins."""
+    varies = set(swept(overrides)) & set(GROUPS)
+    own = [text for text in overrides if text.partition("=")[0].partition(".")[0] in varies]
+    return {text: f"++{text}" for text in own if "." in text.partition("=")[0]}
+
+
+def swept(overrides: Sequence[str]) -> list[str]:
+    """The keys among overrides that have several values."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    varies = {override.key_or_group for override in parsed if override.is_sweep_override()} & set(GROUPS)
-    own = [text for text in overrides if text.partition("=")[0].partition(".")[0] in varies]
-    return {text: f"++{text}" for text in own if "." in text.partition("=")[0]}
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
 
 
 @contextmanager
