@@ -109,7 +109,7 @@ def test_what_a_run_is_and_where_it_is():
         (["data.root=/a b/ü"], "data.root-a-b"),
         (["optim.lr=1e+30"], "optim.lr-1e30"),
         (["blocks=[2,4]", "+experiment=x"], "blocks-2-4-_-experiment-x"),
-        (["..", "/"], "_-"),
+        (["..", "/"], "_"),
         (["x=" + "y" * 300], ("x-" + "y" * 300)[:80]),
     ],
 )

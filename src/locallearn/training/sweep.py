@@ -46,7 +46,7 @@ def place(out: str, differs: Iterable[str], config: Mapping[str, Any]) -> Path:
     folder, digits = Path(out).expanduser(), identity(config)
     name = "_".join(differs).replace("e+", "e")  # 1e+30 without its sign is not 1e-30
     known = sorted(path for path in folder.glob(f"*_{digits}") if not path.name.startswith("."))
-    return known[0] if known else folder / f"{safe_name(name or 'run')[:NAME_LIMIT]}_{digits}"
+    return known[0] if known else folder / f"{safe_name(name or 'run')[:NAME_LIMIT].rstrip('-.')}_{digits}"
 
 
 @dataclass(frozen=True)
