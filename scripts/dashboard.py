@@ -1,7 +1,7 @@
 """Build the W&B workspace and report of a project of locallearn: python scripts/dashboard.py ENTITY/PROJECT.
 
-They show what every run records under the same names: results, training, a section for each block, cost; what else a
-run has logged, such as the pictures of probes, W&B adds in sections of its own. `--check` builds them and sends nothing.
+They show what every run records under the same names: results, training, a section for each block, cost. What else a
+run has logged, such as the pictures of probes, W&B adds in sections of its own. `--check` builds both, sends nothing.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ COST = {
     "seconds": "Seconds since the start",
 }
 INTRO = (
-    "Every line is the mean over the runs of a strategy, its band the standard deviation. Compare strategies only where "
-    "each has its own best learning rate: `locallearn tune` finds it."
+    "Every line is the mean over the runs of a strategy, its band the standard deviation. A comparison is fair only "
+    "where each strategy has its own best learning rate: `locallearn tune` finds it."
 )
 
 
@@ -124,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.check:
         for thing in made:
             thing._to_model()  # what would be sent
-        print(f"a workspace of {len(made[0].sections)} sections and a report of {len(made[1].blocks)} parts; nothing sent")
+        sections, parts = len(made[0].sections), len(made[1].blocks)
+        print(f"a workspace of {sections} sections and a report of {parts} parts; nothing sent")
         return 0
     for thing in made:
         try:

@@ -119,7 +119,7 @@ def _journal(
         jobs = journal.jobs()
         _exit_codes.extend(job.code for job in jobs)
         if jobs:
-            print(summary(jobs, journal.plan))
+            print(summary(jobs, journal.plan, "not begun" if launcher == "basic" else "not begun or not ended"))
         else:
             journal.discard()
 
@@ -165,7 +165,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
     label = " ".join(differs) or f"run {number}"
     try:
         values, names = plain(config, chosen)
-        if values["sweep"]["fail_fast"] and journal.failed:
+        if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
             journal.add(sweep.Job(number, label, "skipped"))
             return None
         if launcher in SHARING:

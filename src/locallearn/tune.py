@@ -269,6 +269,9 @@ def tune(arguments: Sequence[str], config_dirs: Sequence[Path] = (), allow: Sequ
         import optuna  # noqa: F401
     except ImportError:
         raise UserError("tune needs optuna: pip install 'locallearn[tune]'") from None
+    for folder in config_dirs:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {folder}: there is no such folder")
     options, settings = Options.parse(arguments)
     trusted = [f"allow=[{','.join(allow)}]"] if allow else []
     search = Search([*settings, *trusted], config_dirs, options)

@@ -201,18 +201,19 @@ def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
     return config
 
 
-def summary(jobs: Sequence[Job], plan: Plan) -> str:
-    """A line on a whole sweep, and one for each job that did not end well."""
+def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:
+    """A line on a whole sweep, and one for each job that did not end well. `rest`: what is said of those without a line
+    in the journal, and of those that were left out after a failure."""
     words = {"new": "new", "resumed": "resumed", "repeated": "repeated", "done": "done before"}
     words |= {"busy": "left to another process", "failed": "failed", "interrupted": "interrupted"}
     counts = {word: sum(job.how == how for job in jobs) for how, word in words.items()}
     begun = sum(counts.values())
     total = max(plan.total, len(jobs))
-    counts["not begun"] = total - begun
+    counts[rest] = total - begun
     said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     lines = [f"{total} {'run' if total == 1 else 'runs'}: {said}"]
     ended_badly = sorted((job for job in jobs if job.code), key=lambda job: job.number)
     lines += [f"  {job.how}: {job.name}: {job.reason}" for job in ended_badly]
-    if counts["interrupted"] or counts["not begun"]:
+    if counts["interrupted"] or counts[rest]:
         lines.append("the same command goes on with it")
     return "\n".join([*lines, f"look at them with: locallearn report {plan.out}"])
