@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-KIND = "JobType"  # of a run of locallearn: its strategy
 INSTALL = "pip install 'locallearn[dashboard]'"
 TRAINING = {
     "train/loss": "Training loss",
@@ -74,7 +73,8 @@ def workspace(entity: str, project: str, blocks: int) -> Any:
         name="Strategies, blocks, cost",
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis="step", group_by_prefix="first", max_runs=50),
-        runset_settings=ws.RunsetSettings(groupby=[ws.Metric(KIND)]),
+        # the job type of a run of locallearn is its strategy
+        runset_settings=ws.RunsetSettings(groupby=[ws.Metric("JobType")]),
         auto_generate_panels=True,
     )
 
@@ -84,7 +84,7 @@ def report(entity: str, project: str, blocks: int) -> Any:
     from wandb_workspaces.reports import v2 as wr
 
     def grid(panels: Sequence[Any]) -> Any:
-        runs = wr.Runset(entity=entity, project=project, name="by strategy", groupby=[f"run.{KIND}"])
+        runs = wr.Runset(entity=entity, project=project, name="by strategy", groupby=["run.jobType"])
         return wr.PanelGrid(runsets=[runs], panels=list(panels))
 
     by_block = [panel for number in range(blocks) for panel in block(number)]
@@ -122,8 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return said(f"{error.name or error} is not installed: {INSTALL}")
     if given.check:
-        for thing in made:
-            thing._to_model()  # what would be sent
+        made[0]._to_model()  # what would be sent; of a report W&B asks the server for the project first
         sections, parts = len(made[0].sections), len(made[1].blocks)
         print(f"a workspace of {sections} sections and a report of {parts} parts; nothing sent")
         return 0

@@ -170,7 +170,7 @@ def test_ready_spaces_fit_every_optimizer(name, optim):
 )
 def test_spaces_that_mean_nothing(text, sentence, tmp_path):
     (tmp_path / "space.yaml").write_text(text)
-    with pytest.raises(UserError, match="^space=space") as error:
+    with pytest.raises(UserError, match=r"^space=space") as error:
         space_of("space.yaml", NAMES)
     assert sentence in str(error.value)
 
