@@ -217,7 +217,11 @@ class Search:
     def report(self) -> int:
         """Print what was best and how to run it; returns the exit code, 1 if no trial ended well."""
         complete, failed = list(self._of("COMPLETE")), list(self._of("PRUNED"))
-        print(f"{len(complete)} trials" + (f", {len(failed)} more failed" if failed else "") + f", in {self.out}")
+        print(
+            f"{len(complete)} {'trial' if len(complete) == 1 else 'trials'}"
+            + (f", {len(failed)} more failed" if failed else "")
+            + f", in {self.out}"
+        )
         if not complete:
             return 1
         best = self.study.best_trial
