@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "training": FOUNDATION
     | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"},
     "compose": {"errors", "config"},
-    "commands": {"errors", "compose", "config", "runtime", "training", "data", "stopping", "report"},
+    "tune": {"errors", "compose", "config", "training"},
+    "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping", "report"},
     "cli": {"errors", "commands", "compose", "config", "training", "stopping"},
     "api": {"errors", "seeds", "compose", "config", "engine", "models", "training"},
     "__main__": {"cli"},

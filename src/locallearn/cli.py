@@ -10,16 +10,18 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from locallearn import commands
-from locallearn.compose import conf_dir, explained, plain
+from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain
 from locallearn.errors import RunError, UserError, did_you_mean
 
 JOURNAL = "LOCALLEARN_JOURNAL"
 """The environment variable by which the jobs of a sweep, in whatever process, find its journal."""
+SHARING = ("joblib", "submitit_local")
+"""Launchers whose jobs run side by side on one machine; Slurm gives each job cores and devices of its own."""
 _exit_codes: list[int] = []
 """Of the runs of this command line that ended badly; Hydra carries no return values and prints exceptions twice."""
 
@@ -83,13 +85,17 @@ def _hydra(arguments: list[str]) -> int:
     sweeps = bool({"-m", "--multirun"} & set(arguments)) and "dry_run=true" not in arguments
     variables = {"HYDRA_FULL_ERROR": "1"}  # Hydra then raises instead of printing; we print
     before = {name: os.environ.get(name) for name in (*variables, JOURNAL)}
-    sys.argv = [sys.argv[0], *arguments]
     _exit_codes.clear()
     try:
         with explained(overrides, dirs), ExitStack() as stack:
             if sweeps:
-                variables[JOURNAL] = str(stack.enter_context(_journal(overrides)).path)
+                replaced = for_every_choice(overrides)
+                arguments = [replaced.get(argument, argument) for argument in arguments]
+                modules = [*dirs, Path.cwd()] if dirs or allows else []
+                varied = multirun([replaced.get(o, o) for o in overrides], dirs)
+                variables[JOURNAL] = stack.enter_context(_journal([sys.argv[0], *arguments], modules, *varied))
             os.environ.update(variables)
+            sys.argv = [sys.argv[0], *arguments]
             hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
     finally:
         for name, value in before.items():
@@ -98,26 +104,24 @@ def _hydra(arguments: list[str]) -> int:
 
 
 @contextmanager
-def _journal(overrides: list[str]) -> Iterator[Any]:
-    """The journal of a sweep, which says at the end how its jobs went, and decides the exit code."""
-    from locallearn.training.sweep import Journal, summary
+def _journal(
+    command: list[str], modules: list[Path], out: str, varies: list[str], total: int, launcher: str
+) -> Iterator[str]:
+    """The path of the journal of a sweep, which says at the end how its jobs went, and decides the exit code."""
+    from locallearn.training.sweep import Journal, Plan, summary
 
-    out = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("out=")), "runs")
-    journal = Journal.create(Path(out), _swept(overrides))
+    folders = [str(folder.resolve()) for folder in modules]
+    journal = Journal.create(Plan(out, varies, total, command, folders))
     try:
-        yield journal
+        with journal.shown() if launcher.startswith("submitit") else nullcontext():
+            yield str(journal.path)
     finally:
         jobs = journal.jobs()
         _exit_codes.extend(job.code for job in jobs)
-        print(summary(jobs, out))
-
-
-def _swept(overrides: list[str]) -> list[str]:
-    """The keys of the overrides that give several values."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+        if jobs:
+            print(summary(jobs, journal.plan, "not begun" if launcher == "basic" else "not begun or not ended"))
+        else:
+            journal.discard()
 
 
 def job(config: Any) -> float | None:
@@ -130,12 +134,10 @@ def job(config: Any) -> float | None:
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     chosen = dict(hydra_config.runtime.choices)
+    if JOURNAL in os.environ:
+        return _job_of_a_sweep(config, chosen, overrides, hydra_config.job.num)
     try:
-        values, names = plain(config, chosen)
-        if JOURNAL in os.environ:
-            varies = _swept([f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()])
-            return _job_of_a_sweep(values, names, overrides, varies, hydra_config.job.num, chosen["hydra/launcher"])
-        exp = experiment(values, names, overrides)
+        exp = experiment(*plain(config, chosen), overrides)
         if exp.settings.dry_run:
             print(session.dry_run(exp))
             return None
@@ -143,32 +145,34 @@ def job(config: Any) -> float | None:
         return result.metrics.get("validation/accuracy") if result else None
     except Exception as error:
         code = _said(error)
-        if code > 128:  # the user asked to stop: the sweep stops, too
+        if code > 128:  # the user asked to stop: other runs stop, too
             raise SystemExit(code) from error
         _exit_codes.append(code)
         return None
 
 
-def _job_of_a_sweep(
-    values: dict[str, Any], names: dict[str, str], overrides: list[str], varies: list[str], number: int, launcher: str
-) -> float | None:
-    """Like any run, in a folder by what it is; what became of it goes into the journal of the sweep. `varies`: the keys
-    that an experiment's yaml sweeps over (hydra.sweeper.params)."""
+def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], number: int) -> float | None:
+    """Like any run, in a folder by what it is; what became of it goes into the journal of the sweep."""
     from locallearn.config.experiment import experiment
     from locallearn.training import sweep
 
     journal = sweep.Journal(Path(os.environ[JOURNAL]))
-    differs = journal.differs(overrides, varies)
+    launcher = chosen["hydra/launcher"]
+    if launcher != "basic":  # in another process
+        sys.argv = list(journal.plan.command)  # for the manifest
+        commands.look_for_modules_in(map(Path, journal.plan.modules))
+    differs = journal.differs(overrides)
     label = " ".join(differs) or f"run {number}"
-    if launcher != "basic":
-        values = sweep.shared_out(values, number)
-    if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
-        journal.add(sweep.Job(number, label, "skipped", reason="sweep.fail_fast"))
-        return None
     try:
+        values, names = plain(config, chosen)
+        if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
+            journal.add(sweep.Job(number, label, "skipped"))
+            return None
+        if launcher in SHARING:
+            values = sweep.shared(values, number)
         exp = experiment(values, names, overrides)
-        name = sweep.folder_name(differs, exp.config)
-        how, result = sweep.run(exp, name)
+        path = sweep.place(exp.settings.out, differs, exp.config)
+        how, numbers = sweep.run(exp, path)
     except Exception as error:
         try:
             code = _said(error)
@@ -176,12 +180,13 @@ def _job_of_a_sweep(
             traceback.print_exc()
             code = 1
         reason = " ".join(str(error).split()) or type(error).__name__
-        journal.add(sweep.Job(number, label, "failed", reason=reason, code=code))
-        if code > 128:  # the user asked to stop: the sweep stops, too
+        stopped = code > 128  # the user asked to stop: the sweep stops, too
+        journal.add(sweep.Job(number, label, "interrupted" if stopped else "failed", reason=reason, code=code))
+        if stopped:
             raise SystemExit(code) from error
         return None
-    journal.add(sweep.Job(number, label, how, folder=name))
-    return result.metrics.get("validation/accuracy") if result else None
+    journal.add(sweep.Job(number, label, how, folder=path.name))
+    return numbers.get("validation/accuracy")
 
 
 def _config_dirs(arguments: Sequence[str]) -> list[Path]:

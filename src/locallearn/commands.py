@@ -1,4 +1,4 @@
-"""The words that come before Hydra: list, doctor, plan, resume, evaluate; and the help page. torch where needed."""
+"""The words that come before Hydra, such as list, doctor, plan, resume; and the help page. torch where needed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ COMMANDS = {
     "probe": "look at the checkpoints of a run: probe RUN probe=NAME [probe.NAME.OPTION=VALUE]",
     "report": "tables and pictures of many runs, groups against backprop: report FOLDER... [--to DIR]",
     "compare": "settings, numbers and curves of two runs side by side: compare RUN RUN [--to DIR]",
+    "tune": "search for the best learning rate of a strategy: tune strategy=dgl [trials=20] [space=lr]",
 }
 PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in (*GROUPS, *APPENDED)}}
 
@@ -32,7 +33,7 @@ PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g f
 def run(command: str, arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
     words = {"list": _list, "doctor": _doctor, "plan": _plan, "resume": _resume, "evaluate": _evaluate, "probe": _probe}
-    words |= {"report": _report, "compare": _compare}
+    words |= {"report": _report, "compare": _compare, "tune": _tune}
     return {**words, "stage": _stage}[command](arguments)
 
 
@@ -244,6 +245,23 @@ def _compare(arguments: list[str]) -> int:
     from locallearn.report import command
 
     return command.compare(_parser("compare", "What differs between two runs."), arguments)
+
+
+def _tune(arguments: list[str]) -> int:
+    parser = _parser("tune", "Search for the settings with the best validation accuracy; every trial is a run.")
+    parser.add_argument("settings", nargs="*", help="of the run, and trials=NUMBER, space=NAME or space=FILE.yaml")
+    parser.add_argument("--config-dir", type=Path, action="append", default=[], help="a folder of your own yaml files")
+    _allow(parser)
+    options = parser.parse_intermixed_args(arguments)
+    from locallearn.stopping import Interrupted
+    from locallearn.tune import tune
+
+    look_for_modules_in([*options.config_dir, Path.cwd()] if options.config_dir or options.allow else [])
+    try:
+        return tune(options.settings, options.config_dir, [*options.allow, *packages_named_in(options.config_dir)])
+    except Interrupted as error:
+        print(f"locallearn: {error}; the same command goes on with it", file=sys.stderr)
+        return error.exit_code
 
 
 def _table(rows: Sequence[Mapping[str, Any]], most: int = 40) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from locallearn.errors import UserError, did_you_mean, unknown
 
 APPENDED = ("experiment", "short")
 """Folders of `conf/` with whole settings, given as +experiment=NAME or +short=NAME."""
+LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 _SECRETS_ALLOWED = {"out", "data.root"}
 
 
@@ -96,18 +98,63 @@ def plain(config: Any, hydra_choices: dict[str, Any]) -> tuple[dict[str, Any], d
     return {str(k): v for k, v in resolved.items()}, names
 
 
-def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compose outside `hydra.main` (Python API, `doctor`, `evaluate`). Returns what `plain` returns."""
+def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compose outside `hydra.main` (Python API, `doctor`, `tune`). Returns what `plain` returns."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import open_dict
 
-    with explained(overrides), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra_compose("config", list(overrides), return_hydra_config=True)
+    with explained(overrides, config_dirs), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = hydra_compose("config", [*overrides, *_searched(config_dirs)], return_hydra_config=True)
         chosen = dict(config.hydra.runtime.choices)
         with open_dict(config):
             del config["hydra"]
         return plain(config, chosen)
+
+
+def _searched(config_dirs: Sequence[Path]) -> list[str]:
+    """What adds folders of yaml files to those of locallearn."""
+    places = ",".join(f"'file://{folder.resolve()}'" for folder in config_dirs)
+    return [f"hydra.searchpath=[{places}]"] if places else []
+
+
+def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str, list[str], int, str]:
+    """Of a multirun: `out`, the keys that vary (on the command line or in `hydra.sweeper.params` of a yaml), how many
+    runs there are, and the launcher. Raises what composing raises."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("config", [*overrides, *_searched(config_dirs)], RunMode.MULTIRUN)
+        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+        parsed = OverridesParser.create(loader).parse_overrides(params + list(config.hydra.overrides.task))
+        last = {override.get_key_element(): override for override in parsed}.values()
+        varies = {
+            override.key_or_group: sum(1 for _ in override.sweep_string_iterator())
+            for override in last
+            if override.is_sweep_override() and override.is_discrete_sweep()
+        }
+        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+        return str(config.out), list(varies), math.prod(varies.values()), launcher
+
+
+def for_every_choice(overrides: Sequence[str]) -> dict[str, str]:
+    """The overrides of a multirun as Hydra takes them: `model.width=16` beside `model=mlp,rnn` is no key of the default
+    model, against which Hydra would check it; whether a choice has it is checked when its run begins."""
+    varies = set(swept(overrides)) & set(GROUPS)
+    own = [text for text in overrides if text.partition("=")[0].partition(".")[0] in varies]
+    return {text: f"++{text}" for text in own if "." in text.partition("=")[0]}
+
+
+def swept(overrides: Sequence[str]) -> list[str]:
+    """The keys among overrides that have several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
 
 
 @contextmanager
@@ -129,6 +176,10 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
         key, equals, value = override.lstrip("+~").partition("=")
         if key in APPENDED and (said := _appended(key, override, value, config_dirs)):
             return said
+        if key == "hydra/launcher" and "hydra/launcher" in str(error):
+            if value not in LAUNCHERS:
+                return unknown(key, value, LAUNCHERS)
+            return UserError(f"{key}={value} is not installed: pip install 'locallearn[launchers]', or leave it out")
         if key.startswith("hydra") or override.startswith(("+", "~")):
             continue
         if not equals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.metadata
 import os
 import platform
@@ -66,6 +67,8 @@ def process_settings(settings: Settings, processes: int = 1) -> Iterator[dict[st
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
         torch.set_rng_state(generators)
+        if settings.compile:
+            torch._dynamo.reset()  # its limit of compilations counts those of earlier runs
 
 
 def keep_freed_memory() -> bool:
@@ -80,7 +83,12 @@ def keep_freed_memory() -> bool:
 
 
 def _reset_peak_memory() -> None:
+    """Start counting at what this process needs now: what an earlier run in it has freed goes back to the system."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, which else carries over from an earlier run

@@ -55,6 +55,10 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+class Busy(UserError):
+    """Another process writes the run folder."""
+
+
 class RunFolder:
     """A run folder. `create` makes and locks one, `open` finds one to read; `lock` it before writing."""
 
@@ -77,7 +81,7 @@ class RunFolder:
                     break
                 except FileExistsError:
                     if only:
-                        raise UserError(f"{path} is being written by another process that has just begun it") from None
+                        raise Busy(f"{path} is being written by another process that has just begun it") from None
                     continue
         except OSError as error:
             reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
@@ -116,7 +120,7 @@ class RunFolder:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
                 os.close(handle)
-                raise UserError(f"{self.path} is being written by {owner}; wait for it or stop it first") from None
+                raise Busy(f"{self.path} is being written by {owner}; wait for it or stop it first") from None
             warn(f"this file system has no locks ({error.strerror}); do not start two runs in {self.path}")
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on host {socket.gethostname()}".encode(), 0)

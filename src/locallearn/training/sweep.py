@@ -10,40 +10,48 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from locallearn.config.experiment import Experiment
 from locallearn.errors import UserError
+from locallearn.runtime.world import started_together
 from locallearn.training import session
 from locallearn.training.console import Console
-from locallearn.training.run_folder import RunFolder, safe_name, strict_json
-from locallearn.training.saved import finished
-from locallearn.training.train import Result
+from locallearn.training.run_folder import Busy, RunFolder, safe_name, strict_json
 
 JOURNALS = ".multirun"
 WHERE = ("out", "record", "threads", "device", "allocator", "checkpoint", "sweep")
 """Settings that say where a run runs and what is kept, not what it is."""
+STATES_TO_RESUME = ("running", "interrupted")
+NAME_LIMIT = 80
 
 
 def identity(config: Mapping[str, Any]) -> str:
     """Eight digits that two configurations share if they mean the same run, wherever it runs and its data lie."""
     meant = {key: value for key, value in config.items() if key not in WHERE}
     meant["data"] = {key: value for key, value in meant.get("data", {}).items() if key != "root"}
-    return hashlib.sha256(json.dumps(meant, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    same = json.loads(json.dumps(meant, default=str), parse_int=float)  # lr=1 is lr=1.0
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def folder_name(differs: Iterable[str], config: Mapping[str, Any]) -> str:
-    """The name of a run in a sweep: what differs from the other runs, and its identity."""
-    return f"{safe_name('_'.join(differs) or 'run')[:80]}_{identity(config)}"
+def place(out: str, differs: Iterable[str], config: Mapping[str, Any]) -> Path:
+    """The folder of a run of a sweep: one in `out` that has its identity, whatever sweep has made it, else a new one
+    named by what differs from the other runs."""
+    folder, digits = Path(out).expanduser(), identity(config)
+    name = "_".join(differs).replace("e+", "e")  # 1e+30 without its sign is not 1e-30
+    known = sorted(path for path in folder.glob(f"*_{digits}") if not path.name.startswith("."))
+    return known[0] if known else folder / f"{safe_name(name or 'run')[:NAME_LIMIT].rstrip('-.')}_{digits}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What became of one job: `how` is new, resumed, repeated, done, busy, failed or skipped."""
+    """What became of one job: `how` is new, resumed, repeated, done, busy, failed, interrupted or skipped."""
 
     number: int
     name: str
@@ -53,27 +61,52 @@ class Job:
     code: int = 0
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is: the folder of its runs, the keys it varies, how many runs it has (0: not known), how it was
+    called, and where modules of the user's are."""
+
+    out: str
+    varies: list[str]
+    total: int
+    command: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+
+
 class Journal:
-    """The lines that the jobs of one sweep leave, whatever process they ran in."""
+    """The plan of one sweep and the lines that its jobs leave, whatever process they ran in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.plan = Plan(**json.loads(path.read_text().splitlines()[0]))
 
     @classmethod
-    def create(cls, out: Path, varies: Sequence[str]) -> Journal:
-        """A new one in `out`, of a sweep over these keys. Raises UserError."""
-        journal = cls(out.expanduser() / JOURNALS / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}.jsonl")
+    def create(cls, plan: Plan) -> Journal:
+        """A new one in the folder of the runs. Raises UserError."""
+        if started_together():
+            raise UserError("torchrun starts the processes of one run: start a sweep (-m) without it, as one process")
+        stamp = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
+        path = Path(plan.out).expanduser().resolve() / JOURNALS / f"{stamp}.jsonl"
         try:
-            journal.path.parent.mkdir(parents=True, exist_ok=True)
-            journal.path.write_text(strict_json({"varies": list(varies)}) + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(strict_json(vars(plan)) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write into {out}: {error.strerror}; choose a folder you can write: out=") from None
-        return journal
+            reason = "it is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+            raise UserError(f"cannot write into {plan.out}: {reason}; choose a folder you can write: out=") from None
+        return cls(path)
 
-    def differs(self, overrides: Iterable[str], also: Iterable[str] = ()) -> list[str]:
-        """The overrides of a job that are not those of every job: of the journal's keys, and of those `also` varied."""
-        varies = {*json.loads(self.path.read_text().splitlines()[0])["varies"], *also}
-        return [override for override in overrides if override.lstrip("+~").partition("=")[0] in varies]
+    def discard(self) -> None:
+        """Leave nothing behind of a sweep that has begun no job."""
+        self.path.unlink()
+        with suppress(OSError):  # there are others
+            if not list(self.path.parent.glob("*.jsonl")):
+                (self.path.parent / "multirun.yaml").unlink(missing_ok=True)  # Hydra's
+            self.path.parent.rmdir()
+            self.path.parent.parent.rmdir()
+
+    def differs(self, overrides: Iterable[str]) -> list[str]:
+        """The overrides of a job that are not those of every job."""
+        return [text for text in overrides if text.lstrip("+~").partition("=")[0] in self.plan.varies]
 
     def add(self, job: Job) -> None:
         line = (strict_json(vars(job)) + "\n").encode()
@@ -84,47 +117,79 @@ class Journal:
             os.close(handle)
 
     def jobs(self) -> list[Job]:
-        lines = self.path.read_text().splitlines()[1:]
-        return sorted((Job(**json.loads(line)) for line in lines), key=lambda job: job.number)
+        """In the order in which they ended."""
+        return [Job(**json.loads(line)) for line in self.path.read_text().splitlines()[1:]]
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Print a line for every job that ends meanwhile; for launchers whose jobs do not write to this terminal."""
+        over = threading.Event()
+
+        def follow() -> None:
+            said, last = 0, False
+            while not last:
+                last = over.wait(1.0)
+                jobs = self.jobs()
+                for job in jobs[said:]:
+                    print(f"{job.how}: {job.name}" + (f": {job.reason}" if job.reason else ""), flush=True)
+                said = len(jobs)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     @property
     def failed(self) -> bool:
         return any(job.code for job in self.jobs())
 
 
-def run(exp: Experiment, name: str, quiet: bool = False) -> tuple[str, Result | None]:
-    """One run of a sweep in the folder `name`, and how it went: new, resumed, repeated, done or busy."""
-    path = Path(exp.settings.out).expanduser() / name
-    if not path.exists():
-        return "new", session.start(exp, quiet, name)
+def run(exp: Experiment, path: Path, quiet: bool = False) -> tuple[str, dict[str, Any]]:
+    """One run of a sweep in the folder `path`: how it went (new, resumed, repeated, done or busy) and the numbers of
+    its summary. Raises UserError, RunError and Interrupted as any run."""
+    folder = RunFolder(path)
     try:
-        folder = RunFolder.open(path)
-        state = folder.read_json("status.json").get("state")
-        folder.lock()
-    except UserError as error:
-        if "is being written by" in str(error):
-            Console(quiet).line(f"{error}: left to that process")
-            return "busy", None
-        state = "failed"  # killed before it had begun
-    else:
-        folder.release()
+        if not path.exists():
+            how = "new"
+        else:
+            folder.lock()
+            try:
+                how = _what_to_do(folder)
+            finally:
+                folder.release()
+        if how == "done":
+            Console(quiet).line(f"{path} is done")
+        elif how == "resumed":
+            session.resume(path, exp.settings.allow, quiet)
+        else:
+            session.start(exp, quiet, path.name)
+    except Busy as error:
+        Console(quiet).line(f"{error}: left to that process")
+        return "busy", {}
+    return how, folder.read_json("summary.json")
+
+
+def _what_to_do(folder: RunFolder) -> str:
+    """Done, resumed or repeated; for the last the old folder, which the caller has locked, is set aside."""
+    try:
+        state = RunFolder.open(folder.path).read_json("status.json").get("state")
+    except UserError:
+        state = None  # killed before it had begun
     if state == "done":
-        Console(quiet).line(f"{path} is done")
-        return "done", finished(folder, exp.settings.allow)
-    if state != "failed":
-        return "resumed", session.resume(path, exp.settings.allow, quiet)
-    _set_aside(path)
-    return "repeated", session.start(exp, quiet, name)
-
-
-def _set_aside(path: Path) -> None:
+        return "done"
+    if state in STATES_TO_RESUME:
+        return "resumed"
     number = 1
-    while (hidden := path.with_name(f".{path.name}.failed-{number}")).exists():
+    while (hidden := folder.path.with_name(f".{folder.name}.failed-{number}")).exists():
         number += 1
-    path.rename(hidden)
+    folder.path.rename(hidden)
+    return "repeated" if state else "new"
 
 
-def shared_out(config: Mapping[str, Any], number: int) -> dict[str, Any]:
+def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
     """The configuration of a job that runs beside others: one thread, and of several GPUs its own, by job number."""
     import torch
 
@@ -136,12 +201,19 @@ def shared_out(config: Mapping[str, Any], number: int) -> dict[str, Any]:
     return config
 
 
-def summary(jobs: Sequence[Job], out: str) -> str:
-    """A line on a whole sweep, and one for each job that failed."""
-    counts = {how: sum(job.how == how for job in jobs) for how in ("new", "resumed", "repeated", "done", "busy")}
-    words = {"done": "done before", "busy": "left to another process"}
-    said = ", ".join(f"{count} {words.get(how, how)}" for how, count in counts.items() if count)
-    failed = [job for job in jobs if job.code]
-    lines = [f"{len(jobs)} runs: {said or 'none finished'}" + (f", {len(failed)} failed" if failed else "")]
-    lines += [f"  failed: {job.name}: {job.reason}" for job in failed]
-    return "\n".join([*lines, f"look at them with: locallearn report {out}"])
+def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:
+    """A line on a whole sweep, and one for each job that did not end well. `rest`: what is said of those without a line
+    in the journal, and of those that were left out after a failure."""
+    words = {"new": "new", "resumed": "resumed", "repeated": "repeated", "done": "done before"}
+    words |= {"busy": "left to another process", "failed": "failed", "interrupted": "interrupted"}
+    counts = {word: sum(job.how == how for job in jobs) for how, word in words.items()}
+    begun = sum(counts.values())
+    total = max(plan.total, len(jobs))
+    counts[rest] = total - begun
+    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    lines = [f"{total} {'run' if total == 1 else 'runs'}: {said}"]
+    ended_badly = sorted((job for job in jobs if job.code), key=lambda job: job.number)
+    lines += [f"  {job.how}: {job.name}: {job.reason}" for job in ended_badly]
+    if counts["interrupted"] or counts[rest]:
+        lines.append("the same command goes on with it")
+    return "\n".join([*lines, f"look at them with: locallearn report {plan.out}"])

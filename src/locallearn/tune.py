@@ -1,0 +1,283 @@
+"""The search for settings: every trial is a run in a folder of its own, judged by its validation accuracy, never by the
+test set; optuna decides what to try next, and remembers it in `out`/tune.db, so that a search goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from locallearn.compose import choices, compose, explained, swept
+from locallearn.config.experiment import Experiment, experiment
+from locallearn.errors import RunError, UserError, unknown
+from locallearn.training import sweep
+
+STORE = "tune.db"
+JUDGE = "validation/accuracy"
+EDGE = 0.05  # of a range: a best value this near to an end may lie beyond it
+Scalar = float | int | str | bool | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `locallearn tune` asks beside the settings of a run.
+
+    trials  runs in all, those of earlier starts counted
+    space   what is searched: a file of conf/tune/, or any FILE.yaml
+    """
+
+    trials: int = 20
+    space: str = "lr"
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> tuple[Options, list[str]]:
+        """The options among NAME=VALUE arguments, and all others. Raises UserError."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        given = {name: value for name, _, value in (text.partition("=") for text in arguments) if name in names}
+        trials = given.get("trials", str(cls.trials))
+        if not re.fullmatch(r"[1-9]\d*", trials):
+            raise UserError(f"trials={trials}: must be a whole number, at least 1")
+        rest = [text for text in arguments if text.partition("=")[0] not in names]
+        return cls(int(trials), given.get("space", cls.space)), rest
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, whole ones if both are; `log`: on a logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], where: str) -> Range:
+        if set(given) - {"low", "high", "log"} or not {"low", "high"} <= set(given):
+            raise UserError(f"{where}: must be {{low: NUMBER, high: NUMBER, log: true|false}} or a list of values")
+        low, high = (_number(given[name], f"{where}.{name}") for name in ("low", "high"))
+        log = given.get("log", False)
+        if not isinstance(log, bool):
+            raise UserError(f"{where}.log={log}: must be true or false")
+        if not low < high or (log and low <= 0):
+            raise UserError(f"{where}: low={low:g} must be less than high={high:g}, and with log more than 0")
+        return cls(low, high, log)
+
+    def share(self, value: float) -> float:
+        """Where a value lies between the ends, 0 to 1."""
+        low, high, at = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        return (at - low) / (high - low)
+
+
+Space = dict[str, Range | list[Scalar]]
+
+
+def space_of(name: str, names: Mapping[str, str], config_dirs: Sequence[Path] = ()) -> Space:
+    """The keys that are searched, and where. In the file stand under `GROUP=NAME` the keys for that choice only.
+    Raises UserError."""
+    files = choices("tune", config_dirs)
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else files.get(name)
+    if path is None:
+        raise unknown("space", name, files)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"space={name} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"space={name}: must map keys to ranges, such as optim.lr: {{low: 0.001, high: 1.0, log: true}}"
+        )
+    found: Space = {}
+    for key, entry in content.items():
+        group, equals, choice = str(key).partition("=")
+        if not equals:
+            found[str(key)] = _entry(entry, f"space={name}: {key}")
+        elif not isinstance(entry, Mapping):
+            raise UserError(f"space={name}: under {key} must stand keys with ranges")
+        elif names.get(group) == choice:
+            found |= {str(own): _entry(value, f"space={name}: {own}") for own, value in entry.items()}
+    if not found:
+        raise UserError(
+            f"space={name} has no key for optim={names['optim']}; write a FILE.yaml of your own: space=FILE"
+        )
+    return found
+
+
+def _entry(given: Any, where: str) -> Range | list[Scalar]:
+    if isinstance(given, Mapping):
+        return Range.parse(given, where)
+    if isinstance(given, list) and given and all(isinstance(value, Scalar) for value in given):
+        return given
+    raise UserError(f"{where}: must be {{low: NUMBER, high: NUMBER, log: true|false}} or a list of values")
+
+
+def _number(value: Any, where: str) -> float:
+    try:  # for yaml 1e-3 is a text
+        number = float(value) if isinstance(value, str) else value
+        if type(number) in (int, float) and math.isfinite(number):
+            return number
+    except ValueError:
+        pass
+    raise UserError(f"{where}={value}: must be a number")
+
+
+def override(key: str, value: Scalar) -> str:
+    """A value as it is written on the command line; three digits are enough for a number that was drawn."""
+    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
+        return f"{key}='{value}'"
+    if isinstance(value, float):
+        return f"{key}={value:.3g}"
+    return f"{key}={json.dumps(value) if value is None or isinstance(value, bool) else value}"
+
+
+class Search:
+    """One search: what is tried is what the study says, and the study is told how it went."""
+
+    def __init__(self, settings: Sequence[str], config_dirs: Sequence[Path], options: Options) -> None:
+        """Checks everything before anything is written. Raises UserError."""
+        with explained(settings, config_dirs):
+            several = swept(settings)
+        if several:
+            raise UserError(
+                f"{several[0]} has several values: tune searches for one at a time, call it for each of them"
+            )
+        self.settings, self.config_dirs, self.trials = list(settings), config_dirs, options.trials
+        base = self.experiment([])
+        self.space = space_of(options.space, base.names, config_dirs)
+        for text in settings:
+            if text.partition("=")[0] in self.space:
+                raise UserError(f"{text}: this is what space={options.space} searches for; leave it out")
+        if base.config["data"].get("validation") == 0:
+            raise UserError("data.validation=0: a trial is judged by its validation accuracy; hold some images out")
+        for end in (0, -1):
+            self.experiment([override(key, _values(entry)[end]) for key, entry in self.space.items()])
+        self.out, self.seed = base.settings.out, base.settings.seed
+        meant = json.dumps([sweep.identity(base.config), {k: str(v) for k, v in self.space.items()}], sort_keys=True)
+        self.study = _study(self.out, f"{base.title}_{hashlib.sha256(meant.encode()).hexdigest()[:8]}")
+
+    def experiment(self, texts: Sequence[str]) -> Experiment:
+        overrides = [*self.settings, *texts]
+        return experiment(*compose(overrides, self.config_dirs), overrides)
+
+    def run(self) -> None:
+        """Go on until there are enough trials: first those that a killed process has left, then new ones."""
+        import optuna
+
+        distributions = {key: _distribution(entry) for key, entry in self.space.items()}
+        for trial in self._of("RUNNING"):
+            if trial.params.keys() == distributions.keys():
+                self._try(trial)
+            else:  # killed before it had its values
+                self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        while len(list(self._of("COMPLETE", "PRUNED", "RUNNING"))) < self.trials:
+            # a seed for each trial: a search that was interrupted asks for the same as one that was not
+            self.study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(self.study.trials))
+            self._try(self.study.ask(distributions))
+
+    def _of(self, *states: str) -> Iterator[Any]:
+        return (trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name in states)
+
+    def _try(self, trial: Any) -> None:
+        """The run of one trial; one that diverges is worse than all that do not."""
+        from optuna.trial import TrialState
+
+        texts = self.texts(trial)
+        exp = self.experiment(texts)
+        path = sweep.place(self.out, texts, exp.config)
+        said = f"trial {trial.number + 1} of {self.trials}: {' '.join(texts)}"
+        try:
+            how, numbers = sweep.run(exp, path, quiet=True)
+            if how != "busy" and JUDGE not in numbers:
+                raise UserError(f"{path} has no {JUDGE}: tune needs a data set with a validation part and labels")
+        except RunError as error:
+            self.study.tell(trial.number, state=TrialState.PRUNED)
+            print(f"{said}: failed: {error}", flush=True)
+        except UserError:
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            raise
+        else:
+            if how == "busy":
+                print(f"{said}: left to another process", flush=True)
+                return
+            self.study.tell(trial.number, numbers[JUDGE])
+            before = {"resumed": " (resumed)", "done": " (done before)"}.get(how, "")
+            print(f"{said}: validation accuracy {numbers[JUDGE]:.4f}{before}", flush=True)
+
+    def texts(self, trial: Any) -> list[str]:
+        return [override(key, trial.params[key]) for key in self.space]
+
+    def report(self) -> int:
+        """Print what was best and how to run it; returns the exit code, 1 if no trial ended well."""
+        complete, failed = list(self._of("COMPLETE")), list(self._of("PRUNED"))
+        print(
+            f"{len(complete)} {'trial' if len(complete) == 1 else 'trials'}"
+            + (f", {len(failed)} more failed" if failed else "")
+            + f", in {self.out}"
+        )
+        if not complete:
+            return 1
+        best = self.study.best_trial
+        texts = self.texts(best)
+        print(f"best: {' '.join(texts)}, validation accuracy {best.value:.4f}")
+        for key, entry in self.space.items():
+            if isinstance(entry, Range) and not EDGE < entry.share(best.params[key]) < 1 - EDGE:
+                print(f"  {key} lies at the end of its range, {entry.low:g} to {entry.high:g}: search a wider one, too")
+        print(f"run it with: python -m locallearn {shlex.join([*self.settings, *texts])}")
+        return 0
+
+
+def _values(entry: Range | list[Scalar]) -> list[Scalar]:
+    return [entry.low, entry.high] if isinstance(entry, Range) else entry
+
+
+def _distribution(entry: Range | list[Scalar]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not isinstance(entry, Range):
+        return CategoricalDistribution(entry)
+    if isinstance(entry.low, int) and isinstance(entry.high, int):
+        return IntDistribution(entry.low, entry.high, log=entry.log)
+    return FloatDistribution(entry.low, entry.high, log=entry.log)
+
+
+def _study(out: str, name: str) -> Any:
+    """The study of that name in `out`, perhaps of an earlier start. Raises UserError."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = Path(out).expanduser().resolve() / STORE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return optuna.create_study(
+            study_name=name, storage=f"sqlite:///{path}", direction="maximize", load_if_exists=True
+        )
+    except OSError as error:
+        raise UserError(f"cannot write into {out}: {error.strerror}; choose a folder you can write: out=") from None
+    except (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"{path} is no record of a search ({reason}): move it away, or give another out=") from None
+
+
+def tune(arguments: Sequence[str], config_dirs: Sequence[Path] = (), allow: Sequence[str] = ()) -> int:
+    """Search, print every trial and the best one; returns the exit code. Raises UserError and Interrupted."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UserError("tune needs optuna: pip install 'locallearn[tune]'") from None
+    for folder in config_dirs:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {folder}: there is no such folder")
+    options, settings = Options.parse(arguments)
+    trusted = [f"allow=[{','.join(allow)}]"] if allow else []
+    search = Search([*settings, *trusted], config_dirs, options)
+    search.run()
+    return search.report()
