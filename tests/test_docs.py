@@ -1,4 +1,4 @@
-"""The documentation is run: commands, code and files of its pages, links, and whether generated pages are up to date."""
+"""The documentation is run: commands, code and files of its pages; links; whether generated pages are up to date."""
 
 from __future__ import annotations
 

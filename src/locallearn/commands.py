@@ -7,10 +7,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from locallearn.compose import APPENDED, choices, compose, conf_dir, header, known_keys
 from locallearn.config.settings import GROUPS
@@ -108,12 +106,12 @@ def _doctor(arguments: list[str]) -> int:
     import torch
 
     from locallearn.config.targets import instantiate
-    from locallearn.data.doctor import diagnose
+    from locallearn.data.doctor import diagnose, torchvision_version
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"python {sys.version.split()[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"GPUs: {', '.join(gpus) or 'none'}")
-    print(_torchvision())
+    print(torchvision_version())
     source = instantiate(config["data"], "data", config["allow"])
     print(diagnose(source, seed=config["seed"]))
     return 0
@@ -138,14 +136,6 @@ def _plan(arguments: list[str]) -> int:
 
 def _and(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _torchvision() -> str:
-    try:
-        import torchvision
-    except Exception as error:  # a torchvision that does not match torch fails in many ways
-        return f"torchvision does not work with this torch ({error}): install the pair named in constraints.txt"
-    return f"torchvision {torchvision.__version__}"
 
 
 def _resume(arguments: list[str]) -> int:
@@ -229,7 +219,7 @@ def _probe(arguments: list[str]) -> int:
         names = "|".join(name for name in choices("probe") if name != "none")
         raise UserError(f"probe RUN must be told what looks: probe={names}")
     for folder, pictures in probe_run(options.run, options.allow, probes):
-        print(_table(list(folder.rows())))
+        print(folder.table())
         for path in (folder.path / "rows.jsonl", *pictures):
             print(path)
     return 0
@@ -262,23 +252,6 @@ def _tune(arguments: list[str]) -> int:
     except Interrupted as error:
         print(f"locallearn: {error}; the same command goes on with it", file=sys.stderr)
         return error.exit_code
-
-
-def _table(rows: Sequence[Mapping[str, Any]], most: int = 40) -> str:
-    """Rows as columns of text; of many the last. Sentences stand below, each once, with the number of its rows."""
-    long = {key for row in rows for key, value in row.items() if isinstance(value, str) and len(value) >= 25}
-    columns = [k for k in dict.fromkeys(k for row in rows for k in row if row[k] is not None) if k not in long]
-    lines = [columns] + [[_cell(row.get(key)) for key in columns] for row in rows[-most:]]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
-    said = Counter(row[key] for key in sorted(long) for row in rows if row.get(key))
-    return "\n".join(
-        ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in lines]
-        + [f"{count} of {len(rows)} rows: {sentence}" for sentence, count in said.most_common()]
-    )
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def packages_named_in(folders: Iterable[Path]) -> list[str]:

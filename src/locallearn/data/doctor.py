@@ -64,3 +64,12 @@ def _classes(data: Data) -> list[str]:
         f"{row[0]:<{width[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True))
         for row in rows
     ]
+
+
+def torchvision_version() -> str:
+    """The version, or why it does not work."""
+    try:
+        import torchvision
+    except Exception as error:  # a torchvision that does not match torch fails in many ways
+        return f"torchvision does not work with this torch ({error}): install the pair named in constraints.txt"
+    return f"torchvision {torchvision.__version__}"

@@ -163,7 +163,7 @@ def _curves(study: Study) -> list[dict[str, Any]]:
         values = [_series(p for run in looked_at(g) for p in _points(run.history, name)) for g in study.groups]
         if any(series["x"] for series in values):
             found.append({"key": name, "label": title(name), "values": values})
-    _thinned([curve["values"] for curve in found])
+    _thinned([list(curve["values"]) for curve in found])
     return found
 
 

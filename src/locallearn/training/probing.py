@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,10 @@ class ProbeFolder:
         """Every row so far, with `epoch` and `step`."""
         yield from self._folder.records(f"{self.name}/rows.jsonl")
 
+    def table(self) -> str:
+        """The rows as text, for the screen."""
+        return _table(list(self.rows()))
+
     def draw(self, probe: Probe) -> list[Path]:
         """Draw and write the pictures, each as SVG and PNG; returns the PNG files."""
         import numpy as np
@@ -154,3 +159,20 @@ def _packed(arrays: Mapping[str, Tensor]) -> bytes:
 
 def _sentence(error: Exception) -> str:
     return " ".join(f"{error}".split())[:300] or type(error).__name__
+
+
+def _table(rows: Sequence[Row], most: int = 40) -> str:
+    """Rows as columns of text; of many the last. Sentences stand below, each once, with the number of its rows."""
+    long = {key for row in rows for key, value in row.items() if isinstance(value, str) and len(value) >= 25}
+    columns = [k for k in dict.fromkeys(k for row in rows for k in row if row[k] is not None) if k not in long]
+    lines = [columns] + [[_cell(row.get(key)) for key in columns] for row in rows[-most:]]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
+    said = Counter(row[key] for key in sorted(long) for row in rows if row.get(key))
+    return "\n".join(
+        ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in lines]
+        + [f"{count} of {len(rows)} rows: {sentence}" for sentence, count in said.most_common()]
+    )
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
