@@ -19,7 +19,7 @@ from locallearn.report import read, study
 from locallearn.report.html import page
 
 STRATEGIES = ("backprop", "dgl", "dfa", "shallow")
-PATIENCE = 120_000  # milliseconds; a busy machine is slow, and no test of the page is about that
+PATIENCE = 250_000  # milliseconds; a busy machine is slow, and no test of the page is about that
 HOSTILE = "</script></style><img src=x onerror=\"document.title='owned'\"><b>&amp;{{7*7}}"
 
 
@@ -360,5 +360,5 @@ class TestInABrowser:
         )
         assert len(opened.labels()) == 500
         assert len(opened.legend()) == 8
-        assert milliseconds < 20_000  # about 100 on an idle core
+        assert milliseconds < 20_000  # 270 ms of CPU time
         opened.close()
