@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from locallearn.figures.plane import plane
-
 from locallearn.figures import by_depth, panels
+from locallearn.figures.plane import plane
 from studies.common import Options, Run, mean, runs, spread, table, verdicts
 
 NUMBER = 2
