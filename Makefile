@@ -27,7 +27,7 @@ test-all: $(READY)  ## all tests
 	$(TEST)
 
 lint: $(READY)  ## ruff and mypy
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

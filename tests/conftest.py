@@ -14,6 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import locallearn
+from locallearn.compose import compose
+from locallearn.config.experiment import experiment
+from locallearn.data import Data
 from locallearn.engine import SGD, Learner, assemble
 from locallearn.models import BlockModel
 
@@ -32,6 +36,18 @@ def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             subprocess.run([sys.executable, script, root], check=True, capture_output=True)
             return root
     pytest.skip("no real data: set LOCALLEARN_DATA to a folder with MNIST, FashionMNIST and cifar-10-batches-py")
+
+
+@pytest.fixture(scope="session")
+def data() -> Data:
+    """The embedded digits; tests share them and leave them alone."""
+    return experiment(*compose(["data=digits"]), []).source.load(0, torch.device("cpu"))
+
+
+@pytest.fixture
+def learner() -> Learner:
+    """LeNet for the digits in two blocks, untrained."""
+    return locallearn.build("backprop", "lenet", image=(1, 32, 32), blocks=2, device="cpu")
 
 
 def tiny_model(units: int = 4, dropout: float = 0.0, seed: int = 0) -> BlockModel:

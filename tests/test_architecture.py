@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "src" / "locallearn"
-FOUNDATION = {"errors", "seeds", "coupling"}
+FOUNDATION = {"errors", "seeds", "coupling", "quiet"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "coupling": set(),
+    "quiet": set(),
     "contract": set(),
     "stopping": set(),
     "models": FOUNDATION,

@@ -73,8 +73,6 @@ def test_every_committed_result_is_small_and_no_quick_try():
 def test_the_page_is_what_the_results_say(tmp_path):
     """docs/experiments.md is written from the files beside it: nothing in it was changed by hand."""
     page = ROOT / "docs" / "experiments.md"
-    if not page.is_file():
-        pytest.skip("no study was run yet")
     copy = tmp_path / "experiments"
     copy.mkdir()
     for file in (ROOT / "docs" / "experiments").glob("*.json"):

@@ -14,11 +14,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
-import locallearn
 from locallearn.analysis.decoder import decoder, kept, reconstruct, ridge, standardised
 from locallearn.analysis.features import as_maps, first_filters, maps, tiles
-from locallearn.compose import compose
-from locallearn.config.experiment import experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
@@ -29,25 +26,13 @@ from locallearn.probes.depth import sample
 from locallearn.probes.features import Features, as_pixels
 from locallearn.probes.filters import Filters
 from locallearn.probes.reconstruction import Reconstruction
-from locallearn.training.probing import look
+from locallearn.training.probing import START, look
 
 CONF = Path(__file__).parents[1] / "conf" / "probe"
-START = Moment(0, 0)
 
 
 def draws(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    exp = experiment(*compose(["data=digits"]), [])
-    return exp.source.load(0, torch.device("cpu"))
-
-
-@pytest.fixture
-def learner() -> Learner:
-    return locallearn.build("backprop", "lenet", image=(1, 32, 32), blocks=2, device="cpu")
 
 
 # --- analysis: maps and filters

@@ -10,28 +10,13 @@ import torch
 from scipy.spatial.distance import cdist
 
 import locallearn
-from locallearn.compose import compose
-from locallearn.config.experiment import experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures.plane import plane
 from locallearn.probes import Moment
 from locallearn.probes.information_plane import InformationPlane
-from locallearn.training.probing import look
-
-START = Moment(0, 0)
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    exp = experiment(*compose(["data=digits"]), [])
-    return exp.source.load(0, torch.device("cpu"))
-
-
-@pytest.fixture
-def learner() -> Learner:
-    return locallearn.build("backprop", "lenet", image=(1, 32, 32), blocks=2, device="cpu")
+from locallearn.training.probing import START, look
 
 
 def forward(learner: Learner, data: Data) -> tuple[list[np.ndarray], np.ndarray]:

@@ -24,3 +24,8 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not one of the known names of its kind."""
     known = sorted(known)
     return UserError(f"unknown {kind} {word!r}: {did_you_mean(word, known)}choose one of {', '.join(known)}")
+
+
+def in_one_line(error: Exception) -> str:
+    """What an exception says, as one line of at most 300 characters for a warning; its type if it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

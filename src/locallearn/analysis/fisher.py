@@ -5,28 +5,17 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from locallearn.quiet import evaluating
+
 NUMBERS = 2**24
 """Numbers that the gradients of one chunk of samples may take (64 MB in float32)."""
 CHUNK = 256
 """Samples in a chunk, at most."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards the modes are as they were."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def fisher_diagonal(

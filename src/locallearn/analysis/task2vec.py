@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locallearn.analysis.fisher import evaluating, fisher_diagonal
+from locallearn.analysis.fisher import fisher_diagonal
 from locallearn.errors import UserError
+from locallearn.quiet import evaluating
 
 BATCH = 256
 

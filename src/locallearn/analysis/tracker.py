@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from locallearn.analysis.hooks import Hooks, choose
 from locallearn.analysis.recording import EpochWriter, Recording, remove_unfinished
 from locallearn.errors import UserError, unknown
+from locallearn.quiet import undisturbed
 
 _PRECISIONS = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
@@ -145,30 +146,16 @@ class Tracker(Recording):
 
 @contextmanager
 def _looking(model: nn.Module, gradients: bool) -> Iterator[None]:
-    """Evaluation mode; afterwards modes, buffers, which parameters learn, and PyTorch's generators are as before."""
-    modes = [(m, m.training) for m in model.modules()]
-    learns = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.is_cuda}
+    """`undisturbed`; with gradients those of a frozen network, too, and which parameters learn is as before."""
+    learns = [(p, p.requires_grad) for p in model.parameters()] if gradients else []
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
-        stack.enter_context(torch.set_grad_enabled(gradients))
+        stack.enter_context(undisturbed(model, gradients=gradients))
         if gradients and any(isinstance(m, nn.RNNBase) for m in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # has no backward in eval mode
-        model.eval()
-        for p, _ in learns if gradients else ():
-            p.requires_grad_(p.is_floating_point())  # a frozen network has gradients at its layers, too
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for p, before in learns:
-                p.requires_grad_(before)
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    if not torch.equal(buffer, value):
-                        buffer.copy_(value)
+        for p, before in learns:
+            stack.callback(p.requires_grad_, before)
+            p.requires_grad_(p.is_floating_point())
+        yield
 
 
 def _batches(

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from locallearn.models import cut
-from locallearn.models.quiet import undisturbed
+from locallearn.quiet import undisturbed
 
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for maps, (D,) for vectors."""

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from locallearn.errors import UserError, unknown
-from locallearn.models.quiet import undisturbed
+from locallearn.quiet import undisturbed
 
 if TYPE_CHECKING:
     from locallearn.models.base import BlockModel, Size
@@ -96,7 +96,7 @@ def measure(model: BlockModel) -> list[UnitCost]:
     """
     owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     costs = []
-    with undisturbed(model), torch.enable_grad():
+    with undisturbed(model, gradients=True):
         h = blank(model)
         batch = len(h)
         saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
@@ -136,7 +136,7 @@ def _costs(model: BlockModel, balance: str) -> list[float]:
 def _seconds(model: BlockModel, batch: int = 8, repeats: int = 3) -> list[float]:
     """Seconds of forward and backward per unit: the fastest of a few runs after one to warm up. Synchronises."""
     seconds = []
-    with undisturbed(model), torch.enable_grad():
+    with undisturbed(model, gradients=True):
         h = blank(model, batch)
         for unit in model.units:
             wanted = [p for p in unit.parameters() if p.requires_grad]

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from locallearn.models.quiet import undisturbed
 from locallearn.models.trace import trace
+from locallearn.quiet import undisturbed
 
 
 class Flow:

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from locallearn.errors import UserError, did_you_mean
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.flow import Flow
-from locallearn.models.quiet import undisturbed
 from locallearn.models.seams import seams, unit_name
+from locallearn.quiet import undisturbed
 
 
 def as_blocks(

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.cut import blank, measure
-from locallearn.models.quiet import undisturbed
+from locallearn.quiet import undisturbed
 
 HEAD = ("block", "units", "emits", "parameters", "FLOPs", "aux parameters", "aux FLOPs", "aux share")
 

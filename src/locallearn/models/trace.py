@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from torch import fx, nn
 
 from locallearn.errors import UserError
-from locallearn.models.quiet import undisturbed
+from locallearn.quiet import undisturbed
 
 
 class Call(NamedTuple):
@@ -96,7 +95,7 @@ def trace(module: nn.Module, name: str) -> tuple[Tracer, fx.Graph]:
     """The graph of `module`, whose modes are left as they were; a UserError where it has none."""
     graphs: list[fx.Graph] = []
     for mode in (True, False):
-        with undisturbed(module), torch.enable_grad():
+        with undisturbed(module, gradients=True):
             module.train(mode)
             tracer = Tracer()
             try:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,22 +72,20 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
     A damaged one is reported through `warn` and skipped. Raises UserError when there are some and all are damaged.
     """
-    found = _committed(folder)
-    for path in found:
-        try:
-            return _read(path)
-        except UserError:
-            raise
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            warn(f"checkpoint {path} is damaged ({error}); trying the one before it")
-    if found:
-        raise UserError(f"all {len(found)} checkpoints under {folder} are damaged; start the run anew")
-    return None
+    paths = _committed(folder)
+    found = next(_read_all(paths, warn), None)
+    if paths and found is None:
+        raise UserError(f"all {len(paths)} checkpoints under {folder} are damaged; start the run anew")
+    return found
 
 
 def sound(folder: Path, warn: Callable[[str], None]) -> Iterator[Checkpoint]:
     """Every sound checkpoint under `folder`, oldest first; a damaged one is reported through `warn` and skipped."""
-    for path in reversed(_committed(folder)):
+    yield from _read_all(reversed(_committed(folder)), warn)
+
+
+def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Checkpoint]:
+    for path in paths:
         try:
             yield _read(path)
         except UserError:

@@ -11,7 +11,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from locallearn import seeds
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import unchanged
-from locallearn.errors import RunError
+from locallearn.errors import RunError, in_one_line
 from locallearn.figures import save
 from locallearn.probes import Moment, Probe, Row, Seen
 from locallearn.probes.base import numbers
@@ -43,19 +42,12 @@ def first_looks(probes: Mapping[str, Probe], learner: Learner, data: Data) -> di
 def look(name: str, probe: Probe, learner: Learner, data: Data, at: Moment) -> Seen:
     """One look, after which the learner, its modes and the generators of PyTorch are what they were before."""
     device = learner.device
-    with unchanged(learner), untouched_generators(device):
+    with unchanged(learner), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed = seeds.derive(data.seed, "probe", name, at.step)
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         return probe.look(learner, data, at)
-
-
-@contextmanager
-def untouched_generators(device: torch.device) -> Iterator[None]:
-    """PyTorch's global generators are put back, whatever else holds them meanwhile."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 class Watch:
@@ -79,7 +71,7 @@ class Watch:
             try:
                 seen = look(name, self.probes[name], learner, self.data, at)
             except Exception as error:  # a measurement is not worth the run
-                warn(f"probe {name} failed after epoch {at.epoch} ({_sentence(error)}); training goes on")
+                warn(f"probe {name} failed after epoch {at.epoch} ({in_one_line(error)}); training goes on")
                 continue
             self.folders[name].add(seen, at)
             found |= numbers(seen.rows) | {f"probe/{name}/seconds": time.perf_counter() - started}
@@ -92,7 +84,7 @@ class Watch:
             try:
                 pictures = folder.draw(probe)
             except Exception as error:
-                warn(f"the pictures of probe {name} could not be drawn ({_sentence(error)}); its numbers are whole")
+                warn(f"the pictures of probe {name} could not be drawn ({in_one_line(error)}); its numbers are whole")
                 pictures = []
             recorder.show(name, list(folder.rows()), pictures)
 
@@ -155,10 +147,6 @@ def _packed(arrays: Mapping[str, Tensor]) -> bytes:
     content: Any = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
     np.savez_compressed(buffer, **content)
     return buffer.getvalue()
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(f"{error}".split())[:300] or type(error).__name__
 
 
 def _table(rows: Sequence[Row], most: int = 40) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from locallearn.errors import RunError, UserError, unknown
+from locallearn.errors import RunError, UserError, in_one_line, unknown
 from locallearn.training.console import warn
 from locallearn.training.run_folder import RunFolder, strict_json
 
@@ -155,16 +155,12 @@ class Recorder:
         except Exception as error:  # whatever a tracker does, training goes on
             self._failures[sink.name] = failures + 1
             if failures == 0:
-                warn(f"{sink.name} failed in {method}: {_sentence(error)}; {self._path.name} has every record")
+                warn(f"{sink.name} failed in {method}: {in_one_line(error)}; {self._path.name} has every record")
 
 
 def _scalar(value: Any) -> Value:
     """A NumPy or torch scalar as a number (on a GPU this synchronises), anything else as it is."""
     return value.item() if hasattr(value, "item") else value
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _end_of_last_line(file: int) -> int:
