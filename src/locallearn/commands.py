@@ -156,12 +156,7 @@ def _resume(arguments: list[str]) -> int:
 
 def _other_runtime(settings: list[str]) -> tuple[str, dict] | None:
     """The name and configuration of the runtime that `resume` was told to take."""
-    for setting in settings:
-        if not re.match(r"runtime(=|\.(?!staleness))", setting):
-            raise UserError(
-                f"resume RUN takes only settings of where blocks run, such as runtime=serial or runtime.stages=4, not "
-                f"{setting!r}"
-            )
+    _only(settings, r"runtime(=|\.(?!staleness))", "resume", "where blocks run, such as runtime=serial")
     if not settings:
         return None
     named = [] if any(setting.startswith("runtime=") for setting in settings) else ["runtime=pipeline"]
@@ -193,9 +188,7 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("settings", nargs="*", help="another set: data=NAME data.root=DIR")
     _allow(parser)
     options = parser.parse_args(arguments)
-    for setting in options.settings:
-        if not re.match(r"\+?data[.=]", setting):
-            raise UserError(f"evaluate RUN takes only settings of data, such as data=mnist, not {setting!r}")
+    _only(options.settings, r"\+?data[.=]", "evaluate", "data, such as data=mnist")
     from locallearn.training.saved import evaluate_run
 
     look_for_modules_in([Path.cwd()] if options.allow else [])
@@ -211,9 +204,7 @@ def _probe(arguments: list[str]) -> int:
     parser.add_argument("settings", nargs="+", help="what looks, and how: probe=NAME probe.NAME.OPTION=VALUE")
     _allow(parser)
     options = parser.parse_args(arguments)
-    for setting in options.settings:
-        if not re.match(r"probe[.=]", setting):
-            raise UserError(f"probe RUN takes only settings of probe, such as probe=alignment, not {setting!r}")
+    _only(options.settings, r"probe[.=]", "probe", "probe, such as probe=alignment")
     from locallearn.training.saved import probe_run
 
     look_for_modules_in([Path.cwd()] if options.allow else [])
@@ -243,6 +234,13 @@ def _table(rows: Sequence[Mapping[str, Any]], most: int = 40) -> str:
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _only(settings: Iterable[str], pattern: str, command: str, kind: str) -> None:
+    """Raise UserError for a setting that the command on a run folder does not take."""
+    for setting in settings:
+        if not re.match(pattern, setting):
+            raise UserError(f"{command} RUN takes only settings of {kind}, not {setting!r}")
 
 
 def packages_named_in(folders: Iterable[Path]) -> list[str]:
