@@ -70,6 +70,7 @@ def test_every_committed_result_is_small_and_no_quick_try():
             assert not json.loads(file.read_text())["quick"], file
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_results_say(tmp_path):
     """docs/experiments.md is written from the files beside it: nothing in it was changed by hand."""
     page = ROOT / "docs" / "experiments.md"
