@@ -252,13 +252,6 @@ def _only(settings: Iterable[str], pattern: str, command: str, kind: str) -> Non
             raise UserError(f"{command} RUN takes only settings of {kind}, not {setting!r}")
 
 
-def _only(settings: Iterable[str], pattern: str, command: str, kind: str) -> None:
-    """Raise UserError for a setting that the command on a run folder does not take."""
-    for setting in settings:
-        if not re.match(pattern, setting):
-            raise UserError(f"{command} RUN takes only settings of {kind}, not {setting!r}")
-
-
 def packages_named_in(folders: Iterable[Path]) -> list[str]:
     """The top-level packages outside locallearn that yaml files in these folders name: whoever gives `--config-dir`
     on the command line trusts them."""
