@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
     "engine": FOUNDATION | {"contract", "models"},
     "figures": {"errors"},
-    "report": {"errors", "figures"},
+    "report": {"errors", "figures", "compose"},
     "analysis": FOUNDATION | {"figures"},
     "probes": FOUNDATION | {"contract", "analysis", "data", "engine", "figures", "models"},
     "config": FOUNDATION
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "compose": {"errors", "config"},
     "tune": {"errors", "compose", "config", "training"},
     "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping", "report"},
-    "cli": {"errors", "commands", "compose", "config", "training", "stopping"},
+    "cli": {"errors", "commands", "compose", "config", "training", "stopping", "report"},
     "api": {"errors", "seeds", "compose", "config", "engine", "models", "training"},
     "__main__": {"cli"},
     "__init__": {"analysis", "api", "models"},

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,18 @@ def _journal(
         jobs = journal.jobs()
         _exit_codes.extend(job.code for job in jobs)
         if jobs:
+            _table([journal.path.parents[1] / job.folder for job in jobs if job.folder])
             print(summary(jobs, journal.plan, "not begun" if launcher == "basic" else "not begun or not ended"))
         else:
             journal.discard()
+
+
+def _table(folders: list[Path]) -> None:
+    """What the runs of a sweep say together."""
+    from locallearn.report import command
+
+    with suppress(UserError):  # not one of them can be read
+        command.show(folders)
 
 
 def job(config: Any) -> float | None:

@@ -25,6 +25,11 @@ _STRATEGIES = {
     "dfa": "#6A3D9A",
     "infomax": "#B2DF8A",
     "shallow": "#C0C0C0",
+    "checkpoint": "#5A5A5A",
+    "usf": "#17BECF",
+    "brsf": "#9C9E1C",
+    "frsf": "#843C39",
+    "pgi_causal": "#F781BF",
 }
 _STYLE: Any = {  # matplotlib types this as a mapping of its 300 keys
     "font.size": 8,

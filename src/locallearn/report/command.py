@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,19 @@ from locallearn.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from locallearn.report.study import Study
+
 WIDE = 160
 """Columns of text that goes to a file."""
+
+
+def show(folders: Sequence[Path]) -> Study:
+    """Print what the runs in these folders say together. Raises UserError if there is none."""
+    from locallearn.report import read, study, tables
+
+    found = study(read(folders))
+    _print(tables.terminal(found, _width()))
+    return found
 
 
 def report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
@@ -26,13 +36,12 @@ def report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     )
     parser.add_argument("--to", type=Path, metavar="DIR", help="write Markdown, CSV, LaTeX, HTML and pictures here")
     options = parser.parse_args(arguments)
-    from locallearn.report import read, study, tables
-
-    found = study(read(options.folders))
-    _print(tables.terminal(found, _width()))
+    found = show(options.folders)
     if options.to is None:
         return 0
+    from locallearn.report import tables
     from locallearn.report.figures import draw
+    from locallearn.report.html import page
 
     figures = draw(found)
     texts = {
@@ -40,9 +49,8 @@ def report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         "report.csv": tables.as_csv(found),
         "report.tex": tables.latex_document("report-table"),
         "report-table.tex": tables.latex(found),
+        "report.html": page(found),
     }
-    if importlib.util.find_spec("locallearn.report.html"):
-        texts["report.html"] = importlib.import_module("locallearn.report.html").page(found)
     _write(options.to, texts, figures)
     return 0
 

@@ -23,11 +23,12 @@ _METHOD = (
 
 def settings_of(run: Run) -> dict[str, Any]:
     """What decides what a run learns: the choice of each group, then every option."""
-    options = {key: value for key, value in run.config.items() if key != "seed" and not _is_where(key)}
+    options = {key: value for key, value in run.config.items() if key != "seed" and not is_where(key)}
     return {group: name for group, name in run.names.items() if group not in _WHERE} | options
 
 
-def _is_where(key: str) -> bool:
+def is_where(key: str) -> bool:
+    """Whether a setting says where a run runs or what is looked at, not what is learned."""
     return key in _WHERE_KEYS or key.partition(".")[0] in _WHERE
 
 

@@ -38,6 +38,8 @@ def results(study: Study) -> dict[str, Any]:
     costs = [name for name in COSTS if name in study.metrics]
     columns = [_column("Group", False), _column("done")]
     columns += [column for name in score for column in (_column(title(name)), _column("best"))]
+    known = [group for group in study.groups if group.published]
+    columns += [_column("published")] * bool(known)
     columns += [_column("vs backprop", note="95 % interval") for _ in score if any(g.baseline for g in study.groups)]
     columns += [_column(title(name)) for name in extra] + [_column(COSTS[name].head) for name in costs]
     bases = {group.label: group for group in study.groups}
@@ -45,6 +47,7 @@ def results(study: Study) -> dict[str, Any]:
     for i, group in enumerate(study.groups):
         cells = [_named(group, i), _done(group)]
         cells += [cell for name in score for cell in (_mean(group, name), _best(group, name))]
+        cells += [_published(group)] * bool(known)
         cells += [_difference(group, name) for name in score if any(g.baseline for g in study.groups)]
         cells += [_mean(group, name) for name in extra]
         cells += [_mean(group, name, bases.get(group.baseline or "")) for name in costs]
@@ -81,6 +84,11 @@ def _mean(group: Group, name: str, base: Group | None = None) -> dict[str, Any]:
 def _best(group: Group, name: str) -> dict[str, Any]:
     number = group.numbers.get(name)
     return _missing() if number is None or number.best is None else _cell(shown(name, number.best), number.best)
+
+
+def _published(group: Group) -> dict[str, Any]:
+    value = group.published.value if group.published else ""
+    return _cell(value, float(value.partition(" ")[0])) if value else _missing()
 
 
 def _difference(group: Group, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from locallearn.report.grouping import BACKPROP, common, differing, is_method, label, order, settings_of, written
 from locallearn.report.numbers import Number, numbers, paired, values
+from locallearn.report.published import Published, published
 from locallearn.report.read import Run
 
 SCORES = ("test/accuracy", "validation/accuracy", "test/loss", "validation/loss", "train/accuracy", "train/loss")
@@ -28,6 +29,7 @@ class Group:
     runs      all of them, also those that are not done
     counted   those that the numbers come from: done, and the newest of each seed
     baseline  label of the backprop group that differences are to; None if there is none
+    published what was published for these settings; None if it is no published setting
     """
 
     label: str
@@ -36,6 +38,7 @@ class Group:
     numbers: dict[str, Number] = field(repr=False, default_factory=dict)
     counted: list[Run] = field(repr=False, default_factory=list)
     baseline: str | None = None
+    published: Published | None = None
 
     @property
     def strategy(self) -> str:
@@ -115,7 +118,7 @@ def _group(runs: list[Run], settings: dict[str, Any], problems: list[str]) -> Gr
         which = f"seed {repeated[0]} was" if len(repeated) == 1 else f"seeds {', '.join(repeated)} were"
         problems.append(f"{name}: {which} run more than once; the newest run of a seed counts")
     counted = sorted(newest.values(), key=lambda run: (run.seed is None, run.seed))
-    return Group(name, settings, runs, numbers(counted), counted)
+    return Group(name, settings, runs, numbers(counted), counted, published=published((counted or runs)[0]))
 
 
 def _baseline(group: Group, groups: Iterable[Group], differs: Sequence[str]) -> Group | None:

@@ -32,6 +32,7 @@ def table(study: Study) -> Table:
         ("run", lambda g: g.label),
         ("done", lambda g: f"{len(g.counted)} of {len({run.seed for run in g.runs})}"),
         (title(score), lambda g: spread(score, g.numbers.get(score))),
+        ("published", lambda g: g.published.value if g.published else ""),
         ("best", lambda g: shown(score, number.best) if (number := g.numbers.get(score)) else ""),
         ("vs backprop", lambda g: difference(score, g.numbers.get(score))),
         *((head, _mean_of(name)) for head, name in _COSTS),
@@ -115,6 +116,7 @@ def notes(study: Study) -> list[str]:
     """What the heads of the table mean, as far as it has them, and whom groups are compared with."""
     heads = table(study)[0]
     found = [text for head, text in NOTES.items() if head in heads]
+    found += dict.fromkeys(group.published.note for group in study.groups if group.published)
     several = {group.baseline for group in study.groups if group.baseline}
     if len(several) > 1:
         found.append("each group is compared with the backprop group of the same task, closest in its other settings")

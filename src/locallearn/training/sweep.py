@@ -216,4 +216,4 @@ def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:
     lines += [f"  {job.how}: {job.name}: {job.reason}" for job in ended_badly]
     if counts["interrupted"] or counts[rest]:
         lines.append("the same command goes on with it")
-    return "\n".join([*lines, f"look at them with: locallearn report {plan.out}"])
+    return "\n".join([*lines, f"pictures and a page of them: locallearn report {plan.out} --to DIR"])
