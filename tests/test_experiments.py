@@ -81,6 +81,7 @@ def test_the_page_is_what_the_results_say(tmp_path):
     assert experiments.render(STUDIES, copy) == page.read_text()
 
 
+@pytest.mark.slow
 def test_runs_are_done_once_and_equal_settings_are_one_run(tmp_path, capsys):
     settings = {
         "a": f"strategy=dgl {TINY} seed=0",

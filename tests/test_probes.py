@@ -128,6 +128,7 @@ def test_afterwards_equals_beside(tmp_path):
     assert rows(beside.run_dir, "alignment-2") == rows(beside.run_dir, "alignment")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_forgets_and_repeats_its_rows(tmp_path):
     whole = locallearn.train(strategy="dgl", probe="alignment", out=str(tmp_path), **(SETTINGS | {"max_steps": 40}))
     folder = whole.run_dir

@@ -48,6 +48,7 @@ def test_every_command_of_the_study_is_a_run(reproduce):
     assert seen == choices("strategy").keys() - {"checkpoint"}
 
 
+@pytest.mark.slow
 def test_runs_are_done_once_and_the_table_is_their_mean(reproduce, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "SEEDS", (0, 1))
     rows = (reproduce.Row("one", "strategy=dgl auxiliary=linear", 91.5), reproduce.Row("not run yet", "strategy=fa"))

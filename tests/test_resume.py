@@ -86,7 +86,10 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert records[0] == records[1]
 
 
-@pytest.mark.parametrize("strategy", ["backprop", "dgl", "greedy", "deep_supervision"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("backprop", "greedy", "deep_supervision")]
+
+
+@pytest.mark.parametrize("strategy", ["dgl", *LONG])
 def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
     """Killed twice at random moments, the second time while it resumes."""
     reference = whole(tmp_path / "whole", f"strategy={strategy}")
@@ -109,7 +112,9 @@ def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
     assert not list(run.glob("checkpoints/.tmp*"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_leaves(number, code, tmp_path):
     process = start(tmp_path, "strategy=dgl", "checkpoint.every=14it")
     run = wait_for_steps(tmp_path, 14)
@@ -121,6 +126,7 @@ def test_a_signal_saves_and_leaves(number, code, tmp_path):
     assert_same_run(whole(tmp_path / "whole", "strategy=dgl"), session.resume(run, [], quiet=True).run_dir)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_leaves_at_once(tmp_path):
     process = start(tmp_path, "strategy=dgl", "model.width=2000", "batch_size=1024", "checkpoint.every=1it")
     wait_for_steps(tmp_path, 1)
@@ -147,7 +153,9 @@ def copy_of(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "moved run"))
 
 
-@pytest.mark.parametrize("damage", ["flip", "zero", "cut", "empty", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "gone", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("zero", "cut", "empty"))]
+)
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256SUMS"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, stopped, tmp_path, capsys):
     run = copy_of(stopped, tmp_path)

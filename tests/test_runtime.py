@@ -108,7 +108,8 @@ def test_torchrun(serial, tmp_path):
     assert json.loads((found / "status.json").read_text())["state"] == "done"
 
 
-@pytest.mark.parametrize("stages", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.slow
 def test_replicas_are_micro_batches_elsewhere(stages, serial, tmp_path):
     settings = ["runtime=pipeline", f"runtime.stages={stages}", "runtime.replicas=2", *REPLICAS[:-1]]
     found = run(tmp_path, *settings)
@@ -165,6 +166,7 @@ def test_what_cannot_be_is_refused_before_anything_is_started(settings, sentence
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_with_another_number_of_processes(tmp_path):
     for runtime, way_out in (("runtime=serial", "choose runtime=pipeline"), ("runtime.stages=3", "start 3")):
         settings = ["runtime=pipeline", runtime] if "stages" in runtime else [runtime]
@@ -181,6 +183,7 @@ def test_torchrun_with_another_number_of_processes(tmp_path):
         assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_bf16_messages_change_little(serial, tmp_path):
     found = run(tmp_path, "runtime=pipeline", "strategy=dgl", "probe=alignment", "runtime.message=bf16")
     assert json.loads((found / "manifest.json").read_text())["message"] == "bf16"

@@ -345,6 +345,7 @@ def test_a_process_that_hangs_never_blocks_and_is_killed(
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_at_the_start_is_replaced_by_an_offline_one(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,8 @@ NUMBER = 7
 NAME = "information_by_depth"
 TITLE = "Information about the label by depth: backprop and greedy local learning"
 TEXT = (
-    "ResNet-32 on 6,750 images of CIFAR-10, four epochs: end to end, and cut into K blocks that learn at the same "
-    "time, each from a pooled linear classifier of its own and nothing from above (`strategy=dgl "
+    "ResNet-32 on 6,750 images of CIFAR-10, four epochs, one seed: end to end, and cut into K blocks that learn at the "
+    "same time, each from a pooled linear classifier of its own and nothing from above (`strategy=dgl "
     "auxiliary=linear`: InfoPro's greedy SL). After training, at every unit: the accuracy of a linear classifier "
     "on the pooled features (`probe=linear`), and what a small convolutional net reads of the label from the "
     "whole maps (`probe=usable_information`, a lower bound of I(h; y); its accuracy is the I(h, y) of InfoPro's "
@@ -99,8 +99,8 @@ def draw(results: dict[str, Any]) -> dict[str, Any]:
             line = _mean(found, key)
             name = "backprop" if k == "1" else f"K = {k}"
             axis.plot(range(1, len(line) + 1), line, "o-", ms=2.5, color=colour, label=name)
-        axis.set(xlabel="unit, from the input upward", ylabel=label)
-    axes[0].legend(fontsize=7)
+        axis.set(xlabel="unit, from the input upward", ylabel=label, xticks=range(1, len(line) + 1, 3))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7, frameon=False)
     return {NAME: figure}
 
 

@@ -221,7 +221,7 @@ def render(results: Results) -> Iterator[str]:
         [[name, *by_unit(found["kept"]), spread(found["accuracy"], 1)] for name, found in warm.items()],
     )
     end = {net: mean(points[-1]["explained_variance"] for points in found) for net, found in nets.items()}
-    top = {name: mean(values[-1] for values in found["kept"]) for name, found in warm.items()}
+    top = {name: [values[-1] for values in found["kept"]] for name, found in warm.items()}
     yield from verdicts(claims(end, top))
 
 
@@ -233,8 +233,8 @@ def by_unit(repeats: list[list[float]]) -> list[str]:
     return [spread(list(values)) for values in zip(*repeats, strict=True)]
 
 
-def claims(end: dict[str, float], top: dict[str, float]) -> Iterator[tuple[bool, str]]:
-    """What YOLOv9 says, of the last depth of each net and of the last unit under each strategy."""
+def claims(end: dict[str, float], top: dict[str, list[float]]) -> Iterator[tuple[bool, str]]:
+    """What YOLOv9 says, of the last depth of each net and of the last unit under each strategy, by seed."""
     said = ", ".join(f"{net} {value:.2f}" for net, value in end.items())
     rest = [value for net, value in end.items() if net != "PlainNet"]
     yield (
@@ -246,8 +246,8 @@ def claims(end: dict[str, float], top: dict[str, float]) -> Iterator[tuple[bool,
         "GELAN keeps more there than ResNet (figure 6: usable to layers 150-200, against 100).",
     )
     yield end["GELAN"] > end["CSPNet"], "GELAN keeps more than CSPNet (figure 1)."
-    said = ", ".join(f"{strategy} {value:.2f}" for strategy, value in top.items())
+    said = ", ".join(f"{strategy} {spread(values)}" for strategy, values in top.items())
     yield (
-        top["pgi"] > max(top["backprop"], top["deep_supervision"]),
-        f"after warm-up the last unit keeps most under PGI (figure 7, where it is judged by eye): {said}.",
+        min(top["pgi"]) > max(top["backprop"] + top["deep_supervision"]),
+        f"after warm-up the last unit keeps most under PGI, whatever the seed (figure 7, by eye): {said}.",
     )
