@@ -1,0 +1,42 @@
+"""What was published for a run of `+experiment=NAME`, from the header of its yaml file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from locallearn.compose import Score, choices, header, scores
+from locallearn.report.grouping import is_where, text
+from locallearn.report.read import Run
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published number, as it is shown, and a sentence on where it is from."""
+
+    value: str
+    note: str
+
+
+def published(run: Run) -> Published | None:
+    """The number that was published for the settings of this run; None if it is not of a published setting."""
+    given = dict(word.lstrip("+").partition("=")[::2] for word in run.overrides)
+    name = given.pop("experiment", "")
+    files = choices("experiment")
+    if name not in files:
+        return None
+    facts = header(files[name])
+    found = scores(facts["published"])
+    score = next((score for score in found if _is_of(score, run)), None)
+    if score is None:
+        return None
+    measure, _, unit = facts["measure"].rpartition(" in ")
+    varied = {key for each in found for key in each.settings} | {"optim.lr", "data.root"}  # the rate is searched for
+    changed = [f"{key}={value}" for key, value in given.items() if key not in varied and not is_where(key)]
+    note = f"published: {measure} in {unit} of +experiment={name}, {facts['paper']}"
+    if changed:
+        note += f"; not with {' '.join(changed)}, as here"
+    return Published(f"{score.value:.2f}" + ("" if unit == "percent" else f" {unit}"), note)
+
+
+def _is_of(score: Score, run: Run) -> bool:
+    return all(text(run.names.get(key, run.config.get(key))) == value for key, value in score.settings.items())
