@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -348,6 +349,19 @@ def test_renyi_with_inputs():
 def test_mistakes_are_sentences(arguments, said):
     with pytest.raises(UserError, match=said):
         information(**arguments)
+
+
+def test_what_a_tracker_maps_from_disk_is_taken_without_a_warning(tmp_path):
+    kept = np.memmap(tmp_path / "t", np.float32, "w+", shape=(50, 3))
+    kept[:] = np.random.default_rng(0).normal(size=(50, 3))
+    mapped = np.memmap(tmp_path / "t", np.float32, "r", shape=(50, 3))
+    torch.set_warn_always(True)  # else PyTorch says it once in a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert information(mapped).x == information(np.array(kept)).x
+    finally:
+        torch.set_warn_always(False)
 
 
 @pytest.mark.parametrize("estimator", ["kde_upper", "kde_lower", "binned", "renyi", "gaussian", "ksg"])

@@ -97,6 +97,8 @@ def samples(t: Array, y: Array | None = None, x: Array | None = None) -> Samples
 
 def _flat(name: str, given: Array) -> Tensor:
     """A tensor [N, D] of finite floating-point numbers."""
+    if isinstance(given, np.ndarray) and not given.flags.writeable:  # of a Tracker; PyTorch knows no such tensors
+        given = np.array(given)
     tensor = torch.as_tensor(given).detach()
     if not tensor.dim() or not tensor.numel():
         raise UserError(f"{name} has shape {list(tensor.shape)}; give activations [N, D...], one row for each sample")
