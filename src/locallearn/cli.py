@@ -179,7 +179,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
             return None
         if launcher in SHARING:
             values = sweep.shared(values, number)
-        exp = experiment(values, names, overrides)
+        exp = experiment(sweep.grouped(values), names, overrides)
         path = sweep.place(exp.settings.out, differs, exp.config)
         how, numbers = sweep.run(exp, path)
     except Exception as error:

@@ -201,6 +201,16 @@ def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
     return config
 
 
+def grouped(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a job; at W&B it stands in a group with the other runs of its folder."""
+    config = dict(config)
+    wandb = (config.get("record") or {}).get("wandb")
+    if wandb and wandb.get("group") is None:
+        group = Path(config["out"]).expanduser().resolve().name
+        config["record"] = {**config["record"], "wandb": {**wandb, "group": group}}
+    return config
+
+
 def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:
     """A line on a whole sweep, and one for each job that did not end well. `rest`: what is said of those without a line
     in the journal, and of those that were left out after a failure."""
