@@ -88,6 +88,8 @@ def test_folders_say_what_differs_and_a_second_start_repeats_nothing(capsys):
     assert code == 0
     assert "4 runs: 4 done before" in out
     assert times() == after
+    assert "4 runs in 2 groups: 4 done" in out, "a sweep ends with its table"
+    assert all(text in out for text in ("test accuracy %", "vs backprop", "2 of 2"))
 
 
 def test_what_a_run_is_and_where_it_is():
@@ -362,6 +364,14 @@ def test_launchers(launcher, capsys):
     assert code == 1
     assert "1 done before, 1 failed" in out
     assert times()[good] == before
+
+
+def test_the_runs_of_a_sweep_are_a_group_at_wandb(tmp_path):
+    given = config("record=wandb", f"out={tmp_path / 'first'}")
+    assert sweep.grouped(given)["record"]["wandb"]["group"] == "first"
+    own = config("record=wandb", "record.wandb.group=mine")
+    assert sweep.grouped(own) == own
+    assert sweep.grouped(config()) == config()
 
 
 def test_jobs_side_by_side_get_a_thread_and_a_device_each(monkeypatch):
