@@ -16,6 +16,7 @@ import yaml
 from locallearn.cli import main
 from locallearn.report import read, study, tables
 from locallearn.report.compare import compare, curves, final_numbers
+from locallearn.report.html import page
 from locallearn.report.read import one, read_run
 
 ACCURACY = {"backprop": [0.90, 0.92, 0.91, 0.95], "dgl": [0.88, 0.91, 0.90, 0.90]}
@@ -32,6 +33,7 @@ def write_run(
     config=None,
     summary=None,
     facts=None,
+    overrides=(),
 ):
     """A run folder as training leaves it, without weights."""
     path.mkdir(parents=True)
@@ -50,7 +52,7 @@ def write_run(
         whole[group] = {**whole[group], option: value} if option else value
     names = {"strategy": strategy, "model": "mlp", "data": "digits", "optim": "adam"}
     (path / "config.yaml").write_text(yaml.safe_dump(whole))
-    (path / "overrides.yaml").write_text(yaml.safe_dump([f"strategy={strategy}", f"seed={seed}"]))
+    (path / "overrides.yaml").write_text(yaml.safe_dump([*overrides, f"strategy={strategy}", f"seed={seed}"]))
     (path / "manifest.json").write_text(json.dumps({"choices": names, "device": "cpu", "threads": 1, **(facts or {})}))
     (path / "status.json").write_text(
         json.dumps({"state": state, "time": "2026-01-01T00:00:00", **({"reason": reason} if reason else {})})
@@ -293,6 +295,20 @@ def test_costs_stand_in_the_table(tmp_path):
 
 
 AWKWARD = r"50% & a_b #1 {x} $y^2$ ~ \z <|> [é] 中"
+
+
+def test_published_stands_beside_reached(tmp_path):
+    """conf/experiment/dni_comparison.yaml says: backprop 75.88, dgl 77.88 percent; and nothing of fa."""
+    for strategy in ("backprop", "dgl", "fa"):
+        write_run(tmp_path / strategy, strategy, overrides=["+experiment=dni_comparison", "epochs=3"])
+    found = study(read([tmp_path]))
+    head, *rows = tables.table(found)
+    column = head.index("published")
+    assert {row[0]: row[column] for row in rows} == {"backprop": "75.88", "dgl": "77.88", "fa": ""}
+    said = tables.terminal(found, 160)
+    assert "published: test/accuracy in percent of +experiment=dni_comparison, Belilovsky" in said
+    assert "not with epochs=3, as here" in said
+    assert ">77.88<" in page(found).replace(" ", "").replace("\n", "")
 
 
 def test_latex_escapes_what_it_would_read(tmp_path):
