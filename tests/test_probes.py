@@ -107,6 +107,7 @@ def test_yaml_names_its_package(name):
     assert "every" in content
 
 
+@pytest.mark.slow
 def test_afterwards_on_the_checkpoints(plain):
     """The same numbers as beside training, and nothing of the run is replaced."""
     done = run("probe", plain.run_dir, "probe=alignment", "probe.alignment.samples=64")

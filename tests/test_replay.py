@@ -220,6 +220,7 @@ def test_resume_is_exact_with_any_number_of_packets(buffer, stop, tmp_path):
         assert torch.equal(t, found[name]), name
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     more = ["strategy=dgl", "runtime=replay", "runtime.buffer=3", "runtime.slow={1: 1.5}"]
     reference = whole(tmp_path / "whole", *more)

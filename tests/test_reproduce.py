@@ -35,6 +35,7 @@ def reproduce():
     return module
 
 
+@pytest.mark.slow
 def test_every_command_of_the_study_is_a_run(reproduce):
     """Each row composes to a checked experiment, and every strategy is in it."""
     from locallearn.compose import compose

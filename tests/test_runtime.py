@@ -83,7 +83,7 @@ def serial(tmp_path_factory) -> dict[str, Path]:
     [
         ("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=2"]),
         pytest.param("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=3"], marks=pytest.mark.slow),
-        ("dni", ["strategy=dni", "runtime.split=[2,1]"]),
+        pytest.param("dni", ["strategy=dni", "runtime.split=[2,1]"], marks=pytest.mark.slow),
         pytest.param("backprop", ["strategy=backprop", "runtime.stages=2"], marks=pytest.mark.slow),
         pytest.param("late", ["strategy=backprop", "runtime.stages=3", "runtime.staleness=1"], marks=pytest.mark.slow),
     ],
@@ -101,6 +101,7 @@ def test_a_run_in_several_processes_is_the_same_run(which, settings, serial, tmp
     assert 0 <= summary["stage/01/waiting"] < 1
 
 
+@pytest.mark.slow
 def test_torchrun(serial, tmp_path):
     found = run(tmp_path, "runtime=pipeline", "strategy=dgl", "probe=alignment", prefix=TORCHRUN)
     assert_equal(weights(serial["dgl"]), weights(found))
@@ -118,7 +119,8 @@ def test_replicas_are_micro_batches_elsewhere(stages, serial, tmp_path):
         assert one == pytest.approx(other, rel=1e-6)  # the sums of losses are added in another order
 
 
-@pytest.mark.parametrize("changes", [["runtime=serial"], pytest.param(["runtime.stages=3"], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("changes", [["runtime=serial"], ["runtime.stages=3"]])
+@pytest.mark.slow
 def test_a_stopped_pipeline_goes_on_with_any_number_of_stages(changes, serial, tmp_path):
     settings = ["runtime=pipeline", "strategy=dgl", "probe=alignment", "checkpoint.every=5it", "checkpoint.keep=9"]
     started = subprocess.Popen(command(tmp_path, *settings), env=environment(), stderr=subprocess.PIPE, text=True)

@@ -300,7 +300,7 @@ def options(root: Path, out: Path, **more: object) -> dict[str, object]:
     return {**given, "auxiliary": "linear", "out": str(out), "threads": 1, "quiet": True, **more}
 
 
-@pytest.mark.parametrize("strategy", ["backprop", "dgl"])
+@pytest.mark.parametrize("strategy", [pytest.param("backprop", marks=pytest.mark.slow), "dgl"])
 def test_cora_is_learnt_loaded_and_evaluated(strategy: str, cora: GraphData, real_root: Path, tmp_path: Path) -> None:
     result = train_cora(real_root, tmp_path, strategy=strategy)
     assert result.metrics["test/accuracy"] > 0.7

@@ -120,7 +120,8 @@ def undisturbed(tmp_path_factory) -> Path:
     return next(out.iterdir())
 
 
-@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_killed_stage_ends_the_run(stage, running, undisturbed):
     """kill -9 of the first, a middle and the last stage; what is left goes on to the same bits."""
     run = running()
@@ -143,8 +144,7 @@ def test_a_stage_that_stops_answering_ends_the_run(stage, running):
     run.hit(stage, signal.SIGSTOP, f"stage {stage} has not answered for 20 seconds")
 
 
-@pytest.mark.parametrize("block", [0, 1, 2])
-@pytest.mark.slow
+@pytest.mark.parametrize("block", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_an_exception_in_one_stage(block, running, tmp_path):
     folder = tmp_path / "mine" / "strategy"
     folder.mkdir(parents=True)

@@ -264,6 +264,7 @@ def test_a_broken_loss_stops_the_run_before_it_teaches(name):
         assert torch.equal(p, q)
 
 
+@pytest.mark.slow
 def test_learns_to_memorise_64_real_images(name):
     """Real handwritten digits, 8x8, enlarged to 16x16: all 64 right. More than half for features that no label has
     touched: those of random blocks and self-supervised ones."""

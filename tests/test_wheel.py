@@ -70,6 +70,7 @@ def test_console_script_trains_in_an_empty_folder(installed, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
 
 
+@pytest.mark.slow
 def test_a_strategy_of_ones_own_in_one_file_and_one_yaml(installed, tmp_path):
     """As `python -m` and as the console script, which does not see the current folder by itself."""
     (tmp_path / "my_conf" / "strategy").mkdir(parents=True)

@@ -97,7 +97,7 @@ class RunFolder:
         try:
             if not path.is_dir():
                 siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-                hint = did_you_mean(path.name, siblings) or f"{path.parent} holds {len(siblings)} folders"
+                hint = did_you_mean(path.name, siblings) or "give the folder that the run named in its last line"
                 raise UserError(f"there is no run folder {path}: {hint.rstrip()}")
             for name in ("config.yaml", "status.json"):
                 if not (path / name).is_file():
