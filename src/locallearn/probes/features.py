@@ -47,10 +47,7 @@ class Features(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image < 0:
-            raise UserError(f"probe.features.image={self.image}: must be at least 0, the first test image")
-        if self.channels < 1:
-            raise UserError(f"probe.features.channels={self.channels}: must be at least 1")
+        self._at_least(image=0, channels=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, place = self._input(data)

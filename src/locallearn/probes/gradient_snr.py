@@ -48,10 +48,7 @@ class GradientSNR(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batches < 2:
-            raise UserError(f"probe.gradient_snr.batches={self.batches}: must be at least 2")
-        if self.batch_size < 1:
-            raise UserError(f"probe.gradient_snr.batch_size={self.batch_size}: must be at least 1")
+        self._at_least(batches=2, batch_size=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         return Seen(gradient_snr(learner, _minibatches(data, self.batches, self.batch_size)))

@@ -13,7 +13,6 @@ from torch import Tensor
 from locallearn.analysis.readout import linear_accuracy, neighbour_accuracy, pooled
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
 from locallearn.figures import COLOURS, by_depth, name_layers, panels
 from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.depth import outputs, sample
@@ -59,9 +58,7 @@ class Linear(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("samples", self.samples), ("neighbours", self.neighbours)):
-            if value < 1:
-                raise UserError(f"probe.linear.{name}={value}: must be at least 1")
+        self._at_least(samples=1, neighbours=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         train, labels, _ = _read(learner, *sample(data, "train", self.samples))
