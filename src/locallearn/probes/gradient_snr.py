@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from locallearn import figures
 from locallearn.analysis.gradient_noise import Noise, gradient_noise, norm, transition
-from locallearn.data import Data, Split
+from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import strategy_gradients
 from locallearn.errors import UserError
@@ -123,5 +123,4 @@ def _minibatches(data: Data, batches: int, batch_size: int) -> Iterator[tuple[Te
         )
     order = torch.randperm(len(split), generator=generator(data.seed, "gradient_snr"))[: batches * size]
     for part in (order,) if data.graph is None else order.split(size):
-        chosen = Split(split.store, split.index[part], split.labels[part.to(split.labels.device)])
-        yield from data.evaluation(chosen, size)
+        yield from data.evaluation(split.at(part), size)
