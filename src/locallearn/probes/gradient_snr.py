@@ -67,7 +67,7 @@ class GradientSNR(Probe):
         ratio.axhline(1, color="#999999", linewidth=0.8)
         curves.lines(sizes, rows, "layer", "gradient_mean_over_weights", labelled=False)
         curves.lines(sizes, rows, "layer", "gradient_std_over_weights", style="--", labelled=False)
-        curves.epoch_axis(ratio, rows)
+        figures.epoch_axis(ratio, (row["epoch"] for row in rows))
         ratio.set(yscale="log", ylabel="gradient signal-to-noise ratio")
         sizes.set(yscale="log", ylabel="gradient norm / weight norm")
         for style, what in (("-", "mean"), ("--", "standard deviation")):

@@ -12,7 +12,6 @@ from locallearn import figures
 from locallearn.analysis.task2vec import embedding, task_distance, task_norm
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.probes import curves
 from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.depth import sample
 from locallearn.seeds import generator
@@ -65,7 +64,7 @@ class Task2Vec(Probe):
         moved.plot(looks, distances, ".-", color=figures.COLOURS[0])
         moved.set(ylabel="distance to the last embedding", ylim=(0, None))
         for axes in (sizes, moved):
-            curves.epoch_axis(axes, rows)
+            figures.epoch_axis(axes, epochs)
         filters.plot(last.cpu().numpy(), ".", markersize=2, color=figures.COLOURS[0])
         filters.set(
             yscale="log", xlabel="filter, from the input upward", ylabel=f"Fisher information, epoch {looks[-1]}"
