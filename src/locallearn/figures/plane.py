@@ -83,7 +83,7 @@ def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path]) -> None:
             _bars(axes, path[epoch], to_hex(colours.cmap(norm(epoch))))
         ends[layer] = (x[-1], y[-1])
     axes.autoscale_view()
-    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.05 * axes.get_xlim()[1])
     axes.set_xlabel(X)
     axes.set_ylabel(Y)
     bar = figure.colorbar(colours, ax=axes)
@@ -99,7 +99,7 @@ def _name(axes: Axes, ends: Mapping[int, tuple[float, float]]) -> None:
     places: list[tuple[tuple[float, float], list[int]]] = []
     for layer, (x, y) in ends.items():
         for (other_x, other_y), names in places:
-            if abs(x - other_x) < 0.05 * (right - left) and abs(y - other_y) < 0.05 * (top - bottom):
+            if abs(x - other_x) < 0.07 * (right - left) and abs(y - other_y) < 0.05 * (top - bottom):
                 names.append(layer)
                 break
         else:
