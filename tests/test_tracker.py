@@ -315,7 +315,7 @@ def test_mistakes_are_sentences(net, data, tmp_path):
     x, y = data
     with pytest.raises(UserError, match=r"no module of the model matches 'con1': did you mean 'conv1'\?"):
         Tracker(net, ["con1"], folder=tmp_path)
-    with pytest.raises(UserError, match="it has conv1, norm"):
+    with pytest.raises(UserError, match="its modules are conv1, norm"):
         Tracker(net, ["units.*"], folder=tmp_path)
     with pytest.raises(UserError, match="did you mean 'float16'"):
         Tracker(net, folder=tmp_path, precision="float1")

@@ -89,8 +89,12 @@ class Undisturbed:
 
 
 @contextmanager
-def stream(seed: int, *names: str | int) -> Iterator[None]:
-    """Run a piece of code whose draws use PyTorch's global generator, without leaving a trace in it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, *names))
+def stream(seed: int, *names: str | int, device: torch.device | None = None) -> Iterator[None]:
+    """Run a piece of code whose draws use PyTorch's global generators, of the CPU and of `device`, without leaving a
+    trace in them."""
+    start = derive(seed, *names)
+    with Undisturbed(device or torch.device("cpu")):
+        torch.default_generator.manual_seed(start)
+        if device is not None and device.type == "cuda":
+            torch.cuda.manual_seed(start)
         yield

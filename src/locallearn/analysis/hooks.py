@@ -37,7 +37,7 @@ def choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Mod
             more = f", ... ({len(names)} in all; `model.named_modules()` lists them)" if len(names) > _SHOWN else ""
             raise UserError(
                 f"no module of the model matches {pattern!r}: {did_you_mean(pattern, names)}"
-                f"it has {', '.join(names[:_SHOWN])}{more}"
+                f"its modules are {', '.join(names[:_SHOWN])}{more}"
             )
         found |= matches
     if not found:

@@ -27,6 +27,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.index)
 
+    def at(self, places: Tensor) -> Split:
+        """The samples at the places [M] of this split, as a split."""
+        return Split(self.store, self.index[places], self.labels[places.to(self.labels.device)])
+
     def take(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Raw samples [B, *image] and labels [B] at the places `order` [M] of this split, in runs of `batch_size`."""
         if len(order):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
-from locallearn.figures.style import by_depth, panels
+from locallearn.figures.style import by_depth, epoch_axis, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
     epochs = [e for path in layers.values() for e in path]
     for colour, (layer, path) in zip(by_depth(len(layers)), layers.items(), strict=True):
         _against_epoch(right, path, colour, f"layer {layer}")
-    _epoch_axis(right, epochs)
+    epoch_axis(right, epochs)
     right.set_ylabel(X)
     right.set_ylim(bottom=0)
     right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, ncols=1 + len(layers) // 20)
@@ -83,7 +83,7 @@ def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path]) -> None:
             _bars(axes, path[epoch], to_hex(colours.cmap(norm(epoch))))
         ends[layer] = (x[-1], y[-1])
     axes.autoscale_view()
-    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+    axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.05 * axes.get_xlim()[1])
     axes.set_xlabel(X)
     axes.set_ylabel(Y)
     bar = figure.colorbar(colours, ax=axes)
@@ -99,7 +99,7 @@ def _name(axes: Axes, ends: Mapping[int, tuple[float, float]]) -> None:
     places: list[tuple[tuple[float, float], list[int]]] = []
     for layer, (x, y) in ends.items():
         for (other_x, other_y), names in places:
-            if abs(x - other_x) < 0.05 * (right - left) and abs(y - other_y) < 0.05 * (top - bottom):
+            if abs(x - other_x) < 0.07 * (right - left) and abs(y - other_y) < 0.05 * (top - bottom):
                 names.append(layer)
                 break
         else:
@@ -136,11 +136,3 @@ def _against_epoch(axes: Axes, path: Path, colour: str, label: str) -> None:
     if band:
         epochs, lower, upper = zip(*band, strict=True)
         axes.fill_between(epochs, lower, upper, color=colour, alpha=0.15, linewidth=0)
-
-
-def _epoch_axis(axes: Axes, epochs: Iterable[int]) -> None:
-    """Logarithmic from 1 upward, with a place for epoch 0."""
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(0, max([1, *epochs]) * 1.05)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("epoch")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ _STRATEGIES = {
     "frsf": "#843C39",
     "pgi_causal": "#F781BF",
 }
+LONG = 50
+"""From so many epochs on their axis is logarithmic."""
 _STYLE: Any = {  # matplotlib types this as a mapping of its 300 keys
     "font.size": 8,
     "axes.spines.top": False,
@@ -89,6 +91,20 @@ def name_layers(axis: Axis, names: Sequence[str]) -> None:
     stride = 1 + (len(names) - 1) // 16
     long = isinstance(axis, XAxis) and max(map(len, names[::stride]), default=0) * len(names[::stride]) > 30
     axis.set_ticks(range(0, len(names), stride), list(names[::stride]), rotation=90 if long else 0)
+
+
+def epoch_axis(axes: Axes, epochs: Iterable[Any]) -> None:
+    """Name the epochs below: from 0, on a logarithmic axis where there are many."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    last = max([1, *map(int, epochs)])
+    if last >= LONG:
+        axes.set_xscale("symlog", linthresh=1)  # with a place for epoch 0
+        axes.set_xlim(0, last * 1.05)
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def by_strategy(name: str) -> str:

@@ -14,7 +14,6 @@ from locallearn import figures
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import Gradients, strategy_gradients, true_gradients
-from locallearn.errors import UserError
 from locallearn.probes import curves
 from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.depth import sample
@@ -41,8 +40,7 @@ class Alignment(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2:
-            raise UserError(f"probe.alignment.samples={self.samples}: must be at least 2")
+        self._at_least(samples=2)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         return Seen(alignment(learner, *sample(data, "train", self.samples)))

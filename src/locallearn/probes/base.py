@@ -51,7 +51,18 @@ class Probe(ABC):
 
     def __post_init__(self) -> None:
         if self.every != "log" and (isinstance(self.every, str) or self.every < 1):
-            raise UserError(f"probe every={self.every}: must be a whole number of epochs, at least 1, or log")
+            raise UserError(f"{self._name}.every={self.every}: must be a whole number of epochs, at least 1, or log")
+
+    @property
+    def _name(self) -> str:
+        """`probe.NAME`, as settings say it: NAME is that of the file."""
+        return f"probe.{type(self).__module__.rpartition('.')[2]}"
+
+    def _at_least(self, **least: int) -> None:
+        """Raise UserError for an option that is below its least value."""
+        for option, limit in least.items():
+            if (value := getattr(self, option)) < limit:
+                raise UserError(f"{self._name}.{option}={value}: must be at least {limit}")
 
     @abstractmethod
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:

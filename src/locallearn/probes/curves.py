@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from locallearn.figures import by_depth
+from locallearn.figures import by_depth, epoch_axis
 from locallearn.probes.base import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-LONG = 50
-"""From so many epochs on the axis is logarithmic, with epoch 0 at its left end."""
 
 
 def series(rows: Sequence[Row], place: str, key: str) -> Iterator[tuple[int, str, list[int], list[float]]]:
@@ -32,17 +29,4 @@ def lines(axes: Axes, rows: Sequence[Row], place: str, key: str, style: str = "-
     for i, name, epochs, values in found:
         marker = "." if len(epochs) < 3 else None
         axes.plot(epochs, values, style, color=colours[i], marker=marker, label=name if labelled else None)
-    epoch_axis(axes, rows)
-
-
-def epoch_axis(axes: Axes, rows: Sequence[Row]) -> None:
-    """Name the epochs below, on a logarithmic axis where there are many."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel("epoch")
-    last = max((int(row["epoch"] or 0) for row in rows), default=0)
-    if last >= LONG:
-        axes.set_xscale("symlog", linthresh=1)
-        axes.set_xlim(left=0)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    epoch_axis(axes, (row["epoch"] for row in rows))

@@ -40,8 +40,7 @@ def sample(data: Data, split: str, samples: int | None = None) -> tuple[Tensor, 
     left = samples
     for part in parts[split]:
         if left is not None and left < len(part):
-            order = torch.randperm(len(part), generator=generator(0, "sample"))[:left]
-            part = Split(part.store, part.index[order], part.labels[order.to(part.labels.device)])
+            part = part.at(torch.randperm(len(part), generator=generator(0, "sample"))[:left])
         for x, y in data.evaluation(part, 256):
             if left == 0:
                 break

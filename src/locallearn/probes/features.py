@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from locallearn.analysis.features import maps
-from locallearn.data import Data, Split
+from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures import panels
@@ -47,10 +47,7 @@ class Features(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image < 0:
-            raise UserError(f"probe.features.image={self.image}: must be at least 0, the first test image")
-        if self.channels < 1:
-            raise UserError(f"probe.features.channels={self.channels}: must be at least 1")
+        self._at_least(image=0, channels=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, place = self._input(data)
@@ -80,8 +77,7 @@ class Features(Probe):
             )
         if nodes is not None:
             return nodes, self.image
-        here = slice(self.image, self.image + 1)
-        return next(data.evaluation(Split(test.store, test.index[here], test.labels[here]), 1))[0], 0
+        return next(data.evaluation(test.at(torch.tensor([self.image])), 1))[0], 0
 
     def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
         return {f"features-{epoch:05d}": _picture(rows, arrays[epoch], epoch) for epoch in ends(arrays)}

@@ -12,7 +12,6 @@ from torch import Tensor
 from locallearn.analysis.features import first_filters, tiles
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
 from locallearn.figures import panels
 from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.features import bare, ends
@@ -37,8 +36,7 @@ class Filters(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.filters < 1:
-            raise UserError(f"probe.filters.filters={self.filters}: must be at least 1")
+        self._at_least(filters=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         name, weights = first_filters(learner.model.units, tuple(data.image))

@@ -13,7 +13,6 @@ from locallearn import figures
 from locallearn.analysis.fisher import fisher_diagonal
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
 from locallearn.probes import curves
 from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.depth import sample
@@ -40,8 +39,7 @@ class Fisher(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1:
-            raise UserError(f"probe.fisher.samples={self.samples}: must be at least 1")
+        self._at_least(samples=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

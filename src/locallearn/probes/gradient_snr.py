@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from locallearn import figures
 from locallearn.analysis.gradient_noise import Noise, gradient_noise, norm, transition
-from locallearn.data import Data, Split
+from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import strategy_gradients
 from locallearn.errors import UserError
@@ -48,10 +48,7 @@ class GradientSNR(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batches < 2:
-            raise UserError(f"probe.gradient_snr.batches={self.batches}: must be at least 2")
-        if self.batch_size < 1:
-            raise UserError(f"probe.gradient_snr.batch_size={self.batch_size}: must be at least 1")
+        self._at_least(batches=2, batch_size=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         return Seen(gradient_snr(learner, _minibatches(data, self.batches, self.batch_size)))
@@ -70,7 +67,7 @@ class GradientSNR(Probe):
         ratio.axhline(1, color="#999999", linewidth=0.8)
         curves.lines(sizes, rows, "layer", "gradient_mean_over_weights", labelled=False)
         curves.lines(sizes, rows, "layer", "gradient_std_over_weights", style="--", labelled=False)
-        curves.epoch_axis(ratio, rows)
+        figures.epoch_axis(ratio, (row["epoch"] for row in rows))
         ratio.set(yscale="log", ylabel="gradient signal-to-noise ratio")
         sizes.set(yscale="log", ylabel="gradient norm / weight norm")
         for style, what in (("-", "mean"), ("--", "standard deviation")):
@@ -126,5 +123,4 @@ def _minibatches(data: Data, batches: int, batch_size: int) -> Iterator[tuple[Te
         )
     order = torch.randperm(len(split), generator=generator(data.seed, "gradient_snr"))[: batches * size]
     for part in (order,) if data.graph is None else order.split(size):
-        chosen = Split(split.store, split.index[part], split.labels[part.to(split.labels.device)])
-        yield from data.evaluation(chosen, size)
+        yield from data.evaluation(split.at(part), size)

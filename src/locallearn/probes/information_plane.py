@@ -68,8 +68,7 @@ class InformationPlane(Probe):
             raise unknown(f"{where}.estimator", self.estimator, (*ESTIMATORS, "kde"))
         if self.split not in SPLITS:
             raise unknown(f"{where}.split", self.split, SPLITS)
-        if self.samples < 2:
-            raise UserError(f"{where}.samples={self.samples}: must be at least 2")
+        self._at_least(samples=2)
         variance = self.noise_variance
         if variance != "distances" and variance is not None and (isinstance(variance, str) or variance <= 0):
             raise UserError(f"{where}.noise_variance={variance}: must be a number above 0, distances or null")

@@ -13,8 +13,7 @@ from torch import Tensor
 from locallearn.analysis.readout import linear_accuracy, neighbour_accuracy, pooled
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
-from locallearn.figures import COLOURS, by_depth, name_layers, panels
+from locallearn.figures import COLOURS, by_depth, epoch_axis, name_layers, panels
 from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.depth import outputs, sample
 
@@ -59,9 +58,7 @@ class Linear(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("samples", self.samples), ("neighbours", self.neighbours)):
-            if value < 1:
-                raise UserError(f"probe.linear.{name}={value}: must be at least 1")
+        self._at_least(samples=1, neighbours=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         train, labels, _ = _read(learner, *sample(data, "train", self.samples))
@@ -90,8 +87,8 @@ class Linear(Probe):
             found = {r["epoch"]: r["linear_accuracy"] for r in rows if r["layer"] == i}
             shown = name if len(names) <= 8 or i in (0, len(names) - 1) else None
             time.plot(list(found), [_percent(v) for v in found.values()], color=colour, marker=".", label=shown)
-        time.set(xlabel="Epoch", ylabel="Linear classifier, accuracy (%)")
-        time.locator_params(axis="x", integer=True)
+        time.set_ylabel("Linear classifier, accuracy (%)")
+        epoch_axis(time, epochs)
         time.legend(**LEGEND, ncols=4)
         time.sharey(depth)
         return {"linear": figure}

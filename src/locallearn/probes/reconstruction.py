@@ -57,10 +57,7 @@ class Reconstruction(Probe):
         super().__post_init__()
         if self.decoder not in DECODERS:
             raise unknown("probe.reconstruction.decoder", self.decoder, DECODERS)
-        if self.samples < 2:
-            raise UserError(f"probe.reconstruction.samples={self.samples}: must be at least 2")
-        if self.steps < 1:
-            raise UserError(f"probe.reconstruction.steps={self.steps}: must be at least 1")
+        self._at_least(samples=2, steps=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         batch, train, test = _samples(data, self.samples)

@@ -49,8 +49,7 @@ class Similarity(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 4:
-            raise UserError(f"probe.similarity.samples={self.samples}: must be at least 4")
+        self._at_least(samples=4)
         if self.split not in SPLITS:
             raise unknown("probe.similarity.split", self.split, SPLITS)
         if self.other is not None and not (Path(self.other) / FILE).is_file():

@@ -12,8 +12,6 @@ from locallearn import figures
 from locallearn.analysis.task2vec import embedding, task_distance, task_norm
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
-from locallearn.probes import curves
 from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.depth import sample
 from locallearn.seeds import generator
@@ -41,8 +39,7 @@ class Task2Vec(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2:
-            raise UserError(f"probe.task2vec.samples={self.samples}: must be at least 2")
+        self._at_least(samples=2)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)
@@ -67,7 +64,7 @@ class Task2Vec(Probe):
         moved.plot(looks, distances, ".-", color=figures.COLOURS[0])
         moved.set(ylabel="distance to the last embedding", ylim=(0, None))
         for axes in (sizes, moved):
-            curves.epoch_axis(axes, rows)
+            figures.epoch_axis(axes, epochs)
         filters.plot(last.cpu().numpy(), ".", markersize=2, color=figures.COLOURS[0])
         filters.set(
             yscale="log", xlabel="filter, from the input upward", ylabel=f"Fisher information, epoch {looks[-1]}"

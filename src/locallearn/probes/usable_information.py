@@ -12,7 +12,6 @@ from locallearn import seeds
 from locallearn.analysis.usable import label_entropy, usable_information
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
 from locallearn.figures import by_depth, panels
 from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.depth import outputs, sample
@@ -37,10 +36,7 @@ class UsableInformation(Probe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 10 or self.steps < 1:
-            raise UserError(
-                f"probe.usable_information.samples={self.samples}, steps={self.steps}: must be at least 10 and 1"
-            )
+        self._at_least(samples=10, steps=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

@@ -49,9 +49,7 @@ class WeightInformation(Probe):
         super().__post_init__()
         if not self.tolerance > 0:
             raise UserError(f"probe.weight_information.tolerance={self.tolerance}: must be above 0")
-        for name in ("samples", "draws"):
-            if getattr(self, name) < 1:
-                raise UserError(f"probe.weight_information.{name}={getattr(self, name)}: must be at least 1")
+        self._at_least(samples=1, draws=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

@@ -41,12 +41,7 @@ def first_looks(probes: Mapping[str, Probe], learner: Learner, data: Data) -> di
 
 def look(name: str, probe: Probe, learner: Learner, data: Data, at: Moment) -> Seen:
     """One look, after which the learner, its modes and the generators of PyTorch are what they were before."""
-    device = learner.device
-    with unchanged(learner), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed = seeds.derive(data.seed, "probe", name, at.step)
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+    with unchanged(learner), seeds.stream(data.seed, "probe", name, at.step, device=learner.device):
         return probe.look(learner, data, at)
 
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import warnings_for
+from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.result import Array, Information, Samples, entropy, samples
 from locallearn.errors import UserError
 
@@ -33,10 +33,7 @@ def binned(t: Array, y: Array | None = None, bins: Bins = 30) -> Information:
     if data.y is not None and h_y is not None:
         joint = torch.bincount(words * (int(data.y.max()) + 1) + data.y)
         of_y = max(0.0, x + h_y - entropy(joint))
-    warnings = warnings_for(Samples(codes, data.y, None), x, of_y)  # equal in their bins is equal
-    return Information(
-        x=x, y=of_y, estimator="binned", samples=len(words), bins=said, h_y=h_y, warnings=warnings
-    )  # fmt: skip
+    return checked(Samples(codes, data.y, None), "binned", x, of_y, bins=said)  # equal in their bins is equal
 
 
 def _codes(t: Tensor, bins: Bins) -> tuple[Tensor, str]:

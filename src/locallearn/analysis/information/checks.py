@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from locallearn.analysis.information.result import Information, Samples
 
@@ -11,27 +12,31 @@ NEAR = 0.99
 """An estimate above this share of log2 N is saturated."""
 
 
-def warnings_for(data: Samples, x: float | None, y: float | None) -> tuple[str, ...]:
-    """What is wrong with I(X;T) and I(T;Y) in bits, found in `data`."""
-    found: list[str] = []
-    most = math.log2(len(data.t))
+def checked(
+    data: Samples, estimator: str, x: float | None, y: float | None, warnings: Sequence[str] = (), **convention: Any
+) -> Information:
+    """The result of an estimator for `data`: I(X;T) and I(T;Y) in bits with its convention, its own warnings, and those
+    that hold for every estimator."""
+    most = math.inf if estimator == "gaussian" else math.log2(len(data.t))  # the closed form knows no samples
+    said = (*warnings, *_warnings(data, most, x, y))
+    return Information(x, y, estimator, samples=len(data.t), h_y=data.h_y, warnings=said, **convention)
+
+
+def _warnings(data: Samples, most: float, x: float | None, y: float | None) -> Iterator[str]:
     if bool((data.t == data.t[:1]).all()):
-        found.append("all activations are equal: the layer carries nothing")
+        yield "all activations are equal: the layer carries nothing"
     if x is not None and x > NEAR * most:
         said = f"I(X;T) = {x:.2f} bits is saturated at log2 N = {most:.2f}: nearly every sample stands alone"
-        found.append(said if y is None else f"{said}, and I(T;Y) would be H(Y) for random labels too")
+        yield said if y is None else f"{said}, and I(T;Y) would be H(Y) for random labels too"
     if data.y is not None:
         sizes = data.counts
         lonely, classes = int((sizes == 1).sum()), len(sizes)
         if lonely:
             which = "every class has" if lonely == classes else f"{lonely} of {classes} classes have"
-            found.append(f"{which} one sample: I(T;Y) is too large, whatever the layer does; give more samples")
+            yield f"{which} one sample: I(T;Y) is too large, whatever the layer does; give more samples"
         h_y = data.h_y or 0.0
         if y is not None and y > h_y + 1e-6:
-            found.append(
-                f"I(T;Y) = {y:.3f} bits is above H(Y) = {h_y:.3f}: the estimate is wrong by that much at least"
-            )
-    return tuple(found)
+            yield f"I(T;Y) = {y:.3f} bits is above H(Y) = {h_y:.3f}: the estimate is wrong by that much at least"
 
 
 def data_processing(layers: Sequence[Information]) -> tuple[tuple[int, str], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from locallearn.analysis.information.binned import Bins, binned
-from locallearn.analysis.information.checks import warnings_for
+from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.gaussian import gaussian
 from locallearn.analysis.information.mine import mine, one_hot
 from locallearn.analysis.information.neighbours import ksg
@@ -72,13 +72,4 @@ def _mine(t: Array, y: Array | None = None, x: Array | None = None, noise_varian
         warnings.append(
             "I(X;T) of a deterministic layer is infinite; MINE gives what it can reach: give noise_variance"
         )
-    return Information(
-        x=x_bits,
-        y=y_bits,
-        estimator="mine",
-        samples=len(noisy),
-        noise_variance=noise_variance,
-        h_y=data.h_y,
-        curve=found[0].curve,
-        warnings=(*warnings, *warnings_for(data, x_bits, y_bits)),
-    )
+    return checked(data, "mine", x_bits, y_bits, warnings, noise_variance=noise_variance, curve=found[0].curve)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import warnings_for
+from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.result import Array, Information, positive, samples
 from locallearn.errors import UserError
 
@@ -48,15 +48,7 @@ def gaussian(
         warnings.append("t is a linear function of x, without noise: I(X;T) is infinite; give noise_variance")
     if y is not None:
         warnings.append("the Gaussian closed form has no I(T;Y) for labels; a varying target can be given as x")
-    return Information(
-        x=found,
-        y=None,
-        estimator="gaussian",
-        samples=n,
-        noise_variance=noise_variance,
-        h_y=data.h_y,
-        warnings=(*warnings, *warnings_for(data, None, None)),
-    )
+    return checked(data, "gaussian", found, None, warnings, noise_variance=noise_variance)
 
 
 def _channel(covariance: Tensor, variance: float) -> float:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import warnings_for
+from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.noise import with_noise
 from locallearn.analysis.information.result import Array, Information, samples
 
@@ -39,15 +39,7 @@ def ksg(t: Array, y: Array | None = None, x: Array | None = None, noise_variance
             f"{twice} of {n} samples repeat another's activations: estimates from nearest neighbours are wrong there; "
             "give noise_variance, or bin"
         )
-    return Information(
-        x=found,
-        y=of_y,
-        estimator="ksg",
-        samples=n,
-        noise_variance=noise_variance,
-        h_y=data.h_y,
-        warnings=(*warnings, *warnings_for(data, found, of_y)),
-    )
+    return checked(data, "ksg", found, of_y, warnings, noise_variance=noise_variance)
 
 
 def _continuous(t: Tensor, x: Tensor) -> float:

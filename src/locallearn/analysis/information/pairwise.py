@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import warnings_for
+from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.result import Array, Information, Samples, positive, samples
 
 ROWS = 1024
@@ -52,17 +52,7 @@ def bounds(t: Array, y: Array | None = None, noise_variance: float = 0.1) -> tup
         highest = max(0.0, min(h_y, x_upper, x_upper - within_lower))
         y_range = (min(max(0.0, x_lower - within_upper), highest), highest)
     return tuple(  # type: ignore[return-value]  # of two
-        Information(
-            x=x,
-            y=of_y,
-            estimator=name,
-            samples=len(data.t),
-            noise_variance=variance,
-            h_y=h_y,
-            x_range=(x_lower, x_upper),
-            y_range=y_range,
-            warnings=warnings_for(data, x, of_y),
-        )
+        checked(data, name, x, of_y, noise_variance=variance, x_range=(x_lower, x_upper), y_range=y_range)
         for name, (x, of_y) in zip(("kde_lower", "kde_upper"), values, strict=True)
     )
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import warnings_for
+from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.pairwise import distances
 from locallearn.analysis.information.result import Array, Information, positive, samples
 from locallearn.errors import UserError
@@ -47,15 +47,7 @@ def renyi(t: Array, y: Array | None = None, x: Array | None = None, noise_varian
         blocks = [kernel[rows][:, rows] for rows in members]
         of_labels = _renyi(data.counts.double() / n)
         of_y = max(0.0, of_t + of_labels - _renyi(torch.cat([torch.linalg.eigvalsh(b) for b in blocks])))
-    return Information(
-        x=found,
-        y=of_y,
-        estimator="renyi",
-        samples=n,
-        noise_variance=variance,
-        h_y=data.h_y,
-        warnings=warnings_for(data, found, of_y),
-    )
+    return checked(data, "renyi", found, of_y, noise_variance=variance)
 
 
 def _kernel(t: Tensor, variance: float | None) -> tuple[Tensor, float]:
