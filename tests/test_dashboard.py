@@ -104,5 +104,5 @@ def test_the_sweep_of_wandb_is_a_command_that_works(tmp_path, monkeypatch, capsy
             assert (exp.names["strategy"], exp.optim.lr, exp.settings.seed) == (strategy, lr, 2)
             assert exp.record.wandb is not None
     assert cli.main([*command[4:], "--dry-run"]) == 0
-    assert "inference drops" in capsys.readouterr().out
+    assert "inference keeps" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,8 @@ from locallearn.compose import choices, compose, header
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-STORIES = ["getting-started", "own-model", "own-data", "own-strategy", "how-results-are-measured"]
+STORIES = ["getting-started", "own-model", "own-data", "own-strategy", "how-results-are-measured", "analysis", "parallel"]
+PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in STORIES)]
 STRATEGIES = choices("strategy")
 ORDER = [
     "What it is",
@@ -51,11 +52,14 @@ def commands(text: str) -> list[list[str]]:
 
 def run(words: list[str], request: pytest.FixtureRequest) -> None:
     """Run one command in the current folder: a run with two steps, a sweep or a run on real data with --dry-run."""
-    if "runs/RUN" in words:
-        newest = max(Path("runs").glob("*/summary.json"), key=lambda p: p.stat().st_mtime).parent
-        words = [str(newest) if word == "runs/RUN" else word for word in words]
+    for k, word in enumerate(words):
+        if match := re.fullmatch(r"(runs.*)/RUN(\d?)", word):
+            newest = sorted(Path(match[1]).glob("*/summary.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+            words[k] = str(newest[int(match[2] or 1) - 1].parent)
     words = [word.replace("=DIR", f"={Path('images').resolve()}") for word in words]
     if not words[0].startswith("-") and words[0] in COMMANDS:
+        if words[0] == "tune":
+            words = [*(word for word in words if not word.startswith("trials")), "trials=2", "max_steps=2", "threads=1"]
         assert cli.main(words) == 0, words
         return
     if "--dry-run" in words or "--help" in words:
@@ -98,19 +102,43 @@ def here(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+def yours() -> dict[str, object]:
+    """What the Python of the pages takes from its reader."""
+    import torch
+    from torch import nn
+
+    g = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.arange(64) % 10
+    units = [nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.ReLU()) for c in (3, 4, 4)]
+    small = nn.Sequential()
+    for name, part in {"conv1": nn.Conv2d(3, 4, 3), "flat": nn.Flatten(), "fc1": nn.Linear(3600, 10)}.items():
+        small.add_module(name, part)
+    return {
+        "my_module": nn.Sequential(*units, nn.Sequential(nn.Flatten(), nn.Linear(4096, 10))),
+        "my_loader": [(images, labels)] * 2,
+        "model": small,
+        "train_one_epoch": lambda model: None,
+        "images": images,
+        "labels": labels,
+        "t": torch.randn(512, 2, generator=g),
+        "y": torch.arange(512) % 2,
+    }
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STORIES)
-def test_what_a_page_says_works(name, here, request, capsys):
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_what_a_page_says_works(page, here, request, capsys):
     """Every block in order, in one folder: files are written, Python is executed, commands are run."""
-    space: dict[str, object] = {}
+    space: dict[str, object] = yours()
     ran = 0
-    for language, text in blocks((DOCS / f"{name}.md").read_text()):
-        if file := re.match(r"# ([\w/]+\.(py|yaml))\n", text):
+    for language, text in blocks(page.read_text()):
+        if file := re.match(r"# ([\w/]+\.(py|yaml))\b.*\n", text):
             path = here / file[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.partition("\n")[2] if file[2] == "yaml" else text)
         elif language == "python":
-            exec(compile(text, f"{name}.md", "exec"), space)
+            exec(compile(text, page.name, "exec"), space)
             ran += 1
         else:
             for words in commands(text):
@@ -189,7 +217,7 @@ def test_links_lead_somewhere(path):
 def test_what_the_pages_name_exists():
     """Options as `group.option` and commands as `locallearn WORD`, in all pages that are written by hand."""
     known = set(COMMANDS)
-    for name in STORIES:
-        text = (DOCS / f"{name}.md").read_text()
+    for page in PAGES:
+        text = page.read_text()
         for word in re.findall(r"^locallearn (\w+)", text, re.MULTILINE) + re.findall(r"`locallearn (\w+)", text):
-            assert word in known, f"{name}.md names locallearn {word}"
+            assert word in known, f"{page.name} names locallearn {word}"

@@ -327,7 +327,7 @@ def test_wrong_cut_points_are_one_sentence(blocks):
     [
         ("lenet", (1, 8, 8), {}, "lenet needs images of at least 12x12, but these are 8x8; choose"),
         ("vgg16", (784,), {}, "vgg16 reads images (channels, height, width), but the data has shape [784]; use mlp"),
-        ("vgg16", (3, 32, 32), {"depth": 12}, "depth=12 but vgg comes with 11, 13, 16, 19 layers"),
+        ("vgg16", (3, 32, 32), {"depth": 12}, "depth=12 but vgg comes with 4, 11, 13, 16, 19 layers"),
         ("resnet20", (3, 32, 32), {"depth": 21}, "depth=21 but a CIFAR ResNet has 6n+2 layers"),
         ("plainnet", (3, 32, 32), {"depth": 21}, "depth=21 but a plain net has 6n+2 layers"),
         ("resnet20", (3, 32, 32), {"shortcut": "C"}, "shortcut=C but"),

@@ -160,7 +160,7 @@ def test_an_experiment_sweeps_over_what_its_yaml_says(tmp_path, capsys):
     assert {p.name.rpartition("_")[0] for p in tmp_path.glob("blocks*")} == {"blocks-2", "blocks-8"}
     assert "2 runs: 2 new" in capsys.readouterr().out
     assert cli.main([*words, "blocks=2"]) == 0, "the command line wins over the yaml"
-    assert "1 runs: 1 done before" in capsys.readouterr().out
+    assert "1 run: 1 done before" in capsys.readouterr().out
     folder = RunFolder.open(next(tmp_path.glob("blocks-2*")))
     assert "+short=resnet32_dgl" in folder.path.joinpath("overrides.yaml").read_text()
 

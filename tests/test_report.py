@@ -373,5 +373,5 @@ def test_manifest_of_a_run_has_the_flops_of_its_table(tmp_path):
     result = locallearn.train(quiet=True, strategy="dgl", auxiliary="linear", max_steps=2, out=str(tmp_path), **model)
     manifest = read_run(result.run_dir).manifest
     inputs = 32 * 32
-    assert manifest["flops"] == 2 * (inputs * 16 + 16 * 10)
+    assert manifest["flops"] == 2 * (inputs * 16 + 16 * 16 + 16 * 10)
     assert manifest["auxiliary_flops"] == 2 * 16 * 10

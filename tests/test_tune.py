@@ -99,7 +99,7 @@ def test_what_diverges_is_worse_than_what_does_not(capsys, tmp_path):
     [
         (["trials=0"], "trials=0: must be a whole number, at least 1"),
         (["trials=many"], "at least 1"),
-        (["space=rl"], "did you mean 'lr'?"),
+        (["space=lr_decya"], "did you mean 'lr_decay'?"),
         (["space=nowhere.yaml"], "cannot be read"),
         (["space=file.yaml"], "must map keys to ranges"),
         (["space=wrong.yaml"], "unknown key optim.rl"),
