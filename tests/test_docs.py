@@ -17,7 +17,15 @@ from locallearn.compose import choices, compose, header
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-STORIES = ["getting-started", "own-model", "own-data", "own-strategy", "how-results-are-measured", "analysis", "parallel"]
+STORIES = [
+    "getting-started",
+    "own-model",
+    "own-data",
+    "own-strategy",
+    "how-results-are-measured",
+    "analysis",
+    "parallel",
+]
 PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in STORIES)]
 STRATEGIES = choices("strategy")
 ORDER = [
@@ -144,7 +152,7 @@ def test_what_a_page_says_works(page, here, request, capsys):
             for words in commands(text):
                 run(words, request)
                 ran += 1
-    assert ran >= 2
+    assert ran
     capsys.readouterr()
 
 

@@ -43,7 +43,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def folders(out: str = "runs") -> list[Path]:
-    return sorted(path for path in Path(out).iterdir() if not path.name.startswith("."))
+    return sorted(Path(out).glob("[!.]*"))
 
 
 def state(folder: Path) -> str:

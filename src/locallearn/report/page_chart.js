@@ -85,11 +85,11 @@ function chart(width, height, spec) {
   }
   root.append(svg("text", { class: "quiet", x: 2, y: 12 }, spec.yLabel));
   root.append(svg("text", { class: "quiet", x: margin.left + inner[0] / 2, y: height - 5, "text-anchor": "middle" }, spec.xLabel));
-  for (const series of spec.series) root.append(...drawn(series, spec.kind, px, py));
+  for (const series of spec.series) root.append(...drawn(series, spec.kind, px, py, width - margin.right));
   return { root, px, top: margin.top, bottom };
 }
 
-function drawn(series, kind, px, py) {
+function drawn(series, kind, px, py, right) {
   const { x, y, s, sx, colour, style } = series;
   const points = x.map((v, k) => [px(v), py(y[k])]);
   const shape = (tag, attributes, ...children) => paint(svg(tag, attributes, ...children), colour);
@@ -112,7 +112,10 @@ function drawn(series, kind, px, py) {
       const r = kind === "path" ? (last ? 4 : 2.2) : 2.6;
       found.push(shape("circle", { class: open ? "series open" : "series mark", cx: cx.toFixed(1), cy: cy.toFixed(1), r: open ? 3.5 : r }, title(k)));
     }
-    if (kind === "path" && last && series.mark) found.push(svg("text", { x: cx + 6, y: cy - 5 }, series.mark));
+    if (kind === "path" && last && series.mark) {
+      const left = cx > right - 40; // the text would leave the figure
+      found.push(svg("text", { x: cx + (left ? -6 : 6), y: cy - 5, "text-anchor": left ? "end" : "start" }, series.mark));
+    }
   });
   return found;
 }

@@ -19,7 +19,7 @@ LATEX_LABEL = 60  # characters; longer ones are broken into lines
 NOTES = {
     "vs backprop": "vs backprop: mean difference to the same seeds of backprop, and its 95 % Student t interval",
     "memory": "memory: the peak, allocated on a GPU, resident in the process on a CPU",
-    "FLOPs": "FLOPs: forward pass of one image through the model; aux FLOPs: through what only trains it",
+    "FLOPs": "FLOPs: forward pass of one image through the model; aux FLOPs: through what only trains it, if known",
     "aux": "aux: parameters of auxiliary networks, in percent of the model's",
 }
 Table = list[list[str]]
@@ -62,9 +62,17 @@ def title(metric: str) -> str:
 
 
 def spread(metric: str, number: Number | None) -> str:
+    """Mean and deviation in the unit of the mean, `821 ± 35 MiB`; what a configuration decides has no deviation."""
     if number is None:
         return ""
-    return shown(metric, number.mean) + (f" ± {shown(metric, number.std)}" if number.std is not None else "")
+    size, unit = _unit(metric, number.mean)
+    if number.std is None or metric.endswith(("flops", "share")):
+        return shown(metric, number.mean)
+    if metric.endswith(SHARES):
+        return f"{shown(metric, number.mean)} ± {shown(metric, number.std)}"
+    if not unit:
+        return f"{number.mean:.4g} ± {_digits(number.std, 2)}"
+    return f"{_digits(number.mean / size, 3)} ± {_digits(number.std / size, 2)} {unit}"
 
 
 def difference(metric: str, number: Number | None) -> str:
@@ -83,25 +91,28 @@ def shown(metric: str, value: float | None, sign: str = "") -> str:
         return ""
     if metric.endswith(SHARES):
         return f"{100 * value:{sign}.2f}"
-    if metric.endswith("seconds"):
-        return duration(value)
-    if metric.endswith("bytes"):
-        return _scaled(value, (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)))
-    if metric.endswith("flops"):
-        return _scaled(value, (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)))
-    return f"{value:{sign}.4g}"
+    size, unit = _unit(metric, value)
+    return f"{_digits(value / size, 3)} {unit}" if unit else f"{value:{sign}.4g}"
 
 
 def duration(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
+    return shown("seconds", seconds)
 
 
-def _scaled(value: float, units: Sequence[tuple[str, int]]) -> str:
-    unit, size = next(((unit, size) for unit, size in units if abs(value) >= size), ("", 1))
-    return f"{value / size:.3g} {unit}".rstrip()
+def _unit(metric: str, value: float) -> tuple[float, str]:
+    """Size and name of the unit in which a value is read best; (1, "") without one."""
+    if metric.endswith("seconds"):
+        return next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if value >= 2 * size), (1, "s"))
+    if metric.endswith("bytes"):
+        return next(((2**k, unit) for k, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")) if value >= 2**k), (1, "B"))
+    if metric.endswith("flops"):
+        return next(((10**k, unit) for k, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")) if value >= 10**k), (1, ""))
+    return 1, ""
+
+
+def _digits(value: float, count: int) -> str:
+    """That many significant digits, never as 1e+03."""
+    return f"{value:.0f}" if abs(value) >= 10**count - 0.5 else f"{value:.{count}g}"
 
 
 def summary(study: Study) -> str:
