@@ -95,6 +95,20 @@ def test_scores():
     assert [(s.settings, s.value) for s in found] == [({"strategy": "dgl", "blocks": "2"}, 91.3), ({}, 4.0)]
 
 
+@pytest.mark.parametrize("name", SHORTS)
+def test_a_short_form_says_what_it_keeps_and_what_it_reached(name):
+    facts = header(SHORTS[name])
+    assert {"summary", "keeps", "measure", "reached"} <= set(facts)
+    assert "CPU" in facts["reached"].partition("[")[2], "with the machine beside it"
+    runs = [compose(job) for job in swept("short", name)]
+    for score in scores(facts["reached"]):
+        wanted = {k: v for k, v in score.settings.items() if k not in ("strategy", "epochs")}
+        assert any(
+            all((names[k] if k in GROUPS else str(_at(config, k))) == v for k, v in wanted.items())
+            for config, names in runs
+        ), f"{score.settings} is no run of {name}"
+
+
 @pytest.mark.parametrize("kind", ["experiment", "short"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_first_and_last_job_compose(kind, name):

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from locallearn.compose import APPENDED, choices, compose, conf_dir, header, known_keys
@@ -81,10 +81,19 @@ def _list(arguments: list[str]) -> int:
             notes = [f"route {facts['route']}"] if "route" in facts else []
             notes += [f"keeps: {facts['keeps']}"] if "keeps" in facts else []
             if group in APPENDED:
-                notes.append(f"reached {facts['reached']}" if "reached" in facts else "not yet run")
+                notes.append(_state(name, facts))
             notes += [facts[key] for key in ("paper", "source") if key in facts]
             print(f"  {name:<{longest}}  {facts['summary']}" + (f"  [{'; '.join(notes)}]" if notes else ""))
     return 0
+
+
+def _state(name: str, facts: Mapping[str, str]) -> str:
+    """What an experiment has reached here, or what its short form has kept of it."""
+    if "reached" in facts:
+        return f"reached {facts['reached']}"
+    short = choices("short").get(name)
+    said = header(short) if short else {}
+    return f"not yet run in full; +short={name} keeps: {said['keeps']}" if "reached" in said else "not yet run"
 
 
 def _matrix(config_dirs: list[Path]) -> int:
