@@ -69,9 +69,14 @@ def final_numbers(comparison: Comparison) -> Table:
     )
     rows = [["at the end", "1", "2", "2 - 1"]]
     for name in names:
-        difference = f"{second[name] - first[name]:+.4g}" if name in first and name in second else ""
-        rows.append([name, *(f"{side[name]:.6g}" if name in side else "-" for side in (first, second)), difference])
+        difference = plain(second[name] - first[name], "+", 4) if name in first and name in second else ""
+        rows.append([name, *(plain(side[name]) if name in side else "-" for side in (first, second)), difference])
     return rows
+
+
+def plain(value: float, sign: str = "", digits: int = 6) -> str:
+    """That many significant digits; large numbers in full, with commas."""
+    return f"{value:{sign},.0f}" if abs(value) >= 1e4 else f"{value:{sign}.{digits}g}"
 
 
 def curves(comparison: Comparison) -> Table:
