@@ -32,9 +32,11 @@ MAY_IMPORT = {
     "training": FOUNDATION
     | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"},
     "compose": {"errors", "config"},
+    "outside": set(),
     "tune": {"errors", "compose", "config", "training"},
-    "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping", "report"},
-    "cli": {"errors", "commands", "compose", "config", "training", "stopping", "report"},
+    "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping", "report"}
+    | {"outside"},
+    "cli": {"errors", "commands", "compose", "config", "outside", "training", "stopping", "report"},
     "api": {"errors", "seeds", "compose", "config", "engine", "models", "training"},
     "__main__": {"cli"},
     "__init__": {"analysis", "api", "models"},

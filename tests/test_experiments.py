@@ -154,16 +154,3 @@ def test_words():
     assert spread([1.0]) == "1.00"
     assert spread([1.0, 3.0], 1) == "2.0 ± 1.4"
     assert list(verdicts([(True, "a"), (False, "b")])) == ["", "- agrees: a", "- **differs**: b"]
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
-def test_an_experiment_yaml_is_a_run(file):
-    from locallearn.compose import compose, header
-    from locallearn.config.experiment import experiment
-
-    lines = file.read_text().splitlines()
-    assert lines[0] == "# @package _global_"
-    exp = experiment(*compose([f"+experiment={file.stem}"]), [])
-    assert exp.settings.epochs > 1
-    said = header(file)
-    assert {"paper", "command", "time", "score"} <= said.keys()

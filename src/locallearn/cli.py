@@ -17,6 +17,7 @@ from typing import Any
 from locallearn import commands
 from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain
 from locallearn.errors import RunError, UserError, did_you_mean
+from locallearn.outside import look_for_modules_in, packages_named_in
 
 JOURNAL = "LOCALLEARN_JOURNAL"
 """The environment variable by which the jobs of a sweep, in whatever process, find its journal."""
@@ -76,8 +77,8 @@ def _hydra(arguments: list[str]) -> int:
             raise UserError(f"{word!r} is neither a command nor of the form KEY=VALUE: {hint}see `locallearn --help`")
     allows = any(o.startswith("allow=") for o in overrides)
     if dirs or allows:
-        commands.look_for_modules_in([*dirs, Path.cwd()])
-    if dirs and not allows and (packages := commands.packages_named_in(dirs)):
+        look_for_modules_in([*dirs, Path.cwd()])
+    if dirs and not allows and (packages := packages_named_in(dirs)):
         place = arguments.index(overrides[0]) if overrides else len(arguments)  # overrides must stand together
         arguments.insert(place, f"allow=[{','.join(packages)}]")
     import hydra
@@ -169,7 +170,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
     launcher = chosen["hydra/launcher"]
     if launcher != "basic":  # in another process
         sys.argv = list(journal.plan.command)  # for the manifest
-        commands.look_for_modules_in(map(Path, journal.plan.modules))
+        look_for_modules_in(map(Path, journal.plan.modules))
     differs = journal.differs(overrides)
     label = " ".join(differs) or f"run {number}"
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from locallearn.compose import APPENDED, choices, compose, conf_dir, header, known_keys
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, did_you_mean, unknown
+from locallearn.outside import look_for_modules_in, packages_named_in
 
 COMMANDS = {
     "list": "the choices of every group, or of one: list strategies; list experiments; which pairs work: list --matrix",
@@ -259,23 +260,6 @@ def _only(settings: Iterable[str], pattern: str, command: str, kind: str) -> Non
     for setting in settings:
         if not re.match(pattern, setting):
             raise UserError(f"{command} RUN takes only settings of {kind}, not {setting!r}")
-
-
-def packages_named_in(folders: Iterable[Path]) -> list[str]:
-    """The top-level packages outside locallearn that yaml files in these folders name: whoever gives `--config-dir`
-    on the command line trusts them."""
-    found = set()
-    for folder in folders:
-        for file in folder.glob("*/*.yaml"):
-            match = re.search(r"^_target_:\s*['\"]?([A-Za-z_]\w*)\.", file.read_text(encoding="utf-8"), re.MULTILINE)
-            if match and match[1] != "locallearn":
-                found.add(match[1])
-    return sorted(found)
-
-
-def look_for_modules_in(folders: Iterable[Path]) -> None:
-    """Let modules of the user be imported from here, last of all; a console script does not see its current folder."""
-    sys.path += [str(folder.resolve()) for folder in folders if str(folder.resolve()) not in sys.path]
 
 
 class _Parser(argparse.ArgumentParser):
