@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from locallearn import commands
+from locallearn import commands, listing
 from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain
 from locallearn.errors import RunError, UserError, did_you_mean
 from locallearn.outside import look_for_modules_in, packages_named_in
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     try:
         if {"-h", "--help"} & set(arguments):
-            return commands.help_page(list(arguments))
+            return listing.help_page(commands.COMMANDS)
         if arguments and arguments[0] in (*commands.COMMANDS, "stage"):
             return commands.run(arguments[0], list(arguments[1:]))
         return _hydra(list(arguments))

@@ -1,18 +1,16 @@
-"""The words that come before Hydra, such as list, doctor, plan, resume; and the help page. torch where needed."""
+"""The words that come before Hydra, such as list, doctor, plan, resume. torch where needed."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from locallearn.compose import APPENDED, choices, compose, conf_dir, header, known_keys
-from locallearn.config.settings import GROUPS
-from locallearn.errors import UserError, did_you_mean, unknown
+from locallearn import listing
+from locallearn.compose import choices, compose, known_keys
+from locallearn.errors import UserError, did_you_mean
 from locallearn.outside import look_for_modules_in, packages_named_in
 
 COMMANDS = {
@@ -20,43 +18,20 @@ COMMANDS = {
     "doctor": "check the machine and a data set: doctor data=folder data.root=DIR",
     "plan": "step time, bubble and memory of every schedule: plan strategy=dgl stages=8 [picture=FILE]",
     "resume": "go on with a run that was interrupted or killed: resume RUN [runtime=NAME]",
+    "repeat": "run a finished run again, and say whether the bits agree: repeat RUN",
     "evaluate": "test accuracy of a run, at every block: evaluate RUN [data=NAME]",
     "probe": "look at the checkpoints of a run: probe RUN probe=NAME [probe.NAME.OPTION=VALUE]",
     "report": "tables and pictures of many runs, groups against backprop: report FOLDER... [--to DIR]",
     "compare": "settings, numbers and curves of two runs side by side: compare RUN RUN [--to DIR]",
     "tune": "search for the best learning rate of a strategy: tune strategy=dgl [trials=20] [space=lr]",
 }
-PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in (*GROUPS, *APPENDED)}}
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
     words = {"list": _list, "doctor": _doctor, "plan": _plan, "resume": _resume, "evaluate": _evaluate, "probe": _probe}
-    words |= {"report": _report, "compare": _compare, "tune": _tune}
+    words |= {"repeat": _repeat, "report": _report, "compare": _compare, "tune": _tune}
     return {**words, "stage": _stage}[command](arguments)
-
-
-def help_page(arguments: Sequence[str]) -> int:
-    """`--help`: usage, commands, the choices of each group, and every top-level setting with its comment."""
-    width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
-    print("Local learning and decoupled training of neural networks.\n")
-    print("  python -m locallearn strategy=dgl model=vgg16            one run")
-    print("  python -m locallearn -m strategy=backprop,dgl seed=0,1   a sweep")
-    print("  python -m locallearn model=vgg16 blocks=4 --dry-run      the blocks, without training\n")
-    print("Commands")
-    for name, text in COMMANDS.items():
-        print(f"  {name:<10} {text}")
-    print("\nGroups (GROUP=NAME; `locallearn list GROUP` describes each)")
-    for group in GROUPS:
-        names = ", ".join(choices(group))
-        print(textwrap.fill(f"{group:<10} {names}", width, initial_indent="  ", subsequent_indent=" " * 13))
-    print("\nSettings (KEY=VALUE), with their defaults")
-    text = (conf_dir() / "config.yaml").read_text()
-    for line in text[text.index("seed:") : text.index("hydra:\n")].rstrip().splitlines():
-        print(f"  {line}")
-    print("\nFlags: -m (sweep), --dry-run, --config-dir DIR (your own yaml files), --cfg job (show the configuration),")
-    print("       --hydra-help (Hydra's own flags)")
-    return 0
 
 
 def _list(arguments: list[str]) -> int:
@@ -67,45 +42,8 @@ def _list(arguments: list[str]) -> int:
     parser.add_argument("--config-dir", type=Path, action="append", default=[], help="a folder of your own yaml files")
     options = parser.parse_args(arguments)
     if options.matrix:
-        return _matrix(options.config_dir)
-    groups = (*GROUPS, *APPENDED)
-    if options.group:
-        group = PLURALS.get(options.group, options.group)
-        if group not in groups:
-            raise unknown("group", options.group, [*groups, "strategies"])
-        groups = (group,)
-    for group in groups:
-        print(f"+{group}=" if group in APPENDED else f"{group}=")
-        found = {name: header(file) for name, file in choices(group, options.config_dir).items()}
-        longest = max(map(len, found), default=0)
-        for name, facts in found.items():
-            notes = [f"route {facts['route']}"] if "route" in facts else []
-            notes += [f"keeps: {facts['keeps']}"] if "keeps" in facts else []
-            if group in APPENDED:
-                notes.append(_state(name, facts))
-            notes += [facts[key] for key in ("paper", "source") if key in facts]
-            print(f"  {name:<{longest}}  {facts['summary']}" + (f"  [{'; '.join(notes)}]" if notes else ""))
-    return 0
-
-
-def _state(name: str, facts: Mapping[str, str]) -> str:
-    """What an experiment has reached here, or what its short form has kept of it."""
-    if "reached" in facts:
-        return f"reached {facts['reached']}"
-    short = choices("short").get(name)
-    said = header(short) if short else {}
-    return f"not yet run in full; +short={name} keeps: {said['keeps']}" if "reached" in said else "not yet run"
-
-
-def _matrix(config_dirs: list[Path]) -> int:
-    """The table of strategies and models."""
-    from locallearn.config.matrix import matrix
-
-    if config_dirs:
-        raise UserError("list --matrix shows the strategies and models of locallearn; leave --config-dir out")
-    config, _ = compose(["auxiliary=linear"])
-    print(matrix(choices("strategy"), choices("model"), config).render())
-    return 0
+        return listing.matrix(options.config_dir)
+    return listing.show(options.group, options.config_dir)
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -159,6 +97,19 @@ def _resume(arguments: list[str]) -> int:
     look_for_modules_in([Path.cwd()] if options.allow else [])
     session.resume(options.run, options.allow, runtime=_other_runtime(options.settings))
     return 0
+
+
+def _repeat(arguments: list[str]) -> int:
+    parser = _parser("repeat", "Run a finished run again, and say whether the bits agree.")
+    parser.add_argument("run", help="the run folder; the repetition goes into its folder repeats/")
+    _allow(parser)
+    options = parser.parse_args(arguments)
+    from locallearn.training.repeat import repeat
+
+    look_for_modules_in([Path.cwd()] if options.allow else [])
+    found = repeat(options.run, options.allow)
+    print(found)
+    return 1 if found.differences else 0
 
 
 def _other_runtime(settings: list[str]) -> tuple[str, dict] | None:

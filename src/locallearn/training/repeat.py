@@ -1,0 +1,112 @@
+"""Run a finished run again, and compare every bit of what both left."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from locallearn.errors import UserError
+from locallearn.runtime.world import started_together
+from locallearn.training import session
+from locallearn.training.run_folder import RunFolder
+from locallearn.training.saved import saved_experiment
+
+REPEATS = "repeats"
+COST = re.compile(r"(.*/)?(seconds|images_per_second|peak_memory_bytes|waiting)")
+"""Numbers that no run repeats: what it cost."""
+DECIDE = ("threads", "device", "device_type", "precision", "channels_last", "compile", "deterministic", "cut", "delays")
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A run and its repetition: `differences` are sentences, none if every bit agrees; `causes` what was not the same
+    in the machine or in the settings that decide the bits."""
+
+    path: Path
+    tensors: int
+    records: int
+    differences: list[str]
+    causes: list[str]
+
+    def __str__(self) -> str:
+        if not self.differences:
+            return f"the bits agree: {self.tensors} tensors of the model, {self.records} records of metrics.jsonl"
+        causes = [f"  not the same: {cause}" for cause in self.causes] or ["  machine, versions and settings agree"]
+        return "\n".join(["the bits differ", *(f"  {text}" for text in self.differences), *causes])
+
+
+def repeat(path: str | Path, allow: list[str], quiet: bool = False) -> Repetition:
+    """Run the experiment of a finished run again, with its threads, on its kind of device and in its cut, into the
+    folder `repeats` of that run; then compare the weights and every recorded number but time and memory.
+
+    Raises UserError if the run is not done, RunError and Interrupted as any run.
+    """
+    if started_together():
+        raise UserError(
+            "torchrun starts the processes of one run: repeat a run without it; its stages start themselves"
+        )
+    folder = RunFolder.open(Path(path))
+    state = folder.read_json("status.json").get("state")
+    if state != "done":
+        raise UserError(f"{folder.path} is {state}, and only a finished run can be compared; first `locallearn resume`")
+    known = folder.read_json("manifest.json")
+    changes = {
+        "threads": known.get("threads", "auto"),
+        "blocks": [start for start, _ in known["cut"][1:]] or 1,  # not as a balance by measured time would cut now
+        "record": {"wandb": None, "tensorboard": None},
+        "out": str(folder.path / REPEATS),
+    }
+    exp, _ = saved_experiment(folder, allow, changes=changes)
+    result = session.start(exp, quiet)
+    assert result is not None  # only processes of torchrun have none
+    return compare(folder, RunFolder.open(result.run_dir))
+
+
+def compare(folder: RunFolder, again: RunFolder) -> Repetition:
+    """What two finished runs left."""
+    first, second = (f.read_json("manifest.json") for f in (folder, again))
+    causes = [f"{k} {first.get(k)}, now {second.get(k)}" for k in DECIDE if first.get(k) != second.get(k)]
+    versions = first.get("versions", {}), second.get("versions", {})
+    causes += [
+        f"{name} {versions[0].get(name)}, now {versions[1].get(name)}"
+        for name in versions[1]
+        if versions[0].get(name) != versions[1].get(name)
+    ]
+    tensors = load_file(folder.path / "model.safetensors")
+    records = folder.read_metrics()
+    differences = [
+        *_of_tensors(tensors, load_file(again.path / "model.safetensors")),
+        *_of_records(records, again.read_metrics()),
+    ]
+    return Repetition(again.path, len(tensors), len(records), differences, causes)
+
+
+def _of_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> Iterator[str]:
+    if odd := sorted(first.keys() ^ second.keys()):
+        yield f"only one of the models has {', '.join(odd[:3])}"
+    different = [name for name in first if name in second and not _same(first[name], second[name])]
+    if different:
+        worst = different[0]
+        by = (first[worst].double() - second[worst].double()).abs().max().item()
+        yield f"{len(different)} of {len(first)} tensors of the model, the first is {worst}: by {by:.3g} at most"
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+def _of_records(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> Iterator[str]:
+    """The first number that is another one."""
+    if len(first) != len(second):
+        yield f"metrics.jsonl has {len(first)} records, now {len(second)}"
+    for a, b in zip(first, second, strict=False):
+        for name in sorted(a.keys() | b.keys()):
+            if not COST.fullmatch(name) and a.get(name) != b.get(name):
+                yield f"metrics.jsonl, from epoch {a.get('epoch')}: {name} {a.get(name)}, now {b.get(name)}"
+                return

@@ -1,0 +1,104 @@
+"""`locallearn repeat RUN` runs it again, and says whether every bit agrees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from locallearn import cli
+from locallearn.compose import choices
+from locallearn.report.read import read
+
+SMALL = ["model=mlp", "model.width=24", "model.depth=4", "model.dropout=0.2", "blocks=3", "data.crop=2", "threads=1"]
+SMALL += ["epochs=2", "max_steps=45"]
+
+
+def run(folder: Path, *words: str) -> Path:
+    assert cli.main([*SMALL, *words, f"out={folder}"]) == 0
+    return next(folder.glob("*/summary.json")).parent
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("done"), "strategy=dgl", "auxiliary=linear")
+
+
+@pytest.fixture
+def copied(done, tmp_path) -> Path:
+    return Path(shutil.copytree(done, tmp_path / "moved"))
+
+
+def test_the_bits_agree(copied, capsys):
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    assert cli.main(["repeat", str(copied)]) == 0
+    out = capsys.readouterr().out
+    count = len(load_file(copied / "model.safetensors"))
+    assert f"the bits agree: {count} tensors of the model, 2 records of metrics.jsonl" in out
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name != ".lock")
+    assert [r.path for r in read([copied.parent])] == [copied], "a repetition is no run of its own in a report"
+    assert cli.main(["repeat", str(copied)]) == 0, "and once more"
+
+
+def test_one_other_bit_is_named(copied, capsys):
+    tensors = load_file(copied / "model.safetensors")
+    name = sorted(tensors)[0]
+    tensors[name].view(-1).view(torch.int32)[0] ^= 1
+    save_file(tensors, copied / "model.safetensors")
+    assert cli.main(["repeat", str(copied)]) == 1
+    out = capsys.readouterr().out
+    assert f"the bits differ\n  1 of {len(tensors)} tensors of the model, the first is {name}" in out
+    assert "machine, versions and settings agree" in out
+
+
+def test_another_number_is_named_with_what_is_not_the_same(copied, capsys):
+    lines = (copied / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(lines[1]) | {"train/loss": 1.25}
+    (copied / "metrics.jsonl").write_text("\n".join([lines[0], json.dumps(record)]) + "\n")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "1.0"
+    manifest["device"] = "an abacus"
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.main(["repeat", str(copied)]) == 1
+    out = capsys.readouterr().out
+    assert "metrics.jsonl, from epoch 2: train/loss 1.25, now" in out
+    assert "not the same: torch 1.0, now 2." in out
+    assert "not the same: device an abacus, now" in out
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"), [("interrupted", "is interrupted, and only a finished run"), (None, "has no status.json")]
+)
+def test_a_run_that_is_not_done_is_refused(state, sentence, copied, capsys):
+    status = copied / "status.json"
+    status.write_text(json.dumps({"state": state})) if state else status.unlink()
+    assert cli.main(["repeat", str(copied)]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (copied / "repeats").exists()
+
+
+def test_under_torchrun_it_is_refused(copied, capsys, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["repeat", str(copied)]) == 2
+    assert "torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["serial", "pipeline", "replay"])
+@pytest.mark.parametrize("strategy", choices("strategy"))
+def test_every_strategy_and_runtime_repeats(strategy, runtime, tmp_path, capsys):
+    more = {"pipeline": ["runtime.stages=2"], "serial": [], "replay": []}[runtime]
+    words = [*SMALL, f"strategy={strategy}", f"runtime={runtime}", *more, f"out={tmp_path}"]
+    code = cli.main(words)
+    if code == 2:
+        assert runtime == "replay", capsys.readouterr().err  # for strategies that send nothing back
+        return
+    assert code == 0
+    (folder,) = tmp_path.iterdir()
+    assert cli.main(["repeat", str(folder)]) == 0
+    assert "the bits agree" in capsys.readouterr().out
