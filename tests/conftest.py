@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import locallearn
+from locallearn import cli
 from locallearn.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.data import Data
@@ -36,6 +37,23 @@ def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             subprocess.run([sys.executable, script, root], check=True, capture_output=True)
             return root
     pytest.skip("no real data: set LOCALLEARN_DATA to a folder with MNIST, FashionMNIST and cifar-10-batches-py")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """A command line in this process: its exit code, and what it wrote to stdout and stderr."""
+    argv = sys.argv
+    try:
+        code = cli.main(list(arguments))
+    finally:
+        sys.argv = argv
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 @pytest.fixture(scope="session")

@@ -11,25 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import run
 
-from locallearn import cli
-
+pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["model=mlp", "model.width=16", "model.depth=3", "auxiliary=linear", "epochs=2", "batch_size=128", "threads=1"]
-
-
-def run(*arguments: str, capsys) -> tuple[int, str, str]:
-    argv = sys.argv
-    try:
-        code = cli.main(list(arguments))
-    finally:
-        sys.argv = argv
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def one_sentence(err: str) -> str:

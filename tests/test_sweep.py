@@ -13,33 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import run
 from hydra.errors import MissingConfigException
 from safetensors.torch import load_file
 
-from locallearn import cli
 from locallearn.compose import compose, explain, multirun
 from locallearn.config.experiment import experiment
 from locallearn.training import sweep
 from locallearn.training.environment import peak_memory_bytes, process_settings
 from locallearn.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "epochs=2", "batch_size=256", "threads=1"]
 DIVERGES = ["optim.lr=0.01,1e30", "optim.schedule=constant"]
-
-
-def run(*arguments: str, capsys) -> tuple[int, str, str]:
-    argv = sys.argv
-    try:
-        code = cli.main(list(arguments))
-    finally:
-        sys.argv = argv
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def folders(out: str = "runs") -> list[Path]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import run
 
-from locallearn import cli
 from locallearn import tune as module
 from locallearn.compose import choices, compose
 from locallearn.config.experiment import experiment
@@ -17,20 +17,10 @@ from locallearn.errors import UserError
 from locallearn.stopping import Interrupted
 from locallearn.tune import Options, Range, override, space_of
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["strategy=dgl", "model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "epochs=2"]
 SMALL += ["batch_size=256", "threads=1"]
 NAMES = {"optim": "adam", "strategy": "dgl"}
-
-
-def run(*arguments: str, capsys) -> tuple[int, str, str]:
-    code = cli.main(list(arguments))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def folders() -> list[Path]:
