@@ -335,7 +335,6 @@ def test_two_shells_share_a_sweep():
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers(launcher, capsys):
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     command = ["-m", "strategy=dgl", *SMALL[:-1], *DIVERGES, f"hydra/launcher={launcher}"]
     done = subprocess.run([*PROGRAM, *command], capture_output=True, text=True, env=ALONE)
     assert done.returncode == 1, done.stderr
