@@ -350,6 +350,7 @@ class TestInABrowser:
         assert HOSTILE in opened.legend()
         opened.close()
 
+    @pytest.mark.slow
     def test_many_groups_stay_quick(self, browser, tmp_path):
         for i in range(500):
             write_run(tmp_path, STRATEGIES[i % 4], 0, lr=i + 1, name=str(i))

@@ -209,6 +209,7 @@ def test_a_strategy_from_outside(capsys, tmp_path):
     assert "2 runs: 2 done before" in out
 
 
+@pytest.mark.slow
 def test_a_run_in_a_sweep_has_the_bits_of_one_alone(capsys):
     """The job before it has another seed, more threads, another precision, deterministic algorithms."""
     noise = ["-m", "strategy=dgl", "seed=7", *SMALL[:-1], "threads=2", "deterministic=true", "model.width=8,16"]
