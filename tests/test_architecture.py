@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
     "engine": FOUNDATION | {"contract", "models"},
     "figures": {"errors"},
-    "report": {"errors", "figures", "compose"},
+    "report": {"errors", "figures", "compose", "config"},
     "analysis": FOUNDATION | {"figures"},
     "probes": FOUNDATION | {"contract", "analysis", "data", "engine", "figures", "models"},
     "config": FOUNDATION

@@ -34,7 +34,6 @@ def metrics(panels) -> set[str]:
 
 
 def test_workspace_and_report_name_what_a_run_records(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("wandb_workspaces")
     small = ["strategy=dgl", "model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "epochs=1", "threads=1"]
     monkeypatch.setattr(sys, "argv", ["locallearn"])
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -62,7 +61,6 @@ def test_bad_input(arguments, sentence, capsys):
 
 
 def test_check_needs_no_account_and_saving_says_that_it_does(tmp_path):
-    pytest.importorskip("wandb_workspaces")
     free = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env = {**free, "HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9"}
     call = [sys.executable, SCRIPT, "me/locallearn"]

@@ -146,7 +146,6 @@ def test_sets_without_pixels_refuse(kind, real_root):
 
 
 def test_a_graph_refuses(real_root):
-    pytest.importorskip("torch_geometric")
     from locallearn.data.cora import Cora
 
     with pytest.raises(UserError, match=r"data=cora has no pixels: data.deficit must be off"):

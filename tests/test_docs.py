@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,15 +48,33 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
         yield match[1], match[2]
 
 
-def commands(text: str) -> list[list[str]]:
-    """The command lines of locallearn in a block, without their comments; continued lines are one."""
-    found = []
+def lines(text: str) -> Iterator[list[str]]:
+    """The words of each line of a block, without comments; continued lines are one."""
     for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        for start in (["python", "-m", "locallearn"], ["locallearn"]):
-            if words[: len(start)] == start:
-                found.append(words[len(start) :])
-    return found
+        yield shlex.split(line, comments=True)
+
+
+def command_of(words: list[str]) -> list[str]:
+    """What follows `python -m locallearn` or `locallearn`; nothing for other lines."""
+    starts = (["python", "-m", "locallearn"], ["locallearn"])
+    return next((words[len(start) :] for start in starts if words[: len(start)] == start), [])
+
+
+def commands(text: str) -> list[list[str]]:
+    return [command for words in lines(text) if (command := command_of(words))]
+
+
+def run_in_a_process(words: list[str]) -> bool:
+    """Run a line of another program: torchrun on one machine, a script on runs that are there."""
+    if words[:1] == ["torchrun"] and not any(word.startswith("--nnodes") for word in words):
+        command = [sys.executable, "-m", "torch.distributed.run", *words[1:], "max_steps=2", "threads=1"]
+    elif words[:2] == ["python", "scripts/picture.py"]:
+        Path(words[3]).parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(ROOT / words[1]), *words[2:]]
+    else:
+        return False
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return True
 
 
 def run(words: list[str], request: pytest.FixtureRequest) -> None:
@@ -149,9 +168,12 @@ def test_what_a_page_says_works(page, here, request, capsys):
             exec(compile(text, page.name, "exec"), space)
             ran += 1
         else:
-            for words in commands(text):
-                run(words, request)
-                ran += 1
+            for words in lines(text):
+                if command := command_of(words):
+                    run(command, request)
+                    ran += 1
+                else:
+                    ran += run_in_a_process(words)
     assert ran
     capsys.readouterr()
 

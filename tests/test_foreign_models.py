@@ -88,7 +88,8 @@ def test_torchvision_nets_compute_the_same(name):
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("vit_tiny_patch16_224", marks=pytest.mark.slow)])
 def test_timm_nets_compute_the_same(name):
-    timm = pytest.importorskip("timm")
+    import timm
+
     torch.manual_seed(0)
     options = {"img_size": 32, "drop_path_rate": 0.3} if "vit" in name else {"drop_path_rate": 0.3, "drop_rate": 0.2}
     original = timm.create_model(name, num_classes=10, in_chans=1, **options)
@@ -330,7 +331,6 @@ def test_builders():
 
 
 def test_timm_builder():
-    pytest.importorskip("timm")
     assert timm_model((1, 28, 28), 7)(torch.randn(2, 1, 28, 28)).shape == (2, 7)
     with pytest.raises(UserError, match="unknown timm model 'resnet81': did you mean 'resnet"):
         timm_model((3, 32, 32), 10, name="resnet81")

@@ -36,8 +36,6 @@ def builder(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def build(name: str, image: tuple[int, ...] = (3, 32, 32), classes: int = 10, **changes: Any) -> BlockModel:
-    if name == "timm":
-        pytest.importorskip("timm")
     function, options = builder(name)
     torch.manual_seed(0)
     return function(image, classes, **{**options, **changes})

@@ -37,7 +37,6 @@ def made(name: str, **options: object) -> BlockModel:
     """Each model on data that fits it, small."""
     torch.manual_seed(0)
     if name == "gcn":
-        pytest.importorskip("torch_geometric")
         return gcn((6,), 3, RING, **options)  # type: ignore[arg-type]
     if name == "rnn":
         return rnn((7, 4), 3, **{"width": 5, **options})  # type: ignore[arg-type]

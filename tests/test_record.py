@@ -183,7 +183,6 @@ def test_mistakes_in_settings_are_sentences(settings: dict[str, Any], sentence: 
 
 
 def test_tensorboard_gets_the_numbers(folder: RunFolder) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recorder = open_recorder(folder, RecordSettings(tensorboard=TensorBoardSettings()), config={}, name="x")

@@ -291,7 +291,7 @@ def test_costs_stand_in_the_table(tmp_path):
     costs = [dict(zip(head, row, strict=True)) for row in rows]
     assert [row["FLOPs"] for row in costs] == ["2 M", "2 M"]
     assert [row["aux FLOPs"] for row in costs] == ["", "500"]
-    assert [(row["aux"], row["memory"], row["time"]) for row in costs] == [("15.00", "1 MiB", "6 s")] * 2
+    assert [(row["aux %"], row["memory"], row["time"]) for row in costs] == [("15.00", "1 MiB", "6 s")] * 2
 
 
 AWKWARD = r"50% & a_b #1 {x} $y^2$ ~ \z <|> [é] 中"

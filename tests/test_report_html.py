@@ -182,7 +182,8 @@ def _chromium(playwright) -> str | None:
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    from playwright import sync_api as api
+
     with api.sync_playwright() as playwright:
         found = _chromium(playwright)
         if found is None:
@@ -296,6 +297,7 @@ class TestInABrowser:
         figure.locator("summary").focus()
         opened.tab.keyboard.press("Enter")
         table = figure.locator("details table")
+        table.locator("tbody td").first.wait_for()  # made when it is opened
         assert table.locator("thead th").all_inner_texts() == ["epoch", "backprop", "dfa", "dgl", "shallow"]
         assert table.locator("tbody tr").count() == 5
         assert table.locator("tbody td").first.inner_text() in at_first
@@ -348,6 +350,7 @@ class TestInABrowser:
         assert HOSTILE in opened.legend()
         opened.close()
 
+    @pytest.mark.slow
     def test_many_groups_stay_quick(self, browser, tmp_path):
         for i in range(500):
             write_run(tmp_path, STRATEGIES[i % 4], 0, lr=i + 1, name=str(i))

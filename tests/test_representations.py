@@ -325,7 +325,6 @@ def test_pictures(probe, trained, tmp_path):
 
 def test_graph_models():
     """A graph is always seen whole; its samples are the labelled nodes of a split."""
-    pytest.importorskip("torch_geometric")
     nodes, edges = 30, torch.randint(30, (2, 60), generator=torch.Generator().manual_seed(0))
     graph = torch.cat([edges, torch.arange(30).repeat(2, 1)], dim=1)
     learner = locallearn.build("dgl", "gcn", image=(5,), classes=3, graph=graph)

@@ -119,7 +119,6 @@ def test_ascii_folding_and_padding() -> None:
 
 @pytest.fixture(scope="module")
 def cora(real_root: Path) -> GraphData:
-    pytest.importorskip("torch_geometric")
     return Cora(root=str(real_root)).load(0, CPU)
 
 

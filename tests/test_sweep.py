@@ -209,6 +209,7 @@ def test_a_strategy_from_outside(capsys, tmp_path):
     assert "2 runs: 2 done before" in out
 
 
+@pytest.mark.slow
 def test_a_run_in_a_sweep_has_the_bits_of_one_alone(capsys):
     """The job before it has another seed, more threads, another precision, deterministic algorithms."""
     noise = ["-m", "strategy=dgl", "seed=7", *SMALL[:-1], "threads=2", "deterministic=true", "model.width=8,16"]
@@ -335,7 +336,6 @@ def test_two_shells_share_a_sweep():
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers(launcher, capsys):
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     command = ["-m", "strategy=dgl", *SMALL[:-1], *DIVERGES, f"hydra/launcher={launcher}"]
     done = subprocess.run([*PROGRAM, *command], capture_output=True, text=True, env=ALONE)
     assert done.returncode == 1, done.stderr

@@ -187,7 +187,7 @@ def test_recurrent_layers_give_their_first_tensor_sample_by_sample(tmp_path):
 
 
 def test_graph_layers(tmp_path):
-    gnn = pytest.importorskip("torch_geometric.nn")
+    from torch_geometric import nn as gnn
 
     class Graph(nn.Module):
         def __init__(self) -> None:

@@ -33,7 +33,6 @@ def accuracy(folder: Path) -> float:
 
 def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     """Two trials; then four, the third of which is stopped half way; then the same command again."""
-    pytest.importorskip("optuna")
     code, out, err = run("tune", *SMALL, "trials=2", capsys=capsys)
     assert code == 0, err
     first = {path: (path / "status.json").stat().st_mtime_ns for path in folders()}
@@ -71,7 +70,6 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
 
 
 def test_what_diverges_is_worse_than_what_does_not(capsys, tmp_path):
-    pytest.importorskip("optuna")
     (tmp_path / "wild.yaml").write_text("optim.lr: [0.01, 1e30]\noptim.schedule: [constant]\n")
     code, out, _ = run("tune", *SMALL, "space=wild.yaml", "trials=3", capsys=capsys)
     assert code == 0
@@ -104,7 +102,6 @@ def test_what_diverges_is_worse_than_what_does_not(capsys, tmp_path):
     ],
 )
 def test_bad_input(arguments, sentence, capsys, tmp_path):
-    pytest.importorskip("optuna")
     (tmp_path / "file.yaml").write_text("- 1\n")
     (tmp_path / "wrong.yaml").write_text("optim.rl: {low: 1, high: 2}\n")
     code, out, err = run("tune", *SMALL, *arguments, capsys=capsys)
@@ -122,7 +119,6 @@ def test_without_optuna(capsys, monkeypatch):
 
 
 def test_a_record_that_is_none(capsys, tmp_path):
-    pytest.importorskip("optuna")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tune.db").write_text("this is no database, whatever its name says " * 50)
     code, _, err = run("tune", *SMALL, capsys=capsys)

@@ -39,6 +39,10 @@ class SweepSettings:
     fail_fast: bool = False
 
 
+WHERE = ("out", "record", "threads", "device", "allocator", "checkpoint", "sweep")
+"""Settings that say where a run runs and what is kept of it, not what it learns."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a user may set beside the groups; the comments in `conf/config.yaml` say what each means."""

@@ -11,7 +11,7 @@ from locallearn.report.figures import CURVES, accuracy_by_block, curve, learning
 from locallearn.report.grouping import text, written
 from locallearn.report.numbers import numbers, values
 from locallearn.report.read import Run, flat
-from locallearn.report.tables import Table, duration, grids
+from locallearn.report.tables import Table, grids, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def terminal(comparison: Comparison, width: int) -> str:
         spent = run.summary.get("seconds")
         facts = [
             run.state,
-            *([duration(spent)] if isinstance(spent, float) else []),
+            *([shown("seconds", spent)] if isinstance(spent, float) else []),
             *([run.reason] if run.reason else []),
         ]
         lines.append(f"{number}: {label} ({', '.join(facts)})")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, TypeAlias
 
-from locallearn.figures import COLOURS, by_strategy, panels
+from locallearn.figures import COLOURS, by_strategy, epoch_axis, panels
 from locallearn.report.grouping import label, written
 from locallearn.report.numbers import Number, is_finite
 from locallearn.report.read import Run
@@ -106,8 +106,7 @@ def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]
     for place, metric in zip(axes, drawn, strict=True):
         for name, points in curves[metric].items():
             _band(place, points, looks[name], name)
-        place.set_xlabel("epoch")
-        _whole_numbers(place)
+        epoch_axis(place, [epoch for points in curves[metric].values() for epoch in points])
         place.set_ylabel(metric.replace("/", " "))
     if any(len(own) > 1 for own in runs.values()):
         axes[0].set_title("mean over seeds; band: one standard deviation", fontsize=7, loc="left")
@@ -133,6 +132,8 @@ def _band(axes: Axes, points: Mapping[int, Sequence[float]], look: Look, name: s
 
 def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look]) -> Figure | None:
     """Test accuracy of every block that can predict, by label; a network of one predicting block is a point."""
+    from matplotlib.ticker import MaxNLocator
+
     blocks = {
         name: {int(m[1]): n.values for metric, n in own.items() if (m := _BLOCK.fullmatch(metric))}
         for name, own in numbers.items()
@@ -143,7 +144,7 @@ def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
     for name, found in blocks.items():
         _band(axes, dict(sorted(found.items())), looks[name], name)
     axes.set_xlabel("block")
-    _whole_numbers(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("test accuracy")
     _legend(figure, axes)
     return figure
@@ -170,12 +171,6 @@ def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
         place.set_ylabel(score.replace("/", " "))
     _legend(figure, axes[0])
     return figure
-
-
-def _whole_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

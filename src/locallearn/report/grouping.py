@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from locallearn.config.settings import WHERE
 from locallearn.report.numbers import is_finite
 from locallearn.report.read import Run
 
 BACKPROP = "backprop"
-_WHERE = ("seed", "out", "record", "threads", "device", "allocator", "checkpoint", "sweep", "probe", "evaluate_every")
+_WHERE = (*WHERE, "seed", "probe", "evaluate_every")
 _WHERE_KEYS = (*_WHERE, "dry_run", "allow", "data.root")
 """Settings that say where a run runs and what is looked at, not what is learned."""
 _METHOD = (

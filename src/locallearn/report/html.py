@@ -15,7 +15,7 @@ from importlib.resources import files
 import jinja2
 from markupsafe import Markup
 
-from locallearn.report import html_tables
+from locallearn.report import grouping, html_tables
 from locallearn.report.html_data import embedded, looked_at, payload
 from locallearn.report.read import Run
 from locallearn.report.study import Study
@@ -46,7 +46,7 @@ def page(study: Study) -> str:
         results=html_tables.results(study),
         notes=_notes(study),
         settings=html_tables.settings(study),
-        common=[(key, html_tables.text(value)) for key, value in sorted(study.common.items())],
+        common=[(key, grouping.text(value)) for key, value in sorted(study.common.items())],
         runs=html_tables.runs(study),
         pictures=pictures,
         pictures_note="Of the first run of each group." + (f" {left_out} more are in the folders." if left_out else ""),

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from locallearn.figures import by_depth, by_strategy
 from locallearn.report.numbers import is_finite
@@ -28,21 +28,14 @@ LEAST = 6
 MOST = 200
 
 
-class Cost(NamedTuple):
-    """Head of its column, what its axis is called, and what a value is divided by there."""
-
-    head: str
-    axis: str
-    unit: float = 1.0
-
-
-COSTS = {
-    "seconds": Cost("time", "time (s)"),
-    "peak_memory_bytes": Cost("memory", "peak memory (MiB)", 2.0**20),
-    "flops": Cost("FLOPs", "FLOPs (forward, one image)"),
-    "auxiliary_flops": Cost("aux FLOPs", "auxiliary FLOPs (forward, one image)"),
-    "auxiliary_share": Cost("aux %", "auxiliary parameters (% of the model's)", 0.01),
+AXES = {
+    "seconds": ("time (s)", 1.0),
+    "peak_memory_bytes": ("peak memory (MiB)", 2.0**20),
+    "flops": ("FLOPs (forward, one image)", 1.0),
+    "auxiliary_flops": ("auxiliary FLOPs (forward, one image)", 1.0),
+    "auxiliary_share": ("auxiliary parameters (% of the model's)", 0.01),
 }
+"""What the axis of a cost is called, and what a value is divided by there."""
 QUANTITIES = {"i_x_t": "I(X;T) [bits]", "i_t_y": "I(T;Y) [bits]"}
 DARK_GROUND = (0x15, 0x18, 0x1C)
 
@@ -171,23 +164,23 @@ def _trade(study: Study) -> dict[str, Any]:
     """The score of each group against what it costs."""
     axes = []
     score = _percent(study.score)
-    for key, cost in COSTS.items():
+    for key, (name, unit) in AXES.items():
         values: list[Series | None] = []
         for group in study.groups:
             x, y = group.numbers.get(key), group.numbers.get(study.score)
             if x is None or y is None:
                 values.append(None)
                 continue
-            spread = [None if n.std is None else _short(n.std / size) for n, size in ((x, cost.unit), (y, 1 / score))]
+            spread = [None if n.std is None else _short(n.std / size) for n, size in ((x, unit), (y, 1 / score))]
             point = {
-                "x": [_short(x.mean / cost.unit)],
+                "x": [_short(x.mean / unit)],
                 "sx": [spread[0]],
                 "y": [_short(y.mean * score)],
                 "s": [spread[1]],
             }
             values.append(point)
         if any(values):
-            axes.append({"key": key, "label": cost.axis, "values": values})
+            axes.append({"key": key, "label": name, "values": values})
     return {"label": title(study.score), "axes": axes}
 
 

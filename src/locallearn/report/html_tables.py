@@ -6,9 +6,10 @@ import json
 import shlex
 from typing import Any
 
-from locallearn.report.html_data import COSTS, finite, looked_at
+from locallearn.report.grouping import text
+from locallearn.report.html_data import finite, looked_at
 from locallearn.report.study import Group, Study
-from locallearn.report.tables import difference, shown, spread, title
+from locallearn.report.tables import COSTS, difference, shown, spread, title
 
 CHOICES = (6, 30)
 """A filter is offered for so many settings at most, each with so many values at most."""
@@ -41,7 +42,7 @@ def results(study: Study) -> dict[str, Any]:
     known = [group for group in study.groups if group.published]
     columns += [_column("published")] * bool(known)
     columns += [_column("vs backprop", note="95 % interval") for _ in score if any(g.baseline for g in study.groups)]
-    columns += [_column(title(name)) for name in extra] + [_column(COSTS[name].head) for name in costs]
+    columns += [_column(title(name)) for name in extra] + [_column(COSTS[name]) for name in costs]
     bases = {group.label: group for group in study.groups}
     rows = []
     for i, group in enumerate(study.groups):
@@ -101,10 +102,6 @@ def _difference(group: Group, name: str) -> dict[str, Any]:
 
 def _signed(text: str) -> str:
     return text.replace("-", "−")
-
-
-def text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _keys(group: Group) -> str:

@@ -20,8 +20,16 @@ NOTES = {
     "vs backprop": "vs backprop: mean difference to the same seeds of backprop, and its 95 % Student t interval",
     "memory": "memory: the peak, allocated on a GPU, resident in the process on a CPU",
     "FLOPs": "FLOPs: forward pass of one image through the model; aux FLOPs: through what only trains it, if known",
-    "aux": "aux: parameters of auxiliary networks, in percent of the model's",
+    "aux %": "aux %: parameters of auxiliary networks, in percent of the model's",
 }
+COSTS = {
+    "seconds": "time",
+    "peak_memory_bytes": "memory",
+    "flops": "FLOPs",
+    "auxiliary_flops": "aux FLOPs",
+    "auxiliary_share": "aux %",
+}
+"""What a run costs, and the head of its column."""
 Table = list[list[str]]
 
 
@@ -35,20 +43,11 @@ def table(study: Study) -> Table:
         ("published", lambda g: g.published.value if g.published else ""),
         ("best", lambda g: shown(score, number.best) if (number := g.numbers.get(score)) else ""),
         ("vs backprop", lambda g: difference(score, g.numbers.get(score))),
-        *((head, _mean_of(name)) for head, name in _COSTS),
+        *((head, _mean_of(name)) for name, head in COSTS.items()),
     ]
     cells = [[head, *(cell(group) for group in study.groups)] for head, cell in columns]
     full = [column for column in cells if column[0] in ("run", "done") or any(column[1:])]
     return [list(row) for row in zip(*full, strict=True)]
-
-
-_COSTS = (
-    ("time", "seconds"),
-    ("memory", "peak_memory_bytes"),
-    ("FLOPs", "flops"),
-    ("aux FLOPs", "auxiliary_flops"),
-    ("aux", "auxiliary_share"),
-)
 
 
 def _mean_of(name: str) -> Callable[[Group], str]:
@@ -93,10 +92,6 @@ def shown(metric: str, value: float | None, sign: str = "") -> str:
         return f"{100 * value:{sign}.2f}"
     size, unit = _unit(metric, value)
     return f"{_digits(value / size, 3)} {unit}" if unit else f"{value:{sign}.4g}"
-
-
-def duration(seconds: float) -> str:
-    return shown("seconds", seconds)
 
 
 def _unit(metric: str, value: float) -> tuple[float, str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from locallearn.config.experiment import Experiment
+from locallearn.config.settings import WHERE
 from locallearn.errors import UserError
 from locallearn.runtime.world import started_together
 from locallearn.training import session
@@ -26,8 +27,6 @@ from locallearn.training.console import Console
 from locallearn.training.run_folder import Busy, RunFolder, safe_name, strict_json
 
 JOURNALS = ".multirun"
-WHERE = ("out", "record", "threads", "device", "allocator", "checkpoint", "sweep")
-"""Settings that say where a run runs and what is kept, not what it is."""
 STATES_TO_RESUME = ("running", "interrupted")
 NAME_LIMIT = 80
 
