@@ -25,6 +25,13 @@ from locallearn.models import BlockModel
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The faults that a test injects go into the JUnit file, from which `make test-faults` makes its table."""
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            item.user_properties.append(("faults", " ".join(mark.args)))
+
+
 @pytest.fixture(scope="session")
 def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with MNIST, Fashion-MNIST, CIFAR-10, Cora, names and the 12-bit task; skips where they are not here."""
