@@ -16,7 +16,7 @@ from typing import Any
 
 from locallearn import commands, listing
 from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain
-from locallearn.errors import RunError, UserError, did_you_mean
+from locallearn.errors import RunError, UserError, did_you_mean, memory_ran_out
 from locallearn.outside import look_for_modules_in, packages_named_in
 
 JOURNAL = "LOCALLEARN_JOURNAL"
@@ -63,6 +63,9 @@ def _said(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("locallearn: stopped at once", file=sys.stderr)
         return 130
+    if reason := memory_ran_out(error):
+        print(f"locallearn: {reason}", file=sys.stderr)
+        return 1
     raise error
 
 

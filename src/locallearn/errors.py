@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -24,6 +25,18 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not one of the known names of its kind."""
     known = sorted(known)
     return UserError(f"unknown {kind} {word!r}: {did_you_mean(word, known)}choose one of {', '.join(known)}")
+
+
+def memory_ran_out(error: BaseException) -> str | None:
+    """What to say if an exception means that memory ran out; None for any other. PyTorch has a class of its own for
+    GPUs, and on the CPU a plain RuntimeError."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        if "can't allocate memory" not in text and "not enough memory" not in text:
+            return None
+    asked = re.search(r"tried to allocate ([\d.,]+ ?\w+)", text, re.IGNORECASE)
+    wanted = f" (the last request was for {asked[1]})" if asked else ""
+    return f"memory ran out{wanted}; lower batch_size, or raise micro_batches, which halves what a step holds if doubled"
 
 
 def in_one_line(error: Exception) -> str:

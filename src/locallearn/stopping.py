@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -27,19 +27,22 @@ class StopRequest:
 
 @contextmanager
 def stop_signals(say: bool = True) -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM ask for a stop after the running step, which is said on the terminal unless another process
-    does; a second one takes its usual, immediate effect."""
+    """SIGINT, SIGTERM and SIGHUP (which `nohup` has switched off) ask for a stop after the running step, which is said on
+    the terminal unless another process does; a second one takes its usual, immediate effect."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         request.number = number
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         if say:
-            print("stopping after this step; once more stops at once", file=sys.stderr)
+            with suppress(OSError):  # the terminal may be what has gone
+                print("stopping after this step; once more stops at once", file=sys.stderr)
 
     for number in before:
         signal.signal(number, on_signal)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from locallearn.contract import Packet, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.stage import Stage
-from locallearn.errors import UserError
+from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
 
 VARYING = ("optimizer.", "replay.")
@@ -60,7 +60,7 @@ class Learner:
 
     def learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
         """One training step on inputs [B, ...] and labels [B], which only the lowest stage of a pipeline needs; results
-        collect in each block's totals."""
+        collect in each block's totals. Raises RunError for numbers that are not finite."""
         parts = self.stage.micro_batches * (self.stage.replicas.size if self.stage.replicas is not None else 1)
         if inputs is not None and len(inputs) % parts:
             what = (
@@ -68,7 +68,12 @@ class Learner:
             )
             raise UserError(f"{what} does not divide a batch of {len(inputs)}; choose a divisor")
         prepared = None if inputs is None else self.prepare(inputs)
-        self.stage.step(prepared, labels, self.step_count, self.total_steps)
+        try:
+            self.stage.step(prepared, labels, self.step_count, self.total_steps)
+        except RunError as error:
+            if prepared is not None and not bool(torch.isfinite(prepared).all()):
+                raise RunError(f"step {self.step_count}: the inputs hold NaN or infinity; {error}") from error
+            raise
         self.step_count += 1
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -20,11 +21,19 @@ POLL_SECONDS = 0.1
 GRACE_SECONDS = 3.0  # for the others to leave by themselves once one has failed
 
 
-def launch(command: Sequence[str], size: int, replicas: int, reasons: str, stop_asked: Callable[[], int]) -> int:
+def launch(
+    command: Sequence[str],
+    size: int,
+    replicas: int,
+    reasons: str,
+    stop_asked: Callable[[], int],
+    inherited: Sequence[int] = (),
+) -> int:
     """Run `command` in `size` processes with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, until all have ended.
 
     reasons     an empty folder, where a process that fails says why
     stop_asked  a signal to pass on, once, to rank 0, which stops the others in order; or 0
+    inherited   open files that the processes get, such as a lock, which then lasts as long as any of them
 
     Returns 0, or 128 and the signal that stopped them. Raises RunError with the stage and the cause if one fails; then
     none is left.
@@ -41,9 +50,8 @@ def launch(command: Sequence[str], size: int, replicas: int, reasons: str, stop_
     if sys.platform == "linux":
         shared["GLOO_SOCKET_IFNAME"] = "lo"
     environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"} | shared
-    processes = [
-        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, start_new_session=True) for rank in range(size)
-    ]
+    options: dict[str, Any] = {"start_new_session": True, "pass_fds": inherited}
+    processes = [subprocess.Popen(command, env=environment | {"RANK": str(r)}, **options) for r in range(size)]
     try:
         passed_on = 0
         while any(process.poll() is None for process in processes):

@@ -40,9 +40,12 @@ class Checkpoint(NamedTuple):
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
     """Commit a checkpoint of `step` under `folder` and remove all but the newest `keep`.
 
-    Raises RunError (with the path and the cause) when it cannot be written; what was there before stays intact.
+    A sound one of that step stays: it says the same. Raises RunError (with the path and the cause) when it cannot be
+    written; what was there before stays intact.
     """
     target = folder / f"step-{step:08d}"
+    if target.exists() and next(_read_all([target], lambda _: None), None):
+        return target
     temporary = folder / f".tmp-{os.getpid()}-{target.name}"
     try:
         folder.mkdir(exist_ok=True)

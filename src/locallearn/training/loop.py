@@ -137,6 +137,7 @@ class Training:
     def finish_epoch(self, trained: float, images_per_second: float, last: bool) -> None:
         """Evaluate, record, move on to the next epoch, and save when it is due. `trained`: seconds of this epoch."""
         settings, learner = self.settings, self.learner
+        self.mend_folder()
         epoch, _, seconds = self.position
         link = learner.stage.link
         waited = link.waited() / trained if isinstance(link, Pipe) else 0.0
@@ -214,6 +215,7 @@ class Training:
         reports = self.team.gather([[block.spec.index, block.running()] for block in self.learner.blocks])
         if self.team.rank:
             return
+        self.mend_folder()
         state: dict[str, Any] = {
             "epoch": self.position.epoch,
             "offset": self.position.offset,
@@ -222,6 +224,13 @@ class Training:
         }
         folder = self.folder.path / "checkpoints"
         checkpoint.save(folder, self.learner.step_count, tensors, state, self.settings.checkpoint.keep)
+
+    def mend_folder(self) -> None:
+        """A run folder that somebody has deleted is made again: the training state in memory is worth keeping."""
+        if self.recorder is not None and self.folder.made_again():
+            self.recorder.write_again()
+            lost = "its earlier checkpoints and pictures are lost, its records are not"
+            warn(f"{self.folder.path} was deleted while the run wrote it, and was made again; {lost}")
 
     def save_or_warn(self) -> None:
         """A periodic save that fails costs a warning; the next one is tried again."""

@@ -20,6 +20,7 @@ from locallearn.training.run_folder import RunFolder, strict_json
 Value = float | int | str | None
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 _INSTALL = {"wandb": "pip install wandb", "tensorboard": "pip install 'locallearn[tensorboard]'"}
+CHUNK = 1 << 16  # bytes read at once
 SINK_FAILURES = 5  # a sink that raised this often is not called again
 
 
@@ -115,18 +116,33 @@ class Recorder:
         """Record numbers and texts under their keys, with `step`. Raises RunError if the file cannot grow."""
         assert self._file is not None, "the recorder is closed"
         record = {key: _scalar(value) for key, value in record.items()}
-        line = (strict_json(record) + "\n").encode()
+        self._append((strict_json(record) + "\n").encode())
+        for sink in self._sinks:
+            self._guard(sink, "log", dict(record))
+
+    def _append(self, lines: bytes) -> None:
+        assert self._file is not None
         try:
-            written = os.write(self._file, line)  # one call, so that a kill leaves a whole line or none
-            while written < len(line):  # a nearly full disk takes a part; the next call says why
-                written += os.write(self._file, line[written:])
+            written = os.write(self._file, lines)  # one call, so that a kill leaves a whole line or none
+            while written < len(lines):  # a nearly full disk takes a part; the next call says why
+                written += os.write(self._file, lines[written:])
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._file, self._size)
             raise RunError(f"cannot append to {self._path}: {error.strerror}; the records before are whole") from None
-        self._size += len(line)
-        for sink in self._sinks:
-            self._guard(sink, "log", dict(record))
+        self._size += len(lines)
+
+    def write_again(self) -> None:
+        """Put the records so far back in their place after the file was deleted. Raises RunError."""
+        assert self._file is not None, "the recorder is closed"
+        content = b"".join(os.pread(self._file, CHUNK, at) for at in range(0, self._size, CHUNK))
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from None
+        os.close(self._file)
+        self._file, self._size = file, 0
+        self._append(content)
 
     def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
         """Hand the table and the PNG files of a probe to each sink; the run folder has them already."""
@@ -167,7 +183,7 @@ def _end_of_last_line(file: int) -> int:
     """The size of the file in bytes up to its last newline, read backwards."""
     end = os.fstat(file).st_size
     while end > 0:
-        start = max(0, end - 65536)
+        start = max(0, end - CHUNK)
         newline = os.pread(file, end - start, start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1

@@ -26,6 +26,7 @@ from locallearn.training.console import warn
 STATES = ("running", "done", "failed", "interrupted")
 NAME_LIMIT = 100  # characters, with room below the 255 bytes of file systems for what others append
 _SUFFIX_ROOM = 5
+_NEEDED = ("config.yaml", "overrides.yaml", "manifest.json")  # to go on with the run
 
 
 def safe_name(name: str) -> str:
@@ -65,6 +66,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._remembered: dict[str, bytes] = {}
 
     @classmethod
     def create(cls, out: Path, name: str, only: bool = False) -> RunFolder:
@@ -131,6 +133,33 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    @property
+    def locks(self) -> list[int]:
+        """The open file that is the lock, for processes that share it."""
+        return [] if self._lock is None else [self._lock]
+
+    def remember(self) -> None:
+        """Keep what is needed to go on with the run, for `made_again`."""
+        paths = [self.path / name for name in _NEEDED]
+        self._remembered = {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+    def made_again(self) -> bool:
+        """Make the folder again if somebody has deleted it, with what `remember` kept; whether it had to. Raises
+        RunError."""
+        if self.path.is_dir():
+            return False
+        try:
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(f"{self.path} was deleted, and cannot be made again: {error.strerror}") from None
+        if self._lock is not None:
+            self.release()
+            self.lock()
+        for name, content in self._remembered.items():
+            self.write_bytes(name, content)
+        self.status("running")
+        return True
 
     @property
     def name(self) -> str:

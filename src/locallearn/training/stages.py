@@ -69,7 +69,8 @@ def run_stages(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
     folder.status("running")
     try:
         with stop_signals() as stop, tempfile.TemporaryDirectory(prefix="locallearn-") as reasons:
-            code = launch(command, exp.runtime.processes, exp.runtime.replicas, reasons, lambda: stop.number)
+            size, replicas = exp.runtime.processes, exp.runtime.replicas
+            code = launch(command, size, replicas, reasons, lambda: stop.number, folder.locks)
     except RunError as error:
         folder.status("failed", reason=str(error))
         raise RunError(f"{error} (run folder: {folder.path}); go on with: locallearn resume {folder.path}") from error

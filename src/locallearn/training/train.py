@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import RunError
+from locallearn.errors import RunError, memory_ran_out
 from locallearn.models import BlockModel
 from locallearn.runtime.team import Alone, Team
 from locallearn.stopping import Interrupted
@@ -73,7 +73,7 @@ def train(
             copies = range(0, team.size, team.replicas)
             final = record | {name: sum(counts[rank][name] for rank in copies) for name in counts[0]}
             model = {name.removeprefix("model."): t for name, t in weights.items()}
-            save_file(checkpoint.distinct(model), folder.path / "model.safetensors")
+            folder.write_bytes("model.safetensors", to_bytes(checkpoint.distinct(model)))
             folder.write_json("summary.json", final)
             watch.draw(recorder)
             folder.status("done", epoch=record["epoch"], step=record["step"])
@@ -103,11 +103,13 @@ def _endings(folder: RunFolder, recorder: Recorder | None, console: Console, tea
     def ended(state: str, reason: str) -> None:
         if recorder is not None:
             if alone or state == "interrupted":
-                folder.status(state, reason=reason)
+                with suppress(RunError):  # the disk is full, or the folder gone; what ended the run is worth more
+                    folder.status(state, reason=reason)
             recorder.close(state, {})
 
     if recorder is not None:
         folder.status("running")
+        folder.remember()
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
@@ -121,7 +123,7 @@ def _endings(folder: RunFolder, recorder: Recorder | None, console: Console, tea
             raise
         raise RunError(f"{error} (run folder: {folder.path})") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = memory_ran_out(error) or f"{type(error).__name__}: {error}".splitlines()[0]
         log = "log.txt" if alone else f"log-{team.rank}.txt"
         with suppress(RunError):  # a full disk, or another machine; the reason itself is worth more
             folder.write_text(log, traceback.format_exc())
