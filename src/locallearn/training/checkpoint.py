@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from locallearn.errors import RunError, UserError
+from locallearn.training.run_folder import remove_orphans
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -49,7 +50,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     temporary = folder / f".tmp-{os.getpid()}-{target.name}"
     try:
         folder.mkdir(exist_ok=True)
-        _remove_orphans(folder)
+        remove_orphans(folder, _TEMPORARY)
         _check_space(folder, tensors)
         temporary.mkdir()
         save_file(distinct(tensors), temporary / _FILES[0])
@@ -116,14 +117,6 @@ def _committed(folder: Path) -> list[Path]:
         return []
     found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
-
-
-def _remove_orphans(folder: Path) -> None:
-    """Remove our own temporary folders whose process is gone."""
-    for path in folder.iterdir():
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_space(folder: Path, tensors: Mapping[str, Tensor]) -> None:

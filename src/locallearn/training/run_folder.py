@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from locallearn.training.console import warn
 STATES = ("running", "done", "failed", "interrupted")
 NAME_LIMIT = 100  # characters, with room below the 255 bytes of file systems for what others append
 _SUFFIX_ROOM = 5
+_TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
 _NEEDED = ("config.yaml", "overrides.yaml", "manifest.json")  # to go on with the run
 
 
@@ -54,6 +56,14 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a NumPy or torch scalar; on a GPU this synchronises
         return _plain(value.item())
     return str(value)
+
+
+def remove_orphans(folder: Path, pattern: re.Pattern[str]) -> None:
+    """Remove our own temporary files and folders, whose names give their process, once it is gone."""
+    for path in folder.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 class Busy(UserError):
@@ -133,6 +143,11 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def tidy(self) -> None:
+        """Remove what killed processes have left half written."""
+        for folder in (self.path, *self.path.glob("probes/*")):
+            remove_orphans(folder, _TEMPORARY)
 
     @property
     def locks(self) -> list[int]:

@@ -132,6 +132,7 @@ def _old_run(
 ) -> tuple[RunFolder, Learner, Data, checkpoint.Checkpoint | None]:
     """Lock the folder of an earlier run, and put it back to its newest checkpoint."""
     folder.lock()
+    folder.tidy()
     saved = checkpoint.newest(folder.path / "checkpoints", warn)
     learner, data = prepare(exp, ranges(known["cut"]))
     stages = divide(exp, learner, data.batch(exp.settings.batch_size))
