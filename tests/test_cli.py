@@ -155,6 +155,24 @@ def test_doctor_describes_the_data(capsys):
     assert "1294 training, 144 validation, 359 test" in out
 
 
+ABSENT = """
+import sys
+for name in ("torchvision", "matplotlib", "wandb", "timm", "torch_geometric", "tensorboard", "optuna"):
+    sys.modules[name] = None
+from locallearn.cli import entry
+entry()
+"""
+
+
+@pytest.mark.fault("F30")
+def test_a_run_needs_only_the_packages_that_it_uses(tmp_path):
+    """Training, saving and the table at the end without the packages of pictures, trackers and other models."""
+    command = [sys.executable, "-c", ABSENT, "max_steps=3", "model=mlp", "model.width=16", f"out={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/summary.json"))) == 1
+
+
 def test_help_and_list_do_not_import_torch():
     """And so answer at once; the time is printed, not judged."""
     for words in (["--help"], ["list"], ["list", "strategies"]):

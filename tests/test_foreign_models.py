@@ -336,6 +336,7 @@ def test_timm_builder():
         timm_model((3, 32, 32), 10, name="resnet81")
 
 
+@pytest.mark.fault("F30")
 def test_absent_timm_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError) as error:

@@ -47,6 +47,7 @@ def finished(request, tmp_path_factory) -> tuple[int, Path]:
 @pytest.mark.parametrize(
     ("name", "micro_batches", "staleness"), [(name, *setting) for name in sorted(FILES) for setting in settings(name)]
 )
+@pytest.mark.fault("R6")
 def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, staleness, finished):
     world, folder = finished
     threads = torch.get_num_threads()

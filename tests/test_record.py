@@ -47,6 +47,7 @@ def test_scalars_of_other_libraries_are_numbers(folder: RunFolder) -> None:
     assert folder.read_metrics() == [{"step": 3, "a": 0.5, "b": 0.25}]
 
 
+@pytest.mark.fault("F1")
 def test_a_torn_last_line_is_cut_off_at_open(folder: RunFolder) -> None:
     folder.metrics_path.write_text('{"step": 1}\n' + '{"a": "' + "x" * 200_000)
     Recorder(folder).log({"step": 2})
@@ -71,6 +72,7 @@ except RunError as error:
 """
 
 
+@pytest.mark.fault("F10", "R8")
 def test_a_full_disk_is_one_sentence_and_leaves_whole_lines(folder: RunFolder) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(folder.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -83,6 +85,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_lines(folder: RunFolder) -
     assert [r["step"] for r in folder.read_metrics()] == list(range(content.count(b"\n")))
 
 
+@pytest.mark.fault("F10", "R8")
 def test_no_space_left_is_a_run_error(folder: RunFolder) -> None:
     recorder = Recorder(folder)
     full = os.open("/dev/full", os.O_RDWR)
@@ -118,6 +121,7 @@ class GoodSink(BadSink):
         self.got.append((status, summary))
 
 
+@pytest.mark.fault("F21", "R9")
 def test_a_raising_sink_warns_once_and_is_then_left_alone(
     folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +199,7 @@ def test_tensorboard_gets_the_numbers(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+@pytest.mark.fault("F30", "F21")
 def test_an_absent_package_is_one_sentence_before_anything_is_written(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +249,7 @@ def show(and_then: str = "", **kwargs: Any) -> subprocess.CompletedProcess[bytes
     )
 
 
+@pytest.mark.fault("F28")
 def test_without_a_terminal_it_is_plain_lines() -> None:
     done = show(stdout=subprocess.PIPE, env={**os.environ, "COLUMNS": "0"})
     assert (done.returncode, done.stderr) == (0, b"warning: careful\nalive\n")
@@ -262,6 +268,7 @@ def test_without_a_terminal_it_is_plain_lines() -> None:
 
 
 @pytest.mark.parametrize("columns", [None, "0", "40"])
+@pytest.mark.fault("F28")
 def test_on_a_terminal_there_is_a_bar(columns: str | None) -> None:
     master, slave = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"TERM": "xterm"}
@@ -288,6 +295,7 @@ def test_on_a_terminal_there_is_a_bar(columns: str | None) -> None:
     assert seen.endswith(b"/tmp/" + b"long/" * 60 + b"run\r\n")
 
 
+@pytest.mark.fault("F28")
 def test_a_broken_or_full_or_closed_stdout_does_not_stop_training() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -302,6 +310,7 @@ def test_a_broken_or_full_or_closed_stdout_does_not_stop_training() -> None:
     assert (done.returncode, done.stderr) == (0, b"warning: careful\nalive\n")
 
 
+@pytest.mark.fault("F28")
 def test_a_terminal_that_goes_away_does_not_stop_training() -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -314,6 +323,7 @@ def test_a_terminal_that_goes_away_does_not_stop_training() -> None:
     assert (process.returncode, err) == (0, b"warning: careful\nalive\n")
 
 
+@pytest.mark.fault("F27")
 def test_other_encodings_get_escapes() -> None:
     code = "from locallearn.training.console import Console; Console().line('é'); Console().line('b')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

@@ -90,6 +90,7 @@ LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("backprop", "gre
 
 
 @pytest.mark.parametrize("strategy", ["dgl", *LONG])
+@pytest.mark.fault("F1", "R1")
 def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
     """Killed twice at random moments, the second time while it resumes."""
     reference = whole(tmp_path / "whole", f"strategy={strategy}")
@@ -113,8 +114,13 @@ def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((signal.SIGINT, 130), (signal.SIGHUP, 129))),
+    ],
 )
+@pytest.mark.fault("F12", "R4")
 def test_a_signal_saves_and_leaves(number, code, tmp_path):
     process = start(tmp_path, "strategy=dgl", "checkpoint.every=14it")
     run = wait_for_steps(tmp_path, 14)
@@ -127,6 +133,7 @@ def test_a_signal_saves_and_leaves(number, code, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("F12")
 def test_a_second_interrupt_leaves_at_once(tmp_path):
     process = start(tmp_path, "strategy=dgl", "model.width=2000", "batch_size=1024", "checkpoint.every=1it")
     wait_for_steps(tmp_path, 1)
@@ -157,6 +164,7 @@ def copy_of(run: Path, tmp_path: Path) -> Path:
     "damage", ["flip", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("zero", "cut", "empty", "gone"))]
 )
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256SUMS"])
+@pytest.mark.fault("F3", "F5", "R3")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, stopped, tmp_path, capsys):
     run = copy_of(stopped, tmp_path)
     newest, second, *_ = sorted(run.glob("checkpoints/step-*"), reverse=True)
@@ -177,6 +185,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, 
     assert result.metrics["epoch"] == 6
 
 
+@pytest.mark.fault("F3", "R3")
 def test_all_checkpoints_damaged_is_refused(stopped, tmp_path):
     run = copy_of(stopped, tmp_path)
     for path in run.glob("checkpoints/step-*/state.json"):
@@ -187,6 +196,7 @@ def test_all_checkpoints_damaged_is_refused(stopped, tmp_path):
     assert ((run / "metrics.jsonl").read_bytes() if before else b"") == before
 
 
+@pytest.mark.fault("F4")
 def test_foreign_files_among_checkpoints_are_left_alone(stopped, tmp_path):
     run = copy_of(stopped, tmp_path)
     folder = run / "checkpoints"
@@ -198,6 +208,36 @@ def test_foreign_files_among_checkpoints_are_left_alone(stopped, tmp_path):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.fault("F6")
+def test_checkpoints_of_another_model_are_refused(stopped, tmp_path, record_property):
+    """Another width, another depth, other heads, another strategy; nothing of the run is changed by it."""
+    others = (["model.width=25"], ["model.depth=5"], ["auxiliary=mlp"], ["strategy=backprop"])
+    for number, words in enumerate(others):
+        run = copy_of(stopped, tmp_path / str(number))
+        shutil.rmtree(run / "checkpoints")
+        other = whole(tmp_path / f"other {number}", "strategy=dgl", *words, "max_steps=7")
+        shutil.copytree(other / "checkpoints", run / "checkpoints")
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+        with pytest.raises(UserError, match=r"the checkpoint does not fit this run: .*(is|expected|missing)"):
+            session.resume(run, [], quiet=True)
+        assert {path: path.read_bytes() for path in before} == before
+    record_property("injected", len(others))
+
+
+@pytest.mark.fault("F25")
+def test_what_changes_the_bits_is_said(stopped, tmp_path, capsys):
+    """Other threads, another processor, another torch: it goes on, and says that it is not the same run any more."""
+    run = copy_of(stopped, tmp_path)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest |= {"threads": 64, "device": "an abacus", "versions": {**manifest["versions"], "torch": "1.0"}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert session.resume(run, [], quiet=True).metrics["epoch"] == 6
+    error = capsys.readouterr().err
+    assert "warning: not bit-exact with the first part of the run: threads was 64, is 1; device was an abacus" in error
+    assert "torch was 1.0, is" in error
+
+
+@pytest.mark.fault("F8", "F23", "R7")
 def test_hostile_files_run_no_code(stopped, tmp_path):
     """A pickle named like a checkpoint, and a configuration that names os.system."""
     run = copy_of(stopped, tmp_path)
@@ -233,6 +273,7 @@ def test_load_gives_the_plain_model_with_the_same_logits(tmp_path, monkeypatch):
     assert not any("auxiliary" in name for name in load_file(result.run_dir / "model.safetensors"))
 
 
+@pytest.mark.fault("F16", "R10")
 def test_broken_weights_never_replace_a_good_checkpoint(tmp_path, monkeypatch):
     """A gradient that is not finite after a finite loss stops the run in that step; what was saved stays."""
     from locallearn.engine.block import TrainedBlock

@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path / "runs", "2026-11-20_23-40-12_dgl-vgg16-digits-s0")
 
 
+@pytest.mark.fault("F32")
 def test_simultaneous_starts_get_folders_of_their_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: RunFolder.create(tmp_path, "same"), range(16)))
@@ -45,15 +46,18 @@ def test_simultaneous_starts_get_folders_of_their_own(tmp_path: Path) -> None:
         ("x" * 300, "x" * 100),
     ],
 )
+@pytest.mark.fault("F27")
 def test_names_cannot_climb_or_hide(tmp_path: Path, name: str, expected: str) -> None:
     assert safe_name(name) == expected
     assert RunFolder.create(tmp_path / "runs", name).path.parent == tmp_path / "runs"
 
 
+@pytest.mark.fault("F27")
 def test_a_long_taken_name_stays_within_the_limit(tmp_path: Path) -> None:
     assert [len(RunFolder.create(tmp_path, "x" * 300).name) for _ in range(3)] == [100, 97, 97]
 
 
+@pytest.mark.fault("F11")
 def test_create_says_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="it is a file"):
@@ -74,6 +78,7 @@ def test_open_finds_only_run_folders(folder: RunFolder) -> None:
         RunFolder.open(folder.path / "no" / "such")
 
 
+@pytest.mark.fault("F32")
 def test_a_second_process_is_refused_by_pid_and_host_until_the_first_dies(folder: RunFolder) -> None:
     folder.release()
     first = subprocess.Popen([sys.executable, "-c", LOCKER, str(folder.path)], stdout=subprocess.PIPE, text=True)
@@ -89,6 +94,7 @@ def test_a_second_process_is_refused_by_pid_and_host_until_the_first_dies(folder
     folder.lock()  # a killed process leaves no lock behind
 
 
+@pytest.mark.fault("F32")
 def test_the_same_process_is_refused_too(folder: RunFolder) -> None:
     with pytest.raises(UserError, match=f"process {os.getpid()}"):
         RunFolder(folder.path).lock()
@@ -109,6 +115,7 @@ def test_json_is_strict() -> None:
     assert json.loads(text) == {"a": None, "b": [None, 1], "3": "x", "t": True}
 
 
+@pytest.mark.fault("F10", "R8")
 def test_a_failed_write_keeps_the_old_content_and_no_leftover(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +139,7 @@ def test_damaged_json_is_one_sentence(folder: RunFolder) -> None:
         folder.read_json("manifest.json")
 
 
+@pytest.mark.fault("F1")
 def test_truncate_drops_later_steps_and_a_torn_line(folder: RunFolder) -> None:
     lines = [json.dumps({"step": step, "train/loss": step / 7}) + "\n" for step in range(10)]
     folder.metrics_path.write_text("".join(lines) + '{"step": 3, "tr')
@@ -142,6 +150,7 @@ def test_truncate_drops_later_steps_and_a_torn_line(folder: RunFolder) -> None:
     assert folder.read_metrics() == []
 
 
+@pytest.mark.fault("F3")
 def test_no_metrics_is_none_and_damage_in_the_middle_is_named(folder: RunFolder) -> None:
     assert folder.read_metrics() == []
     assert folder.truncate_metrics(5) == 0

@@ -89,6 +89,7 @@ def serial(tmp_path_factory) -> dict[str, Path]:
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )
+@pytest.mark.fault("R6")
 def test_a_run_in_several_processes_is_the_same_run(which, settings, serial, tmp_path):
     """Weights, optimizer states, every number of every epoch and probe."""
     found = run(tmp_path, "runtime=pipeline", *settings)
@@ -102,6 +103,7 @@ def test_a_run_in_several_processes_is_the_same_run(which, settings, serial, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.fault("R6")
 def test_torchrun(serial, tmp_path):
     found = run(tmp_path, "runtime=pipeline", "strategy=dgl", "probe=alignment", prefix=TORCHRUN)
     assert_equal(weights(serial["dgl"]), weights(found))
@@ -111,6 +113,7 @@ def test_torchrun(serial, tmp_path):
 
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.slow
+@pytest.mark.fault("R6", "R11")
 def test_replicas_are_micro_batches_elsewhere(stages, serial, tmp_path):
     settings = ["runtime=pipeline", f"runtime.stages={stages}", "runtime.replicas=2", *REPLICAS[:-1]]
     found = run(tmp_path, *settings)
@@ -121,6 +124,7 @@ def test_replicas_are_micro_batches_elsewhere(stages, serial, tmp_path):
 
 @pytest.mark.parametrize("changes", [["runtime=serial"], ["runtime.stages=3"]])
 @pytest.mark.slow
+@pytest.mark.fault("F26", "R6")
 def test_a_stopped_pipeline_goes_on_with_any_number_of_stages(changes, serial, tmp_path):
     settings = ["runtime=pipeline", "strategy=dgl", "probe=alignment", "checkpoint.every=5it", "checkpoint.keep=9"]
     started = subprocess.Popen(command(tmp_path, *settings), env=environment(), stderr=subprocess.PIPE, text=True)

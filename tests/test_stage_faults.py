@@ -122,6 +122,7 @@ def undisturbed(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.fault("F13", "R5")
 def test_a_killed_stage_ends_the_run(stage, running, undisturbed):
     """kill -9 of the first, a middle and the last stage; what is left goes on to the same bits."""
     run = running()
@@ -132,6 +133,7 @@ def test_a_killed_stage_ends_the_run(stage, running, undisturbed):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("F13", "R5")
 def test_a_replica_that_dies_is_named(running):
     run = running("runtime=pipeline", "runtime.stages=2", "runtime.replicas=2")
     run.hit(3, signal.SIGKILL, "stage 1 of 2, replica 1 was ended by SIGKILL")
@@ -139,12 +141,14 @@ def test_a_replica_that_dies_is_named(running):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.fault("F13", "R5")
 def test_a_stage_that_stops_answering_ends_the_run(stage, running):
     run = running()
     run.hit(stage, signal.SIGSTOP, f"stage {stage} has not answered for 20 seconds")
 
 
 @pytest.mark.parametrize("block", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.fault("F13")
 def test_an_exception_in_one_stage(block, running, tmp_path):
     folder = tmp_path / "mine" / "strategy"
     folder.mkdir(parents=True)
@@ -158,6 +162,7 @@ def test_an_exception_in_one_stage(block, running, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("F15", "R5")
 def test_stages_end_with_the_process_that_started_them(running):
     run = running()
     run.wait_for_checkpoint()
@@ -170,6 +175,7 @@ def test_stages_end_with_the_process_that_started_them(running):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("F13", "R5")
 def test_torchrun_ends_when_a_process_dies(tmp_path):
     out = tmp_path / "runs"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3"]
@@ -188,6 +194,61 @@ def test_torchrun_ends_when_a_process_dies(tmp_path):
     assert json.loads((next(out.iterdir()) / "status.json").read_text())["state"] in ("failed", "interrupted")
 
 
+ALONE = """
+import sys
+from locallearn.runtime import world
+world.START_SECONDS = 5.0
+from locallearn.cli import entry
+entry()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F14")
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_stage_that_never_comes(rank, tmp_path):
+    """One process of two, with five seconds instead of five minutes to meet the other."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29317", "WORLD_SIZE": "2", "RANK": rank}
+    words = [*SETTINGS, "runtime=pipeline", "runtime.stages=2", f"out={tmp_path / 'runs'}"]
+    command = [sys.executable, "-c", ALONE, *words]
+    done = subprocess.run(command, env={**os.environ, **meeting}, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "locallearn: the stages did not meet within 5 seconds" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F14")
+def test_two_pipelines_at_once(undisturbed, tmp_path):
+    out = tmp_path / "runs"
+    words = [*SETTINGS, "runtime=pipeline", "runtime.stages=2", f"out={out}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([sys.executable, "-m", "locallearn", *words], env=environment) for _ in range(2)]
+    assert [process.wait(250) for process in both] == [0, 0]
+    theirs = load_file(undisturbed / "model.safetensors")
+    for folder in out.iterdir():
+        ours = load_file(folder / "model.safetensors")
+        assert all(ours[name].equal(t) for name, t in theirs.items())
+    assert len(list(out.iterdir())) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F15", "F32")
+def test_a_run_belongs_to_its_stages_until_they_have_ended(running, capsys):
+    """The process that started them is killed while one of them hangs: nobody else may write there meanwhile."""
+    run = running()
+    run.wait_for_checkpoint()
+    lowest = run.stages()[0]
+    os.kill(lowest, signal.SIGSTOP)
+    run.process.kill()
+    run.process.wait()
+    assert main(["resume", str(run.folder)]) == 2
+    assert "is being written by process" in capsys.readouterr().err
+    os.kill(lowest, signal.SIGKILL)
+
+
+@pytest.mark.fault("F12")
 def test_a_signal_before_a_stage_can_listen_is_no_failure(tmp_path):
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     assert launch(command, 2, 1, str(tmp_path), lambda: signal.SIGTERM) == 128 + signal.SIGTERM

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from locallearn.auxiliary import MLP
 from locallearn.compose import choices, header
 from locallearn.config.targets import instantiate
-from locallearn.contract import Route, Strategy
+from locallearn.contract import Route, Send, Strategy
 from locallearn.engine import SGD, assemble
 from locallearn.engine.assemble import check_ownership
 from locallearn.engine.block import TrainedBlock
@@ -91,6 +91,7 @@ def test_one_block_is_backprop(alone, dropout):
     assert_same(ours.model, truth.model)
 
 
+@pytest.mark.fault("F24")
 def test_every_parameter_has_one_owner(name):
     learner = tiny_learner(make(name), total_steps=4)
     check_ownership(learner)
@@ -154,6 +155,7 @@ def test_inputs_collect_gradients_only_where_feedback_is_owed(name):
     assert all(wanted == (answers and k > 0) for k, wanted in wants.items())
 
 
+@pytest.mark.fault("F24")
 def test_gradients_of_a_block_stay_in_the_block(name, monkeypatch):
     strategy = make(name)
     learner = tiny_learner(strategy, tiny_model(dropout=0.2), total_steps=4)
@@ -197,6 +199,7 @@ def test_what_lies_above_does_not_matter(name):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.fault("R1")
 def test_resume_is_exact(name, stop):
     """Train 6 = train some, put the state into a fresh learner, train the rest."""
     batches, model = tiny_batches(6), tiny_model(dropout=0.3)
@@ -219,6 +222,7 @@ def test_resume_is_exact(name, stop):
     assert all(torch.equal(t, ours[k]) for k, t in whole.state().items())
 
 
+@pytest.mark.fault("F6")
 def test_a_state_that_does_not_fit_is_refused(name):
     learner = tiny_learner(make(name), total_steps=4)
     state = {k: v.clone() for k, v in learner.state().items()}
@@ -230,6 +234,7 @@ def test_a_state_that_does_not_fit_is_refused(name):
     assert all(torch.equal(v, before[k]) for k, v in learner.state().items()), "half loaded"
 
 
+@pytest.mark.fault("R6")
 def test_same_seed_same_bits_other_seed_others(name):
     def train(seed):
         learner = tiny_learner(make(name), tiny_model(dropout=0.3), total_steps=4, seed=seed)
@@ -242,6 +247,20 @@ def test_same_seed_same_bits_other_seed_others(name):
         assert_same(train(1), train(2))
 
 
+@pytest.mark.fault("F24")
+@pytest.mark.parametrize(("times", "said"), [(0, "step never yielded"), (2, "step yielded twice")])
+def test_a_strategy_yields_exactly_once(times, said):
+    @dataclasses.dataclass(frozen=True)
+    class Odd(Backprop):
+        def step(self, block, packet):
+            for _ in range(times):
+                yield Send(packet.at(block.layers(packet.h)))
+            return None
+
+    with pytest.raises(AssertionError, match=f"{said}; it must yield exactly once"):
+        tiny_learner(Odd()).learn(*tiny_batches(1)[0])
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_precisions(name, precision):
     learner = tiny_learner(make(name), precision=precision, channels_last=True, total_steps=4)
@@ -251,6 +270,7 @@ def test_precisions(name, precision):
     assert all(torch.isfinite(p).all() for _, p in learner.parameters())
 
 
+@pytest.mark.fault("F16", "R10")
 def test_a_broken_loss_stops_the_run_before_it_teaches(name):
     learner = tiny_learner(make(name), total_steps=4)
     batches = tiny_batches(2)

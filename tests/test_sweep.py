@@ -101,6 +101,7 @@ def test_what_a_run_is_and_where_it_is():
         (["x=" + "y" * 300], ("x-" + "y" * 300)[:80]),
     ],
 )
+@pytest.mark.fault("F27")
 def test_names_with_special_characters(differs, name, tmp_path):
     path = sweep.place("out", differs, config())
     assert path.parent == Path("out")
@@ -108,6 +109,7 @@ def test_names_with_special_characters(differs, name, tmp_path):
     assert RunFolder.create(tmp_path, path.name, only=True).name == path.name, "the folder has another name"
 
 
+@pytest.mark.fault("F29")
 def test_a_failing_job_is_shown_and_the_others_go_on(capsys):
     command = ["-m", "strategy=dgl", *SMALL, "optim.lr=0.01,1e30,0.02", "optim.schedule=constant"]
     code, out, err = run(*command, capsys=capsys)
@@ -124,6 +126,7 @@ def test_a_failing_job_is_shown_and_the_others_go_on(capsys):
     assert state(hidden) == "failed", "the first attempt is lost"
 
 
+@pytest.mark.fault("F29")
 def test_a_job_that_means_nothing_is_its_own_failure(capsys):
     code, out, err = run("-m", "optim.lr=0.01,abc", *SMALL, capsys=capsys)
     assert code == 2
@@ -135,6 +138,7 @@ def test_a_job_that_means_nothing_is_its_own_failure(capsys):
     assert "1 done before, 1 failed" in out
 
 
+@pytest.mark.fault("F29")
 def test_fail_fast_begins_no_other(capsys):
     code, out, _ = run("-m", *SMALL, "seed=0,1", "optim.lr=1e30,0.01", "sweep.fail_fast=true", capsys=capsys)
     assert code == 1
@@ -248,6 +252,7 @@ def make(seed: int) -> tuple[sweep.Experiment, Path]:
     return exp, sweep.place("runs", [f"seed={seed}"], exp.config)
 
 
+@pytest.mark.fault("F32")
 def test_a_run_that_another_process_writes_is_left_to_it(capsys):
     exp, path = make(0)
     other = RunFolder.create(Path("runs"), path.name)  # begun, and nothing written yet
@@ -260,6 +265,7 @@ def test_a_run_that_another_process_writes_is_left_to_it(capsys):
     assert 0 < numbers["validation/accuracy"] <= 1
 
 
+@pytest.mark.fault("F32")
 def test_a_run_that_another_process_begins_meanwhile_is_left_to_it(monkeypatch):
     exp, path = make(0)
     start = sweep.session.start
@@ -267,6 +273,7 @@ def test_a_run_that_another_process_begins_meanwhile_is_left_to_it(monkeypatch):
     assert sweep.run(exp, path) == ("busy", {})
 
 
+@pytest.mark.fault("F29")
 def test_an_interrupted_run_is_resumed_to_the_same_bits(monkeypatch):
     exp, path = make(0)
     sweep.run(exp, path)
@@ -304,6 +311,7 @@ LONG = ["strategy=dgl", "seed=0,1,2", *SMALL[:-3], "epochs=60", "batch_size=32",
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.fault("F29")
 def test_stopped_half_way_and_started_again(number, capsys):
     process = begin("-m", *LONG)
     wait_for(lambda: len(folders()) == 2 and list(folders()[1].glob("checkpoints/[!.]*")))
@@ -324,6 +332,7 @@ def test_stopped_half_way_and_started_again(number, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("F32")
 def test_two_shells_share_a_sweep():
     both = [begin("-m", *LONG) for _ in range(2)]
     ends = [process.communicate(timeout=250) for process in both]

@@ -173,6 +173,7 @@ def child_pid(recorder: Recorder) -> int:
     return int(recorder._sinks[0]._child._process.pid)  # type: ignore[attr-defined]
 
 
+@pytest.mark.fault("F21", "R9")
 def test_without_a_key_it_is_offline_and_wandb_reads_it_back(
     folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +231,7 @@ def test_how_the_run_ended_is_told(folder: RunFolder, status: str, code: int) ->
     assert (run["state"], run["exit_code"]) == ("failed", code)
 
 
+@pytest.mark.fault("F21")
 def test_offline_opens_no_socket_to_the_server(folder: RunFolder, server: Server) -> None:
     recorder = recorder_for(folder, "offline")
     train(recorder)
@@ -238,6 +240,7 @@ def test_offline_opens_no_socket_to_the_server(folder: RunFolder, server: Server
     assert mode_of(folder) == "offline"
 
 
+@pytest.mark.fault("R7")
 def test_online_with_two_runs_in_one_process(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +270,7 @@ def test_online_with_two_runs_in_one_process(
 
 
 @pytest.mark.parametrize("mode", ["401", *SLOW])
+@pytest.mark.fault("F21", "R9")
 def test_a_server_that_refuses_fails_or_is_slow_means_offline(
     folder: RunFolder, server: Server, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +290,7 @@ def test_a_server_that_refuses_fails_or_is_slow_means_offline(
 
 
 @pytest.mark.slow
+@pytest.mark.fault("F21", "R9")
 def test_a_key_without_a_network_means_offline(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)  # the address of `clean` refuses connections
     recorder = recorder_for(folder, "online")
@@ -296,6 +301,7 @@ def test_a_key_without_a_network_means_offline(folder: RunFolder, monkeypatch: p
 
 
 @pytest.mark.parametrize("mode", ["gone", *SLOW])
+@pytest.mark.fault("F21", "R9")
 def test_a_server_that_vanishes_half_way_is_given_up_at_the_limit(
     folder: RunFolder, server: Server, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +323,7 @@ def test_a_server_that_vanishes_half_way_is_given_up_at_the_limit(
     assert json.loads(inspect(path, "--summary"))["step"] == STEPS  # nothing is lost: it can be uploaded later
 
 
+@pytest.mark.fault("F21", "R9")
 def test_a_process_that_dies_is_one_warning(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     recorder = recorder_for(folder, "offline")
     wait_until(lambda: mode_of(folder))
@@ -327,6 +334,7 @@ def test_a_process_that_dies_is_one_warning(folder: RunFolder, capsys: pytest.Ca
     assert capsys.readouterr().err.count("warning: W&B: ") == 1
 
 
+@pytest.mark.fault("F21", "R9")
 def test_a_process_that_hangs_never_blocks_and_is_killed(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,6 +354,7 @@ def test_a_process_that_hangs_never_blocks_and_is_killed(
 
 
 @pytest.mark.slow
+@pytest.mark.fault("F21", "R9")
 def test_a_process_that_hangs_at_the_start_is_replaced_by_an_offline_one(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +390,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.fault("F21", "F1")
 def test_a_killed_training_ends_the_run_as_failed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -31,12 +31,14 @@ def memory_ran_out(error: BaseException) -> str | None:
     """What to say if an exception means that memory ran out; None for any other. PyTorch has a class of its own for
     GPUs, and on the CPU a plain RuntimeError."""
     text = " ".join(str(error).split())
-    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
-        if "can't allocate memory" not in text and "not enough memory" not in text:
-            return None
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not named and "can't allocate memory" not in text and "not enough memory" not in text:
+        return None
     asked = re.search(r"tried to allocate ([\d.,]+ ?\w+)", text, re.IGNORECASE)
     wanted = f" (the last request was for {asked[1]})" if asked else ""
-    return f"memory ran out{wanted}; lower batch_size, or raise micro_batches, which halves what a step holds if doubled"
+    return (
+        f"memory ran out{wanted}; lower batch_size, or raise micro_batches, which halves what a step holds if doubled"
+    )
 
 
 def in_one_line(error: Exception) -> str:

@@ -27,8 +27,8 @@ class StopRequest:
 
 @contextmanager
 def stop_signals(say: bool = True) -> Iterator[StopRequest]:
-    """SIGINT, SIGTERM and SIGHUP (which `nohup` has switched off) ask for a stop after the running step, which is said on
-    the terminal unless another process does; a second one takes its usual, immediate effect."""
+    """SIGINT, SIGTERM and SIGHUP (unless `nohup` has switched it off) ask for a stop after the running step, which is
+    said on the terminal unless another process does; a second one takes its usual, immediate effect."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -175,7 +175,9 @@ class Stage:
             block.reseed("forward")
             generator = self.strategy.step(block, packet)
             with self._stashed(i), self.autocast():
-                send = next(generator)
+                send = next(generator, None)
+            if send is None:
+                raise AssertionError(f"{type(self.strategy).__name__}.step never yielded; it must yield exactly once")
             packet = send.ahead.detach()
             back = send.back
             del send  # it may hold the graph, which must be gone before the next block runs
