@@ -5,7 +5,6 @@ Whatever happens, `metrics.jsonl` is complete, `log` returns at once and `close`
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import signal
@@ -14,11 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+from bench.wandb_server import Server
 
 from locallearn.figures import panels, save
 from locallearn.training import wandb_process, wandb_sink
@@ -28,63 +30,6 @@ from locallearn.training.run_folder import RunFolder
 KEY = "0123456789abcdef0123456789abcdef01234567"
 STEPS = 200
 SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("500", "slow")]
-
-
-class Server(ThreadingHTTPServer):
-    """A W&B server that answers by `mode`: ok, 401, 500, slow (15 s)."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.mode = "ok"
-        self.requests: list[tuple[str, str]] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is what these tests are about."""
-
-    def bodies(self, part: str) -> str:
-        return "\n".join(body for path, body in self.requests if part in path)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        text = body.decode(errors="replace")
-        self.server.requests.append((self.path, text))
-        if self.server.mode == "slow":
-            time.sleep(15)
-        code = int(self.server.mode) if self.server.mode.isdigit() else 200
-        content = json.dumps(graphql(text, self.server.url) if self.path == "/graphql" and code == 200 else {}).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_PUT = answer
-
-
-def graphql(text: str, url: str) -> dict[str, Any]:
-    query = json.loads(text)
-    name = query["variables"].get("name", "x")
-    if "upsertBucket" in query["query"]:
-        project = {"id": "p", "name": "locallearn", "entity": {"id": "e", "name": "me"}}
-        bucket = {"id": "b", "name": name, "displayName": name, "config": "{}", "historyLineCount": 0}
-        return {"data": {"upsertBucket": {"inserted": True, "bucket": {**bucket, "project": project}}}}
-    if "createRunFiles" in query["query"]:
-        files = [{"name": n, "uploadUrl": f"{url}/upload/{n}"} for n in query["variables"]["files"]]
-        return {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}}
-    return {"data": {}}
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,7 @@ GOALS = {
     "P14": Goal("process start to the end of the first vgg16 step", True, 5.0, "s"),
     "P15 dni": Goal("dni in the 2-stage pipeline against serial, speed", False, 1.60),
     "P15 loco": Goal("loco in the 2-stage pipeline against serial, speed", False, 1.60),
+    "P16": Goal("training with W&B / without, time; every record is in metrics.jsonl", True, 1.02),
 }
 
 

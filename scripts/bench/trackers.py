@@ -1,0 +1,87 @@
+"""P16: the speed of training while W&B's server answers, is not there, refuses, fails, is slow, or dies half way."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.goals import Report
+from bench.loop import BATCH
+from bench.method import Bench, Sample, between, mark
+from locallearn import api
+from locallearn.training import wandb_sink
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+NOBODY = "http://127.0.0.1:9"  # refuses every connection
+SERVERS = {
+    "answers": "ok",
+    "refuses the key": "401",
+    "fails": "500",
+    "answers after 15 s": "slow",
+    "dies half way": "ok",
+}
+EPOCHS = 12
+HALF_WAY = 6.0  # seconds from the start of a run
+CLOSING_SECONDS = 3.0  # instead of 30: the end of a run is not measured here
+
+
+def measure(bench: Bench, report: Report) -> None:
+    """Runs of some 12 seconds with a record each second, with and without W&B; and whether their metrics are whole."""
+    wandb_sink.FINISH_SECONDS = CLOSING_SECONDS
+    with tempfile.TemporaryDirectory(prefix="locallearn-bench-") as folder:
+        variants = {"none": lambda: _run(bench, folder, None)}
+        variants["has no network"] = lambda: _run(bench, folder, NOBODY)
+        for name, mode in SERVERS.items():
+            variants[name] = lambda name=name, mode=mode: _served(bench, folder, name, mode)
+        found = bench.run(variants, bench.rounds(), warm=False)
+    for name in list(variants)[1:]:
+        report.add(
+            "P16", f"W&B's server {name}", bench.ratio(found[name], found["none"]), "the rounds differ by as much"
+        )
+
+
+def _served(bench: Bench, folder: str, name: str, mode: str) -> Sample:
+    with _server(mode) as (url, process):
+        timer = threading.Timer(HALF_WAY, process.kill)
+        if name == "dies half way":
+            timer.start()
+        try:
+            return _run(bench, folder, url)
+        finally:
+            timer.cancel()
+
+
+@contextmanager
+def _server(mode: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    command = [sys.executable, "-m", "bench.wandb_server", mode]
+    here = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip(), process
+        finally:
+            process.kill()
+
+
+def _run(bench: Bench, folder: str, url: str | None) -> Sample:
+    """Seconds per step: the median over the epochs of one run."""
+    settings: dict[str, Any] = {"model": "mlp", "model.width": 320, "data": "synthetic", "data.size": 8, "threads": 1}
+    settings |= {"data.images": 1280 if bench.quick else 64_000, "batch_size": BATCH, "auxiliary": "linear"}
+    settings |= {"epochs": EPOCHS, "checkpoint.every": "never", "out": folder, "evaluate_every": EPOCHS}
+    if url is not None:
+        os.environ |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY}
+        settings["record"] = "wandb"
+    start = mark(bench.pids)
+    result = api.train(quiet=True, **settings)
+    foreign = between(start, mark(bench.pids)).foreign
+    if len(result.history) != EPOCHS:
+        raise AssertionError(f"{len(result.history)} of {EPOCHS} records")
+    return Sample(statistics.median(BATCH / record["images_per_second"] for record in result.history), foreign)
