@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 # Parallel test workers take one thread each: two torch threads on a busy core are several times slower than one.
+FAULTS := .pytest_cache/faults.xml
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help install run test test-all lint bench clean
+.PHONY: help install run test test-all test-faults lint bench clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -23,8 +24,11 @@ run: $(READY)  ## the main job: DGL on VGG-16, embedded data, no account, no dow
 test: $(READY)  ## the tests, without the long ones
 	$(TEST) -m "not slow"
 
-test-all: $(READY)  ## all tests
-	$(TEST)
+test-all: test-faults  ## all tests
+	$(TEST) -m "not fault"
+
+test-faults: $(READY)  ## inject every fault, and write the tables of docs/reliability.md
+	$(TEST) -m fault --junitxml $(FAULTS); status=$$?; $(BIN)/python scripts/reliability.py $(FAULTS) && exit $$status
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check --no-cache .
