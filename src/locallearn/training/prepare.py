@@ -34,6 +34,8 @@ def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None =
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)
+    if cut is not None and cut[-1].stop != len(model.units):
+        raise UserError(f"the run was cut into blocks of {cut[-1].stop} units, but its model has {len(model.units)}")
     learner = assemble(
         model,
         exp.strategy,

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from locallearn import stored
 from locallearn.errors import RunError, UserError, did_you_mean
 from locallearn.training.console import warn
 
@@ -148,10 +149,10 @@ class RunFolder:
         """Replace the file `name` by `obj` as strict JSON (see `strict_json`). Raises RunError as `write_text`."""
         self.write_text(name, strict_json(obj, indent=2) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file. Raises UserError if it is missing or damaged."""
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file. Raises UserError if it is missing or damaged."""
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            return stored.mapping(self.path / name)
         except FileNotFoundError:
             raise UserError(f"the run folder {self.path} has no {name}") from None
         except (OSError, ValueError) as error:
@@ -187,20 +188,19 @@ class RunFolder:
     def _lines(self, name: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
         path = self.path / name
         try:
-            lines = path.read_bytes().splitlines(keepends=True)
+            lines = stored.read_bytes(path, stored.RECORDS_BYTES).splitlines(keepends=True)
         except FileNotFoundError:
             return
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(f"cannot read {path}: {error}") from None
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise UserError(f"{path} is damaged in line {number}: not a JSON object")
+            record = stored.record(line)
+            if record is None:
+                raise UserError(f"{path} is damaged in line {number}: not a JSON object of numbers and texts")
             yield line, record
 
     def write_bytes(self, name: str, content: bytes) -> None:
