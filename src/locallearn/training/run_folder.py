@@ -15,6 +15,7 @@ import math
 import os
 import re
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,20 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a NumPy or torch scalar; on a GPU this synchronises
         return _plain(value.item())
     return str(value)
+
+
+def _refuse_ways_out(folder: Path) -> None:
+    """A run folder may come from a stranger: what is written into it must not end up elsewhere. W&B's own folder has
+    links into its cache, and nothing of ours is written there."""
+    for here, below, files in os.walk(folder):
+        for path in (Path(here, name) for name in (*below, *files)):
+            kind = stat.S_IFMT(path.lstat().st_mode)
+            true = os.path.realpath(path)
+            if kind == stat.S_IFLNK and os.path.commonpath([true, os.path.realpath(folder)]) != str(folder.resolve()):
+                raise UserError(f"{path} is a link out of the run folder, to {true}: put there what it leads to")
+            if kind not in (stat.S_IFLNK, stat.S_IFREG, stat.S_IFDIR):
+                raise UserError(f"{path} is neither a file nor a folder: take it out of the run folder")
+        below[:] = [name for name in below if name != "wandb"]
 
 
 class Busy(UserError):
@@ -111,8 +126,9 @@ class RunFolder:
         """Refuse a second writer until this process ends or calls `release`. Raises UserError naming the first one."""
         if self._lock is not None:
             return
+        _refuse_ways_out(self.path)
         try:
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise UserError(f"cannot write into the run folder {self.path}: {error.strerror}") from None
         try:
