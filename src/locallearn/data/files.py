@@ -19,10 +19,11 @@ def checked_root(name: str, root: Path) -> Path:
         reason = "it is a file, not a folder"
     except FileNotFoundError:
         return root
-    except (OSError, ValueError) as error:  # below a file, a loop of links, not allowed, too long, a zero byte
+    except (OSError, ValueError) as error:  # below a file, a loop, not allowed, too long, a zero byte
         reason = getattr(error, "strerror", None) or str(error)
-    raise UserError(f"data={name}: {root} cannot be read ({reason}): set data.root or the environment's LOCALLEARN_DATA "
-                    "to the folder of the data")  # fmt: skip
+    raise UserError(
+        f"data={name}: {root} cannot be read ({reason}): set data.root or the environment's LOCALLEARN_DATA to a folder"
+    )
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class Folder(DataSource):
 
     def _store(self, files: list[Path], keep: bool) -> Store:
         stream = Stream(files, self.size, self.workers)
-        if not keep:
+        if not keep or not files:
             return stream
         samples = torch.empty(len(files), *stream.image, dtype=torch.uint8)
         for part, images in zip(samples.split(64), stream.take(torch.arange(len(files)), 64), strict=True):
