@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -24,6 +25,11 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not one of the known names of its kind."""
     known = sorted(known)
     return UserError(f"unknown {kind} {word!r}: {did_you_mean(word, known)}choose one of {', '.join(known)}")
+
+
+def printable(text: str) -> str:
+    """A text without the characters that a terminal obeys: parts of it may come from the files of a stranger."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", text)
 
 
 def in_one_line(error: Exception) -> str:

@@ -26,6 +26,8 @@ DEPTH = 50
 VALUES = 1_000_000
 """So many values may a file hold, those counted that a yaml alias repeats."""
 DIMENSIONS = 16
+TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+"""What a model and its optimizers are made of; not all of PyTorch works with the other types of safetensors."""
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # in C ten times as fast
@@ -86,7 +88,7 @@ def tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _check_header(file: Path) -> None:
-    """What the library takes and we do not: a header of 100 MB, a name twice, and a shape of many dimensions."""
+    """What the library takes and we do not: a header of 100 MB, a name twice, many dimensions, numbers of 4 bits."""
     if not file.is_file():  # else opening it may wait for ever
         raise FileNotFoundError(errno.ENOENT, "there is no such file", str(file))
     with file.open("rb") as stream:
@@ -97,10 +99,11 @@ def _check_header(file: Path) -> None:
         header = _json(stream.read(length).decode())
     if not isinstance(header, dict):
         raise ValueError("it has no header of safetensors")
+    header.pop("__metadata__", None)
     for name, entry in header.items():
-        shape = entry.get("shape", []) if isinstance(entry, dict) else None
-        if not isinstance(shape, list) or len(shape) > DIMENSIONS:
-            raise ValueError(f"the shape of {name[:100]!r} is none")
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if not isinstance(shape, list) or len(shape) > DIMENSIONS or entry.get("dtype") not in TYPES:
+            raise ValueError(f"the shape or the type of {name[:100]!r} is none of a model")
 
 
 def _json(text: str) -> Any:

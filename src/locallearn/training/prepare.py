@@ -36,7 +36,7 @@ def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None =
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)
     if cut is not None and cut[-1].stop != len(model.units):
-        raise UserError(f"the run was cut into blocks of {cut[-1].stop} units, but its model has {len(model.units)}")
+        raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
     learner = assemble(
         model,
         exp.strategy,
