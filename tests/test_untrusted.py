@@ -41,6 +41,10 @@ SMALL = ["strategy=dgl", "model=mlp", "model.width=8", "model.depth=2", "auxilia
 SMALL += ["batch_size=400", "checkpoint.every=1it", "checkpoint.keep=9"]
 
 
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def quietly(*arguments: str) -> tuple[int, str]:
     """A command line in this process: its exit code and what it said."""
     said = io.StringIO()
@@ -183,16 +187,16 @@ CHECKPOINT = "checkpoints/step-00000003"
     ("name", "commands"),
     [
         (f"{CHECKPOINT}/tensors.safetensors", ("evaluate", "probe")),
-        (f"{CHECKPOINT}/state.json", ("evaluate",)),
-        (f"{CHECKPOINT}/SHA256SUMS", ("evaluate",)),
+        slow(f"{CHECKPOINT}/state.json", ("evaluate",)),
+        slow(f"{CHECKPOINT}/SHA256SUMS", ("evaluate",)),
         ("model.safetensors", ("load", "repeat")),
         ("config.yaml", ("evaluate", "load", "report")),
-        ("manifest.json", ("evaluate", "compare")),
-        ("status.json", ("resume", "repeat", "report")),
-        ("summary.json", ("resume", "report")),
-        ("metrics.jsonl", ("resume", "report")),
-        ("overrides.yaml", ("report",)),
-        ("wandb.json", ("evaluate",)),
+        slow("manifest.json", ("evaluate", "compare")),
+        slow("status.json", ("resume", "repeat", "report")),
+        slow("summary.json", ("resume", "report")),
+        slow("metrics.jsonl", ("resume", "report")),
+        slow("overrides.yaml", ("report",)),
+        slow("wandb.json", ("evaluate",)),
     ],
 )
 def test_a_pickle_by_any_name_is_never_opened(name, commands, copied, tmp_path, record_property):
@@ -217,7 +221,7 @@ TARGETS = [
     *("locallearn.training.run_folder.os", "locallearn.training.wandb_sink.subprocess.Popen"),
     *("locallearn.training.wandb_sink.subprocess", "locallearn.config.targets.importlib.import_module"),
     *("locallearn.config.targets.instantiate", "locallearn.config.targets.resolve", "locallearn.api.train"),
-    *("locallearn.training.checkpoint.save", "locallearn.training.train.train", "locallearn.models.as_blocks"),
+    *("locallearn.training.checkpoint.save", "locallearn.training.train.train"),
     *("locallearn.__main__.entry", "locallearn.cli.entry", "locallearn.compose.Path", "locallearn.seeds.torch.load"),
     *("locallearn.contract.Strategy", "locallearn.data.DataSource", "locallearn.probes.Probe"),
     *("locallearnx.os.system", "locallearn", "locallearn.", ".locallearn.x", "locallearn..cli.os", "locallearn.cli."),
@@ -238,9 +242,7 @@ def test_only_our_own_classes_of_the_right_kind_are_reached(group, record_proper
 
 
 @pytest.mark.fault("F23", "R7")
-@pytest.mark.parametrize(
-    "target", ["os.system", "locallearn.training.run_folder.os.system", "torch.hub.load", "mine.X"]
-)
+@pytest.mark.parametrize("target", ["os.system", "mine.X", *map(slow, ("locallearn.cli.os.system", "torch.hub.load"))])
 def test_a_saved_target_is_refused_by_every_command(target, copied, stopped, tmp_path, record_property):
     """In every group, nested in an option, and with an `allow` of the stranger's own."""
     canary = tmp_path / "canary"
@@ -408,17 +410,17 @@ def test_a_newer_checkpoint_is_refused_by_its_version(command, stopped, tmp_path
     "change",
     [
         {"format": "1"},
-        {"format": None},
-        {"step": "2"},
+        slow({"format": None}),
+        slow({"step": "2"}),
         {"step": 7},
-        {"step": [2]},
-        {"epoch": {}},
-        {"offset": 1.5},
-        {"seconds": "soon"},
-        {"blocks": None},
+        slow({"step": [2]}),
+        slow({"epoch": {}}),
+        slow({"offset": 1.5}),
+        slow({"seconds": "soon"}),
+        slow({"blocks": None}),
         {"blocks": [1, 2]},
         {"blocks": [{"totals": [1.0], "predicts": True, "notes": {}}]},
-        {"more": 1},
+        slow({"more": 1}),
     ],
 )
 def test_a_forged_state_counts_as_damage(change, stopped):
@@ -433,19 +435,7 @@ def test_a_forged_state_counts_as_damage(change, stopped):
 
 
 MANIFESTS = {
-    "cut": [
-        "x",
-        None,
-        [],
-        [[0, 10**9]],
-        [[0]],
-        [[1, 2]],
-        [[0, 1], [2, 3]],
-        [[0, 0]],
-        [["0", "4"]],
-        {"a": 1},
-        [[0, 3.0]],
-    ],
+    "cut": ["x", None, [], [[0, 10**9]], [[0]], [[1, 2]], [[0, 1], [2, 3]], [[0, 0]], [["0", "4"]], [[0, 3.5]]],
     "image": ["x", [], [-1, 3], [10**9, 10**9], [1.5], None, [1, 1, 1, 1, 1], [True, 32, 32]],
     "classes": [None, "ab", [1, 2], {}, 3],
     "choices": [None, [], {"model": 3}, "x"],
@@ -479,23 +469,9 @@ def prepared(run: Path) -> None:
         prepare(saved_experiment(RunFolder.open(run), [])[0], ranges(known["cut"]))
 
 
-WEIRD: list[Any] = [
-    None,
-    "x",
-    "",
-    [],
-    {},
-    -1,
-    0,
-    True,
-    1e308,
-    -1e308,
-    float("nan"),
-    float("inf"),
-    [[0, 10**9]],
-    10**400,
-]
-WEIRD += [[[[[[[[[[]]]]]]]]], {"cut": "x"}, "\ud800", "\x1b[2J", ["x", None], 2**63, "9" * 400, "<script>", "=1+1"]
+WEIRD: list[Any] = [None, "x", "", [], {}, -1, 0, True, 1e308, -1e308, float("nan"), float("inf"), [[0, 10**9]]]
+WEIRD += [10**400, [[[[[[[[[]]]]]]]]], {"cut": "x"}, "\ud800", "\x1b[2J", ["x", None], 2**63, "9" * 400, "<b>", "=1+1"]
+NO_JSON = [b"", b"null", b"[]", b"\xff\xfe", b"{", b"[" * 100_000, b'{"a": 1' + b"0" * 5000 + b"}"]
 FILES = ["manifest.json", "status.json", "summary.json", "metrics.jsonl", "state.json", "config.yaml"]
 
 
@@ -522,9 +498,7 @@ def forge(run: Path, name: str, chance: random.Random) -> None:
     if not file.exists():
         return
     if chance.random() < 0.1:
-        file.write_bytes(
-            chance.choice([b"", b"null", b"[]", b"\xff\xfe", b"{", b"[" * 100_000, b'{"a": 1' + b"0" * 5000])
-        )
+        file.write_bytes(chance.choice(NO_JSON))
     elif name == "metrics.jsonl":
         lines = [json.dumps(mutated(json.loads(line), chance)) + "\n" for line in file.read_text().splitlines()]
         file.write_text("".join(lines))
@@ -548,8 +522,8 @@ def forged_everywhere(done: Path, seed: int, names: list[str]) -> None:
 
 
 @pytest.mark.fault("F3", "F22")
-@pytest.mark.parametrize("name", COMMANDS)
-@settings(max_examples=4, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize("name", ["resume", "load", "compare"])
+@settings(max_examples=3, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_forged_numbers_end_in_a_sentence(name, done, seed):
     forged_everywhere(done, seed, [name])
@@ -708,7 +682,7 @@ SPELLINGS = [
 
 
 @pytest.mark.fault("F23")
-@pytest.mark.parametrize("text", SPELLINGS)
+@pytest.mark.parametrize("text", [*SPELLINGS[:2], *map(slow, SPELLINGS[2:])])
 @pytest.mark.parametrize("place", ["project", "tags"])
 def test_no_variable_reaches_a_logged_field_by_any_spelling(place, text, secret, elsewhere, tmp_path, capsys):
     """In a yaml of the user's own, as a value and inside a list."""

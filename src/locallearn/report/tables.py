@@ -30,7 +30,7 @@ COSTS = {
     "auxiliary_share": "aux %",
 }
 """What a run costs, and the head of its column."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """What begins so is computed by a spreadsheet that opens a CSV."""
 Table = list[list[str]]
 
@@ -223,7 +223,7 @@ def _cell(value: object) -> object:
     """A value of a run folder, which no spreadsheet may take for a formula; a number stays one."""
     if value is None or isinstance(value, int | float):
         return value
-    text = str(value)
+    text = re.sub(r"[\r\n]+", " ", str(value)).strip()  # a line of its own would be a row of its own
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
