@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "src" / "locallearn"
-FOUNDATION = {"errors", "seeds", "coupling", "quiet"}
+FOUNDATION = {"errors", "seeds", "coupling", "quiet", "stored"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
     "coupling": set(),
     "quiet": set(),
+    "stored": set(),
     "contract": set(),
     "stopping": set(),
     "models": FOUNDATION,
@@ -23,7 +24,7 @@ MAY_IMPORT = {
     "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
     "engine": FOUNDATION | {"contract", "models"},
     "figures": {"errors"},
-    "report": {"errors", "figures", "compose", "config"},
+    "report": {"errors", "figures", "compose", "config", "stored"},
     "analysis": FOUNDATION | {"figures"},
     "probes": FOUNDATION | {"contract", "analysis", "data", "engine", "figures", "models"},
     "config": FOUNDATION
@@ -50,6 +51,7 @@ NO_TORCH_AT_IMPORT = [
     "listing.py",
     "errors.py",
     "stopping.py",
+    "stored.py",
     "config/settings.py",
 ]
 NO_TORCH_AT_IMPORT += [f"report/{path.name}" for path in (ROOT / "report").glob("*.py")]

@@ -206,7 +206,8 @@ def test_resume_is_exact_with_any_number_of_packets(buffer, stop, tmp_path):
         through.learn(x, y)
     for x, y in batches[:stop]:
         first.learn(x, y)
-    checkpoint.save(tmp_path, stop, first.state(), {}, keep=1)
+    moment = {"epoch": 0, "offset": stop, "seconds": 1.0, "blocks": []}
+    checkpoint.save(tmp_path, stop, first.state(), moment, keep=1)
     second.load_state(checkpoint.newest(tmp_path, print).tensors)
     for name, t in first.state().items():
         assert second.state()[name].stride() == t.stride(), f"{name}: another memory layout gives other last bits"

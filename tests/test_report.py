@@ -311,6 +311,44 @@ def test_published_stands_beside_reached(tmp_path):
     assert ">77.88<" in page(found).replace(" ", "").replace("\n", "")
 
 
+@pytest.mark.fault("R7")
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "x\r=", " =", "＝"])
+def test_no_cell_of_a_table_is_a_formula(start, tmp_path):
+    """In settings, their names and the names of groups and metrics; numbers stay numbers."""
+    evil = f"{start}HYPERLINK(1)"
+    for k, text in enumerate((evil, -0.5)):
+        folder = write_run(tmp_path / str(k), "dgl", 0, config={"optim.lr": text, evil: k})
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**summary, evil: -1.5}))
+    rows = list(csv.reader(io.StringIO(tables.as_csv(study(read([tmp_path]))), newline="")))
+    cells = [cell for row in rows for cell in row]
+    assert any("HYPERLINK(1)" in cell for cell in cells)
+    assert "-0.5" in cells
+    assert "-1.5" in cells
+    for cell in cells:
+        assert not cell.startswith(tables.FORMULA) or float(cell) < 0, cell
+
+
+@pytest.mark.fault("R7")
+def test_markdown_shows_code_letter_by_letter(tmp_path):
+    evil = "a``b`<script>alert(1)</script>\n# head"
+    write_run(tmp_path / "0", "dgl", 0, config={"optim.lr": evil})
+    text = tables.markdown(study(read([tmp_path])))
+    assert "- `optim.lr`: ``` a``b`<script>alert(1)</script> # head ```" in text
+    assert not any(line.startswith("# head") for line in text.splitlines())
+    assert text.count("<script>") == text.count("``` a``b`<script>")
+
+
+@pytest.mark.fault("R7")
+def test_the_terminal_obeys_no_run(tmp_path, capsys):
+    folder = write_run(tmp_path / "0", "dgl", 0, state="failed")
+    (folder / "status.json").write_text(json.dumps({"state": "failed", "reason": "\x1b]0;owned\x07 \x9b2J"}))
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "?]0;owned? ?2J" in said
+    assert not set(said) & {"\x1b", "\x07", "\x9b"}
+
+
 def test_latex_escapes_what_it_would_read(tmp_path):
     for k, text in enumerate((AWKWARD, "[2,4]")):
         write_run(tmp_path / str(k), "dgl", 0, config={"optim.lr": text})

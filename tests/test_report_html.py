@@ -145,6 +145,28 @@ def test_text_of_a_run_stays_text(tmp_path):
     text.encode()
 
 
+@pytest.mark.fault("R7")
+def test_no_file_of_a_run_reaches_the_page_as_markup(tmp_path):
+    """Its name, keys and values of its configuration, classes, git fields, metrics, overrides and the W&B address."""
+    folder = write_run(tmp_path, "dgl", 0, name="<script>alert(1)<")
+    evil = "<img src=x onerror=alert(1)>"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, evil: evil, "data": {evil: [evil]}}))
+    manifest = {"classes": [evil], "git": {"commit": evil}, "device": evil, "choices": {evil: evil}, "threads": evil}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "wandb.json").write_text(json.dumps({"url": "javascript:alert(1)", "path": evil}))
+    (folder / "overrides.yaml").write_text(yaml.safe_dump([f"strategy={evil}"]))
+    record = {"epoch": 1, evil: 0.5, "test/accuracy": 0.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    (folder / "summary.json").write_text(json.dumps(record))
+    text = page(study(read([tmp_path])))
+    assert "&lt;img src=x" in text
+    assert "<img" not in text
+    assert "<script>alert" not in text
+    assert "javascript:" not in text
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", text)
+
+
 def test_runs_without_numbers_and_runs_that_differ(tmp_path):
     write_run(tmp_path, "backprop", 0, state="interrupted", epochs=0)
     assert "0 of 1" in page(study(read([tmp_path])))

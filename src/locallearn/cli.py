@@ -17,7 +17,7 @@ from typing import Any
 
 from locallearn import commands, listing
 from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain
-from locallearn.errors import RunError, UserError, did_you_mean, memory_ran_out
+from locallearn.errors import RunError, UserError, did_you_mean, memory_ran_out, printable
 from locallearn.outside import look_for_modules_in, packages_named_in
 
 JOURNAL = "LOCALLEARN_JOURNAL"
@@ -56,7 +56,7 @@ def _said(error: BaseException) -> int:
     from locallearn.stopping import Interrupted
 
     if isinstance(error, UserError | RunError):
-        print(f"locallearn: {error}", file=sys.stderr)
+        print(f"locallearn: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     if isinstance(error, Interrupted):
         print(f"locallearn: {error}; go on with: locallearn resume {error.run}", file=sys.stderr)

@@ -85,17 +85,36 @@ def plain(config: Any, hydra_choices: dict[str, Any]) -> tuple[dict[str, Any], d
     from omegaconf.errors import OmegaConfBaseException
 
     OmegaConf.register_new_resolver("plus", lambda *numbers: sum(numbers), replace=True)  # of an experiment's epochs
-    raw = OmegaConf.to_container(config, resolve=False)
-    for path, value in _leaves(raw, ""):
-        if isinstance(value, str) and "${oc.env:" in value and path not in _SECRETS_ALLOWED:
-            raise UserError(f"{path}={value}: environment variables would be written to the run folder; give the value")
     try:
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        with _who_asks_the_environment() as paths:
+            resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
+    for path in paths:
+        if path not in _SECRETS_ALLOWED:
+            raise UserError(f"{path}: environment variables would be written to the run folder; give the value")
     assert isinstance(resolved, dict)
     names = {g: str(hydra_choices[g]) for g in GROUPS if hydra_choices.get(g)}
     return {str(k): v for k, v in resolved.items()}, names
+
+
+@contextmanager
+def _who_asks_the_environment() -> Iterator[list[str]]:
+    """The keys whose values are made from environment variables meanwhile, however that is spelled."""
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
+    paths: list[str] = []
+
+    def env(*arguments: Any, _node_: Any) -> Any:
+        paths.append(str(_node_._get_full_key(None)))
+        return oc.env(*arguments)
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+    try:
+        yield paths
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple[dict[str, Any], dict[str, str]]:
@@ -163,10 +182,21 @@ def explained(overrides: Sequence[str], config_dirs: Iterable[Path] = ()) -> Ite
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    _refuse_code(overrides)
     try:
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise explain(error, overrides, list(config_dirs)) from error
+
+
+def _refuse_code(overrides: Iterable[str]) -> None:
+    """Hydra would run what its own settings name; folders and packages have ways of their own to be trusted."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.startswith("hydra.searchpath"):
+            raise UserError(f"{override}: give a folder of your own yaml files with --config-dir DIR")
+        if key.startswith("hydra") and ("_target_" in override or key.startswith("hydra.callbacks")):
+            raise UserError(f"{override}: Hydra would run what it names; leave it out")
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path]) -> UserError:

@@ -41,6 +41,11 @@ def memory_ran_out(error: BaseException) -> str | None:
     )
 
 
+def printable(text: str) -> str:
+    """A text without the characters that a terminal obeys: parts of it may come from the files of a stranger."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", text)
+
+
 def in_one_line(error: Exception) -> str:
     """What an exception says, as one line of at most 300 characters for a warning; its type if it says nothing."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -31,8 +32,8 @@ KINDS: dict[str, type] = {
 
 def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any]:
     """The class or function at a dotted path, if it may be reached and is of its group's kind."""
-    if not isinstance(path, str) or "." not in path:
-        raise UserError(f"{group}._target_={path}: must be the dotted path of a class, such as my_package.mine.Mine")
+    if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", path):
+        raise UserError(f"{group}._target_={path!s:.100}: must be the dotted path of a class, as my_package.mine.Mine")
     prefixes = ["locallearn", *allow]
     if not any(path == p or path.startswith(p + ".") for p in prefixes):
         raise UserError(
@@ -55,10 +56,9 @@ def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any
 
 def _of_kind(found: Any, path: str, group: str) -> Callable[..., Any]:
     if group == "model":
-        own = getattr(found, "__module__", "")
-        if not callable(found) or not {"image", "classes"} <= fields_of(found).keys() or inspect.isclass(found):
+        if not inspect.isfunction(found) or not {"image", "classes"} <= inspect.signature(found).parameters.keys():
             raise UserError(f"model._target_={path}: must be a function (image, classes, *, ...) that returns a model")
-        if path.startswith("locallearn.") and not own.startswith("locallearn."):
+        if path.startswith("locallearn.") and not found.__module__.startswith("locallearn."):
             raise UserError(f"model._target_={path}: is not a model of locallearn")
         return found
     kind = KINDS[group.partition(".")[0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -12,6 +12,8 @@ from typing import Any
 
 from locallearn.errors import UserError, did_you_mean
 
+SHOWN = 200
+"""Characters of a value in a sentence."""
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 
 
@@ -71,8 +73,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return hint(**checked(hint, value, where))
     elif hint is float and type(value) in (int, float):
-        if not math.isfinite(value):
-            raise UserError(f"{where}={value}: must be a finite number")
+        if not abs(value) <= sys.float_info.max:  # whole numbers may be larger than any float
+            raise UserError(f"{where}={_shown(value)}: must be a finite number")
         return float(value)
     elif hint in (int, str, bool, type(None)) and type(value) is hint:
         return value
@@ -80,11 +82,13 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return (
-        {True: "true", False: "false", None: "null"}[value]
-        if value is None or value is True or value is False
-        else str(value)
-    )
+    """A value as part of a sentence: one line, not too long."""
+    if value is None or value is True or value is False:
+        return {True: "true", False: "false", None: "null"}[value]
+    if type(value) is int and value.bit_length() > 1000:  # Python refuses to write down the longest
+        return "a number of hundreds of digits"
+    text = " ".join(str(value).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _describe(hint: Any) -> str:

@@ -30,8 +30,9 @@ class MNIST(VisionSet):
     def files(self) -> dict[str, str]:
         return {f"{self.base}/raw/{file}": md5 for file, md5 in self.sums.items()}
 
-    def archives(self) -> list[str]:
-        return [f"{path}.gz" for path in self.files()]
+    def archives(self) -> dict[str, str]:
+        kind = getattr(torchvision_datasets(), self.base)
+        return {f"{self.base}/raw/{file}": md5 for file, md5 in kind.resources}
 
     def fetch(self, root: str) -> None:
         getattr(torchvision_datasets(), self.base)(root, download=True)
@@ -76,8 +77,8 @@ class CIFAR10(VisionSet):
         listed = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
         return {f"{kind.base_folder}/{file}": md5 for file, md5 in listed}
 
-    def archives(self) -> list[str]:
-        return [self._kind().filename]
+    def archives(self) -> dict[str, str]:
+        return {self._kind().filename: self._kind().tgz_md5}
 
     def fetch(self, root: str) -> None:
         self._kind()(root, download=True)
@@ -109,8 +110,8 @@ class SVHN(VisionSet):
         listed = torchvision_datasets().SVHN.split_list
         return {file: md5 for _, file, md5 in (listed["train"], listed["test"])}
 
-    def archives(self) -> list[str]:
-        return list(self.files())
+    def archives(self) -> dict[str, str]:
+        return self.files()
 
     def fetch(self, root: str) -> None:
         for split in ("train", "test"):
@@ -134,8 +135,8 @@ class STL10(VisionSet):
         kind = self._kind()
         return {f"{kind.base_folder}/{file}": md5 for file, md5 in [*kind.train_list, *kind.test_list]}
 
-    def archives(self) -> list[str]:
-        return [self._kind().filename]
+    def archives(self) -> dict[str, str]:
+        return {self._kind().filename: self._kind().tgz_md5}
 
     def fetch(self, root: str) -> None:
         self._kind()(root, download=True)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from locallearn.data.files import checked_root, reading
 from locallearn.data.source import DataSource, Part, Raw, require
 from locallearn.data.split import stratified
 from locallearn.data.store import Memory, Store
@@ -49,7 +50,7 @@ class Folder(DataSource):
     def folder(self) -> Path:
         if self.root is None:  # LOCALLEARN_DATA holds many sets: their folders would pass for classes
             raise UserError("data=folder needs data.root=PATH, a folder with train/CLASS/*.png or CLASS/*.png")
-        return Path(self.root).expanduser()
+        return super().folder()
 
     def verify(self) -> str:
         files = [path for part in self._scan()[1].values() for path in part[0]]
@@ -67,7 +68,7 @@ class Folder(DataSource):
 
     def _store(self, files: list[Path], keep: bool) -> Store:
         stream = Stream(files, self.size, self.workers)
-        if not keep:
+        if not keep or not files:
             return stream
         samples = torch.empty(len(files), *stream.image, dtype=torch.uint8)
         for part, images in zip(samples.split(64), stream.take(torch.arange(len(files)), 64), strict=True):
@@ -76,7 +77,11 @@ class Folder(DataSource):
 
     def _scan(self) -> tuple[tuple[str, ...], dict[str, tuple[list[Path], Tensor]]]:
         """Class names, and the files and labels [N] of each part: train, test, perhaps validation."""
-        root = self.folder()
+        root = checked_root(self.name, self.folder())
+        with reading(self.name, root):
+            return self._found(root)
+
+    def _found(self, root: Path) -> tuple[tuple[str, ...], dict[str, tuple[list[Path], Tensor]]]:
         if not root.is_dir():
             raise UserError(f"data.root={root}: there is no such folder; it must hold train/CLASS/*.png or CLASS/*.png")
         train = root / "train" if _subfolders(root / "train") else root

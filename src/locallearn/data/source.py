@@ -19,7 +19,7 @@ from locallearn.data.dataset import Data, Split
 from locallearn.data.deficit import DEFICITS, Deficit
 from locallearn.data.normalise import NORMALISATIONS, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
-from locallearn.data.store import Store
+from locallearn.data.store import Store, check_samples
 from locallearn.errors import UserError, unknown
 from locallearn.seeds import generator
 
@@ -95,7 +95,11 @@ class DataSource(ABC):
         return str(self.folder())
 
     def folder(self) -> Path:
-        return Path(self.root or os.environ.get("LOCALLEARN_DATA") or "~/.cache/locallearn").expanduser()
+        text = self.root or os.environ.get("LOCALLEARN_DATA") or "~/.cache/locallearn"
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:  # ~nobody
+            raise UserError(f"data.root={text}: {str(error).rstrip('.')}; give the whole path") from error
 
     def load(self, seed: int, device: torch.device) -> Data:
         """Read the set and put it on `device`. The splits, the label noise and every batch follow from `seed`; the
@@ -103,6 +107,7 @@ class DataSource(ABC):
         raw = self.read(device)
         for name, part in (("training", raw.train), ("test", raw.test), ("validation", raw.validation)):
             if part is not None:
+                check_samples(f"{name} samples of data={self.name}", part.images, raw.train.images.image)
                 check_labels(name, part.labels, len(part.images), raw.classes)
         check_classes(raw.train.labels, raw.classes)
         augment = self._augment(raw.train.images)

@@ -8,8 +8,14 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from locallearn.errors import UserError
+
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for images, (D,) for vectors."""
+
+
+CHECKED = 1024
+"""So many samples are looked at together."""
 
 
 class Store(Protocol):
@@ -30,6 +36,26 @@ class Store(Protocol):
 
     def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
         """The samples at the CPU indices `order` [M], in runs of `batch_size`: [B, *image], the last may be short."""
+
+
+def check_samples(what: str, store: Store, image: Size) -> None:
+    """Refuse samples that would train a wrong model: of another type or shape, or not finite. Raises UserError."""
+    found = f"{str(store.dtype).removeprefix('torch.')} {list(store.image)}"
+    if store.dtype not in (torch.uint8, torch.float32):
+        raise UserError(f"the {what} are {found}; they must be uint8 images or float32")
+    if store.dtype == torch.uint8 and len(store.image) != 3:
+        raise UserError(f"the {what} are {found}; images must be uint8 [channels, height, width]")
+    if store.image != image:
+        raise UserError(f"the {what} are {found}; they must be {list(image)} as the training samples")
+    if store.dtype == torch.uint8:
+        return
+    for start, samples in enumerate(store.take(torch.arange(len(store)), CHECKED)):
+        bad = (~samples.isfinite()).flatten(1).any(1).nonzero().flatten()
+        if len(bad):
+            index = start * CHECKED + int(bad[0])
+            raise UserError(
+                f"of the {what} number {index} is not finite (a NaN or an infinity); mend it or take it out"
+            )
 
 
 class Memory:

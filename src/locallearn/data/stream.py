@@ -24,6 +24,8 @@ def read_image(path: Path, size: int) -> Tensor:
     from PIL import Image, ImageOps
 
     try:
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise ValueError("it is gone, or no file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of palettes with transparency, of very large images
             with Image.open(path) as image:

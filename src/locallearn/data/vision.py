@@ -12,7 +12,7 @@ import socket
 import tempfile
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
+from locallearn.data.files import checked_root
 from locallearn.data.source import DataSource, Part, Raw
 from locallearn.data.store import Memory
 from locallearn.errors import UserError
@@ -38,8 +39,8 @@ class VisionSet(DataSource):
         """The md5 of each file that is read, by its path below the root."""
 
     @abstractmethod
-    def archives(self) -> list[str]:
-        """What torchvision downloads, by path below the root; it is used if it is there already."""
+    def archives(self) -> dict[str, str]:
+        """The md5 of what torchvision downloads, by path below the root; it is used if it is there already."""
 
     @abstractmethod
     def fetch(self, root: str) -> None:
@@ -53,10 +54,12 @@ class VisionSet(DataSource):
         return "every file has the right checksum"  # `read` insists on it
 
     def read(self, device: torch.device) -> Raw:
-        root = self.folder()
+        root = checked_root(self.name, self.folder())
         with _quiet(self.name, root):
-            self._check(root)
-        missing = [path for path in self.files() if not (root / path).is_file()]
+            self._check(root, self.files())
+            missing = [path for path in self.files() if not (root / path).is_file()]
+            if missing:
+                self._check(root, self.archives())
         if missing:
             self._download(root, missing)
         with _quiet(self.name, root):
@@ -64,9 +67,9 @@ class VisionSet(DataSource):
             test_images, test_labels, _ = self.part(str(root), train=False)
         return Raw(classes, Part(Memory(images), labels), Part(Memory(test_images), test_labels))
 
-    def _check(self, root: Path) -> None:
+    def _check(self, root: Path, sums: Mapping[str, str]) -> None:
         """Raise UserError for the first file that is there but has another checksum."""
-        for path, expected in self.files().items():
+        for path, expected in sums.items():
             file = root / path
             if not file.is_file():
                 continue
@@ -87,7 +90,7 @@ class VisionSet(DataSource):
                     (Path(temporary) / archive).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(root / archive, Path(temporary) / archive)  # torchvision may overwrite it
                 self.fetch(temporary)
-                self._check(Path(temporary))
+                self._check(Path(temporary), self.files())
                 for path in missing:
                     (root / path).parent.mkdir(parents=True, exist_ok=True)
                     (Path(temporary) / path).replace(root / path)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from locallearn import stored
 from locallearn.analysis.similarity import cka_matrix
 from locallearn.data import Data
 from locallearn.engine import Learner
@@ -104,8 +103,8 @@ def _model(like: BlockModel, file: Path) -> BlockModel:
     """A copy of a model with the weights of another run."""
     model = copy.deepcopy(like)
     try:
-        problems = model.load_state_dict(load_file(file), strict=False)
-    except (OSError, SafetensorError) as error:
+        problems = model.load_state_dict(stored.tensors(file), strict=False)
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     except RuntimeError as error:  # a shape
         raise UserError(f"{file} does not fit this run's model: {str(error).splitlines()[-1].strip()}") from error

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from locallearn.errors import UserError
+from locallearn.errors import UserError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +95,7 @@ def _width() -> int:
 
 def _print(text: str) -> None:
     """Print, also where the terminal is not UTF-8."""
+    text = printable(text)
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)

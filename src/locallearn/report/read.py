@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from locallearn import stored
 from locallearn.errors import UserError, did_you_mean
 
 FILES = {"config.yaml", "overrides.yaml", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}
 """A folder with two of them is taken for one of a run."""
 STATES = ("done", "running", "failed", "interrupted", "unreadable")
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 
 
 @dataclass(frozen=True)
@@ -234,38 +231,33 @@ def _cut_short(history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any])
 def _mapping(file: Path, problems: list[str]) -> dict[str, Any]:
     """The content of a yaml or json file; empty, and a problem more, if there is none."""
     try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text) if file.suffix == ".json" else yaml.load(text, _Loader)
+        return stored.mapping(file)
     except FileNotFoundError:
         problems.append(f"{file.name} is missing")
     except OSError as error:
         problems.append(f"{file.name} cannot be read: {error.strerror}")
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        problems.append(f"{file.name} is damaged: {str(error).splitlines()[0]}")
-    else:
-        if isinstance(content, dict):
-            return content
-        problems.append(f"{file.name} is damaged: it is empty, or no mapping")
+    except ValueError as error:
+        problems.append(f"{file.name} is damaged: {error}")
     return {}
 
 
 def _lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The records of a .jsonl file that are whole; a problem more for each that is not."""
     try:
-        lines = file.read_bytes().splitlines(keepends=True)
+        lines = stored.read_bytes(file, stored.RECORDS_BYTES).splitlines(keepends=True)
     except FileNotFoundError:
         problems.append(f"{file.name} is missing")
         return []
     except OSError as error:
         problems.append(f"{file.name} cannot be read: {error.strerror}")
         return []
+    except ValueError as error:
+        problems.append(f"{file.name} is left out: {error}")
+        return []
     found = []
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict) and line.endswith(b"\n"):
+        record = stored.record(line)
+        if record is not None and line.endswith(b"\n"):
             found.append(record)
         elif number == len(lines):
             problems.append(f"{file.name} ends in the middle of line {number}")
@@ -276,7 +268,6 @@ def _lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 def _overrides(file: Path) -> list[str]:
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (OSError, ValueError, yaml.YAMLError):
+        return stored.texts(file)
+    except (OSError, ValueError):
         return []
-    return [str(word) for word in content] if isinstance(content, list) else []

@@ -30,6 +30,8 @@ COSTS = {
     "auxiliary_share": "aux %",
 }
 """What a run costs, and the head of its column."""
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""What begins so is computed by a spreadsheet that opens a CSV."""
 Table = list[list[str]]
 
 
@@ -169,8 +171,10 @@ def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
     sections = {
         "Not done": [_plain(line) for line in unfinished(study)],
         "Notes": [_plain(problem) for problem in study.problems],
-        "The same in all runs": [f"`{key}`: `{value}`" for key, value in study.common.items()],
-        "To repeat": [f"{_plain(group.label)}: `{(group.counted or group.runs)[0].repeat}`" for group in study.groups],
+        "The same in all runs": [f"{_code(key)}: {_code(value)}" for key, value in study.common.items()],
+        "To repeat": [
+            f"{_plain(group.label)}: {_code((group.counted or group.runs)[0].repeat)}" for group in study.groups
+        ],
     }
     for name, entries in sections.items():
         if entries:
@@ -187,24 +191,40 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\|*<>`\[\]])", r"\\\1", " ".join(text.split()))
 
 
+def _code(value: object) -> str:
+    """A value as Markdown shows it letter by letter: between more backticks than it holds."""
+    text = " ".join(str(value).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    room = " " if "`" in text or not text else ""
+    return f"{fence}{room}{text}{room}{fence}"
+
+
 def as_csv(study: Study) -> str:
     """A line for each group and metric, with every digit; the settings that differ are columns."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("n", "mean", "std", "best", "difference", "ci_low", "ci_high", "pairs")
-    writer.writerow(["group", *study.differs, "runs", "baseline", "metric", *numbers, "seeds", "values"])
+    writer.writerow(["group", *map(_cell, study.differs), "runs", "baseline", "metric", *numbers, "seeds", "values"])
     for group in study.groups:
-        settings = [group.settings.get(key, "") for key in study.differs]
+        settings = [_cell(group.settings.get(key, "")) for key in study.differs]
         for metric in study.metrics:
             if (number := group.numbers.get(metric)) is None:
                 continue
             each = [" ".join(map(str, column)) for column in (number.seeds, number.values)]
             writer.writerow(
-                [group.label, *settings, len(group.runs), group.baseline or "", metric]
+                [_cell(group.label), *settings, len(group.runs), _cell(group.baseline or ""), _cell(metric)]
                 + ["" if (value := getattr(number, name)) is None else value for name in numbers]
                 + each
             )
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A value of a run folder, which no spreadsheet may take for a formula; a number stays one."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = re.sub(r"[\r\n]+", " ", str(value)).strip()  # a line of its own would be a row of its own
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def latex(study: Study) -> str:

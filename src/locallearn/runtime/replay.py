@@ -227,7 +227,10 @@ class _Reader:
         self._device = device
 
     def numbers(self, name: str) -> list[int]:
-        return self._take(name).tolist()
+        values = self._take(name)
+        if values.dim() != 1 or values.dtype != torch.int64:
+            raise UserError(f"the checkpoint does not fit this run: {name} is no list of whole numbers")
+        return values.tolist()
 
     def packet(self, name: str) -> Packet:
         side: list[Tensor] = []
@@ -243,6 +246,9 @@ class _Reader:
         """In the memory layout that it had: it decides the last bits of a convolution."""
         values = self._take(name)
         strides = self.numbers(f"{name}.strides")
+        last = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=False))
+        if len(strides) != values.dim() or min(strides, default=0) < 0 or last >= max(1, values.numel()):
+            raise UserError(f"the checkpoint does not fit this run: {name}.strides are not those of {name}")
         return torch.empty_strided(values.shape, strides, dtype=values.dtype, device=self._device).copy_(values)
 
     def _take(self, name: str) -> Tensor:

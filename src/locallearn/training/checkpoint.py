@@ -14,13 +14,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from locallearn import stored
+from locallearn.config.typed import checked
 from locallearn.errors import RunError, UserError
 from locallearn.training.run_folder import remove_orphans
 
@@ -28,6 +31,36 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-step-\d{8,}")
 _FILES = ("tensors.safetensors", "state.json")
+
+
+class Newer(UserError):
+    """A checkpoint of a format that is not known here."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What `state.json` must hold: after how many steps it was saved, where the next epoch goes on, how long training
+    took until then, and the running sums of every block."""
+
+    format: int
+    step: int
+    epoch: int
+    offset: int
+    seconds: float
+    blocks: list[Running]
+
+
+@dataclass(frozen=True)
+class Running:
+    """What `TrainedBlock.running` gives."""
+
+    totals: list[float]
+    predicts: bool
+    notes: dict[str, list[float]]
+
+    def __post_init__(self) -> None:
+        if any(len(sums) != 3 for sums in (self.totals, *self.notes.values())):
+            raise UserError("state.json: the sums of a block are three numbers")
 
 
 class Checkpoint(NamedTuple):
@@ -92,23 +125,29 @@ def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Ch
     for path in paths:
         try:
             yield _read(path)
-        except UserError:
+        except Newer:
             raise
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             warn(f"checkpoint {path} is damaged ({error}); it is left out")
 
 
 def _read(path: Path) -> Checkpoint:
-    """Check the sums, then parse. Raises ValueError, OSError or SafetensorError for a damaged file."""
-    lines = (path / "SHA256SUMS").read_text().splitlines()
+    """Check the sums, then parse. Raises ValueError or OSError for a damaged file, and Newer."""
+    lines = stored.read_bytes(path / "SHA256SUMS").decode().splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in _FILES:
         if _sha256(path / name) != sums.get(name):
             raise ValueError(f"{name} does not match its SHA-256 sum")
-    state = json.loads((path / "state.json").read_text())
-    if state["format"] > FORMAT:
-        raise UserError(f"checkpoint {path} has format {state['format']}; this locallearn reads up to {FORMAT}")
-    return Checkpoint(path, load_file(path / "tensors.safetensors"), state)
+    state = stored.mapping(path / "state.json")
+    made_by = state.get("format")
+    if isinstance(made_by, int) and made_by > FORMAT:
+        raise Newer(
+            f"checkpoint {path} has format {made_by}; this locallearn reads up to {FORMAT}: install a newer one"
+        )
+    checked(State, state, "state.json")
+    if path.name != f"step-{state['step']:08d}":
+        raise ValueError(f"state.json is of step {state['step']}")
+    return Checkpoint(path, stored.tensors(path / "tensors.safetensors"), state)
 
 
 def _committed(folder: Path) -> list[Path]:

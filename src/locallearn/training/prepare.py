@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from locallearn import seeds
 from locallearn.config.experiment import Experiment
@@ -34,6 +35,8 @@ def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None =
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)
+    if cut is not None and cut[-1].stop != len(model.units):
+        raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
     learner = assemble(
         model,
         exp.strategy,
@@ -52,7 +55,18 @@ def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None =
         replicas=part and part.replicas,
         stage=stage,
     )
+    check_norms(learner, data.batch(settings.batch_size) // (settings.micro_batches * exp.runtime.replicas))
     return learner, data
+
+
+def check_norms(learner: Learner, together: int) -> None:
+    """The variance of one sample is none."""
+    parts = [part for block in learner.blocks for part in (block.layers, block.head, block.auxiliary) if part]
+    if together == 1 and any(isinstance(m, nn.BatchNorm1d) for part in parts for m in part.modules()):
+        raise UserError(
+            "the network has batch normalisation, which needs at least 2 samples at a time and gets 1: choose a "
+            "larger batch_size or fewer micro_batches, or add training samples"
+        )
 
 
 def check_batch(exp: Experiment, data: Data) -> None:

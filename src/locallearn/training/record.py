@@ -106,7 +106,7 @@ class Recorder:
         self._sinks = list(sinks)
         self._failures: dict[str, int] = {}
         try:
-            self._file: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from None
         self._size = _end_of_last_line(self._file)

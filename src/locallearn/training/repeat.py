@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from locallearn.errors import UserError
 from locallearn.runtime.world import started_together
 from locallearn.training import session
 from locallearn.training.run_folder import RunFolder
-from locallearn.training.saved import saved_experiment
+from locallearn.training.saved import model_tensors, saved_experiment
 
 REPEATS = "repeats"
 COST = re.compile(r"(.*/)?(seconds|images_per_second|peak_memory_bytes|waiting)")
@@ -78,10 +77,10 @@ def compare(folder: RunFolder, again: RunFolder) -> Repetition:
         for name in versions[1]
         if versions[0].get(name) != versions[1].get(name)
     ]
-    tensors = load_file(folder.path / "model.safetensors")
+    tensors = model_tensors(folder)
     records = folder.read_metrics()
     differences = [
-        *_of_tensors(tensors, load_file(again.path / "model.safetensors")),
+        *_of_tensors(tensors, model_tensors(again)),
         *_of_records(records, again.read_metrics()),
     ]
     return Repetition(again.path, len(tensors), len(records), differences, causes)

@@ -16,11 +16,13 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from locallearn import stored
 from locallearn.errors import RunError, UserError, did_you_mean
 from locallearn.training.console import warn
 
@@ -64,6 +66,20 @@ def remove_orphans(folder: Path, pattern: re.Pattern[str]) -> None:
         match = pattern.fullmatch(path.name)
         if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _refuse_ways_out(folder: Path) -> None:
+    """A run folder may come from a stranger: what is written into it must not end up elsewhere. W&B's own folder has
+    links into its cache, and nothing of ours is written there."""
+    for here, below, files in os.walk(folder):
+        for path in (Path(here, name) for name in (*below, *files)):
+            kind = stat.S_IFMT(path.lstat().st_mode)
+            true = os.path.realpath(path)
+            if kind == stat.S_IFLNK and os.path.commonpath([true, os.path.realpath(folder)]) != str(folder.resolve()):
+                raise UserError(f"{path} is a link out of the run folder, to {true}: put there what it leads to")
+            if kind not in (stat.S_IFLNK, stat.S_IFREG, stat.S_IFDIR):
+                raise UserError(f"{path} is neither a file nor a folder: take it out of the run folder")
+        below[:] = [name for name in below if name != "wandb"]
 
 
 class Busy(UserError):
@@ -122,8 +138,9 @@ class RunFolder:
         """Refuse a second writer until this process ends or calls `release`. Raises UserError naming the first one."""
         if self._lock is not None:
             return
+        _refuse_ways_out(self.path)
         try:
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise UserError(f"cannot write into the run folder {self.path}: {error.strerror}") from None
         try:
@@ -192,10 +209,10 @@ class RunFolder:
         """Replace the file `name` by `obj` as strict JSON (see `strict_json`). Raises RunError as `write_text`."""
         self.write_text(name, strict_json(obj, indent=2) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file. Raises UserError if it is missing or damaged."""
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file. Raises UserError if it is missing or damaged."""
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            return stored.mapping(self.path / name)
         except FileNotFoundError:
             raise UserError(f"the run folder {self.path} has no {name}") from None
         except (OSError, ValueError) as error:
@@ -231,20 +248,19 @@ class RunFolder:
     def _lines(self, name: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
         path = self.path / name
         try:
-            lines = path.read_bytes().splitlines(keepends=True)
+            lines = stored.read_bytes(path, stored.RECORDS_BYTES).splitlines(keepends=True)
         except FileNotFoundError:
             return
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(f"cannot read {path}: {error}") from None
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise UserError(f"{path} is damaged in line {number}: not a JSON object")
+            record = stored.record(line)
+            if record is None:
+                raise UserError(f"{path} is damaged in line {number}: not a JSON object of numbers and texts")
             yield line, record
 
     def write_bytes(self, name: str, content: bytes) -> None:

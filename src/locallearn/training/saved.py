@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-import yaml
-from safetensors.torch import load_file
+from torch import Tensor
 
-from locallearn import seeds
+from locallearn import seeds, stored
 from locallearn.config.experiment import Experiment, experiment
+from locallearn.config.typed import convert
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.probes import Moment, Probe, Seen
@@ -26,6 +27,8 @@ from locallearn.training.probing import START, ProbeFolder, first_looks, look
 from locallearn.training.readout import linear_readout
 from locallearn.training.run_folder import RunFolder
 from locallearn.training.train import Result
+
+LARGEST = 1_000_000
 
 
 def finished(folder: RunFolder, allow: list[str]) -> Result:
@@ -43,19 +46,48 @@ def saved_experiment(
     be in `allow`."""
     known = folder.read_json("manifest.json")
     try:
-        config = yaml.safe_load((folder.path / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{folder.path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict) or not known.keys() >= {"choices", "cut", "image", "classes"}:
-        raise UserError(f"{folder.path} is not the folder of a run: config.yaml or manifest.json is incomplete")
+        config = stored.mapping(folder.path / "config.yaml")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.path / 'config.yaml'} cannot be read: {error}") from error
+    _check(known, folder.path)
     if runtime is not None:
-        changes = {**changes, "runtime": _elsewhere(config["runtime"], *runtime)}
+        changes = {**changes, "runtime": _elsewhere(config.get("runtime"), *runtime)}
         known["choices"] = known["choices"] | {"runtime": runtime[0]}
     return experiment({**config, "dry_run": False, "allow": allow, **changes}, known["choices"]), known
 
 
-def _elsewhere(before: Mapping[str, Any], name: str, now: Mapping[str, Any]) -> dict[str, Any]:
+def _check(known: Mapping[str, Any], path: Path) -> None:
+    """Refuse a manifest that no run has written."""
+    facts = [field.name for field in fields(Manifest)]
+    if not known.keys() >= set(facts):
+        raise UserError(f"{path} is not the folder of a run: config.yaml or manifest.json is incomplete")
+    convert({name: known[name] for name in facts}, Manifest, "manifest.json")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is read back from `manifest.json`: the choice of each group, the units of each block, the shape of one
+    input, the names of the classes, and the versions that trained."""
+
+    choices: dict[str, str]
+    cut: list[list[int]]
+    image: list[int]
+    classes: list[str]
+    versions: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        blocks = [pair for pair in self.cut if len(pair) == 2 and pair[0] < pair[1]]
+        starts = [0, *(stop for _, stop in blocks)]
+        if not blocks or len(blocks) < len(self.cut) or [start for start, _ in blocks] != starts[:-1]:
+            raise UserError(f"manifest.json: cut={self.cut!s:.100}: must be pairs of units, one after another from 0")
+        if not 1 <= len(self.image) <= 4 or not all(1 <= size <= LARGEST for size in self.image):
+            raise UserError(f"manifest.json: image={self.image}: must be one to four sizes of 1-{LARGEST}")
+
+
+def _elsewhere(before: Any, name: str, now: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of another runtime, with the part of the saved one that decides what is learned."""
+    if not isinstance(before, Mapping):
+        raise UserError("runtime is missing in the config.yaml of the run: it is not complete")
     if any("staleness" not in config for config in (before, now)):  # asynchronous: another algorithm
         raise UserError(
             f"a run under runtime=replay goes on only as such, and no other run does; leave runtime={name} out"
@@ -67,19 +99,28 @@ def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
     """The trained plain model of a finished run, in eval mode, on the CPU; no auxiliary parameter is in it."""
     folder = RunFolder.open(Path(path))
     exp, known = saved_experiment(folder, allow or [])
-    file = folder.path / "model.safetensors"
-    if not file.is_file():
-        raise UserError(f"{folder.path} has no model.safetensors: first end it, `locallearn resume {folder.path}`")
-    tensors = load_file(file)
+    tensors = model_tensors(folder)
     # a graph is no part of the model's weights
     graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
     with seeds.stream(0, "load"):
         model = exp.model(tuple(known["image"]), len(known["classes"]), graph)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
-    problems = model.load_state_dict(tensors, strict=False)
-    if names := problems.missing_keys + problems.unexpected_keys:
-        raise UserError(f"{file} does not fit the model of its config.yaml: {', '.join(names[:3])}")
+    shapes, found = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
+    if names := sorted(name for name in shapes | found if shapes.get(name) != found.get(name)):
+        raise UserError(f"{folder.path}: model.safetensors does not fit its config.yaml: {', '.join(names[:3])}")
+    model.load_state_dict(tensors)
     return model.eval()
+
+
+def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
+    """The weights of the plain model that a finished run has left. Raises UserError."""
+    file = folder.path / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{folder.path} has no model.safetensors: first end it, `locallearn resume {folder.path}`")
+    try:
+        return stored.tensors(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}; copy the run folder again, or repeat the run") from error
 
 
 def evaluate_run(

@@ -13,6 +13,7 @@ import yaml
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
+from locallearn.errors import UserError
 from locallearn.models.summary import BlockRow, render, summary, totals
 from locallearn.runtime.world import started_together
 from locallearn.training import checkpoint
@@ -137,6 +138,8 @@ def _old_run(
     learner, data = prepare(exp, ranges(known["cut"]))
     stages = divide(exp, learner, data.batch(exp.settings.batch_size))
     if saved:
+        if len(saved.state["blocks"]) != len(learner.cut):
+            raise UserError(f"checkpoint {saved.path} is of {len(saved.state['blocks'])} blocks, not of this run's")
         learner.load_state(saved.tensors)  # done again where it trains; here a difference costs nothing yet
     facts |= places(exp)
     _warn_of_other_bits(known, manifest(exp.settings, learner.device, facts))

@@ -14,7 +14,7 @@ from safetensors.torch import save as to_bytes
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import RunError, memory_ran_out
+from locallearn.errors import RunError, UserError, memory_ran_out
 from locallearn.models import BlockModel
 from locallearn.runtime.team import Alone, Team
 from locallearn.stopping import Interrupted
@@ -117,11 +117,11 @@ def _endings(folder: RunFolder, recorder: Recorder | None, console: Console, tea
         if isinstance(error, Interrupted):
             error.run = str(folder.path)
         raise
-    except RunError as error:
+    except (RunError, UserError) as error:  # the latter for a file of the data that cannot be read, say
         ended("failed", str(error))
         if not alone:
             raise
-        raise RunError(f"{error} (run folder: {folder.path})") from error
+        raise type(error)(f"{error} (run folder: {folder.path})") from error
     except Exception as error:
         reason = memory_ran_out(error) or f"{type(error).__name__}: {error}".splitlines()[0]
         log = "log.txt" if alone else f"log-{team.rank}.txt"
