@@ -11,10 +11,13 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
+
+from locallearn.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,13 +43,25 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 def read_bytes(file: Path, limit: int = SMALL_BYTES) -> bytes:
     """The content of a regular file; of a pipe or a device one would wait for ever."""
+    with _opened(file, limit) as stream:
+        return stream.read(limit)
+
+
+def lines(file: Path) -> Iterator[bytes]:
+    """The lines of a regular file of records, one after the other; the last one may lack its newline."""
+    with _opened(file, RECORDS_BYTES) as stream:
+        yield from stream
+
+
+@contextmanager
+def _opened(file: Path, limit: int) -> Iterator[IO[bytes]]:
     with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        about = os.fstat(stream.fileno())
+        if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(file))
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"it has more than {limit:,} bytes")
-    return content
+        if about.st_size > limit:
+            raise ValueError(f"it has more than {limit:,} bytes")
+        yield stream
 
 
 def mapping(file: Path) -> dict[str, Any]:
@@ -85,6 +100,20 @@ def tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+
+
+def refuse_ways_out(folder: Path) -> None:
+    """A run folder may come from a stranger: what is written into it must not end up elsewhere. W&B's own folder has
+    links into its cache, and nothing of ours is written there."""
+    for here, below, files in os.walk(folder):
+        for path in (Path(here, name) for name in (*below, *files)):
+            kind = stat.S_IFMT(path.lstat().st_mode)
+            true = os.path.realpath(path)
+            if kind == stat.S_IFLNK and os.path.commonpath([true, os.path.realpath(folder)]) != str(folder.resolve()):
+                raise UserError(f"{path} is a link out of the run folder, to {true}: put there what it leads to")
+            if kind not in (stat.S_IFLNK, stat.S_IFREG, stat.S_IFDIR):
+                raise UserError(f"{path} is neither a file nor a folder: take it out of the run folder")
+        below[:] = [name for name in below if name != "wandb"]
 
 
 def _check_header(file: Path) -> None:

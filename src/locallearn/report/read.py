@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from locallearn.errors import UserError, did_you_mean
 
 FILES = {"config.yaml", "overrides.yaml", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}
 """A folder with two of them is taken for one of a run."""
+CURVE_RECORDS = 10_000
+"""Of a longer history as many are read, evenly spaced, and the last one: enough for any picture."""
 STATES = ("done", "running", "failed", "interrupted", "unreadable")
 
 
@@ -145,7 +148,7 @@ def _read(path: Path) -> Run:
     config = _mapping(path / "config.yaml", problems)
     manifest = _mapping(path / "manifest.json", problems)
     status = _mapping(path / "status.json", problems)
-    history = _lines(path / "metrics.jsonl", problems)
+    history = _lines(path / "metrics.jsonl", problems, CURVE_RECORDS)
     state, reason = _state(path, status, config, history)
     summary = _mapping(path / "summary.json", problems if state == "done" else [])
     if state == "done":
@@ -241,10 +244,13 @@ def _mapping(file: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The records of a .jsonl file that are whole; a problem more for each that is not."""
+def _lines(file: Path, problems: list[str], most: int | None = None) -> list[dict[str, Any]]:
+    """The records of a .jsonl file that are whole, or about `most` of them, evenly spaced; a problem more for each that
+    is not."""
     try:
-        lines = stored.read_bytes(file, stored.RECORDS_BYTES).splitlines(keepends=True)
+        count = sum(1 for _ in stored.lines(file))
+        every = math.ceil(count / most) if most and count > most else 1
+        lines = [(n, line) for n, line in enumerate(stored.lines(file), 1) if n % every == 0 or n == count]
     except FileNotFoundError:
         problems.append(f"{file.name} is missing")
         return []
@@ -254,12 +260,14 @@ def _lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
     except ValueError as error:
         problems.append(f"{file.name} is left out: {error}")
         return []
+    if every > 1:
+        problems.append(f"{file.name} has {count:,} records: curves show one of {every}")
     found = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         record = stored.record(line)
         if record is not None and line.endswith(b"\n"):
             found.append(record)
-        elif number == len(lines):
+        elif number == count:
             problems.append(f"{file.name} ends in the middle of line {number}")
         else:
             problems.append(f"{file.name} is damaged in line {number}")

@@ -16,8 +16,7 @@ import os
 import re
 import shutil
 import socket
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,20 +65,6 @@ def remove_orphans(folder: Path, pattern: re.Pattern[str]) -> None:
         match = pattern.fullmatch(path.name)
         if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _refuse_ways_out(folder: Path) -> None:
-    """A run folder may come from a stranger: what is written into it must not end up elsewhere. W&B's own folder has
-    links into its cache, and nothing of ours is written there."""
-    for here, below, files in os.walk(folder):
-        for path in (Path(here, name) for name in (*below, *files)):
-            kind = stat.S_IFMT(path.lstat().st_mode)
-            true = os.path.realpath(path)
-            if kind == stat.S_IFLNK and os.path.commonpath([true, os.path.realpath(folder)]) != str(folder.resolve()):
-                raise UserError(f"{path} is a link out of the run folder, to {true}: put there what it leads to")
-            if kind not in (stat.S_IFLNK, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(f"{path} is neither a file nor a folder: take it out of the run folder")
-        below[:] = [name for name in below if name != "wandb"]
 
 
 class Busy(UserError):
@@ -138,7 +123,7 @@ class RunFolder:
         """Refuse a second writer until this process ends or calls `release`. Raises UserError naming the first one."""
         if self._lock is not None:
             return
-        _refuse_ways_out(self.path)
+        stored.refuse_ways_out(self.path)
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
@@ -231,15 +216,19 @@ class RunFolder:
     def truncate_metrics(self, step: int) -> int:
         """Forget what was recorded after `step`, also by probes (a resumed run writes it again); returns the records of
         metrics.jsonl that were dropped."""
-        dropped = 0
-        for path in (self.metrics_path, *self.path.glob("probes/*/rows.jsonl")):
-            name = str(path.relative_to(self.path))
-            records = list(self._lines(name))
-            kept = [line for line, record in records if record.get("step", 0) <= step]
+        dropped = dict.fromkeys((self.metrics_path, *self.path.glob("probes/*/rows.jsonl")), 0)
+
+        def kept(path: Path) -> Iterator[bytes]:
+            for line, record in self._lines(str(path.relative_to(self.path))):
+                if record.get("step", 0) <= step:
+                    yield line
+                else:
+                    dropped[path] += 1
+
+        for path in dropped:
             if path.exists():
-                self.write_bytes(name, b"".join(kept))
-            dropped += len(records) - len(kept) if path == self.metrics_path else 0
-        return dropped
+                self._replace(path, kept(path))
+        return dropped[self.metrics_path]
 
     def records(self, name: str) -> Iterator[dict[str, Any]]:
         """The lines of a `.jsonl` file, without a torn last one. Raises UserError for damage elsewhere."""
@@ -248,28 +237,31 @@ class RunFolder:
     def _lines(self, name: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
         path = self.path / name
         try:
-            lines = stored.read_bytes(path, stored.RECORDS_BYTES).splitlines(keepends=True)
+            for number, line in enumerate(stored.lines(path), start=1):
+                if not line.endswith(b"\n"):
+                    return
+                record = stored.record(line)
+                if record is None:
+                    raise UserError(f"{path} is damaged in line {number}: not a JSON object of numbers and texts")
+                yield line, record
         except FileNotFoundError:
             return
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"cannot read {path}: {error}") from None
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                return
-            record = stored.record(line)
-            if record is None:
-                raise UserError(f"{path} is damaged in line {number}: not a JSON object of numbers and texts")
-            yield line, record
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Replace the file `name` as a whole. Raises RunError as `write_text`."""
-        path = self.path / name
+        self._replace(self.path / name, [content])
+
+    def _replace(self, path: Path, chunks: Iterable[bytes]) -> None:
         temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                file.writelines(chunks)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -279,5 +271,6 @@ class RunFolder:
             finally:
                 os.close(directory)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise RunError(f"cannot write {path}: {error.strerror}") from None
+        finally:
+            temporary.unlink(missing_ok=True)  # it is there only where something went wrong

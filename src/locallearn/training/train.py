@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def train(
         training = Training(title, learner, data, exp.settings, watch, folder, recorder, console, team, whole)
         if saved:
             training.restore(saved)
-            training.last_record = (folder.read_metrics() or [{}])[-1]
+            training.last_record = next(iter(deque(folder.records("metrics.jsonl"), maxlen=1)), {})
         record = training.run()
         counts = team.gather(parameter_counts(learner))
         weights = team.collect({f"model.{n}": t for n, t in learner.model_state().items()})
