@@ -17,8 +17,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from locallearn.errors import UserError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -110,9 +108,9 @@ def refuse_ways_out(folder: Path) -> None:
             kind = stat.S_IFMT(path.lstat().st_mode)
             true = os.path.realpath(path)
             if kind == stat.S_IFLNK and os.path.commonpath([true, os.path.realpath(folder)]) != str(folder.resolve()):
-                raise UserError(f"{path} is a link out of the run folder, to {true}: put there what it leads to")
+                raise ValueError(f"{path} is a link out of the run folder, to {true}: put there what it leads to")
             if kind not in (stat.S_IFLNK, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(f"{path} is neither a file nor a folder: take it out of the run folder")
+                raise ValueError(f"{path} is neither a file nor a folder: take it out of the run folder")
         below[:] = [name for name in below if name != "wandb"]
 
 

@@ -123,7 +123,10 @@ class RunFolder:
         """Refuse a second writer until this process ends or calls `release`. Raises UserError naming the first one."""
         if self._lock is not None:
             return
-        stored.refuse_ways_out(self.path)
+        try:
+            stored.refuse_ways_out(self.path)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
