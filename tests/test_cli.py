@@ -219,6 +219,7 @@ def my_conf(tmp_path) -> Path:
     sys.modules.pop("my_strategy", None)
 
 
+@pytest.mark.fault("F23", "R7")
 def test_a_strategy_from_outside(my_conf, capsys):
     code, out, err = run("--config-dir", str(my_conf), "strategy=mine", *SMALL, capsys=capsys)
     assert code == 0, err
@@ -240,6 +241,7 @@ def test_a_failure_while_running(my_conf, capsys):
     assert "Traceback" in (status.parent / "log.txt").read_text()
 
 
+@pytest.mark.fault("F23")
 def test_environment_reaches_no_file(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "s3cret" * 8)
     run("strategy=dgl", *SMALL, "max_steps=1", capsys=capsys)

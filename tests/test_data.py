@@ -83,6 +83,7 @@ def test_yaml_says_what_the_class_says(path: Path) -> None:
     assert second.startswith("# source: ")
 
 
+@pytest.mark.fault("F22")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -101,12 +102,14 @@ def test_options_out_of_range(options: dict[str, object], said: str) -> None:
         Digits(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.fault("F22")
 @pytest.mark.parametrize("options", [{"crop": 33}, {"cutout": 33}])
 def test_augmentation_larger_than_the_image(options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at most 32, the side of the image"):
         Digits(**options).load(0, CPU)  # type: ignore[arg-type]
 
 
+@pytest.mark.fault("F30")
 def test_nothing_heavy_is_imported_early() -> None:
     names = ["source", "dataset", "digits", "benchmarks", "folder", "synthetic", "tishby", "names", "cora", "doctor"]
     code = "import sys\n" + "".join(f"import locallearn.data.{name}\n" for name in names)
@@ -176,6 +179,7 @@ def test_label_noise_has_its_share() -> None:
     assert redrawn.unique().tolist() == [-1, *range(10)]
 
 
+@pytest.mark.fault("F17")
 @pytest.mark.parametrize(
     ("labels", "test_labels", "said"),
     [
@@ -193,6 +197,7 @@ def test_labels_that_cannot_be_trained_on(labels: torch.Tensor, test_labels: tor
         given(numbered(4), labels, test_labels=test_labels)
 
 
+@pytest.mark.fault("F18")
 def test_too_few_images_to_hold_any_out() -> None:
     with pytest.raises(UserError, match="too few to hold any out"):
         given(numbered(2))
@@ -204,6 +209,7 @@ def test_too_few_images_to_hold_any_out() -> None:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F18")
 def test_an_epoch_shows_each_image_once() -> None:
     images = torch.arange(64).to(torch.uint8).view(64, 1, 1, 1).expand(64, 1, 2, 2)
     data = given(images, validation=0.0, normalise="symmetric")
@@ -215,6 +221,7 @@ def test_an_epoch_shows_each_image_once() -> None:
         assert torch.equal(y, s % 2)  # each with its own label
 
 
+@pytest.mark.fault("R11")
 def test_batches_follow_from_seed_epoch_and_step() -> None:
     source = Synthetic(images=500, crop=4, flip=True, cutout=8)
     data, again, other = source.load(0, CPU), source.load(0, CPU), source.load(1, CPU)
@@ -226,6 +233,7 @@ def test_batches_follow_from_seed_epoch_and_step() -> None:
         assert same(data.batches(2, 64, start=start), whole[start:])
 
 
+@pytest.mark.fault("F18")
 def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
     data = Synthetic(images=20, validation=0.0, crop=2).load(0, CPU)
     assert data.steps(64) == 1
@@ -236,6 +244,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
         next(data.batches(0, 0))
 
 
+@pytest.mark.fault("F18")
 def test_evaluation_shows_every_sample_in_order() -> None:
     data = Digits(crop=4, flip=True, cutout=4, normalise="symmetric").load(0, CPU)
     batches = list(data.evaluation(data.test, 100))
@@ -270,6 +279,7 @@ def test_standard_and_symmetric() -> None:
     assert all(x.abs().max() < 1e-6 for x, _ in flat.batches(0, 2))
 
 
+@pytest.mark.fault("F19")
 def test_float_samples_are_used_as_they_are() -> None:
     samples = torch.randn(40, 12)
     data = given(samples, validation=0.0)
@@ -399,6 +409,7 @@ def test_cifar10(real_root: Path) -> None:
     torch.testing.assert_close(data.normaliser.std, torch.tensor([0.2470, 0.2435, 0.2616]).double(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.fault("F20")
 def test_truncated_file_is_named(real_root: Path, tmp_path: Path) -> None:
     shutil.copytree(real_root / "MNIST", tmp_path / "MNIST")
     file = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
@@ -408,6 +419,7 @@ def test_truncated_file_is_named(real_root: Path, tmp_path: Path) -> None:
     assert file.stat().st_size == 1000  # the user's file is not touched
 
 
+@pytest.mark.fault("F20")
 def test_archives_that_are_there_are_unpacked(real_root: Path, tmp_path: Path, no_network: None) -> None:
     raw = tmp_path / "MNIST/raw"
     raw.mkdir(parents=True)
@@ -434,6 +446,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
+@pytest.mark.fault("F20")
 @pytest.mark.parametrize("kind", [MNIST, CIFAR10, SVHN, STL10])
 def test_missing_files_without_network(
     kind: type[DataSource], tmp_path: Path, no_network: None, capsys: pytest.CaptureFixture[str]
@@ -512,6 +525,7 @@ class Bomb:
         return (Path.touch, (self.marker,))
 
 
+@pytest.mark.fault("F8", "F20", "R7")
 def test_a_strange_pickle_is_never_opened(tmp_path: Path) -> None:
     folder, marker = tmp_path / "cifar-10-batches-py", tmp_path / "opened"
     folder.mkdir()

@@ -75,6 +75,7 @@ def test_classes_alone_give_a_fixed_test_set(root: Path) -> None:
     assert torch.equal(*shown)
 
 
+@pytest.mark.fault("R11")
 def test_streamed_is_in_memory(root: Path) -> None:
     options = {"root": str(root), "size": 10, "crop": 2, "flip": True, "cutout": 3, "label_noise": 0.2}
     kept = Folder(**options)  # type: ignore[arg-type]
@@ -106,6 +107,7 @@ def test_moments_of_a_large_folder_are_of_a_sample(root: Path, monkeypatch: pyte
     torch.testing.assert_close(data.normaliser.std, raw.double().std((0, 2, 3), correction=0) / 255)
 
 
+@pytest.mark.fault("F19")
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA"])
 def test_every_kind_of_image_becomes_colour(tmp_path: Path, mode: str) -> None:
     write(tmp_path, 1, mode="L" if mode == "LA" else mode)
@@ -124,12 +126,14 @@ def test_the_middle_is_cut_out(tmp_path: Path) -> None:
     assert (read_image(tmp_path / "wide.png", 8) == 200).all()
 
 
+@pytest.mark.fault("F19")
 def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 40000, dtype=np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UserError, match=r"deep\.png \(it has more than 8 bits"):
         read_image(tmp_path / "deep.png", 4)
 
 
+@pytest.mark.fault("F20")
 @pytest.mark.parametrize("options", [{}, {"memory_share": 0, "workers": 0}, {"memory_share": 0, "workers": 2}])
 def test_first_unreadable_file_is_named(root: Path, options: dict[str, float]) -> None:
     (root / "train/dog/003.png").write_text("<html>not found</html>")
@@ -148,6 +152,7 @@ def test_doctor_on_a_sound_folder(root: Path) -> None:
         assert text in report
 
 
+@pytest.mark.fault("F13")
 def test_a_killed_worker_is_explained(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Folder(root=str(root), size=10, memory_share=0, workers=1).load(0, CPU)
     monkeypatch.setattr(stream, "read_image", lambda path, size: os._exit(9))  # workers are forked
@@ -155,6 +160,7 @@ def test_a_killed_worker_is_explained(root: Path, monkeypatch: pytest.MonkeyPatc
         next(data.batches(0, 8))
 
 
+@pytest.mark.fault("F17", "F20")
 def test_folders_that_are_no_data_set(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALLEARN_DATA", str(root))
     with pytest.raises(UserError, match=r"needs data\.root=PATH"):
@@ -172,6 +178,7 @@ def test_folders_that_are_no_data_set(root: Path, tmp_path: Path, monkeypatch: p
         Folder(root=str(root / "train/cat")).load(0, CPU)
 
 
+@pytest.mark.fault("F22")
 @pytest.mark.parametrize("options", [{"size": 0}, {"memory_share": 1.5}, {"workers": -1}])
 def test_options_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match="must be"):

@@ -46,6 +46,7 @@ def test_outside_the_window_nothing_is_touched(kind, augmented):
         assert same(a, b), "only training batches suffer"
 
 
+@pytest.mark.fault("R11")
 @pytest.mark.parametrize("kind", DEFICITS)
 def test_a_skipped_start_gives_what_an_uninterrupted_epoch_gives(kind):
     one, two = (Synthetic(**SOURCE, crop=2, flip=True, deficit=kind).load(5, CPU) for _ in range(2))
@@ -126,6 +127,7 @@ def test_noise_is_new_in_every_step_and_uniform():
     )
 
 
+@pytest.mark.fault("F22")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -139,12 +141,14 @@ def test_options_that_mean_nothing(options, said):
         Digits(**options)
 
 
+@pytest.mark.fault("F19")
 @pytest.mark.parametrize("kind", DEFICITS)
 def test_sets_without_pixels_refuse(kind, real_root):
     with pytest.raises(UserError, match=r"data=tishby has no pixels: data.deficit must be off"):
         Tishby(root=str(real_root), deficit=kind).load(0, CPU)
 
 
+@pytest.mark.fault("F19")
 def test_a_graph_refuses(real_root):
     from locallearn.data.cora import Cora
 
@@ -160,6 +164,7 @@ def _given() -> dict:
     return {k: (int(v) if v.isdigit() else v) for k, v in (s.split("=") for s in SETTINGS)}
 
 
+@pytest.mark.fault("F12", "R1")
 @pytest.mark.slow
 def test_a_run_that_stopped_inside_the_window_resumes_to_the_same_bits(tmp_path):
     whole = locallearn.train(out=str(tmp_path / "whole"), quiet=True, **_given())
@@ -178,6 +183,7 @@ def test_a_run_that_stopped_inside_the_window_resumes_to_the_same_bits(tmp_path)
     assert_same(whole.model, locallearn.load(run))
 
 
+@pytest.mark.fault("R6")
 @pytest.mark.slow
 def test_serial_and_pipeline_see_the_same(tmp_path):
     runs = []

@@ -122,6 +122,7 @@ def test_pairs_are_of_the_same_seed_whatever_the_order(tmp_path):
     assert number.ci_high == pytest.approx(12.706204736 * 0.1, rel=1e-6)  # t(0.975, 1) s / sqrt(2), s = 0.1 sqrt(2)
 
 
+@pytest.mark.fault("F29")
 def test_runs_that_are_not_done_are_listed_and_counted(sweep):
     found = study(read([sweep]))
     assert [(run.name, run.state, run.reason) for run in found.unfinished] == [
@@ -191,6 +192,7 @@ def test_a_seed_counts_once(tmp_path):
     assert found.problems[0] == "dgl: seed 0 was run more than once; the newest run of a seed counts"
 
 
+@pytest.mark.fault("F3")
 def test_damage_costs_a_sentence_and_no_other_run(tmp_path):
     cut = write_run(tmp_path / "cut", "dgl", 0)
     text = (cut / "metrics.jsonl").read_bytes()
@@ -229,6 +231,7 @@ def test_a_run_that_is_being_written_is_running(tmp_path):
     assert read_run(folder.path).state == "interrupted"
 
 
+@pytest.mark.fault("F22")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -349,6 +352,7 @@ def test_the_terminal_obeys_no_run(tmp_path, capsys):
     assert not set(said) & {"\x1b", "\x07", "\x9b"}
 
 
+@pytest.mark.fault("R7")
 def test_latex_escapes_what_it_would_read(tmp_path):
     for k, text in enumerate((AWKWARD, "[2,4]")):
         write_run(tmp_path / str(k), "dgl", 0, config={"optim.lr": text})

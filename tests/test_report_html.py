@@ -114,6 +114,7 @@ def test_a_page_says_what_the_study_says(sweep):
     assert "1 failed" in text
 
 
+@pytest.mark.fault("R7")
 def test_the_page_fetches_nothing_and_runs_only_its_own_script(sweep):
     text = page(study(read([sweep])))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1].replace("&#39;", "'")
@@ -126,6 +127,7 @@ def test_the_page_fetches_nothing_and_runs_only_its_own_script(sweep):
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|innerHTML|\son\w+=\"", text)
 
 
+@pytest.mark.fault("R7")
 def test_text_of_a_run_stays_text(tmp_path):
     write_run(
         tmp_path,
@@ -355,6 +357,7 @@ class TestInABrowser:
         assert not opened.tab.locator("form.controls").first.is_visible()
         assert opened.tab.pdf(format="A4").startswith(b"%PDF")
 
+    @pytest.mark.fault("R7")
     def test_hostile_text_does_nothing(self, browser, tmp_path):
         write_run(
             tmp_path,
