@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("load"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.fault("load"), pytest.mark.xdist_group("load"), pytest.mark.timeout(1200)]
 MEASURED = """
 import resource, sys, time
 from locallearn import cli
@@ -26,7 +26,7 @@ most = max(resource.getrusage(kind).ru_maxrss for kind in kinds)
 print(f"\\nMEASURED {time.monotonic() - started:.1f} s {most >> 10} MiB")
 sys.exit(code)
 """
-TINY = ["threads=1", "device=cpu", "epochs=1", "max_steps=2", "data=synthetic", "data.images=200", "data.size=8"]
+TINY = ["threads=1", "device=cpu", "epochs=1", "max_steps=2", "data=synthetic", "data.images=200", "data.size=16"]
 
 
 class Found(NamedTuple):
@@ -51,7 +51,8 @@ def load(record_property):
         match = re.search(r"MEASURED ([\d.]+) s (\d+) MiB", done.stdout)
         assert match, done.stderr
         found = Found(done.returncode, done.stdout, done.stderr, float(match[1]), int(match[2]))
-        outcome = {0: "works", 2: "refused: " + found.error.strip().removeprefix("locallearn: ")}[found.code]
+        sentence = found.error.strip().rpartition("locallearn: ")[2].partition(" (run folder")[0]
+        outcome = {0: "works", 1: f"ended: {sentence}", 2: f"refused: {sentence}"}[found.code]
         record_property("load", f"{what}|{outcome}|{found.seconds:.0f}|{found.mebibytes}")
         return found
 
@@ -136,13 +137,17 @@ NETS = [
 def test_deep_models(what, words, tmp_path, load):
     common = ["model=mlp", "model.width=16", "auxiliary=linear", "batch_size=16", f"out={tmp_path}"]
     found = load(what, *TINY, *common, *words)
+    if what.startswith("backprop"):  # batch norm makes gradients grow with every unit (Yang et al. 2019)
+        assert "step 0: the norm of the gradient" in found.error
+        return
     assert found.code == 0
     assert summary(tmp_path)["step"] == 2
 
 
 @pytest.mark.parametrize("model", ["mlp", "lenet", "vgg11", "resnet20"])
 def test_batches_of_one(model, tmp_path, load):
-    """Batch norm has nothing to compare a single vector with, but the pixels of a single image."""
+    """Batch norm has nothing to compare a single vector with, but the pixels of a single image. Half of these nets end
+    in a single pixel."""
     found = load(
         f"batches of one, {model}", *TINY, f"model={model}", "auxiliary=linear", "batch_size=1", f"out={tmp_path}"
     )
