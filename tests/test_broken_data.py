@@ -134,7 +134,7 @@ def broken(tmp_path: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.fault("F16", "F17", "F18", "F19")
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [pytest.param(name, marks=[pytest.mark.slow] * ("label" in name)) for name in FAULTS])
 def test_a_faulty_set_is_refused_before_training(fault, broken, elsewhere, tmp_path, capsys):
     code, _, err = run(*broken, *SMALL, f"data.fault={fault}", capsys=capsys)
     assert FAULTS[fault] in one_sentence(err)
@@ -148,7 +148,7 @@ def test_the_same_set_without_a_fault_trains(broken, elsewhere, capsys):
 
 
 @pytest.mark.fault("F18")
-@pytest.mark.parametrize(("batch", "steps"), [(4096, 1), (49, 2), (2, 49)])
+@pytest.mark.parametrize(("batch", "steps"), [(4096, 1), (49, 2), pytest.param(2, 49, marks=pytest.mark.slow)])
 def test_batches_that_do_not_fit_the_set(batch, steps, elsewhere, tmp_path, capsys):
     """99 training samples: a batch larger than the set is all of it, and a rest of one is left out of training."""
     data = ["data=synthetic", "data.images=99", "data.size=8", "data.validation=0"]
@@ -169,7 +169,10 @@ def test_evaluation_counts_a_last_batch_of_one(elsewhere, tmp_path, capsys):
 
 
 @pytest.mark.fault("F18")
-@pytest.mark.parametrize(("option", "said"), [("batch_size=1", "gets 1"), ("micro_batches=128", "gets 1")])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("batch_size=1", "gets 1"), pytest.param("micro_batches=128", "gets 1", marks=pytest.mark.slow)],
+)
 def test_one_sample_at_a_time_has_no_variance(option, said, elsewhere, tmp_path, capsys):
     code, _, err = run(*SMALL, "batch_size=128", option, capsys=capsys)
     assert said in one_sentence(err)
@@ -435,8 +438,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.server_close()
 
 
+REFUSED = ("500", "404", "hang", "around", "file")
+
+
 @pytest.mark.fault("F20")
-@pytest.mark.parametrize("mode", ["html", "half", "500", "404", "hang", "around", "file", "down"])
+@pytest.mark.parametrize("mode", ["html", "half", *(pytest.param(m, marks=pytest.mark.slow) for m in REFUSED), "down"])
 def test_a_server_with_something_else(mode, server, tmp_path, elsewhere, capsys):
     server.mode = mode
     if mode == "down":

@@ -132,6 +132,7 @@ def newest(run: Path) -> Path:
     return max(run.glob("checkpoints/step-*"))
 
 
+@pytest.mark.slow
 def test_sound_folders_pass_every_command(done, copied, tmp_path):
     """Else the tests below would show nothing."""
     assert {name: command(copied) for name, command in COMMANDS.items()} == dict.fromkeys(COMMANDS, 0)
@@ -242,7 +243,7 @@ def test_only_our_own_classes_of_the_right_kind_are_reached(group, record_proper
 
 
 @pytest.mark.fault("F23", "R7")
-@pytest.mark.parametrize("target", ["os.system", "mine.X", *map(slow, ("locallearn.cli.os.system", "torch.hub.load"))])
+@pytest.mark.parametrize("target", ["mine.X", *map(slow, ("os.system", "locallearn.cli.os.system", "torch.hub.load"))])
 def test_a_saved_target_is_refused_by_every_command(target, copied, stopped, tmp_path, record_property):
     """In every group, nested in an option, and with an `allow` of the stranger's own."""
     canary = tmp_path / "canary"
@@ -321,10 +322,10 @@ def test_hostile_yaml_is_refused_at_once(kind, copied, tmp_path):
     "override",
     [
         "hydra.searchpath=[file:///tmp]",
-        "+hydra.searchpath=[pkg://evil]",
+        slow("+hydra.searchpath=[pkg://evil]"),
         "hydra.launcher._target_=os.system",
-        "++hydra.sweeper._target_=os.system",
-        "+hydra.callbacks.x._target_=os.system",
+        slow("++hydra.sweeper._target_=os.system"),
+        slow("+hydra.callbacks.x._target_=os.system"),
         "+hydra.callbacks={x:{_target_:os.system}}",
         "hydra.launcher={_target_:os.system}",
     ],
@@ -373,8 +374,11 @@ SAFETENSORS = {
 }
 
 
+OFTEN = {"length 2^63", "100 MB of header", "overlapping", "a name twice", "eighths"}
+
+
 @pytest.mark.fault("F9", "R7")
-@pytest.mark.parametrize("kind", SAFETENSORS)
+@pytest.mark.parametrize("kind", [kind if kind in OFTEN else slow(kind) for kind in SAFETENSORS])
 def test_hostile_tensors_are_refused_in_bounded_time_and_memory(kind, copied):
     (copied / "model.safetensors").write_bytes(SAFETENSORS[kind])
     (newest(copied) / "tensors.safetensors").write_bytes(SAFETENSORS[kind])
@@ -393,7 +397,7 @@ def test_hostile_tensors_are_refused_in_bounded_time_and_memory(kind, copied):
 
 
 @pytest.mark.fault("F7")
-@pytest.mark.parametrize("command", ["evaluate", "resume", "probe"])
+@pytest.mark.parametrize("command", ["evaluate", slow("resume"), slow("probe")])
 def test_a_newer_checkpoint_is_refused_by_its_version(command, stopped, tmp_path):
     """And not passed over: an older one would silently undo training."""
     state = json.loads((newest(stopped) / "state.json").read_text())
@@ -522,7 +526,7 @@ def forged_everywhere(done: Path, seed: int, names: list[str]) -> None:
 
 
 @pytest.mark.fault("F3", "F22")
-@pytest.mark.parametrize("name", ["resume", "load", "compare"])
+@pytest.mark.parametrize("name", ["resume", "load"])
 @settings(max_examples=3, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_forged_numbers_end_in_a_sentence(name, done, seed):
@@ -533,7 +537,7 @@ def test_forged_numbers_end_in_a_sentence(name, done, seed):
 @pytest.mark.timeout(1200)
 @pytest.mark.fault("F3", "F22")
 @pytest.mark.parametrize("name", COMMANDS)
-@settings(max_examples=120, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_many_forged_numbers_end_in_a_sentence(name, done, seed):
     forged_everywhere(done, seed, [name])
@@ -546,8 +550,8 @@ def test_many_forged_numbers_end_in_a_sentence(name, done, seed):
 @pytest.mark.parametrize(
     "name",
     [
-        *(".lock", "metrics.jsonl", "status.json", "model.safetensors", "log.txt", "checkpoints", "probes", "wandb"),
-        *("checkpoints/step-00000009", "probes/filters", "repeats"),
+        *(".lock", "metrics.jsonl", "checkpoints", "checkpoints/step-00000009"),
+        *map(slow, ("status.json", "model.safetensors", "log.txt", "probes", "wandb", "probes/filters", "repeats")),
     ],
 )
 def test_a_link_out_of_a_run_folder_is_not_followed(name, stopped, tmp_path):
@@ -577,7 +581,9 @@ def test_a_link_out_of_a_run_folder_is_not_followed(name, stopped, tmp_path):
 
 
 @pytest.mark.fault("F11")
-@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "config.yaml", "manifest.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", *map(slow, (".lock", "config.yaml", "manifest.json", "model.safetensors"))]
+)
 def test_a_pipe_in_a_run_folder_blocks_nothing(name, copied, stopped):
     for folder in (copied, stopped):
         (folder / name).unlink(missing_ok=True)
@@ -620,14 +626,13 @@ def _names_one(content: bytes) -> bool:
 def test_no_secret_in_what_runs_and_sweeps_leave(secret, elsewhere, tmp_path, capsys, monkeypatch):
     from locallearn.strategies.greedy import DGL
 
-    one = run(*SMALL, "record=jsonl", capsys=capsys)
     many = run("-m", *SMALL, "seed=1,2", capsys=capsys)
     monkeypatch.setattr(DGL, "loss", lambda *_: os.environ["NOT_THERE"])
     failing = run(*SMALL, capsys=capsys)
-    assert [one[0], many[0], failing[0]] == [0, 0, 1]
+    assert [many[0], failing[0]] == [0, 1]
     assert "NOT_THERE" in next(tmp_path.glob("runs/*/log.txt")).read_text()
     assert list(tmp_path.glob("runs/.*/*.jsonl")), "the sweep has a journal"
-    assert leaks(tmp_path, *map(str, (*one, *many, *failing))) == []
+    assert leaks(tmp_path, *map(str, (*many, *failing))) == []
 
 
 @pytest.mark.slow
@@ -682,7 +687,7 @@ SPELLINGS = [
 
 
 @pytest.mark.fault("F23")
-@pytest.mark.parametrize("text", [*SPELLINGS[:2], *map(slow, SPELLINGS[2:])])
+@pytest.mark.parametrize("text", [SPELLINGS[1], *map(slow, (SPELLINGS[0], *SPELLINGS[2:]))])
 @pytest.mark.parametrize("place", ["project", "tags"])
 def test_no_variable_reaches_a_logged_field_by_any_spelling(place, text, secret, elsewhere, tmp_path, capsys):
     """In a yaml of the user's own, as a value and inside a list."""

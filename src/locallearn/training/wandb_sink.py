@@ -30,6 +30,7 @@ from locallearn.training.run_folder import RunFolder
 INIT_SECONDS = 10.0  # for the server's answer to a new run; then offline
 HANG_SECONDS = 10.0  # beyond INIT_SECONDS, for a process that does not even report that
 FINISH_SECONDS = 30.0  # for all that is left to do at close; then the process is killed
+NOT_FOR_WANDB = ("WANDB_SERVICE", "SLURM_")  # it would send every variable of Slurm's, tokens of a job included
 QUEUE_RECORDS = 1000  # when full, the oldest is dropped
 EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 255}  # 255 is what W&B itself uses for Ctrl-C
 
@@ -154,7 +155,7 @@ class _Child:
     """The process beside the training. In a session of its own, so that Ctrl-C in the terminal ends it through us."""
 
     def __init__(self, folder: Path) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(NOT_FOR_WANDB)}
         environment.setdefault("WANDB_ERROR_REPORTING", "false")
         # By path and with -P instead of -m: imports no locallearn (hence no torch) and works however we were started.
         command = [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py")), str(os.getpid())]
