@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -71,10 +71,12 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return hint(**checked(hint, value, where))
     elif hint is float and type(value) in (int, float):
-        if not math.isfinite(value):
+        if not abs(value) <= sys.float_info.max:  # nor a whole number beyond it
             raise UserError(f"{where}={value}: must be a finite number")
         return float(value)
     elif hint in (int, str, bool, type(None)) and type(value) is hint:
+        if hint is int and not -(2**63) <= value < 2**63:
+            raise UserError(f"{where}={value}: must be a whole number of 64 bits, less than 9.2e18")
         return value
     raise UserError(f"{where}={_shown(value)}: must be {_describe(hint)}")
 
