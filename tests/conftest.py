@@ -7,6 +7,8 @@ import itertools
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,16 @@ def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty current folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every download fails as it does without a network."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise urllib.error.URLError(OSError("Name or service not known"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
 def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

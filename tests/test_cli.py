@@ -72,6 +72,11 @@ def test_a_run_writes_what_it_promises(capsys, tmp_path):
         (["device=gpu"], "choose auto, cpu, cuda"),
         (["checkpoint.every=often"], "1ep"),
         (["micro_batches=3"], "does not divide"),
+        (["model=mlp", "batch_size=1"], "one sample"),
+        (["model=mlp", "batch_size=4", "micro_batches=4"], "one sample"),
+        (["data=synthetic", f"data.channels={10**15}"], "do not fit into memory"),
+        ([f"seed={2**64}"], "64 bits"),
+        ([f"optim.lr=1{'0' * 400}"], "must be a finite number"),
         (["data=mnist", "data.root=/nowhere"], "/nowhere"),
         (["data.validation=2"], "data.validation=2"),
         (["record.wandb.mode=auto"], "record.wandb.mode belongs to record=wandb: choose that, too"),
@@ -79,6 +84,12 @@ def test_a_run_writes_what_it_promises(capsys, tmp_path):
         (["epochs=1,2"], "epochs=1,2 gives several values: add -m to run each"),
         (["strategy="], "choose one of backprop"),
         (["strategy=[dgl"], "quote a value"),
+        (["model=null"], "unknown model 'null': choose one of"),
+        (["objective=5"], "unknown objective '5': choose one of"),
+        (["probe=[linear,1]"], "choose one of"),
+        (["+experiment=null"], "unknown experiment 'null'"),
+        (["hydra/launcher=5"], "choose one of basic"),
+        (["=3"], "neither a command nor"),
         (["trian"], "neither a command nor"),
         (["resum", "x"], "did you mean 'resume'?"),
         (["resume"], "run"),
@@ -96,6 +107,12 @@ def test_bad_input_is_refused_in_one_sentence(arguments, sentence, capsys, tmp_p
     assert sentence in one_sentence(err)
     assert code == 2
     assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_a_batch_of_one_trains_what_has_no_batch_norm(capsys):
+    lenet = ["model=lenet", "data=synthetic", "data.images=20", "batch_size=1", "max_steps=2", "threads=1"]
+    assert run("strategy=backprop", *lenet, capsys=capsys)[0] == 0
+    assert run("strategy=dgl", "auxiliary=linear", *lenet, capsys=capsys)[0] == 0
 
 
 def test_out_that_cannot_be_written(capsys, tmp_path):

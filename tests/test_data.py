@@ -10,8 +10,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -436,14 +434,6 @@ def official_gz(file: Path) -> bytes:
             assert gzip.decompress(archive.read_bytes()) == file.read_bytes()
             return archive.read_bytes()
     pytest.skip("no official archives of MNIST on this machine")
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **options: object) -> None:
-        raise urllib.error.URLError(OSError("Name or service not known"))
-
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
 @pytest.mark.fault("F20")

@@ -334,6 +334,8 @@ def test_timm_builder():
     assert timm_model((1, 28, 28), 7)(torch.randn(2, 1, 28, 28)).shape == (2, 7)
     with pytest.raises(UserError, match="unknown timm model 'resnet81': did you mean 'resnet"):
         timm_model((3, 32, 32), 10, name="resnet81")
+    with pytest.raises(UserError, match="botnet26t_256 cannot read images of 3x16x16"):
+        timm_model((3, 16, 16), 10, name="botnet26t_256")
 
 
 @pytest.mark.fault("F30")

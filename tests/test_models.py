@@ -334,6 +334,9 @@ def test_wrong_cut_points_are_one_sentence(blocks):
         ("mlp", (4,), {"depth": 0}, "depth=0"),
         ("mlp", (4,), {"width": [3, 0]}, "width=[3, 0]"),
         ("mlp", (4,), {"width": []}, "width=[]"),
+        ("basic_cnn", (3, 8, 8), {"width": 0}, "width=0, hidden=256"),
+        ("basic_cnn", (3, 8, 8), {"hidden": -1}, "hidden=-1"),
+        ("vgg8b", (3, 8, 8), {"width": 0}, "width=0"),
     ],
 )
 def test_a_mistake_is_one_sentence(name, image, changes, part):

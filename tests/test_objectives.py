@@ -19,6 +19,7 @@ from locallearn.compose import choices, header
 from locallearn.config.targets import instantiate
 from locallearn.contract import BlockSpec, Packet
 from locallearn.errors import UserError
+from locallearn.models.plain import mlp
 from locallearn.objectives import (
     VIB,
     CrossEntropy,
@@ -37,6 +38,7 @@ from locallearn.objectives.contrastive import contrast
 from locallearn.objectives.infonce import info_nce
 from locallearn.objectives.infopro import Weights
 from locallearn.objectives.reconstruction import Reconstructor
+from locallearn.strategies.deep_supervision import DeepSupervision
 from locallearn.strategies.greedy import DGL
 from locallearn.strategies.infomax import Infomax
 
@@ -682,3 +684,11 @@ def test_infomax_ignores_labels_below_the_head():
 def test_options_are_checked(target, options, sentence):
     with pytest.raises(UserError, match=sentence):
         target(**options)
+
+
+@pytest.mark.parametrize("objective", [Inpainting(), SimCLR()])
+def test_an_input_is_refused_even_where_no_block_has_the_loss(objective):
+    """Of a single block deep supervision asks for no local loss, and yet the objective prepares the batch."""
+    strategy = DeepSupervision(objective=objective, auxiliary=Linear())
+    with pytest.raises(UserError, match=r"the input is \[4\]"):
+        tiny_learner(strategy, mlp((4,), 3, width=8, depth=1), blocks=1)

@@ -76,7 +76,7 @@ def _hydra(arguments: list[str]) -> int:
     dirs = _config_dirs(arguments)
     overrides = _overrides(arguments)
     for word in overrides:
-        if "=" not in word and not word.startswith("~"):
+        if word.startswith("=") or ("=" not in word and not word.startswith("~")):
             hint = did_you_mean(word, commands.COMMANDS)
             raise UserError(f"{word!r} is neither a command nor of the form KEY=VALUE: {hint}see `locallearn --help`")
     allows = any(o.startswith("allow=") for o in overrides)

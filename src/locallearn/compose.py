@@ -184,6 +184,7 @@ def explained(overrides: Sequence[str], config_dirs: Iterable[Path] = ()) -> Ite
 
     _refuse_code(overrides)
     try:
+        _check_names(overrides, list(config_dirs))
         yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise explain(error, overrides, list(config_dirs)) from error
@@ -197,6 +198,19 @@ def _refuse_code(overrides: Iterable[str]) -> None:
             raise UserError(f"{override}: give a folder of your own yaml files with --config-dir DIR")
         if key.startswith("hydra") and ("_target_" in override or key.startswith("hydra.callbacks")):
             raise UserError(f"{override}: Hydra would run what it names; leave it out")
+
+
+def _check_names(overrides: Sequence[str], config_dirs: list[Path]) -> None:
+    """The name of a choice is a text, or several; of anything else Hydra only says a traceback."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for given in OverridesParser.create().parse_overrides(list(overrides)):
+        key = given.key_or_group
+        if (key in (*GROUPS, *APPENDED) or "/" in key) and not given.is_delete() and not given.is_sweep_override():
+            names = given.value()
+            if not all(isinstance(name, str) for name in (names if isinstance(names, list) else [names])):
+                known = LAUNCHERS if key == "hydra/launcher" else choices(key, config_dirs)
+                raise unknown(key, given.get_value_element_as_str(), known)
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path]) -> UserError:

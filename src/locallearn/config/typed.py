@@ -77,6 +77,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where}={_shown(value)}: must be a finite number")
         return float(value)
     elif hint in (int, str, bool, type(None)) and type(value) is hint:
+        if hint is int and not -(2**63) <= value < 2**63:
+            raise UserError(f"{where}={_shown(value)}: must be a whole number of 64 bits, less than 9.2e18")
         return value
     raise UserError(f"{where}={_shown(value)}: must be {_describe(hint)}")
 

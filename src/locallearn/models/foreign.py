@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -56,13 +56,25 @@ def _classes(module: nn.Module, name: str, sample: Tensor) -> int:
     try:
         logits = _run(module, sample, mode=False)
     except Exception as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        shape = "x".join(map(str, sample.shape[1:]))
-        raise UserError(f"{name} cannot read images of {shape}: {text}; choose another image size or model") from error
+        raise _unfit(name, sample.shape[1:], error) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(sample):
         what = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"{name} returns {what} for a batch of {len(sample)}, not logits [batch, classes]; wrap it")
     return logits.shape[1]
+
+
+def _built(name: str, image: Size, build: Callable[[], nn.Module]) -> nn.Module:
+    """A model of a library, whose own complaints may be of any type."""
+    try:
+        return build()
+    except Exception as error:
+        raise _unfit(name, image, error) from error
+
+
+def _unfit(name: str, image: Sequence[int], error: Exception) -> UserError:
+    shape = "x".join(map(str, image))
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{name} cannot read images of {shape}: {text}; choose another image size or model")
 
 
 def _run(module: nn.Module, sample: Tensor, *, mode: bool) -> Any:
@@ -126,7 +138,7 @@ def torchvision_model(
     if image[0] != 3:
         raise UserError(f"torchvision's {name} reads 3 channels, but these images have {image[0]}; choose model=timm")
     options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    module = models.get_model(name, weights=None, num_classes=classes, **options)
+    module = _built(name, image, lambda: models.get_model(name, weights=None, num_classes=classes, **options))
     return as_blocks(module, cuts, image=image, classes=classes, name=name)
 
 
@@ -140,6 +152,8 @@ def timm_model(image: Size, classes: int, *, name: str = "resnet18", cuts: list[
         close = did_you_mean(name, timm.list_models())
         raise UserError(f"unknown timm model {name!r}: {close}choose one of timm.list_models(), e.g. resnet18")
     settings = timm.get_pretrained_cfg(name)
-    options = {"img_size": tuple(image[1:])} if settings is not None and settings.fixed_input_size else {}
-    module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=image[0], **options)
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": image[0]}
+    if settings is not None and settings.fixed_input_size:
+        options["img_size"] = tuple(image[1:])
+    module = _built(name, image, lambda: timm.create_model(name, pretrained=False, **options))
     return as_blocks(module, cuts, image=image, classes=classes, name=name)

@@ -6,6 +6,7 @@ from math import prod
 
 from torch import nn
 
+from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.layers import POOL, check_depth, check_dropout, check_image, conv_units, dense_unit
 
@@ -34,6 +35,8 @@ def vgg_b(
     check_depth(depth, list(PLANS), "vgg_b")
     check_image(image, f"vgg{depth}b")
     check_dropout(dropout)
+    if width < 1:
+        raise UserError(f"width={width} but it multiplies the channels of a vgg{depth}b; choose at least 1")
     plan = [step * width if isinstance(step, int) else step for step in PLANS[depth]]
     units, emits = conv_units(image, plan, act=activation, dropout=dropout)
     units["fc1"] = dense_unit(prod(emits), 1024, act=activation, batch_norm=True, dropout=dropout)

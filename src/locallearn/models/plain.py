@@ -74,6 +74,8 @@ def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256)
     (github.com/AlonNT/Thesis): the original pools by 3 and has no hidden layer. `hidden=0` leaves that out.
     """
     check_image(image, "basic_cnn")
+    if width < 1 or hidden < 0:
+        raise UserError(f"width={width}, hidden={hidden} but a basic_cnn needs at least 1 channel; hidden=0 is none")
     units, emits = conv_units(image, [width, POOL] * 3, kernel=5)
     if hidden:
         units["fc1"] = dense_unit(prod(emits), hidden)

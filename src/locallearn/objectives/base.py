@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import BlockSpec, Packet
+from locallearn.contract import BlockSpec, Packet, Size
 
 ObjectiveModules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 
@@ -24,6 +24,10 @@ class Objective(ABC):
     """
 
     labels: ClassVar[bool] = True
+
+    def check(self, image: Size) -> None:
+        """Raise UserError for inputs [B, *image] that `begin` cannot read; also asked where no block has this loss."""
+        return None
 
     def begin(self, packet: Packet) -> Packet:
         """See `Strategy.begin`: augmented views [V * B, ...] with labels [V * B], or a masked image;

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import BlockSpec, Packet
+from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
 from locallearn.objectives.base import Objective, ObjectiveModules, exact, wide
 
@@ -85,12 +85,15 @@ class SimCLR(Objective):
         contrast, brightness = ((2 * draws[4:] - 1) * self.jitter)[..., None, None, None]
         return found * (1 + contrast) + brightness
 
-    def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        if len(spec.image) != 3:
+    def check(self, image: Size) -> None:
+        if len(image) != 3:
             raise UserError(
-                f"objective=simclr crops images and the input is {list(spec.image)}: choose objective=reconstruction, "
+                f"objective=simclr crops images and the input is {list(image)}: choose objective=reconstruction, "
                 "or objective=supcon where there are labels"
             )
+
+    def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
+        self.check(spec.image)
         return {"projection": auxiliary.build(spec.emits, self.features)}
 
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:

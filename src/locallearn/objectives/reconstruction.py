@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary, Decoder
-from locallearn.contract import BlockSpec, Packet
+from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
 from locallearn.objectives.base import Objective, ObjectiveModules, wide
 
@@ -65,12 +65,15 @@ class Inpainting(Objective):
         at = torch.arange(length, device=device)
         return (at >= first) & (at < first + size)
 
-    def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        if len(spec.image) != 3:
+    def check(self, image: Size) -> None:
+        if len(image) != 3:
             raise UserError(
-                f"objective=inpainting hides part of an image and the input is {list(spec.image)}: choose "
+                f"objective=inpainting hides part of an image and the input is {list(image)}: choose "
                 "objective=reconstruction"
             )
+
+    def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
+        self.check(spec.image)
         return {"decoder": Reconstructor(spec)}
 
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:

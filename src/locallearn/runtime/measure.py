@@ -105,7 +105,12 @@ def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> li
     return costs
 
 
-def _twin(learner: Learner, watched: _Watched, micro_batches: int) -> Stage:
+def rehearse(learner: Learner, samples: int) -> None:
+    """A step of every phase on so many samples of noise, on a copy of the blocks; raises what training would."""
+    _run(learner, _twin(learner, learner.strategy, 1), samples)
+
+
+def _twin(learner: Learner, watched: Strategy, micro_batches: int) -> Stage:
     """A copy of the blocks whose weights stay as they are, however many steps it takes: the optimizer does its work at
     rate 0. Nothing is late and nothing is sent, whatever the runtime."""
     assert len(learner.blocks) == len(learner.cut), "all blocks must be in this process"

@@ -45,6 +45,7 @@ class DeepSupervision(Strategy):
             raise unknown("strategy.anneal", self.anneal, ANNEAL)
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        self.objective.check(spec.image)
         return {} if spec.last else self.objective.modules(spec, self.auxiliary)
 
     def begin(self, packet: Packet) -> Packet:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from locallearn import seeds
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner, assemble
 from locallearn.engine.replicas import Replicas
-from locallearn.errors import UserError
+from locallearn.errors import RunError, UserError, in_one_line, memory_ran_out
 from locallearn.runtime.link import Pipe
+from locallearn.runtime.measure import rehearse
 from locallearn.training.environment import choose_device
 
 
@@ -26,6 +28,18 @@ class Part(NamedTuple):
     replicas: Replicas | None
 
 
+@contextmanager
+def fits_in_memory() -> Iterator[None]:
+    """Sizes that no memory holds are a mistake of the user."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if memory_ran_out(error) is None and "overflow" not in str(error):
+            raise
+        raise UserError(f"data and model do not fit into memory; choose smaller ones ({in_one_line(error)})") from error
+
+
+@fits_in_memory()
 def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None = None) -> tuple[Learner, Data]:
     """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run. Raises UserError."""
     settings = exp.settings
@@ -55,18 +69,30 @@ def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None =
         replicas=part and part.replicas,
         stage=stage,
     )
-    check_norms(learner, data.batch(settings.batch_size) // (settings.micro_batches * exp.runtime.replicas))
+    if part is None and data.graph is None and data.batch(settings.batch_size) == _parts(exp):
+        check_single(learner)
     return learner, data
 
 
-def check_norms(learner: Learner, together: int) -> None:
-    """The variance of one sample is none."""
-    parts = [part for block in learner.blocks for part in (block.layers, block.head, block.auxiliary) if part]
-    if together == 1 and any(isinstance(m, nn.BatchNorm1d) for part in parts for m in part.modules()):
+def _parts(exp: Experiment) -> int:
+    """Into how many parts a batch is divided."""
+    return exp.settings.micro_batches * exp.runtime.replicas
+
+
+def check_single(learner: Learner) -> None:
+    """Refuse blocks that cannot learn from a single sample: where a batch norm has one value of each channel, there is
+    no variance. Whether it has depends on the sizes of maps, in auxiliary networks too, so it is tried."""
+    try:
+        rehearse(learner, 1)
+    except RunError:  # a loss that is not finite: the run itself will say so
+        return
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
         raise UserError(
-            "the network has batch normalisation, which needs at least 2 samples at a time and gets 1: choose a "
-            "larger batch_size or fewer micro_batches, or add training samples"
-        )
+            "a batch, or each of its parts, has one sample, and a batch norm cannot take the variance of one value: "
+            "choose batch_size of at least 2 for each of micro_batches and replicas, or layers without batch norm"
+        ) from error
 
 
 def check_batch(exp: Experiment, data: Data) -> None:
@@ -78,6 +104,6 @@ def check_batch(exp: Experiment, data: Data) -> None:
         each = " and ".join(f"{name}=1" for name, count in names.items() if count > 1)
         raise UserError(f"{parts} but a graph is not divided; choose {each}")
     batch = data.batch(exp.settings.batch_size)
-    if batch % (micro_batches * replicas):
+    if batch % _parts(exp):
         verb = "do" if " and " in parts else "does"
         raise UserError(f"{parts} {verb} not divide the batch of {batch} training samples")
