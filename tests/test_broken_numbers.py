@@ -25,7 +25,7 @@ def name(request) -> str:
     return request.param
 
 
-@pytest.fixture(params=BROKEN, ids=str)
+@pytest.fixture(params=[BROKEN[0], pytest.param(BROKEN[1], marks=pytest.mark.slow)], ids=str)
 def value(request) -> float:
     return request.param
 

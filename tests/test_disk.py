@@ -17,6 +17,7 @@ from test_resume import assert_same_run, wait_for_steps
 
 from locallearn.training import checkpoint
 
+pytestmark = pytest.mark.xdist_group("disk")  # one worker makes the runs that the tests share
 SETTINGS = ["model=mlp", "model.width=64", "model.depth=4", "model.dropout=0.2", "auxiliary=linear", "blocks=4"]
 SETTINGS += ["epochs=3", "batch_size=32", "checkpoint.every=5it", "threads=1", "data.crop=2", "device=cpu"]
 CAPBSET_DROP, DAC_OVERRIDE = 24, 1
@@ -81,6 +82,7 @@ def assert_intact(run: Path, least: int = 1) -> None:
     assert not [path for path in run.rglob("*") if ".tmp-" in path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F10", "R8")
 def test_a_disk_that_fills_up(disk, undisturbed, record_property):
     """Checkpoints that no longer fit cost a warning each, the last one the run; with more room it goes on."""
@@ -166,7 +168,8 @@ def test_a_folder_that_cannot_be_written_at_the_start(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [[], pytest.param(["runtime=pipeline", "runtime.stages=2"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["runtime=pipeline", "runtime.stages=2"]])
 @pytest.mark.fault("F11")
 def test_a_folder_that_is_deleted_is_made_again(words, undisturbed, tmp_path, record_property):
     process = Run(*SETTINGS, *words, f"out={tmp_path / 'runs'}")
@@ -251,11 +254,12 @@ entry()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
         ["model.width=30000"],
-        pytest.param(["model.width=4000", "batch_size=1200", "blocks=1"], marks=pytest.mark.slow),
+        ["model.width=4000", "batch_size=1200", "blocks=1"],
     ],
 )
 @pytest.mark.fault("F31")

@@ -18,14 +18,12 @@ from test_strategies import FILES, make
 from locallearn.engine import Stage
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.xdist_group("pipeline")  # one worker starts the stages
 
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(2, marks=pytest.mark.xdist_group("pipeline2")),
-        pytest.param(4, marks=[pytest.mark.xdist_group("pipeline4"), pytest.mark.slow]),
-    ],
+    params=[2, pytest.param(4, marks=pytest.mark.slow)],
 )
 def finished(request, tmp_path_factory) -> tuple[int, Path]:
     """The folder in which the stages of every strategy have left their states."""

@@ -18,6 +18,7 @@ from locallearn.errors import UserError
 from locallearn.probes.base import numbers
 from locallearn.probes.depth import sample
 
+pytestmark = pytest.mark.xdist_group("probes")  # one worker makes the runs that the tests share
 SETTINGS = {"model": "lenet", "epochs": 2, "max_steps": 12, "batch_size": 64, "threads": 1, "quiet": True}
 NAMES = sorted(set(choices("probe")) - {"none"})
 CHEAP = {

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from locallearn import cli, commands
-from locallearn.compose import choices, compose, header, scores
+from locallearn.compose import choices, compose, header
 from locallearn.config.experiment import experiment
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError
+from locallearn.report.published import scores
 from locallearn.training import session
 from locallearn.training.run_folder import RunFolder
 

@@ -14,6 +14,7 @@ from locallearn import cli
 from locallearn.compose import choices
 from locallearn.report.read import read
 
+pytestmark = pytest.mark.xdist_group("repeat")  # one worker makes the runs that the tests share
 SMALL = ["model=mlp", "model.width=24", "model.depth=4", "model.dropout=0.2", "blocks=3", "data.crop=2", "threads=1"]
 SMALL += ["epochs=2", "max_steps=45"]
 

@@ -22,6 +22,7 @@ from locallearn.errors import UserError
 from locallearn.training import session
 from locallearn.training.repeat import COST
 
+pytestmark = pytest.mark.xdist_group("resume")  # one worker makes the runs that the tests share
 SETTINGS = [
     "model=mlp",
     "model.width=24",

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +57,6 @@ def header(file: Path) -> dict[str, str]:
         name, colon, value = line.partition(":")
         if colon and re.fullmatch(r"[a-z]+", name):
             found[name] = value.strip()
-    return found
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number that an experiment's header says was published or reached: for the runs with these settings."""
-
-    settings: dict[str, str]
-    value: float
-
-
-def scores(text: str) -> list[Score]:
-    """The numbers of a header's `published:` or `reached:`, such as "strategy=dgl blocks=2 91.3; strategy=dgl blocks=4
-    88.5 [R: where from]"; in the unit that `measure:` says."""
-    found = []
-    for part in text.partition("[")[0].split(";"):
-        *settings, value = part.split()
-        found.append(Score(dict(s.split("=", 1) for s in settings), float(value)))
     return found
 
 

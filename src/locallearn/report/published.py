@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from locallearn.compose import Score, choices, header, scores
+from locallearn.compose import choices, header
 from locallearn.report.grouping import is_where, text
 from locallearn.report.read import Run
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number that an experiment's header says was published or reached: for the runs with these settings."""
+
+    settings: dict[str, str]
+    value: float
+
+
+def scores(text: str) -> list[Score]:
+    """The numbers of a header's `published:` or `reached:`, such as "strategy=dgl blocks=2 91.3; strategy=dgl blocks=4
+    88.5 [R: where from]"; in the unit that `measure:` says."""
+    found = []
+    for part in text.partition("[")[0].split(";"):
+        *settings, value = part.split()
+        found.append(Score(dict(s.split("=", 1) for s in settings), float(value)))
+    return found
 
 
 @dataclass(frozen=True)
