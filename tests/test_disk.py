@@ -20,7 +20,7 @@ from locallearn.training import checkpoint
 pytestmark = pytest.mark.xdist_group("disk")  # one worker makes the runs that the tests share
 SETTINGS = ["model=mlp", "model.width=64", "model.depth=4", "model.dropout=0.2", "auxiliary=linear", "blocks=4"]
 SETTINGS += ["epochs=3", "batch_size=32", "checkpoint.every=5it", "threads=1", "data.crop=2", "device=cpu"]
-CAPBSET_DROP, DAC_OVERRIDE = 24, 1
+CAPBSET_DROP, DAC_OVERRIDE, DAC_READ_SEARCH = 24, 1, 2
 MEBIBYTE = 1 << 20
 
 
@@ -67,7 +67,8 @@ def grow(disk: Path) -> None:
 
 def without_privilege() -> None:
     """Also root obeys the permissions of files from here on."""
-    ctypes.CDLL(None).prctl(CAPBSET_DROP, DAC_OVERRIDE, 0, 0, 0)
+    for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):
+        ctypes.CDLL(None).prctl(CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def state(run: Path) -> str:
