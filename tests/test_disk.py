@@ -156,6 +156,7 @@ def test_a_folder_that_becomes_read_only(undisturbed, tmp_path, record_property)
     record_property("lost", "the steps after the last checkpoint, done again to the same bits")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F11")
 def test_a_folder_that_cannot_be_written_at_the_start(tmp_path):
     tmp_path.chmod(0o555)

@@ -114,13 +114,8 @@ def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
     assert not list(run.glob("checkpoints/.tmp*"))
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGTERM, 143),
-        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((signal.SIGINT, 130), (signal.SIGHUP, 129))),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.fault("F12", "R4")
 def test_a_signal_saves_and_leaves(number, code, tmp_path):
     process = start(tmp_path, "strategy=dgl", "checkpoint.every=14it")
@@ -164,7 +159,9 @@ def copy_of(run: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "damage", ["flip", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("zero", "cut", "empty", "gone"))]
 )
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "name", ["tensors.safetensors", *(pytest.param(n, marks=pytest.mark.slow) for n in ("state.json", "SHA256SUMS"))]
+)
 @pytest.mark.fault("F3", "F5", "R3")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, stopped, tmp_path, capsys):
     run = copy_of(stopped, tmp_path)
