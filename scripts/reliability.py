@@ -1,6 +1,8 @@
 """The tables of docs/reliability.md, from what the tests of faults put down: `make test-faults` calls it.
 
-python scripts/reliability.py JUNIT.xml [--page docs/reliability.md]
+python scripts/reliability.py JUNIT.xml [MORE.xml] [--page docs/reliability.md]
+
+Of a test that was run again, as `pytest --last-failed` does, the last file counts.
 """
 
 from __future__ import annotations
@@ -66,12 +68,17 @@ FAULTS = {
 }
 
 
+OUTCOMES = {"trained": "trained", "refused": "were refused in a sentence", "diverged": "diverged and said so"}
+"""What may become of a run that is tried."""
+
+
 class Test(NamedTuple):
     """One test of the JUnit file: which faults it injects, how often, and what came of it."""
 
     faults: list[str]
     injected: int
     lost: str
+    became: dict[str, int]
     load: list[str]
     outcome: str
 
@@ -80,14 +87,17 @@ class Test(NamedTuple):
         return self.outcome != "skipped"
 
 
-def tests(file: Path) -> Iterator[Test]:
-    for case in ElementTree.parse(file).iter("testcase"):
+def tests(files: Iterable[Path]) -> Iterator[Test]:
+    cases = [case for file in files for case in ElementTree.parse(file).iter("testcase")]
+    for case in {(case.get("classname"), case.get("name")): case for case in cases}.values():
         said = [(p.get("name", ""), p.get("value", "")) for p in case.iter("property")]
         known = dict(said)
         ends = [kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None]
         faults = [fault for name, value in said if name == "faults" for fault in value.split()]
         loads = [value for name, value in said if name == "load"]
-        yield Test(faults, int(known.get("injected", 1)), known.get("lost", ""), loads, ends[0] if ends else "passed")
+        became = {how: int(known[how]) for how in OUTCOMES if how in known}
+        injected = int(known.get("injected", 1))
+        yield Test(faults, injected, known.get("lost", ""), became, loads, ends[0] if ends else "passed")
 
 
 def rows(named: dict[str, str], found: list[Test]) -> Iterator[str]:
@@ -98,6 +108,9 @@ def rows(named: dict[str, str], found: list[Test]) -> Iterator[str]:
         ran = [test for test in own if test.ran]
         failed = sum(test.outcome in ("failure", "error") for test in own)
         lost = "; ".join(dict.fromkeys(test.lost for test in ran if test.lost)) or "nothing"
+        counts = {how: sum(test.became.get(how, 0) for test in ran) for how in OUTCOMES}
+        if any(counts.values()):
+            lost += "; of the runs " + ", ".join(f"{count} {OUTCOMES[how]}" for how, count in counts.items())
         if not ran:
             lost = "not tried on this machine" if own else "no test"
         yield f"| {key} | {what} | {len(ran)} | {sum(test.injected for test in ran)} | {failed} | {lost} |"
@@ -113,7 +126,7 @@ def load_rows(found: Iterable[Test]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("junit", type=Path)
+    parser.add_argument("junit", type=Path, nargs="+")
     parser.add_argument("--page", type=Path, default=PAGE)
     given = parser.parse_args()
     found = list(tests(given.junit))
@@ -124,7 +137,7 @@ def main() -> None:
         BEGIN,
         "",
         f"Made by `make test-faults` on {time.strftime('%Y-%m-%d')}: {len(ran)} tests, {injected:,} faults injected, "
-        f"{failed} tests failed, {len(found) - len(ran)} skipped. {machine()}.",
+        f"{failed} failed, {len(found) - len(ran)} skipped. {machine()}.",
         "",
         *rows(GOALS, found),
         "",

@@ -261,7 +261,7 @@ entry()
     "words",
     [
         ["model.width=30000"],
-        ["model.width=4000", "batch_size=1200", "blocks=1"],
+        ["model.width=2500", "batch_size=1200", "blocks=1"],
     ],
 )
 @pytest.mark.fault("F31")
