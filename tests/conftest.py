@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with MNIST, Fashion-MNIST, CIFAR-10, Cora, names and the 12-bit task; skips where they are not here."""
+def found_root(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """A folder with MNIST, Fashion-MNIST, CIFAR-10, Cora, names and the 12-bit task, if they are here."""
     given_root = os.environ.get("LOCALLEARN_DATA")
     if given_root and (Path(given_root) / "cifar-10-batches-py").is_dir() and (Path(given_root) / "MNIST").is_dir():
         return Path(given_root)
@@ -45,7 +45,15 @@ def real_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             root = tmp_path_factory.mktemp("data")
             subprocess.run([sys.executable, script, root], check=True, capture_output=True)
             return root
-    pytest.skip("no real data: set LOCALLEARN_DATA to a folder with MNIST, FashionMNIST and cifar-10-batches-py")
+    return None
+
+
+@pytest.fixture(scope="session")
+def real_root(found_root: Path | None) -> Path:
+    """What `found_root` has found."""
+    if found_root is None:
+        pytest.skip("no real data: set LOCALLEARN_DATA to a folder with MNIST, FashionMNIST and cifar-10-batches-py")
+    return found_root
 
 
 @pytest.fixture

@@ -273,5 +273,5 @@ def test_memory_that_runs_out(words, tmp_path):
         assert not list(tmp_path.iterdir())
     else:
         assert "memory ran out (the last request was for " in error.splitlines()[-1]
-        assert "lower batch_size, or raise micro_batches" in error
+        assert "lower batch_size, or double micro_batches" in error
     assert code == (2 if "model.width=30000" in words else 1)

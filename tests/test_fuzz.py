@@ -34,12 +34,9 @@ NOT_FINITE = re.compile(r"\b(nan|inf)\b|not finite")
 
 
 @pytest.fixture
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Where data are looked for: a folder with real sets, or an empty one where there are none."""
-    try:
-        return request.getfixturevalue("real_root")
-    except pytest.skip.Exception:
-        return tmp_path / "no-data"
+def root(found_root: Path | None, tmp_path: Path) -> Path:
+    """Where data are looked for: a folder with real sets, or one that is not there where there are none."""
+    return found_root or tmp_path / "no-data"
 
 
 @pytest.fixture

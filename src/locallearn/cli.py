@@ -1,7 +1,7 @@
 """The command line: words before Hydra are commands, everything else is a run (or, with -m, a sweep of runs).
 
-Exit codes: 0 done; 1 a run failed; 2 a mistake in what was asked for; 130, 143 and 129 stopped by
-SIGINT, SIGTERM and SIGHUP.
+Exit codes: 0 done; 1 a run failed; 2 a mistake in what was asked for; 130, 143 and 129 stopped by SIGINT, SIGTERM and
+SIGHUP.
 torch is imported only once there is something to run.
 """
 

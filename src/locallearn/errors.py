@@ -36,9 +36,7 @@ def memory_ran_out(error: BaseException) -> str | None:
         return None
     asked = re.search(r"tried to allocate ([\d.,]+ ?\w+)", text, re.IGNORECASE)
     wanted = f" (the last request was for {asked[1]})" if asked else ""
-    return (
-        f"memory ran out{wanted}; lower batch_size, or raise micro_batches, which halves what a step holds if doubled"
-    )
+    return f"memory ran out{wanted}; lower batch_size, or double micro_batches, which halves what a step holds"
 
 
 def printable(text: str) -> str:
