@@ -89,6 +89,15 @@ def test_a_run_that_is_not_done_is_refused(state, sentence, copied, capsys):
     assert not (copied / "repeats").exists()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl"])
+def test_what_cannot_be_compared_is_said_before_the_run(name, copied, capsys):
+    content = (copied / name).read_bytes()
+    (copied / name).write_bytes(b"x\n" + content[: len(content) // 2])
+    assert cli.main(["repeat", str(copied)]) == 2
+    assert name in capsys.readouterr().err
+    assert not (copied / "repeats").exists()
+
+
 def test_under_torchrun_it_is_refused(copied, capsys, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

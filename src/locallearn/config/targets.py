@@ -38,7 +38,7 @@ def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any
     if not any(path == p or path.startswith(p + ".") for p in prefixes):
         raise UserError(
             f"{group}._target_={path} lies outside locallearn and is not run; if you trust it, allow its package on "
-            f"this command line: allow=[{path.split('.')[0]}]"
+            f"this command line: allow=[{path.split('.')[0]}], or --allow {path.split('.')[0]} for a run folder"
         )
     module_name, _, name = path.rpartition(".")
     try:

@@ -54,6 +54,7 @@ def repeat(path: str | Path, allow: list[str], quiet: bool = False) -> Repetitio
     state = folder.read_json("status.json").get("state")
     if state != "done":
         raise UserError(f"{folder.path} is {state}, and only a finished run can be compared; first `locallearn resume`")
+    compare(folder, folder)  # what cannot be read is said before a long run, not after it
     known = folder.read_json("manifest.json")
     changes = {
         "threads": known.get("threads", "auto"),
