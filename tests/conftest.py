@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -70,6 +71,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise urllib.error.URLError(OSError("Name or service not known"))
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def obey_signals() -> None:
+    """Also below `nohup`, or in the background of a shell, which make a process deaf to them."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -60,6 +60,7 @@ def test_a_run_writes_what_it_promises(capsys, tmp_path):
         (["model=vgg61"], "choose one of"),
         (["optim.lr=abc"], "optim.lr=abc: must be a number"),
         (["optim.lrr=1"], "did you mean 'optim.lr'?"),
+        (["lr=1"], "did you mean 'optim.lr'?"),
         (["optim.lr=-1"], "at least 0"),
         (["+strategy.beta=1"], "unknown key strategy.beta"),
         (["epochs=-1"], "epochs=-1: must be at least 1"),

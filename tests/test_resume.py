@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import obey_signals
 from safetensors.torch import load_file
 
 import locallearn
@@ -46,6 +47,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=obey_signals,
     )
 
 

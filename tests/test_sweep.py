@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import run
+from conftest import obey_signals, run
 from hydra.errors import MissingConfigException
 from safetensors.torch import load_file
 
@@ -294,9 +294,8 @@ ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def begin(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ALONE
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*PROGRAM, *arguments], env=ALONE, preexec_fn=obey_signals, **pipes)
 
 
 def wait_for(condition, seconds: float = 120.0) -> None:

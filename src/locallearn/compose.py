@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -219,7 +220,9 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
         elif key not in keys:
             if owners := _choices_with(key, config_dirs):
                 return UserError(f"{key} belongs to {' or '.join(owners)}: choose that, too")
-            close = did_you_mean(key, keys) or did_you_mean(key.split(".")[-1], [k.split(".")[-1] for k in keys])
+            ends = {known.split(".")[-1]: known for known in reversed(keys)}
+            wanted = difflib.get_close_matches(key.split(".")[-1], ends, n=1)
+            close = did_you_mean(key, keys) or (f"did you mean {ends[wanted[0]]!r}? " if wanted else "")
             return UserError(f"unknown key {key}: {close}`locallearn --help` shows all keys")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     detail = lines[0] if lines else type(error).__name__
