@@ -108,6 +108,8 @@ def rows(named: dict[str, str], found: list[Test]) -> Iterator[str]:
         ran = [test for test in own if test.ran]
         failed = sum(test.outcome in ("failure", "error") for test in own)
         lost = "; ".join(dict.fromkeys(test.lost for test in ran if test.lost)) or "nothing"
+        if failed:
+            lost = "not known: a test failed"
         counts = {how: sum(test.became.get(how, 0) for test in ran) for how in OUTCOMES}
         if any(counts.values()):
             lost += "; of the runs " + ", ".join(f"{count} {OUTCOMES[how]}" for how, count in counts.items())

@@ -184,7 +184,7 @@ def test_a_folder_that_is_deleted_is_made_again(words, undisturbed, tmp_path, re
     assert_same_run(undisturbed, run)
     assert_intact(run, least=2)
     assert Run("evaluate", str(run)).end()[0] == 0
-    record_property("lost", "earlier checkpoints; no record, no step, no bit")
+    record_property("lost", "of a deleted folder, the earlier checkpoints")
 
 
 CLOCK = """

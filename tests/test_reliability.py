@@ -34,7 +34,7 @@ def test_the_tables_say_what_the_tests_put_down(tmp_path, monkeypatch, capsys):
     assert text.endswith("\nafter\n")
     assert "stood there" not in text
     lines = text.splitlines()
-    assert f"| F1 | {reliability.FAULTS['F1']} | 2 | 51 | 1 | no bit |" in lines
+    assert f"| F1 | {reliability.FAULTS['F1']} | 2 | 51 | 1 | not known: a test failed |" in lines
     assert f"| R1 | {reliability.GOALS['R1']} | 1 | 50 | 0 | no bit |" in lines
     assert f"| F2 | {reliability.FAULTS['F2']} | 0 | 0 | 0 | not tried on this machine |" in lines
     assert f"| F3 | {reliability.FAULTS['F3']} | 0 | 0 | 0 | no test |" in lines

@@ -74,7 +74,7 @@ def _server(mode: str) -> Iterator[tuple[str, subprocess.Popen]]:
 def _run(bench: Bench, folder: str, url: str | None) -> Sample:
     """Seconds per step: the median over the epochs of one run."""
     settings: dict[str, Any] = {"model": "mlp", "model.width": 320, "data": "synthetic", "data.size": 8, "threads": 1}
-    settings |= {"data.images": 1280 if bench.quick else 64_000, "batch_size": BATCH, "auxiliary": "linear"}
+    settings |= {"data.images": 1280 if bench.quick else 16_000, "batch_size": BATCH, "auxiliary": "linear"}
     settings |= {"epochs": EPOCHS, "checkpoint.every": "never", "out": folder, "evaluate_every": EPOCHS}
     if url is not None:
         os.environ |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY}

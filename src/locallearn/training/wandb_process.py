@@ -47,19 +47,14 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def start(setup: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The W&B run in the asked mode, else offline, else None; and the answer for the parent, with any problem."""
-    problems: list[str] = []
-    for mode in dict.fromkeys((setup["mode"], "offline")):
-        try:
-            run = open_run(setup, mode)
-        except Exception as error:
-            problems.append(sentence(error))
-            continue
-        offline = bool(run.offline)
-        found = "disabled" if run.disabled else "offline" if offline else "online"
-        answer = {"mode": found, "path": run.settings.sync_dir, "url": None if offline else run.url, "id": run.id}
-        return run, {**answer, "problem": problems[0] if problems else None}
-    return None, {"mode": None, "problem": "; ".join(dict.fromkeys(problems))}
+    """The W&B run, or None; and the answer for the parent, with any problem."""
+    try:
+        run = open_run(setup, setup["mode"])
+    except Exception as error:
+        return None, {"mode": None, "problem": sentence(error)}
+    offline = bool(run.offline)
+    found = "disabled" if run.disabled else "offline" if offline else "online"
+    return run, {"mode": found, "path": run.settings.sync_dir, "url": None if offline else run.url, "id": run.id}
 
 
 def sentence(error: BaseException) -> str:

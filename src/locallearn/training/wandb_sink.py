@@ -120,7 +120,7 @@ class WandbSink:
             self._child = _Child(self._folder.path / "wandb")
             self._child.send({"setup": {**self._setup, "mode": mode}})
             answer = self._child.answer(INIT_SECONDS + HANG_SECONDS)
-            problem = problem or answer["problem"]
+            problem = problem or answer.get("problem")
             if answer.get("mode") is not None:
                 self._announce(answer, problem)
                 return self._child
