@@ -41,7 +41,7 @@ def measure(bench: Bench, report: Report) -> None:
         variants["has no network"] = lambda: _run(bench, folder, NOBODY)
         for name, mode in SERVERS.items():
             variants[name] = lambda name=name, mode=mode: _served(bench, folder, name, mode)
-        found = bench.run(variants, bench.rounds(), warm=False)
+        found = bench.run(variants, bench.rounds(more=2), warm=False)
     for name in list(variants)[1:]:
         report.add(
             "P16", f"W&B's server {name}", bench.ratio(found[name], found["none"]), "the rounds differ by as much"
@@ -72,7 +72,8 @@ def _server(mode: str) -> Iterator[tuple[str, subprocess.Popen]]:
 
 
 def _run(bench: Bench, folder: str, url: str | None) -> Sample:
-    """Seconds per step: the median over the epochs of one run."""
+    """Seconds per step: the lower quartile over the epochs of one run, each of which hands W&B a record. What else the
+    machine does only ever slows an epoch, here by more than the 2 % that are to be told apart."""
     settings: dict[str, Any] = {"model": "mlp", "model.width": 320, "data": "synthetic", "data.size": 8, "threads": 1}
     settings |= {"data.images": 1280 if bench.quick else 16_000, "batch_size": BATCH, "auxiliary": "linear"}
     settings |= {"epochs": EPOCHS, "checkpoint.every": "never", "out": folder, "evaluate_every": EPOCHS}
@@ -84,4 +85,5 @@ def _run(bench: Bench, folder: str, url: str | None) -> Sample:
     foreign = between(start, mark(bench.pids)).foreign
     if len(result.history) != EPOCHS:
         raise AssertionError(f"{len(result.history)} of {EPOCHS} records")
-    return Sample(statistics.median(BATCH / record["images_per_second"] for record in result.history), foreign)
+    steps = [BATCH / record["images_per_second"] for record in result.history]
+    return Sample(statistics.quantiles(steps, n=4)[0], foreign)
