@@ -96,6 +96,7 @@ def chosen(only: str, bench, report) -> list[tuple[str, Callable[[], None]]]:
         ("P13", lambda: start.saving(bench, report)),
         ("P14", lambda: start.first_step(bench, report)),
         ("P16", lambda: trackers.measure(bench, report)),
+        ("P17", lambda: trackers.inside(bench, report)),
     ]
     wanted = {word.strip() for word in only.split(",") if word.strip()}
     known = {word for title, _ in parts for word in title.split() if word.startswith("P")}

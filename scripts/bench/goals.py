@@ -44,6 +44,7 @@ GOALS = {
     "P15 dni": Goal("dni in the 2-stage pipeline against serial, speed", False, 1.60),
     "P15 loco": Goal("loco in the 2-stage pipeline against serial, speed", False, 1.60),
     "P16": Goal("training with W&B / without, time; every record is in metrics.jsonl", True, 1.02),
+    "P17": Goal("percent of training: waiting for W&B, and CPU of the thread that feeds its process", True, 2.0),
 }
 
 
