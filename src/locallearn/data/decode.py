@@ -71,10 +71,11 @@ def _upright(image: Image) -> Image:
 
 def _opaque(image: Image) -> Image:
     """The picture in RGB, laid on white: under what is transparent a file holds any colour."""
-    from PIL.Image import new
+    from PIL.Image import alpha_composite, new
 
     if image.mode not in TRANSPARENT and "transparency" not in image.info:
         return image.convert("RGB")
-    page = new("RGBA", image.size, "white")
-    page.alpha_composite(image.convert("RGBA"))
-    return page.convert("RGB")
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema() != (255, 255):
+        image = alpha_composite(new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
