@@ -48,7 +48,8 @@ class Scan(NamedTuple):
         """Such as `18 others left out (.gif 13, no suffix 5)`; an empty text if nothing is."""
         if not self.left_out:
             return ""
-        kinds = [f"{kind} {count}" for kind, count in self.left_out.most_common(KINDS_NAMED)]
+        ordered = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f"{kind} {count}" for kind, count in ordered[:KINDS_NAMED]]
         more = ["..."] if len(self.left_out) > KINDS_NAMED else []
         total = self.left_out.total()
         return f"{total} other{'s' * (total > 1)} left out ({', '.join(kinds + more)})"
@@ -121,7 +122,7 @@ def _splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
             f"{root} holds splits ({there}), but no training folder with a folder for each class; it must hold "
             "train/CLASS/*.png, or CLASS/*.png alone"
         )
-    splits = {part: names[0] for part, names in named.items()}
+    splits = {part: named[part][0] for part in ("train", "validation", "test") if part in named}
     if "validation" in splits and "test" not in splits:
         splits["test"] = splits.pop("validation")
     return splits

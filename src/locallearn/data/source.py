@@ -169,7 +169,8 @@ class DataSource(ABC):
         if given is not None:
             if len(given.mean) != channels:
                 raise UserError(
-                    f"the run was trained on images of {len(given.mean)} channels; data={self.name} has {channels}"
+                    f"the images of data={self.name} have {channels} channels, and those that the run was trained on "
+                    f"{len(given.mean)}"
                 )
             return Normaliser.of(given, device)
         if self.normalise == "symmetric":
