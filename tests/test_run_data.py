@@ -286,7 +286,11 @@ def test_a_class_that_was_renamed_in_the_folder_of_the_run(command, copied, caps
             {"kind": "float"},
             "trained on pixels, normalised, and data=own has float32 samples, used as they are",
         ),
-        ("grey", {"kind": "colour"}, "data=own have 3 channels, and those that the run was trained on 1"),
+        (
+            "grey",
+            {"kind": "colour"},
+            r"data=own has images \[3, 3, 4\]; the run was trained on images whose number of channels is 1",
+        ),
     ],
 )
 def test_a_set_of_the_users_own(kind, options, said, own, tmp_path, capsys):

@@ -169,8 +169,8 @@ class DataSource(ABC):
         if given is not None:
             if len(given.mean) != channels:
                 raise UserError(
-                    f"the images of data={self.name} have {channels} channels, and those that the run was trained on "
-                    f"{len(given.mean)}"
+                    f"data={self.name} has images {list(train.store.image)}; the run was trained on images whose "
+                    f"number of channels is {len(given.mean)}"
                 )
             return Normaliser.of(given, device)
         if self.normalise == "symmetric":
