@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from locallearn.models.axes import Axes
 from locallearn.models.trace import trace
 from locallearn.quiet import undisturbed
 
@@ -17,6 +18,7 @@ class Flow:
     """A traced module as a line of nodes: what crosses each position, and where a cut may go.
 
     Position i is the gap behind node i. `bounds` maps the only value that crosses a gap to the first such position.
+    `axes` knows which axis of a value holds its features.
     """
 
     def __init__(self, module: nn.Module, name: str, sample: Tensor) -> None:
@@ -26,6 +28,7 @@ class Flow:
         self.at = {node: i for i, node in enumerate(self.nodes)}
         self.last = {node: max((self.at[user] for user in node.users), default=-1) for node in self.nodes}
         self.image, self.logits = self.nodes[0], self.nodes[-1].args[0]
+        self.axes = Axes()
         self.values, self.overwritten = self._run(sample)
         self.tied = self._tied()
         self.bounds: dict[fx.Node, int] = {}
@@ -79,7 +82,8 @@ class Flow:
         line = _Recorder(fx.GraphModule(self.module, self.graph))
         with undisturbed(self.module):
             line.module.train()  # an in-place dropout does nothing in evaluation
-            line.run(sample)
+            with self.axes:
+                line.run(sample)
         changed = {node for node, (value, version) in line.seen.items() if value._version != version}
         return {node: value for node, (value, _) in line.seen.items()}, changed
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from locallearn.errors import UserError, did_you_mean
+from locallearn.errors import UserError, did_you_mean, unknown
+from locallearn.models.axes import usual
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.flow import Flow
 from locallearn.models.seams import seams, unit_name
 from locallearn.quiet import undisturbed
+
+AXES = ("channels_first", "channels_last")
 
 
 def as_blocks(
@@ -24,14 +27,18 @@ def as_blocks(
     image: Size = (3, 32, 32),
     classes: int | None = None,
     name: str | None = None,
+    axes: str | Mapping[str, str] | None = None,
 ) -> BlockModel:
     """A BlockModel that computes what `module` computes, with the same parameters and buffers (shared, not copied).
 
     cuts     names of submodules behind which a unit ends, e.g. ["layer1", "layer2.0"]; without them there are as many
              units as there are places for a cut, each beginning at a layer with a weight matrix
     image    shape of one input; classes is found by a dry run and only checked when given
+    axes     channels_first or channels_last, for all units or by the name of one: where a unit's output has its
+             features. Without it this is known from the layers that made the output, or asked for
 
-    The head is the last layer with weights and the pooling or flattening before it. An operation that would write into
+    A unit hands on [D], [T, D] or [C, H, W] (or [C, D, H, W]): one that ends in other axes ends in a view that turns
+    them, and the next unit begins with a view that turns them back. The head is the last layer with weights and the pooling or flattening before it. An operation that would write into
     what was handed over a cut works on a copy.
     """
     name = name or type(module).__name__
@@ -43,9 +50,10 @@ def as_blocks(
         raise UserError(f"classes={classes} but {name} returns {found} logits; build it with num_classes={classes}")
     flow = Flow(module, name, sample.clone())
     edges = [flow.image, *seams(flow, name, cuts), flow.logits]
-    *units, head = (_piece(flow, before, after) for before, after in pairwise(edges))
-    _separate_modes([*units, head])
     names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
+    turned = _turned(flow, name, dict(zip(names, edges[1:-1], strict=True)), axes)
+    *units, head = (_piece(flow, before, after, turned) for before, after in pairwise(edges))
+    _separate_modes([*units, head])
     model = BlockModel(units, head, image=image, classes=found, name=name, names=names)
     _check_faithful(model, module, sample)
     return model
@@ -94,10 +102,38 @@ def _check_faithful(model: BlockModel, module: nn.Module, sample: Tensor) -> Non
             )
 
 
-def _piece(flow: Flow, before: fx.Node, after: fx.Node) -> fx.GraphModule:
+def _turned(
+    flow: Flow, name: str, units: Mapping[str, fx.Node], axes: str | Mapping[str, str] | None
+) -> dict[fx.Node, tuple[int, int]]:
+    """The axis of the features, and the one where blocks expect it, of each unit's output where these differ."""
+    asked = dict.fromkeys(units, axes) if isinstance(axes, str) else dict(axes or {})
+    for unit, word in asked.items():
+        if unit not in units:
+            raise UserError(f"axes of {unit!r}: {name} has no such unit; choose of {', '.join(units)}")
+        if word not in AXES:
+            raise unknown("axes", word, AXES)
+    turned = {}
+    for unit, node in units.items():
+        h = flow.values[node]
+        axis = flow.axes.of(h) if unit not in asked else 1 if asked[unit] == AXES[0] else h.dim() - 1
+        if axis is None:
+            raise UserError(
+                f"{name} emits {list(h.shape[1:])} behind {unit!r}, and the layers there do not tell which axis holds the "
+                f"features; say so with axes={{{unit!r}: 'channels_first'}} or 'channels_last', or cut elsewhere"
+            )
+        if axis != usual(h.dim()):
+            turned[node] = axis, usual(h.dim())
+    return turned
+
+
+def _piece(
+    flow: Flow, before: fx.Node, after: fx.Node, turned: Mapping[fx.Node, tuple[int, int]]
+) -> fx.GraphModule:
     """The operations behind `before` up to `after` as a module that shares the user's parameters."""
     graph = fx.Graph()
     entry = graph.placeholder("x")
+    if before in turned:
+        entry = graph.call_method("movedim", (entry, *reversed(turned[before])))
     copies = {before: graph.call_method("clone", (entry,)) if before in flow.overwritten else entry}
 
     def copied(node: fx.Node) -> fx.Node:
@@ -107,7 +143,7 @@ def _piece(flow: Flow, before: fx.Node, after: fx.Node) -> fx.GraphModule:
 
     for node in flow.between(before, after):
         copies[node] = graph.node_copy(node, copied)
-    graph.output(copies[after])
+    graph.output(graph.call_method("movedim", (copies[after], *turned[after])) if after in turned else copies[after])
     return fx.GraphModule(flow.module, graph, class_name="Unit")
 
 
