@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from locallearn.errors import UserError, did_you_mean, unknown
-from locallearn.models.axes import usual
+from locallearn.errors import UserError, did_you_mean
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.flow import Flow
 from locallearn.models.seams import seams, unit_name
+from locallearn.models.watch import restored
 from locallearn.quiet import undisturbed
-
-AXES = ("channels_first", "channels_last")
 
 
 def as_blocks(
@@ -34,26 +32,37 @@ def as_blocks(
     cuts     names of submodules behind which a unit ends, e.g. ["layer1", "layer2.0"]; without them there are as many
              units as there are places for a cut, each beginning at a layer with a weight matrix
     image    shape of one input; classes is found by a dry run and only checked when given
-    axes     channels_first or channels_last, for all units or by the name of one: where a unit's output has its
-             features. Without it this is known from the layers that made the output, or asked for
+    axes     channels_first or channels_last, of all units or by the name of the submodule behind which one ends: where
+             the output has its features. Without it the layers tell; where they do not, there is no place for a cut
 
     A unit hands on [D], [T, D] or [C, H, W] (or [C, D, H, W]): one that ends in other axes ends in a view that turns
-    them, and the next unit begins with a view that turns them back. The head is the last layer with weights and the pooling or flattening before it. An operation that would write into
-    what was handed over a cut works on a copy.
+    them, and the next unit begins with a view that turns them back. The head is the last layer with weights and the
+    pooling or flattening before it. An operation that would write into what was handed over a cut works on a copy.
     """
     name = name or type(module).__name__
+    with restored(module):
+        return _as_blocks(module, cuts, tuple(image), classes, name, axes)
+
+
+def _as_blocks(
+    module: nn.Module,
+    cuts: Sequence[str] | None,
+    image: Size,
+    classes: int | None,
+    name: str,
+    axes: str | Mapping[str, str] | None,
+) -> BlockModel:
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     noise = torch.rand(2, *image, generator=torch.Generator().manual_seed(0))
     sample = noise.to(like.device, like.dtype)
     found = _classes(module, name, sample)
     if classes not in (None, found):
         raise UserError(f"classes={classes} but {name} returns {found} logits; build it with num_classes={classes}")
-    flow = Flow(module, name, sample.clone())
+    flow = Flow(module, name, sample.clone(), axes)
     edges = [flow.image, *seams(flow, name, cuts), flow.logits]
-    names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
-    turned = _turned(flow, name, dict(zip(names, edges[1:-1], strict=True)), axes)
-    *units, head = (_piece(flow, before, after, turned) for before, after in pairwise(edges))
+    *units, head = (_piece(flow, before, after) for before, after in pairwise(edges))
     _separate_modes([*units, head])
+    names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
     model = BlockModel(units, head, image=image, classes=found, name=name, names=names)
     _check_faithful(model, module, sample)
     return model
@@ -86,7 +95,7 @@ def _unfit(name: str, image: Sequence[int], error: Exception) -> UserError:
 
 
 def _run(module: nn.Module, sample: Tensor, *, mode: bool) -> Any:
-    with undisturbed(module):
+    with undisturbed(module), restored(module):
         module.train(mode)
         torch.manual_seed(0)  # inside undisturbed: the caller's random state comes back
         return module(sample.clone())
@@ -97,43 +106,17 @@ def _check_faithful(model: BlockModel, module: nn.Module, sample: Tensor) -> Non
         ours, theirs = _run(model, sample, mode=mode), _run(module, sample, mode=mode)
         if not torch.allclose(ours, theirs, equal_nan=True):
             raise UserError(
-                f"{model.name} computes something else when it is cut: its forward depends on more than its input; "
-                "write it as a locallearn.BlockModel"
+                f"{model.name} computes something else when it is cut: its forward depends on what no trace shows, such "
+                "as a type or whether gradients are on; write it as a locallearn.BlockModel"
             )
 
 
-def _turned(
-    flow: Flow, name: str, units: Mapping[str, fx.Node], axes: str | Mapping[str, str] | None
-) -> dict[fx.Node, tuple[int, int]]:
-    """The axis of the features, and the one where blocks expect it, of each unit's output where these differ."""
-    asked = dict.fromkeys(units, axes) if isinstance(axes, str) else dict(axes or {})
-    for unit, word in asked.items():
-        if unit not in units:
-            raise UserError(f"axes of {unit!r}: {name} has no such unit; choose of {', '.join(units)}")
-        if word not in AXES:
-            raise unknown("axes", word, AXES)
-    turned = {}
-    for unit, node in units.items():
-        h = flow.values[node]
-        axis = flow.axes.of(h) if unit not in asked else 1 if asked[unit] == AXES[0] else h.dim() - 1
-        if axis is None:
-            raise UserError(
-                f"{name} emits {list(h.shape[1:])} behind {unit!r}, and the layers there do not tell which axis holds the "
-                f"features; say so with axes={{{unit!r}: 'channels_first'}} or 'channels_last', or cut elsewhere"
-            )
-        if axis != usual(h.dim()):
-            turned[node] = axis, usual(h.dim())
-    return turned
-
-
-def _piece(
-    flow: Flow, before: fx.Node, after: fx.Node, turned: Mapping[fx.Node, tuple[int, int]]
-) -> fx.GraphModule:
+def _piece(flow: Flow, before: fx.Node, after: fx.Node) -> fx.GraphModule:
     """The operations behind `before` up to `after` as a module that shares the user's parameters."""
     graph = fx.Graph()
     entry = graph.placeholder("x")
-    if before in turned:
-        entry = graph.call_method("movedim", (entry, *reversed(turned[before])))
+    if before in flow.bounds and (turn := flow.turn(before)):
+        entry = graph.call_method("movedim", (entry, *reversed(turn)))
     copies = {before: graph.call_method("clone", (entry,)) if before in flow.overwritten else entry}
 
     def copied(node: fx.Node) -> fx.Node:
@@ -143,7 +126,10 @@ def _piece(
 
     for node in flow.between(before, after):
         copies[node] = graph.node_copy(node, copied)
-    graph.output(graph.call_method("movedim", (copies[after], *turned[after])) if after in turned else copies[after])
+    out = copies[after]
+    if after in flow.bounds and (turn := flow.turn(after)):
+        out = graph.call_method("movedim", (out, *turn))
+    graph.output(out)
     return fx.GraphModule(flow.module, graph, class_name="Unit")
 
 
