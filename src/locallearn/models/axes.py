@@ -58,6 +58,7 @@ class Axes(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._places = WeakTensorKeyDictionary()
+        self._origins = WeakTensorKeyDictionary()  # of a tensor of unknown place the only one that it was made of
 
     def of(self, t: Tensor) -> int | None:
         """The axis of a tensor's features, or None if it is not known. A tensor [B, D] has only one."""
@@ -86,21 +87,29 @@ class Axes(TorchFunctionMode):
         if name in PRODUCTS and given[-1].dim() == 2 and given[-1] not in self._places:  # x W, with a weight W
             name = "linear"
         if name in FIRST or name in LAST:
-            if given and given[0] not in self._places:
-                self._places[given[0]] = 1 if name in FIRST else given[0].dim() - 1
+            self._read(given[:1], first=name in FIRST)
             return [1 if name in FIRST else t.dim() - 1 for t in results]
         if name in GIVE_LAST:
             return [t.dim() - 1 for t in results]
         known = sum(t in self._places for t in given)
         if known and name in PASS:
             return [self._places.get(given[0]) for _ in results]
-        tried = self._tried(func, args, kwargs) if known else []
-        return [_place(t, several=known == 1) for t in tried] if len(tried) == len(results) else [None for _ in results]
+        if not known and len(given) == len(results) == 1 and given[0].shape == results[0].shape:
+            self._origins[results[0]] = given[0]
+        tried = self._tried(func, args, kwargs, several=known == 1) if known else []
+        return tried if len(tried) == len(results) else [None for _ in results]
 
-    def _tried(self, func: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    def _read(self, given: list[Tensor], first: bool) -> None:
+        """A layer reads a tensor: if no layer has made it, this one tells."""
+        t = given[0] if given else None
+        while t is not None and t not in self._places:
+            self._places[t] = 1 if first else t.dim() - 1
+            t = self._origins.get(t)
+
+    def _tried(self, func: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], several: bool) -> list[Place]:
         """What a function that is no layer makes of marked arguments."""
         try:
-            return _floats(func(*self._marked(args), **self._marked(dict(kwargs))))
+            return [_place(t, several) for t in _floats(func(*self._marked(args), **self._marked(dict(kwargs))))]
         except Exception:  # it minds the numbers
             return []
 

@@ -55,6 +55,8 @@ def _as_blocks(
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     noise = torch.rand(2, *image, generator=torch.Generator().manual_seed(0))
     sample = noise.to(like.device, like.dtype)
+    if like.is_meta:
+        raise UserError(f"{name} is on the meta device, where weights have no values; give it some with .to_empty")
     found = _classes(module, name, sample)
     if classes not in (None, found):
         raise UserError(f"classes={classes} but {name} returns {found} logits; build it with num_classes={classes}")
@@ -64,6 +66,7 @@ def _as_blocks(
     _separate_modes([*units, head])
     names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
     model = BlockModel(units, head, image=image, classes=found, name=name, names=names)
+    model.channels_first = len(image) == 2 and flow.axes.of(flow.values[flow.image]) == 1
     _check_faithful(model, module, sample)
     return model
 
@@ -75,8 +78,11 @@ def _classes(module: nn.Module, name: str, sample: Tensor) -> int:
     except Exception as error:
         raise _unfit(name, sample.shape[1:], error) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(sample):
-        what = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"{name} returns {what} for a batch of {len(sample)}, not logits [batch, classes]; wrap it")
+        what = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(
+            f"{name} returns {what} for a batch of {len(sample)}, not logits [batch, classes]; wrap it in a module "
+            "that returns these alone"
+        )
     return logits.shape[1]
 
 
@@ -106,8 +112,8 @@ def _check_faithful(model: BlockModel, module: nn.Module, sample: Tensor) -> Non
         ours, theirs = _run(model, sample, mode=mode), _run(module, sample, mode=mode)
         if not torch.allclose(ours, theirs, equal_nan=True):
             raise UserError(
-                f"{model.name} computes something else when it is cut: its forward depends on what no trace shows, such "
-                "as a type or whether gradients are on; write it as a locallearn.BlockModel"
+                f"{model.name} computes something else when it is cut: its forward depends on what no trace shows, "
+                "such as a type or whether gradients are on; write it as a locallearn.BlockModel"
             )
 
 
