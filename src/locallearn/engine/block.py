@@ -197,11 +197,8 @@ class TrainedBlock:
                 m.track_running_stats = tracks
 
     def reseed(self, half: str) -> None:
-        """Put PyTorch's global generator at the start of this block's stream for this step, micro-batch and half."""
-        seed = self._seeds(self.step, self.micro, HALVES.index(half))
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch and half."""
+        seeds.restart(self._seeds(self.step, self.micro, HALVES.index(half)), self.device)
 
     def train(self, learns: bool) -> None:
         """Training mode where the block learns, else eval mode. Walks the modules only when the mode changes."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locallearn import seeds
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.stage import Stage
@@ -49,7 +50,7 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
     model = learner.model
     outputs: list[Tensor] = []
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with unchanged(learner), torch.random.fork_rng():
+    with unchanged(learner), seeds.Undisturbed(learner.device):
         model.train()
         with learner.stage.autocast():
             h = learner.prepare(inputs)
