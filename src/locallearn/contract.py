@@ -137,8 +137,8 @@ class Block(Protocol):
         ...
 
     def again(self) -> AbstractContextManager[None]:
-        """Run `layers` or auxiliary modules a second time in one step: the same dropout as before, batch statistics
-        left alone."""
+        """Run `layers` or auxiliary modules a second time in one step: the same dropout as before, and no buffer moves.
+        Call it before the first time where that moves buffers that the modules compute with."""
         ...
 
 

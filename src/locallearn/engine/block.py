@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from locallearn.engine.optim import Optim
 from locallearn.engine.replicas import Replicas, Sum
 from locallearn.engine.totals import Totals
 from locallearn.errors import RunError
+from locallearn.quiet import Rerun
 
 HALVES = ("forward", "backward", "begin")
 """The parts of a step that have a random stream of their own."""
@@ -53,6 +54,8 @@ class TrainedBlock:
         self.step = 0
         self.micro = 0
         self.predicts = False
+        self._layers: list[nn.Module] = []
+        self._modes: list[tuple[nn.Module, bool]] = []  # where the block waits in eval mode: those that it had before
         self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), len(HALVES))
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
         self._pending = dict.fromkeys(self.optimizers, 0)
@@ -132,7 +135,7 @@ class TrainedBlock:
 
     def _statistics(self) -> list[Tensor]:
         """The running means and variances of batch norms: each replica has moved them by its own part of the batch."""
-        modules = [m for part in (self.layers, self.head, self.auxiliary) if part is not None for m in part.modules()]
+        modules = [m for root in self.roots() for m in root.modules()]
         norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
         return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 
@@ -181,32 +184,48 @@ class TrainedBlock:
         for name, sums in running["notes"].items():
             self.notes[name].write(sums)
 
+    def again(self) -> AbstractContextManager[None]:
+        """A second forward in one step: the dropout and the buffers of the first one, and no buffer moves. Made before
+        the first forward, it knows also those that this one moves."""
+        return self._again(Rerun(*self.roots()))
+
     @contextmanager
-    def again(self) -> Iterator[None]:
-        """A second forward in one step: the dropout of the first one, batch statistics left alone."""
-        modules = (*self.layers.modules(), *self.auxiliary.modules())
-        norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        tracking = [m.track_running_stats for m in norms]
+    def _again(self, rerun: Rerun) -> Iterator[None]:
         self.reseed("forward")
-        for m in norms:
-            m.track_running_stats = False
-        try:
+        with rerun:
             yield
-        finally:
-            for m, tracks in zip(norms, tracking, strict=True):
-                m.track_running_stats = tracks
 
     def reseed(self, half: str) -> None:
         """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch and half."""
         seeds.restart(self._seeds(self.step, self.micro, HALVES.index(half)), self.device)
 
     def train(self, learns: bool) -> None:
-        """Training mode where the block learns, else eval mode. Walks the modules only when the mode changes."""
-        first = next(iter(self.layers.children()), self.layers)
-        if first.training != learns or self.layers.training != learns:
-            for module in (self.layers, self.head, self.auxiliary):
-                if module is not None:
-                    module.train(learns)
+        """Eval mode where the block does not learn. Where it does, modules are as their user has put them: a batch norm
+        in eval mode stays so. Walks the modules only when the mode changes."""
+        if learns and self._modes:
+            for module, mode in self._modes:
+                module.training = mode
+            self._modes.clear()
+        elif not learns and (not self._modes or self.awake()):
+            self._modes = self._modes or [(m, m.training) for root in self.roots() for m in root.modules()]
+            for root in self.roots():
+                root.eval()
+
+    def awake(self) -> bool:
+        """Whether some layer of the block is in training mode."""
+        if not self._layers:
+            roots = [self.layers] if self.head is None else [self.layers, self.head]
+            self._layers = [m for root in roots for m in root.modules() if not any(True for _ in m.children())]
+        return any(m.training for m in self._layers)
+
+    def wake(self) -> None:
+        """All of it in training mode: somebody has put the whole model into eval mode."""
+        for root in self.roots():
+            root.train()
+
+    def roots(self) -> list[nn.Module]:
+        """The modules of which all others of the block are parts."""
+        return [m for m in (self.layers, self.head, self.auxiliary) if m is not None]
 
     def _not_finite(self, name: str, value: float) -> RunError:
         return RunError(

@@ -14,6 +14,7 @@ from locallearn import seeds
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.stage import Stage
+from locallearn.quiet import buffers_kept
 
 
 class Gradients(NamedTuple):
@@ -51,7 +52,7 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
     outputs: list[Tensor] = []
     parameters = [p for p in model.parameters() if p.requires_grad]
     with unchanged(learner), seeds.Undisturbed(learner.device):
-        model.train()
+        _training_mode(learner)
         with learner.stage.autocast():
             h = learner.prepare(inputs)
             for block, units in zip(learner.blocks, learner.cut, strict=True):
@@ -67,6 +68,15 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
         Gradients({p: g for p in _own(block) if (g := by_parameter[p]) is not None}, grads[len(parameters) + k])
         for k, block in enumerate(learner.blocks)
     ]
+
+
+def _training_mode(learner: Learner) -> None:
+    """Of the plain model, but for modules that their user keeps in eval mode."""
+    learner.stage.set_modes(range(len(learner.cut)))
+    modes = [(m, m.training) for block in learner.blocks for root in block.roots() for m in root.modules()]
+    learner.model.train()
+    for module, mode in modes:
+        module.training = mode
 
 
 def _own(block: TrainedBlock) -> list[nn.Parameter]:
@@ -108,15 +118,13 @@ def unchanged(learner: Learner) -> Iterator[None]:
     """Put back buffers, modes, totals and positions; gradients are cleared."""
     roots = [learner.model, *(m for b in learner.blocks for m in (b.layers, b.auxiliary))]
     modes = [(m, m.training) for root in roots for m in root.modules()]
-    buffers = {b: b.clone() for root in roots for b in root.buffers()}
     positions = [(b, b.running(), (b.step, b.micro, b.progress)) for b in learner.blocks]
     try:
-        yield
+        with buffers_kept(*roots):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for buffer, before in buffers.items():
-            buffer.copy_(before)
         for block, running, position in positions:
             block.step, block.micro, block.progress = position
             block.resume(running)

@@ -13,6 +13,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.stage import Stage
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
+from locallearn.quiet import Rerun, evaluating
 
 VARYING = ("optimizer.", "replay.")
 """Tensors of a learner's state that are not there from the beginning."""
@@ -103,20 +104,20 @@ class Learner:
         """Logits [B, classes] of every block that can predict, in eval mode; the last entry is the model's own."""
         logits: list[Tensor | None] = []
         for block, h in zip(self.blocks, self.features(inputs), strict=True):
-            with self.stage.autocast():
+            with self.stage.autocast(), Rerun(*block.roots()[1:]):
                 logits.append(self.strategy.predict(block, h))
         return logits
 
     def features(self, inputs: Tensor) -> Iterator[Tensor]:
         """What each block emits [B, ...], in eval mode, one after the other; the stages of a pipeline hand it on. Call
-        it under `torch.no_grad()`."""
+        it under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
         link = self.stage.link
         h = link.take().h if link is not None and link.below else self.prepare(inputs)
         for block in self.blocks:
-            block.train(False)
-            with self.stage.autocast():
-                h = block.layers(h)
-            yield h
+            with evaluating(*block.roots()):
+                with self.stage.autocast(), Rerun(block.layers):
+                    h = block.layers(h)
+                yield h
         if link is not None and link.above:
             link.give(Packet(h, h.new_empty(0, dtype=torch.int64)))
 

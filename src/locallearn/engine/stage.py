@@ -106,14 +106,22 @@ class Stage:
         phase = min(done * len(self._phases) // of, len(self._phases) - 1)
         progress = (done * len(self._phases) - phase * of) / of
         learning = self._phases[phase]
-        for block in self.blocks:
-            block.train(block.spec.index in learning)
+        self.set_modes(learning)
         self._now = step
         with self.random_state:
             first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
             for micro, packet in enumerate(self._packets(inputs, labels), first):
                 self._up(packet, Moment(step, progress, micro), learning)
             self._down(step)
+
+    def set_modes(self, learning: range) -> None:
+        """Training mode for the blocks that learn, eval mode for the others; see `TrainedBlock.train`."""
+        for block in self.blocks:
+            block.train(block.spec.index in learning)
+        learners = [block for block in self.blocks if block.spec.index in learning]
+        if not any(block.awake() for block in learners):
+            for block in learners:
+                block.wake()
 
     def drain(self) -> None:
         """Wait for feedback that is still under way: afterwards every block has learned from every step. With a

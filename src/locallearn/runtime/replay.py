@@ -149,7 +149,7 @@ class ReplayStage(Stage):
         progress = min(step, total) / total if total else 0.0
         for block in self.blocks:
             block.progress = progress
-            block.train(True)
+        self.set_modes(range(len(self.blocks)))
         with self.random_state:
             self._learn(0, self._begin(Packet(inputs, labels)), step)
             for k, acts in self.ticks(step):

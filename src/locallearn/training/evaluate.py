@@ -15,7 +15,7 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict; a stage
     of a pipeline gives those of its own blocks.
 
-    Looks and never changes: modes are put back by the next training step, batch statistics do not move.
+    Looks and never changes: modes and buffers are afterwards as they were.
     """
     depth = len(learner.blocks)
     correct = torch.zeros(depth, dtype=torch.float64, device=learner.device)
