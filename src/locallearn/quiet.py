@@ -62,11 +62,11 @@ class Rerun:
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        self._norms: list[nn.Module] = []
+        self._norms: list[_BatchNorm] = []
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
         copies: dict[int, Tensor] = {}  # a buffer of two modules stays one
         for module in _all(modules):
-            if type(module).forward is _BatchNorm.forward:
+            if isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward:
                 self._norms.append(module)
                 continue
             for name, buffer in module.named_buffers(recurse=False):

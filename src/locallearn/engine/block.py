@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from locallearn import seeds
 from locallearn.contract import BlockSpec
+from locallearn.engine.modes import Modes
 from locallearn.engine.optim import Optim
 from locallearn.engine.replicas import Replicas, Sum
 from locallearn.engine.totals import Totals
@@ -28,6 +29,7 @@ class TrainedBlock:
     """Implements `contract.Block`. One object per block, in the process where the block lives.
 
     totals, notes  what was reported and noted since `reset`
+    updates        steps of its optimizers so far
     """
 
     def __init__(
@@ -54,8 +56,8 @@ class TrainedBlock:
         self.step = 0
         self.micro = 0
         self.predicts = False
-        self._layers: list[nn.Module] = []
-        self._modes: list[tuple[nn.Module, bool]] = []  # where the block waits in eval mode: those that it had before
+        self.updates = 0
+        self.modes = Modes(self.roots(), auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), len(HALVES))
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
         self._pending = dict.fromkeys(self.optimizers, 0)
@@ -114,6 +116,7 @@ class TrainedBlock:
         factor = self.optim.factor(self.progress)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
+        self.updates += 1  # before, for it may break off half way
         optimizer.step()
         for group in optimizer.param_groups:
             for p in group["params"]:
@@ -171,6 +174,16 @@ class TrainedBlock:
         self.notes.clear()
         self.predicts = False
 
+    def forget(self) -> None:
+        """Clear what a step leaves behind that broke off: gradients, counts, sums, and the running means."""
+        for root in self.roots():
+            for p in root.parameters():
+                p.grad = None
+        self._pending = dict.fromkeys(self._pending, 0)
+        self._sums.clear()
+        self._norms.write([0.0, 0.0, 0.0])
+        self.reset()
+
     def running(self) -> dict:
         """What was reported since `reset`: sums, for a checkpoint, or to be added to those of replicas."""
         notes = {name: totals.read() for name, totals in self.notes.items()}
@@ -198,30 +211,6 @@ class TrainedBlock:
     def reseed(self, half: str) -> None:
         """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch and half."""
         seeds.restart(self._seeds(self.step, self.micro, HALVES.index(half)), self.device)
-
-    def train(self, learns: bool) -> None:
-        """Eval mode where the block does not learn. Where it does, modules are as their user has put them: a batch norm
-        in eval mode stays so. Walks the modules only when the mode changes."""
-        if learns and self._modes:
-            for module, mode in self._modes:
-                module.training = mode
-            self._modes.clear()
-        elif not learns and (not self._modes or self.awake()):
-            self._modes = self._modes or [(m, m.training) for root in self.roots() for m in root.modules()]
-            for root in self.roots():
-                root.eval()
-
-    def awake(self) -> bool:
-        """Whether some layer of the block is in training mode."""
-        if not self._layers:
-            roots = [self.layers] if self.head is None else [self.layers, self.head]
-            self._layers = [m for root in roots for m in root.modules() if not any(True for _ in m.children())]
-        return any(m.training for m in self._layers)
-
-    def wake(self) -> None:
-        """All of it in training mode: somebody has put the whole model into eval mode."""
-        for root in self.roots():
-            root.train()
 
     def roots(self) -> list[nn.Module]:
         """The modules of which all others of the block are parts."""

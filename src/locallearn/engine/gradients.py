@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from locallearn import seeds
+from locallearn.contract import cross_entropy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
+from locallearn.engine.modes import set_modes
 from locallearn.engine.stage import Stage
 from locallearn.quiet import buffers_kept
 
@@ -36,11 +38,12 @@ def strategy_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list
         stack.enter_context(unchanged(learner))
         for k, block in enumerate(learner.blocks):
             stack.enter_context(_collecting(block, found, k))
-        before, stage.micro_batches = stage.micro_batches, 1
-        stack.callback(setattr, stage, "micro_batches", before)
-        delays, stage.delays = stage.delays, [0] * len(stage.blocks)
-        stack.callback(setattr, stage, "delays", delays)
-        # at once, on this batch, whatever the runtime
+        # at once, on this batch, whatever the runtime, and beside what is under way
+        alone = {"micro_batches": 1, "delays": [0] * len(stage.blocks)}
+        alone |= {name: [deque() for _ in stage.blocks] for name in ("_waiting", "_messages")}
+        for name, value in alone.items():
+            stack.callback(setattr, stage, name, getattr(stage, name))
+            setattr(stage, name, value)
         Stage.step(stage, learner.prepare(inputs), labels, learner.step_count, learner.total_steps)
     return found
 
@@ -61,7 +64,7 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
                 for i in units:
                     h = model.units[i](h)
                 outputs.append(h)
-            loss = F.cross_entropy(model.head(h), labels)
+            loss = cross_entropy(model.head(h), labels)
         grads = torch.autograd.grad(loss, [*parameters, *outputs], allow_unused=True)
     by_parameter = dict(zip(parameters, grads, strict=False))
     return [
@@ -72,7 +75,7 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
 
 def _training_mode(learner: Learner) -> None:
     """Of the plain model, but for modules that their user keeps in eval mode."""
-    learner.stage.set_modes(range(len(learner.cut)))
+    set_modes(learner.blocks, range(len(learner.cut)))
     modes = [(m, m.training) for block in learner.blocks for root in block.roots() for m in root.modules()]
     learner.model.train()
     for module, mode in modes:

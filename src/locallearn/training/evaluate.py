@@ -30,7 +30,7 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
             predicts[k] = True
             correct[k] += (logits.argmax(dim=1) == labels).sum()
             if learner.blocks[k].last:
-                loss += F.cross_entropy(logits.float(), labels, reduction="sum")  # leaves out hidden labels
+                loss += F.cross_entropy(logits.float(), labels.clamp(min=-1), ignore_index=-1, reduction="sum")
     samples = int(labelled)
     if not samples:
         return {}
