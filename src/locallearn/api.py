@@ -60,6 +60,9 @@ def build(
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
+    parts = settings.get("micro_batches", 1)
+    if "batch_size" not in settings and isinstance(parts, int) and parts > 1:
+        overrides.append(f"batch_size={parts}")  # the loop makes the batches, and `step` checks each of them
     exp = experiment(*compose(overrides), overrides)
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)

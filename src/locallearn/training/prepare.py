@@ -12,6 +12,7 @@ from locallearn import seeds
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner, assemble
+from locallearn.engine.batch import SINGLE
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import RunError, UserError, in_one_line, memory_ran_out
 from locallearn.runtime.link import Pipe
@@ -93,10 +94,7 @@ def check_single(learner: Learner) -> None:
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise UserError(
-            "a batch, or each of its parts, has one sample, and a batch norm cannot take the variance of one value: "
-            "choose batch_size of at least 2 for each of micro_batches and replicas, or layers without batch norm"
-        ) from error
+        raise UserError(SINGLE) from error
 
 
 def check_batch(exp: Experiment, data: Data) -> None:
