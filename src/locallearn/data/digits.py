@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,9 @@ class Digits(DataSource):
     """
 
     name: ClassVar[str] = "digits"
+
+    def unread(self) -> Mapping[str, str]:
+        return {**super().unread(), "root": "data=NAME that has files"}
 
     def place(self) -> str:
         return "inside scikit-learn"

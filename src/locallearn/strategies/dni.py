@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,6 +51,11 @@ class DNI(Strategy):
             raise UserError(f"strategy.width={self.width}: must be at least 1, or 0 for that of the activations")
         if self.warmup or self.mix:
             object.__setattr__(self, "route", Route.CHAIN)
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        if len(specs) == 1:
+            return dict.fromkeys(("warmup", "mix", "width", "synthetic_inputs"), "blocks=2 or more")
+        return {"mix": "strategy.warmup below 1"} if self.warmup == 1 else {}
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         found: dict[str, nn.Module] = {}

@@ -10,6 +10,7 @@ import torch
 
 from locallearn import seeds
 from locallearn.config.experiment import Experiment
+from locallearn.config.unread import in_blocks
 from locallearn.data import Data
 from locallearn.engine import Learner, assemble
 from locallearn.engine.replicas import Replicas
@@ -69,6 +70,8 @@ def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None =
         replicas=part and part.replicas,
         stage=stage,
     )
+    if part is None:
+        exp.given.refuse(in_blocks(exp, learner, data))
     if part is None and data.graph is None and data.batch(settings.batch_size) == _parts(exp):
         check_single(learner)
     return learner, data

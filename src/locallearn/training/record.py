@@ -58,6 +58,11 @@ class RecordSettings:
     wandb: WandbSettings | None = None
     tensorboard: TensorBoardSettings | None = None
 
+    @property
+    def sinks(self) -> list[str]:
+        """Their names, as in `record=NAME`."""
+        return [field.name for field in fields(self) if getattr(self, field.name) is not None]
+
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> RecordSettings:
         """From the plain mapping under `record` in a config. Raises UserError for an unknown key, a bad value, or a

@@ -62,11 +62,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is: the folder of its runs, the keys it varies, how many runs it has (0: not known), how it was
-    called, and where modules of the user's are."""
+    """What a sweep is: the folder of its runs, the keys it varies with their values, how many runs it has (0: not
+    known), how it was called, and where modules of the user's are."""
 
     out: str
-    varies: list[str]
+    varies: dict[str, list[str]]
     total: int
     command: list[str] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
