@@ -70,6 +70,8 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
         yield Unread("channels_last", "data=NAME of images")
     if data is not None and data.pixels is None:
         yield Unread("data.normalise", "data=NAME of images")
+    if data is not None and data.graph is not None:
+        yield Unread("batch_size", "data=NAME that is no graph")
 
 
 def _own(exp: Experiment, group: str) -> Any:

@@ -16,6 +16,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.link import Link
 from locallearn.engine.optim import Optim
+from locallearn.engine.promises import check_class, check_separate, modules_of, phases_of
 from locallearn.engine.replicas import Replicas
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
@@ -51,6 +52,8 @@ def assemble(
     A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. See `Stage` for
     `replicas`; `stage` makes what drives the blocks.
     """
+    check_class(strategy)
+    phases_of(strategy, len(cut))
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
@@ -73,6 +76,8 @@ def assemble(
         blocks.append(
             TrainedBlock(spec, layers, head, auxiliary, separate, optim, seed, micro_batches, device, replicas)
         )
+    if own is None:
+        check_separate(strategy, blocks)
     driver = stage(
         blocks,
         strategy,
@@ -91,7 +96,7 @@ def _modules(
 ) -> tuple[nn.Module, nn.Module | None, nn.ModuleDict]:
     """The units of a block and, at the last one, the head, as the strategy adapts them; and its auxiliary modules."""
     with seeds.stream(spec.seed, "auxiliary", spec.index):
-        auxiliary = nn.ModuleDict(strategy.modules(spec)).to(device=device, dtype=dtype)
+        auxiliary = modules_of(strategy, spec).to(device=device, dtype=dtype)
     with seeds.stream(spec.seed, "adapt", spec.index):
         layers = strategy.adapt(model.block(units), spec).to(device=device, dtype=dtype)
         head = strategy.adapt(model.head, spec).to(device=device, dtype=dtype) if spec.last else None

@@ -17,7 +17,7 @@ from locallearn.contract import BlockSpec
 from locallearn.engine.optim import Optim
 from locallearn.engine.replicas import Replicas, Sum
 from locallearn.engine.totals import Totals
-from locallearn.errors import RunError
+from locallearn.errors import RunError, UserError
 
 HALVES = ("forward", "backward", "begin")
 """The parts of a step that have a random stream of their own."""
@@ -27,6 +27,7 @@ class TrainedBlock:
     """Implements `contract.Block`. One object per block, in the process where the block lives.
 
     totals, notes  what was reported and noted since `reset`
+    updates        how often the strategy has called `update`
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TrainedBlock:
         self.step = 0
         self.micro = 0
         self.predicts = False
+        self.updates = 0
         self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), len(HALVES))
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
         self._pending = dict.fromkeys(self.optimizers, 0)
@@ -74,6 +76,10 @@ class TrainedBlock:
     def update(self, part: str = "main") -> None:
         """Count a micro-batch; with the last one average, clip, apply and clear the gradients of this part. Those of
         replicas are first summed, while other blocks compute; `settle` then applies them."""
+        if part not in self._pending:
+            known = ", ".join(self._pending)
+            raise UserError(f"block.update({part!r}): a block has the parts {known}; Strategy.separate names others")
+        self.updates += 1
         self._pending[part] += 1
         if self._pending[part] < self.micro_batches:
             return

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from locallearn.contract import Packet, Strategy
 from locallearn.engine.block import TrainedBlock
+from locallearn.engine.promises import check_learned
 from locallearn.engine.stage import Stage
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
@@ -74,6 +75,8 @@ class Learner:
             if prepared is not None and not bool(torch.isfinite(prepared).all()):
                 raise RunError(f"step {self.step_count}: the inputs hold NaN or infinity; {error}") from error
             raise
+        if self.step_count == 0 and len(self.blocks) == len(self.cut):
+            check_learned(self.strategy, self.blocks)
         self.step_count += 1
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:

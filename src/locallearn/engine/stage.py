@@ -177,7 +177,7 @@ class Stage:
             with self._stashed(i), self.autocast():
                 send = next(generator, None)
             if send is None:
-                raise AssertionError(f"{type(self.strategy).__name__}.step never yielded; it must yield exactly once")
+                raise UserError(f"{type(self.strategy).__name__}.step never yielded: it must yield exactly once")
             packet = send.ahead.detach()
             back = send.back
             del send  # it may hold the graph, which must be gone before the next block runs
@@ -275,4 +275,4 @@ class Stage:
                 generator.send(message)
         except StopIteration as stop:
             return stop.value
-        raise AssertionError(f"{type(self.strategy).__name__}.step yielded twice; it must yield exactly once")
+        raise UserError(f"{type(self.strategy).__name__}.step yielded twice: it must yield exactly once")

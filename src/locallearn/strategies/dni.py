@@ -49,6 +49,8 @@ class DNI(Strategy):
                 raise UserError(f"strategy.{name}={getattr(self, name)}: must be a share, from 0 to 1")
         if self.width < 0:
             raise UserError(f"strategy.width={self.width}: must be at least 1, or 0 for that of the activations")
+        if not self.synthetic_inputs:
+            object.__setattr__(self, "separate", frozenset({"synthesizer"}))
         if self.warmup or self.mix:
             object.__setattr__(self, "route", Route.CHAIN)
 
@@ -70,7 +72,8 @@ class DNI(Strategy):
         return packet.at(packet.h, packet.h) if self.synthetic_inputs else packet
 
     def step(self, block: Block, packet: Packet) -> Step:
-        return (self._waiting if self.route is Route.CHAIN else self._unlocked)(block, self.read(block, packet))
+        half = self._waiting if self.route is Route.CHAIN else self._unlocked
+        return (yield from half(block, self.read(block, packet)))
 
     def _unlocked(self, block: Block, packet: Packet) -> Step:
         x = enter(block, packet)

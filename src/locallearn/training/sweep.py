@@ -201,10 +201,11 @@ def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def grouped(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a job; at W&B it stands in a group with the other runs of its folder."""
+    """The configuration of a job; at W&B it stands in a group with the other runs of its folder, unless the environment
+    names one."""
     config = dict(config)
     wandb = (config.get("record") or {}).get("wandb")
-    if wandb and wandb.get("group") is None:
+    if wandb and wandb.get("group") is None and not os.environ.get("WANDB_RUN_GROUP"):
         group = Path(config["out"]).expanduser().resolve().name
         config["record"] = {**config["record"], "wandb": {**wandb, "group": group}}
     return config
