@@ -21,28 +21,6 @@ LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 _SECRETS_ALLOWED = {"out", "data.root"}
 
 
-def header(file: Path) -> dict[str, str]:
-    """What the comment at the top of a yaml says: `summary` (its first line) and `name: value` lines such as paper; a
-    line that is indented by four spaces or more goes on with the one before it."""
-    lines: list[str] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if line.startswith("# @package"):  # for Hydra
-            continue
-        text = line.lstrip("# ").strip()
-        if lines and line.startswith("#     "):
-            lines[-1] += f" {text}"
-        else:
-            lines.append(text)
-    found = {"summary": lines[0] if lines else ""}
-    for line in lines[1:]:
-        name, colon, value = line.partition(":")
-        if colon and re.fullmatch(r"[a-z]+", name):
-            found[name] = value.strip()
-    return found
-
-
 def plain(config: Any, hydra_choices: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """A composed configuration as plain values, and the chosen name of each group. Refuses secrets in logged fields."""
     from omegaconf import OmegaConf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,28 @@ def choices(group: str, extra: Iterable[Path] = ()) -> dict[str, Path]:
     for folder in (conf_dir(), *extra):
         files = sorted((folder / group).glob("*.yaml"))
         found |= {f.stem: f for f in files if not f.stem.startswith("_")}
+    return found
+
+
+def header(file: Path) -> dict[str, str]:
+    """What the comment at the top of a yaml says: `summary` (its first line) and `name: value` lines such as paper; a
+    line that is indented by four spaces or more goes on with the one before it."""
+    lines: list[str] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if line.startswith("# @package"):  # for Hydra
+            continue
+        text = line.lstrip("# ").strip()
+        if lines and line.startswith("#     "):
+            lines[-1] += f" {text}"
+        else:
+            lines.append(text)
+    found = {"summary": lines[0] if lines else ""}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if colon and re.fullmatch(r"[a-z]+", name):
+            found[name] = value.strip()
     return found
 
 

@@ -16,7 +16,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.link import Link
 from locallearn.engine.optim import Optim
-from locallearn.engine.promises import check_class, check_separate, modules_of, phases_of
+from locallearn.engine.promises import check_class, check_separate, modules_of
 from locallearn.engine.replicas import Replicas
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
@@ -53,7 +53,6 @@ def assemble(
     `replicas`; `stage` makes what drives the blocks.
     """
     check_class(strategy)
-    phases_of(strategy, len(cut))
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
@@ -76,8 +75,6 @@ def assemble(
         blocks.append(
             TrainedBlock(spec, layers, head, auxiliary, separate, optim, seed, micro_batches, device, replicas)
         )
-    if own is None:
-        check_separate(strategy, blocks)
     driver = stage(
         blocks,
         strategy,
@@ -115,6 +112,8 @@ def _place(model: BlockModel, cut: list[range], own: range | None, device: torch
 
 def check_ownership(learner: Learner) -> None:
     """Each trainable parameter must be in exactly one group of exactly one block's optimizers."""
+    if len(learner.blocks) == len(learner.cut):
+        check_separate(learner.strategy, learner.blocks)
     owners = Counter(
         id(p)
         for block in learner.blocks

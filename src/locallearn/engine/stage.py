@@ -33,6 +33,7 @@ from locallearn import seeds
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.link import NOTHING, Link
+from locallearn.engine.promises import phases_of
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import UserError
 
@@ -88,7 +89,7 @@ class Stage:
         self.delays = [staleness * (depth - 1 - block.spec.index) for block in blocks]
         self.longest_delay = staleness * (depth - 1)
         self._bf16 = bf16
-        self._phases = strategy.phases(depth)
+        self._phases = phases_of(strategy, depth)
         self._plain = nullcontext()
         self.random_state = seeds.Undisturbed(blocks[0].device)
         self._late: Running | None = None  # waits for feedback that is under way from the stage above
