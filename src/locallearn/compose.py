@@ -14,6 +14,7 @@ import yaml
 
 from locallearn.config.given import declared
 from locallearn.config.registry import APPENDED, choices, conf_dir, leaves
+from locallearn.config.registry import header as header
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, did_you_mean, unknown
 

@@ -54,7 +54,8 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
     several = "blocks=2 or more"
     auxiliary = [module for block in learner.blocks for module in block.auxiliary.values()]
     if not auxiliary:
-        yield from (Unread(group, several) for group in LOCAL)
+        builds = several if len(specs) == 1 else "strategy=NAME whose modules() build it"
+        yield from (Unread(group, builds) for group in LOCAL if _own(exp, group) is not None)
     for group, options in (("strategy", exp.strategy), ("objective", _own(exp, "objective"))):
         found = options.unread(specs) if options is not None else {}
         yield from _options(group, {name: reader for name, reader in found.items() if name not in LOCAL})
