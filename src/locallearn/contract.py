@@ -13,7 +13,7 @@ the yield.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
@@ -176,6 +176,11 @@ class Strategy(ABC):
         """What block 0 reads instead of the batch, whether it learns or not: augmented views, a masked image, the image
         in `side` for the blocks further up. Draws from the global generator."""
         return packet
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        """Options that nothing reads on these blocks, or beside the others, and what would read them, beginning with
+        its key: {"mix": "strategy.warmup below 1"}. Who sets one of them is told so."""
+        return {}
 
     @abstractmethod
     def step(self, block: Block, packet: Packet) -> Step:

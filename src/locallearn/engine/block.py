@@ -18,7 +18,7 @@ from locallearn.engine.modes import Modes
 from locallearn.engine.optim import Optim, take_step
 from locallearn.engine.replicas import Replicas, Sum
 from locallearn.engine.totals import Totals
-from locallearn.errors import RunError
+from locallearn.errors import RunError, UserError
 from locallearn.quiet import Rerun
 
 HALVES = ("forward", "backward", "begin")
@@ -30,6 +30,7 @@ class TrainedBlock:
 
     totals, notes  what was reported and noted since `reset`
     updates        steps of its optimizers so far
+    updated        whether the strategy has ever called `update`
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class TrainedBlock:
         self.micro = 0
         self.predicts = False
         self.updates = 0
+        self.updated = False
         self.modes = Modes(self.roots(), auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), len(HALVES))
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
@@ -79,6 +81,10 @@ class TrainedBlock:
     def update(self, part: str = "main") -> None:
         """Count a micro-batch; with the last one average, clip, apply and clear the gradients of this part. Those of
         replicas are first summed, while other blocks compute; `settle` then applies them."""
+        if part not in self._pending:
+            known = ", ".join(self._pending)
+            raise UserError(f"block.update({part!r}): a block has the parts {known}; Strategy.separate names others")
+        self.updated = True
         self._pending[part] += 1
         if self._pending[part] < self.micro_batches:
             return

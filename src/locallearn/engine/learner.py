@@ -12,6 +12,7 @@ from locallearn.contract import Packet, Strategy
 from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, clear
+from locallearn.engine.promises import check_learned
 from locallearn.engine.stage import Stage
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
@@ -121,6 +122,8 @@ class Learner:
             if isinstance(error, RunError) and (cause := self._cause(prepared)):
                 raise RunError(f"step {self.step_count}: {cause}; {error}") from error
             raise
+        if self.step_count == 0 and len(self.blocks) == len(self.cut):
+            check_learned(self.strategy, self.blocks)
         self.step_count += 1
         if self.step_count % CHECK_STEPS == 0:
             self.check()

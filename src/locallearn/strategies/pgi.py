@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -69,6 +69,10 @@ class PGI(Strategy):
             raise UserError(f"strategy.width={self.width}: must be even and at least 2, for a coupling halves it")
         if self.couplings < 1:
             raise UserError(f"strategy.couplings={self.couplings}: must be at least 1")
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        options = ("weight", "taps", "width", "couplings")
+        return {} if len(specs) > 1 else dict.fromkeys(options, "blocks=2 or more")
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         if not spec.last:
