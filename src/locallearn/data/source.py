@@ -114,11 +114,6 @@ class DataSource(ABC):
         test set does not. `normalisation` is that of a trained model, instead of the one of this training split.
         Raises UserError for files that are missing or wrong and for options that do not fit."""
         raw = self.read(device)
-        if raw.validation is not None and self.validation not in (0, type(self).validation):
-            raise UserError(
-                f"data.validation={self.validation}: data={self.name} has a validation part of its own, so nothing is "
-                "drawn; leave data.validation out"
-            )
         for name, part in (("training", raw.train), ("test", raw.test), ("validation", raw.validation)):
             if part is not None:
                 check_samples(f"{name} samples of data={self.name}", part.images, raw.train.images.image)
