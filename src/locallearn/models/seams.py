@@ -101,6 +101,8 @@ def _named(flow: Flow, name: str, word: str) -> fx.Node:
         )
     if node is flow.logits:
         why = "it returns the logits, so nothing is left for the head"
+    elif node not in flow.values:
+        why = "it does not return one tensor"
     elif flow.tied_at(here):
         why = "a layer before it is used again behind it"
     elif others := [other for other in flow.crossing(here) if other is not node]:
