@@ -469,7 +469,7 @@ def test_unknown_axes_are_asked_for():
         as_blocks(net, ["3"], image=(8,), name="net")
     assert str(error.value) == (
         "net cannot be cut after '3': it emits [4, 5], and the layers do not tell which axis holds the features; say "
-        "it with axes={'3': 'channels_first'} or 'channels_last'"
+        "it with axes={'3': 'channels_first'} or 'channels_last', or cut after '1' or '4' instead"
     )
     for axes, size in (({"3": "channels_first"}, (5, 4)), ("channels_last", (4, 5))):
         assert as_blocks(net, ["3"], image=(8,), axes=axes).shapes() == [size, (6,)]
