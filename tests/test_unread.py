@@ -432,9 +432,10 @@ def test_sinks_add_up(capsys, monkeypatch):
 # A loop of one's own
 
 
-@pytest.mark.parametrize(
-    "key", [f.name for f in dataclasses.fields(Settings) if f.name not in (*BUILT, "sweep")] + ["data", "probe", "record"]
-)
+ONLY_TRAIN = [f.name for f in dataclasses.fields(Settings) if f.name not in (*BUILT, "sweep")]
+
+
+@pytest.mark.parametrize("key", [*ONLY_TRAIN, "data", "probe", "record"])
 def test_build_refuses_what_only_train_reads(key):
     values = {"data": "digits", "probe": "linear", "record": "tensorboard", "checkpoint": {"keep": 3}, "max_steps": 3}
     values |= {"out": "here"}

@@ -33,6 +33,7 @@ from locallearn import seeds
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.link import NOTHING, Link
+from locallearn.engine.modes import set_modes
 from locallearn.engine.promises import phases_of
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import UserError
@@ -96,6 +97,8 @@ class Stage:
         self._waiting: list[deque[Running]] = [deque() for _ in blocks]  # for feedback, under CHAIN and BROADCAST
         self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]  # what each will be sent
         self._now = 0
+        self._before = 0, 0  # when the step began: what waited for feedback, and the updates of all blocks
+        self.broken = ""  # why there is no further step, in a sentence: see `abandon`
 
     def step(self, inputs: Tensor | None, labels: Tensor | None, step: int, total: int | None) -> None:
         """Train on one batch: inputs [B, ...] and labels [B], which only the lowest stage needs. `step` of `total`
@@ -107,9 +110,9 @@ class Stage:
         phase = min(done * len(self._phases) // of, len(self._phases) - 1)
         progress = (done * len(self._phases) - phase * of) / of
         learning = self._phases[phase]
-        for block in self.blocks:
-            block.train(block.spec.index in learning)
+        set_modes(self.blocks, learning)
         self._now = step
+        self._before = sum(map(len, self._waiting)), sum(block.updates for block in self.blocks)
         with self.random_state:
             first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
             for micro, packet in enumerate(self._packets(inputs, labels), first):

@@ -9,10 +9,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from locallearn import seeds
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, cross_entropy
 from locallearn.errors import UserError, unknown
 
 PROJECTIONS = ("full", "channel")
@@ -107,7 +106,7 @@ class DFA(Strategy):
             return None
         assert block.head is not None
         logits = block.head(out.h)
-        loss = F.cross_entropy(logits, packet.y)
+        loss = cross_entropy(logits, packet.y)
         block.report(loss, logits, packet.y)
         yield Send(out)
         (error,) = torch.autograd.grad(loss, logits)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,11 +14,13 @@ from locallearn.config.experiment import Experiment
 from locallearn.config.unread import in_blocks
 from locallearn.data import Data
 from locallearn.engine import Learner, assemble
+from locallearn.engine.batch import SINGLE
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import RunError, UserError, in_one_line, memory_ran_out, needs_several_values
 from locallearn.runtime.link import Pipe
 from locallearn.runtime.measure import rehearse
 from locallearn.training.environment import choose_device
+from locallearn.training.run_data import as_known
 
 
 class Part(NamedTuple):
@@ -42,12 +44,15 @@ def fits_in_memory() -> Iterator[None]:
 
 
 @fits_in_memory()
-def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None = None) -> tuple[Learner, Data]:
-    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run. Raises UserError."""
+def prepare(
+    exp: Experiment, cut: list[range] | None = None, part: Part | None = None, known: Mapping[str, Any] | None = None
+) -> tuple[Learner, Data]:
+    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `known` the
+    manifest of that part: its normalisation is used, and its classes must be those of the data. Raises UserError."""
     settings = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, settings.micro_batches)
     device = choose_device(settings.device) if part is None else part.device
-    data = exp.source.load(settings.seed, device)
+    data = as_known(exp.source, settings.seed, device, known or {})
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)
@@ -112,10 +117,7 @@ def check_single(learner: Learner, data: Data) -> None:
     except ValueError as error:
         if not needs_several_values(error):
             raise
-        raise UserError(
-            "a batch, or each of its parts, has one sample, and a batch norm cannot take the variance of one value: "
-            "choose batch_size of at least 2 for each of micro_batches and replicas, or layers without batch norm"
-        ) from error
+        raise UserError(SINGLE) from error
 
 
 def check_batch(exp: Experiment, data: Data) -> None:
