@@ -14,7 +14,7 @@ import yaml
 from conftest import run
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-SMALL = ["model=mlp", "model.width=16", "model.depth=3", "auxiliary=linear", "epochs=2", "batch_size=128", "threads=1"]
+SMALL = ["model=mlp", "model.width=16", "model.depth=3", "epochs=2", "batch_size=128", "threads=1"]
 
 
 def one_sentence(err: str) -> str:
@@ -113,7 +113,7 @@ def test_bad_input_is_refused_in_one_sentence(arguments, sentence, capsys, tmp_p
 def test_a_batch_of_one_trains_what_has_no_batch_norm(capsys):
     lenet = ["model=lenet", "data=synthetic", "data.images=20", "batch_size=1", "max_steps=2", "threads=1"]
     assert run("strategy=backprop", *lenet, capsys=capsys)[0] == 0
-    assert run("strategy=dgl", "auxiliary=linear", *lenet, capsys=capsys)[0] == 0
+    assert run("strategy=dgl", *lenet, capsys=capsys)[0] == 0
 
 
 def test_out_that_cannot_be_written(capsys, tmp_path):

@@ -257,7 +257,7 @@ def test_a_strategy_yields_exactly_once(times, said):
                 yield Send(packet.at(block.layers(packet.h)))
             return None
 
-    with pytest.raises(AssertionError, match=f"{said}; it must yield exactly once"):
+    with pytest.raises(UserError, match=f"{said}: it must yield exactly once"):
         tiny_learner(Odd()).learn(*tiny_batches(1)[0])
 
 
