@@ -177,6 +177,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         look_for_modules_in(map(Path, journal.plan.modules))
     differs = journal.differs(overrides)
     label = " ".join(differs) or f"run {number}"
+    journal.begin(number, label)
     try:
         values, names = plain(config, chosen)
         if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
