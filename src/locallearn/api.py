@@ -46,6 +46,7 @@ def build(
     classes: int = 10,
     graph: Tensor | None = None,
     steps: int | None = None,
+    axes: str | Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Learner:
     """A learner for a loop of one's own: `.step(images, labels) -> dict`, `.model`, `.blocks`.
@@ -54,6 +55,7 @@ def build(
     image, classes  shape of one input without the batch, and the number of classes
     graph  edges between the samples, int64 [2, E], for a model that reads them (gcn)
     steps  how many steps there will be, for the learning-rate schedule; without it the rate is constant
+    axes   of what a module's layers hand on, where they do not tell: see `as_blocks`
     The other keywords are those of `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
@@ -61,8 +63,10 @@ def build(
     exp = experiment(*compose(overrides), overrides)
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
+    if axes is not None and (isinstance(model, BlockModel) or not isinstance(model, nn.Module)):
+        raise UserError(f"axes={axes!r} is for a module that build cuts; the units of this model hand on [C, H, W]")
     if isinstance(model, nn.Module):
-        network = model if isinstance(model, BlockModel) else as_blocks(model, image=image, classes=classes)
+        network = model if isinstance(model, BlockModel) else as_blocks(model, image=image, classes=classes, axes=axes)
     else:
         with seeds.stream(chosen.seed, "model"):
             network = exp.model(tuple(image), classes, graph)

@@ -46,6 +46,8 @@ class BlockSpec(NamedTuple):
     sizes   what every block of the model emits, from the input upward
     seed    the run's seed, for random tensors that several blocks share
     pixels  the inputs of a black and of a white pixel, one number per channel each; None where inputs are no pixels
+    channels_first  an input of two axes is [C, L], as Conv1d reads it, and not [T, D]. What blocks emit is always [D],
+                    [T, D], [C, H, W] or [C, D, H, W]
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -57,6 +59,7 @@ class BlockSpec(NamedTuple):
     sizes: tuple[Size, ...] = ()
     seed: int = 0
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    channels_first: bool = False
 
     @property
     def last(self) -> bool:

@@ -180,10 +180,13 @@ def _hidden(inputs: int, width: int, layers: int, classes: int) -> Iterator[nn.M
 
 
 def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
-    """Average pooling to a grid (never enlarging; over all steps of a sequence) and flattening; and how many features
-    that leaves."""
+    """Average pooling to a grid (never enlarging; over all steps of a sequence; maps of three dimensions to as many
+    cells in depth as in height) and flattening; and how many features that leaves."""
     if len(size) == 2:
         return [MeanOverSteps()], size[1]
+    if len(size) == 4:
+        cells = min(grid[0], size[1]), min(grid[0], size[2]), min(grid[1], size[3])
+        return [nn.AdaptiveAvgPool3d(cells), nn.Flatten()], size[0] * math.prod(cells)
     if len(size) != 3:
         return [nn.Flatten()], math.prod(size)
     h, w = min(grid[0], size[1]), min(grid[1], size[2])

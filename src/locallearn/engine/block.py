@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from locallearn import seeds
 from locallearn.contract import BlockSpec
-from locallearn.engine.optim import Optim
+from locallearn.engine.optim import Optim, take_step
 from locallearn.engine.replicas import Replicas, Sum
 from locallearn.engine.totals import Totals
 from locallearn.errors import RunError
@@ -98,20 +98,19 @@ class TrainedBlock:
             self._apply(optimizer, self.micro_batches * total.size)
 
     def _apply(self, optimizer: Optimizer, shares: int) -> None:
-        """One step of the optimizer with the mean of so many shares of a batch. On the CPU a gradient that is not
-        finite is refused here, before it reaches a weight; on a GPU `check` does it."""
-        gradients = _gradients(optimizer)
+        """One step of the optimizer with the mean of so many shares of a batch. A norm that clipping had to work out
+        anyway is looked at before a weight changes; other gradients show in the weights, see `check`."""
         if shares > 1:
-            for gradient in gradients:
+            for gradient in _gradients(optimizer):
                 gradient.div_(shares)
-        if gradients:
-            norm = self._norms.add(self._clipped(optimizer) if self.optim.clip else _sum_of_norms(gradients))
+        if self.optim.clip and _gradients(optimizer):
+            norm = self._norms.add(self._clipped(optimizer))
             if norm is not None and not math.isfinite(norm):
-                raise self._not_finite(self._broken_gradient(), norm)
+                raise self._not_finite("norm of the gradient", norm)
         factor = self.optim.factor(self.progress)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        optimizer.step()
+        take_step(optimizer)
         for group in optimizer.param_groups:
             for p in group["params"]:
                 p.grad = None  # `zero_grad` does the same for 60 us more, most of it for the profiler
@@ -121,14 +120,19 @@ class TrainedBlock:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         return nn.utils.clip_grad_norm_(parameters, self.optim.clip)
 
-    def _broken_gradient(self) -> str:
-        """Whose gradient is not finite, in words."""
+    def broken_weight(self) -> str | None:
+        """The name of the first weight of this block that holds a number which is not finite. Synchronises a GPU."""
         modules = {"": self.layers, "head.": self.head, "auxiliary.": self.auxiliary}
-        for prefix, module in modules.items():
-            for name, p in module.named_parameters() if module is not None else ():
-                if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
-                    return f"norm of the gradient of {prefix}{name}"
-        return "norm of the gradient"
+        weights = {
+            prefix + name: p
+            for prefix, module in modules.items()
+            if module is not None
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        }
+        if not weights or math.isfinite(_sum_of_norms([p.detach() for p in weights.values()]).item()):
+            return None
+        return next((name for name, p in weights.items() if not bool(torch.isfinite(p).all())), None)
 
     def _statistics(self) -> list[Tensor]:
         """The running means and variances of batch norms: each replica has moved them by its own part of the batch."""
@@ -153,11 +157,13 @@ class TrainedBlock:
             raise self._not_finite(name.replace("_", " "), found)
 
     def check(self) -> None:
-        """Refuse totals that are not finite. Synchronises a GPU."""
+        """Refuse totals and weights that are not finite. Synchronises a GPU, and reads every weight."""
         for name, totals in {"loss": self.totals, "norm of the gradient": self._norms, **self.notes}.items():
             total = totals.read()[0]
             if not math.isfinite(total):
                 raise self._not_finite(name.replace("_", " "), total)
+        if weight := self.broken_weight():
+            raise self._not_finite(f"weight {weight}", math.nan)
 
     def read(self) -> dict[str, float]:
         """Mean loss, accuracy and notes since `reset`; only what this block reported. Synchronises a GPU."""

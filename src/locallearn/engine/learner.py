@@ -14,6 +14,9 @@ from locallearn.engine.stage import Stage
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
 
+CHECK_STEPS = 20
+"""Weights are looked at so often: reading all of them in every step would cost a small net some percent, and
+every question to a GPU is a synchronisation."""
 VARYING = ("optimizer.", "replay.")
 """Tensors of a learner's state that are not there from the beginning."""
 
@@ -71,10 +74,27 @@ class Learner:
         try:
             self.stage.step(prepared, labels, self.step_count, self.total_steps)
         except RunError as error:
-            if prepared is not None and not bool(torch.isfinite(prepared).all()):
-                raise RunError(f"step {self.step_count}: the inputs hold NaN or infinity; {error}") from error
+            if cause := self._cause(prepared):
+                raise RunError(f"step {self.step_count}: {cause}; {error}") from error
             raise
         self.step_count += 1
+        if self.step_count % CHECK_STEPS == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Refuse losses, notes and weights that are not finite, with the block and the step. Synchronises a GPU."""
+        for block in self.blocks:
+            block.check()
+
+    def _cause(self, inputs: Tensor | None) -> str | None:
+        """Why a number of this step may not be finite, in words: what it began with."""
+        if inputs is not None and not bool(torch.isfinite(inputs).all()):
+            return "the inputs hold NaN or infinity"
+        broken = [f"{weight} of block {b.spec.index}" for b in self.blocks if (weight := b.broken_weight())]
+        if not broken:
+            return None
+        named = ", ".join(broken[:3]) + (f" and weights of {len(broken) - 3} more blocks" if len(broken) > 3 else "")
+        return f"{named} {'is' if len(broken) == 1 else 'are'} not finite any more"
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """One training step, for a loop of one's own: images [B, *image] (floats), labels [B] (integers).

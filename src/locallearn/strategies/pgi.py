@@ -64,8 +64,8 @@ class PGI(Strategy):
             return {"routing": Routing(spec.emits, self.width)}
         if spec.depth == 1:
             return {}
-        sizes = spec.sizes[:-1]
-        return {"branch": Branch(spec.image, sizes, self.width, self.couplings, self.auxiliary, spec.classes)}
+        sizes, options = spec.sizes[:-1], (self.width, self.couplings, self.auxiliary, spec.classes)
+        return {"branch": Branch(spec.image, sizes, *options, spec.channels_first)}
 
     def step(self, block: Block, packet: Packet) -> Step:
         x = enter(block, packet)
@@ -119,7 +119,9 @@ class CausalPGI(PGI):
             return {}
         level = Level(spec.emits, self.width, self.couplings, self.auxiliary, spec.classes)
         modules: dict[str, nn.Module] = {"routing": Routing(spec.emits, self.width), "level": level}
-        return modules if spec.index else {"stem": Stem(spec.image, self.width, level.grid), **modules}
+        if spec.index:
+            return modules
+        return {"stem": Stem(spec.image, self.width, level.grid, spec.channels_first), **modules}
 
     def forward(self, block: Block, x: Packet) -> tuple[Packet, Tensor | None]:
         h = block.layers(x.h)

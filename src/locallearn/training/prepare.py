@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from locallearn.errors import RunError, UserError, in_one_line, memory_ran_out
 from locallearn.runtime.link import Pipe
 from locallearn.runtime.measure import rehearse
 from locallearn.training.environment import choose_device
+from locallearn.training.run_data import as_known
 
 
 class Part(NamedTuple):
@@ -40,12 +41,15 @@ def fits_in_memory() -> Iterator[None]:
 
 
 @fits_in_memory()
-def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None = None) -> tuple[Learner, Data]:
-    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run. Raises UserError."""
+def prepare(
+    exp: Experiment, cut: list[range] | None = None, part: Part | None = None, known: Mapping[str, Any] | None = None
+) -> tuple[Learner, Data]:
+    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `known` the
+    manifest of that part: its normalisation is used, and its classes must be those of the data. Raises UserError."""
     settings = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, settings.micro_batches)
     device = choose_device(settings.device) if part is None else part.device
-    data = exp.source.load(settings.seed, device)
+    data = as_known(exp.source, settings.seed, device, known or {})
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)
