@@ -177,12 +177,12 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         look_for_modules_in(map(Path, journal.plan.modules))
     differs = journal.differs(overrides)
     label = " ".join(differs) or f"run {number}"
-    journal.begin(number, label)
     try:
         values, names = plain(config, chosen)
         if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
             journal.add(sweep.Job(number, label, "skipped"))
             return None
+        journal.begin(number, label)
         if launcher in SHARING:
             values = sweep.shared(values, number)
         exp = experiment(sweep.grouped(values), names, overrides)
