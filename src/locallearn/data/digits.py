@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +28,9 @@ class Digits(DataSource):
     """
 
     name: ClassVar[str] = "digits"
+
+    def unread(self) -> Mapping[str, str]:
+        return {**super().unread(), "root": "data=NAME that has files"}
 
     def place(self) -> str:
         return "inside scikit-learn"

@@ -122,7 +122,7 @@ def _splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
             f"{root} holds splits ({there}), but no training folder with a folder for each class; it must hold "
             "train/CLASS/*.png, or CLASS/*.png alone"
         )
-    splits = {part: named[part][0] for part in ("train", "validation", "test") if part in named}
+    splits: dict[str, str] = {part: named[part][0] for part in ("train", "validation", "test") if part in named}
     if "validation" in splits and "test" not in splits:
         splits["test"] = splits.pop("validation")
     return splits

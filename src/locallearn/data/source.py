@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -69,6 +70,11 @@ class DataSource(ABC):
     deficit: str | None = None
     deficit_from: int = 0
     deficit_until: int | None = None
+
+    def unread(self) -> Mapping[str, str]:
+        """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
+        ends = ("deficit_from", "deficit_until")
+        return {} if self.deficit else dict.fromkeys(ends, "data.deficit=blur, flip, permutation or noise")
 
     def __post_init__(self) -> None:
         require(0 <= self.validation < 1, "validation", self.validation, "at least 0 and below 1")

@@ -17,6 +17,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.link import Link
 from locallearn.engine.optim import Optim
+from locallearn.engine.promises import check_class, check_separate, modules_of
 from locallearn.engine.replicas import Replicas
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
@@ -52,6 +53,7 @@ def assemble(
     A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. See `Stage` for
     `replicas`; `stage` makes what drives the blocks.
     """
+    check_class(strategy)
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
@@ -112,7 +114,7 @@ def _modules(
 ) -> tuple[nn.Module, nn.Module | None, nn.ModuleDict]:
     """The units of a block and, at the last one, the head, as the strategy adapts them; and its auxiliary modules."""
     with seeds.stream(spec.seed, "auxiliary", spec.index):
-        auxiliary = nn.ModuleDict(strategy.modules(spec))
+        auxiliary = modules_of(strategy, spec)
     with seeds.stream(spec.seed, "adapt", spec.index):
         layers = strategy.adapt(model.block(units), spec)
         head = strategy.adapt(model.head, spec) if spec.last else None
@@ -155,6 +157,8 @@ def _or_as_before(model: nn.Module) -> Iterator[None]:
 
 def check_ownership(learner: Learner) -> None:
     """Each trainable parameter must be in exactly one group of exactly one block's optimizers."""
+    if len(learner.blocks) == len(learner.cut):
+        check_separate(learner.strategy, learner.blocks)
     owners = Counter(
         id(p)
         for block in learner.blocks

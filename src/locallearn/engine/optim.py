@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -57,6 +57,10 @@ class Optim(ABC):
             raise UserError(f"optim.warmup={self.warmup}: must be a share of training, at least 0 and below 1")
         if any(not 0 <= m <= 1 for m in self.milestones):
             raise UserError(f"optim.milestones={self.milestones}: must be shares of training, from 0 to 1")
+
+    def unread(self) -> Mapping[str, str]:
+        """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
+        return {} if self.schedule == "step" else dict.fromkeys(("milestones", "decay"), "optim.schedule=step")
 
     def factor(self, progress: float) -> float:
         """The share of the base rate at `progress` in [0, 1]."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from locallearn import seeds
 from locallearn.errors import UserError, did_you_mean
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.flow import Flow
@@ -103,7 +104,7 @@ def _unfit(name: str, image: Sequence[int], error: Exception) -> UserError:
 def _run(module: nn.Module, sample: Tensor, *, mode: bool) -> Any:
     with undisturbed(module), restored(module):
         module.train(mode)
-        torch.manual_seed(0)  # inside undisturbed: the caller's random state comes back
+        seeds.restart(0, sample.device)  # inside undisturbed: the caller's random state comes back
         return module(sample.clone())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import BlockSpec, Packet
+from locallearn.contract import BlockSpec, Packet, cross_entropy
 from locallearn.errors import UserError
 from locallearn.objectives.base import Objective, ObjectiveModules, wide
 
@@ -44,7 +44,7 @@ class VIB(Objective):
 
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
         logits, nats = modules["classifier"](h)
-        return F.cross_entropy(logits, packet.y) + self.beta * nats, logits
+        return cross_entropy(logits, packet.y) + self.beta * nats, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return modules["classifier"](h)[0]
@@ -97,7 +97,7 @@ class InformationDropout(Objective):
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
         z, nats = modules["noise"](h)
         logits = modules["classifier"](z)
-        return F.cross_entropy(logits, packet.y) + self.beta * nats, logits
+        return cross_entropy(logits, packet.y) + self.beta * nats, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return modules["classifier"](h)

@@ -42,6 +42,7 @@ class InfoNCE(Objective):
     negatives: int = 16
     same_position: bool = True
     labels: ClassVar[bool] = False
+    reads_auxiliary: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("negatives", self.negatives)):

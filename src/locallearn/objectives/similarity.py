@@ -4,6 +4,7 @@ Signals", arXiv 1901.06656)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class Similarity(Objective):
     with more than 3 channels are reduced to each channel's standard deviation over space before R. Pairs with an
     unlabelled sample do not count. No classifier: the block cannot predict.
     """
+
+    reads_auxiliary: ClassVar[bool] = False
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"similarity": Projection(spec.emits, spec.classes)}

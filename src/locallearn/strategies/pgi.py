@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.auxiliary.branch import Branch, Level, Routing, Stem
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, enter, task_loss
+from locallearn.contract import (
+    Block,
+    BlockSpec,
+    Packet,
+    Route,
+    Send,
+    Step,
+    Strategy,
+    backward,
+    cross_entropy,
+    enter,
+    task_loss,
+)
 from locallearn.errors import UserError, unknown
 
 TAPS = ("gradient", "detached", "local")
@@ -59,6 +70,10 @@ class PGI(Strategy):
         if self.couplings < 1:
             raise UserError(f"strategy.couplings={self.couplings}: must be at least 1")
 
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        options = ("weight", "taps", "width", "couplings")
+        return {} if len(specs) > 1 else dict.fromkeys(options, "blocks=2 or more")
+
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         if not spec.last:
             return {"routing": Routing(spec.emits, self.width)}
@@ -96,7 +111,7 @@ class PGI(Strategy):
 
     def auxiliary_loss(self, block: Block, logits: list[Tensor], y: Tensor) -> Tensor:
         """Weight times the summed cross-entropy [] of some levels. Their sum is noted without the weight."""
-        losses = [F.cross_entropy(z, y) for z in logits]
+        losses = [cross_entropy(z, y) for z in logits]
         loss = sum(losses[1:], losses[0])
         block.note("auxiliary_loss", loss)
         return self.weight * loss

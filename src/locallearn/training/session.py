@@ -111,7 +111,13 @@ def stage(path: str, allow: list[str], quiet: bool) -> None:
 def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> tuple[RunFolder, Learner, Data]:
     """A new, locked run folder with what is known before training."""
     learner, data = prepare(exp)
-    stages = divide(exp, learner, data.batch(exp.settings.batch_size))
+    batch = data.batch(exp.settings.batch_size)
+    if batch < exp.settings.batch_size and data.graph is None:
+        warn(
+            f"batch_size={exp.settings.batch_size} is more than the {len(data.train)} training samples: every epoch is "
+            f"one step on {batch}"
+        )
+    stages = divide(exp, learner, batch)
     looks = first_looks(exp.probes, learner, data)
     stamped = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}"
     folder = RunFolder.create(Path(exp.settings.out), name or stamped, only=name is not None)
