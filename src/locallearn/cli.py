@@ -183,6 +183,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
             journal.add(sweep.Job(number, label, "skipped"))
             return None
+        journal.begin(number, label)
         if launcher in SHARING:
             values = sweep.shared(values, number)
         exp = experiment(sweep.grouped(values), names, overrides, _config_dirs(sys.argv[1:]), journal.plan.varies)
