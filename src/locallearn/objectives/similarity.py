@@ -21,9 +21,9 @@ from locallearn.objectives.cross_entropy import CrossEntropy
 class Similarity(Objective):
     """L_sim = mean over all B^2 pairs of (R(g(h)) - R(onehot(y)))^2, with R the adjusted cosine matrix.
 
-    g is a 3x3 convolution C -> C for maps and a linear layer D -> D for vectors and for the mean of a sequence. Maps
-    with more than 3 channels are reduced to each channel's standard deviation over space before R. Pairs with an
-    unlabelled sample do not count. No classifier: the block cannot predict.
+    g is a 3x3 convolution C -> C for maps and a linear layer D -> D for vectors and for the mean of a sequence, without
+    bias. Maps with more than 3 channels are reduced to each channel's standard deviation over space before R. Pairs
+    with an unlabelled sample do not count. No classifier: the block cannot predict.
     """
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
@@ -67,14 +67,18 @@ class PredSim(Objective):
 
 
 class Projection(nn.Module):
-    """g: 3x3 convolution C -> C for maps [C, H, W], linear D -> D for everything else; then maps to [B, C]. A sequence
-    [T, D] is its mean over T."""
+    """g: 3x3 convolution C -> C for maps [C, H, W], linear D -> D for everything else, without bias; then maps to
+    [B, C]. A sequence [T, D] is its mean over T."""
 
     def __init__(self, size: Size, classes: int) -> None:
         super().__init__()
         self.classes = classes
         features = size[1] if len(size) == 2 else math.prod(size)
-        self.layer = nn.Conv2d(size[0], size[0], 3, padding=1) if len(size) == 3 else nn.Linear(features, features)
+        self.layer: nn.Module = (
+            nn.Conv2d(size[0], size[0], 3, padding=1, bias=False)
+            if len(size) == 3
+            else nn.Linear(features, features, bias=False)
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):
