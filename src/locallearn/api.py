@@ -12,6 +12,7 @@ from locallearn import seeds
 from locallearn.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.engine import Learner, assemble
+from locallearn.engine.assemble import Pixels
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.training import session
@@ -20,6 +21,11 @@ from locallearn.training.saved import load
 from locallearn.training.train import Result
 
 __all__ = ["Learner", "Result", "build", "load", "train"]
+
+_PIXELS = (
+    "give pixels=(black, white), one number per channel each, such as pixels=((0, 0, 0), (1, 1, 1)) for colours from 0 "
+    "to 1"
+)
 
 
 def train(quiet: bool = False, **settings: Any) -> Result:
@@ -46,6 +52,7 @@ def build(
     classes: int = 10,
     graph: Tensor | None = None,
     steps: int | None = None,
+    pixels: Pixels | None = None,
     **settings: Any,
 ) -> Learner:
     """A learner for a loop of one's own: `.step(images, labels) -> dict`, `.model`, `.blocks`.
@@ -54,6 +61,8 @@ def build(
     image, classes  shape of one input without the batch, and the number of classes
     graph  edges between the samples, int64 [2, E], for a model that reads them (gcn)
     steps  how many steps there will be, for the learning-rate schedule; without it the rate is constant
+    pixels  what a black and a white pixel are in the inputs, one number per channel each; objectives that reconstruct
+        images need it. ((0, 0, 0), (1, 1, 1)) where nothing is normalised, else (0 - mean) / std and (1 - mean) / std
     The other keywords are those of `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
@@ -66,6 +75,12 @@ def build(
     else:
         with seeds.stream(chosen.seed, "model"):
             network = exp.model(tuple(image), classes, graph)
+    objective = getattr(exp.strategy, "objective", None)
+    if pixels is None and len(network.image) == 3 and objective is not None and objective.reconstructs:
+        raise UserError(
+            f"objective={exp.names['objective']} reconstructs images and must know what black and white are in them: "
+            f"{_PIXELS}"
+        )
     return assemble(
         network,
         exp.strategy,
@@ -78,8 +93,22 @@ def build(
         compiled=chosen.compile,
         micro_batches=chosen.micro_batches,
         total_steps=steps,
+        pixels=_pixels(pixels, network.image),
         stage=stage,
     )
+
+
+def _pixels(given: Pixels | None, image: tuple[int, ...]) -> Pixels | None:
+    """Black and white as numbers, one for each channel of the image. Raises UserError."""
+    if given is None:
+        return None
+    try:
+        black, white = (tuple(float(number) for number in side) for side in given)
+    except (TypeError, ValueError):
+        black = white = ()
+    if not len(black) == len(white) == image[0] or any(b == w for b, w in zip(black, white, strict=True)):
+        raise UserError(f"pixels={given} for inputs {list(image)}: {_PIXELS}")
+    return black, white
 
 
 def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

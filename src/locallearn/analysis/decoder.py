@@ -76,8 +76,8 @@ def standardised(h: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     rounding, not information.
 
     `others` are cut to the range that `h` has. A unit that is all but dead among the samples of `h` has a tiny variance
-    there, and one ordinary activation elsewhere would be thousands of deviations from its mean: a decoder that was fitted to
-    `h` knows nothing there, and would be wrong without bound.
+    there, and one ordinary activation elsewhere would be thousands of deviations from its mean: a decoder that was
+    fitted to `h` knows nothing there, and would be wrong without bound.
     """
     dims = (0, 2, 3) if h.dim() == 4 else (0,)
     variance, mean = torch.var_mean(h.double(), dims, correction=0, keepdim=True)

@@ -25,6 +25,11 @@ class Objective(ABC):
 
     labels: ClassVar[bool] = True
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the loss puts the input back, for which `BlockSpec.pixels` says what an image's numbers mean."""
+        return False
+
     def check(self, image: Size) -> None:
         """Raise UserError for inputs [B, *image] that `begin` cannot read; also asked where no block has this loss."""
         return None

@@ -65,8 +65,12 @@ class InfoPro(Objective):
             (1 - share) * self.task_first + share * self.task_last,
         )
 
+    @property
+    def reconstructs(self) -> bool:
+        return bool(self.reconstruction_first or self.reconstruction_last)
+
     def begin(self, packet: Packet) -> Packet:
-        return with_image(packet) if self.reconstruction_first or self.reconstruction_last else packet
+        return with_image(packet) if self.reconstructs else packet
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         weights = Weights(*self.weights(spec.index, spec.depth))

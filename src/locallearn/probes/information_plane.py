@@ -51,8 +51,8 @@ class InformationPlane(Probe):
     estimator       kde (both bounds), or one of `locallearn.information`
     noise_variance  of the Gaussian noise on the activations; `distances` for that of each layer at each look (90th
                     percentile of its squared pairwise distances / 1000, drawn); null: its own, 0.1 for kde
-    bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, edges, or
-                    `tanh` for those of Shwartz-Ziv and Tishby (see `analysis.information.binned`)
+    bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, edges,
+                    or `tanh` for those of Shwartz-Ziv and Tishby (see `analysis.information.binned`)
     split, samples  what is looked at: so many of train, validation, test or all
     """
 
