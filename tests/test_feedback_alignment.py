@@ -599,12 +599,15 @@ def test_compiled_is_the_same(name, conv_unit):
 # ---- does it learn
 
 
-def digits(narrow: int, strategy: Strategy, seed: int) -> tuple[Learner, torch.Tensor, torch.Tensor]:
+def digits(
+    narrow: int, strategy: Strategy, seed: int, classifier: str = "unit"
+) -> tuple[Learner, torch.Tensor, torch.Tensor]:
     """An mlp on 8x8 digits whose classifier is a unit, so that every hidden layer hears of the error through a B."""
     images, labels = load_digits(return_X_y=True)
     torch.manual_seed(seed)
     net = mlp((64,), 10, width=narrow, depth=3, batch_norm=False, activation="tanh")
-    model = BlockModel([*net.units, net.head], nn.Identity(), image=(64,), classes=10, name="mlp")
+    units = [*net.units, net.head]
+    model = net if classifier == "head" else BlockModel(units, nn.Identity(), image=(64,), classes=10, name="mlp")
     optim = SGD(lr=0.05, momentum=0.9, schedule="constant")
     learner = assemble(model, strategy, optim, model.cut("max"), seed=seed)
     return learner, torch.tensor(images, dtype=torch.float32) / 8 - 1, torch.tensor(labels)
