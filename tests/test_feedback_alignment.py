@@ -340,11 +340,13 @@ def test_scale_of_the_feedback(strategy, init):
     torch.manual_seed(0)
     layer = strategy(init=init).adapt(nn.Conv2d(30, 50, 3), SPEC)
     fan_in, fan_out = 30 * 9, 50 * 9
-    wanted = 2 / (fan_in + fan_out) if init == "xavier" else 2 / fan_out
+    wanted = 2 / (fan_in + fan_out) if init == "xavier" else 1 / (3 * fan_in)
     b = layer.backward_weight()
     assert b.shape == (50, 30, 3, 3)
     assert b.square().mean().item() == pytest.approx(wanted, rel=0.05)
     assert abs(b.mean().item()) < 0.05 * math.sqrt(wanted)
+    own = nn.Conv2d(30, 50, 3).weight.square().mean().item()  # as PyTorch initialises it
+    assert (own == pytest.approx(wanted, rel=0.05)) == (init == "kaiming")
 
 
 def magnitudes(learner: Learner, batches) -> list[torch.Tensor]:
