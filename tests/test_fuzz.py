@@ -200,6 +200,7 @@ WORDS = {
     "projection": ["full", "channel"],
     "init": ["xavier", "kaiming"],
     "combine": ["sum", "mean", "next"],
+    "last": ["joint", "local"],
     "taps": ["gradient", "detached", "local"],
     "task": ["cross_entropy", "supcon"],
     "normalise": ["standard", "symmetric"],
