@@ -93,9 +93,11 @@ def pooled_head(channels: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def linear_head(inputs: int, classes: int, dropout: float) -> nn.Module:
-    """[B, inputs] -> [B, classes]: dropout if asked for and one linear layer."""
+def linear_head(inputs: int, classes: int, dropout: float, zero: bool) -> nn.Module:
+    """[B, inputs] -> [B, classes]: dropout if asked for and one linear layer, whose weight starts at `zero` if asked for."""
     linear = nn.Linear(inputs, classes)
+    if zero:
+        nn.init.zeros_(linear.weight)
     return nn.Sequential(nn.Dropout(dropout), linear) if dropout else linear
 
 

@@ -33,10 +33,11 @@ def vgg_b(
     width: int = 1,
     dropout: float = 0.0,
     activation: str = "relu",
+    zero_head: bool = False,
 ) -> BlockModel:
     """vgg8b (7.3 M parameters on MNIST, 8.9 M on CIFAR-10) or vgg11b (11.6 M): convolutions, one hidden layer of 1024,
     a linear head. `width` multiplies the channels (the paper's 2x and 3x). The paper uses dropout 0.1-0.3, and
-    leaky_relu for its sim and predsim losses.
+    leaky_relu for its sim and predsim losses; with local losses the head's weight starts at zero there (`zero_head`).
 
     In the authors' code a local loss reads what an activation emits, and dropout and pool come on the way to the next
     layer: so they are the first thing in the next unit here (in the head, after the last one). Their convolutions also
@@ -58,5 +59,5 @@ def vgg_b(
             pool, sides = max_pool(sides)
             between += pool
     units["fc1"] = nn.Sequential(*between, *dense_unit(channels * prod(sides), 1024, act=activation, batch_norm=True))
-    head = linear_head(1024, classes, dropout)
+    head = linear_head(1024, classes, dropout, zero_head)
     return BlockModel(units.values(), head, image=image, classes=classes, name=f"vgg{depth}b", names=list(units))

@@ -30,12 +30,14 @@ def mlp(
     batch_norm: bool = True,
     dropout: float = 0.0,
     activation: str = "relu",
+    zero_head: bool = False,
 ) -> BlockModel:
     """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head. A list of widths,
     one per hidden layer, says the depth as well.
 
     The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals". As there,
-    a local loss reads a layer before its dropout, which therefore is the first thing in the next unit or in the head.
+    a local loss reads a layer before its dropout, which therefore is the first thing in the next unit or in the head;
+    and with local losses the head's weight starts at zero there (`zero_head`).
     """
     widths = [width] * depth if isinstance(width, int) else width
     if not widths or min(widths) < 1:
@@ -46,7 +48,7 @@ def mlp(
         dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
         for i, (n, m) in enumerate(pairwise(sizes))
     ]
-    head = linear_head(widths[-1], classes, dropout)
+    head = linear_head(widths[-1], classes, dropout, zero_head)
     names = [f"fc{i + 1}" for i in range(len(widths))]
     return BlockModel(units, head, image=image, classes=classes, name="mlp", names=names)
 

@@ -26,6 +26,11 @@ class Objective(ABC):
     labels: ClassVar[bool] = True
 
     @property
+    def read_out(self) -> float:
+        """Weight of the head's loss where the last block has this loss and the head reads its detached features."""
+        return 1.0
+
+    @property
     def reconstructs(self) -> bool:
         """Whether the loss puts the input back, for which `BlockSpec.pixels` says what an image's numbers mean."""
         return False

@@ -54,6 +54,11 @@ class PredSim(Objective):
         if not 0 <= self.beta <= 1:
             raise UserError(f"objective.beta={self.beta}: must be from 0 (prediction alone) to 1 (similarity alone)")
 
+    @property
+    def read_out(self) -> float:
+        """The head's loss is one of prediction, too (as in the authors' code)."""
+        return 1 - self.beta
+
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return CrossEntropy().modules(spec, auxiliary) | Similarity().modules(spec, auxiliary)
 
