@@ -25,6 +25,11 @@ class Objective(ABC):
 
     labels: ClassVar[bool] = True
 
+    @property
+    def head_weight(self) -> float:
+        """Weight of the head's true loss where the last block learns from this one and the head only reads."""
+        return 1.0
+
     def check(self, image: Size) -> None:
         """Raise UserError for inputs [B, *image] that `begin` cannot read; also asked where no block has this loss."""
         return None

@@ -46,9 +46,15 @@ class Similarity(Objective):
 
 @dataclass(frozen=True)
 class PredSim(Objective):
-    """L = (1 - beta) L_pred + beta L_sim; beta = 0.99 in the paper, whose classifier is `auxiliary=pooled_linear`."""
+    """L = (1 - beta) L_pred + beta L_sim; beta = 0.99 in the paper, whose classifier is `auxiliary=pooled_linear`.
+
+    A head that only reads out learns from (1 - beta) times its loss, as in the authors' code."""
 
     beta: float = 0.99
+
+    @property
+    def head_weight(self) -> float:
+        return 1 - self.beta
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:
