@@ -51,6 +51,6 @@ def apart(ours: object, theirs: object) -> float:
     if isinstance(ours, Iterable) and not isinstance(ours, Tensor):
         assert isinstance(theirs, Iterable)
         return max(apart(a, b) for a, b in zip(ours, theirs, strict=True))
-    a, b = (torch.as_tensor(t).detach().double() for t in (ours, theirs))
+    a, b = (torch.as_tensor(t, dtype=torch.float64).detach() for t in (ours, theirs))
     assert a.shape == b.shape
     return (a - b).abs().max().item()

@@ -26,8 +26,8 @@ class Objective(ABC):
     labels: ClassVar[bool] = True
 
     @property
-    def read_out(self) -> float:
-        """Weight of the head's loss where the last block has this loss and the head reads its detached features."""
+    def head_weight(self) -> float:
+        """Weight of the head's true loss where the last block learns from this one and the head only reads."""
         return 1.0
 
     @property

@@ -46,18 +46,19 @@ class Similarity(Objective):
 
 @dataclass(frozen=True)
 class PredSim(Objective):
-    """L = (1 - beta) L_pred + beta L_sim; beta = 0.99 in the paper, whose classifier is `auxiliary=pooled_linear`."""
+    """L = (1 - beta) L_pred + beta L_sim; beta = 0.99 in the paper, whose classifier is `auxiliary=pooled_linear`.
+
+    A head that only reads out learns from (1 - beta) times its loss, as in the authors' code."""
 
     beta: float = 0.99
+
+    @property
+    def head_weight(self) -> float:
+        return 1 - self.beta
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:
             raise UserError(f"objective.beta={self.beta}: must be from 0 (prediction alone) to 1 (similarity alone)")
-
-    @property
-    def read_out(self) -> float:
-        """The head's loss is one of prediction, too (as in the authors' code)."""
-        return 1 - self.beta
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return CrossEntropy().modules(spec, auxiliary) | Similarity().modules(spec, auxiliary)

@@ -71,8 +71,8 @@ class DNI(Strategy):
             raise UserError(f"strategy.depth={self.depth}: must be at least 1, or 0 for linear synthesizers")
         if self.width and not self.depth:
             raise UserError(
-                f"strategy.width={self.width} is that of hidden layers, and linear synthesizers (strategy.depth=0) have "
-                "none: leave it at 0, or give them layers"
+                f"strategy.width={self.width} is that of hidden layers, but strategy.depth=0 makes linear "
+                "synthesizers: leave the width at 0, or give them layers"
             )
         if self.warmup or self.mix:
             object.__setattr__(self, "route", Route.CHAIN)

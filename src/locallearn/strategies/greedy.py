@@ -63,7 +63,7 @@ class DGL(Strategy):
         loss, logits = self.objective.loss(block.auxiliary, h, packet)
         if block.last:
             block.note("local_loss", loss)
-            return loss + self.objective.read_out * read_out(block, h, packet.y)
+            return loss + self.objective.head_weight * read_out(block, h, packet.y)
         block.report(loss, logits, packet.y)
         return loss
 
