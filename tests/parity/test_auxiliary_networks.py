@@ -144,5 +144,3 @@ def test_decoder_of_infopro(side: int, parity: Parity) -> None:
     h = F.conv2d(between_corners(x, 32), first.weight, first.bias, padding=1)
     theirs = F.conv2d(normed(norm, h).relu(), last.weight, last.bias, padding=1)
     parity.equal("InfoPro", "decoder, before its sigmoid", apart(net(x), theirs))
-
-
