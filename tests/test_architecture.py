@@ -12,7 +12,7 @@ FOUNDATION = {"errors", "seeds", "coupling", "quiet", "stored"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
-    "coupling": set(),
+    "coupling": {"quiet"},
     "quiet": set(),
     "stored": set(),
     "contract": set(),

@@ -87,7 +87,7 @@ def largest(t: np.ndarray) -> np.ndarray:
 
 
 def test_nearest_neighbours_of_npeet(parity: Parity) -> None:
-    """npeet.mi with k = 3, without its noise of 1e-10: points nearer than the third joint neighbour, each its own too."""
+    """npeet.mi with k = 3, without its noise of 1e-10: points nearer than the third joint neighbour, itself too."""
     x, t = layer(2), layer(2, seed=1) + layer(2)
     dx, dt = largest(x), largest(t)
     radius = np.sort(np.maximum(dx, dt), axis=1)[:, 3][:, None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from locallearn.errors import UserError
 
 Size = tuple[int, ...]
+MAPS = "model=NAME whose blocks emit maps"
 
 
 class Auxiliary(ABC):
     """A recipe for an auxiliary network. Concrete ones are frozen dataclasses of typed options."""
+
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        """Options that nothing reads for blocks that emit [B, *size]; see `Strategy.unread`."""
+        return {}
 
     @abstractmethod
     def build(self, size: Size, classes: int) -> nn.Module:
@@ -44,6 +49,9 @@ class Linear(Auxiliary):
 
     def __post_init__(self) -> None:
         _at_least("features", self.features, 0)
+
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        return {} if _maps(sizes) else {"features": MAPS}
 
     def build(self, size: Size, classes: int) -> nn.Module:
         pool, inputs = _windows(size, self.features) if self.features and len(size) == 3 else _pooled(size, (2, 2))
@@ -71,11 +79,14 @@ class MLP(Auxiliary):
         _at_least("layers", self.layers, 0)
         _at_least("width", self.width, 0)
 
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        return {} if self.layers else {"width": "auxiliary.layers=1 or more"}
+
     def build(self, size: Size, classes: int) -> nn.Module:
         if len(size) == 3:
             pool, inputs = [*self.reduced(*size), nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten()], 4 * size[0]
         else:
-            pool, inputs = _pooled(size, (1, 1))
+            pool, inputs = _pooled(size, (2, 2))
         return nn.Sequential(*pool, *self._hidden(inputs, classes))
 
     def reduced(self, channels: int, height: int, width: int) -> list[nn.Module]:
@@ -103,6 +114,9 @@ class MLPSpatialReduction(MLP):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("convolutions", self.convolutions, 0)
+
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        return super().unread(sizes) if _maps(sizes) else {"convolutions": MAPS, **super().unread(sizes)}
 
     def reduced(self, channels: int, height: int, width: int) -> list[nn.Module]:
         layers = super().reduced(channels, height, width)
@@ -134,7 +148,7 @@ class CNN(Auxiliary):
         return nn.Sequential(*body, *pool, nn.Linear(4 * channels, classes))
 
     def _of_vectors(self, size: Size, classes: int) -> nn.Module:
-        body, features = _pooled(size, (1, 1))
+        body, features = _pooled(size, (2, 2))
         for _ in range(self.layers):
             body += [nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()]
         return nn.Sequential(*body, nn.BatchNorm1d(features), nn.Linear(features, classes))
@@ -159,6 +173,10 @@ class ConvFC(Auxiliary):
         _at_least("convolutions", self.convolutions, 0)
         _at_least("layers", self.layers, 1)
         _at_least("width", self.width, 1)
+
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        found = {} if self.layers > 1 else {"width": "auxiliary.layers=2 or more"}
+        return found if _maps(sizes) else {"convolutions": MAPS, **found}
 
     def build(self, size: Size, classes: int) -> nn.Module:
         body: list[nn.Module] = []
@@ -202,10 +220,13 @@ class MeanOverSteps(nn.Module):
 
 
 def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
-    """Average pooling to a grid (never enlarging; over all steps of a sequence) and flattening; and how many features
-    that leaves."""
+    """Average pooling to a grid (never enlarging; over all steps of a sequence; maps of three dimensions to as many
+    cells in depth as in height) and flattening; and how many features that leaves."""
     if len(size) == 2:
         return [MeanOverSteps()], size[1]
+    if len(size) == 4:
+        cells = min(grid[0], size[1]), min(grid[0], size[2]), min(grid[1], size[3])
+        return [nn.AdaptiveAvgPool3d(cells), nn.Flatten()], size[0] * math.prod(cells)
     if len(size) != 3:
         return [nn.Flatten()], math.prod(size)
     h, w = min(grid[0], size[1]), min(grid[1], size[2])
@@ -224,6 +245,11 @@ def _windows(size: Size, features: int) -> tuple[list[nn.Module], int]:
     zeros = [window // 2 if side % window else 0 for side, window in zip(sides, windows, strict=True)]
     pool = [nn.AvgPool2d((windows[0], windows[1]), padding=(zeros[0], zeros[1]))] if max(windows) > 1 else []
     return [*pool, nn.Flatten()], channels * math.prod(grid)
+
+
+def _maps(sizes: Sequence[Size]) -> bool:
+    """Whether any of them is that of maps."""
+    return any(len(size) == 3 for size in sizes)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -15,7 +15,7 @@ from locallearn.auxiliary.networks import Size
 
 class Synthesizer(nn.Module):
     """Layers that keep the shape of what they read, with batch norm and ReLU between them: 5x5 convolutions for maps
-    [C, H, W], convolutions over 5 steps for sequences [T, D], linear layers for vectors [D].
+    [C, H, W] (5x5x5 for [C, D, H, W]), convolutions over 5 steps for sequences [T, D], linear layers for vectors [D].
 
     width       channels of the hidden layers; 0: those of what it reads
     depth       hidden layers; 0: the prediction is linear
@@ -46,9 +46,9 @@ class Synthesizer(nn.Module):
             nn.init.zeros_(self.context.weight)
 
     @property
-    def last_layer(self) -> nn.Linear | nn.Conv1d | nn.Conv2d:
+    def last_layer(self) -> nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d:
         layer = self.rest[-1] if len(self.rest) else self.first
-        assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
+        assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         return layer
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
@@ -93,6 +93,8 @@ class InputSynthesizer(nn.Module):
 
 def _kinds(size: Size) -> tuple:
     """The layer (inputs, outputs) and the batch norm for maps, sequences and vectors."""
+    if len(size) == 4:
+        return (lambda i, o: nn.Conv3d(i, o, 5, padding=2)), nn.BatchNorm3d
     if len(size) == 3:
         return (lambda i, o: nn.Conv2d(i, o, 5, padding=2)), nn.BatchNorm2d
     if len(size) == 2:

@@ -94,7 +94,7 @@ def pooled_head(channels: int, classes: int) -> nn.Sequential:
 
 
 def linear_head(inputs: int, classes: int, dropout: float, zero: bool) -> nn.Module:
-    """[B, inputs] -> [B, classes]: dropout if asked for and one linear layer, whose weight starts at `zero` if asked for."""
+    """[B, inputs] -> [B, classes]: dropout and one linear layer, whose weight starts at zero if `zero`."""
     linear = nn.Linear(inputs, classes)
     if zero:
         nn.init.zeros_(linear.weight)

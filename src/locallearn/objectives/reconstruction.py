@@ -23,6 +23,7 @@ class Reconstruction(Objective):
     """
 
     labels: ClassVar[bool] = False
+    reads_auxiliary: ClassVar[bool] = False
 
     @property
     def reconstructs(self) -> bool:
@@ -51,6 +52,7 @@ class Inpainting(Objective):
 
     mask: float = 0.5
     labels: ClassVar[bool] = False
+    reads_auxiliary: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.mask <= 1:

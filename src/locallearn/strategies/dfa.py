@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from locallearn import seeds
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, cross_entropy
 from locallearn.errors import UserError, unknown
 
 PROJECTIONS = ("full", "channel")
@@ -71,6 +70,10 @@ class DFA(Strategy):
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise UserError(f"strategy.scale={self.scale}: must be above 0; 1 is the usual size")
 
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        maps = any(len(spec.emits) > 1 for spec in specs)
+        return {} if maps else {"projection": "model=NAME whose blocks emit maps"}
+
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         shape = self._shape(spec.emits)
         if self.shared:
@@ -99,7 +102,7 @@ class DFA(Strategy):
             hidden = next(block.head.parameters(), None) is not None
             head = packet.at(block.head(out.h.detach() if hidden else out.h))
             logits = head.h.detach().requires_grad_()
-            loss = F.cross_entropy(logits, packet.y)
+            loss = cross_entropy(logits, packet.y)
             block.report(loss, logits, packet.y)
             yield Send(out)
             (error,) = torch.autograd.grad(loss, logits)
