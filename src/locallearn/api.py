@@ -16,6 +16,7 @@ from locallearn.config.given import Unread
 from locallearn.config.settings import Settings
 from locallearn.config.unread import in_blocks
 from locallearn.engine import Learner, assemble
+from locallearn.engine.assemble import Pixels
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.training import session
@@ -29,6 +30,11 @@ SHARES = ("optim.schedule", "optim.warmup", "optim.milestones", "optim.decay", "
 """Options that are shares of training, or follow it: without a number of steps nobody knows how far it is."""
 
 __all__ = ["Learner", "Result", "build", "load", "train"]
+
+_PIXELS = (
+    "give pixels=(black, white), one number per channel each, such as pixels=((0, 0, 0), (1, 1, 1)) for colours from 0 "
+    "to 1"
+)
 
 
 def train(quiet: bool = False, **settings: Any) -> Result:
@@ -55,6 +61,7 @@ def build(
     classes: int = 10,
     graph: Tensor | None = None,
     steps: int | None = None,
+    pixels: Pixels | None = None,
     axes: str | Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Learner:
@@ -64,6 +71,8 @@ def build(
     image, classes  shape of one input without the batch, and the number of classes
     graph  edges between the samples, int64 [2, E], for a model that reads them (gcn)
     steps  how many steps there will be, for the learning-rate schedule; without it the rate is constant
+    pixels  what a black and a white pixel are in the inputs, one number per channel each; objectives that reconstruct
+        images need it. ((0, 0, 0), (1, 1, 1)) where nothing is normalised, else (0 - mean) / std and (1 - mean) / std
     axes   of what a module's layers hand on, where they do not tell: see `as_blocks`
     The other keywords are those of `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
     """
@@ -83,6 +92,12 @@ def build(
     else:
         with seeds.stream(chosen.seed, "model"):
             network = exp.model(tuple(image), classes, graph)
+    objective = getattr(exp.strategy, "objective", None)
+    if pixels is None and len(network.image) == 3 and objective is not None and objective.reconstructs:
+        raise UserError(
+            f"objective={exp.names['objective']} reconstructs images and must know what black and white are in them: "
+            f"{_PIXELS}"
+        )
     learner = assemble(
         network,
         exp.strategy,
@@ -95,6 +110,7 @@ def build(
         compiled=chosen.compile,
         micro_batches=chosen.micro_batches,
         total_steps=steps,
+        pixels=_pixels(pixels, network.image),
         stage=stage,
     )
     exp.given.refuse(in_blocks(exp, learner))
@@ -108,6 +124,19 @@ def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
     yield from (Unread(key, "train(), which has a loop of its own") for key in (*settings, *groups))
     if steps is None:
         yield from (Unread(key, "steps=NUMBER") for key in SHARES)
+
+
+def _pixels(given: Pixels | None, image: tuple[int, ...]) -> Pixels | None:
+    """Black and white as numbers, one for each channel of the image. Raises UserError."""
+    if given is None:
+        return None
+    try:
+        black, white = (tuple(float(number) for number in side) for side in given)
+    except (TypeError, ValueError):
+        black = white = ()
+    if not len(black) == len(white) == image[0] or any(b == w for b, w in zip(black, white, strict=True)):
+        raise UserError(f"pixels={given} for inputs {list(image)}: {_PIXELS}")
+    return black, white
 
 
 def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
