@@ -93,7 +93,7 @@ def test_a_run_writes_what_it_promises(capsys, tmp_path):
         (["=3"], "neither a command nor"),
         (["trian"], "neither a command nor"),
         (["resum", "x"], "did you mean 'resume'?"),
-        (["resume"], "run"),
+        (["resume"], "RUN"),
         (["resume", "nowhere"], "no run folder"),
         (["list", "strategie"], "did you mean"),
         (["doctor", "data=fodler"], "did you mean 'folder'?"),
