@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from locallearn import paths
 from locallearn.compose import quoted
 from locallearn.errors import UserError, did_you_mean
+from locallearn.fitted import columns, fitted
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OTHER_CONFIG = "a run starts from locallearn's own conf/config.yaml; "
@@ -38,11 +39,18 @@ class Parser(argparse.ArgumentParser):
         command = self.prog.partition(" ")[2]
         name, colon, wrong = message.partition(": ")
         if name == "unrecognized arguments" and colon:
-            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            flags = self.flags()
             word = wrong.split()[0]
             message = f"{word} is not known here: {did_you_mean(word, flags)}the flags are {', '.join(sorted(flags))}"
         page = f"locallearn {command} -h" if command else "locallearn --help"
         raise UserError(f"{command}: {message}; see `{page}`" if command else f"{message}; see `{page}`")
+
+    def flags(self) -> list[str]:
+        """The long form of every flag that is taken."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--") and flag not in ELSEWHERE]
+
+    def format_help(self) -> str:
+        return fitted(super().format_help(), columns()) + "\n"
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The options among the words of a command line. Raises UserError."""
@@ -75,6 +83,7 @@ def trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow", action="append", default=[], metavar="PACKAGE", help="a package outside locallearn that may be used"
     )
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
 
 
 def of_a_run() -> Parser:
@@ -106,6 +115,6 @@ def check(options: argparse.Namespace) -> None:
     given = [f"--{name}" for name in names if getattr(options, name)]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} exclude each other: leave one out")
-    for name in ("resolve", "package"):
+    for name, flag in (("resolve", "--resolve"), ("package", f"--package {options.package}")):
         if getattr(options, name) and not options.cfg:
-            raise UserError(f"--{name} says how --cfg shows the configuration: write --cfg job --{name}, too")
+            raise UserError(f"{flag} says how --cfg shows the configuration: write --cfg job {flag}")

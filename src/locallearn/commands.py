@@ -149,7 +149,8 @@ def _tune(arguments: list[str]) -> int:
         f"""\
 options (NAME=VALUE):
 {_described(Options)}
-  A FILE.yaml has lines such as   optim.lr: {{low: 1e-4, high: 1e-1, log: true}}   or   batch_size: [32, 64]
+  In a FILE.yaml stand lines such as "optim.lr: {{low: 1e-4, high: 1e-1, log: true}}" or "batch_size: [32, 64]".
+
 settings (KEY=VALUE):
   strategy, model, data, epochs, ...   of every run
 

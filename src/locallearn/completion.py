@@ -59,7 +59,7 @@ def suggestions(line: str) -> list[str]:
         return []  # folders, by the shell itself
     found: list[str] = []
     if last.startswith("-"):
-        found = [flag for flag in of_a_run()._option_string_actions if flag.startswith("--")]
+        found = of_a_run().flags()
     elif command == "list":
         group = next((word for word in before if word in GROUPS or word in APPENDED), None)
         found = list(choices(group, dirs)) if group else [*GROUPS, *APPENDED]

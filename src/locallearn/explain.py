@@ -137,9 +137,11 @@ def _unknown_key(override: str, overrides: Sequence[str], keys: list[str], confi
     group, _, rest = key.partition(".")
     ends = {known.split(".")[-1]: known for known in reversed(keys)}
     end = key.split(".")[-1]
-    own = [known for known in keys if known.startswith(f"{group}.")]
-    close = did_you_mean(key, own or keys)
-    if not close and (wanted := difflib.get_close_matches(end, ends, n=1)):
+    close = did_you_mean(key, [known for known in keys if known != group])
+    if group in GROUPS:
+        close = did_you_mean(rest, [known.partition(".")[2] for known in keys if known.startswith(f"{group}.")])
+        close = close.replace("'", f"'{group}.", 1)
+    elif not close and (wanted := difflib.get_close_matches(end, ends, n=1)):
         close = f"did you mean {ends[wanted[0]]!r}? "
     if group not in GROUPS:
         return UserError(f"unknown key {key}: {close}`locallearn --help` shows all keys")

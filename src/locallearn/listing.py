@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +12,7 @@ from locallearn import __version__
 from locallearn.compose import compose
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, unknown
+from locallearn.fitted import columns, fitted
 from locallearn.registry import APPENDED, choices, conf_dir, header, options
 
 PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in (*GROUPS, *APPENDED)}}
@@ -40,7 +39,6 @@ def version() -> int:
 
 def help_page(commands: Mapping[str, str]) -> int:
     """`--help`: usage, commands, the choices of each group, and every top-level setting with its comment."""
-    width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     print("Local learning and decoupled training of neural networks.\n")
     print("  locallearn                                   the default run: DGL on VGG-16 and the embedded digits")
     print("  locallearn strategy=dgl model=vgg16          one run (also: python -m locallearn ...)")
@@ -48,17 +46,21 @@ def help_page(commands: Mapping[str, str]) -> int:
     print("  locallearn model=vgg16 blocks=4 --dry-run    the blocks, without training\n")
     print("Commands (`locallearn COMMAND -h` explains each)")
     for name, text in commands.items():
-        print(textwrap.fill(f"{name:<9} {text}", width, initial_indent="  ", subsequent_indent=" " * 12))
-    print("\nGroups (GROUP=NAME; `locallearn list GROUP` describes each, `locallearn list GROUP NAME` its options)")
+        _print(f"  {name:<9}  {text}")
+    _print("\nGroups (GROUP=NAME; `locallearn list GROUP` describes each, `locallearn list GROUP NAME` its options)")
     for group in GROUPS:
         names = ", ".join(choices(group))
-        print(textwrap.fill(f"{group:<10} {names}", width, initial_indent="  ", subsequent_indent=" " * 13))
+        print(fitted(f"  {group:<9}  {names}", columns() or 100))
     print("\nSettings (KEY=VALUE), with their defaults")
     text = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
     for line in text[text.index("seed:") : text.index("hydra:\n")].rstrip().splitlines():
-        print(f"  {line}")
-    print(f"\nFlags\n{FLAGS}")
+        _print(f"  {line}")
+    _print(f"\nFlags\n{FLAGS}")
     return 0
+
+
+def _print(text: str) -> None:
+    print(fitted(text, columns()))
 
 
 def show(group: str | None, name: str | None = None, config_dirs: Sequence[Path] = ()) -> int:
@@ -79,7 +81,7 @@ def show(group: str | None, name: str | None = None, config_dirs: Sequence[Path]
             if each in APPENDED:
                 notes.append(_state(name, facts))
             notes += [facts[key] for key in ("paper", "source") if key in facts]
-            print(f"  {name:<{longest}}  {facts['summary']}" + (f"  [{'; '.join(notes)}]" if notes else ""))
+            _print(f"  {name:<{longest}}  {facts['summary']}" + (f" [{'; '.join(notes)}]" if notes else ""))
     return 0
 
 
@@ -88,13 +90,13 @@ def _one(group: str, name: str, config_dirs: Sequence[Path]) -> int:
     found = choices(group, config_dirs)
     if name not in found:
         raise unknown(group, name, found)
-    lines = found[name].read_text(encoding="utf-8").splitlines()
-    head = [line for line in itertools.takewhile(lambda line: line.startswith("#"), lines) if "@package" not in line]
-    body = [line for line in lines[len(head) :] if not line.startswith(("_target_:", "# @package"))]
+    lines = [line for line in found[name].read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
+    head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    body = [line for line in lines[len(head) :] if not line.startswith("_target_:")]
     appended = group in APPENDED
     print(f"{'+' if appended else ''}{group}={name}")
     for line in head:
-        print(f"  {line.removeprefix('#').removeprefix(' ')}")
+        _print(f"  {line.removeprefix('#').removeprefix(' ')}")
     if appended:
         print("\nWhat it sets")
     elif options(group, name, found[name]):
@@ -103,7 +105,7 @@ def _one(group: str, name: str, config_dirs: Sequence[Path]) -> int:
     else:
         print("\nIt has no options.")
     for line in body:
-        print(f"  {line}".rstrip())
+        _print(f"  {line}".rstrip())
     return 0
 
 
