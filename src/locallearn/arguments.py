@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
         form = argparse.RawDescriptionHelpFormatter
         name = f"locallearn {command}".strip()
         super().__init__(prog=name, description=text, epilog=more, formatter_class=form, allow_abbrev=False, **options)
+        self.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
 
     def error(self, message: str) -> NoReturn:
         command = self.prog.partition(" ")[2]
@@ -83,7 +84,6 @@ def trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow", action="append", default=[], metavar="PACKAGE", help="a package outside locallearn that may be used"
     )
-    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
 
 
 def of_a_run() -> Parser:

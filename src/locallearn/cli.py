@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -137,6 +138,9 @@ def _hydra(options: Any) -> int:
     _exit_codes.clear()
     with explained(overrides, dirs), ExitStack() as stack:
         internal = searched(dirs)
+        if options.multirun and not sweeps:  # of any multirun Hydra writes a file
+            nowhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="locallearn-"))
+            internal.append(f"hydra.sweep.dir={quoted(nowhere)}")
         if sweeps:
             replaced = for_every_choice(overrides)
             modules = [*dirs, Path.cwd()] if packages else []

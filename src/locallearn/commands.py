@@ -69,7 +69,7 @@ example:
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of a run, such as data=mnist")
     options, settings = _settings(parser, arguments)
-    if odd := [word for word in settings if "=" not in word]:
+    if odd := [word for word in settings if "=" not in word and not word.startswith("~")]:
         raise UserError(f"doctor takes settings such as data=folder data.root=DIR, not {odd[0]!r}")
     config, _ = compose(settings, options.config_dir)
     import torch

@@ -24,7 +24,7 @@ def _line(line: str, width: int) -> str:
     if len(line) <= width:
         return line
     column = re.match(r"\s*(?:\S.*?(?:\s{2,}|\s#\s+)|\w+:\s+)?", line)
-    indent = column.end() if column and column.end() < width // 2 else 4
+    indent = column.end() if column and column.end() < width * 2 // 3 else 4
     return textwrap.fill(
         line, width, subsequent_indent=" " * indent, break_on_hyphens=False, drop_whitespace=True,
         replace_whitespace=False, break_long_words=False,
