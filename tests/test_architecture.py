@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "completion": {"errors", "arguments", "commands", "on_runs", "registry", "config"},
     "listing": {"errors", "compose", "config", "fitted", "registry"},
     "tune": {"errors", "again", "compose", "config", "training"},
-    "on_runs": {"errors", "arguments", "compose", "outside", "report", "training"} | {"stopping"},
+    "on_runs": {"errors", "arguments", "compose", "outside", "paths", "report", "training"} | {"stopping"},
     "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping"}
     | {"arguments", "listing", "on_runs", "outside"},
     "cli": {"errors", "commands", "compose", "config", "listing", "outside", "training", "stopping", "report"}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from locallearn import outside
+from locallearn import outside, paths
 from locallearn.arguments import Parser, path, trust
 from locallearn.compose import choices, compose
 from locallearn.errors import RunError, UserError
@@ -100,7 +100,7 @@ examples:
     trust(parser)
     options = parser.read(arguments)
     settings = [word for word in options.words if re.match(r"[+~]*[A-Za-z][\w.]*=", word) and not Path(word).exists()]
-    runs = [path(word) for word in options.words if word not in settings]
+    runs = [paths.expanded(word) for word in options.words if word not in settings]
     if not runs:
         raise UserError("evaluate: no run was given: locallearn evaluate RUN... [data=NAME]")
     _only(settings, r"\+?data[.=]", "evaluate", "data, such as data=mnist")
