@@ -12,7 +12,7 @@ FOUNDATION = {"errors", "paths", "seeds", "coupling", "quiet", "stored"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
-    "coupling": set(),
+    "coupling": {"quiet"},
     "quiet": set(),
     "stored": set(),
     "contract": set(),
@@ -36,13 +36,12 @@ MAY_IMPORT = {
     "training": FOUNDATION
     | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"}
     | {"again"},
-    "registry": {"errors", "config"},
-    "explain": {"errors", "config", "registry"},
-    "compose": {"errors", "config", "explain", "paths", "registry"},
+    "explain": {"errors", "config"},
+    "compose": {"errors", "config", "explain", "paths"},
     "outside": {"errors"},
     "arguments": {"errors", "compose", "fitted", "paths"},
-    "completion": {"errors", "arguments", "commands", "on_runs", "registry", "config"},
-    "listing": {"errors", "compose", "config", "fitted", "registry"},
+    "completion": {"errors", "arguments", "commands", "on_runs", "config"},
+    "listing": {"errors", "compose", "config", "fitted"},
     "tune": {"errors", "again", "compose", "config", "training"},
     "on_runs": {"errors", "arguments", "compose", "outside", "paths", "report", "training"} | {"stopping"},
     "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping"}
@@ -67,7 +66,7 @@ NO_TORCH_AT_IMPORT = [
     "explain.py",
     "fitted.py",
     "paths.py",
-    "registry.py",
+    "config/registry.py",
     "stopping.py",
     "stored.py",
     "config/settings.py",

@@ -15,9 +15,9 @@ from locallearn import __version__, completion
 from locallearn.arguments import ELSEWHERE
 from locallearn.commands import COMMANDS
 from locallearn.compose import compose
+from locallearn.config.registry import APPENDED, choices, options
 from locallearn.config.settings import GROUPS
 from locallearn.fitted import fitted
-from locallearn.registry import APPENDED, choices, options
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["model=mlp", "model.width=16", "auxiliary=linear", "batch_size=128", "threads=1", "max_steps=1"]

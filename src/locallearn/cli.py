@@ -16,8 +16,8 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from locallearn import again, arguments, commands, completion, listing, outside
-from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain, quoted, searched
+from locallearn import again, arguments, commands, completion, listing, outside, paths
+from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain, quoted, refuse_sweep, searched
 from locallearn.errors import RunError, UserError, described, did_you_mean, memory_ran_out, place, printable
 
 DEBUG = "LOCALLEARN_DEBUG"
@@ -163,7 +163,7 @@ def _flags(options: Any) -> list[str]:
 
 @contextmanager
 def _journal(
-    command: list[str], modules: list[Path], out: str, varies: list[str], total: int, launcher: str
+    command: list[str], modules: list[Path], out: str, varies: dict[str, list[str]], total: int, launcher: str
 ) -> Iterator[str]:
     """The path of the journal of a sweep, which says at the end how its jobs went, and decides the exit code."""
     from locallearn.training.sweep import Journal, Plan, summary
@@ -205,7 +205,8 @@ def job(config: Any) -> float | None:
     if JOURNAL in os.environ:
         return _job_of_a_sweep(config, chosen, overrides, hydra_config.job.num)
     try:
-        exp = experiment(*plain(config, chosen), overrides)
+        refuse_sweep(hydra_config.sweeper, overrides)
+        exp = experiment(*plain(config, chosen), overrides, _config_dirs())
         if exp.settings.dry_run:
             print(session.dry_run(exp))
             return None
@@ -238,7 +239,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
             return None
         if launcher in SHARING:
             values = sweep.shared(values, number)
-        exp = experiment(sweep.grouped(values), names, overrides)
+        exp = experiment(sweep.grouped(values), names, overrides, _config_dirs(), journal.plan.varies)
         path = sweep.place(exp.settings.out, differs, exp.config)
         how, numbers = sweep.run(exp, path)
     except Exception as error:
@@ -251,3 +252,8 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         return None
     journal.add(sweep.Job(number, label, how, folder=path.name))
     return numbers.get("validation/accuracy")
+
+
+def _config_dirs() -> list[Path]:
+    """The folders of the user's yaml files, in whatever process this is."""
+    return [paths.expanded(name) for name in again.config_dirs(sys.argv[1:])]

@@ -123,8 +123,8 @@ example:
         if name not in known and (hint := did_you_mean(name, [*Options.names(), *known])) and "." not in name:
             raise UserError(f"unknown option {name}: {hint}plan takes the settings of a run, {_and(Options.names())}")
     reference = [s for s in settings if not s.startswith("strategy")] + ["strategy=backprop"]
-    exp, other = (experiment(*compose(words, given.config_dir)) for words in (settings, reference))
-    print(plan(exp, other, options))
+    exp = experiment(*compose(settings, given.config_dir), settings, given.config_dir)
+    print(plan(exp, experiment(*compose(reference, given.config_dir)), options))
     return 0
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from locallearn import on_runs
 from locallearn.arguments import of_a_run
 from locallearn.commands import COMMANDS
+from locallearn.config.registry import APPENDED, choices, known_keys
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError
-from locallearn.registry import APPENDED, choices, known_keys
 
 SHELLS = ("bash", "zsh")
 BASH = """\

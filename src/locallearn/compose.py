@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from locallearn import paths
+from locallearn.config.registry import APPENDED, choices, conf_dir, header, known_keys
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError
 from locallearn.explain import explain, explained
-from locallearn.registry import APPENDED, choices, conf_dir, header, known_keys
 
 __all__ = ["APPENDED", "choices", "compose", "conf_dir", "explain", "explained", "header", "known_keys", "multirun"]
 _SECRETS_ALLOWED = {"out", "data.root"}
@@ -70,8 +70,12 @@ def _who_asks_the_environment() -> Iterator[list[str]]:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
-def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compose outside `hydra.main` (Python API, `doctor`, `tune`). Returns what `plain` returns."""
+def compose(
+    overrides: Sequence[str], config_dirs: Sequence[Path] = (), one_run: bool = True
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compose outside `hydra.main` (Python API, `doctor`, `tune`). Returns what `plain` returns.
+
+    one_run  refuse an experiment that stands for several runs"""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import open_dict
@@ -79,9 +83,28 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple
     with explained(overrides, config_dirs), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = hydra_compose("config", [*overrides, *searched(config_dirs)], return_hydra_config=True)
         chosen = dict(config.hydra.runtime.choices)
+        if one_run:
+            refuse_sweep(config.hydra.sweeper, overrides)
         with open_dict(config):
             del config["hydra"]
         return plain(config, chosen)
+
+
+def refuse_sweep(sweeper: Any, overrides: Iterable[str]) -> None:
+    """Raise UserError where one run is asked for and the file of an experiment has a sweep of its own
+    (`hydra.sweeper.params`), unless `overrides` have one value for every key of it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    left = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items() if key not in typed]
+    if left:
+        parsed = OverridesParser.create().parse_overrides(left)
+        first = [next(o.sweep_string_iterator()) if o.is_sweep_override() else o.value() for o in parsed]
+        one = " ".join(f"{o.key_or_group}={value}" for o, value in zip(parsed, first, strict=True))
+        name = next((text for text in overrides if text.lstrip("+").partition("=")[0] in APPENDED), "the experiment")
+        raise UserError(
+            f"{name} is a sweep over {' '.join(left)}: add -m to run it, or choose one run of it, such as {one}"
+        )
 
 
 def searched(config_dirs: Sequence[Path]) -> list[str]:
@@ -95,9 +118,9 @@ def searched(config_dirs: Sequence[Path]) -> list[str]:
     return [f"hydra.searchpath=[{places}]"] if places else []
 
 
-def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str, list[str], int, str]:
-    """Of a multirun: `out`, the keys that vary (on the command line or in `hydra.sweeper.params` of a yaml), how many
-    runs there are, and the launcher. Raises what composing raises."""
+def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str, dict[str, list[str]], int, str]:
+    """Of a multirun: `out`, the keys that vary (on the command line or in `hydra.sweeper.params` of a yaml) and their
+    values, how many runs there are, and the launcher. Raises what composing raises."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -110,12 +133,12 @@ def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str
         parsed = OverridesParser.create(loader).parse_overrides(params + list(config.hydra.overrides.task))
         last = {override.get_key_element(): override for override in parsed}.values()
         varies = {
-            override.key_or_group: sum(1 for _ in override.sweep_string_iterator())
+            override.key_or_group: list(override.sweep_string_iterator())
             for override in last
             if override.is_sweep_override() and override.is_discrete_sweep()
         }
         launcher = str(config.hydra.runtime.choices["hydra/launcher"])
-        return paths.written(str(config.out)), list(varies), math.prod(varies.values()), launcher
+        return paths.written(str(config.out)), varies, math.prod(map(len, varies.values())), launcher
 
 
 def for_every_choice(overrides: Sequence[str]) -> dict[str, str]:

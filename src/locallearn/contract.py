@@ -13,7 +13,7 @@ the yield.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
@@ -46,6 +46,8 @@ class BlockSpec(NamedTuple):
     sizes   what every block of the model emits, from the input upward
     seed    the run's seed, for random tensors that several blocks share
     pixels  the inputs of a black and of a white pixel, one number per channel each; None where inputs are no pixels
+    channels_first  an input of two axes is [C, L], as Conv1d reads it, and not [T, D]. What blocks emit is always [D],
+                    [T, D], [C, H, W] or [C, D, H, W]
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -57,6 +59,7 @@ class BlockSpec(NamedTuple):
     sizes: tuple[Size, ...] = ()
     seed: int = 0
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    channels_first: bool = False
 
     @property
     def last(self) -> bool:
@@ -67,7 +70,7 @@ class Packet(NamedTuple):
     """What a block hands to the next one.
 
     h     activations [B, ...]; the input for block 0
-    y     labels [B]; negative where a sample has none (the nodes of a graph that are not trained on): no loss reads it
+    y     labels [B]; below 0 where a sample has none (the nodes of a graph that are not trained on): no loss reads it
     side  what a strategy needs further up (the image, a reversible branch)
     """
 
@@ -137,8 +140,8 @@ class Block(Protocol):
         ...
 
     def again(self) -> AbstractContextManager[None]:
-        """Run `layers` or auxiliary modules a second time in one step: the same dropout as before, batch statistics
-        left alone."""
+        """Run `layers` or auxiliary modules a second time in one step: the same dropout as before, and no buffer moves.
+        Call it before the first time where that moves buffers that the modules compute with."""
         ...
 
 
@@ -174,6 +177,11 @@ class Strategy(ABC):
         in `side` for the blocks further up. Draws from the global generator."""
         return packet
 
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        """Options that nothing reads on these blocks, or beside the others, and what would read them, beginning with
+        its key: {"mix": "strategy.warmup below 1"}. Who sets one of them is told so."""
+        return {}
+
     @abstractmethod
     def step(self, block: Block, packet: Packet) -> Step:
         """One block, one micro-batch; see the rules at the top of this module."""
@@ -190,12 +198,21 @@ def enter(block: Block, packet: Packet) -> Packet:
 
 
 def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
-    """The last block's true loss: mean cross-entropy of the head's logits. Reported."""
+    """The last block's true loss: mean cross-entropy of the head's logits over the labelled samples. Reported."""
     assert block.head is not None, "only the last block has the head"
     logits = block.head(h)
-    loss = F.cross_entropy(logits, y)
+    loss = cross_entropy(logits, y)
     block.report(loss, logits, y)
     return loss
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean cross-entropy [] of logits [B, classes] over the samples of y [B] that have a label (0 or more); 0, with
+    a gradient of 0, where none has one. On a GPU, where looking at the labels would make it wait, nobody looks."""
+    if y.is_cpu and int(y.min()) >= 0:
+        return F.cross_entropy(logits, y)
+    total = F.cross_entropy(logits, y.clamp(min=-1), ignore_index=-1, reduction="sum")
+    return total / (y >= 0).sum().clamp(min=1)
 
 
 def read_out(block: Block, h: Tensor, y: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from locallearn.quiet import Rerun
 
 
 class Coupling(nn.Module):
@@ -52,7 +53,7 @@ class Reversible(nn.Module):
 
     The backward pass computes each unit's input from its output and differentiates that unit alone: memory does not
     grow with the number of units, at the price of one more evaluation. The units are shared, not copied; values and
-    gradients are those of the units one after another, up to rounding. Batch statistics move in the forward pass only.
+    gradients are those of the units one after another, up to rounding. Buffers move in the forward pass only.
     The units must not draw random numbers. Neither second derivatives nor forward-mode ones.
     """
 
@@ -72,6 +73,7 @@ class _Reverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, units: nn.ModuleList, *parameters: nn.Parameter) -> Tensor:
+        ctx.rerun = Rerun(units)  # with the buffers that this forward finds
         y = _through(units, x)
         ctx.save_for_backward(y, *parameters)
         ctx.units, ctx.parameters = units, parameters
@@ -85,7 +87,7 @@ class _Reverse(torch.autograd.Function):
         y = ctx.saved_tensors[0]
         enabled, dtype = ctx.autocast
         found: dict[nn.Parameter, Tensor] = {}
-        with torch.autocast(ctx.device, dtype, enabled), _frozen_statistics(ctx.units):
+        with torch.autocast(ctx.device, dtype, enabled), ctx.rerun:
             for unit in reversed(ctx.units):
                 y, grad, more = unit.pull_back(y, grad)
                 for p, value in more.items():
@@ -116,16 +118,3 @@ def _vjp(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, di
     through, *grads = torch.autograd.grad(out, [x, *parameters], grad.to(out.dtype), allow_unused=True)
     through = torch.zeros_like(x) if through is None else through
     return out.detach(), through, {p: g for p, g in zip(parameters, grads, strict=True) if g is not None}
-
-
-@contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation works as before, in its mode, but its running statistics do not move."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for m in norms:
-        m.track_running_stats = False
-    try:
-        yield
-    finally:
-        for m in norms:
-            m.track_running_stats = True

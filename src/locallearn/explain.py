@@ -10,9 +10,10 @@ from pathlib import Path
 
 import yaml
 
+from locallearn.config.given import declared
+from locallearn.config.registry import APPENDED, choices, chosen, known_keys, options, owners
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, did_you_mean, unknown
-from locallearn.registry import APPENDED, choices, chosen, known_keys, options, owners
 
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 _OUT = "run folders are made where out=DIR says"
@@ -70,6 +71,8 @@ def _check_values(overrides: Sequence[str], config_dirs: list[Path]) -> None:
 
     for given in OverridesParser.create().parse_overrides(list(overrides)):
         key = given.key_or_group
+        if key in APPENDED and given.is_sweep_override() and given.is_discrete_sweep():
+            _refuse_several(key, list(given.sweep_string_iterator()), config_dirs)
         if given.is_sweep_override() and not given.is_discrete_sweep():
             raise UserError(
                 f"{given.input_line}: a range is searched by `locallearn tune`: write it into a FILE.yaml, as in "
@@ -80,6 +83,15 @@ def _check_values(overrides: Sequence[str], config_dirs: list[Path]) -> None:
             if not all(isinstance(name, str) for name in (names if isinstance(names, list) else [names])):
                 known = LAUNCHERS if key == "hydra/launcher" else choices(key, config_dirs)
                 raise unknown(key, given.get_value_element_as_str(), known)
+
+
+def _refuse_several(key: str, names: list[str], config_dirs: list[Path]) -> None:
+    """Raise UserError for several experiments at once of which one has a sweep: Hydra would drop it."""
+    if any(declared(key, name, config_dirs) for name in names):
+        commands = ", then ".join(f"-m +{key}={name}" for name in names)
+        raise UserError(
+            f"+{key}={','.join(names)}: each is a sweep of its own, so start one after the other: {commands}"
+        )
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path]) -> UserError:
@@ -126,6 +138,8 @@ def _wrong(override: str, error: Exception, overrides: Sequence[str], config_dir
 def _appended(key: str, override: str, value: str, config_dirs: Iterable[Path]) -> UserError | None:
     """What is wrong with +experiment=NAME or +short=NAME, if anything is."""
     names = choices(key, config_dirs)
+    if "," in value and not value.startswith("[") and set(value.split(",")) <= set(names):
+        return UserError(f"{override} gives several values: add -m to run each")
     if value not in names:
         return unknown(key, value, names)
     return None if override.startswith("+") else UserError(f"{override}: it is added to a run: write +{override}")

@@ -61,8 +61,24 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, *names))
 
 
+def generators(device: torch.device) -> list[torch.Generator]:
+    """PyTorch's global generators that code on `device` draws from: that of the CPU, and that of the device itself.
+    `torch.cuda.manual_seed` and its like mean the current device, which may be another one."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    torch.cuda.init()  # before it there are none
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
+
+
+def restart(seed: int, device: torch.device) -> None:
+    """Put the global generators of `device` at the start of the stream `seed`."""
+    for generator in generators(device):
+        generator.manual_seed(seed)
+
+
 class Undisturbed:
-    """While entered, PyTorch's global generators may be seeded at will; afterwards they are as they were.
+    """While entered, PyTorch's global generators may be seeded at will; afterwards those of `device` are as they were.
 
     It may be entered again while it is: only the outermost one copies, so that a loop which enters it once spares each
     of its steps the copy (12 us in place; `torch.random.fork_rng`, which copies every time, 60 us).
@@ -75,26 +91,21 @@ class Undisturbed:
 
     def __enter__(self) -> None:
         if not self._depth:
-            self._before = [torch.default_generator.get_state()]
-            if self._device.type == "cuda":
-                self._before.append(torch.cuda.get_rng_state(self._device))
+            self._before = [generator.get_state() for generator in generators(self._device)]
         self._depth += 1
 
     def __exit__(self, *exception: object) -> None:
         self._depth -= 1
         if not self._depth:
-            torch.default_generator.set_state(self._before[0])
-            if self._device.type == "cuda":
-                torch.cuda.set_rng_state(self._before[1], self._device)
+            for generator, state in zip(generators(self._device), self._before, strict=True):
+                generator.set_state(state)
 
 
 @contextmanager
 def stream(seed: int, *names: str | int, device: torch.device | None = None) -> Iterator[None]:
     """Run a piece of code whose draws use PyTorch's global generators, of the CPU and of `device`, without leaving a
     trace in them."""
-    start = derive(seed, *names)
-    with Undisturbed(device or torch.device("cpu")):
-        torch.default_generator.manual_seed(start)
-        if device is not None and device.type == "cuda":
-            torch.cuda.manual_seed(start)
+    device = device or torch.device("cpu")
+    with Undisturbed(device):
+        restart(derive(seed, *names), device)
         yield

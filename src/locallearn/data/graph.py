@@ -12,7 +12,7 @@ from locallearn.data.dataset import Data, Split
 from locallearn.data.store import Memory
 
 HIDDEN = -100
-"""The label of a node that is not asked for; PyTorch's cross-entropy leaves it out by itself."""
+"""The label of a node that is not asked for: below 0, as of every sample without one."""
 
 
 class GraphData(Data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from torch.optim import Optimizer
 
 from locallearn import seeds
 from locallearn.contract import BlockSpec
-from locallearn.engine.optim import Optim
+from locallearn.engine.modes import Modes
+from locallearn.engine.optim import Optim, take_step
 from locallearn.engine.replicas import Replicas, Sum
 from locallearn.engine.totals import Totals
-from locallearn.errors import RunError
+from locallearn.errors import RunError, UserError
+from locallearn.quiet import Rerun
 
 HALVES = ("forward", "backward", "begin")
 """The parts of a step that have a random stream of their own."""
@@ -27,6 +29,8 @@ class TrainedBlock:
     """Implements `contract.Block`. One object per block, in the process where the block lives.
 
     totals, notes  what was reported and noted since `reset`
+    updates        steps of its optimizers so far
+    updated        whether the strategy has ever called `update`
     """
 
     def __init__(
@@ -53,6 +57,9 @@ class TrainedBlock:
         self.step = 0
         self.micro = 0
         self.predicts = False
+        self.updates = 0
+        self.updated = False
+        self.modes = Modes(self.roots(), auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), len(HALVES))
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
         self._pending = dict.fromkeys(self.optimizers, 0)
@@ -74,6 +81,10 @@ class TrainedBlock:
     def update(self, part: str = "main") -> None:
         """Count a micro-batch; with the last one average, clip, apply and clear the gradients of this part. Those of
         replicas are first summed, while other blocks compute; `settle` then applies them."""
+        if part not in self._pending:
+            known = ", ".join(self._pending)
+            raise UserError(f"block.update({part!r}): a block has the parts {known}; Strategy.separate names others")
+        self.updated = True
         self._pending[part] += 1
         if self._pending[part] < self.micro_batches:
             return
@@ -98,20 +109,20 @@ class TrainedBlock:
             self._apply(optimizer, self.micro_batches * total.size)
 
     def _apply(self, optimizer: Optimizer, shares: int) -> None:
-        """One step of the optimizer with the mean of so many shares of a batch. On the CPU a gradient that is not
-        finite is refused here, before it reaches a weight; on a GPU `check` does it."""
-        gradients = _gradients(optimizer)
+        """One step of the optimizer with the mean of so many shares of a batch. A norm that clipping had to work out
+        anyway is looked at before a weight changes; other gradients show in the weights, see `check`."""
         if shares > 1:
-            for gradient in gradients:
+            for gradient in _gradients(optimizer):
                 gradient.div_(shares)
-        if gradients:
-            norm = self._norms.add(self._clipped(optimizer) if self.optim.clip else _sum_of_norms(gradients))
+        if self.optim.clip and _gradients(optimizer):
+            norm = self._norms.add(self._clipped(optimizer))
             if norm is not None and not math.isfinite(norm):
-                raise self._not_finite(self._broken_gradient(), norm)
+                raise self._not_finite("norm of the gradient", norm)
         factor = self.optim.factor(self.progress)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        optimizer.step()
+        self.updates += 1  # before, for it may break off half way
+        take_step(optimizer)
         for group in optimizer.param_groups:
             for p in group["params"]:
                 p.grad = None  # `zero_grad` does the same for 60 us more, most of it for the profiler
@@ -121,18 +132,23 @@ class TrainedBlock:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         return nn.utils.clip_grad_norm_(parameters, self.optim.clip)
 
-    def _broken_gradient(self) -> str:
-        """Whose gradient is not finite, in words."""
+    def broken_weight(self) -> str | None:
+        """The name of the first weight of this block that holds a number which is not finite. Synchronises a GPU."""
         modules = {"": self.layers, "head.": self.head, "auxiliary.": self.auxiliary}
-        for prefix, module in modules.items():
-            for name, p in module.named_parameters() if module is not None else ():
-                if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
-                    return f"norm of the gradient of {prefix}{name}"
-        return "norm of the gradient"
+        weights = {
+            prefix + name: p
+            for prefix, module in modules.items()
+            if module is not None
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        }
+        if not weights or math.isfinite(_sum_of_norms([p.detach() for p in weights.values()]).item()):
+            return None
+        return next((name for name, p in weights.items() if not bool(torch.isfinite(p).all())), None)
 
     def _statistics(self) -> list[Tensor]:
         """The running means and variances of batch norms: each replica has moved them by its own part of the batch."""
-        modules = [m for part in (self.layers, self.head, self.auxiliary) if part is not None for m in part.modules()]
+        modules = [m for root in self.roots() for m in root.modules()]
         norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
         return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 
@@ -153,11 +169,13 @@ class TrainedBlock:
             raise self._not_finite(name.replace("_", " "), found)
 
     def check(self) -> None:
-        """Refuse totals that are not finite. Synchronises a GPU."""
+        """Refuse totals and weights that are not finite. Synchronises a GPU, and reads every weight."""
         for name, totals in {"loss": self.totals, "norm of the gradient": self._norms, **self.notes}.items():
             total = totals.read()[0]
             if not math.isfinite(total):
                 raise self._not_finite(name.replace("_", " "), total)
+        if weight := self.broken_weight():
+            raise self._not_finite(f"weight {weight}", math.nan)
 
     def read(self) -> dict[str, float]:
         """Mean loss, accuracy and notes since `reset`; only what this block reported. Synchronises a GPU."""
@@ -167,6 +185,16 @@ class TrainedBlock:
         self.totals.write([0.0, 0.0, 0.0])
         self.notes.clear()
         self.predicts = False
+
+    def forget(self) -> None:
+        """Clear what a step leaves behind that broke off: gradients, counts, sums, and the running means."""
+        for root in self.roots():
+            for p in root.parameters():
+                p.grad = None
+        self._pending = dict.fromkeys(self._pending, 0)
+        self._sums.clear()
+        self._norms.write([0.0, 0.0, 0.0])
+        self.reset()
 
     def running(self) -> dict:
         """What was reported since `reset`: sums, for a checkpoint, or to be added to those of replicas."""
@@ -181,35 +209,24 @@ class TrainedBlock:
         for name, sums in running["notes"].items():
             self.notes[name].write(sums)
 
+    def again(self) -> AbstractContextManager[None]:
+        """A second forward in one step: the dropout and the buffers of the first one, and no buffer moves. Made before
+        the first forward, it knows also those that this one moves."""
+        return self._again(Rerun(*self.roots()))
+
     @contextmanager
-    def again(self) -> Iterator[None]:
-        """A second forward in one step: the dropout of the first one, batch statistics left alone."""
-        modules = (*self.layers.modules(), *self.auxiliary.modules())
-        norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        tracking = [m.track_running_stats for m in norms]
+    def _again(self, rerun: Rerun) -> Iterator[None]:
         self.reseed("forward")
-        for m in norms:
-            m.track_running_stats = False
-        try:
+        with rerun:
             yield
-        finally:
-            for m, tracks in zip(norms, tracking, strict=True):
-                m.track_running_stats = tracks
 
     def reseed(self, half: str) -> None:
-        """Put PyTorch's global generator at the start of this block's stream for this step, micro-batch and half."""
-        seed = self._seeds(self.step, self.micro, HALVES.index(half))
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch and half."""
+        seeds.restart(self._seeds(self.step, self.micro, HALVES.index(half)), self.device)
 
-    def train(self, learns: bool) -> None:
-        """Training mode where the block learns, else eval mode. Walks the modules only when the mode changes."""
-        first = next(iter(self.layers.children()), self.layers)
-        if first.training != learns or self.layers.training != learns:
-            for module in (self.layers, self.head, self.auxiliary):
-                if module is not None:
-                    module.train(learns)
+    def roots(self) -> list[nn.Module]:
+        """The modules of which all others of the block are parts."""
+        return [m for m in (self.layers, self.head, self.auxiliary) if m is not None]
 
     def _not_finite(self, name: str, value: float) -> RunError:
         return RunError(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from locallearn import seeds
+from locallearn.contract import cross_entropy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
+from locallearn.engine.modes import set_modes
 from locallearn.engine.stage import Stage
+from locallearn.quiet import buffers_kept
 
 
 class Gradients(NamedTuple):
@@ -34,11 +38,12 @@ def strategy_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list
         stack.enter_context(unchanged(learner))
         for k, block in enumerate(learner.blocks):
             stack.enter_context(_collecting(block, found, k))
-        before, stage.micro_batches = stage.micro_batches, 1
-        stack.callback(setattr, stage, "micro_batches", before)
-        delays, stage.delays = stage.delays, [0] * len(stage.blocks)
-        stack.callback(setattr, stage, "delays", delays)
-        # at once, on this batch, whatever the runtime
+        # at once, on this batch, whatever the runtime, and beside what is under way
+        alone = {"micro_batches": 1, "delays": [0] * len(stage.blocks)}
+        alone |= {name: [deque() for _ in stage.blocks] for name in ("_waiting", "_messages")}
+        for name, value in alone.items():
+            stack.callback(setattr, stage, name, getattr(stage, name))
+            setattr(stage, name, value)
         Stage.step(stage, learner.prepare(inputs), labels, learner.step_count, learner.total_steps)
     return found
 
@@ -49,8 +54,8 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
     model = learner.model
     outputs: list[Tensor] = []
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with unchanged(learner), torch.random.fork_rng():
-        model.train()
+    with unchanged(learner), seeds.Undisturbed(learner.device):
+        _training_mode(learner)
         with learner.stage.autocast():
             h = learner.prepare(inputs)
             for block, units in zip(learner.blocks, learner.cut, strict=True):
@@ -59,13 +64,22 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
                 for i in units:
                     h = model.units[i](h)
                 outputs.append(h)
-            loss = F.cross_entropy(model.head(h), labels)
+            loss = cross_entropy(model.head(h), labels)
         grads = torch.autograd.grad(loss, [*parameters, *outputs], allow_unused=True)
     by_parameter = dict(zip(parameters, grads, strict=False))
     return [
         Gradients({p: g for p in _own(block) if (g := by_parameter[p]) is not None}, grads[len(parameters) + k])
         for k, block in enumerate(learner.blocks)
     ]
+
+
+def _training_mode(learner: Learner) -> None:
+    """Of the plain model, but for modules that their user keeps in eval mode."""
+    set_modes(learner.blocks, range(len(learner.cut)))
+    modes = [(m, m.training) for block in learner.blocks for root in block.roots() for m in root.modules()]
+    learner.model.train()
+    for module, mode in modes:
+        module.training = mode
 
 
 def _own(block: TrainedBlock) -> list[nn.Parameter]:
@@ -107,15 +121,13 @@ def unchanged(learner: Learner) -> Iterator[None]:
     """Put back buffers, modes, totals and positions; gradients are cleared."""
     roots = [learner.model, *(m for b in learner.blocks for m in (b.layers, b.auxiliary))]
     modes = [(m, m.training) for root in roots for m in root.modules()]
-    buffers = {b: b.clone() for root in roots for b in root.buffers()}
     positions = [(b, b.running(), (b.step, b.micro, b.progress)) for b in learner.blocks]
     try:
-        yield
+        with buffers_kept(*roots):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for buffer, before in buffers.items():
-            buffer.copy_(before)
         for block, running, position in positions:
             block.step, block.micro, block.progress = position
             block.resume(running)

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.contract import Packet, Strategy
+from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
+from locallearn.engine.broken import abandon, clear
+from locallearn.engine.promises import check_learned
 from locallearn.engine.stage import Stage
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
+from locallearn.quiet import Rerun, evaluating
 
+CHECK_STEPS = 20
+"""Weights are looked at so often: reading all of them in every step would cost a small net some percent, and
+every question to a GPU is a synchronisation."""
 VARYING = ("optimizer.", "replay.")
 """Tensors of a learner's state that are not there from the beginning."""
 
@@ -43,6 +50,7 @@ class Learner:
         self.total_steps = total_steps
         self.dtype = dtype
         self.channels_last = channels_last
+        self.gate = Gate(self)
         if total_steps is None and len(stage.strategy.phases(len(stage.blocks))) > 1:
             raise UserError(f"{type(stage.strategy).__name__} trains in phases and must know how long: give steps=")
 
@@ -59,36 +67,66 @@ class Learner:
         return self.blocks[0].device
 
     def learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
-        """One training step on inputs [B, ...] and labels [B], which only the lowest stage of a pipeline needs; results
-        collect in each block's totals. Raises RunError for numbers that are not finite."""
-        parts = self.stage.micro_batches * (self.stage.replicas.size if self.stage.replicas is not None else 1)
-        if inputs is not None and len(inputs) % parts:
-            what = (
-                f"micro_batches={parts}" if self.stage.replicas is None else f"micro_batches times replicas, {parts},"
-            )
-            raise UserError(f"{what} does not divide a batch of {len(inputs)}; choose a divisor")
-        prepared = None if inputs is None else self.prepare(inputs)
-        try:
-            self.stage.step(prepared, labels, self.step_count, self.total_steps)
-        except RunError as error:
-            if prepared is not None and not bool(torch.isfinite(prepared).all()):
-                raise RunError(f"step {self.step_count}: the inputs hold NaN or infinity; {error}") from error
-            raise
-        self.step_count += 1
+        """One training step on inputs [B, *image] and labels [B] (below 0: none), which only the lowest stage of a
+        pipeline needs; results collect in each block's totals.
+
+        Raises UserError for a batch that does not fit, before a weight moves (the values of labels that lie on a GPU
+        are not looked at), and RunError for numbers that are not finite. `broken.abandon` says what holds after a step
+        that raised, whatever it was.
+        """
+        if inputs is not None:
+            labels = self.gate.checked(inputs, labels, look=isinstance(labels, Tensor) and labels.is_cpu)
+        self._learn(inputs, labels)
+
+    def check(self) -> None:
+        """Refuse losses, notes and weights that are not finite, with the block and the step. Synchronises a GPU."""
+        for block in self.blocks:
+            block.check()
+
+    def _cause(self, inputs: Tensor | None) -> str | None:
+        """Why a number of this step may not be finite, in words: what it began with."""
+        if inputs is not None and not bool(torch.isfinite(inputs).all()):
+            return "the inputs hold NaN or infinity"
+        broken = [f"{weight} of block {b.spec.index}" for b in self.blocks if (weight := b.broken_weight())]
+        if not broken:
+            return None
+        named = ", ".join(broken[:3]) + (f" and weights of {len(broken) - 3} more blocks" if len(broken) > 3 else "")
+        return f"{named} {'is' if len(broken) == 1 else 'are'} not finite any more"
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """One training step, for a loop of one's own: images [B, *image] (floats), labels [B] (integers).
+        """One training step, for one's own loop: images [B, *image] (floats), labels [B] (integers; below 0: none).
 
         Returns `loss` and `accuracy` of the last block that learns, and `block/00/loss`, ... of each that has a loss,
-        for this batch. Reading them synchronises a GPU.
+        for this batch, over its labelled samples: without any the loss is 0, and there is no accuracy. Reading them
+        synchronises a GPU. Raises what `learn` raises, also for labels on a GPU.
         """
+        labels = self.gate.checked(images, labels)
         for block in self.blocks:
             block.reset()
-        self.learn(images.to(self.device), labels.to(self.device))
+        self._learn(images.to(self.device), labels.to(self.device))
         found = {block.spec.index: block.read() for block in self.blocks}
         result = {f"block/{k:02d}/{name}": value for k, numbers in found.items() for name, value in numbers.items()}
         top = max((k for k, numbers in found.items() if "loss" in numbers), default=None)
-        return ({n: v for n, v in found[top].items() if n in ("loss", "accuracy")} if top is not None else {}) | result
+        if top is None:
+            return {"loss": 0.0} | result if bool((labels < 0).all()) else result
+        return {n: v for n, v in found[top].items() if n in ("loss", "accuracy")} | result
+
+    def _learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
+        if self.stage.broken:
+            raise UserError(self.stage.broken)
+        prepared = None if inputs is None else self.prepare(inputs)
+        try:
+            self.stage.step(prepared, labels, self.step_count, self.total_steps)
+        except BaseException as error:
+            abandon(self.stage, self.step_count)
+            if isinstance(error, RunError) and (cause := self._cause(prepared)):
+                raise RunError(f"step {self.step_count}: {cause}; {error}") from error
+            raise
+        if self.step_count == 0 and len(self.blocks) == len(self.cut):
+            check_learned(self.strategy, self.blocks)
+        self.step_count += 1
+        if self.step_count % CHECK_STEPS == 0:
+            self.check()
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Inputs in the dtype and memory layout of the model (integers, such as indices, stay integers)."""
@@ -103,20 +141,24 @@ class Learner:
         """Logits [B, classes] of every block that can predict, in eval mode; the last entry is the model's own."""
         logits: list[Tensor | None] = []
         for block, h in zip(self.blocks, self.features(inputs), strict=True):
-            with self.stage.autocast():
+            with self.stage.autocast(), Rerun(*block.roots()[1:]):
                 logits.append(self.strategy.predict(block, h))
         return logits
 
     def features(self, inputs: Tensor) -> Iterator[Tensor]:
         """What each block emits [B, ...], in eval mode, one after the other; the stages of a pipeline hand it on. Call
-        it under `torch.no_grad()`."""
+        it under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
         link = self.stage.link
-        h = link.take().h if link is not None and link.below else self.prepare(inputs)
+        if link is not None and link.below:
+            h = link.take().h
+        else:
+            self.gate.check(inputs)
+            h = self.prepare(inputs)
         for block in self.blocks:
-            block.train(False)
-            with self.stage.autocast():
-                h = block.layers(h)
-            yield h
+            with evaluating(*block.roots()):
+                with self.stage.autocast(), Rerun(block.layers):
+                    h = block.layers(h)
+                yield h
         if link is not None and link.above:
             link.give(Packet(h, h.new_empty(0, dtype=torch.int64)))
 
@@ -162,6 +204,7 @@ class Learner:
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise UserError("the checkpoint does not fit this run: " + "; ".join(sorted(problems)[:3]) + more)
+        clear(self.stage)
         self.stage.load_state({name: t for name, t in tensors.items() if name.startswith("replay.")})
         with torch.no_grad():
             for name, t in own.items():

@@ -33,6 +33,8 @@ from locallearn import seeds
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.link import NOTHING, Link
+from locallearn.engine.modes import set_modes
+from locallearn.engine.promises import phases_of
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import UserError
 
@@ -88,13 +90,15 @@ class Stage:
         self.delays = [staleness * (depth - 1 - block.spec.index) for block in blocks]
         self.longest_delay = staleness * (depth - 1)
         self._bf16 = bf16
-        self._phases = strategy.phases(depth)
+        self._phases = phases_of(strategy, depth)
         self._plain = nullcontext()
         self.random_state = seeds.Undisturbed(blocks[0].device)
         self._late: Running | None = None  # waits for feedback that is under way from the stage above
         self._waiting: list[deque[Running]] = [deque() for _ in blocks]  # for feedback, under CHAIN and BROADCAST
         self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]  # what each will be sent
         self._now = 0
+        self._before = 0, 0  # when the step began: what waited for feedback, and the updates of all blocks
+        self.broken = ""  # why there is no further step, in a sentence: see `abandon`
 
     def step(self, inputs: Tensor | None, labels: Tensor | None, step: int, total: int | None) -> None:
         """Train on one batch: inputs [B, ...] and labels [B], which only the lowest stage needs. `step` of `total`
@@ -106,9 +110,9 @@ class Stage:
         phase = min(done * len(self._phases) // of, len(self._phases) - 1)
         progress = (done * len(self._phases) - phase * of) / of
         learning = self._phases[phase]
-        for block in self.blocks:
-            block.train(block.spec.index in learning)
+        set_modes(self.blocks, learning)
         self._now = step
+        self._before = sum(map(len, self._waiting)), sum(block.updates for block in self.blocks)
         with self.random_state:
             first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
             for micro, packet in enumerate(self._packets(inputs, labels), first):
@@ -177,7 +181,7 @@ class Stage:
             with self._stashed(i), self.autocast():
                 send = next(generator, None)
             if send is None:
-                raise AssertionError(f"{type(self.strategy).__name__}.step never yielded; it must yield exactly once")
+                raise UserError(f"{type(self.strategy).__name__}.step never yielded: it must yield exactly once")
             packet = send.ahead.detach()
             back = send.back
             del send  # it may hold the graph, which must be gone before the next block runs
@@ -275,4 +279,4 @@ class Stage:
                 generator.send(message)
         except StopIteration as stop:
             return stop.value
-        raise AssertionError(f"{type(self.strategy).__name__}.step yielded twice; it must yield exactly once")
+        raise UserError(f"{type(self.strategy).__name__}.step yielded twice: it must yield exactly once")

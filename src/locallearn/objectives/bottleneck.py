@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import BlockSpec, Packet
+from locallearn.contract import BlockSpec, Packet, cross_entropy
 from locallearn.errors import UserError
 from locallearn.objectives.base import Objective, ObjectiveModules, wide
 
@@ -44,7 +44,7 @@ class VIB(Objective):
 
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
         logits, nats = modules["classifier"](h)
-        return F.cross_entropy(logits, packet.y) + self.beta * nats, logits
+        return cross_entropy(logits, packet.y) + self.beta * nats, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return modules["classifier"](h)[0]
@@ -89,14 +89,15 @@ class InformationDropout(Objective):
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         classifier = auxiliary.build(spec.emits, spec.classes)
-        channels = spec.emits[0] if len(spec.emits) == 3 else spec.emits[-1]
-        layer = nn.Conv2d(channels, channels, 1) if len(spec.emits) == 3 else nn.Linear(channels, channels)
+        size = spec.emits
+        conv = {3: nn.Conv2d, 4: nn.Conv3d}.get(len(size))
+        layer = conv(size[0], size[0], 1) if conv else nn.Linear(size[-1], size[-1])
         return {"classifier": classifier, "noise": LogNormalNoise(layer, self.alpha_max)}
 
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
         z, nats = modules["noise"](h)
         logits = modules["classifier"](z)
-        return F.cross_entropy(logits, packet.y) + self.beta * nats, logits
+        return cross_entropy(logits, packet.y) + self.beta * nats, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return modules["classifier"](h)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import BlockSpec, Packet
+from locallearn.contract import BlockSpec, Packet, cross_entropy
 from locallearn.objectives.base import Objective, ObjectiveModules
 
 
@@ -21,7 +20,7 @@ class CrossEntropy(Objective):
 
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
         logits = modules["classifier"](h)
-        return F.cross_entropy(logits, packet.y), logits
+        return cross_entropy(logits, packet.y), logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return modules["classifier"](h)

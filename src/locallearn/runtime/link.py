@@ -14,12 +14,9 @@ from torch import Tensor
 
 from locallearn.contract import Feedback, Packet
 from locallearn.engine.replicas import NeighbourGone
+from locallearn.runtime.message import HEADER, header, layouts, values
 
 AHEAD, BACK = 1, 2  # tags: packets go up, feedback goes down
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
-MOST_TENSORS, MOST_DIMENSIONS = 64, 5
-WIDTH = 4 + MOST_DIMENSIONS  # per tensor: types as sent and as meant, layout, dimensions, sizes
-HEADER = 1 + MOST_TENSORS * WIDTH
 CLOSED, STOPPED = -1, -2  # in the place of a header's count: no more messages; stop here
 CLOSING_SECONDS = 0.05
 UNDER_WAY = 2  # messages of a sender that nobody has taken yet; the next one waits
@@ -29,8 +26,9 @@ class Pipe:
     """A `Link` to the ranks below and above (None at the ends).
 
     A thread for each direction receives ahead into a short queue, and sends are not waited for until `UNDER_WAY` of
-    them are pending, so that messages travel while the stage computes. A message is a header (shapes, types, layouts)
+    them are pending, so that messages travel while the stage computes. A message is a header (types, sizes, strides)
     and its tensors; floats are sent as `message` if that is given (bfloat16 halves the traffic, and changes the bits).
+    A tensor arrives with the strides that it had: they decide which kernel a convolution takes, and so the last bits.
     So many messages of feedback more as are `late` (staleness times micro-batches) may wait for this stage: were they
     not taken in, the stage above would wait to send them, and this one for that to take its packets.
     """
@@ -111,14 +109,14 @@ class Outbox:
     def put(self, tensors: tuple[Tensor | None, ...]) -> None:
         if len(self._pending) == UNDER_WAY:
             self._wait()
-        small = [t if t is None or not t.is_floating_point() else t.to(self._message or t.dtype) for t in tensors]
-        self._send(_header(tensors, small), *(_physical(t) for t in small if t is not None))
+        sent = [None if t is None else values(t, self._message) for t in tensors]
+        self._send(header(tensors, sent), *(numbers for numbers in sent if numbers is not None))
 
     def say(self, word: int, number: int = 0) -> None:
         """A message of one word."""
-        header = torch.zeros(HEADER, dtype=torch.int64)
-        header[:2] = torch.tensor([word, number])
-        self._send(header)
+        words = torch.zeros(HEADER, dtype=torch.int64)
+        words[:2] = torch.tensor([word, number])
+        self._send(words)
 
     def close(self) -> None:
         self.say(CLOSED)
@@ -171,46 +169,20 @@ class Inbox:
             self._queue.put(NeighbourGone(error))
 
     def _receive(self) -> tuple[Tensor | None, ...] | None:
-        header = torch.zeros(HEADER, dtype=torch.int64)
-        dist.recv(header, self.rank, tag=self.tag)
-        count, *rest = header.tolist()
+        words = torch.zeros(HEADER, dtype=torch.int64)
+        dist.recv(words, self.rank, tag=self.tag)
+        count, *rest = words.tolist()
         if count == CLOSED:
             return None
         if count == STOPPED:
             self._queue.put(Stopped(rest[0]))
             return self._receive()
-        message: list[Tensor | None] = []
-        for i in range(count):
-            sent, meant, last, dimensions, *sizes = rest[i * WIDTH : (i + 1) * WIDTH]
-            if sent < 0:
-                message.append(None)
+        found: list[Tensor | None] = []
+        for layout in layouts(count, rest):
+            if layout is None:
+                found.append(None)
                 continue
-            layout = torch.channels_last if last else torch.contiguous_format
-            t = torch.empty(sizes[:dimensions], dtype=DTYPES[sent], memory_format=layout)
-            dist.recv(_physical(t), self.rank, tag=self.tag)
-            message.append(t.to(self.device, DTYPES[meant]))
-        return tuple(message)
-
-
-def _header(meant: tuple[Tensor | None, ...], sent: list[Tensor | None]) -> Tensor:
-    header = torch.zeros(HEADER, dtype=torch.int64)
-    header[0] = len(sent)
-    for i, (a, b) in enumerate(zip(meant, sent, strict=True)):
-        if a is None or b is None:
-            header[1 + i * WIDTH] = -1
-            continue
-        padding = [0] * (MOST_DIMENSIONS - b.dim())
-        kinds = DTYPES.index(b.dtype), DTYPES.index(a.dtype)
-        row = [*kinds, int(_is_channels_last(b)), b.dim(), *b.shape, *padding]
-        header[1 + i * WIDTH : 1 + (i + 1) * WIDTH] = torch.tensor(row)
-    return header
-
-
-def _is_channels_last(t: Tensor) -> bool:
-    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
-
-
-def _physical(t: Tensor) -> Tensor:
-    """The same memory as a contiguous tensor of the CPU: the layout, which a message keeps, decides the last bits of a
-    convolution."""
-    return (t.permute(0, 2, 3, 1) if _is_channels_last(t) else t.contiguous()).cpu()
+            numbers = layout.empty()
+            dist.recv(numbers, self.rank, tag=self.tag)
+            found.append(layout.tensor(numbers.to(self.device)))
+        return tuple(found)

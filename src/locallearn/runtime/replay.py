@@ -22,6 +22,7 @@ from torch import Tensor
 from locallearn import seeds
 from locallearn.contract import Packet, Route, Strategy
 from locallearn.engine import Stage, TrainedBlock
+from locallearn.engine.modes import set_modes
 from locallearn.engine.stage import Moment, Running
 from locallearn.errors import UserError
 from locallearn.runtime.choice import Runtime
@@ -149,7 +150,7 @@ class ReplayStage(Stage):
         progress = min(step, total) / total if total else 0.0
         for block in self.blocks:
             block.progress = progress
-            block.train(True)
+        set_modes(self.blocks, range(len(self.blocks)))
         with self.random_state:
             self._learn(0, self._begin(Packet(inputs, labels)), step)
             for k, acts in self.ticks(step):

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import RunError
-from locallearn.runtime.link import DTYPES, NeighbourGone
+from locallearn.runtime.link import NeighbourGone
+from locallearn.runtime.message import DTYPES
 
 BEAT_SECONDS = 1.0
 PATIENCE_SECONDS = 20.0  # without a beat for so long, a process counts as gone

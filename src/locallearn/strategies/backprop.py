@@ -35,7 +35,8 @@ class Checkpoint(Strategy):
 
     A block keeps only its input and runs again when its feedback arrives: the gradients of backprop for the activation
     memory of one block, at the price of a second forward. The last block's feedback comes at once: it keeps its graph.
-    Batch statistics move in the first forward only, and dropout draws the same numbers twice.
+    Buffers, such as batch statistics, move in the first forward only, and dropout draws the same numbers twice. A
+    forward hook of one's own runs twice, as it does under `torch.utils.checkpoint`.
     """
 
     route: ClassVar[Route] = Route.CHAIN
@@ -48,10 +49,11 @@ class Checkpoint(Strategy):
             yield Send(out)
             backward(loss, out, None)
         else:
+            again = block.again()  # with the buffers that the first forward found
             with torch.no_grad():
                 out = x.at(block.layers(x.h))
             grads = yield Send(out)
-            with block.again():
+            with again:
                 out = x.at(block.layers(x.h))
             backward(None, out, grads)
         block.update()

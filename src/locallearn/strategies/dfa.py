@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from locallearn import seeds
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, cross_entropy
 from locallearn.errors import UserError, unknown
 
 PROJECTIONS = ("full", "channel")
@@ -70,6 +69,12 @@ class DFA(Strategy):
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise UserError(f"strategy.scale={self.scale}: must be above 0; 1 is the usual size")
 
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        if len(specs) == 1:
+            return dict.fromkeys(("projection", "shared", "scale"), "blocks=2 or more")
+        maps = any(len(spec.emits) > 1 for spec in specs[:-1])
+        return {} if maps else {"projection": "model=NAME whose blocks emit maps"}
+
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         if spec.last:
             return {}
@@ -101,7 +106,7 @@ class DFA(Strategy):
             return None
         assert block.head is not None
         logits = block.head(out.h)
-        loss = F.cross_entropy(logits, packet.y)
+        loss = cross_entropy(logits, packet.y)
         block.report(loss, logits, packet.y)
         yield Send(out)
         (error,) = torch.autograd.grad(loss, logits)

@@ -158,9 +158,9 @@ class FeedbackAlignment(Backprop):
             raise unknown("strategy.init", self.init, STD)
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
-        """A twin of `layers` with the same parameters and buffers, in which weight layers answer through B."""
-        same = {id(t): t for t in (*layers.parameters(), *layers.buffers())}
-        return self._replaced(copy.deepcopy(layers, same), f"block {spec.index}: layers", {})
+        """A twin of `layers` with the same parameters and buffers, in which weight layers answer through B. It shares
+        the layers themselves, and so their modes and hooks; only what contains weight layers is copied."""
+        return self._replaced(_twin(layers), f"block {spec.index}: layers", {})
 
     def _replaced(self, module: nn.Module, path: str, done: dict[nn.Module, FeedbackLayer]) -> nn.Module:
         """`module` with every weight layer in it wrapped; a layer that stands in two places is one, with one B."""
@@ -181,6 +181,20 @@ class FeedbackAlignment(Backprop):
             if child is not None:
                 setattr(module, name, self._replaced(child, f"{path}.{name}", done))
         return module
+
+
+def _twin(layers: nn.Module) -> nn.Module:
+    """A copy of the modules that contain weight layers, with the forward hooks of the true ones; of all else, those
+    themselves."""
+    same: dict[int, Any] = {id(t): t for t in (*layers.parameters(), *layers.buffers())}
+    for module in layers.modules():
+        if _is_weight_layer(module) or not any(_is_weight_layer(m) for m in module.modules()):
+            same[id(module)] = module
+    twin = copy.deepcopy(layers, same)
+    for name, module in twin.named_modules():
+        hooks = {key: value for key, value in vars(layers.get_submodule(name)).items() if key.startswith("_forward_")}
+        vars(module).update(hooks)
+    return twin
 
 
 def _is_weight_layer(module: nn.Module) -> TypeGuard[Layer]:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.auxiliary.branch import Branch, Level, Routing, Stem
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, enter, task_loss
+from locallearn.contract import (
+    Block,
+    BlockSpec,
+    Packet,
+    Route,
+    Send,
+    Step,
+    Strategy,
+    backward,
+    cross_entropy,
+    enter,
+    task_loss,
+)
 from locallearn.errors import UserError, unknown
 
 TAPS = ("gradient", "detached", "local")
@@ -59,13 +70,17 @@ class PGI(Strategy):
         if self.couplings < 1:
             raise UserError(f"strategy.couplings={self.couplings}: must be at least 1")
 
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        options = ("weight", "taps", "width", "couplings")
+        return {} if len(specs) > 1 else dict.fromkeys(options, "blocks=2 or more")
+
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         if not spec.last:
             return {"routing": Routing(spec.emits, self.width)}
         if spec.depth == 1:
             return {}
-        sizes = spec.sizes[:-1]
-        return {"branch": Branch(spec.image, sizes, self.width, self.couplings, self.auxiliary, spec.classes)}
+        sizes, options = spec.sizes[:-1], (self.width, self.couplings, self.auxiliary, spec.classes)
+        return {"branch": Branch(spec.image, sizes, *options, spec.channels_first)}
 
     def step(self, block: Block, packet: Packet) -> Step:
         x = enter(block, packet)
@@ -96,7 +111,7 @@ class PGI(Strategy):
 
     def auxiliary_loss(self, block: Block, logits: list[Tensor], y: Tensor) -> Tensor:
         """Weight times the summed cross-entropy [] of some levels. Their sum is noted without the weight."""
-        losses = [F.cross_entropy(z, y) for z in logits]
+        losses = [cross_entropy(z, y) for z in logits]
         loss = sum(losses[1:], losses[0])
         block.note("auxiliary_loss", loss)
         return self.weight * loss
@@ -119,7 +134,9 @@ class CausalPGI(PGI):
             return {}
         level = Level(spec.emits, self.width, self.couplings, self.auxiliary, spec.classes)
         modules: dict[str, nn.Module] = {"routing": Routing(spec.emits, self.width), "level": level}
-        return modules if spec.index else {"stem": Stem(spec.image, self.width, level.grid), **modules}
+        if spec.index:
+            return modules
+        return {"stem": Stem(spec.image, self.width, level.grid, spec.channels_first), **modules}
 
     def forward(self, block: Block, x: Packet) -> tuple[Packet, Tensor | None]:
         h = block.layers(x.h)

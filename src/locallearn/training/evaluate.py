@@ -15,7 +15,7 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict; a stage
     of a pipeline gives those of its own blocks.
 
-    Looks and never changes: modes are put back by the next training step, batch statistics do not move.
+    Looks and never changes: modes and buffers are afterwards as they were.
     """
     depth = len(learner.blocks)
     correct = torch.zeros(depth, dtype=torch.float64, device=learner.device)
@@ -30,7 +30,7 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
             predicts[k] = True
             correct[k] += (logits.argmax(dim=1) == labels).sum()
             if learner.blocks[k].last:
-                loss += F.cross_entropy(logits.float(), labels, reduction="sum")  # leaves out hidden labels
+                loss += F.cross_entropy(logits.float(), labels.clamp(min=-1), ignore_index=-1, reduction="sum")
     samples = int(labelled)
     if not samples:
         return {}

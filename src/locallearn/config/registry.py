@@ -1,4 +1,4 @@
-"""The registry: what may be chosen and set, as the yaml files of `conf/` and of the user's folders say it."""
+"""Where the yaml files of the groups are, and what they set. No torch here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ APPENDED = ("experiment", "short")
 
 def conf_dir() -> Path:
     """`conf/`: inside the installed package, or at the top of the checkout that this module is run from."""
-    here = Path(__file__).resolve()
-    for folder in (here.parent / "conf", here.parents[2] / "conf"):
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parents[1] / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise UserError(f"the folder conf/ is neither in {here.parent} nor beside src/: install locallearn again")
+    raise UserError(f"the folder conf/ is neither in {package} nor beside src/: install locallearn again")
 
 
 def choices(group: str, extra: Iterable[Path] = ()) -> dict[str, Path]:
@@ -56,6 +56,15 @@ def header(file: Path) -> dict[str, str]:
     return found
 
 
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings under its dotted key."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
 def chosen(overrides: Sequence[str]) -> dict[str, str]:
     """The name that each group has by default or by these overrides; none where an experiment may choose another."""
     top = _top()
@@ -68,8 +77,8 @@ def chosen(overrides: Sequence[str]) -> dict[str, str]:
 
 def options(group: str, name: str, file: Path) -> list[str]:
     """The settings of one choice, without the name of the group."""
-    leaves = (path for path, _ in _leaves(_content(group, name, file), ""))
-    return [path for path in leaves if path.rpartition(".")[2] not in ("_target_", "defaults")]
+    found = (path for path, _ in leaves(_content(group, name, file)))
+    return [path for path in found if path.rpartition(".")[2] not in ("_target_", "defaults")]
 
 
 def owners(key: str, config_dirs: Iterable[Path]) -> list[str]:
@@ -82,7 +91,7 @@ def owners(key: str, config_dirs: Iterable[Path]) -> list[str]:
 def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[str]:
     """Every key that may be set: top-level settings, groups, and the keys of the groups' chosen or all yaml files."""
     top = {key: value for key, value in _top().items() if key not in ("defaults", "hydra")}
-    keys = {path for path, _ in _leaves(top, "")} | top.keys() | set(GROUPS)
+    keys = {path for path, _ in leaves(top)} | top.keys() | set(GROUPS)
     names = chosen(overrides)
     for group in GROUPS:
         files = choices(group, config_dirs)
@@ -104,11 +113,3 @@ def _content(group: str, name: str, file: Path) -> dict[str, Any]:
     """What a choice puts under its group; several probes stand side by side, each under its name."""
     content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     return {name: content} if group == "probe" and content else content
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value

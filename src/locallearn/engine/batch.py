@@ -1,0 +1,116 @@
+"""What a batch must be before anything learns from it: each mistake in one sentence, before a weight moves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from locallearn.errors import RunError, UserError, in_one_line
+from locallearn.models import BlockModel
+from locallearn.quiet import Rerun, evaluating
+
+if TYPE_CHECKING:
+    from locallearn.engine.learner import Learner
+
+SINGLE = (
+    "a batch, or each of its parts, has one sample, and a batch norm cannot take the variance of one value: choose "
+    "batch_size of at least 2 for each of micro_batches and replicas, or layers without batch norm"
+)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+
+
+class Gate:
+    """Lets through to a learner what its blocks can read and learn from; what sizes and types do not tell is tried."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._reads: set[torch.dtype] = set()  # integers that the model is known to read
+        self._learns_from_one = False
+
+    def check(self, inputs: Any) -> None:
+        """Raises UserError for what the learner cannot read."""
+        check_inputs(self._learner.model, inputs)
+        if inputs.is_floating_point() or inputs.dtype in self._reads:
+            return
+        block, samples = self._learner.blocks[0], self._learner.model.samples or 1
+        try:
+            with torch.no_grad(), evaluating(block.layers), Rerun(block.layers):
+                block.layers(inputs[:samples].to(self._learner.device))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(
+                f"the images are {inputs.dtype}, which {self._learner.model.name} cannot read ({in_one_line(error)}): "
+                "give floats on the scale of its training, such as images.float() / 255"
+            ) from error
+        self._reads.add(inputs.dtype)
+
+    def checked(self, inputs: Any, labels: Any, look: bool = True) -> Tensor:
+        """The labels of a batch as int64 [B]. Raises UserError for a batch that the learner cannot learn from; see
+        `checked_labels`."""
+        self.check(inputs)
+        labels = checked_labels(self._learner.model, inputs, labels, look)
+        stage = self._learner.stage
+        parts = stage.micro_batches * (stage.replicas.size if stage.replicas is not None else 1)
+        if len(inputs) % parts:
+            what = f"micro_batches={parts}" if stage.replicas is None else f"micro_batches times replicas, {parts},"
+            raise UserError(f"{what} does not divide a batch of {len(inputs)}; choose a divisor")
+        if len(inputs) == parts and self._learner.model.samples is None and not self._learns_from_one:
+            self._try_one(inputs[:1], labels[:1])
+        return labels
+
+    def _try_one(self, inputs: Tensor, labels: Tensor) -> None:
+        """Refuse a single sample where a batch norm has one value of each channel; it depends on the sizes of maps, in
+        auxiliary networks too. A step that changes nothing shows it, once."""
+        from locallearn.engine.gradients import strategy_gradients  # which needs a learner, and so this module
+
+        if self._learner.stage.link is None:  # a stage of a pipeline was tried before there were stages
+            try:
+                strategy_gradients(self._learner, inputs.to(self._learner.device), labels.to(self._learner.device))
+            except ValueError as error:
+                if "more than 1 value per channel" in str(error):
+                    raise UserError(SINGLE) from error
+            except RunError:  # numbers that are not finite: the step itself says it
+                return
+        self._learns_from_one = True
+
+
+def check_inputs(model: BlockModel, inputs: Any) -> None:
+    """Raises UserError for what is no batch [B, *image] of the model."""
+    if not isinstance(inputs, Tensor):
+        raise UserError(f"the images are a {type(inputs).__name__}, not a tensor: make it one with torch.as_tensor")
+    shape = tuple(inputs.shape)
+    if shape[1:] != model.image or inputs.dim() != 1 + len(model.image):
+        wanted = f"[B, {', '.join(map(str, model.image))}]"
+        last = len(shape) == 4 and (shape[3], shape[1], shape[2]) == model.image
+        hint = "images.permute(0, 3, 1, 2)" if last else "give these, or build it with another image="
+        raise UserError(f"the images are {list(shape)}, but the learner was built for {wanted}: {hint}")
+    if not len(inputs):
+        raise UserError("the batch is empty: give at least one sample, or leave the step out")
+    if model.samples is not None and len(inputs) != model.samples:
+        raise UserError(f"{model.name} reads all {model.samples} nodes of its graph at once, not {shape[0]}")
+
+
+def checked_labels(model: BlockModel, inputs: Tensor, labels: Any, look: bool = True) -> Tensor:
+    """The labels of a batch as int64 [B]. Raises UserError for what is none; without `look` their values are not read,
+    which makes a GPU wait."""
+    if not isinstance(labels, Tensor):
+        raise UserError(f"the labels are a {type(labels).__name__}, not a tensor: make it one with torch.as_tensor")
+    shape, count, classes = list(labels.shape), len(inputs), model.classes
+    wanted = f"one class number, from 0 to {classes - 1}, for each of the {count} samples"
+    if shape == [count, classes] and (classes > 1 or labels.is_floating_point()):
+        raise UserError(f"the labels are {shape}, scores or one-hot, but must be {wanted}: labels.argmax(dim=1)")
+    if labels.dim() != 1:
+        hint = ": labels.squeeze(1)" if shape == [count, 1] else ""
+        raise UserError(f"the labels are {shape}, but must be [{count}], {wanted}{hint}")
+    if len(labels) != count:
+        raise UserError(f"{len(labels)} labels for a batch of {count}: give {wanted}")
+    if labels.dtype not in INTEGERS:
+        raise UserError(f"the labels are {labels.dtype}, but must be integers, {wanted}: labels.long()")
+    labels = labels.long()
+    if look and (highest := int(labels.max())) >= classes:
+        raise UserError(
+            f"label {highest}, but there are {classes} classes, 0 to {classes - 1} (below 0: no label): correct the "
+            "labels, or take a model of more classes"
+        )
+    return labels

@@ -1,0 +1,41 @@
+"""What holds after a step that raised: an interrupt, no memory, a bad batch, a number that is not finite."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from locallearn.contract import Route
+from locallearn.engine.stage import Stage
+
+
+def abandon(stage: Stage, step: int) -> None:
+    """After a step that raised, whatever it was: no feedback, gradient, count or sum of it is left. Running means begin
+    anew, and buffers such as batch statistics keep what the forward has done.
+
+    If no block had learned from the batch, the next step is the one that would have come without it. Where blocks learn
+    without the whole net (routes none and neighbor), those that had learned keep their update, and training may go on.
+    Under chain and broadcast, weights of which a part has learned are those of no step: then, and where feedback of
+    earlier steps is lost, further steps are refused (`stage.broken`) until a state is loaded.
+    """
+    waiting = [[running for running in queue if running.moment.step != step] for queue in stage._waiting]
+    messages, (late, updates) = stage._messages, stage._before
+    whole = sum(map(len, waiting)) == late and sum(block.updates for block in stage.blocks) == updates
+    clear(stage)
+    if stage.link is not None:
+        stage.broken = f"step {step} was broken off, and the other stages of the pipeline wait for it: end the run"
+    elif not whole and stage.strategy.route in (Route.CHAIN, Route.BROADCAST):
+        stage.broken = (
+            f"step {step} was broken off when some blocks had learned from it and others had not: load_state() an "
+            "earlier state(), or build the learner anew, which goes on from these weights"
+        )
+    else:
+        stage._waiting, stage._messages = [deque(queue) for queue in waiting], messages
+
+
+def clear(stage: Stage) -> None:
+    """Forget what is under way, and that a step was broken off."""
+    stage.broken, stage._late = "", None
+    stage._waiting = [deque() for _ in stage.blocks]
+    stage._messages = [deque() for _ in stage.blocks]
+    for block in stage.blocks:
+        block.forget()
