@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping"}
     | {"arguments", "listing", "on_runs", "outside"},
     "cli": {"errors", "commands", "compose", "config", "listing", "outside", "training", "stopping", "report"}
-    | {"again", "arguments", "completion"},
+    | {"again", "arguments", "completion", "paths"},
     "api": {"errors", "paths", "seeds", "compose", "config", "engine", "models", "training"},
     "__main__": {"cli"},
     "__init__": {"analysis", "api", "models"},

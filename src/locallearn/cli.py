@@ -28,6 +28,8 @@ SHARING = ("joblib", "submitit_local")
 """Launchers whose jobs run side by side on one machine; Slurm gives each job cores and devices of its own."""
 _typed: list[str] = []
 """The command line as the user has typed it, for the manifest; Hydra reads another one."""
+_varied: dict[str, list[str]] = {}
+"""What a sweep varies whose blocks are shown, without training."""
 _exit_codes: list[int] = []
 """Of the runs of this command line that ended badly; Hydra carries no return values and prints exceptions twice."""
 
@@ -105,7 +107,8 @@ def _said(error: BaseException) -> int:
         code, text = 1, str(error)
     elif isinstance(error, UserError):
         mine = place(error.__cause__) if error.__cause__ else ""  # a module of the user's has raised it
-        code, text = (1 if mine and not isinstance(error.__cause__, ValueError) else 2), f"{error}{mine}"
+        code = 1 if mine and not isinstance(error.__cause__, ValueError) else 2
+        text = str(error).removesuffix(mine) + mine
     elif reason := memory_ran_out(error):
         code, text = 1, reason
     else:
@@ -136,18 +139,21 @@ def _hydra(options: Any) -> int:
     variables = {"HYDRA_FULL_ERROR": "1"}  # Hydra then raises instead of printing; we print
     _typed[:] = sys.argv
     _exit_codes.clear()
+    _varied.clear()
     with explained(overrides, dirs), ExitStack() as stack:
         internal = searched(dirs)
-        if options.multirun and not sweeps:  # of any multirun Hydra writes a file
-            nowhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="locallearn-"))
-            internal.append(f"hydra.sweep.dir={quoted(nowhere)}")
-        if sweeps:
+        if options.multirun:
             replaced = for_every_choice(overrides)
             modules = [*dirs, Path.cwd()] if packages else []
             overrides = [replaced.get(word, word) for word in overrides]
             out, varies, total, launcher = multirun(overrides, dirs)
-            internal.append(f"hydra.sweep.dir={quoted(f'{out}/.multirun')}")
-            variables[JOURNAL] = stack.enter_context(_journal(list(_typed), modules, out, varies, total, launcher))
+            if sweeps:
+                folder = f"{out}/.multirun"
+                variables[JOURNAL] = stack.enter_context(_journal(list(_typed), modules, out, varies, total, launcher))
+            else:  # Hydra writes a file for any multirun
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="locallearn-"))
+                _varied.update(varies)
+            internal.append(f"hydra.sweep.dir={quoted(folder)}")
         stack.enter_context(_environment(variables))
         sys.argv = [sys.argv[0], *_flags(options), *overrides, *internal]
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
@@ -205,8 +211,9 @@ def job(config: Any) -> float | None:
     if JOURNAL in os.environ:
         return _job_of_a_sweep(config, chosen, overrides, hydra_config.job.num)
     try:
-        refuse_sweep(hydra_config.sweeper, overrides)
-        exp = experiment(*plain(config, chosen), overrides, _config_dirs())
+        if not _varied:
+            refuse_sweep(hydra_config.sweeper, overrides)
+        exp = experiment(*plain(config, chosen), overrides, _config_dirs(), _varied or None)
         if exp.settings.dry_run:
             print(session.dry_run(exp))
             return None
