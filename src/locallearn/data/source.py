@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from locallearn import paths
 from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
 from locallearn.data.deficit import DEFICITS, Deficit
@@ -104,10 +105,7 @@ class DataSource(ABC):
 
     def folder(self) -> Path:
         text = self.root or os.environ.get("LOCALLEARN_DATA") or "~/.cache/locallearn"
-        try:
-            return Path(text).expanduser()
-        except RuntimeError as error:  # ~nobody
-            raise UserError(f"data.root={text}: {str(error).rstrip('.')}; give the whole path") from error
+        return paths.expanded(text)
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
         """Read the set and put it on `device`. The splits, the label noise and every batch follow from `seed`; the
