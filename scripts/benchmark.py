@@ -82,7 +82,7 @@ MAKE = ["--json", "docs/benchmark.json", "--markdown", "docs/benchmark.md"]
 
 def chosen(only: str, bench, report) -> list[tuple[str, Callable[[], None]]]:
     """The themes in which the goals named by `only` are measured, in the order of the table; all if it is empty."""
-    from bench import data, loop, memory, pipeline, start, step, trackers
+    from bench import data, loop, memory, pipeline, small, start, step, trackers
 
     parts: list[tuple[str, Callable[[], None]]] = [
         ("P1 vgg11", lambda: step.harness(bench, report, "vgg11", 1)),
@@ -97,6 +97,7 @@ def chosen(only: str, bench, report) -> list[tuple[str, Callable[[], None]]]:
         ("P14", lambda: start.first_step(bench, report)),
         ("P16", lambda: trackers.measure(bench, report)),
         ("P17", lambda: trackers.inside(bench, report)),
+        *((f"P18 {n}", lambda n=n: small.measure(bench, report, n)) for n in small.SUBJECTS),
     ]
     wanted = {word.strip() for word in only.split(",") if word.strip()}
     known = {word for title, _ in parts for word in title.split() if word.startswith("P")}

@@ -29,7 +29,7 @@ GOALS = {
     "R7": "no file and no configuration that is read runs code",
     "R8": "a full disk is said, earlier checkpoints stay, nothing half-written is left",
     "R9": "whatever W&B does: the same numbers, and no waiting",
-    "R10": "a number that is not finite stops the run in its step",
+    "R10": "a number that is not finite stops the run before it is saved",
     "R11": "the order of the data follows from seed, epoch and step alone",
 }
 FAULTS = {

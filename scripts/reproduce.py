@@ -58,13 +58,15 @@ FAMILIES = (
         "LeNet, every layer a block. Published: BioTorch's benchmarks (LeNet, 100 epochs, images of 32x32; C9). "
         "`shallow` is the control: random features under a trained last layer. `checkpoint` is left out: it is "
         "backprop, bit for bit (tests/test_equalities.py).",
-        "data=fashion_mnist model=lenet model.activation=tanh blocks=max auxiliary=mlp epochs=3 batch_size=64 "
-        "optim.lr=2e-3 probe=alignment",
+        "data=fashion_mnist model=lenet model.activation=tanh blocks=max epochs=3 batch_size=64 optim.lr=2e-3 "
+        "probe=alignment",
         (
-            *_rows("backprop deep_supervision", FEEDBACK),
-            Row("pgi", "strategy=pgi strategy.width=16"),
-            Row("pgi_causal", "strategy=pgi_causal strategy.width=16"),
-            *_rows("dgl greedy loco cdni dni usf brsf frsf fa dfa shallow", FEEDBACK),
+            *_rows("backprop", FEEDBACK),
+            *_rows("deep_supervision", more="auxiliary=mlp"),
+            Row("pgi", "strategy=pgi strategy.width=16 auxiliary=mlp"),
+            Row("pgi_causal", "strategy=pgi_causal strategy.width=16 auxiliary=mlp"),
+            *_rows("dgl greedy loco", more="auxiliary=mlp"),
+            *_rows("cdni dni usf brsf frsf fa dfa shallow", FEEDBACK),
         ),
     ),
     Part(
@@ -95,13 +97,12 @@ FAMILIES = (
     Part(
         "Local losses on an MLP",
         "Three hidden layers of 1024. Published: Nokland & Eidnes 2019 (100 epochs, two pixels of jitter; C12).",
-        "data=mnist model=mlp blocks=max epochs=3 batch_size=128 data.crop=2 optim.lr=5e-4 auxiliary=pooled_linear "
-        "auxiliary.features=1024",
+        "data=mnist model=mlp blocks=max epochs=3 batch_size=128 data.crop=2 optim.lr=5e-4",
         (
             Row("backprop", "strategy=backprop", 99.25),
-            Row("dgl, pred", "strategy=dgl objective=cross_entropy", 99.32),
+            Row("dgl, pred", "strategy=dgl objective=cross_entropy auxiliary=pooled_linear", 99.32),
             Row("dgl, sim", "strategy=dgl objective=similarity", 99.20),
-            Row("dgl, predsim", "strategy=dgl objective=predsim", 99.38),
+            Row("dgl, predsim", "strategy=dgl objective=predsim auxiliary=pooled_linear", 99.38),
             *_rows("shallow"),
         ),
     ),

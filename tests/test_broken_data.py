@@ -312,7 +312,7 @@ def test_a_disk_that_fails_to_read(name, tmp_path, monkeypatch):
     def fail(path: Path, *_: object, **__: object) -> None:
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr(Path, "iterdir" if name == "folder" else "open", fail)
+    monkeypatch.setattr(*((os, "scandir") if name == "folder" else (Path, "open")), fail)
     with pytest.raises(UserError, match=r"^data=.*Input/output error"):
         SETS[name](root=str(tmp_path)).load(0, CPU)
 

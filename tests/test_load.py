@@ -138,7 +138,7 @@ def test_deep_models(what, words, tmp_path, load):
     common = ["model=mlp", "model.width=16", "auxiliary=linear", "batch_size=16", f"out={tmp_path}"]
     found = load(what, *TINY, *common, *words)
     if what.startswith("backprop"):  # batch norm makes gradients grow with every unit (Yang et al. 2019)
-        assert "step 0: the norm of the gradient" in found.error
+        assert "not finite" in found.error
         return
     assert found.code == 0
     assert summary(tmp_path)["step"] == 2

@@ -387,3 +387,67 @@ def test_auto_follows_wandbs_own_settings(folder: RunFolder, server: Server, mon
 
 def test_flatten() -> None:
     assert wandb_process.flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "a.d": {}, "e": [1]}
+
+
+VARIABLES = {
+    "WANDB_PROJECT": "their-project",
+    "WANDB_ENTITY": "their-team",
+    "WANDB_NAME": "their-name",
+    "WANDB_RUN_GROUP": "their-group",
+    "WANDB_JOB_TYPE": "their-job",
+    "WANDB_TAGS": "their-tag,another-tag",
+    "WANDB_NOTES": "their-notes",
+    "WANDB_RUN_ID": "their-id",
+    "WANDB_MODE": "offline",
+    "WANDB_API_KEY": KEY,
+}
+
+
+def written(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+def test_the_environment_holds_where_the_command_line_is_silent(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    for variable, value in {**VARIABLES, "WANDB_DIR": str(place)}.items():
+        monkeypatch.setenv(variable, value)
+    recorder = recorder_for(folder)
+    train(recorder, range(1, 3))
+    close(recorder)
+    known = folder.read_json("wandb.json")
+    assert known["mode"] == "offline"
+    assert Path(known["path"]).is_relative_to(place)
+    content = written(Path(known["path"]))
+    for value in set(VARIABLES.values()) - {"offline", KEY}:
+        for part in value.split(","):
+            assert part.encode() in content, part
+    assert KEY.encode() not in written(tmp_path), "a key of the environment was written to a file"
+
+
+def test_the_command_line_wins_over_the_environment(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in {**VARIABLES, "WANDB_MODE": "online"}.items():
+        monkeypatch.setenv(variable, value)
+    ours = {"project": "our-project", "entity": "our-team", "group": "our-group", "tags": ("our-tag",)}
+    recorder = recorder_for(folder, mode="offline", **ours)
+    train(recorder, range(1, 3))
+    close(recorder)
+    known = folder.read_json("wandb.json")
+    assert known["mode"] == "offline"
+    content = written(Path(known["path"]))
+    for value in ("our-project", "our-team", "our-group", "our-tag"):
+        assert value.encode() in content
+    for value in ("their-project", "their-team", "their-group", "their-tag"):
+        assert value.encode() not in content
+
+
+@pytest.mark.parametrize("variable", [("WANDB_DISABLED", "true"), ("WANDB_MODE", "disabled")])
+def test_the_environment_can_switch_it_off(folder, monkeypatch, variable):
+    monkeypatch.setenv(*variable)
+    recorder = recorder_for(folder)
+    train(recorder, range(1, 3))
+    close(recorder)
+    assert mode_of(folder) == "disabled"
+    assert_complete(folder, 2)

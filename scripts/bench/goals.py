@@ -40,11 +40,14 @@ GOALS = {
     "P12 speed": Goal("training batches: crop, flip, normalise, 1 thread", False, 100_000, "images/s"),
     "P12 torchvision": Goal("the same against torchvision sample by sample", False, 7.0),
     "P13": Goal("checkpoint of vgg16 with momentum: write, sync, checksum", True, 0.25, "s"),
-    "P14": Goal("process start to the end of the first vgg16 step", True, 5.0, "s"),
+    "P14": Goal("process start to the end of the first step / a bare script, CPU time", True, 1.10),
     "P15 dni": Goal("dni in the 2-stage pipeline against serial, speed", False, 1.60),
     "P15 loco": Goal("loco in the 2-stage pipeline against serial, speed", False, 1.60),
     "P16": Goal("training with W&B / without, time; every record is in metrics.jsonl", True, 1.02),
     "P17": Goal("percent of training: waiting for W&B, and CPU of the thread that feeds its process", True, 2.0),
+    "P18 mlp": Goal("a step of an MLP 3 x 1024 / written by hand, fused optimizers, CPU time", True, 1.02),
+    "P18 lenet": Goal("a step of a LeNet / written by hand, fused optimizers, CPU time", True, 1.04),
+    "P18 resnet20": Goal("a step of a ResNet-20 / written by hand, fused optimizers, CPU time", True, 1.02),
 }
 
 

@@ -63,7 +63,9 @@ def learner_of(model: BlockModel, strategy: str, cut: list[range], **options: An
 
 
 def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(module.parameters(), lr=OPTIM.lr, momentum=OPTIM.momentum, weight_decay=OPTIM.weight_decay)
+    """What the harness would make of OPTIM, fused as there."""
+    more = {"momentum": OPTIM.momentum, "weight_decay": OPTIM.weight_decay, "fused": True}
+    return torch.optim.SGD(module.parameters(), lr=OPTIM.lr, **more)
 
 
 def bare(model: nn.Module, x: Tensor, y: Tensor, channels_last: bool = True) -> Callable[[], None]:

@@ -26,6 +26,7 @@ TEXT = (
 NEEDS_DATA = False
 STRATEGIES = ("dgl", "loco", "dni", "cdni", "fa", "dfa")
 FITTERS = ("backprop", "loco", "dgl")
+LOCAL = ("dgl", "loco")
 CASES = {"random": ("conv", 1), "true": ("conv", 0), "random, MLP": ("mlp", 1)}  # net, share of random labels
 LASKIN = {"dgl": [0.25, 0.33, 0.58, 0.99, 1.00]}  # after 10,000 iterations, from the input upward
 LILLICRAP = "degrees 58-73 at the bottom, about 24 at the top"
@@ -37,7 +38,7 @@ def run(options: Options) -> dict[str, Any]:
     data, width, seeds, epochs, fit = "fashion_mnist", (256, 16), (0, 1, 2), 5, 30
     if options.quick:
         data, width, seeds, epochs, fit = "digits", (16, 2), (0,), 1, 2
-    shared = f"data={data} blocks=max auxiliary=linear batch_size=64 optim.lr=1e-3"
+    shared = f"data={data} blocks=max batch_size=64 optim.lr=1e-3"
     aligned = f"{shared} model=mlp model.width={width[0]} model.depth=6 data.fraction=0.25 epochs={epochs} "
     aligned += f"evaluate_every={epochs} probe=alignment probe.alignment.samples=1024"
     fitted = f"{shared} data.fraction=0.025 epochs={fit} evaluate_every={fit} optim.schedule=constant"
@@ -46,9 +47,10 @@ def run(options: Options) -> dict[str, Any]:
         "mlp": f"model=mlp model.width={width[0]} model.depth=6",
     }
     unseen = tuple(k + 1 for k in seeds)
-    settings = {("align", s, k): f"strategy={s} {aligned} seed={k}" for s in STRATEGIES for k in seeds}
+    networks = {s: " auxiliary=linear" if s in LOCAL else "" for s in (*STRATEGIES, *FITTERS)}
+    settings = {("align", s, k): f"strategy={s}{networks[s]} {aligned} seed={k}" for s in STRATEGIES for k in seeds}
     settings |= {
-        (case, s, k): f"strategy={s} {fitted} {nets[net]} data.label_noise={noise} seed={k}"
+        (case, s, k): f"strategy={s}{networks[s]} {fitted} {nets[net]} data.label_noise={noise} seed={k}"
         for case, (net, noise) in CASES.items()
         for s in FITTERS
         for k in unseen

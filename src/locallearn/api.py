@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.compose import compose
-from locallearn.config.experiment import experiment
+from locallearn.config.experiment import Experiment, experiment
+from locallearn.config.given import Unread
+from locallearn.config.settings import Settings
+from locallearn.config.unread import in_blocks
 from locallearn.engine import Learner, assemble
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
@@ -18,6 +22,11 @@ from locallearn.training import session
 from locallearn.training.environment import choose_device
 from locallearn.training.saved import load
 from locallearn.training.train import Result
+
+BUILT = ("seed", "blocks", "balance", "device", "precision", "channels_last", "compile", "micro_batches", "allow")
+"""The settings that `build` reads."""
+SHARES = ("optim.schedule", "optim.warmup", "optim.milestones", "optim.decay", "strategy.warmup", "strategy.anneal")
+"""Options that are shares of training, or follow it: without a number of steps nobody knows how far it is."""
 
 __all__ = ["Learner", "Result", "build", "load", "train"]
 
@@ -46,6 +55,7 @@ def build(
     classes: int = 10,
     graph: Tensor | None = None,
     steps: int | None = None,
+    axes: str | Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Learner:
     """A learner for a loop of one's own: `.step(images, labels) -> dict`, `.model`, `.blocks`.
@@ -54,6 +64,7 @@ def build(
     image, classes  shape of one input without the batch, and the number of classes
     graph  edges between the samples, int64 [2, E], for a model that reads them (gcn)
     steps  how many steps there will be, for the learning-rate schedule; without it the rate is constant
+    axes   of what a module's layers hand on, where they do not tell: see `as_blocks`
     The other keywords are those of `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
@@ -62,14 +73,17 @@ def build(
     if "batch_size" not in settings and isinstance(parts, int) and parts > 1:
         overrides.append(f"batch_size={parts}")  # the loop makes the batches, and `step` checks each of them
     exp = experiment(*compose(overrides), overrides)
+    exp.given.refuse(_read_by_train(exp, steps))
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
+    if axes is not None and (isinstance(model, BlockModel) or not isinstance(model, nn.Module)):
+        raise UserError(f"axes={axes!r} is for a module that build cuts; the units of this model hand on [C, H, W]")
     if isinstance(model, nn.Module):
-        network = model if isinstance(model, BlockModel) else as_blocks(model, image=image, classes=classes)
+        network = model if isinstance(model, BlockModel) else as_blocks(model, image=image, classes=classes, axes=axes)
     else:
         with seeds.stream(chosen.seed, "model"):
             network = exp.model(tuple(image), classes, graph)
-    return assemble(
+    learner = assemble(
         network,
         exp.strategy,
         exp.optim,
@@ -83,6 +97,17 @@ def build(
         total_steps=steps,
         stage=stage,
     )
+    exp.given.refuse(in_blocks(exp, learner))
+    return learner
+
+
+def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
+    """What a learner for a loop of one's own does not read."""
+    settings = (field.name for field in fields(Settings) if field.name not in BUILT)
+    groups = ["data", "probe", "record", *(["runtime"] if exp.runtime.processes > 1 else [])]
+    yield from (Unread(key, "train(), which has a loop of its own") for key in (*settings, *groups))
+    if steps is None:
+        yield from (Unread(key, "steps=NUMBER") for key in SHARES)
 
 
 def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

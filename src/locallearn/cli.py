@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from locallearn import commands, listing
-from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain
+from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain, refuse_sweep
 from locallearn.errors import RunError, UserError, did_you_mean, memory_ran_out, printable
 from locallearn.outside import look_for_modules_in, packages_named_in
 
@@ -110,7 +110,7 @@ def _hydra(arguments: list[str]) -> int:
 
 @contextmanager
 def _journal(
-    command: list[str], modules: list[Path], out: str, varies: list[str], total: int, launcher: str
+    command: list[str], modules: list[Path], out: str, varies: dict[str, list[str]], total: int, launcher: str
 ) -> Iterator[str]:
     """The path of the journal of a sweep, which says at the end how its jobs went, and decides the exit code."""
     from locallearn.training.sweep import Journal, Plan, summary
@@ -151,7 +151,8 @@ def job(config: Any) -> float | None:
     if JOURNAL in os.environ:
         return _job_of_a_sweep(config, chosen, overrides, hydra_config.job.num)
     try:
-        exp = experiment(*plain(config, chosen), overrides)
+        refuse_sweep(hydra_config.sweeper, overrides)
+        exp = experiment(*plain(config, chosen), overrides, _config_dirs(sys.argv[1:]))
         if exp.settings.dry_run:
             print(session.dry_run(exp))
             return None
@@ -184,7 +185,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
             return None
         if launcher in SHARING:
             values = sweep.shared(values, number)
-        exp = experiment(sweep.grouped(values), names, overrides)
+        exp = experiment(sweep.grouped(values), names, overrides, _config_dirs(sys.argv[1:]), journal.plan.varies)
         path = sweep.place(exp.settings.out, differs, exp.config)
         how, numbers = sweep.run(exp, path)
     except Exception as error:

@@ -78,7 +78,7 @@ def _plan(arguments: list[str]) -> int:
         if name not in known and (hint := did_you_mean(name, [*Options.names(), *known])) and "." not in name:
             raise UserError(f"unknown option {name}: {hint}plan takes the settings of a run, {_and(Options.names())}")
     reference = [s for s in settings if not s.startswith("strategy")] + ["strategy=backprop"]
-    print(plan(experiment(*compose(settings)), experiment(*compose(reference)), options))
+    print(plan(experiment(*compose(settings), settings), experiment(*compose(reference)), options))
     return 0
 
 

@@ -12,53 +12,14 @@ from typing import Any
 
 import yaml
 
+from locallearn.config.given import declared
+from locallearn.config.registry import APPENDED, choices, conf_dir, leaves
+from locallearn.config.registry import header as header
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, did_you_mean, unknown
 
-APPENDED = ("experiment", "short")
-"""Folders of `conf/` with whole settings, given as +experiment=NAME or +short=NAME."""
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 _SECRETS_ALLOWED = {"out", "data.root"}
-
-
-def conf_dir() -> Path:
-    """`conf/`: inside the installed package, or at the top of the checkout that this module is run from."""
-    here = Path(__file__).resolve()
-    for folder in (here.parent / "conf", here.parents[2] / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise UserError(f"the folder conf/ is neither in {here.parent} nor beside src/: install locallearn again")
-
-
-def choices(group: str, extra: Iterable[Path] = ()) -> dict[str, Path]:
-    """The yaml files of a group by name; later folders win. A leading underscore marks a part, not a choice."""
-    found: dict[str, Path] = {}
-    for folder in (conf_dir(), *extra):
-        files = sorted((folder / group).glob("*.yaml"))
-        found |= {f.stem: f for f in files if not f.stem.startswith("_")}
-    return found
-
-
-def header(file: Path) -> dict[str, str]:
-    """What the comment at the top of a yaml says: `summary` (its first line) and `name: value` lines such as paper; a
-    line that is indented by four spaces or more goes on with the one before it."""
-    lines: list[str] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if line.startswith("# @package"):  # for Hydra
-            continue
-        text = line.lstrip("# ").strip()
-        if lines and line.startswith("#     "):
-            lines[-1] += f" {text}"
-        else:
-            lines.append(text)
-    found = {"summary": lines[0] if lines else ""}
-    for line in lines[1:]:
-        name, colon, value = line.partition(":")
-        if colon and re.fullmatch(r"[a-z]+", name):
-            found[name] = value.strip()
-    return found
 
 
 def plain(config: Any, hydra_choices: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -99,8 +60,12 @@ def _who_asks_the_environment() -> Iterator[list[str]]:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
-def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compose outside `hydra.main` (Python API, `doctor`, `tune`). Returns what `plain` returns."""
+def compose(
+    overrides: Sequence[str], config_dirs: Sequence[Path] = (), one_run: bool = True
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compose outside `hydra.main` (Python API, `doctor`, `tune`). Returns what `plain` returns.
+
+    one_run  refuse an experiment that stands for several runs"""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import open_dict
@@ -108,9 +73,28 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple
     with explained(overrides, config_dirs), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = hydra_compose("config", [*overrides, *_searched(config_dirs)], return_hydra_config=True)
         chosen = dict(config.hydra.runtime.choices)
+        if one_run:
+            refuse_sweep(config.hydra.sweeper, overrides)
         with open_dict(config):
             del config["hydra"]
         return plain(config, chosen)
+
+
+def refuse_sweep(sweeper: Any, overrides: Iterable[str]) -> None:
+    """Raise UserError where one run is asked for and the file of an experiment has a sweep of its own
+    (`hydra.sweeper.params`), unless `overrides` have one value for every key of it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    left = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items() if key not in typed]
+    if left:
+        parsed = OverridesParser.create().parse_overrides(left)
+        first = [next(o.sweep_string_iterator()) if o.is_sweep_override() else o.value() for o in parsed]
+        one = " ".join(f"{o.key_or_group}={value}" for o, value in zip(parsed, first, strict=True))
+        name = next((text for text in overrides if text.lstrip("+").partition("=")[0] in APPENDED), "the experiment")
+        raise UserError(
+            f"{name} is a sweep over {' '.join(left)}: add -m to run it, or choose one run of it, such as {one}"
+        )
 
 
 def _searched(config_dirs: Sequence[Path]) -> list[str]:
@@ -119,9 +103,9 @@ def _searched(config_dirs: Sequence[Path]) -> list[str]:
     return [f"hydra.searchpath=[{places}]"] if places else []
 
 
-def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str, list[str], int, str]:
-    """Of a multirun: `out`, the keys that vary (on the command line or in `hydra.sweeper.params` of a yaml), how many
-    runs there are, and the launcher. Raises what composing raises."""
+def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str, dict[str, list[str]], int, str]:
+    """Of a multirun: `out`, the keys that vary (on the command line or in `hydra.sweeper.params` of a yaml) and their
+    values, how many runs there are, and the launcher. Raises what composing raises."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -134,12 +118,12 @@ def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str
         parsed = OverridesParser.create(loader).parse_overrides(params + list(config.hydra.overrides.task))
         last = {override.get_key_element(): override for override in parsed}.values()
         varies = {
-            override.key_or_group: sum(1 for _ in override.sweep_string_iterator())
+            override.key_or_group: list(override.sweep_string_iterator())
             for override in last
             if override.is_sweep_override() and override.is_discrete_sweep()
         }
         launcher = str(config.hydra.runtime.choices["hydra/launcher"])
-        return str(config.out), list(varies), math.prod(varies.values()), launcher
+        return str(config.out), varies, math.prod(map(len, varies.values())), launcher
 
 
 def for_every_choice(overrides: Sequence[str]) -> dict[str, str]:
@@ -188,11 +172,22 @@ def _check_names(overrides: Sequence[str], config_dirs: list[Path]) -> None:
 
     for given in OverridesParser.create().parse_overrides(list(overrides)):
         key = given.key_or_group
+        if key in APPENDED and given.is_sweep_override() and given.is_discrete_sweep():
+            _refuse_several(key, list(given.sweep_string_iterator()), config_dirs)
         if (key in (*GROUPS, *APPENDED) or "/" in key) and not given.is_delete() and not given.is_sweep_override():
             names = given.value()
             if not all(isinstance(name, str) for name in (names if isinstance(names, list) else [names])):
                 known = LAUNCHERS if key == "hydra/launcher" else choices(key, config_dirs)
                 raise unknown(key, given.get_value_element_as_str(), known)
+
+
+def _refuse_several(key: str, names: list[str], config_dirs: list[Path]) -> None:
+    """Raise UserError for several experiments at once of which one has a sweep: Hydra would drop it."""
+    if any(declared(key, name, config_dirs) for name in names):
+        commands = ", then ".join(f"-m +{key}={name}" for name in names)
+        raise UserError(
+            f"+{key}={','.join(names)}: each is a sweep of its own, so start one after the other: {commands}"
+        )
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path]) -> UserError:
@@ -238,6 +233,8 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
 def _appended(key: str, override: str, value: str, config_dirs: Iterable[Path]) -> UserError | None:
     """What is wrong with +experiment=NAME or +short=NAME, if anything is."""
     names = choices(key, config_dirs)
+    if "," in value and not value.startswith("[") and set(value.split(",")) <= set(names):
+        return UserError(f"{override} gives several values: add -m to run each")
     if value not in names:
         return unknown(key, value, names)
     return None if override.startswith("+") else UserError(f"{override}: it is added to a run: write +{override}")
@@ -247,8 +244,8 @@ def _choices_with(key: str, config_dirs: Iterable[Path]) -> list[str]:
     """The choices GROUP=NAME of a key's group that have this key."""
     group, _, rest = key.partition(".")
     files = choices(group, config_dirs) if group in GROUPS else {}
-    leaves = {name: dict(_leaves(_content(group, name, file), "")) for name, file in files.items()}
-    return [f"{group}={name}" for name, found in leaves.items() if rest in found]
+    options = {name: dict(leaves(_content(group, name, file))) for name, file in files.items()}
+    return [f"{group}={name}" for name, found in options.items() if rest in found]
 
 
 def _content(group: str, name: str, file: Path) -> dict[str, Any]:
@@ -260,7 +257,7 @@ def _content(group: str, name: str, file: Path) -> dict[str, Any]:
 def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[str]:
     """Every key that may be set: top-level settings, groups, and the keys of the groups' chosen or all yaml files."""
     top = yaml.safe_load((conf_dir() / "config.yaml").read_text())
-    keys = {path for path, _ in _leaves({k: v for k, v in top.items() if k not in ("defaults", "hydra")}, "")}
+    keys = {path for path, _ in leaves({k: v for k, v in top.items() if k not in ("defaults", "hydra")})}
     keys |= {k for k in top if k not in ("defaults", "hydra")} | set(GROUPS)
     chosen = {k: v for entry in top["defaults"] if isinstance(entry, dict) for k, v in entry.items() if k in GROUPS}
     chosen |= {k: v for k, _, v in (o.partition("=") for o in overrides) if k in GROUPS}
@@ -270,15 +267,7 @@ def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[st
             if chosen_name in files and name != chosen_name:
                 continue
             content = _content(group, name, file)
-            paths = [path for path, _ in _leaves(content, "") if path not in ("_target_", "defaults")]
+            paths = [path for path, _ in leaves(content) if path not in ("_target_", "defaults")]
             keys |= {f"{group}.{path}" for path in paths if not path.endswith("._target_")}
             keys |= {f"{group}.{key}" for key in content if key not in ("_target_", "defaults")}
     return sorted(keys)
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value

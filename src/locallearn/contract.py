@@ -13,7 +13,7 @@ the yield.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
@@ -46,6 +46,8 @@ class BlockSpec(NamedTuple):
     sizes   what every block of the model emits, from the input upward
     seed    the run's seed, for random tensors that several blocks share
     pixels  the inputs of a black and of a white pixel, one number per channel each; None where inputs are no pixels
+    channels_first  an input of two axes is [C, L], as Conv1d reads it, and not [T, D]. What blocks emit is always [D],
+                    [T, D], [C, H, W] or [C, D, H, W]
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -57,6 +59,7 @@ class BlockSpec(NamedTuple):
     sizes: tuple[Size, ...] = ()
     seed: int = 0
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    channels_first: bool = False
 
     @property
     def last(self) -> bool:
@@ -173,6 +176,11 @@ class Strategy(ABC):
         """What block 0 reads instead of the batch, whether it learns or not: augmented views, a masked image, the image
         in `side` for the blocks further up. Draws from the global generator."""
         return packet
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        """Options that nothing reads on these blocks, or beside the others, and what would read them, beginning with
+        its key: {"mix": "strategy.warmup below 1"}. Who sets one of them is told so."""
+        return {}
 
     @abstractmethod
     def step(self, block: Block, packet: Packet) -> Step:

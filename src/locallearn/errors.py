@@ -39,6 +39,11 @@ def memory_ran_out(error: BaseException) -> str | None:
     return f"memory ran out{wanted}; lower batch_size, or double micro_batches, which halves what a step holds"
 
 
+def needs_several_values(error: BaseException) -> bool:
+    """Whether a batch norm was given one value of each channel, which has no variance; PyTorch has no class for it."""
+    return isinstance(error, ValueError) and "more than 1 value per channel" in str(error)
+
+
 def printable(text: str) -> str:
     """A text without the characters that a terminal obeys: parts of it may come from the files of a stranger."""
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", text)

@@ -165,7 +165,8 @@ class Search:
 
     def experiment(self, texts: Sequence[str]) -> Experiment:
         overrides = [*self.settings, *texts]
-        return experiment(*compose(overrides, self.config_dirs), overrides)
+        # without texts it is no run yet: what an experiment varies may be what is searched
+        return experiment(*compose(overrides, self.config_dirs, bool(texts)), overrides, self.config_dirs)
 
     def run(self) -> None:
         """Go on until there are enough trials: first those that a killed process has left, then new ones."""

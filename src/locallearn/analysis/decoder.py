@@ -72,9 +72,9 @@ def decoder(size: tuple[int, ...], image: tuple[int, ...], hidden: int = 256) ->
 
 def standardised(h: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float32 with mean 0 and variance 1 over the samples (and positions) of `h`, by channel of maps [N, C, H,
-    W] and by number of everything else. What varies by less than 1e-5 of its mean counts as constant: that is
-    rounding, not information."""
-    dims = (0, 2, 3) if h.dim() == 4 else (0,)
+    W] or [N, C, D, H, W] and by number of everything else. What varies by less than 1e-5 of its mean counts as
+    constant: that is rounding, not information."""
+    dims = (0, *range(2, h.dim())) if h.dim() > 3 else (0,)
     variance, mean = torch.var_mean(h.double(), dims, correction=0, keepdim=True)
     std = variance.sqrt()
     scale = torch.where(std > 1e-5 * mean.abs(), 1 / std, 0.0)

@@ -58,7 +58,9 @@ def maps(h: Tensor, channels: int = 6) -> Maps:
 
 
 def as_maps(h: Tensor) -> Tensor:
-    """One sample's output as maps [C, H, W]."""
+    """One sample's output as maps [C, H, W]; of maps of three dimensions the slices, one below the other."""
+    if h.dim() == 4:
+        return h.flatten(1, 2)
     if h.dim() == 3:
         return h
     if h.dim() == 2:

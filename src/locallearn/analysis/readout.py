@@ -12,7 +12,7 @@ from torch import Tensor
 def pooled(h: Tensor) -> Tensor:
     """Activations [N, ...] as features [N, D]: maps are averaged over space and sequences over time (van den Oord et
     al. 2018; Löwe et al. 2019)."""
-    return h.flatten(2).mean(dim=2) if h.dim() == 4 else h.mean(dim=1) if h.dim() == 3 else h
+    return h.flatten(2).mean(dim=2) if h.dim() > 3 else h.mean(dim=1) if h.dim() == 3 else h
 
 
 def linear_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:

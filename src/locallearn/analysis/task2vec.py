@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.analysis.fisher import fisher_diagonal
+from locallearn.analysis.readout import pooled
 from locallearn.errors import UserError
 from locallearn.quiet import evaluating
 
@@ -19,7 +20,7 @@ class Pooled(nn.Module):
     """Maps [B, C, H, W] averaged over space, sequences [B, T, C] over time; vectors [B, C] as they are."""
 
     def forward(self, h: Tensor) -> Tensor:
-        return h.flatten(2).mean(dim=2) if h.dim() == 4 else h.mean(dim=1) if h.dim() == 3 else h
+        return pooled(h)
 
 
 def embedding(

@@ -35,11 +35,14 @@ class Stem(nn.Module):
 
     The stride is how much smaller the level is, and no position is skipped, so that even a level of one position (a
     block that emits vectors) sees the whole image. The image is read without a graph: its gradient costs nothing.
+
+    channels_first  see `BlockSpec`
     """
 
-    def __init__(self, image: Size, width: int, grid: Grid) -> None:
+    def __init__(self, image: Size, width: int, grid: Grid, channels_first: bool = False) -> None:
         super().__init__()
-        channels, *sides = as_map(image)
+        self.channels_first = channels_first
+        channels, *sides = as_map(image[::-1] if channels_first else image)
         (s, t) = strides = [max(1, side // cells) for side, cells in zip(sides, grid, strict=True)]
         (k, m) = [max(stride, _kernel(image, (side, side))) for stride, side in zip(strides, sides, strict=True)]
         padding = ((k - s + 1) // 2, (m - t + 1) // 2)
@@ -47,7 +50,8 @@ class Stem(nn.Module):
         self.rest = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
 
     def forward(self, image: Tensor) -> Tensor:
-        x = _maps(image.detach())
+        image = image.detach()
+        x = _maps(image.transpose(1, 2) if self.channels_first else image)
         return self.rest(self.conv(x if x.is_floating_point() else x.to(self.conv.weight.dtype)))
 
 
@@ -76,11 +80,18 @@ class Branch(nn.Module):
     level. Level k joins the maps of the levels j >= k."""
 
     def __init__(
-        self, image: Size, sizes: Sequence[Size], width: int, couplings: int, auxiliary: Auxiliary, classes: int
+        self,
+        image: Size,
+        sizes: Sequence[Size],
+        width: int,
+        couplings: int,
+        auxiliary: Auxiliary,
+        classes: int,
+        channels_first: bool = False,
     ) -> None:
         super().__init__()
         levels = [Level(size, width, couplings, auxiliary, classes) for size in sizes]
-        self.stem = Stem(image, width, levels[0].grid)
+        self.stem = Stem(image, width, levels[0].grid, channels_first)
         self.levels = nn.ModuleList(levels)
 
     def forward(self, image: Tensor, routes: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from locallearn.errors import UserError
 
 Size = tuple[int, ...]
+MAPS = "model=NAME whose blocks emit maps"
 
 
 class Auxiliary(ABC):
     """A recipe for an auxiliary network. Concrete ones are frozen dataclasses of typed options."""
+
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        """Options that nothing reads for blocks that emit [B, *size]; see `Strategy.unread`."""
+        return {}
 
     @abstractmethod
     def build(self, size: Size, classes: int) -> nn.Module:
@@ -43,6 +48,9 @@ class Linear(Auxiliary):
 
     def __post_init__(self) -> None:
         _at_least("features", self.features, 0)
+
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        return {} if _maps(sizes) else {"features": MAPS}
 
     def build(self, size: Size, classes: int) -> nn.Module:
         grid = _halved(size, self.features) if self.features else (2, 2)
@@ -67,6 +75,9 @@ class MLP(Auxiliary):
         _at_least("layers", self.layers, 0)
         _at_least("width", self.width, 0)
 
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        return {} if self.layers else {"width": "auxiliary.layers=1 or more"}
+
     def build(self, size: Size, classes: int) -> nn.Module:
         pool, inputs = _pooled(size, (2, 2))
         return nn.Sequential(*pool, *_hidden(inputs, self.width or inputs, self.layers, classes))
@@ -82,6 +93,9 @@ class MLPSpatialReduction(MLP):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("convolutions", self.convolutions, 0)
+
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        return super().unread(sizes) if _maps(sizes) else {"convolutions": MAPS, **super().unread(sizes)}
 
     def build(self, size: Size, classes: int) -> nn.Module:
         if len(size) != 3:
@@ -180,10 +194,13 @@ def _hidden(inputs: int, width: int, layers: int, classes: int) -> Iterator[nn.M
 
 
 def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
-    """Average pooling to a grid (never enlarging; over all steps of a sequence) and flattening; and how many features
-    that leaves."""
+    """Average pooling to a grid (never enlarging; over all steps of a sequence; maps of three dimensions to as many
+    cells in depth as in height) and flattening; and how many features that leaves."""
     if len(size) == 2:
         return [MeanOverSteps()], size[1]
+    if len(size) == 4:
+        cells = min(grid[0], size[1]), min(grid[0], size[2]), min(grid[1], size[3])
+        return [nn.AdaptiveAvgPool3d(cells), nn.Flatten()], size[0] * math.prod(cells)
     if len(size) != 3:
         return [nn.Flatten()], math.prod(size)
     h, w = min(grid[0], size[1]), min(grid[1], size[2])
@@ -198,6 +215,11 @@ def _halved(size: Size, features: int) -> tuple[int, int]:
     while c * h * w > features and h * w > 1:
         h, w = (math.ceil(h / 2), w) if h >= w else (h, math.ceil(w / 2))
     return h, w
+
+
+def _maps(sizes: Sequence[Size]) -> bool:
+    """Whether any of them is that of maps."""
+    return any(len(size) == 3 for size in sizes)
 
 
 def _modules(sequence: nn.Module) -> list[nn.Module]:

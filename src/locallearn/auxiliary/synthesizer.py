@@ -14,7 +14,8 @@ from locallearn.auxiliary.networks import Size
 
 class Synthesizer(nn.Module):
     """Three layers that keep the shape of what they read, with batch norm and ReLU between them: 5x5 convolutions for
-    maps [C, H, W], convolutions over 5 steps for sequences [T, D], linear layers for vectors [D].
+    maps [C, H, W] (5x5x5 for [C, D, H, W]), convolutions over 5 steps for sequences [T, D], linear layers for vectors
+    [D].
 
     width    channels of the hidden layers; 0: those of what it reads
     classes  0, or the number of classes: the one-hot label then goes through a linear layer and is added to the first
@@ -69,7 +70,7 @@ class InputSynthesizer(nn.Module):
             self.stem = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image), math.prod(reads)))
         self.body = Synthesizer(reads, width=width, classes=classes)
         last = self.body.rest[-1]
-        assert isinstance(last, nn.Linear | nn.Conv1d | nn.Conv2d)
+        assert isinstance(last, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         last.reset_parameters()
 
     def forward(self, image: Tensor, y: Tensor) -> Tensor:
@@ -82,6 +83,8 @@ class InputSynthesizer(nn.Module):
 
 def _kinds(size: Size) -> tuple:
     """The layer (inputs, outputs) and the batch norm for maps, sequences and vectors."""
+    if len(size) == 4:
+        return (lambda i, o: nn.Conv3d(i, o, 5, padding=2)), nn.BatchNorm3d
     if len(size) == 3:
         return (lambda i, o: nn.Conv2d(i, o, 5, padding=2)), nn.BatchNorm2d
     if len(size) == 2:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
+from locallearn.config import unread
+from locallearn.config.given import Given, given
 from locallearn.config.settings import GROUPS, Settings
 from locallearn.config.targets import instantiate, resolve
 from locallearn.config.typed import checked, fields_of
@@ -67,6 +70,8 @@ class Experiment:
     """The chosen name in each group, for titles and folder names."""
     overrides: list[str]
     """What the user changed on the command line, for `overrides.yaml`."""
+    given: Given = field(default_factory=Given)
+    """What the user has set, and a run must read."""
 
     @property
     def title(self) -> str:
@@ -74,19 +79,34 @@ class Experiment:
 
 
 def experiment(
-    config: Mapping[str, Any], names: Mapping[str, str] | None = None, overrides: Iterable[str] = ()
+    config: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+    overrides: Iterable[str] = (),
+    folders: Sequence[Path] = (),
+    varies: Mapping[str, Sequence[str]] | None = None,
 ) -> Experiment:
-    """Check a plain configuration and make its objects. Raises UserError; nothing is written and nothing is built."""
+    """Check a plain configuration and make its objects. Raises UserError; nothing is written and nothing is built.
+
+    names      the chosen name of each group
+    overrides  what is set; what of it no object reads is refused
+    folders    the user's own yaml files
+    varies     for a run of a sweep: the keys that the sweep varies, and their values
+    """
+    overrides = list(overrides)
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     settings = Settings(**checked(Settings, plain, ""))
-    groups = {group: _mapping(config, group) for group in GROUPS if group != "probe"}
-    groups["probe"] = config.get("probe") or {}
+    optional = ("probe", "record")
+    groups = {group: _mapping(config, group) for group in GROUPS if group not in optional}
+    groups |= {group: config.get(group) or {} for group in optional}
     allow = settings.allow
     auxiliary: Auxiliary = instantiate(groups["auxiliary"], "auxiliary", allow)
     objective: Objective = instantiate(groups["objective"], "objective", allow)
     strategy = instantiate(groups["strategy"], "strategy", allow, objective=objective, auxiliary=auxiliary)
     probes = probes_of(groups["probe"], (names or {}).get("probe"), allow)
-    return Experiment(
+    record = RecordSettings.parse(groups["record"])
+    chosen = {group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
+    chosen |= {"probe": "+".join(probes) or "none", "record": "+".join(record.sinks) or "jsonl"}
+    exp = Experiment(
         config={key: value for key, value in config.items() if key not in ("allow", "dry_run")},
         settings=settings,
         strategy=strategy,
@@ -95,11 +115,13 @@ def experiment(
         model=model_builder(groups["model"], allow),
         runtime=instantiate(groups["runtime"], "runtime", allow),
         probes=probes,
-        record=RecordSettings.parse(groups["record"]),
-        names={group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
-        | {"probe": "+".join(probes) or "none"},
-        overrides=list(overrides),
+        record=record,
+        names=chosen,
+        overrides=overrides,
+        given=given(overrides, config, chosen, folders, varies),
     )
+    exp.given.refuse(unread.in_settings(exp, folders))
+    return exp
 
 
 def probes_of(config: Mapping[str, Any], name: str | None, allow: Iterable[str]) -> dict[str, Probe]:

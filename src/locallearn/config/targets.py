@@ -13,6 +13,7 @@ from locallearn.config.typed import checked, fields_of
 from locallearn.contract import Strategy
 from locallearn.data import DataSource
 from locallearn.engine import Optim
+from locallearn.engine.promises import check_class
 from locallearn.errors import UserError, did_you_mean
 from locallearn.objectives import Objective
 from locallearn.probes import Probe
@@ -78,8 +79,11 @@ def instantiate(config: Mapping[str, Any], group: str, allow: Iterable[str], **g
     given = {name: value for name, value in given.items() if name in fields_of(target)}
     options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, group, tuple(given))
     try:
-        return target(**options, **given)
+        made = target(**options, **given)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{group}: {error}") from error
+    if isinstance(made, Strategy):
+        check_class(made)
+    return made

@@ -3,6 +3,8 @@
 source.py       what every set can be told (`DataSource`) and what it must read
 dataset.py      what a run works with: `Data` with its batches and its three splits
 store.py        raw samples in memory;  stream.py  raw images in files, read by workers
+scan.py         what a folder of images holds;  decode.py  from one image file to pixels
+fingerprint.py  whether a set is still the one that a run was trained on
 split.py        the seeded draws of validation, fraction and label noise, and the checks of labels
 augment.py      crop, flip and cutout, each image its own;  normalise.py  pixels to float32
 deficit.py      what training images suffer for some epochs

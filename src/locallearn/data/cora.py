@@ -12,6 +12,7 @@ from torch import Tensor
 from locallearn.data.dataset import Split
 from locallearn.data.files import check_files
 from locallearn.data.graph import GraphData
+from locallearn.data.normalise import Normalisation
 from locallearn.data.source import DataSource, Part, Raw, require
 from locallearn.data.split import noisy, stratified
 from locallearn.data.store import Memory
@@ -69,7 +70,7 @@ class Cora(DataSource):
         train, validation, test = parts
         return Raw(CLASSES, train, test, validation)
 
-    def load(self, seed: int, device: torch.device) -> GraphData:
+    def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> GraphData:
         found = self._read()
         nodes = Memory(found.x.to(device))
         self._augment(nodes)

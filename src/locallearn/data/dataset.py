@@ -45,6 +45,7 @@ class Data:
     image       shape of one sample: (C, H, W), or (D,) for vectors
     classes     their names, in the order of the labels
     train, validation, test     `validation` is empty with data.validation=0
+    left_out    what lies beside the set and is no part of it, in words
     graph       edges between the samples, int64 [2, E], or None (see `GraphData`)
 
     Inputs are float32 [B, *image], labels int64 [B], both on the device. Nothing has to be stored to resume: the
@@ -61,11 +62,13 @@ class Data:
         augment: Augment,
         normaliser: Normaliser | None,
         deficit: Deficit | None = None,
+        left_out: str = "",
     ) -> None:
         self.name, self.classes, self.seed = name, classes, seed
         self.train, self.validation, self.test = splits
         self.augment, self.normaliser = augment, normaliser
         self.deficit = deficit or Deficit()
+        self.left_out = left_out
         self.graph: Tensor | None = None
 
     @property

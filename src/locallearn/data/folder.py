@@ -8,25 +8,24 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from locallearn.data.files import checked_root, reading
+from locallearn.data.scan import Files, Scan, scan
 from locallearn.data.source import DataSource, Part, Raw, require
 from locallearn.data.split import stratified
 from locallearn.data.store import Memory, Store
 from locallearn.data.stream import Stream
-from locallearn.errors import UserError, did_you_mean
+from locallearn.errors import UserError
 from locallearn.seeds import generator
-
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
 class Folder(DataSource):
     """Images in ROOT/train/CLASS/* and ROOT/test/CLASS/* (or ROOT/val/CLASS/*), of any sizes, grey or in colour.
 
-    With both ROOT/val and ROOT/test the former is the validation split, and `validation` is not used. Without either,
+    With both ROOT/val and ROOT/test the former is the validation split, and nothing is drawn for it. Without either,
     or with ROOT/CLASS/* alone, a fixed fifth of each class is the test set; it does not depend on the seed of a run.
+    `scan` says which other names of splits are known, and what is left out; `decode`, what becomes of a picture.
 
     size          side in pixels to which every image is scaled and cut
     memory_share  the set is kept in memory if it takes no more than this share of it (of the machine's and of the
@@ -53,18 +52,20 @@ class Folder(DataSource):
         return super().folder()
 
     def verify(self) -> str:
-        files = [path for part in self._scan()[1].values() for path in part[0]]
+        found = self._scan()
+        files = [path for part in found.parts.values() for path in part.paths]
         faults = Stream(files, self.size, self.workers).faults()
         if faults:
             raise UserError(f"{len(faults)} of {len(files)} images cannot be read; the first: {faults[0]}")
-        return f"every one of {len(files)} files can be read"
+        parts = "".join(f", {name}/ for {part}" for part, name in found.folders.items())
+        return ", ".join(filter(None, [f"every one of {len(files)} files can be read{parts}", found.others()]))
 
     def read(self, device: torch.device) -> Raw:
-        classes, parts = self._scan()
-        needed_bytes = sum(len(files) for files, _ in parts.values()) * 3 * self.size**2
+        found = self._scan()
+        needed_bytes = sum(len(files) for files, _ in found.parts.values()) * 3 * self.size**2
         keep = needed_bytes <= self.memory_share * memory_bytes(device)
-        stores = {name: Part(self._store(files, keep), labels) for name, (files, labels) in parts.items()}
-        return Raw(classes, stores["train"], stores["test"], stores.get("validation"))
+        parts = {name: Part(self._store(files, keep), labels) for name, (files, labels) in found.parts.items()}
+        return Raw(found.classes, parts["train"], parts["test"], parts.get("validation"), found.others())
 
     def _store(self, files: list[Path], keep: bool) -> Store:
         stream = Stream(files, self.size, self.workers)
@@ -73,58 +74,21 @@ class Folder(DataSource):
         samples = torch.empty(len(files), *stream.image, dtype=torch.uint8)
         for part, images in zip(samples.split(64), stream.take(torch.arange(len(files)), 64), strict=True):
             part.copy_(images)
-        return Memory(samples)
+        return Memory(samples, stream)
 
-    def _scan(self) -> tuple[tuple[str, ...], dict[str, tuple[list[Path], Tensor]]]:
-        """Class names, and the files and labels [N] of each part: train, test, perhaps validation."""
+    def _scan(self) -> Scan:
+        """The whole set, with a part for the test in any case."""
         root = checked_root(self.name, self.folder())
-        with reading(self.name, root):
-            return self._found(root)
-
-    def _found(self, root: Path) -> tuple[tuple[str, ...], dict[str, tuple[list[Path], Tensor]]]:
         if not root.is_dir():
             raise UserError(f"data.root={root}: there is no such folder; it must hold train/CLASS/*.png or CLASS/*.png")
-        train = root / "train" if _subfolders(root / "train") else root
-        classes = tuple(_subfolders(train))
-        if len(classes) < 2:
-            raise UserError(f"{train} has {len(classes)} class folders; training needs at least 2, one for each class")
-        files, labels = _files(train, classes)
-        others = [name for name in ("val", "test") if train != root and (root / name).is_dir()]
-        if not others:
-            kept, test = stratified(labels, len(files) - len(files) // 5, generator(0, "folder", "test"))
-            return classes, {
-                "train": ([files[i] for i in kept], labels[kept]),
-                "test": ([files[i] for i in test], labels[test]),
-            }
-        parts = {"train": (files, labels), "test": _files(root / others[-1], classes)}
-        if len(others) == 2:
-            parts["validation"] = _files(root / others[0], classes)
-        return classes, parts
-
-
-def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Every image below FOLDER/CLASS, sorted, and its label [N]. Raises UserError for an unknown or empty class."""
-    found = _subfolders(folder)
-    for name in found:
-        if name not in classes:
-            hint = did_you_mean(name, classes)
-            raise UserError(f"{folder / name} is no class of the training folder: {hint}rename it or take it away")
-    files: list[Path] = []
-    labels: list[int] = []
-    for name in found:
-        mine = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
-        mine = [path for path in mine if not path.name.startswith(".")]
-        if not mine:
-            raise UserError(f"{folder / name} holds no image ({', '.join(sorted(SUFFIXES))}); add some or remove it")
-        files += mine
-        labels += [classes.index(name)] * len(mine)
-    return files, torch.tensor(labels, dtype=torch.int64)
+        with reading(self.name, root):
+            found = scan(root)
+        if "test" in found.parts:
+            return found
+        files, labels = found.parts["train"]
+        drawn = stratified(labels, len(files) - len(files) // 5, generator(0, "folder", "test"))
+        train, test = (Files([files[i] for i in places], labels[places]) for places in drawn)
+        return found._replace(parts={"train": train, "test": test})
 
 
 def memory_bytes(device: torch.device) -> int:

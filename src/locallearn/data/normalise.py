@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from locallearn.data.store import Store
+from locallearn.errors import UserError
 
 NORMALISATIONS = ("standard", "symmetric")
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and deviation of each channel, on the scale of 0 to 1: what a model must be given its images with."""
+
+    mean: list[float]
+    std: list[float]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(deviation > 0 for deviation in self.std):
+            raise UserError(f"mean {self.mean} and std {self.std}: must be a number and one above 0 for each channel")
 
 
 class Normaliser:
@@ -17,6 +32,15 @@ class Normaliser:
         self.mean, self.std = mean, std
         self.scale = (1 / (255 * std)).float()[:, None, None].to(device)
         self.shift = (-mean / std).float()[:, None, None].to(device)
+
+    @classmethod
+    def of(cls, given: Normalisation, device: torch.device) -> Normaliser:
+        mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (given.mean, given.std))
+        return cls(mean, std, device)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(self.mean.tolist(), self.std.tolist())
 
     def __call__(self, images: Tensor) -> Tensor:
         # Two roundings, not one fused operation, so that every device gives the same bits.

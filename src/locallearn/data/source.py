@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
 from locallearn.data.deficit import DEFICITS, Deficit
-from locallearn.data.normalise import NORMALISATIONS, Normaliser, moments
+from locallearn.data.normalise import NORMALISATIONS, Normalisation, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Store, check_samples
 from locallearn.errors import UserError, unknown
@@ -32,12 +33,14 @@ class Part(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """What a set reads. It must not depend on the seed of a run; `validation` only if the set brings its own."""
+    """What a set reads. It must not depend on the seed of a run; `validation` only if the set brings its own.
+    `left_out` says what was found and is no part of the set."""
 
     classes: tuple[str, ...]
     train: Part
     test: Part
     validation: Part | None = None
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class DataSource(ABC):
     deficit: str | None = None
     deficit_from: int = 0
     deficit_until: int | None = None
+
+    def unread(self) -> Mapping[str, str]:
+        """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
+        ends = ("deficit_from", "deficit_until")
+        return {} if self.deficit else dict.fromkeys(ends, "data.deficit=blur, flip, permutation or noise")
 
     def __post_init__(self) -> None:
         require(0 <= self.validation < 1, "validation", self.validation, "at least 0 and below 1")
@@ -101,10 +109,16 @@ class DataSource(ABC):
         except RuntimeError as error:  # ~nobody
             raise UserError(f"data.root={text}: {str(error).rstrip('.')}; give the whole path") from error
 
-    def load(self, seed: int, device: torch.device) -> Data:
+    def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
         """Read the set and put it on `device`. The splits, the label noise and every batch follow from `seed`; the
-        test set does not. Raises UserError for files that are missing or wrong and for options that do not fit."""
+        test set does not. `normalisation` is that of a trained model, instead of the one of this training split.
+        Raises UserError for files that are missing or wrong and for options that do not fit."""
         raw = self.read(device)
+        if raw.validation is not None and self.validation not in (0, type(self).validation):
+            raise UserError(
+                f"data.validation={self.validation}: data={self.name} has a validation part of its own, so nothing is "
+                "drawn; leave data.validation out"
+            )
         for name, part in (("training", raw.train), ("test", raw.test), ("validation", raw.validation)):
             if part is not None:
                 check_samples(f"{name} samples of data={self.name}", part.images, raw.train.images.image)
@@ -122,7 +136,8 @@ class DataSource(ABC):
             validation = _whole(raw.validation, device)
         splits = (train, validation, _whole(raw.test, device))
         deficit = Deficit(self.deficit, self.deficit_from, self.deficit_until)
-        return Data(self.name, raw.classes, splits, seed, augment, self._normaliser(train, device), deficit)
+        normaliser = self._normaliser(train, device, normalisation)
+        return Data(self.name, raw.classes, splits, seed, augment, normaliser, deficit, raw.left_out)
 
     def _divide(self, labels: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
         """Places of the training and of the validation samples among labels [N]: validation first, then fraction."""
@@ -153,11 +168,19 @@ class DataSource(ABC):
         require(self.cutout <= side, "cutout", self.cutout, f"at most {side}, the side of the image")
         return augment
 
-    def _normaliser(self, train: Split, device: torch.device) -> Normaliser | None:
+    def _normaliser(self, train: Split, device: torch.device, given: Normalisation | None) -> Normaliser | None:
         if train.store.dtype != torch.uint8:
             return None
+        channels = train.store.image[0]
+        if given is not None:
+            if len(given.mean) != channels:
+                raise UserError(
+                    f"data={self.name} has images {list(train.store.image)}; the run was trained on images whose "
+                    f"number of channels is {len(given.mean)}"
+                )
+            return Normaliser.of(given, device)
         if self.normalise == "symmetric":
-            half = torch.full((train.store.image[0],), 0.5, dtype=torch.float64)
+            half = torch.full((channels,), 0.5, dtype=torch.float64)
             return Normaliser(half, half, device)
         return Normaliser(*moments(train.store, train.index, self.measured), device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Protocol, TypeAlias
 
@@ -19,7 +20,10 @@ CHECKED = 1024
 
 
 class Store(Protocol):
-    """N raw samples: uint8 images [C, H, W], or float32 of any shape, which are used as they are."""
+    """N raw samples: uint8 images [C, H, W], or float32 of any shape, which are used as they are.
+
+    A store may have a method `identity() -> bytes` that changes where its samples do (see `fingerprint`).
+    """
 
     @property
     def image(self) -> Size:
@@ -58,11 +62,25 @@ def check_samples(what: str, store: Store, image: Size) -> None:
             )
 
 
-class Memory:
-    """Samples [N, *image] that lie on the device."""
+class Identified(Protocol):
+    def identity(self) -> bytes: ...
 
-    def __init__(self, samples: Tensor) -> None:
-        self.samples = samples.contiguous()
+
+class Memory:
+    """Samples [N, *image] that lie on the device. `origin`: what they were read from, if that tells them apart from
+    others sooner than their values do."""
+
+    def __init__(self, samples: Tensor, origin: Identified | None = None) -> None:
+        self.samples, self.origin = samples.contiguous(), origin
+
+    def identity(self) -> bytes:
+        """A sum over every byte, or what `origin` says."""
+        if self.origin is not None:
+            return self.origin.identity()
+        digest = hashlib.sha256()
+        for part in self.samples.split(CHECKED):  # a copy from a GPU is never large
+            digest.update(part.cpu().numpy().data)
+        return digest.digest()
 
     @property
     def image(self) -> Size:
@@ -76,7 +94,7 @@ class Memory:
         return len(self.samples)
 
     def to(self, device: torch.device) -> Memory:
-        return Memory(self.samples.to(device))
+        return Memory(self.samples.to(device), self.origin)
 
     def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
         for part in order.to(self.samples.device).split(batch_size):  # one copy of the order an epoch, none a step

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,31 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from locallearn.data.decode import read_image
 from locallearn.data.store import Size
 from locallearn.errors import RunError, UserError
-
-
-def read_image(path: Path, size: int) -> Tensor:
-    """One file -> uint8 [3, size, size]: in colour, the shorter side scaled to `size`, the middle cut out.
-
-    Raises UserError that names the file.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    try:
-        if not path.is_file():  # reading a pipe would wait for ever
-            raise ValueError("it is gone, or no file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of palettes with transparency, of very large images
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"it has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
-                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
-    except Exception as error:  # Pillow raises whatever its readers raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read the image {path} ({reason}); replace it or take it out of the folder") from error
 
 
 class _Files(Dataset[Any]):
@@ -82,6 +61,22 @@ class Stream:
             if faults:
                 raise UserError(faults[0])
             yield images.to(self.device, non_blocking=True)
+
+    def identity(self) -> bytes:
+        """The names and sizes of the files in their order; not where they lie, which differs from machine to machine,
+        nor their times, which a copy changes."""
+        files = [os.fspath(path) for path in self.paths]
+        below = len(os.path.commonpath(files)) if files else 0
+        digest = hashlib.sha256()
+        for file in files:
+            try:
+                size = os.stat(file).st_size
+            except OSError as error:
+                raise UserError(
+                    f"cannot read the image {file} ({error.strerror}); take it out of the folder"
+                ) from error
+            digest.update(os.fsencode(f"{file[below:]}\0{size}\n"))
+        return digest.digest()
 
     def faults(self) -> list[str]:
         """A sentence for each file that cannot be read. Reads them all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +40,9 @@ class Synthetic(DataSource):
         require(self.images >= self.classes, "images", self.images, f"at least {self.classes}, one for each class")
         require(self.size >= 1, "size", self.size, "at least 1")
         require(self.channels >= 1, "channels", self.channels, "at least 1")
+
+    def unread(self) -> Mapping[str, str]:
+        return {**super().unread(), "root": "data=NAME that has files"}
 
     def place(self) -> str:
         return "made in memory"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.contract import BlockSpec, Strategy
@@ -16,6 +17,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.link import Link
 from locallearn.engine.optim import Optim
+from locallearn.engine.promises import check_class, check_separate, modules_of
 from locallearn.engine.replicas import Replicas
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
@@ -51,65 +53,112 @@ def assemble(
     A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. See `Stage` for
     `replicas`; `stage` makes what drives the blocks.
     """
+    check_class(strategy)
     device, dtype = torch.device(device), DTYPES[precision]
     if total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
+    _check_types(model, precision)
     shapes = [model.image, *model.shapes()]
-    _place(model, cut, own, device, dtype)
     sizes = tuple(shapes[units.stop] for units in cut)
     specs = [
-        BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], model.classes, sizes, seed, pixels)
-        for k, units in enumerate(cut)
-    ]
-    blocks = []
-    for spec in specs if own is None else specs[own.start : own.stop]:
-        layers, head, auxiliary = _modules(model, strategy, cut[spec.index], spec, device, dtype)
-        for module in (layers, head, auxiliary):
-            if module is not None and channels_last:
-                module.to(memory_format=torch.channels_last)
-            if module is not None and compiled and module is not auxiliary:
-                module.compile()
-        separate = strategy.separate
-        blocks.append(
-            TrainedBlock(spec, layers, head, auxiliary, separate, optim, seed, micro_batches, device, replicas)
+        BlockSpec(
+            k, len(cut), model.image, shapes[units.start], sizes[k], model.classes, sizes, seed, pixels,
+            model.channels_first,
         )
-    driver = stage(
-        blocks,
-        strategy,
-        bf16=precision == "bf16",
-        micro_batches=micro_batches,
-        link=link,
-        replicas=replicas,
-    )
-    learner = Learner(model, driver, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
-    check_ownership(learner)
+        for k, units in enumerate(cut)
+    ]  # fmt: skip
+    move = _Move(device, dtype, channels_last)
+    with _or_as_before(model):
+        _place(model, cut, own, move)
+        blocks = []
+        for spec in specs if own is None else specs[own.start : own.stop]:
+            layers, head, auxiliary = _modules(model, strategy, cut[spec.index], spec, move)
+            if compiled:
+                layers.compile()
+                if head is not None:
+                    head.compile()
+            parts = layers, head, auxiliary, strategy.separate
+            blocks.append(TrainedBlock(spec, *parts, optim, seed, micro_batches, device, replicas))
+        driver = stage(
+            blocks,
+            strategy,
+            bf16=precision == "bf16",
+            micro_batches=micro_batches,
+            link=link,
+            replicas=replicas,
+        )
+        learner = Learner(model, driver, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
+        check_ownership(learner)
     return learner
 
 
+class _Move(NamedTuple):
+    """Where and how tensors of a model are held. Integers keep their type, complex numbers stay complex. Only maps
+    [., ., ., .] have a layout with the channels last."""
+
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+
+    def module(self, module: nn.Module) -> nn.Module:
+        return module._apply(self.tensor)
+
+    def tensor(self, t: Tensor) -> Tensor:
+        kind = self.dtype.to_complex() if t.is_complex() else self.dtype if t.is_floating_point() else t.dtype
+        layout = torch.channels_last if self.channels_last and t.dim() == 4 else torch.preserve_format
+        return t.to(self.device, kind, memory_format=layout)
+
+
 def _modules(
-    model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, device: torch.device, dtype: torch.dtype
+    model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, move: _Move
 ) -> tuple[nn.Module, nn.Module | None, nn.ModuleDict]:
     """The units of a block and, at the last one, the head, as the strategy adapts them; and its auxiliary modules."""
     with seeds.stream(spec.seed, "auxiliary", spec.index):
-        auxiliary = nn.ModuleDict(strategy.modules(spec)).to(device=device, dtype=dtype)
+        auxiliary = modules_of(strategy, spec)
     with seeds.stream(spec.seed, "adapt", spec.index):
-        layers = strategy.adapt(model.block(units), spec).to(device=device, dtype=dtype)
-        head = strategy.adapt(model.head, spec).to(device=device, dtype=dtype) if spec.last else None
+        layers = strategy.adapt(model.block(units), spec)
+        head = strategy.adapt(model.head, spec) if spec.last else None
+    for module in (layers, head, auxiliary):
+        if module is not None:
+            move.module(module)
     return layers, head, auxiliary
 
 
-def _place(model: BlockModel, cut: list[range], own: range | None, device: torch.device, dtype: torch.dtype) -> None:
+def _place(model: BlockModel, cut: list[range], own: range | None, move: _Move) -> None:
     """Put the model on its device; a stage keeps its own part, and no memory for that of others."""
-    if own is None:
-        model.to(device=device, dtype=dtype)
-        return
-    parts = [(model.units[i], index in own) for index, units in enumerate(cut) for i in units]
-    for module, is_own in [*parts, (model.head, len(cut) - 1 in own)]:
-        module.to(device=device, dtype=dtype) if is_own else module.to("meta")
+    parts = [(model.units[i], own is None or index in own) for index, units in enumerate(cut) for i in units]
+    for module, is_own in [*parts, (model.head, own is None or len(cut) - 1 in own)]:
+        move.module(module) if is_own else module.to("meta")
+
+
+def _check_types(model: BlockModel, precision: str) -> None:
+    """Raise UserError where a user's weights would be rounded."""
+    for name, p in model.named_parameters():
+        if p.dtype in (torch.float64, torch.complex128) and precision != "fp64":
+            raise UserError(
+                f"{model.name} holds {name} in {str(p.dtype).removeprefix('torch.')}, and precision={precision} would "
+                "round it in place: choose precision=fp64, or convert the module with .float()"
+            )
+
+
+@contextmanager
+def _or_as_before(model: nn.Module) -> Iterator[None]:
+    """If what follows is refused, the model has its tensors back as they were: on their device, in type and layout."""
+    homes: list[dict[str, Any]] = [home for m in model.modules() for home in (m._parameters, m._buffers)]
+    before = [(home, name, t, t.data) for home in homes for name, t in home.items() if t is not None]
+    try:
+        yield
+    except Exception:
+        for home, name, t, data in before:
+            home[name] = t
+            t.data = data
+        raise
 
 
 def check_ownership(learner: Learner) -> None:
     """Each trainable parameter must be in exactly one group of exactly one block's optimizers."""
+    if len(learner.blocks) == len(learner.cut):
+        check_separate(learner.strategy, learner.blocks)
     owners = Counter(
         id(p)
         for block in learner.blocks

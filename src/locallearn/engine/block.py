@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from locallearn import seeds
 from locallearn.contract import BlockSpec
 from locallearn.engine.modes import Modes
-from locallearn.engine.optim import Optim
+from locallearn.engine.optim import Optim, take_step
 from locallearn.engine.replicas import Replicas, Sum
 from locallearn.engine.totals import Totals
-from locallearn.errors import RunError
+from locallearn.errors import RunError, UserError
 from locallearn.quiet import Rerun
 
 HALVES = ("forward", "backward", "begin")
@@ -30,6 +30,7 @@ class TrainedBlock:
 
     totals, notes  what was reported and noted since `reset`
     updates        steps of its optimizers so far
+    updated        whether the strategy has ever called `update`
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class TrainedBlock:
         self.micro = 0
         self.predicts = False
         self.updates = 0
+        self.updated = False
         self.modes = Modes(self.roots(), auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), len(HALVES))
         self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
@@ -79,6 +81,10 @@ class TrainedBlock:
     def update(self, part: str = "main") -> None:
         """Count a micro-batch; with the last one average, clip, apply and clear the gradients of this part. Those of
         replicas are first summed, while other blocks compute; `settle` then applies them."""
+        if part not in self._pending:
+            known = ", ".join(self._pending)
+            raise UserError(f"block.update({part!r}): a block has the parts {known}; Strategy.separate names others")
+        self.updated = True
         self._pending[part] += 1
         if self._pending[part] < self.micro_batches:
             return
@@ -103,21 +109,20 @@ class TrainedBlock:
             self._apply(optimizer, self.micro_batches * total.size)
 
     def _apply(self, optimizer: Optimizer, shares: int) -> None:
-        """One step of the optimizer with the mean of so many shares of a batch. On the CPU a gradient that is not
-        finite is refused here, before it reaches a weight; on a GPU `check` does it."""
-        gradients = _gradients(optimizer)
+        """One step of the optimizer with the mean of so many shares of a batch. A norm that clipping had to work out
+        anyway is looked at before a weight changes; other gradients show in the weights, see `check`."""
         if shares > 1:
-            for gradient in gradients:
+            for gradient in _gradients(optimizer):
                 gradient.div_(shares)
-        if gradients:
-            norm = self._norms.add(self._clipped(optimizer) if self.optim.clip else _sum_of_norms(gradients))
+        if self.optim.clip and _gradients(optimizer):
+            norm = self._norms.add(self._clipped(optimizer))
             if norm is not None and not math.isfinite(norm):
-                raise self._not_finite(self._broken_gradient(), norm)
+                raise self._not_finite("norm of the gradient", norm)
         factor = self.optim.factor(self.progress)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.updates += 1  # before, for it may break off half way
-        optimizer.step()
+        take_step(optimizer)
         for group in optimizer.param_groups:
             for p in group["params"]:
                 p.grad = None  # `zero_grad` does the same for 60 us more, most of it for the profiler
@@ -127,14 +132,19 @@ class TrainedBlock:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         return nn.utils.clip_grad_norm_(parameters, self.optim.clip)
 
-    def _broken_gradient(self) -> str:
-        """Whose gradient is not finite, in words."""
+    def broken_weight(self) -> str | None:
+        """The name of the first weight of this block that holds a number which is not finite. Synchronises a GPU."""
         modules = {"": self.layers, "head.": self.head, "auxiliary.": self.auxiliary}
-        for prefix, module in modules.items():
-            for name, p in module.named_parameters() if module is not None else ():
-                if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
-                    return f"norm of the gradient of {prefix}{name}"
-        return "norm of the gradient"
+        weights = {
+            prefix + name: p
+            for prefix, module in modules.items()
+            if module is not None
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        }
+        if not weights or math.isfinite(_sum_of_norms([p.detach() for p in weights.values()]).item()):
+            return None
+        return next((name for name, p in weights.items() if not bool(torch.isfinite(p).all())), None)
 
     def _statistics(self) -> list[Tensor]:
         """The running means and variances of batch norms: each replica has moved them by its own part of the batch."""
@@ -159,11 +169,13 @@ class TrainedBlock:
             raise self._not_finite(name.replace("_", " "), found)
 
     def check(self) -> None:
-        """Refuse totals that are not finite. Synchronises a GPU."""
+        """Refuse totals and weights that are not finite. Synchronises a GPU, and reads every weight."""
         for name, totals in {"loss": self.totals, "norm of the gradient": self._norms, **self.notes}.items():
             total = totals.read()[0]
             if not math.isfinite(total):
                 raise self._not_finite(name.replace("_", " "), total)
+        if weight := self.broken_weight():
+            raise self._not_finite(f"weight {weight}", math.nan)
 
     def read(self) -> dict[str, float]:
         """Mean loss, accuracy and notes since `reset`; only what this block reported. Synchronises a GPU."""

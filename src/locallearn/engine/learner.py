@@ -12,11 +12,15 @@ from locallearn.contract import Packet, Strategy
 from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, clear
+from locallearn.engine.promises import check_learned
 from locallearn.engine.stage import Stage
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
 from locallearn.quiet import Rerun, evaluating
 
+CHECK_STEPS = 20
+"""Weights are looked at so often: reading all of them in every step would cost a small net some percent, and
+every question to a GPU is a synchronisation."""
 VARYING = ("optimizer.", "replay.")
 """Tensors of a learner's state that are not there from the beginning."""
 
@@ -74,6 +78,21 @@ class Learner:
             labels = self.gate.checked(inputs, labels, look=isinstance(labels, Tensor) and labels.is_cpu)
         self._learn(inputs, labels)
 
+    def check(self) -> None:
+        """Refuse losses, notes and weights that are not finite, with the block and the step. Synchronises a GPU."""
+        for block in self.blocks:
+            block.check()
+
+    def _cause(self, inputs: Tensor | None) -> str | None:
+        """Why a number of this step may not be finite, in words: what it began with."""
+        if inputs is not None and not bool(torch.isfinite(inputs).all()):
+            return "the inputs hold NaN or infinity"
+        broken = [f"{weight} of block {b.spec.index}" for b in self.blocks if (weight := b.broken_weight())]
+        if not broken:
+            return None
+        named = ", ".join(broken[:3]) + (f" and weights of {len(broken) - 3} more blocks" if len(broken) > 3 else "")
+        return f"{named} {'is' if len(broken) == 1 else 'are'} not finite any more"
+
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """One training step, for one's own loop: images [B, *image] (floats), labels [B] (integers; below 0: none).
 
@@ -100,10 +119,14 @@ class Learner:
             self.stage.step(prepared, labels, self.step_count, self.total_steps)
         except BaseException as error:
             abandon(self.stage, self.step_count)
-            if isinstance(error, RunError) and prepared is not None and not bool(torch.isfinite(prepared).all()):
-                raise RunError(f"step {self.step_count}: the inputs hold NaN or infinity; {error}") from error
+            if isinstance(error, RunError) and (cause := self._cause(prepared)):
+                raise RunError(f"step {self.step_count}: {cause}; {error}") from error
             raise
+        if self.step_count == 0 and len(self.blocks) == len(self.cut):
+            check_learned(self.strategy, self.blocks)
         self.step_count += 1
+        if self.step_count % CHECK_STEPS == 0:
+            self.check()
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Inputs in the dtype and memory layout of the model (integers, such as indices, stay integers)."""

@@ -34,6 +34,7 @@ from locallearn.contract import Feedback, Packet, Route, Step, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.link import NOTHING, Link
 from locallearn.engine.modes import set_modes
+from locallearn.engine.promises import phases_of
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import UserError
 
@@ -89,7 +90,7 @@ class Stage:
         self.delays = [staleness * (depth - 1 - block.spec.index) for block in blocks]
         self.longest_delay = staleness * (depth - 1)
         self._bf16 = bf16
-        self._phases = strategy.phases(depth)
+        self._phases = phases_of(strategy, depth)
         self._plain = nullcontext()
         self.random_state = seeds.Undisturbed(blocks[0].device)
         self._late: Running | None = None  # waits for feedback that is under way from the stage above
@@ -181,7 +182,7 @@ class Stage:
             with self._stashed(i), self.autocast():
                 send = next(generator, None)
             if send is None:
-                raise AssertionError(f"{type(self.strategy).__name__}.step never yielded; it must yield exactly once")
+                raise UserError(f"{type(self.strategy).__name__}.step never yielded: it must yield exactly once")
             packet = send.ahead.detach()
             back = send.back
             del send  # it may hold the graph, which must be gone before the next block runs
@@ -279,4 +280,4 @@ class Stage:
                 generator.send(message)
         except StopIteration as stop:
             return stop.value
-        raise AssertionError(f"{type(self.strategy).__name__}.step yielded twice; it must yield exactly once")
+        raise UserError(f"{type(self.strategy).__name__}.step yielded twice: it must yield exactly once")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from locallearn.errors import UserError
 from locallearn.models import cut
+from locallearn.models.axes import Axes, usual
 from locallearn.quiet import undisturbed
 
 Size: TypeAlias = tuple[int, ...]
@@ -22,11 +24,16 @@ class BlockModel(nn.Module):
     head    maps the last unit's output -> [B, classes]
     names   one per unit, for tables and messages
     samples the only batch that the model reads (all nodes of its graph), or None for any
+    channels_first  an input of two axes is [C, L] and not [T, D]
+
+    What a unit emits has its features where everything that reads them expects them: [B, D], [B, T, D], [B, C, H, W] or
+    [B, C, D, H, W].
     """
 
     units: nn.ModuleList
     head: nn.Module
     samples: int | None = None
+    channels_first: bool = False
 
     def __init__(
         self,
@@ -62,11 +69,19 @@ class BlockModel(nn.Module):
         return cut.cut(self, blocks, balance)
 
     def shapes(self) -> list[Size]:
-        """What each unit emits, without the batch; found by a small forward that leaves no trace."""
+        """What each unit emits, without the batch; found by a small forward that leaves no trace. Raises UserError for
+        a unit whose features are in another place (those of `as_blocks` have been turned)."""
         shapes = []
-        with undisturbed(self):
+        with undisturbed(self), Axes() as axes:
             h = cut.blank(self)
-            for unit in self.units:
-                h = unit(h)
+            for name, unit in zip(self.names, self.units, strict=True):
+                h = cut.emitted(self, name, unit(h))
+                found, expected = axes.of(h), usual(h.dim())
+                if found not in (None, expected) and not isinstance(unit, fx.GraphModule):
+                    raise UserError(
+                        f"unit {name!r} of {self.name} emits batches of {list(h.shape)} with the features in axis "
+                        f"{found}, and blocks read them in axis {expected}: end it with .movedim({found}, {expected}) "
+                        f"and begin the next one with .movedim({expected}, {found})"
+                    )
                 shapes.append(tuple(h.shape[1:]))
         return shapes

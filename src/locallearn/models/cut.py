@@ -103,12 +103,22 @@ def measure(model: BlockModel) -> list[UnitCost]:
         for name, unit in zip(model.names, model.units, strict=True):
             before = sum(s.nbytes() for s in saved.values())
             with saved_tensors_hooks(_collect(saved, owned), _never), FlopCounterMode(display=False) as counter:
-                h = unit(h.detach().requires_grad_())
+                h = emitted(model, name, unit(h.detach().requires_grad_()))
             memory = sum(s.nbytes() for s in saved.values()) - before
             flops = counter.get_total_flops()
             parameters = sum(p.numel() for p in unit.parameters())
             costs.append(UnitCost(name, tuple(h.shape[1:]), parameters, flops // batch, memory // batch))
     return costs
+
+
+def emitted(model: BlockModel, name: str, h: object) -> Tensor:
+    """What a unit has returned, which must be one tensor."""
+    if not isinstance(h, Tensor):
+        raise UserError(
+            f"unit {name!r} of {model.name} returns a {type(h).__name__}, but what goes from block to block is one "
+            "tensor: wrap it in a module that returns the features alone"
+        )
+    return h
 
 
 def _collect(saved: dict[int, torch.UntypedStorage], owned: set[int]) -> Callable[[Tensor], None]:
@@ -138,13 +148,13 @@ def _seconds(model: BlockModel, batch: int = 8, repeats: int = 3) -> list[float]
     seconds = []
     with undisturbed(model, gradients=True):
         h = blank(model, batch)
-        for unit in model.units:
+        for name, unit in zip(model.names, model.units, strict=True):
             wanted = [p for p in unit.parameters() if p.requires_grad]
             runs = []
             for _ in range(1 + repeats):
                 x = h.detach().requires_grad_()
                 start = _now(x)
-                h_next = unit(x)
+                h_next = emitted(model, name, unit(x))
                 torch.autograd.grad(h_next.sum(), [x, *wanted], allow_unused=True)  # `.grad` is left alone
                 runs.append(_now(x) - start)
             seconds.append(min(runs[1:]))

@@ -5,34 +5,49 @@ A cut may go where exactly one tensor crosses: not beside a residual branch, not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from locallearn.errors import unknown
+from locallearn.models.axes import Axes, usual
 from locallearn.models.trace import trace
 from locallearn.quiet import undisturbed
+
+AXES = ("channels_first", "channels_last")
+MOST_DIMENSIONS = 5  # [B, C, D, H, W]
 
 
 class Flow:
     """A traced module as a line of nodes: what crosses each position, and where a cut may go.
 
-    Position i is the gap behind node i. `bounds` maps the only value that crosses a gap to the first such position.
+    Position i is the gap behind node i. `bounds` maps the only value that crosses a gap to the first such position;
+    `unknown` has those where a cut could go if it were known which axis holds the features.
+    `axes` knows which axis of a value holds its features, unless `asked` says so (see `as_blocks`).
     """
 
-    def __init__(self, module: nn.Module, name: str, sample: Tensor) -> None:
-        self.module = module
+    def __init__(
+        self, module: nn.Module, name: str, sample: Tensor, asked: str | Mapping[str, str] | None = None
+    ) -> None:
+        self.module, self.asked = module, asked
+        for word in [asked] if isinstance(asked, str) else (asked or {}).values():
+            if word not in AXES:
+                raise unknown("axes", word, AXES)
         self.tracer, self.graph = trace(module, name)
         self.nodes = list(self.graph.nodes)
         self.at = {node: i for i, node in enumerate(self.nodes)}
         self.last = {node: max((self.at[user] for user in node.users), default=-1) for node in self.nodes}
         self.image, self.logits = self.nodes[0], self.nodes[-1].args[0]
+        self.axes = Axes()
         self.values, self.overwritten = self._run(sample)
         self.tied = self._tied()
         self.bounds: dict[fx.Node, int] = {}
+        self.unknown: dict[fx.Node, int] = {}
         for i in range(len(self.nodes) - 1):
             alone = self.crossing(i)
             if len(alone) == 1 and not self.tied_at(i) and self._packet(alone[0]):
-                self.bounds.setdefault(alone[0], i)
+                (self.unknown if self.axis(alone[0]) is None else self.bounds).setdefault(alone[0], i)
 
     def crossing(self, i: int) -> list[fx.Node]:
         """The values that are made up to position i and needed behind it. Weights can be read anywhere."""
@@ -71,15 +86,31 @@ class Flow:
     def _packet(self, node: fx.Node) -> bool:
         """Whether a node's value can be handed from block to block: [B, ...] numbers, neither image nor logits."""
         value, batch = self.values.get(node), self.values[self.image].shape[0]
-        inner = node is not self.image and node is not self.logits
-        return inner and value is not None and value.is_floating_point() and value.shape[:1] == (batch,)
+        if node is self.image or node is self.logits or value is None or value.dim() > MOST_DIMENSIONS:
+            return False
+        return value.is_floating_point() and value.shape[:1] == (batch,)
+
+    def axis(self, node: fx.Node) -> int | None:
+        """Which axis of a value holds its features, or None if nobody knows."""
+        asked = self.asked
+        if isinstance(asked, Mapping):
+            asked = next((asked[path] for path in self.paths(node) if path in asked), None)
+        if asked is None:
+            return self.axes.of(self.values[node])
+        return 1 if asked == AXES[0] else self.values[node].dim() - 1
+
+    def turn(self, node: fx.Node) -> tuple[int, int] | None:
+        """The axis of a value's features, and the one where blocks expect it; None if it is there."""
+        axis, expected = self.axis(node), usual(self.values[node].dim())
+        return None if axis is None or axis == expected else (axis, expected)
 
     def _run(self, sample: Tensor) -> tuple[dict[fx.Node, Tensor], set[fx.Node]]:
         """The value of each node that is a tensor, and the nodes whose value a later node overwrites in place."""
         line = _Recorder(fx.GraphModule(self.module, self.graph))
         with undisturbed(self.module):
             line.module.train()  # an in-place dropout does nothing in evaluation
-            line.run(sample)
+            with self.axes:
+                line.run(sample)
         changed = {node for node, (value, version) in line.seen.items() if value._version != version}
         return {node: value for node, (value, _) in line.seen.items()}, changed
 

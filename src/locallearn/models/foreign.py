@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from locallearn.errors import UserError, did_you_mean
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.flow import Flow
 from locallearn.models.seams import seams, unit_name
+from locallearn.models.watch import restored
 from locallearn.quiet import undisturbed
 
 
@@ -25,29 +26,48 @@ def as_blocks(
     image: Size = (3, 32, 32),
     classes: int | None = None,
     name: str | None = None,
+    axes: str | Mapping[str, str] | None = None,
 ) -> BlockModel:
     """A BlockModel that computes what `module` computes, with the same parameters and buffers (shared, not copied).
 
     cuts     names of submodules behind which a unit ends, e.g. ["layer1", "layer2.0"]; without them there are as many
              units as there are places for a cut, each beginning at a layer with a weight matrix
     image    shape of one input; classes is found by a dry run and only checked when given
+    axes     channels_first or channels_last, of all units or by the name of the submodule behind which one ends: where
+             the output has its features. Without it the layers tell; where they do not, there is no place for a cut
 
-    The head is the last layer with weights and the pooling or flattening before it. An operation that would write into
-    what was handed over a cut works on a copy.
+    A unit hands on [D], [T, D] or [C, H, W] (or [C, D, H, W]): one that ends in other axes ends in a view that turns
+    them, and the next unit begins with a view that turns them back. The head is the last layer with weights and the
+    pooling or flattening before it. An operation that would write into what was handed over a cut works on a copy.
     """
     name = name or type(module).__name__
+    with restored(module):
+        return _as_blocks(module, cuts, tuple(image), classes, name, axes)
+
+
+def _as_blocks(
+    module: nn.Module,
+    cuts: Sequence[str] | None,
+    image: Size,
+    classes: int | None,
+    name: str,
+    axes: str | Mapping[str, str] | None,
+) -> BlockModel:
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     noise = torch.rand(2, *image, generator=torch.Generator().manual_seed(0))
     sample = noise.to(like.device, like.dtype)
+    if like.is_meta:
+        raise UserError(f"{name} is on the meta device, where weights have no values; give it some with .to_empty")
     found = _classes(module, name, sample)
     if classes not in (None, found):
         raise UserError(f"classes={classes} but {name} returns {found} logits; build it with num_classes={classes}")
-    flow = Flow(module, name, sample.clone())
+    flow = Flow(module, name, sample.clone(), axes)
     edges = [flow.image, *seams(flow, name, cuts), flow.logits]
     *units, head = (_piece(flow, before, after) for before, after in pairwise(edges))
     _separate_modes([*units, head])
     names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
     model = BlockModel(units, head, image=image, classes=found, name=name, names=names)
+    model.channels_first = len(image) == 2 and flow.axes.of(flow.values[flow.image]) == 1
     _check_faithful(model, module, sample)
     return model
 
@@ -59,8 +79,11 @@ def _classes(module: nn.Module, name: str, sample: Tensor) -> int:
     except Exception as error:
         raise _unfit(name, sample.shape[1:], error) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(sample):
-        what = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"{name} returns {what} for a batch of {len(sample)}, not logits [batch, classes]; wrap it")
+        what = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(
+            f"{name} returns {what} for a batch of {len(sample)}, not logits [batch, classes]; wrap it in a module "
+            "that returns these alone"
+        )
     return logits.shape[1]
 
 
@@ -79,7 +102,7 @@ def _unfit(name: str, image: Sequence[int], error: Exception) -> UserError:
 
 
 def _run(module: nn.Module, sample: Tensor, *, mode: bool) -> Any:
-    with undisturbed(module):
+    with undisturbed(module), restored(module):
         module.train(mode)
         seeds.restart(0, sample.device)  # inside undisturbed: the caller's random state comes back
         return module(sample.clone())
@@ -90,8 +113,8 @@ def _check_faithful(model: BlockModel, module: nn.Module, sample: Tensor) -> Non
         ours, theirs = _run(model, sample, mode=mode), _run(module, sample, mode=mode)
         if not torch.allclose(ours, theirs, equal_nan=True):
             raise UserError(
-                f"{model.name} computes something else when it is cut: its forward depends on more than its input; "
-                "write it as a locallearn.BlockModel"
+                f"{model.name} computes something else when it is cut: its forward depends on what no trace shows, "
+                "such as a type or whether gradients are on; write it as a locallearn.BlockModel"
             )
 
 
@@ -99,6 +122,8 @@ def _piece(flow: Flow, before: fx.Node, after: fx.Node) -> fx.GraphModule:
     """The operations behind `before` up to `after` as a module that shares the user's parameters."""
     graph = fx.Graph()
     entry = graph.placeholder("x")
+    if before in flow.bounds and (turn := flow.turn(before)):
+        entry = graph.call_method("movedim", (entry, *reversed(turn)))
     copies = {before: graph.call_method("clone", (entry,)) if before in flow.overwritten else entry}
 
     def copied(node: fx.Node) -> fx.Node:
@@ -108,7 +133,10 @@ def _piece(flow: Flow, before: fx.Node, after: fx.Node) -> fx.GraphModule:
 
     for node in flow.between(before, after):
         copies[node] = graph.node_copy(node, copied)
-    graph.output(copies[after])
+    out = copies[after]
+    if after in flow.bounds and (turn := flow.turn(after)):
+        out = graph.call_method("movedim", (out, *turn))
+    graph.output(out)
     return fx.GraphModule(flow.module, graph, class_name="Unit")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from locallearn.errors import UserError, did_you_mean
-from locallearn.models.flow import Flow
+from locallearn.models.flow import AXES, Flow
 
-_GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_GLOBAL_POOL_FUNCTIONS = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
+_GLOBAL_POOLS = tuple(getattr(nn, f"Adaptive{kind}Pool{n}d") for kind in ("Avg", "Max") for n in (1, 2, 3))
+_GLOBAL_POOL_FUNCTIONS = tuple(getattr(F, f"adaptive_{kind}_pool{n}d") for kind in ("avg", "max") for n in (1, 2, 3))
 
 
 def seams(flow: Flow, name: str, cuts: Sequence[str] | None) -> list[fx.Node]:
@@ -26,11 +26,28 @@ def seams(flow: Flow, name: str, cuts: Sequence[str] | None) -> list[fx.Node]:
         if natural and any(map(flow.weights, flow.between(last, natural[-1]))):
             chosen.append(natural[-1])  # the head begins where it naturally does, unless nothing to train is left there
     if not chosen:
-        raise UserError(
-            f"{name} has no place for a cut: no single tensor crosses from one layer with weights to the next; "
-            "choose another model, or write it as a locallearn.BlockModel"
-        )
+        why = "no single tensor crosses from one layer with weights to the next; choose another model"
+        if flow.unknown:
+            why = f"the layers do not tell which axis holds the features; say it with {_axes()}"
+        raise UserError(f"{name} has no place for a cut: {why}, or write it as a locallearn.BlockModel")
+    _check_asked(flow, name, chosen)
     return chosen
+
+
+def _axes(word: str | None = None) -> str:
+    """How to say where the features are, of all units or of one."""
+    first, last = AXES
+    return f"axes={{{word!r}: {first!r}}} or {last!r}" if word else f"axes={first!r} or {last!r}"
+
+
+def _check_asked(flow: Flow, name: str, chosen: Sequence[fx.Node]) -> None:
+    """Raise UserError where the user gave axes that nothing has."""
+    ends = [path for node in chosen for path in flow.paths(node)]
+    for word in flow.asked if isinstance(flow.asked, Mapping) else ():
+        if word not in ends:
+            raise UserError(f"axes of {word!r}: no unit of {name} ends there; cut there, or leave it out")
+    if isinstance(flow.asked, str) and all(flow.values[node].dim() == 2 for node in chosen):
+        raise UserError(f"axes={flow.asked}: every unit of {name} hands on vectors, which have one axis; leave it out")
 
 
 def _natural(flow: Flow) -> list[fx.Node]:
@@ -77,6 +94,11 @@ def _named(flow: Flow, name: str, word: str) -> fx.Node:
     if node in flow.bounds:
         return node
     here = flow.at[node]
+    if node in flow.unknown:
+        raise UserError(
+            f"{name} cannot be cut after {word!r}: it emits {list(flow.values[node].shape[1:])}, and the layers do not "
+            f"tell which axis holds the features; say it with {_axes(word)}"
+        )
     if node is flow.logits:
         why = "it returns the logits, so nothing is left for the head"
     elif flow.tied_at(here):

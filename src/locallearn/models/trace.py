@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from locallearn.errors import UserError
+from locallearn.models.watch import Watch
 from locallearn.quiet import undisturbed
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Call(NamedTuple):
@@ -19,24 +24,41 @@ class Call(NamedTuple):
     value: fx.Node | None
 
 
+class Frozen(Exception):
+    """A trace would fix what the forward does anew every time. Says what, to follow "its forward"."""
+
+
 class Tracer(fx.Tracer):
-    """fx's tracer, which follows only the first argument, keeps as one piece any submodule that fx cannot look into,
-    and lets `self.training` be read when the graph runs, so that one graph serves training and evaluation."""
+    """fx's tracer, which follows only the first argument, keeps as one piece any submodule that fx cannot look into or
+    would freeze, and lets `self.training` be read when the graph runs, so that one graph serves training and
+    evaluation."""
+
+    proxy_buffer_attributes = True  # a buffer is read when the graph runs
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: dict[str, list[Call]] = {}
         self.opaque: dict[str, str] = {}  # submodules kept whole, and why
         self.asked_mode = False  # the outermost forward takes a decision on self.training
+        self.modes = _modes()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path, start, stack = self.path_of_module(m), len(self.graph.nodes), self.module_stack.copy()
+        leaf = self.is_leaf_module(m, path)
+        watch = None if leaf else Watch(m)
         try:
+            if watch is not None and any(getattr(m, hooks, None) for hooks in HOOKS):
+                raise Frozen("has hooks")
             out = super().call_module(m, forward, args, kwargs)
+            if watch is not None and (change := watch.change()):
+                raise Frozen(change)
         except Exception as error:  # whatever a forward does with a proxy that it would not do with a tensor
+            if watch is None:
+                raise
+            watch.put_back()
             self.module_stack = stack
             self._forget(path, start)
             self.opaque[path] = reason(error)
@@ -44,6 +66,11 @@ class Tracer(fx.Tracer):
         value = out.node if isinstance(out, fx.Proxy) else None
         self.calls.setdefault(path, []).append(Call(start, value))
         return out
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind.startswith("call") and _modes() != self.modes:
+            raise Frozen("switches gradients or autocast for a part of it")
+        return super().create_node(kind, *args, **kwargs)
 
     def to_bool(self, obj: fx.proxy.Proxy) -> bool:
         node = obj.node
@@ -61,12 +88,29 @@ class Tracer(fx.Tracer):
                 del self.calls[inner]
 
 
+def _modes() -> tuple[bool, ...]:
+    """What decides how PyTorch runs an operation, and is no part of a graph."""
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, ("cpu", "cuda"))
+
+
+class _NoDraws(TorchDispatchMode):
+    """What is drawn while a module is traced would be the same for ever."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Frozen("draws random numbers")
+        return func(*args, **kwargs or {})
+
+
 def reason(error: Exception) -> str:
     """Why fx gave up, in the user's words."""
+    if isinstance(error, Frozen):
+        return "it has hooks" if str(error) == "has hooks" else f"its forward {error}"
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     known = {
         "control flow": "its forward takes a decision on the values of a tensor",
         "cannot be iterated": "its forward loops over a tensor",
+        "'len' is not supported": "its forward asks for the length of a tensor",
     }
     return next((said for part, said in known.items() if part in text), f"torch.fx cannot follow its forward ({text})")
 
@@ -92,16 +136,24 @@ def _mode_as_value(tracer: Tracer, root: nn.Module) -> Iterator[None]:
 
 
 def trace(module: nn.Module, name: str) -> tuple[Tracer, fx.Graph]:
-    """The graph of `module`, whose modes are left as they were; a UserError where it has none."""
+    """The graph of `module`, whose modes are left as they were; a UserError where it has none. Constants that the graph
+    reads are left in the module as attributes."""
     graphs: list[fx.Graph] = []
+    watch = Watch(module)
     for mode in (True, False):
         with undisturbed(module, gradients=True):
             module.train(mode)
+            watch.put_back()  # what the other trace left
             tracer = Tracer()
             try:
-                with _mode_as_value(tracer, module):
+                if any(getattr(module, hooks) for hooks in HOOKS):
+                    raise Frozen("has hooks")
+                with _mode_as_value(tracer, module), _NoDraws():
                     graphs.append(tracer.trace(module))
+                if change := watch.change():
+                    raise Frozen(change)
             except Exception as error:
+                watch.put_back()
                 raise UserError(
                     f"{name} cannot be cut: {reason(error)}; move that part into a submodule, which then stays in one "
                     "piece, or write the model as a locallearn.BlockModel"

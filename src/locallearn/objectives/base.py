@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar, TypeAlias
 
@@ -21,9 +21,15 @@ class Objective(ABC):
 
     labels  whether the loss reads labels. One that does not trains every block, the last one too, by itself; the head
             is then a read-out that learns on the finished features and sends nothing into them.
+    reads_auxiliary  whether the loss has the chosen auxiliary network between a block's output and itself
     """
 
     labels: ClassVar[bool] = True
+    reads_auxiliary: ClassVar[bool] = True
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        """Options that nothing reads on these blocks; see `Strategy.unread`."""
+        return {}
 
     def check(self, image: Size) -> None:
         """Raise UserError for inputs [B, *image] that `begin` cannot read; also asked where no block has this loss."""

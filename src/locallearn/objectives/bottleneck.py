@@ -89,8 +89,9 @@ class InformationDropout(Objective):
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         classifier = auxiliary.build(spec.emits, spec.classes)
-        channels = spec.emits[0] if len(spec.emits) == 3 else spec.emits[-1]
-        layer = nn.Conv2d(channels, channels, 1) if len(spec.emits) == 3 else nn.Linear(channels, channels)
+        size = spec.emits
+        conv = {3: nn.Conv2d, 4: nn.Conv3d}.get(len(size))
+        layer = conv(size[0], size[0], 1) if conv else nn.Linear(size[-1], size[-1])
         return {"classifier": classifier, "noise": LogNormalNoise(layer, self.alpha_max)}
 
     def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:

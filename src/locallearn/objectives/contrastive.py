@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,6 +68,9 @@ class SimCLR(Objective):
             raise UserError(f"objective.crop={self.crop}: must be above 0 and at most 1, which shows the whole image")
         if not 0 <= self.jitter < 1:
             raise UserError(f"objective.jitter={self.jitter}: must be at least 0 and below 1")
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        return {} if specs[0].image[0] == 3 else {"flip": "data=NAME of colour images"}
 
     def begin(self, packet: Packet) -> Packet:
         views = torch.cat([self.view(packet.h), self.view(packet.h)])

@@ -42,6 +42,7 @@ class InfoNCE(Objective):
     negatives: int = 16
     same_position: bool = True
     labels: ClassVar[bool] = False
+    reads_auxiliary: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("negatives", self.negatives)):
@@ -50,9 +51,10 @@ class InfoNCE(Objective):
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         if len(spec.emits) != 3 or spec.emits[1] < 2:
+            other = "simclr" if len(spec.image) == 3 else "reconstruction"
             raise UserError(
                 f"InfoNCE predicts rows of a map from other rows, and block {spec.index} emits {list(spec.emits)}: cut "
-                "the model elsewhere, choose one that ends in maps, or learn with strategy=dgl objective=simclr"
+                f"the model elsewhere, choose one that ends in maps, or learn with strategy=dgl objective={other}"
             )
         return {"predictions": Predictions(spec.emits, self.steps, self.negatives, self.same_position)}
 

@@ -4,6 +4,7 @@ an Alternative to End-to-end Training", arXiv 2101.10832)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,11 @@ class InfoPro(Objective):
                     f"objective.reconstruction_{end} and objective.task_{end} are both 0, so the {end} local block "
                     "would learn nothing: give one of them a weight"
                 )
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        found = {} if self.task_first or self.task_last else {"task": "objective.task_last above 0"}
+        ends = ("reconstruction_last", "task_last")
+        return found if len(specs) > 2 else found | dict.fromkeys(ends, "blocks=3 or more")
 
     def weights(self, index: int, depth: int) -> tuple[float, float]:
         """(r, t) of a block; the local ones are 0 .. depth - 2."""

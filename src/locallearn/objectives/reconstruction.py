@@ -23,6 +23,7 @@ class Reconstruction(Objective):
     """
 
     labels: ClassVar[bool] = False
+    reads_auxiliary: ClassVar[bool] = False
 
     def begin(self, packet: Packet) -> Packet:
         return with_image(packet)
@@ -47,6 +48,7 @@ class Inpainting(Objective):
 
     mask: float = 0.5
     labels: ClassVar[bool] = False
+    reads_auxiliary: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.mask <= 1:

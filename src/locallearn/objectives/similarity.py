@@ -3,8 +3,8 @@ Signals", arXiv 1901.06656)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class Similarity(Objective):
     with more than 3 channels are reduced to each channel's standard deviation over space before R. Pairs with an
     unlabelled sample do not count. No classifier: the block cannot predict.
     """
+
+    reads_auxiliary: ClassVar[bool] = False
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"similarity": Projection(spec.emits, spec.classes)}
@@ -73,8 +75,8 @@ class Projection(nn.Module):
     def __init__(self, size: Size, classes: int) -> None:
         super().__init__()
         self.classes = classes
-        features = size[1] if len(size) == 2 else math.prod(size)
-        self.layer = nn.Conv2d(size[0], size[0], 3, padding=1) if len(size) == 3 else nn.Linear(features, features)
+        conv = {3: nn.Conv2d, 4: nn.Conv3d}.get(len(size))
+        self.layer = conv(size[0], size[0], 3, padding=1) if conv else nn.Linear(size[-1], size[-1])
 
     def forward(self, h: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):

@@ -64,6 +64,10 @@ class Probe(ABC):
             if (value := getattr(self, option)) < limit:
                 raise UserError(f"{self._name}.{option}={value}: must be at least {limit}")
 
+    def unread(self) -> Mapping[str, str]:
+        """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
+        return {}
+
     @abstractmethod
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         """Measure. Modes, buffers, gradients and the generators of PyTorch are put back by the caller (see

@@ -75,6 +75,12 @@ class InformationPlane(Probe):
         if self.estimator == "gaussian" and variance is None:
             raise UserError(f"{where}.estimator=gaussian needs the noise: give {where}.noise_variance=")
 
+    def unread(self) -> Mapping[str, str]:
+        where = "probe.information_plane.estimator"
+        if self.estimator == "binned":
+            return {"noise_variance": f"{where}=kde, or another that adds noise"}
+        return {"bins": f"{where}=binned"}
+
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, self.split, self.samples)
         arrays: dict[str, Tensor] = {}

@@ -59,6 +59,9 @@ class Reconstruction(Probe):
             raise unknown("probe.reconstruction.decoder", self.decoder, DECODERS)
         self._at_least(samples=2, steps=1)
 
+    def unread(self) -> Mapping[str, str]:
+        return {} if self.decoder == "network" else {"steps": "probe.reconstruction.decoder=network"}
+
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         batch, train, test = _samples(data, self.samples)
         truth = as_pixels(batch, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
@@ -25,6 +25,10 @@ class Runtime:
     @property
     def processes(self) -> int:
         return 1
+
+    def unread(self) -> Mapping[str, str]:
+        """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
+        return {}
 
     def stage(self, name: str, strategy: Strategy, micro_batches: int) -> Callable[..., Stage]:
         """What drives the blocks, a constructor like `Stage`. Raises UserError for what the runtime cannot do with the
@@ -72,6 +76,9 @@ class Pipeline(Runtime):
     @property
     def processes(self) -> int:
         return self.stages * self.replicas
+
+    def unread(self) -> Mapping[str, str]:
+        return {} if self.stages > 1 else {"message": "runtime.stages=2 or more"}
 
     def divide(self, blocks: int, seconds: Sequence[float] | None) -> list[range]:
         """The blocks of each stage, given the time of each block (None: all alike). Raises UserError."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from locallearn.contract import Block, Feedback, Packet, Send, Step, Strategy
 from locallearn.engine import Learner, Stage, TrainedBlock
 from locallearn.engine.memory import SavedBytes
+from locallearn.engine.promises import check_learned
 
 SAMPLES = 16  # below it some CPU kernels are other ones than in training
 REPEATS = 3
@@ -105,9 +106,11 @@ def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> li
     return costs
 
 
-def rehearse(learner: Learner, samples: int) -> None:
-    """A step of every phase on so many samples of noise, on a copy of the blocks; raises what training would."""
-    _run(learner, _twin(learner, learner.strategy, 1), samples)
+def rehearse(learner: Learner, inputs: Tensor, labels: Tensor) -> None:
+    """A step of every phase on inputs [B, ...] and labels [B], on a copy of the blocks; raises what training would."""
+    twin = _twin(learner, learner.strategy, 1)
+    _phases(learner, twin, inputs, labels)
+    check_learned(learner.strategy, twin.blocks)
 
 
 def _twin(learner: Learner, watched: Strategy, micro_batches: int) -> Stage:
@@ -126,10 +129,14 @@ def _twin(learner: Learner, watched: Strategy, micro_batches: int) -> Stage:
 
 
 def _run(learner: Learner, twin: Stage, samples: int) -> None:
-    """One step of every phase of the strategy, so that each block learns once."""
+    """One step of every phase of the strategy on noise, so that each block learns once."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(samples, *learner.model.image, generator=generator).to(learner.device)
     labels = torch.randint(learner.model.classes, (samples,), generator=generator).to(learner.device)
+    _phases(learner, twin, inputs, labels)
+
+
+def _phases(learner: Learner, twin: Stage, inputs: Tensor, labels: Tensor) -> None:
     phases = len(twin.strategy.phases(len(twin.blocks)))
     for phase in range(phases):
         twin.step(learner.prepare(inputs), labels, phase, phases)

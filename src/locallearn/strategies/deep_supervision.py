@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -43,6 +43,9 @@ class DeepSupervision(Strategy):
             raise UserError(f"strategy.weight={self.weight}: must be at least 0")
         if self.anneal not in ANNEAL:
             raise unknown("strategy.anneal", self.anneal, ANNEAL)
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        return {} if len(specs) > 1 else dict.fromkeys(("weight", "anneal"), "blocks=2 or more")
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         self.objective.check(spec.image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -68,6 +68,12 @@ class DFA(Strategy):
             raise unknown("strategy.projection", self.projection, PROJECTIONS)
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise UserError(f"strategy.scale={self.scale}: must be above 0; 1 is the usual size")
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        if len(specs) == 1:
+            return dict.fromkeys(("projection", "shared", "scale"), "blocks=2 or more")
+        maps = any(len(spec.emits) > 1 for spec in specs[:-1])
+        return {} if maps else {"projection": "model=NAME whose blocks emit maps"}
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         if spec.last:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,8 +49,15 @@ class DNI(Strategy):
                 raise UserError(f"strategy.{name}={getattr(self, name)}: must be a share, from 0 to 1")
         if self.width < 0:
             raise UserError(f"strategy.width={self.width}: must be at least 1, or 0 for that of the activations")
+        if not self.synthetic_inputs:
+            object.__setattr__(self, "separate", frozenset({"synthesizer"}))
         if self.warmup or self.mix:
             object.__setattr__(self, "route", Route.CHAIN)
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        if len(specs) == 1:
+            return dict.fromkeys(("warmup", "mix", "width", "synthetic_inputs"), "blocks=2 or more")
+        return {"mix": "strategy.warmup below 1"} if self.warmup == 1 else {}
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         found: dict[str, nn.Module] = {}
@@ -65,7 +72,8 @@ class DNI(Strategy):
         return packet.at(packet.h, packet.h) if self.synthetic_inputs else packet
 
     def step(self, block: Block, packet: Packet) -> Step:
-        return (self._waiting if self.route is Route.CHAIN else self._unlocked)(block, self.read(block, packet))
+        half = self._waiting if self.route is Route.CHAIN else self._unlocked
+        return (yield from half(block, self.read(block, packet)))
 
     def _unlocked(self, block: Block, packet: Packet) -> Step:
         x = enter(block, packet)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +47,11 @@ class Overlapping(DGL):
             raise unknown("strategy.combine", self.combine, COMBINE)
         if self.reach != 2:
             object.__setattr__(self, "route", Route.NONE if self.reach == 1 else Route.CHAIN)
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        if len(specs) == 1:
+            return dict.fromkeys(("reach", "combine"), "blocks=2 or more")
+        return {"combine": "strategy.reach=2 or more"} if self.reach == 1 else {}
 
     def step(self, block: Block, packet: Packet) -> Step:
         if self.reach == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -70,13 +70,17 @@ class PGI(Strategy):
         if self.couplings < 1:
             raise UserError(f"strategy.couplings={self.couplings}: must be at least 1")
 
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        options = ("weight", "taps", "width", "couplings")
+        return {} if len(specs) > 1 else dict.fromkeys(options, "blocks=2 or more")
+
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         if not spec.last:
             return {"routing": Routing(spec.emits, self.width)}
         if spec.depth == 1:
             return {}
-        sizes = spec.sizes[:-1]
-        return {"branch": Branch(spec.image, sizes, self.width, self.couplings, self.auxiliary, spec.classes)}
+        sizes, options = spec.sizes[:-1], (self.width, self.couplings, self.auxiliary, spec.classes)
+        return {"branch": Branch(spec.image, sizes, *options, spec.channels_first)}
 
     def step(self, block: Block, packet: Packet) -> Step:
         x = enter(block, packet)
@@ -130,7 +134,9 @@ class CausalPGI(PGI):
             return {}
         level = Level(spec.emits, self.width, self.couplings, self.auxiliary, spec.classes)
         modules: dict[str, nn.Module] = {"routing": Routing(spec.emits, self.width), "level": level}
-        return modules if spec.index else {"stem": Stem(spec.image, self.width, level.grid), **modules}
+        if spec.index:
+            return modules
+        return {"stem": Stem(spec.image, self.width, level.grid, spec.channels_first), **modules}
 
     def forward(self, block: Block, x: Packet) -> tuple[Packet, Tensor | None]:
         h = block.layers(x.h)

@@ -29,7 +29,6 @@ from locallearn.training.record import Recorder
 from locallearn.training.run_folder import RunFolder
 
 EVALUATION_BATCH = 256
-GPU_CHECK_STEPS = 20  # a GPU is asked for non-finite losses so often; every question is a synchronisation
 
 
 class Position(NamedTuple):
@@ -90,14 +89,12 @@ class Training:
                     offset += 1
                     spent = seconds + time.perf_counter() - started
                     self.position = Position(epoch, offset, spent)
-                    if learner.device.type == "cuda" and learner.step_count % GPU_CHECK_STEPS == 0:
-                        self.check()
                     if offset == self.steps_per_epoch or learner.step_count >= last_step:
                         break
                     if settings.checkpoint.due(learner.step_count, self.steps_per_epoch):
                         self.save_or_warn()
                     self.stop_if(stop.number)
-                self.check()
+                learner.check()
                 trained = time.perf_counter() - started
                 images = (learner.step_count - first) * self.data.batch(settings.batch_size)
                 self.finish_epoch(trained, images / trained, last=learner.step_count >= last_step)
@@ -199,14 +196,10 @@ class Training:
         learner.step_count = self.learner.step_count
         return self.watch.look(due, learner, at)
 
-    def check(self) -> None:
-        for block in self.learner.blocks:
-            block.check()
-
     def save(self) -> None:
         """Write a checkpoint of this moment. Raises RunError if that fails."""
         self.learner.stage.drain()
-        self.check()  # never replace a good checkpoint by a broken one
+        self.learner.check()  # never replace a good checkpoint by a broken one
         tensors = self.learner.state()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from locallearn import seeds
 from locallearn.config.experiment import Experiment
+from locallearn.config.unread import in_blocks
 from locallearn.data import Data
 from locallearn.engine import Learner, assemble
 from locallearn.engine.batch import SINGLE
 from locallearn.engine.replicas import Replicas
-from locallearn.errors import RunError, UserError, in_one_line, memory_ran_out
+from locallearn.errors import RunError, UserError, in_one_line, memory_ran_out, needs_several_values
 from locallearn.runtime.link import Pipe
 from locallearn.runtime.measure import rehearse
 from locallearn.training.environment import choose_device
+from locallearn.training.run_data import as_known
 
 
 class Part(NamedTuple):
@@ -41,12 +44,15 @@ def fits_in_memory() -> Iterator[None]:
 
 
 @fits_in_memory()
-def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None = None) -> tuple[Learner, Data]:
-    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run. Raises UserError."""
+def prepare(
+    exp: Experiment, cut: list[range] | None = None, part: Part | None = None, known: Mapping[str, Any] | None = None
+) -> tuple[Learner, Data]:
+    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `known` the
+    manifest of that part: its normalisation is used, and its classes must be those of the data. Raises UserError."""
     settings = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, settings.micro_batches)
     device = choose_device(settings.device) if part is None else part.device
-    data = exp.source.load(settings.seed, device)
+    data = as_known(exp.source, settings.seed, device, known or {})
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)
@@ -70,9 +76,30 @@ def prepare(exp: Experiment, cut: list[range] | None = None, part: Part | None =
         replicas=part and part.replicas,
         stage=stage,
     )
+    if part is None:
+        exp.given.refuse(in_blocks(exp, learner, data))
     if part is None and data.graph is None and data.batch(settings.batch_size) == _parts(exp):
-        check_single(learner)
+        check_single(learner, data)
+    elif part is None and not type(exp.strategy).__module__.startswith("locallearn."):
+        try_out(learner, data)
     return learner, data
+
+
+def try_out(learner: Learner, data: Data) -> None:
+    """A step of a strategy of the user's on a copy of the blocks, so that its mistakes are said before a run has a
+    folder. Raises UserError."""
+    name = type(learner.strategy).__name__
+    try:
+        rehearse(learner, *next(iter(data.batches(0, 2))))
+    except (UserError, RunError) as error:
+        if isinstance(error, UserError):
+            raise
+    except Exception as error:
+        if memory_ran_out(error):
+            raise
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{at.filename}, line {at.lineno}"
+        raise UserError(f"{name} cannot take a step: {type(error).__name__}: {in_one_line(error)} ({where})") from error
 
 
 def _parts(exp: Experiment) -> int:
@@ -80,15 +107,15 @@ def _parts(exp: Experiment) -> int:
     return exp.settings.micro_batches * exp.runtime.replicas
 
 
-def check_single(learner: Learner) -> None:
+def check_single(learner: Learner, data: Data) -> None:
     """Refuse blocks that cannot learn from a single sample: where a batch norm has one value of each channel, there is
     no variance. Whether it has depends on the sizes of maps, in auxiliary networks too, so it is tried."""
     try:
-        rehearse(learner, 1)
+        rehearse(learner, *next(iter(data.batches(0, 1))))
     except RunError:  # a loss that is not finite: the run itself will say so
         return
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+        if not needs_several_values(error):
             raise
         raise UserError(SINGLE) from error
 

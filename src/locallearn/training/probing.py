@@ -21,7 +21,7 @@ from locallearn import seeds
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import unchanged
-from locallearn.errors import RunError, in_one_line
+from locallearn.errors import RunError, UserError, in_one_line, needs_several_values
 from locallearn.figures import save
 from locallearn.probes import Moment, Probe, Row, Seen
 from locallearn.probes.base import numbers
@@ -42,7 +42,15 @@ def first_looks(probes: Mapping[str, Probe], learner: Learner, data: Data) -> di
 def look(name: str, probe: Probe, learner: Learner, data: Data, at: Moment) -> Seen:
     """One look, after which the learner, its modes and the generators of PyTorch are what they were before."""
     with unchanged(learner), seeds.stream(data.seed, "probe", name, at.step, device=learner.device):
-        return probe.look(learner, data, at)
+        try:
+            return probe.look(learner, data, at)
+        except ValueError as error:
+            if not needs_several_values(error):
+                raise
+            raise UserError(
+                f"probe.{name} hands a batch norm one sample, whose one value per channel has no variance: give it "
+                "batches of at least 2, or probe a model without batch norm"
+            ) from error
 
 
 class Watch:

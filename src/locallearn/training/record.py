@@ -26,10 +26,14 @@ SINK_FAILURES = 5  # a sink that raised this often is not called again
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """`mode=auto`: what W&B's own settings say, else online if a key is set and the server answers, else offline."""
+    """What is set here holds; for the rest W&B's environment variables (see `wandb_sink.VARIABLES`), then our own.
+
+    mode     auto: what W&B's own settings say, else online if a key is set and the server answers, else offline
+    project  None: `locallearn`
+    """
 
     mode: str = "auto"
-    project: str = "locallearn"
+    project: str | None = None
     entity: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
@@ -37,10 +41,10 @@ class WandbSettings:
     def __post_init__(self) -> None:
         if self.mode not in WANDB_MODES:
             raise unknown("value of record.wandb.mode", str(self.mode), WANDB_MODES)
-        for name, optional in (("project", False), ("entity", True), ("group", True)):
+        for name in ("project", "entity", "group"):
             value = getattr(self, name)
-            if not (isinstance(value, str) and value) and not (optional and value is None):
-                raise UserError(f"record.wandb.{name}={value!r} must be {'null or ' if optional else ''}some text")
+            if value is not None and not (isinstance(value, str) and value):
+                raise UserError(f"record.wandb.{name}={value!r} must be null or some text")
         if isinstance(self.tags, str) or not all(isinstance(tag, str) and 0 < len(tag) <= 64 for tag in self.tags):
             raise UserError(f"record.wandb.tags={self.tags!r} must be a list of texts of 1-64 characters")
         object.__setattr__(self, "tags", tuple(self.tags))
@@ -57,6 +61,11 @@ class RecordSettings:
 
     wandb: WandbSettings | None = None
     tensorboard: TensorBoardSettings | None = None
+
+    @property
+    def sinks(self) -> list[str]:
+        """Their names, as in `record=NAME`."""
+        return [field.name for field in fields(self) if getattr(self, field.name) is not None]
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> RecordSettings:
@@ -213,6 +222,6 @@ def open_recorder(
     if settings.wandb is not None and settings.wandb.mode != "disabled":
         from locallearn.training.wandb_sink import WandbSink
 
-        about = {"name": name, "group": settings.wandb.group or group, "job_type": job_type, "config": config}
-        sinks.append(WandbSink(folder, settings.wandb, {**about, "tags": [*settings.wandb.tags, *tags]}))
+        about = {"name": name, "group": group, "job_type": job_type, "config": config, "tags": list(tags)}
+        sinks.append(WandbSink(folder, settings.wandb, about))
     return Recorder(folder, sinks)

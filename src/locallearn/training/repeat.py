@@ -13,6 +13,7 @@ import torch
 from locallearn.errors import UserError
 from locallearn.runtime.world import started_together
 from locallearn.training import session
+from locallearn.training.run_data import noted
 from locallearn.training.run_folder import RunFolder
 from locallearn.training.saved import model_tensors, saved_experiment
 
@@ -25,18 +26,19 @@ DECIDE = ("threads", "device", "device_type", "precision", "channels_last", "com
 @dataclass(frozen=True)
 class Repetition:
     """A run and its repetition: `differences` are sentences, none if every bit agrees; `causes` what was not the same
-    in the machine or in the settings that decide the bits."""
+    in the machine, in the settings that decide the bits, or in the data, and `agree` what was."""
 
     path: Path
     tensors: int
     records: int
     differences: list[str]
     causes: list[str]
+    agree: str = "machine, versions and settings"
 
     def __str__(self) -> str:
         if not self.differences:
             return f"the bits agree: {self.tensors} tensors of the model, {self.records} records of metrics.jsonl"
-        causes = [f"  not the same: {cause}" for cause in self.causes] or ["  machine, versions and settings agree"]
+        causes = [f"  not the same: {cause}" for cause in self.causes] or [f"  {self.agree} agree"]
         return "\n".join(["the bits differ", *(f"  {text}" for text in self.differences), *causes])
 
 
@@ -63,7 +65,7 @@ def repeat(path: str | Path, allow: list[str], quiet: bool = False) -> Repetitio
         "out": str(folder.path / REPEATS),
     }
     exp, _ = saved_experiment(folder, allow, changes=changes)
-    result = session.start(exp, quiet)
+    result = session.start(exp, quiet, first=known)
     assert result is not None  # only processes of torchrun have none
     return compare(folder, RunFolder.open(result.run_dir))
 
@@ -78,13 +80,18 @@ def compare(folder: RunFolder, again: RunFolder) -> Repetition:
         for name in versions[1]
         if versions[0].get(name) != versions[1].get(name)
     ]
+    agree = "machine, versions and settings"
+    before, now = noted(first), noted(second)
+    if before and now:
+        agree = "machine, versions, settings and data"
+        causes += [f"the data differ: {before.change(now)}"] * (before != now)
     tensors = model_tensors(folder)
     records = folder.read_metrics()
     differences = [
         *_of_tensors(tensors, model_tensors(again)),
         *_of_records(records, again.read_metrics()),
     ]
-    return Repetition(again.path, len(tensors), len(records), differences, causes)
+    return Repetition(again.path, len(tensors), len(records), differences, causes, agree)
 
 
 def _of_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> Iterator[str]:

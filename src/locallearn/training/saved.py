@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from locallearn import seeds, stored
 from locallearn.config.experiment import Experiment, experiment
-from locallearn.config.typed import convert
+from locallearn.config.typed import convert, fields_of
+from locallearn.data.fingerprint import Fingerprint
+from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.probes import Moment, Probe, Seen
@@ -25,6 +27,7 @@ from locallearn.training.loop import EVALUATION_BATCH
 from locallearn.training.prepare import prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks, look
 from locallearn.training.readout import linear_readout
+from locallearn.training.run_data import check_data
 from locallearn.training.run_folder import RunFolder
 from locallearn.training.train import Result
 
@@ -58,22 +61,24 @@ def saved_experiment(
 
 def _check(known: Mapping[str, Any], path: Path) -> None:
     """Refuse a manifest that no run has written."""
-    facts = [field.name for field in fields(Manifest)]
-    if not known.keys() >= set(facts):
+    facts = {name: has_default for name, (_, has_default) in fields_of(Manifest).items()}
+    if not known.keys() >= {name for name, has_default in facts.items() if not has_default}:
         raise UserError(f"{path} is not the folder of a run: config.yaml or manifest.json is incomplete")
-    convert({name: known[name] for name in facts}, Manifest, "manifest.json")
+    convert({name: known[name] for name in facts if name in known}, Manifest, "manifest.json")
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What is read back from `manifest.json`: the choice of each group, the units of each block, the shape of one
-    input, the names of the classes, and the versions that trained."""
+    input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data."""
 
     choices: dict[str, str]
     cut: list[list[int]]
     image: list[int]
     classes: list[str]
     versions: dict[str, Any]
+    normalisation: Normalisation | None = None
+    data: Fingerprint | None = None
 
     def __post_init__(self) -> None:
         blocks = [pair for pair in self.cut if len(pair) == 2 and pair[0] < pair[1]]
@@ -82,6 +87,8 @@ class Manifest:
             raise UserError(f"manifest.json: cut={self.cut!s:.100}: must be pairs of units, one after another from 0")
         if not 1 <= len(self.image) <= 4 or not all(1 <= size <= LARGEST for size in self.image):
             raise UserError(f"manifest.json: image={self.image}: must be one to four sizes of 1-{LARGEST}")
+        if self.normalisation is not None and len(self.normalisation.mean) != self.image[0]:
+            raise UserError(f"manifest.json: normalisation: must have a mean for each of {self.image[0]} channels")
 
 
 def _elsewhere(before: Any, name: str, now: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,20 +133,20 @@ def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
 def evaluate_run(
     path: str | Path, allow: list[str], data_config: dict[str, Any] | None = None, linear: bool = False
 ) -> dict[str, float]:
-    """Test loss and accuracy of a run, at every block that can predict, on its own data or on another set; with
-    `linear` also those of a linear classifier on each block's frozen features."""
+    """Test loss and accuracy of a run, at every block that can predict, on its own data or on another set, whose images
+    are normalised as those of the run; with `linear` also those of a linear classifier on each block's frozen
+    features."""
     folder = RunFolder.open(Path(path))
     exp, known = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
     with process_settings(exp.settings):
         saved = checkpoint.newest(folder.path / "checkpoints", warn)
         if saved is None:
             raise UserError(f"{folder.path} has no checkpoint to evaluate; `locallearn resume {folder.path}` goes on")
-        learner, data = prepare(exp, [range(*pair) for pair in known["cut"]])
-        if tuple(known["image"]) != data.image or len(known["classes"]) != len(data.classes):
-            raise UserError(
-                f"the run was trained on {tuple(known['image'])} inputs and {len(known['classes'])} classes; this set "
-                f"has {data.image} and {len(data.classes)}"
-            )
+        learner, data = prepare(exp, [range(*pair) for pair in known["cut"]], known=known)
+        if data_config is None:
+            check_data(data, known)
+        elif "normalisation" not in known:
+            warn("the run is of an older version, which did not note its normalisation: that of this set is used")
         learner.load_state(saved.tensors)
         found = evaluate(learner, data.evaluation(data.test, EVALUATION_BATCH))
         return found | (linear_readout(learner, data) if linear else {})
@@ -155,7 +162,8 @@ def probe_run(path: str | Path, allow: list[str], probes: dict[str, Any]) -> lis
     with process_settings(exp.settings):
         folder.lock()
         try:
-            learner, data = prepare(exp, [range(*pair) for pair in known["cut"]])
+            learner, data = prepare(exp, [range(*pair) for pair in known["cut"]], known=known)
+            check_data(data, known)
             found = [(START, first_looks(exp.probes, learner, data))]
             for saved in checkpoint.sound(folder.path / "checkpoints", warn):
                 learner.load_state(saved.tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from locallearn.training.console import Console, warn
 from locallearn.training.environment import manifest, process_settings
 from locallearn.training.prepare import prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks
+from locallearn.training.run_data import check_data, facts_of
 from locallearn.training.run_folder import RunFolder
 from locallearn.training.saved import finished, saved_experiment
 from locallearn.training.stages import check_launcher, divide, led, places, ranges, run_part, run_stages, together
@@ -38,9 +39,11 @@ def _rows(learner: Learner) -> list[BlockRow]:
     return summary(learner.model, learner.cut, [dict(block.auxiliary.items()) for block in learner.blocks])
 
 
-def start(exp: Experiment, quiet: bool = False, name: str | None = None) -> Result | None:
-    """Run an experiment from the beginning, in a folder `name`, or in one named by the time. Under torchrun every
-    process calls this, and only rank 0 gets a Result.
+def start(
+    exp: Experiment, quiet: bool = False, name: str | None = None, first: Mapping[str, Any] | None = None
+) -> Result | None:
+    """Run an experiment from the beginning, in a folder `name`, or in one named by the time. `first`: the manifest of
+    the run that this one repeats. Under torchrun every process calls this, and only rank 0 gets a Result.
 
     Raises UserError before anything is written, RunError when training had to stop, Interrupted after a signal.
     """
@@ -49,6 +52,8 @@ def start(exp: Experiment, quiet: bool = False, name: str | None = None) -> Resu
         if started_together():
             return _together(exp, quiet, lambda: _new_run(exp, facts, name)[0])
         folder, learner, data = _new_run(exp, facts, name)
+        if first is not None:
+            check_data(data, first)
         with _closing_lock(folder):
             if exp.runtime.processes == 1:
                 return train(exp, learner, data, folder, quiet)
@@ -106,7 +111,13 @@ def stage(path: str, allow: list[str], quiet: bool) -> None:
 def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> tuple[RunFolder, Learner, Data]:
     """A new, locked run folder with what is known before training."""
     learner, data = prepare(exp)
-    stages = divide(exp, learner, data.batch(exp.settings.batch_size))
+    batch = data.batch(exp.settings.batch_size)
+    if batch < exp.settings.batch_size and data.graph is None:
+        warn(
+            f"batch_size={exp.settings.batch_size} is more than the {len(data.train)} training samples: every epoch is "
+            f"one step on {batch}"
+        )
+    stages = divide(exp, learner, batch)
     looks = first_looks(exp.probes, learner, data)
     stamped = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}"
     folder = RunFolder.create(Path(exp.settings.out), name or stamped, only=name is not None)
@@ -114,8 +125,7 @@ def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> tuple[
     folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
     facts |= {
         "choices": exp.names,
-        "image": list(data.image),
-        "classes": list(data.classes),
+        **facts_of(data),
         "cut": [[units.start, units.stop] for units in learner.cut],
         "stages": [[blocks.start, blocks.stop] for blocks in stages],
         "delays": learner.stage.delays,
@@ -135,7 +145,8 @@ def _old_run(
     folder.lock()
     folder.tidy()
     saved = checkpoint.newest(folder.path / "checkpoints", warn)
-    learner, data = prepare(exp, ranges(known["cut"]))
+    learner, data = prepare(exp, ranges(known["cut"]), known=known)
+    check_data(data, known, train=True)
     stages = divide(exp, learner, data.batch(exp.settings.batch_size))
     if saved:
         if len(saved.state["blocks"]) != len(learner.cut):

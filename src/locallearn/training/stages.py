@@ -124,10 +124,10 @@ def run_part(exp: Experiment, known: dict[str, Any], folder: RunFolder, world: W
     device = own_device(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
     link = Pipe(world.below, world.above, device, message, late)
-    learner, data = prepare(exp, cut, Part(stages[world.stage], device, link, world.twins))
+    learner, data = prepare(exp, cut, Part(stages[world.stage], device, link, world.twins), known)
     saved = checkpoint.newest(folder.path / "checkpoints", warn)
     try:
-        train(exp, learner, data, folder, quiet, saved, world, lambda: prepare(exp, cut)[0])
+        train(exp, learner, data, folder, quiet, saved, world, lambda: prepare(exp, cut, known=known)[0])
     except Interrupted:  # in every process
         link.close()
         raise

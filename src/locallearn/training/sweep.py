@@ -62,11 +62,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is: the folder of its runs, the keys it varies, how many runs it has (0: not known), how it was
-    called, and where modules of the user's are."""
+    """What a sweep is: the folder of its runs, the keys it varies with their values, how many runs it has (0: not
+    known), how it was called, and where modules of the user's are."""
 
     out: str
-    varies: list[str]
+    varies: dict[str, list[str]]
     total: int
     command: list[str] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
@@ -201,10 +201,11 @@ def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def grouped(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a job; at W&B it stands in a group with the other runs of its folder."""
+    """The configuration of a job; at W&B it stands in a group with the other runs of its folder, unless the environment
+    names one."""
     config = dict(config)
     wandb = (config.get("record") or {}).get("wandb")
-    if wandb and wandb.get("group") is None:
+    if wandb and wandb.get("group") is None and not os.environ.get("WANDB_RUN_GROUP"):
         group = Path(config["out"]).expanduser().resolve().name
         config["record"] = {**config["record"], "wandb": {**wandb, "group": group}}
     return config

@@ -30,7 +30,7 @@ class TensorBoardSink:
         from PIL import Image
 
         for picture in pictures:
-            with Image.open(picture) as image:
+            with Image.open(picture, formats=["PNG"]) as image:
                 pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
             self._writer.add_image(f"probe/{name}/{picture.stem}", pixels, dataformats="HWC")
 

@@ -92,6 +92,8 @@ def _title(exp: Experiment, learner: Learner, data: Data, team: Team) -> str:
     return (
         f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.cut)} blocks), {exp.names['data']} "
         f"({len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test), {where}{learner.device}"
+        + f"\n{data.left_out}"
+        * bool(data.left_out)
     )
 
 

@@ -84,7 +84,7 @@ def open_run(setup: dict[str, Any], mode: str | None) -> Any:
         mode=mode,  # type: ignore[arg-type]
         dir=setup["dir"],
         id=setup["id"],
-        resume="allow",
+        resume=setup["resume"],
         project=setup["project"],
         entity=setup["entity"],
         name=setup["name"],

@@ -32,6 +32,18 @@ HANG_SECONDS = 10.0  # beyond INIT_SECONDS, for a process that does not even rep
 FINISH_SECONDS = 30.0  # for all that is left to do at close; then the process is killed
 NOT_FOR_WANDB = ("WANDB_SERVICE", "SLURM_")  # it would send every variable of Slurm's, tokens of a job included
 QUEUE_RECORDS = 1000  # when full, the oldest is dropped
+VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "name": "WANDB_NAME",
+    "group": "WANDB_RUN_GROUP",
+    "job_type": "WANDB_JOB_TYPE",
+    "tags": "WANDB_TAGS",
+    "dir": "WANDB_DIR",
+    "resume": "WANDB_RESUME",
+}
+"""W&B's environment variables that win over what we would say, and yield to what the user has set. All others, such as
+WANDB_MODE, WANDB_NOTES, WANDB_API_KEY and WANDB_BASE_URL, W&B reads by itself; their values pass through no file."""
 EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 255}  # 255 is what W&B itself uses for Ctrl-C
 
 
@@ -44,13 +56,14 @@ class WandbSink:
         """`about` holds name, group, job_type, tags and config."""
         self._folder = folder
         self._identity = _identity(folder)
+        ours = {**about, "project": "locallearn", "entity": None, "dir": str(folder.path), "resume": "allow"}
+        said: dict[str, Any] = {"project": settings.project, "entity": settings.entity, "group": settings.group}
+        if settings.tags:
+            said["tags"] = [*settings.tags, *about["tags"]]
         self._setup = {
-            **about,
-            "mode": None if settings.mode == "auto" else settings.mode,
-            "project": settings.project,
-            "entity": settings.entity,
+            **{name: said.get(name) or _unless_in_the_environment(name, value) for name, value in ours.items()},
+            "mode": _mode(settings.mode),
             "id": self._identity["id"],
-            "dir": str(folder.path),
             "init_seconds": INIT_SECONDS,
             "finish_seconds": FINISH_SECONDS * 2 / 3,
         }
@@ -202,13 +215,27 @@ class _Child:
             self._process.wait(1)
 
 
+def _mode(chosen: str) -> str | None:
+    """None leaves the choice to W&B. WANDB_DISABLED is of its older versions; the newer ones have forgotten it."""
+    if chosen != "auto":
+        return chosen
+    return "disabled" if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on") else None
+
+
+def _unless_in_the_environment(name: str, value: Any) -> Any:
+    """What we would say; None where W&B finds it in the environment."""
+    return None if os.environ.get(VARIABLES.get(name, "")) else value
+
+
 def _identity(folder: RunFolder) -> dict[str, Any]:
-    """The id of the run folder's W&B run, made at the first start: the folder's name and a random part."""
+    """The id of the run folder's W&B run, made at the first start: WANDB_RUN_ID, or the folder's name and a random
+    part."""
     with suppress(UserError):
         known = folder.read_json("wandb.json")
         if isinstance(known, dict) and isinstance(known.get("id"), str):
             return {"id": known["id"]}
-    identity = {"id": f"{folder.name[-50:]}-{secrets.token_hex(4)}"}  # W&B takes at most 64 characters
+    made = f"{folder.name[-50:]}-{secrets.token_hex(4)}"  # W&B takes at most 64 characters
+    identity = {"id": os.environ.get("WANDB_RUN_ID") or made}
     folder.write_json("wandb.json", identity)
     return identity
 

@@ -1,0 +1,101 @@
+"""What a run does not read of what could be set. The classes say it of their own options (`unread`); here stands what
+concerns several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from locallearn.config.given import Unread
+from locallearn.config.registry import choices
+from locallearn.config.targets import resolve
+from locallearn.config.typed import fields_of
+from locallearn.errors import UserError
+
+if TYPE_CHECKING:
+    from locallearn.config.experiment import Experiment
+    from locallearn.data import Data
+    from locallearn.engine import Learner
+
+LOCAL = ("objective", "auxiliary")
+"""Groups that only some strategies read."""
+
+
+def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unread]:
+    """What can be told from the settings alone, before data are read and a model is built."""
+    fields = fields_of(type(exp.strategy))
+    for group in LOCAL:
+        if group not in fields:
+            yield _group(group, "strategy", folders, partial(_has, group))
+    objective = getattr(exp.strategy, "objective", None)
+    if objective is not None and "auxiliary" in fields and not objective.reads_auxiliary:
+        yield _group("auxiliary", "objective", folders, lambda target: target.reads_auxiliary)
+    for group, options in (("optim", exp.optim), ("data", exp.source), ("runtime", exp.runtime)):
+        yield from _options(group, options.unread())
+    for name, probe in exp.probes.items():
+        yield from _options(f"probe.{name}", probe.unread())
+    if isinstance(exp.model.options.get("width"), list):
+        yield Unread("model.depth", "model.width=NUMBER")
+    if exp.settings.blocks == "max" or isinstance(exp.settings.blocks, list):
+        yield Unread("balance", "blocks=NUMBER")
+    if exp.settings.checkpoint.every == "never":
+        yield Unread("checkpoint.keep", "checkpoint.every=1ep, or another number of epochs or steps")
+    if exp.given.varies is None:
+        yield Unread("sweep", "-m, a sweep of several runs")
+
+
+def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> Iterator[Unread]:
+    """What only the blocks and the data can tell."""
+    specs = [block.spec for block in learner.blocks]
+    several = "blocks=2 or more"
+    auxiliary = [module for block in learner.blocks for module in block.auxiliary.values()]
+    if not auxiliary:
+        builds = several if len(specs) == 1 else "strategy=NAME whose modules() build it"
+        yield from (Unread(group, builds) for group in LOCAL if _own(exp, group) is not None)
+    for group, options in (("strategy", exp.strategy), ("objective", _own(exp, "objective"))):
+        found = options.unread(specs) if options is not None else {}
+        yield from _options(group, {name: reader for name, reader in found.items() if name not in LOCAL})
+    if (network := _own(exp, "auxiliary")) is not None:
+        sizes = [block.spec.emits for block in learner.blocks if len(block.auxiliary)]
+        yield from _options("auxiliary", network.unread(sizes))
+    if not any(p.requires_grad for module in auxiliary for p in module.parameters()):
+        reader = "strategy=dgl or another that trains auxiliary networks" if len(specs) > 1 else several
+        yield from (Unread(f"optim.{name}", reader) for name in ("auxiliary_lr", "auxiliary_weight_decay"))
+    if len(specs) == 1:
+        yield Unread("runtime.staleness", several)
+    if len(learner.model.image) != 3:
+        yield Unread("channels_last", "data=NAME of images")
+    if data is not None and data.pixels is None:
+        yield Unread("data.normalise", "data=NAME of images")
+    if data is not None and data.graph is not None:
+        yield Unread("batch_size", "data=NAME that is no graph")
+
+
+def _own(exp: Experiment, group: str) -> Any:
+    """The chosen objective or auxiliary network, if the strategy has it."""
+    return getattr(exp.strategy, group, None) if group in fields_of(type(exp.strategy)) else None
+
+
+def _has(field: str, target: Any) -> bool:
+    return field in fields_of(target)
+
+
+def _options(group: str, unread: Mapping[str, str]) -> Iterator[Unread]:
+    yield from (Unread(f"{group}.{name}", reader) for name, reader in unread.items())
+
+
+def _group(group: str, cause: str, folders: Sequence[Path], reads: Callable[[Any], bool]) -> Unread:
+    """A group that is not read, and the choices of another group that would read it."""
+    names = [name for name, file in choices(cause, folders).items() if _reads(file, cause, reads)]
+    return Unread(group, f"{cause}={', '.join(names[:-1])} or {names[-1]}", frozenset(names))
+
+
+def _reads(file: Path, group: str, reads: Callable[[Any], bool]) -> bool:
+    try:
+        return reads(resolve((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("_target_"), group, []))
+    except (UserError, OSError, yaml.YAMLError):  # a file of the user's that is not for this run
+        return False

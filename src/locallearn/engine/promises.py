@@ -1,0 +1,78 @@
+"""What a strategy promises by its class, checked before anything learns: one sentence that names the class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from locallearn.contract import BlockSpec, Route, Strategy
+from locallearn.engine.block import TrainedBlock
+from locallearn.errors import UserError
+
+
+def check_class(strategy: Strategy) -> None:
+    """Raise UserError for a route, a step or `separate` that no driver can work with."""
+    name = type(strategy).__name__
+    route = getattr(strategy, "route", None)
+    if not isinstance(route, Route):
+        routes = ", ".join(f"Route.{each.name}" for each in Route)
+        found = "has no route" if route is None else f"has route = {route!r}"
+        raise UserError(f"{name} {found}: a strategy says where feedback comes from, route: ClassVar[Route] = {routes}")
+    if not inspect.isgeneratorfunction(strategy.step):
+        raise UserError(
+            f"{name}.step is no generator function: it must yield Send(packet) exactly once, between the forward and "
+            "the backward half of a block"
+        )
+    if isinstance(strategy.separate, str) or not all(isinstance(each, str) for each in strategy.separate):
+        raise UserError(f"{name}.separate={strategy.separate!r}: must be a frozenset of names of auxiliary modules")
+
+
+def phases_of(strategy: Strategy, depth: int) -> list[range]:
+    """Which of `depth` blocks learn, phase after phase. Raises UserError for what is no such list."""
+    found: Any = strategy.phases(depth)
+    fits = isinstance(found, Sequence) and all(isinstance(each, range) for each in found)
+    if not fits or not found or any(not each or each.step != 1 or each[0] < 0 or each[-1] >= depth for each in found):
+        raise UserError(
+            f"{type(strategy).__name__}.phases({depth}) returned {found!r}: must be a list of ranges within "
+            f"range({depth}), the blocks that learn in each phase"
+        )
+    return list(found)
+
+
+def modules_of(strategy: Strategy, spec: BlockSpec) -> nn.ModuleDict:
+    """The auxiliary modules of one block. Raises UserError for what are none."""
+    found: Any = strategy.modules(spec)
+    if not isinstance(found, Mapping) or not all(isinstance(each, nn.Module) for each in found.values()):
+        raise UserError(
+            f"{type(strategy).__name__}.modules returned {found!r:.100} for block {spec.index}: must be a mapping of "
+            "names to torch modules, {} for none"
+        )
+    try:
+        return nn.ModuleDict(found)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{type(strategy).__name__}.modules: {error.args[0]}; the name must be a text without a dot"
+        ) from error
+
+
+def check_separate(strategy: Strategy, blocks: Sequence[TrainedBlock]) -> None:
+    """Raise UserError for an optimizer of its own that is promised to a module that no block has. With one block a
+    strategy may have nothing to train beside it."""
+    there = {name for block in blocks for name in block.auxiliary}
+    if len(blocks) > 1 and (missing := sorted(strategy.separate - there)):
+        raise UserError(
+            f"{type(strategy).__name__}.separate names {', '.join(missing)}, but no block has such a module: "
+            f"{type(strategy).__name__}.modules gives {', '.join(sorted(there)) or 'none'}"
+        )
+
+
+def check_learned(strategy: Strategy, blocks: Sequence[TrainedBlock]) -> None:
+    """Raise UserError if no block of a run has been updated, after a step."""
+    if not any(block.updated for block in blocks):
+        raise UserError(
+            f"{type(strategy).__name__}.step trains nothing: no block has called block.update() in the first step; "
+            "call it once the gradients of a block are complete"
+        )
