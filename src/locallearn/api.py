@@ -70,9 +70,8 @@ def build(
     named = {} if isinstance(model, nn.Module) else {"model": model}
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
     parts = settings.get("micro_batches", 1)
-    if "batch_size" not in settings and isinstance(parts, int) and parts > 1:
-        overrides.append(f"batch_size={parts}")  # the loop makes the batches, and `step` checks each of them
-    exp = experiment(*compose(overrides), overrides)
+    size = [f"batch_size={parts}"] if isinstance(parts, int) and parts > 1 else []  # the loop's, which `step` looks at
+    exp = experiment(*compose([*size, *overrides]), overrides)
     exp.given.refuse(_read_by_train(exp, steps))
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
