@@ -33,7 +33,10 @@ GOLDEN = Path(__file__).parent / "first_losses.json"
 
 
 def make(name: str) -> Strategy:
+    """The strategy of a yaml; options may follow its name, as in "loco reach=3"."""
+    name, *options = name.split()
     config = yaml.safe_load(FILES[name].read_text())
+    config |= {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
     return instantiate(config, "strategy", [], objective=CrossEntropy(), auxiliary=MLP(layers=1, width=16))
 
 
