@@ -17,7 +17,6 @@ from locallearn.contract import Route
 from locallearn.engine import Learner, Stage
 from locallearn.runtime.link import Pipe
 
-
 STRATEGIES = [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3 last=local", "dfa shared=true"]
 
 

@@ -13,7 +13,7 @@ import torch
 from conftest import tiny_learner, tiny_model
 from pipeline_worker import STRATEGIES, settings, train
 from safetensors.torch import load_file
-from test_strategies import FILES, make
+from test_strategies import make
 
 from locallearn.engine import Stage
 
