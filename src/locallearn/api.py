@@ -79,10 +79,7 @@ def build(
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
-    parts = settings.get("micro_batches", 1)
-    whole = [f"batch_size={parts}"] if isinstance(parts, int) and parts > 1 else []
-    # the loop makes the batches, and `step` checks each of them
-    exp = experiment(*compose([*whole, *overrides]), overrides)
+    exp = experiment(*compose([*_any_batch(settings), *overrides]), overrides)
     exp.given.refuse(_read_by_train(exp, steps))
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
@@ -116,6 +113,12 @@ def build(
     )
     exp.given.refuse(in_blocks(exp, learner))
     return learner
+
+
+def _any_batch(settings: Mapping[str, Any]) -> list[str]:
+    """A batch size that micro_batches divides: the loop makes the batches, and `step` looks at each of them."""
+    parts = settings.get("micro_batches", 1)
+    return [f"batch_size={parts}"] if isinstance(parts, int) and parts > 1 else []
 
 
 def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
