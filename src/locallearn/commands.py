@@ -95,7 +95,7 @@ def _resume(arguments: list[str]) -> int:
     from locallearn.training import session
 
     look_for_modules_in([Path.cwd()] if options.allow else [])
-    session.resume(options.run, options.allow, runtime=_other_runtime(options.settings))
+    session.resume(options.run, options.allow, runtime=_other_runtime(options.settings), said=options.settings)
     return 0
 
 
@@ -170,7 +170,7 @@ def _probe(arguments: list[str]) -> int:
     if not probes:
         names = "|".join(name for name in choices("probe") if name != "none")
         raise UserError(f"probe RUN must be told what looks: probe={names}")
-    for folder, pictures in probe_run(options.run, options.allow, probes):
+    for folder, pictures in probe_run(options.run, options.allow, probes, options.settings):
         print(folder.table())
         for path in (folder.path / "rows.jsonl", *pictures):
             print(path)
