@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import locallearn
 from locallearn.errors import UserError
+from locallearn.objectives.reconstruction import Reconstructor
 
 
 def test_train_returns_metrics_model_and_folder(tmp_path):
@@ -52,6 +54,28 @@ def test_build_gives_a_learner_for_a_loop_of_ones_own():
     assert learner.model(x).shape == (16, 7)
     learner.step(x, y)
     assert learner.model.units[0].training, "a step after eval() must train"
+
+
+@pytest.mark.parametrize("objective", ["infopro", "reconstruction", "inpainting"])
+def test_a_loop_of_ones_own_reconstructs_pixels_or_is_told_to_say_what_they_are(objective):
+    """It is the loss of a run: binary cross-entropy of pixels from 0 to 1, not the squared error of normalised ones."""
+    options = {"image": (3, 8, 8), "blocks": 2, "objective": objective, "auxiliary": "linear", "device": "cpu"}
+    with pytest.raises(UserError, match=f"objective={objective} reconstructs images and must know .*give pixels="):
+        locallearn.build("dgl", "vgg11", **options)
+    learner = locallearn.build("dgl", "vgg11", pixels=((-1, -1, -2), (1, 1, 2)), **options)
+    (decoder,) = (m for m in learner.blocks[0].auxiliary.modules() if isinstance(m, Reconstructor))
+    torch.nn.init.zeros_(decoder.decoder[-1].weight)
+    torch.nn.init.zeros_(decoder.decoder[-1].bias)
+    h = torch.randn(4, *learner.blocks[0].spec.emits)
+    images = torch.rand(4, 3, 8, 8)
+    loss = decoder.loss(h, images * torch.tensor([2, 2, 4.0])[:, None, None] - torch.tensor([1, 1, 2.0])[:, None, None])
+    assert loss.item() == pytest.approx(math.log(2)), "a logit of 0 costs ln 2 whatever the pixel"
+
+
+@pytest.mark.parametrize("pixels", [((0,), (1,)), (0, 1), ((0, 0, 0), (1, 1, 0)), ((0, 0, 0),), "black"])
+def test_pixels_are_a_number_per_channel(pixels):
+    with pytest.raises(UserError, match=r"for inputs \[3, 8, 8\]: give pixels=\(black, white\)"):
+        locallearn.build("dgl", "vgg11", image=(3, 8, 8), pixels=pixels)
 
 
 def test_build_trains_a_module_of_the_users_in_place():

@@ -214,6 +214,7 @@ WORDS = {
     "projection": ["full", "channel"],
     "init": ["xavier", "kaiming"],
     "combine": ["sum", "mean", "next"],
+    "last": ["joint", "local"],
     "taps": ["gradient", "detached", "local"],
     "task": ["cross_entropy", "supcon"],
     "normalise": ["standard", "symmetric"],
