@@ -48,8 +48,9 @@ def train(quiet: bool = False, **settings: Any) -> Result:
     Raises UserError for a mistake in the settings, RunError when training had to stop.
     """
     overrides = list(_overrides(settings))
-    config, names = compose(overrides)
-    result = session.start(experiment(config, names, overrides), quiet=quiet)
+    exp = experiment(*compose(overrides), overrides)
+    exp.given.refuse([Unread("dry_run", "the command line, which prints the blocks")])
+    result = session.start(exp, quiet=quiet)
     assert result is not None, "torchrun is for the command line"
     return result
 

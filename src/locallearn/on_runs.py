@@ -39,7 +39,7 @@ examples:
     runtime = _other_runtime(options.settings, options.config_dir)
     from locallearn.training import session
 
-    session.resume(options.run, allow, runtime=runtime)
+    session.resume(options.run, allow, runtime=runtime, said=options.settings)
     return 0
 
 
@@ -175,7 +175,7 @@ example:
     if not probes:
         names = "|".join(name for name in choices("probe") if name != "none")
         raise UserError(f"probe RUN must be told what looks: probe={names}")
-    for folder, pictures in probe_run(options.run, allow, probes):
+    for folder, pictures in probe_run(options.run, allow, probes, options.settings):
         print(folder.table())
         for file in (folder.path / "rows.jsonl", *pictures):
             print(file)
