@@ -25,6 +25,7 @@ ORDER = [
     "What it is",
     "Paper",
     "Equation",
+    "The last block",
     "Command",
     "Options",
     "What is logged",

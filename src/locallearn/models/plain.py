@@ -18,6 +18,7 @@ from locallearn.models.layers import (
     conv_units,
     dense_unit,
     flat_head,
+    linear_head,
 )
 
 
@@ -30,20 +31,27 @@ def mlp(
     batch_norm: bool = True,
     dropout: float = 0.0,
     activation: str = "relu",
+    zero_head: bool = False,
 ) -> BlockModel:
     """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head. A list of widths,
     one per hidden layer, says the depth as well.
 
-    The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals".
+    The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals". As there,
+    a local loss reads a layer before its dropout, which therefore is the first thing in the next unit or in the head;
+    and with local losses the head's weight starts at zero there (`zero_head`).
     """
     widths = [width] * depth if isinstance(width, int) else width
     if not widths or min(widths) < 1:
         raise UserError(f"depth={depth}, width={width} but an mlp needs both; choose at least 1 hidden layer of 1 unit")
     check_dropout(dropout)
     sizes = [prod(image), *widths]
-    units = [dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout) for n, m in pairwise(sizes)]
+    units = [
+        dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
+        for i, (n, m) in enumerate(pairwise(sizes))
+    ]
+    head = linear_head(widths[-1], classes, dropout, zero_head)
     names = [f"fc{i + 1}" for i in range(len(widths))]
-    return BlockModel(units, nn.Linear(widths[-1], classes), image=image, classes=classes, name="mlp", names=names)
+    return BlockModel(units, head, image=image, classes=classes, name="mlp", names=names)
 
 
 def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:

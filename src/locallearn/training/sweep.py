@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from locallearn import again
 from locallearn.config.experiment import Experiment
 from locallearn.config.settings import WHERE
 from locallearn.errors import UserError
@@ -243,4 +244,4 @@ def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:
     lines += [f"  {job.how}: {job.name}: {job.reason}" for job in ended_badly]
     if counts["interrupted"] or counts[rest]:
         lines.append("the same command goes on with it")
-    return "\n".join([*lines, f"pictures and a page of them: locallearn report {plan.out} --to DIR"])
+    return "\n".join([*lines, f"pictures and a page of them: {again.command('report', plan.out, '--to', 'report')}"])
