@@ -110,7 +110,7 @@ def test_a_sequential_strategy_must_know_how_long():
 
 
 def test_one_run_leaks_nothing_into_the_next(tmp_path):
-    settings = {"model": "mlp", "auxiliary": "linear", "epochs": 1, "max_steps": 5, "quiet": True, "out": tmp_path}
+    settings = {"model": "mlp", "epochs": 1, "max_steps": 5, "quiet": True, "out": tmp_path}
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     alone = locallearn.train(strategy="dgl", threads=1, **settings)
     locallearn.train(strategy="backprop", seed=3, threads=1, **settings)
@@ -129,8 +129,9 @@ def test_one_run_leaks_nothing_into_the_next(tmp_path):
 def test_real_sets_are_learnt_in_a_few_steps(strategy, data, model, least, real_root, tmp_path):
     """120 steps: far above chance, and every block of DGL above twice of it."""
     options = {"model.hidden": 64, "model.width": 32} if model == "basic_cnn" else {}
+    options |= {"auxiliary": "linear"} if strategy == "dgl" else {}
     result = locallearn.train(
-        strategy=strategy, model=model, data=data, auxiliary="linear", batch_size=128, epochs=1, max_steps=120,
+        strategy=strategy, model=model, data=data, batch_size=128, epochs=1, max_steps=120,
         quiet=True, out=tmp_path, optim={"schedule": "constant"}, **{"data.root": real_root}, **options,
     )  # fmt: skip
     accuracies = [v for k, v in result.metrics.items() if k.endswith("test_accuracy")]

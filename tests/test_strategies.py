@@ -33,7 +33,10 @@ GOLDEN = Path(__file__).parent / "first_losses.json"
 
 
 def make(name: str) -> Strategy:
+    """The strategy of a yaml; options may follow its name, as in "loco reach=3"."""
+    name, *options = name.split()
     config = yaml.safe_load(FILES[name].read_text())
+    config |= {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
     return instantiate(config, "strategy", [], objective=CrossEntropy(), auxiliary=MLP(layers=1, width=16))
 
 
@@ -259,7 +262,7 @@ def test_a_strategy_yields_exactly_once(times, said):
                 yield Send(packet.at(block.layers(packet.h)))
             return None
 
-    with pytest.raises(AssertionError, match=f"{said}; it must yield exactly once"):
+    with pytest.raises(UserError, match=f"{said}: it must yield exactly once"):
         tiny_learner(Odd()).learn(*tiny_batches(1)[0])
 
 

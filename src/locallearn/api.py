@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.compose import compose
+from locallearn.compose import compose, quoted
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.given import Unread
 from locallearn.config.settings import Settings
@@ -79,9 +80,9 @@ def build(
     named = {} if isinstance(model, nn.Module) else {"model": model}
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
     parts = settings.get("micro_batches", 1)
-    if "batch_size" not in settings and isinstance(parts, int) and parts > 1:
-        overrides.append(f"batch_size={parts}")  # the loop makes the batches, and `step` checks each of them
-    exp = experiment(*compose(overrides), overrides)
+    whole = [f"batch_size={parts}"] if isinstance(parts, int) and parts > 1 else []
+    # the loop makes the batches, and `step` checks each of them
+    exp = experiment(*compose([*whole, *overrides]), overrides)
     exp.given.refuse(_read_by_train(exp, steps))
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
@@ -141,6 +142,8 @@ def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Keyword settings as Hydra overrides."""
     for key, value in settings.items():
         path = f"{prefix}{key}"
+        if not re.fullmatch(r"\+{0,2}[\w./-]+", path):
+            raise UserError(f"{path!r} is no name of a setting: give a keyword such as epochs=2, or 'optim.lr'")
         if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
             yield from _overrides(value, f"{path}.")
         else:
@@ -148,15 +151,23 @@ def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _text(value: Any, path: str) -> str:
-    """One value in the grammar of overrides."""
+    """One value in the grammar of overrides. A text is a text, whatever it looks like."""
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)
     if isinstance(value, list | tuple):
         return "[" + ",".join(_text(item, path) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_text(k, path)}:{_text(item, path)}" for k, item in value.items()) + "}"
+        if odd := [k for k in value if not isinstance(k, int) and not re.fullmatch(_WORD, str(k))]:
+            raise UserError(f"{path}={value!r}: {odd[0]!r} cannot be a key in it; keys are words or whole numbers")
+        return "{" + ",".join(f"{k}:{_text(item, path)}" for k, item in value.items()) + "}"
     if isinstance(value, str) or hasattr(value, "__fspath__"):
         text = str(value)
-        plain = text and all(c.isalnum() or c in "_-./" for c in text)
-        return text if plain else json.dumps(text, ensure_ascii=False)
+        if text == "???":
+            raise UserError(f"{path}='???': three question marks stand for a missing value; give another text")
+        return text if re.fullmatch(_WORD, text) and text.lower() not in _NOT_TEXTS else quoted(text)
     raise UserError(f"{path}={value!r}: must be a number, a text, true, false, null, or a list or mapping of these")
+
+
+_WORD = r"[A-Za-z_/][\w./-]*"
+_NOT_TEXTS = {"true", "false", "null", "nan", "inf"}
+"""Words that mean something else than themselves."""

@@ -58,18 +58,10 @@ def assemble(
     if total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     _check_types(model, precision)
-    shapes = [model.image, *model.shapes()]
-    sizes = tuple(shapes[units.stop] for units in cut)
-    specs = [
-        BlockSpec(
-            k, len(cut), model.image, shapes[units.start], sizes[k], model.classes, sizes, seed, pixels,
-            model.channels_first,
-        )
-        for k, units in enumerate(cut)
-    ]  # fmt: skip
+    specs = _specs(model, cut, seed, pixels)
     move = _Move(device, dtype, channels_last)
     with _or_as_before(model):
-        _place(model, cut, own, move)
+        _place(model, cut, own, move._replace(channels_last=False))  # what `adapt` draws fills memory in its order
         blocks = []
         for spec in specs if own is None else specs[own.start : own.stop]:
             layers, head, auxiliary = _modules(model, strategy, cut[spec.index], spec, move)
@@ -92,6 +84,13 @@ def assemble(
     return learner
 
 
+def _specs(model: BlockModel, cut: list[range], seed: int, pixels: Pixels | None) -> list[BlockSpec]:
+    shapes = [model.image, *model.shapes()]
+    sizes = tuple(shapes[units.stop] for units in cut)
+    of_run = model.classes, sizes, seed, pixels, model.channels_first
+    return [BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run) for k, units in enumerate(cut)]
+
+
 class _Move(NamedTuple):
     """Where and how tensors of a model are held. Integers keep their type, complex numbers stay complex. Only maps
     [., ., ., .] have a layout with the channels last."""
@@ -100,8 +99,11 @@ class _Move(NamedTuple):
     dtype: torch.dtype
     channels_last: bool
 
-    def module(self, module: nn.Module) -> nn.Module:
-        return module._apply(self.tensor)
+    def module(self, module: nn.Module) -> None:
+        if self.device.type != "meta":
+            for buffer in module.buffers():
+                buffer.data = self.tensor(buffer)  # other modules may have it, too, such as the one that the user cut
+        module._apply(self.tensor)
 
     def tensor(self, t: Tensor) -> Tensor:
         kind = self.dtype.to_complex() if t.is_complex() else self.dtype if t.is_floating_point() else t.dtype

@@ -98,7 +98,10 @@ def _built(name: str, image: Size, build: Callable[[], nn.Module]) -> nn.Module:
 def _unfit(name: str, image: Sequence[int], error: Exception) -> UserError:
     shape = "x".join(map(str, image))
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{name} cannot read images of {shape}: {text}; choose another image size or model")
+    hint = "choose another image size or model"
+    if "must be Tensor, not" in text:
+        hint = "a layer returns more than one tensor, of which a module of your own must take the one that goes on"
+    return UserError(f"{name} cannot read images of {shape}: {text}; {hint}")
 
 
 def _run(module: nn.Module, sample: Tensor, *, mode: bool) -> Any:

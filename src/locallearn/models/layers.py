@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -86,6 +86,20 @@ def dense_unit(
     first = [nn.Dropout(dropout)] if dropout else []
     norm = [nn.BatchNorm1d(width)] if batch_norm else []
     return nn.Sequential(*first, nn.Flatten(), nn.Linear(inputs, width), *norm, activation(act))
+
+
+def begin_rectified(modules: Iterable[nn.Module]) -> None:
+    """Draw the weights of convolutions and linear layers as He et al., 2015, derive for rectifiers, with zero biases.
+
+    PyTorch's own initialisation shrinks what a rectified layer emits to two fifths. With batch normalisation nobody
+    sees that; a net without it hands its last layers too little to learn from in a few epochs.
+    """
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
 
 def pooled_head(channels: int, classes: int) -> nn.Sequential:

@@ -12,6 +12,7 @@ from locallearn.models import layers
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.layers import (
     POOL,
+    begin_rectified,
     check_dropout,
     check_image,
     conv_units,
@@ -56,7 +57,8 @@ def mlp(
 def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
     """LeNet-5 (LeCun et al., 1998) as it is used today: max-pooling, ReLU, a linear head. 61,706 parameters on MNIST.
 
-    The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5.
+    The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5. With rectifiers
+    the hidden layers begin as He et al., 2015, say, with tanh as PyTorch's layers do.
     """
     channels, height, width = check_image(image, "lenet", smallest=12)
     padding = 0 if min(height, width) >= 32 else 2
@@ -67,6 +69,8 @@ def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
         "fc1": dense_unit(16 * prod(sides), 120, act=activation),
         "fc2": dense_unit(120, 84, act=activation),
     }
+    if activation != "tanh":
+        begin_rectified(units.values())
     head = nn.Linear(84, classes)
     return BlockModel(units.values(), head, image=image, classes=classes, name="lenet", names=list(units))
 
@@ -94,7 +98,9 @@ def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256)
 def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> BlockModel:
     """All-CNN-C (Springenberg et al., 2015, "Striving for Simplicity"): strided convolutions instead of pools.
 
-    1.37 M parameters. The head is the 1x1 convolution to the classes and the average over positions.
+    1.37 M parameters. The head is the 1x1 convolution to the classes, rectified, and the average over positions. Its
+    biases begin at one: a class whose scores are all below the rectifier gets no gradient, and from zero Adam takes
+    every class there in its first steps, for good.
     """
     channels, height, width = check_image(image, "allcnn", smallest=3)
     rates = check_dropout(input_dropout), check_dropout(dropout)
@@ -117,7 +123,10 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
         units.append(unit)
         channels = outputs
     units[0].insert(0, nn.Dropout(rates[0]))
-    head = nn.Sequential(nn.Conv2d(channels, classes, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    begin_rectified(units)
+    scores = nn.Conv2d(channels, classes, 1)
+    nn.init.ones_(scores.bias)  # type: ignore[arg-type]
+    head = nn.Sequential(scores, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     names = [f"conv{i + 1}" for i in range(len(units))]
     return BlockModel(units, head, image=image, classes=classes, name="allcnn", names=names)
 

@@ -28,7 +28,7 @@ def seams(flow: Flow, name: str, cuts: Sequence[str] | None) -> list[fx.Node]:
     if not chosen:
         why = "no single tensor crosses from one layer with weights to the next; choose another model"
         if flow.unknown:
-            why = f"the layers do not tell which axis holds the features; say it with {_axes()}"
+            why = f"the layers do not tell which axis holds the features; say it with {_axes()}, choose another model"
         raise UserError(f"{name} has no place for a cut: {why}, or write it as a locallearn.BlockModel")
     _check_asked(flow, name, chosen)
     return chosen
@@ -97,10 +97,12 @@ def _named(flow: Flow, name: str, word: str) -> fx.Node:
     if node in flow.unknown:
         raise UserError(
             f"{name} cannot be cut after {word!r}: it emits {list(flow.values[node].shape[1:])}, and the layers do not "
-            f"tell which axis holds the features; say it with {_axes(word)}"
+            f"tell which axis holds the features; say it with {_axes(word)}, or {_choices(flow, here)}"
         )
     if node is flow.logits:
         why = "it returns the logits, so nothing is left for the head"
+    elif node not in flow.values:
+        why = "it does not return one tensor"
     elif flow.tied_at(here):
         why = "a layer before it is used again behind it"
     elif others := [other for other in flow.crossing(here) if other is not node]:

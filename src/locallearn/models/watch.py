@@ -118,8 +118,9 @@ def _generators(modules: list[nn.Module]) -> Iterator[tuple[Callable[[], Any], C
         yield sys.modules["numpy"].random.get_state, sys.modules["numpy"].random.set_state
     places = {id(m.__dict__): m.__dict__ for m in modules}
     for m in modules:
-        names = getattr(inspect.unwrap(type(m).forward), "__globals__", {})
-        places[id(names)] = names
+        if not isinstance(m, torch.jit.ScriptModule):
+            names = getattr(inspect.unwrap(type(m).forward), "__globals__", {})
+            places[id(names)] = names
     for generator in {id(value): value for place in places.values() for value in list(place.values())}.values():
         kind = type(generator)
         if isinstance(generator, random.Random):
