@@ -91,12 +91,6 @@ def build(
     else:
         with seeds.stream(chosen.seed, "model"):
             network = exp.model(tuple(image), classes, graph)
-    objective = getattr(exp.strategy, "objective", None)
-    if pixels is None and len(network.image) == 3 and objective is not None and objective.reconstructs:
-        raise UserError(
-            f"objective={exp.names['objective']} reconstructs images and must know what black and white are in them: "
-            f"{_PIXELS}"
-        )
     learner = assemble(
         network,
         exp.strategy,
@@ -109,7 +103,7 @@ def build(
         compiled=chosen.compile,
         micro_batches=chosen.micro_batches,
         total_steps=steps,
-        pixels=_pixels(pixels, network.image),
+        pixels=_pixels(pixels, exp, network.image),
         stage=stage,
     )
     exp.given.refuse(in_blocks(exp, learner))
@@ -131,9 +125,13 @@ def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
         yield from (Unread(key, "steps=NUMBER") for key in SHARES)
 
 
-def _pixels(given: Pixels | None, image: tuple[int, ...]) -> Pixels | None:
-    """Black and white as numbers, one for each channel of the image. Raises UserError."""
+def _pixels(given: Pixels | None, exp: Experiment, image: tuple[int, ...]) -> Pixels | None:
+    """Black and white as numbers, one for each channel of the image. Raises UserError, also where they are missing."""
     if given is None:
+        objective = getattr(exp.strategy, "objective", None)
+        if len(image) == 3 and objective is not None and objective.reconstructs:
+            name = exp.names["objective"]
+            raise UserError(f"objective={name} reconstructs images and must know what black and white are: {_PIXELS}")
         return None
     try:
         black, white = (tuple(float(number) for number in side) for side in given)
