@@ -46,7 +46,7 @@ examples:
 def _repeat(arguments: list[str]) -> int:
     parser = _on_a_run(
         "repeat",
-        "Run a finished run again, into its folder repeats/, and say whether the bits agree.\nExit code 1 if not.",
+        "Run a finished run again, into its folder repeats/, and say whether the bits agree. Exit code 1 if not.",
         "example:\n  locallearn repeat runs/RUN",
     )
     options = parser.read(arguments)
@@ -155,7 +155,7 @@ def _table_of(runs: Sequence[Path], numbers: Callable[[Path], dict[str, float]])
 def _probe(arguments: list[str]) -> int:
     parser = _on_a_run(
         "probe",
-        "Look at the initial weights and at every checkpoint of a run; `checkpoint.keep=N` of the run decides how\n"
+        "Look at the initial weights and at every checkpoint of a run; `checkpoint.keep=N` of the run decides how "
         "many there are. Writes numbers and pictures into the run folder.",
         """\
 settings (KEY=VALUE):
