@@ -6,7 +6,7 @@ READY := .venv/.installed
 FAULTS := .pytest_cache/faults.xml
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help install run test test-all test-faults lint bench clean
+.PHONY: help install run test test-all test-faults parity lint bench clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ test-all: test-faults  ## all tests
 
 test-faults: $(READY)  ## inject every fault, and write the tables of docs/reliability.md
 	$(TEST) -m fault --junitxml $(FAULTS); status=$$?; $(BIN)/python scripts/reliability.py $(FAULTS) && exit $$status
+
+parity: $(READY)  ## hold ours beside what the code of the papers does, and write the table of docs/parity.md
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/parity.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check --no-cache .

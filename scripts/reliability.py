@@ -8,17 +8,16 @@ Of a test that was run again, as `pytest --last-failed` does, the last file coun
 from __future__ import annotations
 
 import argparse
-import re
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from junit import cases, write_between
 from reproduce import machine
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
-BEGIN, END = "<!-- begin: make test-faults -->", "<!-- end: make test-faults -->"
+COMMAND = "make test-faults"
 GOALS = {
     "R1": "killed at 50 random moments: the bits of the undisturbed run",
     "R2": "killed while a checkpoint is written: there is always one that can be read",
@@ -88,16 +87,13 @@ class Test(NamedTuple):
 
 
 def tests(files: Iterable[Path]) -> Iterator[Test]:
-    cases = [case for file in files for case in ElementTree.parse(file).iter("testcase")]
-    for case in {(case.get("classname"), case.get("name")): case for case in cases}.values():
-        said = [(p.get("name", ""), p.get("value", "")) for p in case.iter("property")]
+    for said, outcome in cases(files):
         known = dict(said)
-        ends = [kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None]
         faults = [fault for name, value in said if name == "faults" for fault in value.split()]
         loads = [value for name, value in said if name == "load"]
         became = {how: int(known[how]) for how in OUTCOMES if how in known}
         injected = int(known.get("injected", 1))
-        yield Test(faults, injected, known.get("lost", ""), became, loads, ends[0] if ends else "passed")
+        yield Test(faults, injected, known.get("lost", ""), became, loads, outcome)
 
 
 def rows(named: dict[str, str], found: list[Test]) -> Iterator[str]:
@@ -136,9 +132,7 @@ def main() -> None:
     failed = sum(test.outcome in ("failure", "error") for test in found)
     injected = sum(test.injected for test in ran if test.faults != ["load"])
     lines = [
-        BEGIN,
-        "",
-        f"Made by `make test-faults` on {time.strftime('%Y-%m-%d')}: {len(ran)} tests, {injected:,} faults injected, "
+        f"Made by `{COMMAND}` on {time.strftime('%Y-%m-%d')}: {len(ran)} tests, {injected:,} faults injected, "
         f"{failed} failed, {len(found) - len(ran)} skipped. {machine()}.",
         "",
         *rows(GOALS, found),
@@ -150,12 +144,8 @@ def main() -> None:
         "A process of its own each, one thread; the seconds include what it takes to import torch.",
         "",
         *load_rows(found),
-        "",
-        END,
     ]
-    page = given.page.read_text(encoding="utf-8")
-    made = re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: "\n".join(lines), page, flags=re.DOTALL)
-    given.page.write_text(made, encoding="utf-8")
+    write_between(given.page, COMMAND, lines)
     print(f"{given.page}: {len(ran)} tests, {injected:,} faults injected, {failed} failed")
 
 

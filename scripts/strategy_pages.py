@@ -1,8 +1,7 @@
 """Write a page for every strategy, docs/strategies/NAME.md, and their index: python scripts/strategy_pages.py.
 
 Options come from the yaml, what is logged from two steps on the digits, results from docs/families.json. The sections
-"Equation" and "Differences from the paper" are written by hand in the pages and kept. `--check` writes nothing and
-fails where a page is out of date.
+in `BY_HAND` are written by hand in the pages and kept. `--check` writes nothing and fails where a page is out of date.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from locallearn.config.targets import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "strategies"
-MADE = "<!-- Made by `python scripts/strategy_pages.py`. Written by hand: Equation, Differences from the paper. -->"
+BY_HAND = ("Equation", "The last block", "Differences from the paper")
+MADE = f"<!-- Made by `python scripts/strategy_pages.py`. Written by hand: {', '.join(BY_HAND)}. -->"
 MODELS = {"infomax": "model=basic_cnn model.hidden=0"}  # it needs maps of at least two rows in every block
 ROUTES = {
     "none": "no feedback: a block learns as soon as it has computed, and waits for nobody",
@@ -54,15 +54,17 @@ def page(name: str) -> str:
     """The text of one page; its hand-written sections are those of the page that is there."""
     facts = header(choices("strategy")[name])
     old = PAGES / f"{name}.md"
-    by_hand = sections(old.read_text()) if old.is_file() else {}
+    kept = sections(old.read_text()) if old.is_file() else {}
+    by_hand = {title: kept.get(title, "TO BE WRITTEN") for title in BY_HAND}
     parts = {
         "What it is": f"{facts['summary']}\n\nRoute `{facts['route']}`: {ROUTES[facts['route']]}.",
         "Paper": f"{facts['paper']}.",
-        "Equation": by_hand.get("Equation", "TO BE WRITTEN"),
+        "Equation": by_hand["Equation"],
+        "The last block": by_hand["The last block"],
         "Command": f"```\n{command(name)}\n```",
         "Options": options(name),
         "What is logged": logged(name),
-        "Differences from the paper": by_hand.get("Differences from the paper", "TO BE WRITTEN"),
+        "Differences from the paper": by_hand["Differences from the paper"],
         "Results": results(name),
     }
     return f"# `{name}`\n\n{MADE}\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items()) + "\n"

@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import pty
 import signal
 import subprocess
 import sys
+import sysconfig
 import urllib.error
 import urllib.request
+import venv
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -55,6 +60,62 @@ def real_root(found_root: Path | None) -> Path:
     if found_root is None:
         pytest.skip("no real data: set LOCALLEARN_DATA to a folder with MNIST, FashionMNIST and cifar-10-batches-py")
     return found_root
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A fresh environment with the wheel in it: what a user of `pip install` has."""
+
+    programs: Path
+
+    def run(self, *command: str, folder: Path | None = None, terminal: bool = False, **variables: str) -> Done:
+        """Run a program of the environment in the current folder, or in `folder`."""
+        hidden = ("PYTHONPATH", "VIRTUAL_ENV")
+        env = {k: v for k, v in os.environ.items() if k not in hidden} | {"OMP_NUM_THREADS": "1", **variables}
+        env["PATH"] = f"{self.programs}{os.pathsep}{env['PATH']}"
+        process = [str(self.programs / command[0]), *command[1:]]
+        if terminal:
+            return _on_a_terminal(process, folder, env | {"TERM": "xterm"})
+        done = subprocess.run(process, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=900)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a program ended and what it wrote; on a terminal both streams are one."""
+
+    code: int
+    out: str
+    err: str
+
+
+def _on_a_terminal(command: list[str], folder: Path | None, env: dict[str, str]) -> Done:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(command, cwd=folder, env=env, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    seen = b""
+    with suppress(OSError):  # Linux answers EIO when the other side is gone
+        while chunk := os.read(master, 4096):
+            seen += chunk
+    os.close(master)
+    out = seen.decode(errors="replace").replace("\r\n", "\n")
+    return Done(process.wait(timeout=60), out, out)
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel in an environment that sees the packages of this one (a path in a .pth file, so that no editable
+    install comes along) instead of downloading 5 GB again."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run(build, check=True, capture_output=True)
+    venv.create(folder / "env", with_pip=False)
+    site = folder / "env" / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    install = [*pip, "--python", str(folder / "env"), "install", "--no-deps", str(next(folder.glob("*.whl")))]
+    subprocess.run(install, check=True, capture_output=True)
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return Installed(folder / "env" / "bin")
 
 
 @pytest.fixture

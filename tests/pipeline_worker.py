@@ -17,6 +17,8 @@ from locallearn.contract import Route
 from locallearn.engine import Learner, Stage
 from locallearn.runtime.link import Pipe
 
+STRATEGIES = [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3 last=local", "dfa shared=true"]
+
 
 def settings(name: str) -> list[tuple[int, int]]:
     """(micro-batches, staleness) to try with a strategy."""
@@ -37,7 +39,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
-    for name in sorted(FILES):
+    for name in STRATEGIES:
         for micro_batches, staleness in settings(name):
             below, above = rank - 1 if rank else None, rank + 1 if rank < world - 1 else None
             pipe = Pipe(below, above, torch.device("cpu"), None, late=staleness * micro_batches)

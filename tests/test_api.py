@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import locallearn
 from locallearn.errors import UserError
+from locallearn.objectives.reconstruction import Reconstructor
 
 
 def test_train_returns_metrics_model_and_folder(tmp_path):
@@ -54,6 +56,28 @@ def test_build_gives_a_learner_for_a_loop_of_ones_own():
     assert learner.model.units[0].training, "a step after eval() must train"
 
 
+@pytest.mark.parametrize("objective", ["infopro", "reconstruction", "inpainting"])
+def test_a_loop_of_ones_own_reconstructs_pixels_or_is_told_to_say_what_they_are(objective):
+    """It is the loss of a run: binary cross-entropy of pixels from 0 to 1, not the squared error of normalised ones."""
+    options = {"image": (3, 8, 8), "blocks": 2, "objective": objective, "auxiliary": "linear", "device": "cpu"}
+    with pytest.raises(UserError, match=f"objective={objective} reconstructs images and must know .*give pixels="):
+        locallearn.build("dgl", "vgg11", **options)
+    learner = locallearn.build("dgl", "vgg11", pixels=((-1, -1, -2), (1, 1, 2)), **options)
+    (decoder,) = (m for m in learner.blocks[0].auxiliary.modules() if isinstance(m, Reconstructor))
+    torch.nn.init.zeros_(decoder.decoder[-1].weight)
+    torch.nn.init.zeros_(decoder.decoder[-1].bias)
+    h = torch.randn(4, *learner.blocks[0].spec.emits)
+    images = torch.rand(4, 3, 8, 8)
+    loss = decoder.loss(h, images * torch.tensor([2, 2, 4.0])[:, None, None] - torch.tensor([1, 1, 2.0])[:, None, None])
+    assert loss.item() == pytest.approx(math.log(2)), "a logit of 0 costs ln 2 whatever the pixel"
+
+
+@pytest.mark.parametrize("pixels", [((0,), (1,)), (0, 1), ((0, 0, 0), (1, 1, 0)), ((0, 0, 0),), "black"])
+def test_pixels_are_a_number_per_channel(pixels):
+    with pytest.raises(UserError, match=r"for inputs \[3, 8, 8\]: give pixels=\(black, white\)"):
+        locallearn.build("dgl", "vgg11", image=(3, 8, 8), pixels=pixels)
+
+
 def test_build_trains_a_module_of_the_users_in_place():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 4))
@@ -86,7 +110,7 @@ def test_a_sequential_strategy_must_know_how_long():
 
 
 def test_one_run_leaks_nothing_into_the_next(tmp_path):
-    settings = {"model": "mlp", "auxiliary": "linear", "epochs": 1, "max_steps": 5, "quiet": True, "out": tmp_path}
+    settings = {"model": "mlp", "epochs": 1, "max_steps": 5, "quiet": True, "out": tmp_path}
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     alone = locallearn.train(strategy="dgl", threads=1, **settings)
     locallearn.train(strategy="backprop", seed=3, threads=1, **settings)
@@ -105,8 +129,9 @@ def test_one_run_leaks_nothing_into_the_next(tmp_path):
 def test_real_sets_are_learnt_in_a_few_steps(strategy, data, model, least, real_root, tmp_path):
     """120 steps: far above chance, and every block of DGL above twice of it."""
     options = {"model.hidden": 64, "model.width": 32} if model == "basic_cnn" else {}
+    options |= {"auxiliary": "linear"} if strategy == "dgl" else {}
     result = locallearn.train(
-        strategy=strategy, model=model, data=data, auxiliary="linear", batch_size=128, epochs=1, max_steps=120,
+        strategy=strategy, model=model, data=data, batch_size=128, epochs=1, max_steps=120,
         quiet=True, out=tmp_path, optim={"schedule": "constant"}, **{"data.root": real_root}, **options,
     )  # fmt: skip
     accuracies = [v for k, v in result.metrics.items() if k.endswith("test_accuracy")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "src" / "locallearn"
-FOUNDATION = {"errors", "seeds", "coupling", "quiet", "stored"}
+FOUNDATION = {"errors", "paths", "seeds", "coupling", "quiet", "stored"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
@@ -17,6 +17,9 @@ MAY_IMPORT = {
     "stored": set(),
     "contract": set(),
     "stopping": set(),
+    "paths": {"errors"},
+    "again": set(),
+    "fitted": set(),
     "models": FOUNDATION,
     "auxiliary": FOUNDATION,
     "data": FOUNDATION,
@@ -24,32 +27,46 @@ MAY_IMPORT = {
     "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
     "engine": FOUNDATION | {"contract", "models"},
     "figures": {"errors"},
-    "report": {"errors", "figures", "compose", "config", "stored"},
+    "report": {"errors", "figures", "compose", "config", "stored", "again", "arguments", "paths"},
     "analysis": FOUNDATION | {"figures"},
     "probes": FOUNDATION | {"contract", "analysis", "data", "engine", "figures", "models"},
     "config": FOUNDATION
     | {"contract", "auxiliary", "objectives", "data", "engine", "models", "probes", "runtime", "training"},
     "runtime": FOUNDATION | {"contract", "engine", "models"},
     "training": FOUNDATION
-    | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"},
-    "compose": {"errors", "config"},
-    "outside": set(),
-    "listing": {"errors", "compose", "config"},
-    "tune": {"errors", "compose", "config", "training"},
-    "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping", "report"}
-    | {"outside", "listing"},
-    "cli": {"errors", "commands", "compose", "config", "listing", "outside", "training", "stopping", "report"},
-    "api": {"errors", "seeds", "compose", "config", "engine", "models", "training"},
+    | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"}
+    | {"again"},
+    "explain": {"errors", "config"},
+    "compose": {"errors", "config", "explain", "paths"},
+    "outside": {"errors"},
+    "arguments": {"errors", "compose", "fitted", "paths"},
+    "completion": {"errors", "arguments", "commands", "on_runs", "config"},
+    "listing": {"errors", "compose", "config", "fitted"},
+    "tune": {"errors", "again", "compose", "config", "training"},
+    "on_runs": {"errors", "arguments", "compose", "outside", "paths", "report", "training"} | {"stopping"},
+    "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping"}
+    | {"arguments", "listing", "on_runs", "outside"},
+    "cli": {"errors", "commands", "compose", "config", "listing", "outside", "training", "stopping", "report"}
+    | {"again", "arguments", "completion", "paths"},
+    "api": {"errors", "paths", "seeds", "compose", "config", "engine", "models", "training"},
     "__main__": {"cli"},
     "__init__": {"analysis", "api", "models"},
 }
-KNOW_HYDRA = {"cli", "compose"}
+KNOW_HYDRA = {"cli", "compose", "explain"}
 NO_TORCH_AT_IMPORT = [
     "cli.py",
     "commands.py",
     "compose.py",
     "listing.py",
     "errors.py",
+    "on_runs.py",
+    "again.py",
+    "arguments.py",
+    "completion.py",
+    "explain.py",
+    "fitted.py",
+    "paths.py",
+    "config/registry.py",
     "stopping.py",
     "stored.py",
     "config/settings.py",

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from locallearn.auxiliary import CNN, MLP, Decoder, Linear, MLPSpatialReduction, OneConvTwoFC, Projector
+from locallearn.auxiliary import CNN, MLP, ConvFC, Decoder, Linear, MLPSpatialReduction, Projector
 from locallearn.compose import choices
 from locallearn.config.targets import instantiate
 from locallearn.contract import BlockSpec, Packet
@@ -18,7 +18,7 @@ from locallearn.objectives import CrossEntropy, PredSim, Similarity
 from locallearn.objectives.similarity import Projection, similarity_matrix
 
 SIZES = [(8, 16, 16), (8, 5, 7), (512, 1, 1), (3, 2, 2), (20,), (5, 12)]
-RECIPES = [Linear(), Linear(64, True), MLP(), MLPSpatialReduction(), CNN(), OneConvTwoFC(), Projector(), Projector(6)]
+RECIPES = [Linear(), Linear(64, True), MLP(), MLPSpatialReduction(), CNN(), ConvFC(), Projector(), Projector(6)]
 
 
 def kinds(module: nn.Module) -> list[str]:
@@ -55,9 +55,9 @@ def test_a_sequence_counts_as_its_mean(recipe):
     ("size", "channels", "stride"),
     [((16, 32, 32), 32, 2), ((32, 16, 16), 64, 2), ((64, 8, 8), 64, 1), ((64, 7, 9), 128, 2), ((6, 1, 1), 6, 1)],
 )
-def test_one_conv_two_fc_is_infopros(size, channels, stride):
+def test_the_default_head_of_infopro_is_1c2f(size, channels, stride):
     """On a CIFAR ResNet: 16 -> 32 and 32 -> 64 with stride 2, 64 -> 64 with stride 1; then 128 features."""
-    net = OneConvTwoFC().build(size, 10)
+    net = ConvFC().build(size, 10)
     body = ["Conv2d", "BatchNorm2d", "ReLU", "AdaptiveAvgPool2d", "Flatten", "Linear", "ReLU", "Linear"]
     assert kinds(net) == body
     conv, first, second = net[0], net[5], net[7]
@@ -85,7 +85,7 @@ def test_the_decoder_is_infopros():
     assert kinds(net) == ["Upsample", "Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
     assert [(m.in_channels, m.out_channels) for m in net if isinstance(m, nn.Conv2d)] == [(16, 12), (12, 3)]
     h = torch.randn(1, 16, 8, 8)
-    assert torch.equal(net[0](h), nn.functional.interpolate(h, (32, 32), mode="bilinear"))
+    assert torch.equal(net[0](h), nn.functional.interpolate(h, (32, 32), mode="bilinear", align_corners=True))
 
 
 def test_a_decoder_of_a_sequence_is_not_as_wide_as_all_its_steps():
@@ -109,11 +109,41 @@ def test_mlp_sr_is_the_papers():
 
 
 def test_mlp_and_cnn_are_the_papers():
-    assert kinds(MLP().build((8, 6, 6), 10))[:2] == ["AdaptiveAvgPool2d", "Flatten"]
+    assert kinds(MLP().build((8, 6, 6), 10))[:3] == ["AdaptiveAvgPool2d", "AdaptiveAvgPool2d", "Flatten"]
     cnn = CNN().build((8, 6, 6), 10)
     conv = ["Conv2d", "BatchNorm2d", "ReLU"] * 2
-    assert kinds(cnn) == [*conv, "AdaptiveAvgPool2d", "Flatten", "BatchNorm1d", "Linear"]
+    assert kinds(cnn) == [*conv, "AdaptiveAvgPool2d", "BatchNorm2d", "Flatten", "Linear"]
     assert cnn[:6](torch.zeros(1, 8, 6, 6)).shape == (1, 8, 6, 6), "at full resolution"
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+def test_dgls_heads_are_as_wide_on_small_maps(side):
+    """As in the paper's code, the last pool enlarges: 4C features reach the hidden layers whatever the map."""
+    for recipe in (MLP(), MLPSpatialReduction(), CNN()):
+        first = next(m for m in recipe.build((6, side, side), 10).modules() if isinstance(m, nn.Linear))
+        assert first.in_features == 24
+
+
+def test_a_head_without_batch_norm_learns_from_one_sample():
+    net = MLPSpatialReduction(batch_norm=False).build((6, 8, 8), 10)
+    assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in net.modules())
+    nn.functional.cross_entropy(net(torch.randn(1, 6, 8, 8)), torch.tensor([3])).backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "layers", "convs", "linears"),
+    [
+        (0, 1, [], [(16, 10)]),
+        (1, 3, [(16, 32, 2)], [(32, 9), (9, 9), (9, 10)]),
+        (2, 2, [(16, 32, 2), (32, 32, 1)], [(32, 9), (9, 10)]),
+    ],
+)
+def test_heads_of_infopro_by_numbers(convolutions, layers, convs, linears):
+    net = ConvFC(convolutions, layers, width=9).build((16, 32, 32), 10)
+    found = [(m.in_channels, m.out_channels, m.stride[0]) for m in net if isinstance(m, nn.Conv2d)]
+    assert found == convs
+    assert [(m.in_features, m.out_features) for m in net if isinstance(m, nn.Linear)] == linears
 
 
 def test_pooled_linear_keeps_at_most_so_many_features_and_starts_at_zero():
@@ -130,7 +160,7 @@ def test_options_are_checked():
     with pytest.raises(UserError, match=r"auxiliary\.layers=-1"):
         MLP(layers=-1)
     with pytest.raises(UserError, match=r"auxiliary\.width=0"):
-        OneConvTwoFC(width=0)
+        ConvFC(width=0)
     with pytest.raises(UserError, match=r"objective\.beta=2"):
         PredSim(beta=2.0)
 
@@ -160,9 +190,7 @@ def test_similarity_of_labels_is_one_or_minus_one_over_classes_minus_one():
 def test_similarity_loss_of_perfect_features_is_zero():
     """A vector block whose output is the one-hot label, seen through an identity projection."""
     modules = Similarity().modules(spec((5,), 5), Linear())
-    layer = modules["similarity"].layer
-    nn.init.eye_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    nn.init.eye_(modules["similarity"].layer.weight)
     y = torch.tensor([0, 1, 1, 3])
     h = torch.eye(5)[y]
     loss, logits = Similarity().loss(modules, h, Packet(h, y))

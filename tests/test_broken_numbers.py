@@ -200,7 +200,7 @@ def test_a_whole_run(strategy, runtime, tmp_path, capsys, monkeypatch):
     (mine.parent / f"poisoned_{strategy}.py").write_text(STRATEGY.format(module=module, base=base))
     (mine / "poisoned.yaml").write_text(f"_target_: poisoned_{strategy}.Poisoned\n")
     words = ["strategy=poisoned", "model=mlp", "model.width=16", "blocks=2", "epochs=1", "batch_size=32", "threads=1"]
-    words += ["device=cpu", "auxiliary=linear", "checkpoint.every=7it", f"out={tmp_path / 'runs'}"]
+    words += ["device=cpu", "checkpoint.every=7it", f"out={tmp_path / 'runs'}"]
     code, _, error = run("--config-dir", str(mine.parent), *words, *RUNTIMES[runtime], capsys=capsys)
     assert code == 1
     assert "step 31: " in error

@@ -14,7 +14,7 @@ import yaml
 from conftest import run
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-SMALL = ["model=mlp", "model.width=16", "model.depth=3", "auxiliary=linear", "epochs=2", "batch_size=128", "threads=1"]
+SMALL = ["model=mlp", "model.width=16", "model.depth=3", "epochs=2", "batch_size=128", "threads=1"]
 
 
 def one_sentence(err: str) -> str:
@@ -93,7 +93,7 @@ def test_a_run_writes_what_it_promises(capsys, tmp_path):
         (["=3"], "neither a command nor"),
         (["trian"], "neither a command nor"),
         (["resum", "x"], "did you mean 'resume'?"),
-        (["resume"], "run"),
+        (["resume"], "RUN"),
         (["resume", "nowhere"], "no run folder"),
         (["list", "strategie"], "did you mean"),
         (["doctor", "data=fodler"], "did you mean 'folder'?"),
@@ -113,7 +113,7 @@ def test_bad_input_is_refused_in_one_sentence(arguments, sentence, capsys, tmp_p
 def test_a_batch_of_one_trains_what_has_no_batch_norm(capsys):
     lenet = ["model=lenet", "data=synthetic", "data.images=20", "batch_size=1", "max_steps=2", "threads=1"]
     assert run("strategy=backprop", *lenet, capsys=capsys)[0] == 0
-    assert run("strategy=dgl", "auxiliary=linear", *lenet, capsys=capsys)[0] == 0
+    assert run("strategy=dgl", *lenet, capsys=capsys)[0] == 0
 
 
 def test_out_that_cannot_be_written(capsys, tmp_path):
@@ -215,13 +215,16 @@ OUTSIDE = '''
 from dataclasses import dataclass
 from locallearn.strategies.greedy import DGL
 
+CALLS = []
+
 @dataclass(frozen=True)
 class Mine(DGL):
-    """DGL with a scaled loss; fails at once with scale=0."""
+    """DGL with a scaled loss; fails with scale=0, and with a scale below 0 after some steps."""
     scale: float = 0.5
 
     def loss(self, block, h, packet):
-        if self.scale == 0:
+        CALLS.append(block)
+        if self.scale == 0 or (self.scale < 0 and len(CALLS) > 30):
             raise KeyError("a bug in my strategy")
         return self.scale * super().loss(block, h, packet)
 '''
@@ -251,9 +254,11 @@ def test_a_strategy_from_outside(my_conf, capsys):
 
 
 def test_a_failure_while_running(my_conf, capsys):
-    code, _, err = run("--config-dir", str(my_conf), "strategy=mine", "strategy.scale=0.0", *SMALL, capsys=capsys)
+    code, _, err = run("--config-dir", str(my_conf), "strategy=mine", "strategy.scale=-1.0", *SMALL, capsys=capsys)
     assert code == 1
-    assert "a bug in my strategy" in one_sentence(err)
+    assert f"KeyError: 'a bug in my strategy', in {my_conf}/my_strategy.py, line 16: raise KeyError(" in one_sentence(
+        err
+    )
     (status,) = Path("runs").glob("*/status.json")
     assert json.loads(status.read_text())["state"] == "failed"
     assert "Traceback" in (status.parent / "log.txt").read_text()

@@ -90,16 +90,17 @@ def awaken(learner) -> None:
     torch.manual_seed(7)
     for block in learner.blocks:
         for module in block.auxiliary.values():
-            last = module.rest[-1] if isinstance(module, Synthesizer) else module.body.rest[-1]
-            nn.init.normal_(last.weight, std=0.1)
+            synthesizer = module if isinstance(module, Synthesizer) else module.body
+            nn.init.normal_(synthesizer.last_layer.weight, std=0.1)
 
 
+@pytest.mark.parametrize("options", [{}, {"depth": 0}, {"depth": 1, "width": 5, "batch_norm": False}], ids=str)
 @pytest.mark.parametrize("synthetic_inputs", [False, True])
 @pytest.mark.parametrize("kind", [DNI, CDNI])
-def test_it_is_a_hand_written_loop(kind, synthetic_inputs):
+def test_it_is_a_hand_written_loop(kind, synthetic_inputs, options):
     """The loop of the paper, written out: bootstrapped targets, everything detached by hand, separate optimizers."""
     batches = tiny_batches()
-    learner = tiny_learner(kind(synthetic_inputs=synthetic_inputs), optim=SLOW, total_steps=len(batches))
+    learner = tiny_learner(kind(synthetic_inputs=synthetic_inputs, **options), optim=SLOW, total_steps=len(batches))
     awaken(learner)
     model = copy.deepcopy(learner.model).train()
     aux = copy.deepcopy([block.auxiliary for block in learner.blocks])
@@ -130,11 +131,14 @@ def test_it_is_a_hand_written_loop(kind, synthetic_inputs):
             if k == 3:
                 F.cross_entropy(model.head(out), y).backward()
             else:
-                frozen = copy.deepcopy(aux[k]["synthesizer"])  # its batch statistics move below, once
-                out.backward(frozen(out.detach(), y).detach() / len(y))
+                out.backward(aux[k]["synthesizer"](out.detach(), y).detach() / len(y))
             body[k].step()
             if before is not None:
-                learn(synth[k - 1], ((aux[k - 1]["synthesizer"](before, y) - len(y) * x.grad) ** 2).mean())
+                synthesizer, read = aux[k - 1]["synthesizer"], x.detach() if synthetic_inputs else before
+                statistics = [(b, b.clone()) for b in synthesizer.buffers()]  # they have moved in this step
+                learn(synth[k - 1], ((synthesizer(read, y) - len(y) * x.grad) ** 2).mean())
+                for buffer, moved in statistics:
+                    buffer.copy_(moved)
             h = before = out.detach()
     for name, p in model.named_parameters():
         assert torch.allclose(p, learner.model.get_parameter(name), rtol=1e-10, atol=1e-13), name
@@ -204,13 +208,27 @@ def test_the_context_is_the_label_and_nothing_else():
     assert torch.equal(blind(h, y), blind(h, y.roll(1)))
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2, 4])
 @pytest.mark.parametrize("size", [(4, 5, 5), (3, 1, 1), (7,), (6, 5)], ids=str)
-def test_a_synthesizer_keeps_the_shape_and_starts_at_zero(size):
+def test_a_synthesizer_keeps_the_shape_and_starts_at_zero(size, depth):
     h, y = torch.randn(8, *size), torch.arange(8) % 3
     for classes in (0, 3):
-        out = Synthesizer(size, classes=classes)(h, y)
+        net = Synthesizer(size, depth=depth, width=9, classes=classes)
+        assert sum(p.dim() > 1 for p in net.parameters()) == depth + 1 + bool(classes)
+        assert sum(isinstance(m, nn.ReLU) for m in net.modules()) == depth
+        out = net(h, y)
         assert out.shape == h.shape
         assert out.abs().max() == 0
+
+
+def test_a_linear_synthesizer_is_linear_and_one_without_batch_norm_knows_single_samples():
+    torch.manual_seed(0)
+    h, y = torch.randn(8, 7), torch.arange(8) % 3
+    linear, plain = Synthesizer((7,), depth=0), Synthesizer((7,), batch_norm=False)
+    for net in (linear, plain):
+        nn.init.normal_(net.last_layer.weight)
+        assert torch.allclose(net(h[:1], y[:1]), net(h, y)[:1], atol=1e-6)
+    assert torch.allclose(linear(h + h.roll(1, 0), y), linear(h, y) + linear(h, y).roll(1, 0), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +237,7 @@ def test_a_synthesizer_keeps_the_shape_and_starts_at_zero(size):
 def test_an_input_synthesizer_fits_and_learns(image, reads):
     torch.manual_seed(0)
     x, y, target = torch.randn(16, *image), torch.arange(16) % 3, torch.randn(16, *reads)
-    net = InputSynthesizer(image, reads, classes=3)
+    net = InputSynthesizer(image, reads, Synthesizer(reads, classes=3))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     losses = []
     for _ in range(60):
@@ -245,6 +263,6 @@ def test_on_a_linear_net_the_synthesizer_learns_the_gradient():
 
 
 def test_options_are_checked():
-    for bad in ({"warmup": 1.5}, {"mix": -0.1}, {"width": -1}):
+    for bad in ({"warmup": 1.5}, {"mix": -0.1}, {"width": -1}, {"depth": -1}, {"width": 8, "depth": 0}):
         with pytest.raises(UserError, match=f"strategy.{next(iter(bad))}="):
             DNI(**bad)

@@ -1,38 +1,31 @@
-"""The documentation is run: commands, code and files of its pages; links; whether generated pages are up to date."""
+"""The documentation is run, in an installed wheel and an empty folder: commands, code and files of its pages. Its links
+lead somewhere, and its generated pages are up to date."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import Installed
 
-from locallearn import cli
 from locallearn.commands import COMMANDS
 from locallearn.compose import choices, compose, header
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-STORIES = [
-    "getting-started",
-    "own-model",
-    "own-data",
-    "own-strategy",
-    "how-results-are-measured",
-    "analysis",
-    "parallel",
-]
-PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in STORIES)]
+PROGRAMS = (["python", "-m", "locallearn"], ["locallearn"])
 STRATEGIES = choices("strategy")
 ORDER = [
     "What it is",
     "Paper",
     "Equation",
+    "The last block",
     "Command",
     "Options",
     "What is logged",
@@ -40,6 +33,9 @@ ORDER = [
     "Results",
 ]
 NEEDS_NO_FILES = {"digits", "synthetic", "folder"}
+NOT_RUN = {"make", "pip", "."}
+"""Programs of a checkout, or that install something."""
+SHORT = ("max_steps=2", "threads=1", "evaluate_every=99")
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -56,56 +52,84 @@ def lines(text: str) -> Iterator[list[str]]:
 
 def command_of(words: list[str]) -> list[str]:
     """What follows `python -m locallearn` or `locallearn`; nothing for other lines."""
-    starts = (["python", "-m", "locallearn"], ["locallearn"])
-    return next((words[len(start) :] for start in starts if words[: len(start)] == start), [])
+    return next((words[len(program) :] for program in PROGRAMS if words[: len(program)] == program), [])
 
 
-def commands(text: str) -> list[list[str]]:
-    return [command for words in lines(text) if (command := command_of(words))]
+def typed(text: str) -> list[list[str]]:
+    """The lines of a page that start this project, as words: those of its blocks, and indented ones."""
+    fenced = [words for language, block in blocks(text) if language == "" for words in lines(block)]
+    indented = [words for line in re.findall(r"^    (python -m locallearn .*)", text, re.M) for words in lines(line)]
+    return [words for words in [*fenced, *indented] if command_of(words)]
 
 
-def run_in_a_process(words: list[str]) -> bool:
-    """Run a line of another program: torchrun on one machine, a script on runs that are there."""
-    if words[:1] == ["torchrun"] and not any(word.startswith("--nnodes") for word in words):
-        command = [sys.executable, "-m", "torch.distributed.run", *words[1:], "max_steps=2", "threads=1"]
-    elif words[:2] == ["python", "scripts/picture.py"]:
-        Path(words[3]).parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(ROOT / words[1]), *words[2:]]
-    else:
-        return False
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return True
+PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if typed(page.read_text())]
 
 
-def run(words: list[str], request: pytest.FixtureRequest) -> None:
-    """Run one command in the current folder: a run with two steps, a sweep or a run on real data with --dry-run."""
-    for k, word in enumerate(words):
-        if match := re.fullmatch(r"(runs.*)/RUN(\d?)", word):
-            newest = sorted(Path(match[1]).glob("*/summary.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-            words[k] = str(newest[int(match[2] or 1) - 1].parent)
-    words = [word.replace("=DIR", f"={Path('images').resolve()}") for word in words]
-    if not words[0].startswith("-") and words[0] in COMMANDS:
+@dataclass
+class Reader:
+    """Who types what a page says, in an empty folder of a machine that has the wheel: runs with two steps, sweeps and
+    runs on real data with --dry-run."""
+
+    installed: Installed
+    data: Callable[[], Path]
+    terminal: bool = False
+
+    def type(self, words: list[str]) -> None:
+        """Run one line as it stands on the page, but for its length."""
+        command = self.shortened(words)
+        if not command:
+            return
+        root = {"LOCALLEARN_DATA": str(self.data())} if self.reads_files(command_of(words)) else {}
+        done = self.installed.run(*command, terminal=self.terminal, **root)
+        assert done.code == 0, f"{shlex.join(command)}\n{done.out}\n{done.err}"
+        assert "Traceback" not in done.out + done.err
+
+    def shortened(self, words: list[str]) -> list[str]:
+        """The line as it is run here; nothing for what no test can run."""
+        if command := command_of(words):
+            return [*words[: -len(command)], *self.short(self.filled(command))]
+        if words[:1] == ["torchrun"] and not any(word.startswith("--nnodes") for word in words):
+            return ["python", "-m", "torch.distributed.run", *words[1:], *SHORT[:2]]
+        if words[:2] == ["python", "scripts/picture.py"]:
+            Path(words[3]).parent.mkdir(parents=True, exist_ok=True)
+            return ["python", str(ROOT / words[1]), *words[2:]]
+        known = not words or words[0] in NOT_RUN or words[0] == "torchrun" or words[1:2] == ["scripts/experiments.py"]
+        assert known, f"a page says {shlex.join(words)}: run it here, or say why not"
+        return []
+
+    def filled(self, words: list[str]) -> list[str]:
+        """With what the reader puts in: a run for RUN, a folder of images for DIR, a line of a table for ROW."""
+        words = [word.replace("=DIR", f"={Path('images').resolve()}") for word in words if word != "data.root=DATA"]
+        words = ["strategy=dgl" if word == "ROW" else word for word in words]
+        for k, word in enumerate(words):
+            if match := re.fullmatch(r"(runs.*)/RUN(\d?)", word):
+                newest = sorted(Path(match[1]).glob("*/summary.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+                words[k] = str(newest[int(match[2] or 1) - 1].parent)
+        return words
+
+    def short(self, words: list[str]) -> list[str]:
         if words[0] == "tune":
-            words = [*(word for word in words if not word.startswith("trials")), "trials=2", "max_steps=2", "threads=1"]
-        assert cli.main(words) == 0, words
-        return
-    if "--dry-run" in words or "--help" in words:
-        shown = True
-    else:
-        plain = [w for w in words if "=" in w and not re.search(r"=[^\[{]*,", w)]
-        whole = {key for key, _, _ in (w.partition("=") for w in plain)}
-        data = "digits" if "--config-dir" in words else compose(plain)[1]["data"]
-        shown = ("-m" in words and "out" not in whole) or data not in NEEDS_NO_FILES
-        if data not in NEEDS_NO_FILES:
-            request.getfixturevalue("files")
-        few = [k for k in ("max_steps=2", "threads=1", "evaluate_every=99") if k.partition("=")[0] not in whole]
-        words = [*words, "--dry-run"] if shown else [*words, *few]
-    assert cli.main(words) == 0, words
+            return [*(word for word in words if not word.startswith("trials")), "trials=2", *SHORT[:2]]
+        if words[0] in COMMANDS or {"--dry-run", "--help"} & set(words):
+            return words
+        given = {word.partition("=")[0] for word in words if "=" in word}
+        if ("-m" in words and "out" not in given) or self.reads_files(words):
+            return [*words, "--dry-run"]
+        return [*words, *(word for word in SHORT if word.partition("=")[0] not in given)]
+
+    def reads_files(self, words: list[str]) -> bool:
+        """Whether a run needs a set that is neither embedded nor the reader's own."""
+        if not words or words[0] in COMMANDS or "--config-dir" in words or "--help" in words:
+            return False
+        plain = [
+            word for word in words if re.fullmatch(r"\+?[\w.]+=([^,]*|[\[{].*)", word) and word != "data.root=DATA"
+        ]
+        return compose(plain)[1]["data"] not in NEEDS_NO_FILES
 
 
 @pytest.fixture
-def files(request, monkeypatch) -> None:
-    monkeypatch.setenv("LOCALLEARN_DATA", str(request.getfixturevalue("real_root")))
+def reader(installed: Installed, request: pytest.FixtureRequest) -> Reader:
+    return Reader(installed, lambda: request.getfixturevalue("real_root"))
 
 
 @pytest.fixture
@@ -115,77 +139,98 @@ def here(tmp_path, monkeypatch):
     from torchvision.io import write_png
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    before = set(sys.modules)
     g = torch.Generator().manual_seed(0)
     for label in ("cats", "dogs"):
         (tmp_path / "images" / label).mkdir(parents=True)
         for k in range(20):
             image = torch.randint(256, (3, 40, 40), generator=g, dtype=torch.uint8)
             write_png(image, str(tmp_path / "images" / label / f"{k}.png"))
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
-            del sys.modules[name]
+    return tmp_path
 
 
-def yours() -> dict[str, object]:
-    """What the Python of the pages takes from its reader."""
-    import torch
-    from torch import nn
+YOURS = """
+# what the Python of the pages takes from its reader
+import torch
+from torch import nn
 
-    g = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.arange(64) % 10
-    units = [nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.ReLU()) for c in (3, 4, 4, 4)]
-    small = nn.Sequential()
-    for name, part in {"conv1": nn.Conv2d(3, 4, 3), "flat": nn.Flatten(), "fc1": nn.Linear(3600, 10)}.items():
-        small.add_module(name, part)
-    return {
-        "my_module": nn.Sequential(*units, nn.Sequential(nn.Flatten(), nn.Linear(4096, 10))),
-        "my_loader": [(images, labels)] * 2,
-        "model": small,
-        "train_one_epoch": lambda model: None,
-        "images": images,
-        "labels": labels,
-        "t": torch.randn(512, 2, generator=g),
-        "y": torch.arange(512) % 2,
-    }
+g = torch.Generator().manual_seed(0)
+images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.arange(64) % 10
+units = [nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.ReLU()) for c in (3, 4, 4, 4)]
+my_module = nn.Sequential(*units, nn.Sequential(nn.Flatten(), nn.Linear(4096, 10)))
+my_loader = [(images, labels)] * 2
+model = nn.Sequential()
+for name, part in {"conv1": nn.Conv2d(3, 4, 3), "flat": nn.Flatten(), "fc1": nn.Linear(3600, 10)}.items():
+    model.add_module(name, part)
+train_one_epoch = lambda model: None
+t, y = torch.randn(512, 2, generator=g), torch.arange(512) % 2
+"""
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_what_a_page_says_works(page, here, request, capsys):
-    """Every block in order, in one folder: files are written, Python is executed, commands are run."""
-    space: dict[str, object] = yours()
-    ran = 0
+def read_aloud(page: Path, reader: Reader) -> int:
+    """Do what a page says, in its order: write its files, type its lines, and at the end run its Python, as one
+    program. Returns how much there was to run."""
+    program, ran = [YOURS], 0
     for language, text in blocks(page.read_text()):
         if file := re.match(r"# ([\w/]+\.(py|yaml))\b.*\n", text):
-            path = here / file[1]
+            path = Path(file[1])
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.partition("\n")[2] if file[2] == "yaml" else text)
         elif language == "python":
-            exec(compile(text, page.name, "exec"), space)
-            ran += 1
-        else:
+            program.append(text)
+        elif language == "" and typed(f"```\n{text}```"):
             for words in lines(text):
-                if command := command_of(words):
-                    run(command, request)
-                    ran += 1
-                else:
-                    ran += run_in_a_process(words)
-    assert ran
-    capsys.readouterr()
+                reader.type(words)
+                ran += bool(command_of(words))
+    for words in typed(re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)):
+        reader.type(words)
+        ran += 1
+    if len(program) > 1:
+        Path("program.py").write_text("\n".join(program))
+        done = reader.installed.run("python", "program.py")
+        assert done.code == 0, done.err
+    return ran
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_what_a_page_says_works(page, here, reader):
+    assert read_aloud(page, reader)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_getting_started_works_on_a_terminal(here, reader):
+    reader.terminal = True
+    assert read_aloud(DOCS / "getting-started.md", reader)
+
+
+@pytest.mark.timeout(600)
+def test_the_first_ten_minutes(here, reader):
+    """The block of the README that a new user types first."""
+    (block,) = re.findall(r"^## Ten minutes\n\n```\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    for words in lines(block):
+        reader.type(words)
+
+
+@pytest.mark.slow
+def test_the_first_result_looks_right(here, reader):
+    """The first run of getting-started, exactly as it is printed."""
+    first = typed((DOCS / "getting-started.md").read_text())[0]
+    done = reader.installed.run(*first)
+    assert done.code == 0, done.err
+    summary = json.loads(Path(done.out.splitlines()[-1], "summary.json").read_text())
+    assert summary["test/accuracy"] >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_commands_of_a_strategys_page(name, here, request, capsys):
-    found = [words for _, text in blocks((DOCS / "strategies" / f"{name}.md").read_text()) for words in commands(text)]
+def test_the_commands_of_a_strategys_page(name, here, reader):
+    found = typed((DOCS / "strategies" / f"{name}.md").read_text())
     assert found
     for words in found:
-        run(words, request)
-    capsys.readouterr()
+        reader.type(words)
 
 
 @pytest.fixture(scope="module")

@@ -199,11 +199,36 @@ def test_the_network_depends_on_its_seed_alone():
 def test_standardised_features_have_no_scale_and_rounding_is_no_information():
     h = draws(30, 3, 4, 4).float() * 1e-20
     h[:, 1] = 1e6 + draws(30, 4, 4)  # varies by 1e-6 of its mean
-    found, other = standardised(h, h * 2)
+    found, other = standardised(h, h / 2)
     torch.testing.assert_close(found[:, [0, 2]].std((0, 2, 3), correction=0), torch.ones(2))
     assert found[:, 1].eq(0).all()
     assert other[:, 1].eq(0).all()
-    torch.testing.assert_close(other[:, 0].std(), found[:, 0].std() * 2)
+    torch.testing.assert_close(other[:, 0].std(), found[:, 0].std() / 2)
+
+
+def test_features_beyond_what_the_decoder_has_seen_are_cut_to_it():
+    h = draws(30, 3, 4, 4).float()
+    found, other = standardised(h, h * 3)
+    assert other.amin((0, 2, 3)).equal(found.amin((0, 2, 3)))
+    assert other.amax((0, 2, 3)).equal(found.amax((0, 2, 3)))
+
+
+@pytest.mark.parametrize("shift", [-2.0, -3.0, -4.0])
+def test_near_dead_units_put_nothing_back_and_spoil_nothing(shift):
+    """ReLU units that hardly any sample activates: standardised, what is left of them among the training samples would
+    be blown up, and an ordinary activation of a held-out sample would outweigh everything."""
+    images, weight = draws(700, 60).float(), draws(60, 50, seed=1).float() / 60**0.5
+    net = images @ weight
+    h = (net + shift).relu()
+    h[:, :3] = net[:, :3]  # three units live
+    h[:, 3] = 0.0
+    h[5, 3], h[650, 3] = 1e-3, 1.0  # and one is as good as dead until it is tried
+    few, others = standardised(h[:600], h[600:])
+    live, held_out = standardised(h[:600, :3], h[600:, :3])
+    without = kept(ridge(live, images[:600], held_out)[0], images[600:]).explained_variance
+    assert kept(ridge(few, images[:600], others)[0], images[600:]).explained_variance > without - 0.02
+    network = reconstruct(h[:600], images[:600], h[600:], steps=100)
+    assert kept(network, images[600:]).explained_variance > -0.02
 
 
 def test_features_that_are_no_numbers_are_refused():
@@ -270,7 +295,8 @@ def test_reconstruction_by_hand(learner, data):
         h = [learner.model.units[1](learner.model.units[0](x)) for x in (train, test)]
     mean = h[0].double().mean((0, 2, 3), keepdim=True)
     std = h[0].double().std((0, 2, 3), correction=0, keepdim=True)
-    flat = [((part.double() - mean) / std).flatten(1) for part in h]
+    least, most = h[0].amin((0, 2, 3), keepdim=True), h[0].amax((0, 2, 3), keepdim=True)
+    flat = [((part.double().clamp(least, most) - mean) / std).flatten(1) for part in h]
     x, truth = (as_pixels(images, data).flatten(1) for images in (train, test))
     _, penalty = ridge(flat[0], x, flat[1])
     theirs = r2_score(truth, Ridge(alpha=penalty).fit(flat[0], x).predict(flat[1]), multioutput="variance_weighted")

@@ -74,6 +74,7 @@ def gradients(learner: Learner, x: torch.Tensor, y: torch.Tensor) -> dict[str, t
     """The gradient of every parameter of the model in one step that changes no parameter."""
     for block in learner.blocks:
         block.update = lambda part="main": None  # type: ignore[method-assign]
+        block.updates = 1  # as if it had
     learner.learn(x, y)
     found = {name: p.grad for name, p in learner.model.named_parameters() if p.grad is not None}
     for block in learner.blocks:
@@ -340,11 +341,13 @@ def test_scale_of_the_feedback(strategy, init):
     torch.manual_seed(0)
     layer = strategy(init=init).adapt(nn.Conv2d(30, 50, 3), SPEC)
     fan_in, fan_out = 30 * 9, 50 * 9
-    wanted = 2 / (fan_in + fan_out) if init == "xavier" else 2 / fan_out
+    wanted = 2 / (fan_in + fan_out) if init == "xavier" else 1 / (3 * fan_in)
     b = layer.backward_weight()
     assert b.shape == (50, 30, 3, 3)
     assert b.square().mean().item() == pytest.approx(wanted, rel=0.05)
     assert abs(b.mean().item()) < 0.05 * math.sqrt(wanted)
+    own = nn.Conv2d(30, 50, 3).weight.square().mean().item()  # as PyTorch initialises it
+    assert (own == pytest.approx(wanted, rel=0.05)) == (init == "kaiming")
 
 
 def magnitudes(learner: Learner, batches) -> list[torch.Tensor]:
@@ -599,12 +602,15 @@ def test_compiled_is_the_same(name, conv_unit):
 # ---- does it learn
 
 
-def digits(narrow: int, strategy: Strategy, seed: int) -> tuple[Learner, torch.Tensor, torch.Tensor]:
+def digits(
+    narrow: int, strategy: Strategy, seed: int, classifier: str = "unit"
+) -> tuple[Learner, torch.Tensor, torch.Tensor]:
     """An mlp on 8x8 digits whose classifier is a unit, so that every hidden layer hears of the error through a B."""
     images, labels = load_digits(return_X_y=True)
     torch.manual_seed(seed)
     net = mlp((64,), 10, width=narrow, depth=3, batch_norm=False, activation="tanh")
-    model = BlockModel([*net.units, net.head], nn.Identity(), image=(64,), classes=10, name="mlp")
+    units = [*net.units, net.head]
+    model = net if classifier == "head" else BlockModel(units, nn.Identity(), image=(64,), classes=10, name="mlp")
     optim = SGD(lr=0.05, momentum=0.9, schedule="constant")
     learner = assemble(model, strategy, optim, model.cut("max"), seed=seed)
     return learner, torch.tensor(images, dtype=torch.float32) / 8 - 1, torch.tensor(labels)

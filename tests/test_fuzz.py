@@ -23,7 +23,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from locallearn import cli
-from locallearn.compose import choices, conf_dir
+from locallearn.compose import choices, compose, conf_dir
+from locallearn.config.targets import resolve
+from locallearn.config.typed import fields_of
+from locallearn.errors import UserError
 
 pytestmark = [pytest.mark.fault("F22"), pytest.mark.usefixtures("no_network")]
 STEPS = 2
@@ -111,6 +114,7 @@ OWN = {
     "probe/features": MAPS,
     "probe/filters": MAPS,
     "probe/usable_information": ["probe.usable_information.samples=16"],
+    "probe/reconstruction": ["probe.reconstruction.decoder=network"],
 }
 """What a choice needs, or makes it small."""
 FEWER = {"samples": 8, "steps": 2, "batches": 2, "batch_size": 4, "draws": 1, "filters": 4, "channels": 2}
@@ -131,11 +135,12 @@ def small_run(file: Path) -> list[str]:
         return [*start, *TINY_SET, *TINY_MODEL]
     if group in ("experiment", "short"):
         tiny = ["data=synthetic", "data.images=24", "data.size=16", "data.classes=3", "probe=none"]
-        return [f"+{group}={name}", *start, *tiny, *OWN.get(title(file), [])]
+        words = [f"+{group}={name}", *start, *tiny, *OWN.get(title(file), [])]
+        return [*words, *one_run_of(words)]
     if group == "tune":
         return ["tune", f"space={name}", "trials=1", *start, *TINY_SET, *TINY_MODEL]
     if name in ("cora", "gcn"):
-        return [*start, "data=cora", "model=gcn", "auxiliary=linear"]
+        return [*BOUNDED, "data=cora", "model=gcn", "auxiliary=linear"]
     if name in ("names", "rnn"):
         return [*start, "data=names", "data.fraction=0.01", "model=rnn", "model.width=8"]
     if group == "data":
@@ -146,6 +151,15 @@ def small_run(file: Path) -> list[str]:
     if "model=plainnet" in own:
         model = []
     return [*start, *TINY_SET, *model, f"{group}={name}", *few, *own]
+
+
+def one_run_of(words: list[str]) -> list[str]:
+    """What the refusal of an experiment with a sweep proposes to add, so that it is one run."""
+    try:
+        compose(words)
+    except UserError as error:
+        return str(error).partition("choose one run of it, such as ")[2].split()
+    return []
 
 
 def small_probe(name: str) -> dict[str, str]:
@@ -200,6 +214,7 @@ WORDS = {
     "projection": ["full", "channel"],
     "init": ["xavier", "kaiming"],
     "combine": ["sum", "mean", "next"],
+    "last": ["joint", "local"],
     "taps": ["gradient", "detached", "local"],
     "task": ["cross_entropy", "supcon"],
     "normalise": ["standard", "symmetric"],
@@ -318,6 +333,17 @@ def values(key: str, default: Any, often: Callable[[int], bool]) -> list[str]:
     return fitting if fitting and often(80) else SILLY
 
 
+def reads(strategy: str, group: str) -> bool:
+    return group in fields_of(target("strategy", strategy))
+
+
+def target(group: str, name: str) -> Any:
+    return resolve(yaml.safe_load(choices(group)[name].read_text())["_target_"], group, [])
+
+
+WITHOUT_NETWORK = {name for name in choices("objective") if not target("objective", name).reads_auxiliary}
+
+
 def composition(draws: Random, pipelines: bool) -> list[str]:
     """A command line: most of its choices fit each other, and some options are strange."""
 
@@ -328,6 +354,11 @@ def composition(draws: Random, pipelines: bool) -> list[str]:
         return draws.choice(sorted(options))
 
     chosen = {group: one(choices(group)) for group in ("strategy", "objective", "auxiliary", "optim")}
+    for group in ("objective", "auxiliary"):
+        if not reads(chosen["strategy"], group) and often(90):
+            del chosen[group]  # else it is refused
+    if chosen.get("objective") in WITHOUT_NETWORK and often(90):
+        del chosen["auxiliary"]
     chosen["runtime"] = "replay" if chosen["strategy"] in ("dgl", "infomax", "shallow") and often(20) else "serial"
     if often(3):
         chosen["runtime"] = one({"replay", "pipeline"} if pipelines else {"replay"})
@@ -348,6 +379,8 @@ def composition(draws: Random, pipelines: bool) -> list[str]:
         key = one(known)
         drawn[key] = draws.choice(values(key, known[key], often))
     drawn = small_probe(chosen.get("probe", "none")) | drawn
+    if chosen["data"] == "cora" and often(90):
+        del drawn["batch_size"]  # every step has the whole graph
     if often(3):
         chosen[one(chosen)] = draws.choice(SILLY)
     return [*(f"{g}={n}" for g, n in chosen.items()), *own, *(f"{k}={v}" for k, v in drawn.items()), *BOUNDED]

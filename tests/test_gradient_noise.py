@@ -197,6 +197,27 @@ def test_pictures():
     assert Alignment().draw([row for row in rows if "layer" in row], {}) == {}
 
 
+@pytest.mark.parametrize(
+    ("ratios", "label", "marker"),
+    [
+        ([9, 8, 7, 5, 0.9, 6, 0.5, 0.4, 1.2, 0.3, 0.2], "fc (< 1 from 5)", (5, 0.9)),
+        ([0.5, 0.4, 0.3, 0.2, 0.1], "fc (< 1 from 0)", (0, 0.4)),  # it never was above
+        ([9, 8, 0.3, 0.2, 5, 6, 7], "fc", None),
+        ([9, 8, 7, 6, 5], "fc", None),
+    ],
+)
+def test_the_marker_stands_where_the_running_median_falls_below_1_for_good(ratios, label, marker):
+    """On the median's own height, which is below 1 where the ratio of that look may not be."""
+    rows: list[Row] = [
+        {"epoch": k, "step": k, "layer": 0, "name": "fc", "gradient_snr": float(value)}
+        for k, value in enumerate(ratios)
+    ]
+    axes = GradientSNR().draw(rows, {})["gradient_snr"].axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [label]
+    markers = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines if line.get_marker() == "v"]
+    assert markers == ([marker] if marker else [])
+
+
 def test_the_ratio_of_backprop_is_that_of_the_plain_loop():
     batches = tiny_batches(4)
     learner = tiny_learner(Backprop(), total_steps=8)

@@ -178,6 +178,19 @@ def test_bins_of_a_number_a_width_or_edges():
     assert information(apart, estimator="binned", bins=1e-4).x == pytest.approx(1.5)
 
 
+def test_saturated_tanh_units_have_a_bin_of_their_own_as_in_the_original():
+    """numpy.digitize with 30 edges: what is exactly 1.0 lies beyond the last one, what is just below it does not."""
+    t = np.tanh(np.random.default_rng(0).normal(0, 8, (2000, 3))).astype(np.float32)
+    assert 0.05 < (t == 1).mean() < 0.5
+    codes = np.digitize(t, np.linspace(-1, 1, 30)) - 1
+    assert set(codes[t == 1]) == {29}
+    counts = np.unique(codes, axis=0, return_counts=True)[1] / len(t)
+    found = information(t, estimator="binned", bins="tanh")
+    assert found.x == pytest.approx(-(counts * np.log2(counts)).sum(), abs=1e-12)
+    equal = information(t, estimator="binned", bins=np.linspace(-1, 1, 31).tolist())
+    assert equal.x < found.x - 0.5, "30 bins of equal width tell less apart"
+
+
 def test_the_12_bit_task(real_root):
     raw = Tishby(root=str(real_root)).read(torch.device("cpu"))
     patterns = torch.cat([part.images.samples for part in (raw.train, raw.test)])
@@ -341,6 +354,7 @@ def test_renyi_with_inputs():
         ({"t": torch.ones(3, 2), "estimator": "binned", "bins": 0}, "bins=0"),
         ({"t": torch.ones(3, 2), "estimator": "binned", "bins": -0.1}, "bins=-0.1: the width"),
         ({"t": torch.ones(3, 2), "estimator": "binned", "bins": [1, 0]}, "ascending"),
+        ({"t": torch.ones(3, 2), "estimator": "binned", "bins": "relu"}, "bins=relu: the only bins with a name"),
         ({"t": torch.ones(3, 2), "estimator": "ksg"}, r"needs the inputs: give x="),
         ({"t": torch.ones(3, 2), "estimator": "gaussian"}, "give noise_variance="),
         ({"t": torch.ones(5001, 1), "estimator": "renyi"}, "at most 5000"),

@@ -25,7 +25,7 @@ from locallearn.training.run_folder import RunFolder
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.timeout(1500)]
 KILLS = 50
 EVERY = 7
-SETTINGS = ["model=mlp", "model.width=24", "model.depth=4", "model.dropout=0.2", "auxiliary=linear", "blocks=4"]
+SETTINGS = ["model=mlp", "model.width=24", "model.depth=4", "model.dropout=0.2", "blocks=4"]
 SETTINGS += ["epochs=4", "batch_size=32", f"checkpoint.every={EVERY}it", "threads=1", "data.crop=2", "device=cpu"]
 CLOCK = "by the clock"
 

@@ -20,7 +20,7 @@ from locallearn.engine import SGD, assemble
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.objectives import CrossEntropy, Objective, PredSim
-from locallearn.strategies.greedy import DGL
+from locallearn.strategies.greedy import DGL, Greedy
 from locallearn.strategies.overlapping import Overlapping
 
 LOCAL = {"objective": CrossEntropy(), "auxiliary": MLP(layers=1, width=8)}
@@ -469,3 +469,62 @@ def test_routes_follow_the_reach():
 def test_options_are_refused_in_a_sentence(options, sentence):
     with pytest.raises(UserError, match=sentence):
         Overlapping(**LOCAL, **options)
+
+
+@pytest.mark.parametrize(("reach", "combine"), [(1, "sum"), (2, "sum"), (2, "next"), (3, "mean"), (4, "sum")])
+def test_a_last_block_with_a_loss_of_its_own(reach, combine):
+    """The losses of all blocks but the head's; that reads features which no longer hear of it. Reach 1 is DGL."""
+    batches = tiny_batches(3)
+    learner = tiny_learner(Overlapping(**LOCAL, reach=reach, combine=combine, last="local"))
+    model, classifiers = (
+        copy.deepcopy(learner.model),
+        [copy.deepcopy(b.auxiliary["classifier"]) for b in learner.blocks],
+    )
+    everything = nn.ModuleList([model, *classifiers])
+    optimizer = torch.optim.SGD(everything.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    for x, y in batches:
+        found = learner.step(x, y)
+        losses, h = [], x
+        for unit, classifier in zip(model.units, classifiers, strict=True):
+            h = unit(h)
+            losses.append(F.cross_entropy(classifier(h), y))
+        read = F.cross_entropy(model.head(h.detach()), y)
+        assert found["block/03/loss"] == pytest.approx(read.item())
+        assert found["block/03/local_loss"] == pytest.approx(losses[3].item())
+        optimizer.zero_grad()
+        for k, weights in enumerate(groups(combine, reach, 4)):
+            parts = [(sum(w * losses[j] for j, w in weights.items()), model.units[k]), (losses[k], classifiers[k])]
+            for loss, module in [*parts, *([(read, model.head)] if k == 3 else [])]:
+                own = list(module.parameters())
+                for p, g in zip(own, torch.autograd.grad(loss, own, retain_graph=True), strict=True):
+                    p.grad = g
+        optimizer.step()
+    assert_close(learner, nn.ModuleList([model, *classifiers]))
+
+
+def test_local_greedy_learns_a_block_a_phase_and_the_head_in_the_last():
+    learner = tiny_learner(Greedy(**LOCAL, last="local"), total_steps=8)
+    initial = copy.deepcopy(learner.model)
+    for x, y in tiny_batches(6):
+        learner.learn(x, y)
+    assert_same(learner.model.units[3], initial.units[3])
+    assert_same(learner.model.head, initial.head)
+    modules = initial.units[3], learner.blocks[3].auxiliary, initial.head
+    unit, classifier, head = (copy.deepcopy(m).train() for m in modules)
+    parameters = [*unit.parameters(), *classifier.parameters(), *head.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3)
+    below = copy.deepcopy(learner.model.units[:3]).eval()
+    for x, y in tiny_batches(2, seed=5):
+        learner.learn(x, y)
+        h = unit(nn.Sequential(*below)(x).detach())
+        optimizer.zero_grad()
+        (F.cross_entropy(classifier["classifier"](h), y) + F.cross_entropy(head(h.detach()), y)).backward()
+        optimizer.step()
+    assert_same(learner.model.units[3], unit)
+    assert_same(learner.model.head, head)
+
+
+@pytest.mark.parametrize("strategy", [DGL, Greedy, Overlapping])
+def test_other_words_for_the_last_block_are_refused(strategy):
+    with pytest.raises(UserError, match=r"unknown strategy.last 'locla': did you mean 'local'"):
+        strategy(**LOCAL, last="locla")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_learner, tiny_model
 from message_worker import FAMILIES, STRATEGIES, learner_of, train
 from safetensors.torch import load_file
+from test_strategies import make
 from torch import Tensor
 from torch.nn import functional as F
 
+from locallearn.contract import Packet
 from locallearn.errors import RunError
 from locallearn.runtime.message import DTYPES, MOST_DIMENSIONS, MOST_TENSORS, header, layouts, values
+from locallearn.runtime.replay import ReplayStage, _copy
 
 HERE = Path(__file__).parent
 
@@ -125,6 +130,25 @@ def test_halved_messages_keep_the_strides(name):
 def test_what_cannot_travel_is_refused(tensors, sentence):
     with pytest.raises(RunError, match=sentence):
         header(tensors, [values(t) for t in tensors])
+
+
+@pytest.mark.parametrize("size", [(2, 8, 1, 1), (1, 8, 1, 1), (2, 1, 4, 4), (1, 1, 1, 1), (2, 3, 4, 5)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_waits_in_a_buffer_keeps_its_strides(size, layout):
+    """Also in a checkpoint and back."""
+    model = tiny_model()
+    learners = [tiny_learner(make("dgl"), model, stage=partial(ReplayStage, buffer=2, slow=None)) for _ in range(2)]
+    channels = size[1]
+    h = torch.randn(size).contiguous(memory_format=layout)
+    alike = [h, h.as_strided(size, (channels, 1, channels, channels)) if h[0].numel() == channels else h]
+    for k, t in enumerate(alike, 1):
+        learners[0].stage.buffers[k].push(_copy(Packet(t, torch.zeros(size[0], dtype=torch.int64))), 0)
+    state = {n: t.contiguous().clone() for n, t in learners[0].stage.state().items()}
+    learners[1].stage.load_state(state)
+    for k, t in enumerate(alike, 1):
+        (found,) = learners[1].stage.buffers[k].waiting
+        assert torch.equal(found.packet.h, t)
+        assert found.packet.h.stride() == t.stride()
 
 
 @pytest.fixture(scope="module")

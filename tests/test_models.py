@@ -177,9 +177,26 @@ def test_local_loss_nets_have_the_published_size(name, image, units, millions):
     assert round(count(build(name, image, width=2)) / 1e6, 1) > 2.5 * millions
 
 
-def test_dropout_is_whole_maps_after_the_activation_as_in_the_local_loss_code():
-    unit = build("vgg8b", dropout=0.2).units[0]
-    assert [type(layer) for layer in unit] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Dropout2d]
+def test_local_losses_read_before_dropout_and_pool_as_in_the_local_loss_code():
+    """What a unit emits is what its activation made; dropout (of whole maps) and pool come on the way to the next."""
+    layer = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    dense = [nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    model = build("vgg8b", dropout=0.2)
+    kinds = [[type(m) for m in unit] for unit in model.units]
+    after_pool = [nn.Dropout2d, nn.MaxPool2d, *layer]
+    assert kinds == [
+        layer,
+        [nn.Dropout2d, *layer],
+        after_pool,
+        [nn.Dropout2d, *layer],
+        after_pool,
+        after_pool,
+        [nn.Dropout2d, nn.MaxPool2d, *dense],
+    ]
+    assert [type(m) for m in model.head] == [nn.Dropout, nn.Linear]
+    mlp = build("mlp", dropout=0.2)
+    assert [[type(m) for m in unit] for unit in mlp.units] == [dense, [nn.Dropout, *dense], [nn.Dropout, *dense]]
+    assert [type(m) for m in mlp.head] == [nn.Dropout, nn.Linear]
 
 
 def test_shortcut_a_keeps_every_second_pixel_and_adds_zero_channels():

@@ -16,7 +16,7 @@ from locallearn.coupling import Coupling, Reversible
 from locallearn.engine.memory import SavedBytes
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
-from locallearn.models.gelan import cspnet, gelan
+from locallearn.models.gelan import RepConv, cspnet, fuse, gelan
 from locallearn.models.graph import gcn
 from locallearn.models.plain import mlp
 from locallearn.models.recurrent import rnn
@@ -101,29 +101,37 @@ def test_gelan_by_hand():
     """The parameters of one unit of 64 channels with two branches of one computational block each."""
 
     def unit(block: int, blocks: int = 1, branches: int = 2) -> int:
-        return (
-            conv(64, 64, 1)
-            + conv(32, 16, 1)
-            + branches * (blocks * block + conv(16, 16, 3))
-            + conv(64 + branches * 16, 64, 1)
-        )
+        return conv(64, 64, 1) + branches * (blocks * block + conv(32, 32, 3)) + conv(64 + branches * 32, 64, 1)
 
     kinds = {
-        "conv": conv(16, 16, 3),
-        "res": 2 * conv(16, 16, 3),
-        "dark": conv(16, 8, 1) + conv(8, 16, 3),
+        "conv": conv(32, 32, 3),
+        "res": 2 * conv(32, 32, 3),
+        "dark": conv(32, 16, 1) + conv(16, 32, 3),
     }
     for block, parameters in kinds.items():
         assert count(gelan((3, 8, 8), 10, block=block).units[1]) == unit(parameters)
         deeper = gelan((3, 8, 8), 10, block=block, elan_depth=3, csp_depth=2).units[1]
         assert count(deeper) == unit(parameters, blocks=2, branches=3)
-    csp = 2 * conv(16, 8, 1) + conv(16, 16, 1)
-    assert count(gelan((3, 8, 8), 10, csp_depth=3).units[1]) == unit(csp + 3 * 2 * conv(8, 8, 3))
+    csp = 2 * conv(32, 16, 1) + conv(32, 32, 1)
+    residual = 2 * conv(16, 16, 3) + conv(16, 16, 1)  # of which a 3x3 and a 1x1 stand side by side
+    assert count(gelan((3, 8, 8), 10, csp_depth=3).units[1]) == unit(csp + 3 * residual)
+
+
+def test_fused_for_inference_a_gelan_answers_as_before_with_fewer_parameters():
+    torch.manual_seed(0)
+    model = gelan((3, 8, 8), 10, width=0.25).double()
+    x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    model.train()(x)  # batch statistics of its own
+    before, fast = model.eval()(x), fuse(model)
+    assert not any(isinstance(m, RepConv) for m in fast.modules())
+    assert any(isinstance(m, RepConv) for m in model.modules()), "the model itself still trains"
+    torch.testing.assert_close(fast(x), before, rtol=1e-12, atol=1e-12)
+    assert count(fast) < count(model)
 
 
 def test_gelan_has_the_size_that_its_header_gives():
     model = gelan((3, 32, 32), 10)
-    assert (len(model.units), round(count(model) / 1e6, 1)) == (8, 1.3)
+    assert (len(model.units), round(count(model) / 1e6, 1)) == (8, 2.1)
     assert model.shapes()[-1] == (256, 4, 4)
     assert gelan((3, 32, 32), 10, width=0.5).shapes()[-1] == (128, 4, 4)
     assert gelan((3, 96, 96), 10).shapes()[0] == (64, 24, 24)

@@ -538,9 +538,7 @@ def test_similarities_are_not_rounded_to_bf16():
         assert torch.equal(info_nce(c, p, n), exact[1])
 
 
-# F.cross_entropy knows -100 alone as no label; the losses without it take any negative number.
-NO_CLASSIFIER = ("similarity", "supcon", "simclr", "infonce", "reconstruction", "inpainting")
-HIDDEN = [*((name, -100) for name in sorted(FILES)), *((name, -1) for name in NO_CLASSIFIER)]
+HIDDEN = [(name, hidden) for name in sorted(FILES) for hidden in (-100, -1)]
 
 
 @pytest.mark.parametrize(("objective", "hidden"), HIDDEN, indirect=["objective"])

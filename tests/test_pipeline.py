@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_learner, tiny_model
-from pipeline_worker import settings, train
+from pipeline_worker import STRATEGIES, settings, train
 from safetensors.torch import load_file
-from test_strategies import FILES, make
+from test_strategies import make
 
 from locallearn.engine import Stage
 
@@ -43,7 +43,7 @@ def finished(request, tmp_path_factory) -> tuple[int, Path]:
 
 
 @pytest.mark.parametrize(
-    ("name", "micro_batches", "staleness"), [(name, *setting) for name in sorted(FILES) for setting in settings(name)]
+    ("name", "micro_batches", "staleness"), [(name, *setting) for name in STRATEGIES for setting in settings(name)]
 )
 @pytest.mark.fault("R6")
 def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, staleness, finished):

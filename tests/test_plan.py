@@ -277,7 +277,7 @@ def test_the_table_has_every_schedule():
     assert {"route neighbor", "route broadcast, M=4"} <= speed.keys()
 
 
-SMALL = ["model=mlp", "model.width=16", "model.depth=3", "auxiliary=linear", "batch_size=32", "threads=1"]
+SMALL = ["model=mlp", "model.width=16", "model.depth=3", "batch_size=32", "threads=1"]
 
 
 def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):

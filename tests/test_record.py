@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -232,9 +233,11 @@ import sys, time
 from locallearn.training.console import Console, warn
 nan = float("nan")
 console = Console()
-console.start("dgl [bold]vgg16[/] \\x1b[31m", epochs=10, steps_per_epoch=10, first_step=20)
+console.start(
+    "dgl [bold]vgg16[/] \\x1b[31m", 10, 10, first_step=20, last_step=40, so_far=lambda: "loss 0.500  acc 0.250"
+)
 for step in range(10):
-    console.advance(32, 0.5); time.sleep(0.06)
+    console.advance(32); time.sleep(0.06)
 console.epoch({EPOCH!r})
 warn("careful")
 console.final_table({{"test/accuracy": 0.9, "peak_memory_bytes": 2**21, "block/01/test_accuracy": 0.8}}, blocks=2)
@@ -256,7 +259,7 @@ def test_without_a_terminal_it_is_plain_lines() -> None:
     lines = done.stdout.decode().splitlines()
     assert lines[0] == "dgl [bold]vgg16[/] ?[31m"
     assert lines[1].startswith(
-        "epoch  3/10  train 0.412 / 0.873  validation 0.910  test nan  block 0.710 -  210 images/s  eta 0:0"
+        "epoch  3/10  train 0.412 / 0.873  validation 0.910  test nan  block 0.710 -  210 images/s  0:0"
     )
     assert [line.split("  ")[0] for line in lines if "accuracy" in line] == [
         "test accuracy",
@@ -267,9 +270,13 @@ def test_without_a_terminal_it_is_plain_lines() -> None:
     assert all(c.isprintable() for line in lines for c in line)
 
 
-@pytest.mark.parametrize("columns", [None, "0", "40"])
+@pytest.mark.parametrize(
+    ("columns", "fits"),
+    [(None, 5), ("0", 5), ("120", 6), ("80", 5), ("40", 3), ("10", 1)],
+)
 @pytest.mark.fault("F28")
-def test_on_a_terminal_there_is_a_bar(columns: str | None) -> None:
+def test_on_a_terminal_there_is_a_bar(columns: str | None, fits: int) -> None:
+    """As many facts as fit beside it into one line, the most important first."""
     master, slave = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"TERM": "xterm"}
     process = subprocess.Popen(
@@ -288,8 +295,11 @@ def test_on_a_terminal_there_is_a_bar(columns: str | None) -> None:
     os.close(master)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, b"warning: careful\nalive\n")
-    assert b"loss 0.500" in seen
-    assert b"images/s" in seen
+    facts = [b" left", b"step 2", b"loss 0.500  acc 0.250", b"epoch 3/10", b" images/s"]
+    drawn = seen.partition(b"epoch  3/10")[0]  # what comes after is the line of the epoch
+    assert b"%" in drawn
+    assert [fact in drawn for fact in facts] == [k < fits - 1 for k in range(5)]
+    assert re.search(rb"step 2[1-9]/40", drawn) or fits < 3
     assert b"dgl [bold]vgg16[/] ?[31m" in seen
     assert b"\x1b[?25h" in seen  # the cursor is given back
     assert seen.endswith(b"/tmp/" + b"long/" * 60 + b"run\r\n")
@@ -333,8 +343,8 @@ def test_other_encodings_get_escapes() -> None:
 
 def test_quiet_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     console = Console(quiet=True)
-    console.start("x", 1, 1, 0)
-    console.advance(3, 0.1)
+    console.start("x", 1, 1)
+    console.advance(3)
     console.epoch(EPOCH)
     console.table("t", ("a", "b"), [("1", 2)])
     console.final_table({}, 1)
@@ -350,5 +360,5 @@ def test_advance_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     console._bar = object()  # type: ignore[assignment]
     started = time.process_time()
     for _ in range(10_000):
-        console.advance(32, 0.5)
+        console.advance(32)
     assert (time.process_time() - started) / 10_000 < 20e-6

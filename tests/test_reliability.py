@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import junit  # noqa: E402
 import reliability  # noqa: E402
+
+BEGIN, END = junit.marks(reliability.COMMAND)
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
 <testcase name="a"><properties><property name="faults" value="F1 R1"/><property name="injected" value="50"/>
@@ -26,7 +29,7 @@ JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
 def test_the_tables_say_what_the_tests_put_down(tmp_path, monkeypatch, capsys):
     junit, page = tmp_path / "junit.xml", tmp_path / "page.md"
     junit.write_text(JUNIT)
-    page.write_text(f"before\n{reliability.BEGIN}\nwhat stood there\n{reliability.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nwhat stood there\n{END}\nafter\n")
     monkeypatch.setattr(sys, "argv", ["reliability.py", str(junit), "--page", str(page)])
     reliability.main()
     text = page.read_text()
@@ -52,8 +55,8 @@ def test_every_fault_and_goal_has_a_test_and_no_other_is_named():
 
 def test_the_page_has_a_place_for_the_tables():
     text = reliability.PAGE.read_text(encoding="utf-8")
-    assert text.count(reliability.BEGIN) == text.count(reliability.END) == 1
-    assert text.index(reliability.BEGIN) < text.index(reliability.END)
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert text.index(BEGIN) < text.index(END)
 
 
 @pytest.mark.fault("load")

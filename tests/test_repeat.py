@@ -59,7 +59,7 @@ def test_one_other_bit_is_named(copied, capsys):
     assert cli.main(["repeat", str(copied)]) == 1
     out = capsys.readouterr().out
     assert f"the bits differ\n  1 of {len(tensors)} tensors of the model, the first is {name}" in out
-    assert "machine, versions and settings agree" in out
+    assert "machine, versions, settings and data agree" in out
 
 
 @pytest.mark.fault("R6")

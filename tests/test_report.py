@@ -381,9 +381,9 @@ def test_latex_compiles(tmp_path):
 def test_compare_says_what_differs(tmp_path):
     first = write_run(tmp_path / "one", "backprop", 0, 0.9, facts={"device": "a GPU"})
     second = write_run(tmp_path / "two", "dgl", 0, 0.8, config={"optim.lr": 0.3}, epochs=30)
-    found = compare(one(first), one(second))
-    assert found.settings == [("epochs", "3", "30"), ("optim.lr", "0.1", "0.3"), ("strategy", "backprop", "dgl")]
-    assert found.machine == [("device", "a GPU", "cpu")]
+    found = compare([one(first), one(second)])
+    assert found.settings == [["epochs", "3", "30"], ["optim.lr", "0.1", "0.3"], ["strategy", "backprop", "dgl"]]
+    assert found.machine == [["device", "a GPU", "cpu"]]
     numbers = {row[0]: row[1:] for row in final_numbers(found)}
     assert numbers["test/accuracy"] == ["0.9", "0.8", "-0.1"]
     head, *rows = curves(found)

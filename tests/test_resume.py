@@ -29,7 +29,6 @@ SETTINGS = [
     "model.width=24",
     "model.depth=4",
     "model.dropout=0.2",
-    "auxiliary=linear",
     "epochs=6",
     "batch_size=16",
     "checkpoint.every=7it",
@@ -211,7 +210,7 @@ def test_foreign_files_among_checkpoints_are_left_alone(stopped, tmp_path):
 @pytest.mark.fault("F6")
 def test_checkpoints_of_another_model_are_refused(stopped, tmp_path, record_property):
     """Another width, another depth, other heads, another strategy; nothing of the run is changed by it."""
-    others = (["model.width=25"], ["model.depth=5"], ["auxiliary=mlp"], ["strategy=backprop"])
+    others = (["model.width=25"], ["model.depth=5"], ["auxiliary=linear"], ["strategy=backprop"])
     for number, words in enumerate(others):
         run = copy_of(stopped, tmp_path / str(number))
         shutil.rmtree(run / "checkpoints")

@@ -295,9 +295,11 @@ def test_classes_that_are_classes(make: Callable[[Path], None], tmp_path):
 
 def test_a_share_beside_a_validation_folder_is_refused(tmp_path, capsys):
     root = splits(tmp_path, "train", "valid", "test")
-    code, _, err = run(
-        "doctor", "data=folder", f"data.root={root}", "data.size=8", "data.validation=0.2", capsys=capsys
-    )
+    words = [*SMALL, f"data.root={root}", f"out={tmp_path / 'runs'}"]
+    code, _, err = run(*words, "data.validation=0.2", capsys=capsys)
     assert code == 2
-    assert "data.validation=0.2: data=folder has a validation part of its own" in err
-    assert len(Folder(root=str(root), size=8, validation=0.0).load(0, CPU).validation) == 20
+    assert "data.validation=0.2 is read only with data=NAME without a validation part of its own" in err
+    assert not (tmp_path / "runs").exists()
+    code, out, err = run(*words, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert "(40 train, 20 validation, 10 test)" in out

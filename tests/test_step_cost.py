@@ -9,10 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from locallearn import seeds
-from locallearn.engine import SGD, Learner, assemble
+from locallearn.engine import SGD, Adam, AdamW, Learner, assemble
 from locallearn.engine.totals import HELD, Totals
 from locallearn.models.plain import mlp
 from locallearn.strategies.backprop import Backprop
@@ -46,7 +47,7 @@ def operations(step: Callable[[], object]) -> Counter[str]:
     return operations.found
 
 
-def test_a_step_adds_a_reading_and_two_copies_to_a_bare_loop():
+def test_a_step_adds_three_readings_and_two_copies_to_a_bare_loop():
     trained = learner()
     model = copy.deepcopy(trained.model).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
@@ -58,7 +59,8 @@ def test_a_step_adds_a_reading_and_two_copies_to_a_bare_loop():
 
     added = operations(lambda: trained.learn(X, Y)) - operations(bare)
     added.pop("detach", None)  # a view, at the border of a block
-    assert added == {"_local_scalar_dense": 1, "clone": 2}, "the loss is read, logits and labels are put by"
+    looked_at = {"max": 1, "min": 1, "_local_scalar_dense": 3}  # the largest label and the smallest; also the loss
+    assert added == {**looked_at, "clone": 2}, "logits and labels are put by"
 
 
 def test_a_run_copies_the_global_generator_once(monkeypatch):
@@ -140,3 +142,52 @@ def test_totals_are_those_of_every_batch_alone():
     totals.add(torch.tensor(1.0), logits, y)
     totals.write([0.0, 0.0, 0.0])
     assert totals.read() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_hooks_on_an_optimizer_run(everywhere):
+    """The step goes past the profiler's mark around it, which is also where PyTorch runs hooks."""
+    trained, seen = learner(blocks=2), []
+    hooks = [register_optimizer_step_pre_hook(lambda *_: seen.append("every"))] if everywhere else []
+    for block in trained.blocks:
+        optimizer = block.optimizers["main"]
+        if optimizer is not None and not everywhere:
+            hooks.append(optimizer.register_step_post_hook(lambda *_: seen.append("own")))
+    trained.learn(X, Y)
+    for hook in hooks:
+        hook.remove()
+    trained.learn(X, Y)
+    assert seen == ["every" if everywhere else "own"] * 2
+
+
+@pytest.mark.parametrize(
+    "optim", [SGD(lr=0.1, weight_decay=0.01), Adam(lr=0.01), AdamW(lr=0.01)], ids=lambda o: type(o).__name__
+)
+def test_fused_kernels_compute_what_the_plain_ones_do(optim):
+    torch.manual_seed(0)
+    model = mlp((12,), 3, width=5, depth=4).double()
+    trained = assemble(model, Backprop(), optim, model.cut(3), precision="fp64")
+    other = copy.deepcopy(model).train()
+    (group,) = optim.groups(list(other.parameters()), [])
+    plain = type(optim.build([group]))([{k: v for k, v in group.items() if k != "base_lr"}], **plain_options(optim))
+    for _ in range(5):
+        trained.learn(X.double(), Y)
+        plain.zero_grad()
+        F.cross_entropy(other(X.double()), Y).backward()
+        plain.step()
+    for name, p in other.named_parameters():
+        torch.testing.assert_close(dict(model.named_parameters())[name], p, rtol=1e-12, atol=1e-14)
+
+
+def plain_options(optim):
+    """How PyTorch's own loop over tensors is asked for."""
+    more = {"momentum": optim.momentum} if isinstance(optim, SGD) else {"betas": (optim.beta1, optim.beta2)}
+    return {"fused": False, "foreach": False, **more}
+
+
+def test_other_numbers_than_floats_are_not_fused():
+    parameters = [torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))]
+    optimizer = SGD(lr=0.1).build(SGD(lr=0.1).groups(parameters, []))
+    (parameters[0] * parameters[0].conj()).real.sum().backward()
+    optimizer.step()
+    assert torch.allclose(parameters[0].detach(), torch.full((3,), 0.8, dtype=torch.complex64))

@@ -33,7 +33,10 @@ GOLDEN = Path(__file__).parent / "first_losses.json"
 
 
 def make(name: str) -> Strategy:
+    """The strategy of a yaml; options may follow its name, as in "loco reach=3"."""
+    name, *options = name.split()
     config = yaml.safe_load(FILES[name].read_text())
+    config |= {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
     return instantiate(config, "strategy", [], objective=CrossEntropy(), auxiliary=MLP(layers=1, width=16))
 
 
@@ -52,7 +55,7 @@ def test_yaml_names_every_option_the_paper_and_the_route(name):
     config, facts = yaml.safe_load(FILES[name].read_text()), header(FILES[name])
     module, _, cls = config.pop("_target_").rpartition(".")
     target = getattr(importlib.import_module(module), cls)
-    options = {f.name for f in dataclasses.fields(target)} - {"objective", "auxiliary"}
+    options = {f.name for f in dataclasses.fields(target) if f.init} - {"objective", "auxiliary"}
     assert set(config) == options
     assert facts["summary"].endswith(".")
     assert facts["paper"]
@@ -75,8 +78,10 @@ def test_first_losses(name):
 
 
 def is_backprop_within_a_block(strategy: Strategy) -> bool:
-    """Not one that changes the backward pass there (feedback alignment), nor one whose blocks read no labels."""
-    return type(strategy).adapt is Strategy.adapt and learns_from_labels(strategy)
+    """Not one that changes the backward pass there (feedback alignment) or before it (direct feedback alignment), nor
+    one whose blocks read no labels."""
+    plain = type(strategy).adapt is Strategy.adapt and strategy.route is not Route.BROADCAST
+    return plain and learns_from_labels(strategy)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -257,7 +262,7 @@ def test_a_strategy_yields_exactly_once(times, said):
                 yield Send(packet.at(block.layers(packet.h)))
             return None
 
-    with pytest.raises(AssertionError, match=f"{said}; it must yield exactly once"):
+    with pytest.raises(UserError, match=f"{said}: it must yield exactly once"):
         tiny_learner(Odd()).learn(*tiny_batches(1)[0])
 
 

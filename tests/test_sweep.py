@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def times(out: str = "runs") -> dict[Path, int]:
     return {path: (path / "status.json").stat().st_mtime_ns for path in folders(out)}
 
 
+def begun(out: str) -> list[str]:
+    """What a sweep says of each job before it begins."""
+    return [line for line in out.splitlines() if line.startswith("[")]
+
+
 def metrics(folder: Path) -> list[dict]:
     """The records, without what no two runs share."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -57,6 +63,8 @@ def test_folders_say_what_differs_and_a_second_start_repeats_nothing(capsys):
     code, out, _ = run(*command, capsys=capsys)
     assert code == 0
     assert "4 runs: 4 new" in out
+    labels = [f"[{k}/4] strategy={s} seed={n}" for k, (s, n) in enumerate(product(("backprop", "dgl"), (0, 1)), 1)]
+    assert begun(out) == labels
     names = [path.name.rpartition("_") for path in folders()]
     expected = {f"strategy-{strategy}_seed-{seed}" for strategy in ("backprop", "dgl") for seed in (0, 1)}
     assert {name for name, _, _ in names} == expected
@@ -73,6 +81,7 @@ def test_folders_say_what_differs_and_a_second_start_repeats_nothing(capsys):
     code, out, _ = run(*command, capsys=capsys)
     assert code == 0
     assert "4 runs: 4 done before" in out
+    assert begun(out) == labels
     assert times() == after
     assert "4 runs in 2 groups: 4 done" in out, "a sweep ends with its table"
     assert all(text in out for text in ("test accuracy %", "vs backprop", "2 of 2"))
@@ -143,6 +152,7 @@ def test_fail_fast_begins_no_other(capsys):
     code, out, _ = run("-m", *SMALL, "seed=0,1", "optim.lr=1e30,0.01", "sweep.fail_fast=true", capsys=capsys)
     assert code == 1
     assert "4 runs: 1 failed, 3 not begun" in out
+    assert begun(out) == ["[1/4] seed=0 optim.lr=1e+30"]
     assert "the same command goes on with it" in out
     assert len(folders()) == 1
 
@@ -325,6 +335,7 @@ def test_stopped_half_way_and_started_again(number, capsys):
     code, out, _ = run("-m", *LONG, capsys=capsys)
     assert code == 0
     assert "3 runs: 1 new, 1 resumed, 1 done before" in out
+    assert begun(out) == [f"[{k}/3] seed={k - 1}" for k in (1, 2, 3)]
     assert times()[first] == before
     assert [state(path) for path in folders()] == ["done"] * 3
     assert [len(metrics(path)) for path in folders()] == [60] * 3
@@ -349,6 +360,10 @@ def test_launchers(launcher, capsys):
     assert done.returncode == 1, done.stderr
     assert "2 runs: 1 new, 1 failed\n  failed: optim.lr=1e+30: block 0" in done.stdout
     assert "lower optim.lr" in (done.stderr if launcher == "joblib" else done.stdout.partition("2 runs")[0])
+    assert sorted(line for line in begun(done.stdout) if ": " not in line) == [
+        "[1/2] optim.lr=0.01",
+        "[2/2] optim.lr=1e+30",
+    ]
     (good,) = [path for path in folders() if state(path) == "done"]
     manifest = json.loads((good / "manifest.json").read_text())
     assert manifest["threads"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     assert code == 0, err
     first = {path: (path / "status.json").stat().st_mtime_ns for path in folders()}
     assert len(first) == 2
-    command = out.splitlines()[-1].removeprefix("run it with: python -m locallearn ").split()
+    command = shlex.split(out.splitlines()[-1].partition("locallearn ")[2])
     lr = experiment(*compose(command)).optim.lr
     of = {yaml.safe_load((path / "config.yaml").read_text())["optim"]["lr"]: accuracy(path) for path in folders()}
     assert of[lr] == max(of.values())

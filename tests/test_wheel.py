@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
-import sys
-import sysconfig
-import venv
+import time
 from pathlib import Path
 
 import pytest
+from conftest import Installed, obey_signals
 
-ROOT = Path(__file__).resolve().parents[1]
 MINE = '''
 from dataclasses import dataclass
 from locallearn.strategies.greedy import DGL
@@ -25,64 +24,84 @@ class Mine(DGL):
     def loss(self, block, h, packet):
         return self.beta * super().loss(block, h, packet)
 '''
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The folder of programs of a fresh environment with the wheel in it. It sees the packages of this environment (a
-    path in a .pth file, so that no editable install comes along) instead of downloading 5 GB again."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run(build, check=True, capture_output=True)
-    venv.create(folder / "env", with_pip=False)
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    site = folder / "env" / "lib" / version / "site-packages"
-    wheel = next(folder.glob("*.whl"))
-    subprocess.run(
-        [*pip, "--python", str(folder / "env"), "install", "--no-deps", str(wheel)], check=True, capture_output=True
-    )
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return folder / "env" / "bin"
-
-
-def run(installed: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [str(installed / command[0]), *command[1:]], cwd=folder, env=env, capture_output=True, text=True, check=False
-    )
-
-
 SMALL = ["model=mlp", "model.width=16", "auxiliary=linear", "epochs=1", "max_steps=3"]
+PROGRAMS = [["locallearn"], ["python", "-m", "locallearn"]]
 
 
-def test_it_is_the_wheel_that_runs(installed, tmp_path):
-    done = run(installed, tmp_path, "python", "-c", "import locallearn; print(locallearn.__file__)")
-    assert str(installed.parent) in done.stdout
-    done = run(installed, tmp_path, "python", "-m", "locallearn", "--cfg", "job", "strategy=dgl")
-    assert done.returncode == 0, done.stderr
-    assert "locallearn.strategies.greedy.DGL" in done.stdout
+def test_it_is_the_wheel_that_runs(installed: Installed, tmp_path: Path) -> None:
+    done = installed.run("python", "-c", "import locallearn; print(locallearn.__file__)", folder=tmp_path)
+    assert str(installed.programs.parent) in done.out
+    done = installed.run("python", "-m", "locallearn", "--cfg", "job", "strategy=dgl", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "locallearn.strategies.greedy.DGL" in done.out
 
 
-def test_console_script_trains_in_an_empty_folder(installed, tmp_path):
-    done = run(installed, tmp_path, "locallearn", "strategy=dgl", *SMALL)
-    assert done.returncode == 0, done.stderr
+def test_console_script_trains_in_an_empty_folder(installed: Installed, tmp_path: Path) -> None:
+    done = installed.run("locallearn", "strategy=dgl", *SMALL, folder=tmp_path)
+    assert done.code == 0, done.err
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
 
 
 @pytest.mark.slow
-def test_a_strategy_of_ones_own_in_one_file_and_one_yaml(installed, tmp_path):
+@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
+def test_without_arguments_it_is_the_default_run(installed: Installed, tmp_path: Path, program: list[str]) -> None:
+    """It trains in the folder it is started in; Ctrl-C ends it with the line that goes on with it."""
+    process = subprocess.Popen(
+        [str(installed.programs / program[0]), *program[1:]],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=obey_signals,
+    )
+    end = time.monotonic() + 300
+    while not list(tmp_path.glob("runs/*/status.json")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert out.startswith("dgl on vgg16 (4 blocks), digits")
+    assert "Traceback" not in out + err
+    (folder,) = tmp_path.glob("runs/*/")
+    assert f"resume {folder.relative_to(tmp_path)}" in err
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("program", PROGRAMS, ids=" ".join)
+def test_a_run_is_used_from_another_directory(
+    installed: Installed, tmp_path: Path, program: list[str], terminal: bool
+) -> None:
+    here, other = tmp_path / "here", tmp_path / "other"
+    here.mkdir()
+    other.mkdir()
+    done = installed.run(*program, "strategy=dgl", *SMALL, folder=here, terminal=terminal)
+    assert done.code == 0, done.err
+    (run,) = here.glob("runs/*/")
+    assert done.out.rstrip().endswith(str(run.relative_to(here)))
+    for words in (["evaluate"], ["resume"], ["report"], ["repeat"]):
+        done = installed.run(*program, *words, str(run), folder=other, terminal=terminal)
+        assert done.code == 0, done.err
+        assert "Traceback" not in done.out + done.err
+    assert list(other.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_strategy_of_ones_own_in_one_file_and_one_yaml(installed: Installed, tmp_path: Path) -> None:
     """As `python -m` and as the console script, which does not see the current folder by itself."""
     (tmp_path / "my_conf" / "strategy").mkdir(parents=True)
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "my_conf" / "strategy" / "mine.yaml").write_text("# Mine.\n_target_: mine.Mine\nbeta: 0.9\n")
-    for program in (["python", "-m", "locallearn"], ["locallearn"]):
-        done = run(installed, tmp_path, *program, "--config-dir", "my_conf", "strategy=mine", *SMALL)
-        assert done.returncode == 0, done.stderr
-        status = json.loads((Path(done.stdout.splitlines()[-1]) / "status.json").read_text())
-        assert status["state"] == "done"
-    done = run(installed, tmp_path, "locallearn", "evaluate", done.stdout.splitlines()[-1], "--allow", "mine")
-    assert done.returncode == 0, done.stderr
-    done = run(installed, tmp_path, "locallearn", "--config-dir", "my_conf", "strategy=mine", "strategy.bta=1")
-    assert done.returncode == 2
-    assert "did you mean 'strategy.beta'" in done.stderr
+    for program in PROGRAMS:
+        done = installed.run(*program, "--config-dir", "my_conf", "strategy=mine", *SMALL, folder=tmp_path)
+        assert done.code == 0, done.err
+        run = done.out.splitlines()[-1]
+        assert json.loads((tmp_path / run / "status.json").read_text())["state"] == "done"
+    done = installed.run("locallearn", "evaluate", run, "--allow", "mine", folder=tmp_path)
+    assert done.code == 0, done.err
+    done = installed.run("locallearn", "--config-dir", "my_conf", "strategy=mine", "strategy.bta=1", folder=tmp_path)
+    assert done.code == 2
+    assert "did you mean 'strategy.beta'" in done.err

@@ -30,7 +30,7 @@ REMOVALS = (0, 20, 40)
 SHOWN = (0, 20, 40)  # removals whose Fisher trace is drawn
 SETTING = (
     "data=cifar10 data.fraction=0.1 data.crop=0 data.flip=false strategy=backprop model=lenet batch_size=64 optim=sgd "
-    "optim.lr=0.01 optim.weight_decay=1e-3 optim.warmup=0 optim.schedule=constant"
+    "optim.lr=0.01 optim.weight_decay=1e-3 optim.schedule=constant"
 )
 TEXT = TEXT.replace("CLEAN", str(CLEAN)).replace("SETTING", f"`{SETTING}`")
 PUBLISHED = {0: 90.7, 20: 90.2, 40: 89.4, 60: 87.5, 80: 85.1, 100: 83.3, 120: 82.2, 140: 81.3}  # blur, falling rate

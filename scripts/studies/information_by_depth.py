@@ -47,7 +47,8 @@ def run(options: Options) -> dict[str, Any]:
         common = "data=digits data.fraction=0.2 model=resnet32 epochs=1 max_steps=2 evaluate_every=1"
         samples, steps, seeds = 100, 5, (0,)
     common += (
-        " batch_size=128 optim=sgd optim.lr=0.1 data.crop=4 data.flip=true checkpoint.every=never"
+        " batch_size=128 optim=sgd optim.lr=0.1 optim.weight_decay=5e-4"
+        " optim.warmup=0.1 data.crop=4 data.flip=true checkpoint.every=never"
         " probe=[linear,usable_information] probe.linear.every=1000 probe.usable_information.every=1000"
         f" probe.linear.samples={samples} probe.usable_information.samples={samples}"
         f" probe.usable_information.steps={steps}"

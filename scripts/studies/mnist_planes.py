@@ -34,7 +34,8 @@ def run(options: Options) -> dict[str, Any]:
         data, epochs, samples, seeds = "data=digits", 2, 200, (0,)
     common = (
         f"strategy=backprop blocks=1 {data} epochs={epochs} evaluate_every={epochs} batch_size=128 optim=sgd "
-        "optim.lr=0.05 optim.schedule=constant checkpoint.every=never probe=information_plane "
+        "optim.lr=0.05 optim.weight_decay=5e-4 optim.warmup=0.1 optim.schedule=constant "
+        "checkpoint.every=never probe=information_plane "
         f"probe.information_plane.every=log probe.information_plane.samples={samples}"
     )
     settings = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.compose import compose
+from locallearn.compose import compose, quoted
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.given import Unread
 from locallearn.config.settings import Settings
 from locallearn.config.unread import in_blocks
 from locallearn.engine import Learner, assemble
+from locallearn.engine.assemble import Pixels
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.training import session
@@ -29,6 +31,11 @@ SHARES = ("optim.schedule", "optim.warmup", "optim.milestones", "optim.decay", "
 """Options that are shares of training, or follow it: without a number of steps nobody knows how far it is."""
 
 __all__ = ["Learner", "Result", "build", "load", "train"]
+
+_PIXELS = (
+    "give pixels=(black, white), one number per channel each, such as pixels=((0, 0, 0), (1, 1, 1)) for colours from 0 "
+    "to 1"
+)
 
 
 def train(quiet: bool = False, **settings: Any) -> Result:
@@ -55,6 +62,7 @@ def build(
     classes: int = 10,
     graph: Tensor | None = None,
     steps: int | None = None,
+    pixels: Pixels | None = None,
     axes: str | Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Learner:
@@ -64,15 +72,17 @@ def build(
     image, classes  shape of one input without the batch, and the number of classes
     graph  edges between the samples, int64 [2, E], for a model that reads them (gcn)
     steps  how many steps there will be, for the learning-rate schedule; without it the rate is constant
+    pixels  what a black and a white pixel are in the inputs, one number per channel each; objectives that reconstruct
+        images need it. ((0, 0, 0), (1, 1, 1)) where nothing is normalised, else (0 - mean) / std and (1 - mean) / std
     axes   of what a module's layers hand on, where they do not tell: see `as_blocks`
     The other keywords are those of `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
     parts = settings.get("micro_batches", 1)
-    if "batch_size" not in settings and isinstance(parts, int) and parts > 1:
-        overrides.append(f"batch_size={parts}")  # the loop makes the batches, and `step` checks each of them
-    exp = experiment(*compose(overrides), overrides)
+    whole = [f"batch_size={parts}"] if isinstance(parts, int) and parts > 1 else []
+    # the loop makes the batches, and `step` checks each of them
+    exp = experiment(*compose([*whole, *overrides]), overrides)
     exp.given.refuse(_read_by_train(exp, steps))
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
@@ -83,6 +93,12 @@ def build(
     else:
         with seeds.stream(chosen.seed, "model"):
             network = exp.model(tuple(image), classes, graph)
+    objective = getattr(exp.strategy, "objective", None)
+    if pixels is None and len(network.image) == 3 and objective is not None and objective.reconstructs:
+        raise UserError(
+            f"objective={exp.names['objective']} reconstructs images and must know what black and white are in them: "
+            f"{_PIXELS}"
+        )
     learner = assemble(
         network,
         exp.strategy,
@@ -95,6 +111,7 @@ def build(
         compiled=chosen.compile,
         micro_batches=chosen.micro_batches,
         total_steps=steps,
+        pixels=_pixels(pixels, network.image),
         stage=stage,
     )
     exp.given.refuse(in_blocks(exp, learner))
@@ -110,10 +127,25 @@ def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
         yield from (Unread(key, "steps=NUMBER") for key in SHARES)
 
 
+def _pixels(given: Pixels | None, image: tuple[int, ...]) -> Pixels | None:
+    """Black and white as numbers, one for each channel of the image. Raises UserError."""
+    if given is None:
+        return None
+    try:
+        black, white = (tuple(float(number) for number in side) for side in given)
+    except (TypeError, ValueError):
+        black = white = ()
+    if not len(black) == len(white) == image[0] or any(b == w for b, w in zip(black, white, strict=True)):
+        raise UserError(f"pixels={given} for inputs {list(image)}: {_PIXELS}")
+    return black, white
+
+
 def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Keyword settings as Hydra overrides."""
     for key, value in settings.items():
         path = f"{prefix}{key}"
+        if not re.fullmatch(r"\+{0,2}[\w./-]+", path):
+            raise UserError(f"{path!r} is no name of a setting: give a keyword such as epochs=2, or 'optim.lr'")
         if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
             yield from _overrides(value, f"{path}.")
         else:
@@ -121,15 +153,23 @@ def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _text(value: Any, path: str) -> str:
-    """One value in the grammar of overrides."""
+    """One value in the grammar of overrides. A text is a text, whatever it looks like."""
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)
     if isinstance(value, list | tuple):
         return "[" + ",".join(_text(item, path) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_text(k, path)}:{_text(item, path)}" for k, item in value.items()) + "}"
+        if odd := [k for k in value if not isinstance(k, int) and not re.fullmatch(_WORD, str(k))]:
+            raise UserError(f"{path}={value!r}: {odd[0]!r} cannot be a key in it; keys are words or whole numbers")
+        return "{" + ",".join(f"{k}:{_text(item, path)}" for k, item in value.items()) + "}"
     if isinstance(value, str) or hasattr(value, "__fspath__"):
         text = str(value)
-        plain = text and all(c.isalnum() or c in "_-./" for c in text)
-        return text if plain else json.dumps(text, ensure_ascii=False)
+        if text == "???":
+            raise UserError(f"{path}='???': three question marks stand for a missing value; give another text")
+        return text if re.fullmatch(_WORD, text) and text.lower() not in _NOT_TEXTS else quoted(text)
     raise UserError(f"{path}={value!r}: must be a number, a text, true, false, null, or a list or mapping of these")
+
+
+_WORD = r"[A-Za-z_/][\w./-]*"
+_NOT_TEXTS = {"true", "false", "null", "nan", "inf"}
+"""Words that mean something else than themselves."""

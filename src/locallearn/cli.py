@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from locallearn import commands, listing
-from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain, refuse_sweep
-from locallearn.errors import RunError, UserError, did_you_mean, memory_ran_out, printable
-from locallearn.outside import look_for_modules_in, packages_named_in
+from locallearn import again, arguments, commands, completion, listing, outside, paths
+from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain, quoted, refuse_sweep, searched
+from locallearn.errors import RunError, UserError, described, did_you_mean, memory_ran_out, place, printable
 
+DEBUG = "LOCALLEARN_DEBUG"
+"""The environment variable that `--debug` sets, so that every process of a run shows whole tracebacks."""
 JOURNAL = "LOCALLEARN_JOURNAL"
 """The environment variable by which the jobs of a sweep, in whatever process, find its journal."""
 SHARING = ("joblib", "submitit_local")
 """Launchers whose jobs run side by side on one machine; Slurm gives each job cores and devices of its own."""
+_typed: list[str] = []
+"""The command line as the user has typed it, for the manifest; Hydra reads another one."""
+_varied: dict[str, list[str]] = {}
+"""What a sweep varies whose blocks are shown, without training."""
 _exit_codes: list[int] = []
 """Of the runs of this command line that ended badly; Hydra carries no return values and prints exceptions twice."""
 
@@ -39,73 +45,126 @@ def entry() -> None:
     sys.exit(code)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
+    debug = {DEBUG: "1"} if "--debug" in words else {}
+    sys.argv = [sys.argv[0], *words]
+    with _environment(debug):
+        try:
+            return _run([word for word in words if word != "--debug"])
+        except BaseException as error:
+            return _said(error)
+
+
+def _run(words: list[str]) -> int:
+    """Find out what is asked for: a command, a page, or a run."""
+    if words and words[0] in (*commands.COMMANDS, "stage"):
+        return commands.run(words[0], words[1:])
+    parser = arguments.of_a_run()
+    options, unknown = parser.parse_known_intermixed_args(words)
+    if options.overrides and options.overrides[0] in commands.COMMANDS:  # flags stood before it
+        words.remove(options.overrides[0])
+        return commands.run(options.overrides[0], words)
+    if options.shell_completion:
+        return completion.run(options.overrides)
+    if unknown:
+        parser.read(words)  # says which
+    if options.help:
+        return listing.help_page(commands.COMMANDS)
+    if options.version:
+        return listing.version()
+    arguments.check(options)
+    return _hydra(options)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that are set meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        if {"-h", "--help"} & set(arguments):
-            return listing.help_page(commands.COMMANDS)
-        if arguments and arguments[0] in (*commands.COMMANDS, "stage"):
-            return commands.run(arguments[0], list(arguments[1:]))
-        return _hydra(list(arguments))
-    except BaseException as error:
-        return _said(error)
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _said(error: BaseException) -> int:
-    """Print the one sentence for an error and return its exit code; anything unexpected goes on as it is."""
+    """Print the one sentence for an error, with --debug its traceback before it, and return the exit code."""
     from locallearn.stopping import Interrupted
 
-    if isinstance(error, UserError | RunError):
-        print(f"locallearn: {printable(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if os.environ.get(DEBUG) == "1":
+        traceback.print_exception(error)
     if isinstance(error, Interrupted):
-        print(f"locallearn: {error}; go on with: locallearn resume {error.run}", file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        print("locallearn: stopped at once", file=sys.stderr)
-        return 130
-    if reason := memory_ran_out(error):
-        print(f"locallearn: {reason}", file=sys.stderr)
-        return 1
-    raise error
+        code, text = error.exit_code, f"{error}; go on with: {again.resume(error.run)}"
+    elif isinstance(error, KeyboardInterrupt):
+        code, text = 130, "stopped at once"
+    elif isinstance(error, RunError):
+        code, text = 1, str(error)
+    elif isinstance(error, UserError):
+        mine = place(error.__cause__) if error.__cause__ else ""  # a module of the user's has raised it
+        code = 1 if mine and not isinstance(error.__cause__, ValueError) else 2
+        text = str(error).removesuffix(mine) + mine
+    elif reason := memory_ran_out(error):
+        code, text = 1, reason
+    else:
+        text = described(error)
+        code, text = 1, text if place(error) else f"{text}, which nobody foresaw: run again with --debug to see where"
+    print(f"locallearn: {printable(text)}", file=sys.stderr)
+    return code
 
 
-def _hydra(arguments: list[str]) -> int:
-    """Hand the arguments to Hydra: one run, or a multirun."""
-    arguments = ["dry_run=true" if a == "--dry-run" else a for a in arguments]
-    dirs = _config_dirs(arguments)
-    overrides = _overrides(arguments)
+def _hydra(options: Any) -> int:
+    """Hand a run, a sweep or a question about the configuration to Hydra."""
+    overrides = [arguments.home_in(word) for word in options.overrides]
     for word in overrides:
         if word.startswith("=") or ("=" not in word and not word.startswith("~")):
             hint = did_you_mean(word, commands.COMMANDS)
             raise UserError(f"{word!r} is neither a command nor of the form KEY=VALUE: {hint}see `locallearn --help`")
-    allows = any(o.startswith("allow=") for o in overrides)
-    if dirs or allows:
-        look_for_modules_in([*dirs, Path.cwd()])
-    if dirs and not allows and (packages := packages_named_in(dirs)):
-        place = arguments.index(overrides[0]) if overrides else len(arguments)  # overrides must stand together
-        arguments.insert(place, f"allow=[{','.join(packages)}]")
+    overrides = [*overrides, *(["dry_run=true"] if options.dry_run else [])]
+    dirs = options.config_dir
+    own = [word for word in overrides if word.startswith("allow=")]
+    if own and options.allow:
+        raise UserError(f"{own[0]} and --allow {options.allow[0]} say the same: give one of them")
+    packages = outside.trusted(dirs, [*options.allow, *own])
+    if packages and not own:
+        overrides.insert(0, f"allow=[{','.join(packages)}]")
     import hydra
 
-    sweeps = bool({"-m", "--multirun"} & set(arguments)) and "dry_run=true" not in arguments
+    sweeps = options.multirun and "dry_run=true" not in overrides
     variables = {"HYDRA_FULL_ERROR": "1"}  # Hydra then raises instead of printing; we print
-    before = {name: os.environ.get(name) for name in (*variables, JOURNAL)}
+    _typed[:] = sys.argv
     _exit_codes.clear()
-    try:
-        with explained(overrides, dirs), ExitStack() as stack:
+    _varied.clear()
+    with explained(overrides, dirs), ExitStack() as stack:
+        internal = searched(dirs)
+        if options.multirun:
+            replaced = for_every_choice(overrides)
+            modules = [*dirs, Path.cwd()] if packages else []
+            overrides = [replaced.get(word, word) for word in overrides]
+            out, varies, total, launcher = multirun(overrides, dirs)
             if sweeps:
-                replaced = for_every_choice(overrides)
-                arguments = [replaced.get(argument, argument) for argument in arguments]
-                modules = [*dirs, Path.cwd()] if dirs or allows else []
-                varied = multirun([replaced.get(o, o) for o in overrides], dirs)
-                variables[JOURNAL] = stack.enter_context(_journal([sys.argv[0], *arguments], modules, *varied))
-            os.environ.update(variables)
-            sys.argv = [sys.argv[0], *arguments]
-            hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+                folder = f"{out}/.multirun"
+                variables[JOURNAL] = stack.enter_context(_journal(list(_typed), modules, out, varies, total, launcher))
+            else:  # Hydra writes a file for any multirun
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="locallearn-"))
+                _varied.update(varies)
+            internal.append(f"hydra.sweep.dir={quoted(folder)}")
+        stack.enter_context(_environment(variables))
+        sys.argv = [sys.argv[0], *_flags(options), *overrides, *internal]
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
     return max(_exit_codes, default=0)
+
+
+def _flags(options: Any) -> list[str]:
+    """What Hydra itself is asked for."""
+    flags = ["--multirun"] * options.multirun + ["--resolve"] * options.resolve
+    named = {"--cfg": options.cfg, "--package": options.package, "--info": options.info}
+    return flags + [word for flag, value in named.items() if value is not None for word in (flag, value)]
 
 
 @contextmanager
@@ -145,14 +204,16 @@ def job(config: Any) -> float | None:
     from locallearn.config.experiment import experiment
     from locallearn.training import session
 
+    sys.argv = list(_typed) or sys.argv
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     chosen = dict(hydra_config.runtime.choices)
     if JOURNAL in os.environ:
         return _job_of_a_sweep(config, chosen, overrides, hydra_config.job.num)
     try:
-        refuse_sweep(hydra_config.sweeper, overrides)
-        exp = experiment(*plain(config, chosen), overrides, _config_dirs(sys.argv[1:]))
+        if not _varied:
+            refuse_sweep(hydra_config.sweeper, overrides)
+        exp = experiment(*plain(config, chosen), overrides, _config_dirs(), _varied or None)
         if exp.settings.dry_run:
             print(session.dry_run(exp))
             return None
@@ -175,7 +236,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
     launcher = chosen["hydra/launcher"]
     if launcher != "basic":  # in another process
         sys.argv = list(journal.plan.command)  # for the manifest
-        look_for_modules_in(map(Path, journal.plan.modules))
+        outside.look_for_modules_in(map(Path, journal.plan.modules))
     differs = journal.differs(overrides)
     label = " ".join(differs) or f"run {number}"
     try:
@@ -183,18 +244,15 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
             journal.add(sweep.Job(number, label, "skipped"))
             return None
+        journal.begin(number, label)
         if launcher in SHARING:
             values = sweep.shared(values, number)
-        exp = experiment(sweep.grouped(values), names, overrides, _config_dirs(sys.argv[1:]), journal.plan.varies)
+        exp = experiment(sweep.grouped(values), names, overrides, _config_dirs(), journal.plan.varies)
         path = sweep.place(exp.settings.out, differs, exp.config)
         how, numbers = sweep.run(exp, path)
     except Exception as error:
-        try:
-            code = _said(error)
-        except Exception:  # not foreseen: the others go on all the same
-            traceback.print_exc()
-            code = 1
-        reason = " ".join(str(error).split()) or type(error).__name__
+        code = _said(error)
+        reason = " ".join((str(error) if isinstance(error, UserError | RunError) else described(error)).split())
         stopped = code > 128  # the user asked to stop: the sweep stops, too
         journal.add(sweep.Job(number, label, "interrupted" if stopped else "failed", reason=reason, code=code))
         if stopped:
@@ -204,28 +262,6 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
     return numbers.get("validation/accuracy")
 
 
-def _config_dirs(arguments: Sequence[str]) -> list[Path]:
-    """The folders of `--config-dir DIR` (also -cd DIR and --config-dir=DIR)."""
-    dirs = []
-    for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        if flag in ("--config-dir", "-cd"):
-            dirs.append(Path(value))
-        elif flag.startswith("--config-dir="):
-            dirs.append(Path(flag.partition("=")[2]))
-    for folder in dirs:
-        if not folder.is_dir():
-            raise UserError(f"--config-dir {folder}: there is no such folder")
-    return dirs
-
-
-def _overrides(arguments: Sequence[str]) -> list[str]:
-    """What is not a flag of Hydra's, nor the value of one."""
-    with_value = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package"}
-    found = []
-    skip = False
-    for argument in arguments:
-        if skip or argument.startswith("-"):
-            skip = argument in with_value
-            continue
-        found.append(argument)
-    return found
+def _config_dirs() -> list[Path]:
+    """The folders of the user's yaml files, in whatever process this is."""
+    return [paths.expanded(name) for name in again.config_dirs(sys.argv[1:])]

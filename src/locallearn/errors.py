@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -52,3 +55,27 @@ def printable(text: str) -> str:
 def in_one_line(error: Exception) -> str:
     """What an exception says, as one line of at most 300 characters for a warning; its type if it says nothing."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """An exception that no rule foresaw, in one line: its type, what it says, and the place if that is the user's."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}{place(error)}" if said else f"{type(error).__name__}{place(error)}"
+
+
+def place(error: BaseException) -> str:
+    """Where in the user's own code an exception came from, as `, in FILE, line N: TEXT`; empty if it did not."""
+    if isinstance(error, SyntaxError) and error.filename and _of_the_user(error.filename):
+        return f", in {error.filename}, line {error.lineno}: {(error.text or '').strip()}".rstrip(": ")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _of_the_user(frame.filename)]
+    return f", in {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}".rstrip(": ") if frames else ""
+
+
+def _of_the_user(file: str) -> bool:
+    """Whether a file is neither ours nor of Python or an installed package."""
+    path = Path(file).resolve()
+    others = [Path(__file__).resolve().parent, *(Path(sysconfig.get_path(name)).resolve() for name in _INSTALLED)]
+    return path.is_file() and "site-packages" not in path.parts and not any(folder in path.parents for folder in others)
+
+
+_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")

@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
+import itertools
+import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
-from locallearn.compose import APPENDED, choices, compose, conf_dir, header
+from locallearn import __version__
+from locallearn.compose import compose
+from locallearn.config.registry import APPENDED, choices, conf_dir, header, options
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, unknown
+from locallearn.fitted import columns, fitted
 
 PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in (*GROUPS, *APPENDED)}}
 
 
-def help_page(commands: Mapping[str, str]) -> int:
-    """`--help`: usage, commands, the choices of each group, and every top-level setting with its comment."""
-    width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
-    print("Local learning and decoupled training of neural networks.\n")
-    print("  python -m locallearn strategy=dgl model=vgg16            one run")
-    print("  python -m locallearn -m strategy=backprop,dgl seed=0,1   a sweep")
-    print("  python -m locallearn model=vgg16 blocks=4 --dry-run      the blocks, without training\n")
-    print("Commands")
-    for name, text in commands.items():
-        print(f"  {name:<10} {text}")
-    print("\nGroups (GROUP=NAME; `locallearn list GROUP` describes each)")
-    for group in GROUPS:
-        names = ", ".join(choices(group))
-        print(textwrap.fill(f"{group:<10} {names}", width, initial_indent="  ", subsequent_indent=" " * 13))
-    print("\nSettings (KEY=VALUE), with their defaults")
-    text = (conf_dir() / "config.yaml").read_text()
-    for line in text[text.index("seed:") : text.index("hydra:\n")].rstrip().splitlines():
-        print(f"  {line}")
-    print("\nFlags: -m (sweep), --dry-run, --config-dir DIR (your own yaml files), --cfg job (show the configuration),")
-    print("       --hydra-help (Hydra's own flags)")
+FLAGS = """\
+  -m, --multirun                a sweep: one run for each combination of values, as in seed=0,1,2
+  --dry-run                     show the blocks, and train nothing
+  --config-dir DIR, -cd DIR     a folder of your own yaml files, such as DIR/strategy/mine.yaml; may be given again
+  --allow PACKAGE               a package outside locallearn whose classes a yaml may name (as allow=[PACKAGE] does)
+  --debug                       show the whole traceback of an error (as LOCALLEARN_DEBUG=1 does)
+  --cfg job, -c job             show the configuration instead of running; with -p GROUP one part of it; --resolve
+  --info [defaults|...]         show how Hydra has put the configuration together
+  --version                     show the versions of locallearn and of torch
+  -sc install=bash              print what lets the shell complete: eval "$(locallearn -sc install=bash)"; or zsh
+Flags, settings and the name of a command may stand in any order."""
+
+
+def version() -> int:
+    """`--version`"""
+    print(f"locallearn {__version__}, torch {metadata.version('torch')}, python {sys.version.split()[0]}")
     return 0
 
 
-def show(group: str | None, config_dirs: Sequence[Path] = ()) -> int:
-    """A line for each choice of a group, or of all, with route and paper. Raises UserError."""
+def help_page(commands: Mapping[str, str]) -> int:
+    """`--help`: usage, commands, the choices of each group, and every top-level setting with its comment."""
+    print("Local learning and decoupled training of neural networks.\n")
+    print("  locallearn                                   the default run: DGL on VGG-16 and the embedded digits")
+    print("  locallearn strategy=dgl model=vgg16          one run (also: python -m locallearn ...)")
+    print("  locallearn -m strategy=backprop,dgl seed=0,1 a sweep")
+    print("  locallearn model=vgg16 blocks=4 --dry-run    the blocks, without training\n")
+    print("Commands (`locallearn COMMAND -h` explains each)")
+    for name, text in commands.items():
+        _print(f"  {name:<9}  {text}")
+    _print("\nGroups (GROUP=NAME; `locallearn list GROUP` describes each, `locallearn list GROUP NAME` its options)")
+    for group in GROUPS:
+        names = ", ".join(choices(group))
+        print(fitted(f"  {group:<9}  {names}", columns() or 100))
+    print("\nSettings (KEY=VALUE), with their defaults")
+    text = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
+    for line in text[text.index("seed:") : text.index("hydra:\n")].rstrip().splitlines():
+        _print(f"  {line}")
+    _print(f"\nFlags\n{FLAGS}")
+    return 0
+
+
+def _print(text: str) -> None:
+    print(fitted(text, columns()))
+
+
+def show(group: str | None, name: str | None = None, config_dirs: Sequence[Path] = ()) -> int:
+    """A line for each choice of a group, or of all, with route and paper; or everything about one. Raises UserError."""
     groups = (*GROUPS, *APPENDED)
     wanted = PLURALS.get(group or "", group)
     if wanted and wanted not in groups:
         raise unknown("group", wanted, [*groups, "strategies"])
+    if wanted and name:
+        return _one(wanted, name, config_dirs)
     for each in [wanted] if wanted else groups:
         print(f"+{each}=" if each in APPENDED else f"{each}=")
         found = {name: header(file) for name, file in choices(each, config_dirs).items()}
@@ -53,7 +81,31 @@ def show(group: str | None, config_dirs: Sequence[Path] = ()) -> int:
             if each in APPENDED:
                 notes.append(_state(name, facts))
             notes += [facts[key] for key in ("paper", "source") if key in facts]
-            print(f"  {name:<{longest}}  {facts['summary']}" + (f"  [{'; '.join(notes)}]" if notes else ""))
+            _print(f"  {name:<{longest}}  {facts['summary']}" + (f" [{'; '.join(notes)}]" if notes else ""))
+    return 0
+
+
+def _one(group: str, name: str, config_dirs: Sequence[Path]) -> int:
+    """One choice: what its file says of it, and its options, each with its default and what it means."""
+    found = choices(group, config_dirs)
+    if name not in found:
+        raise unknown(group, name, found)
+    lines = [line for line in found[name].read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
+    head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    body = [line for line in lines[len(head) :] if not line.startswith("_target_:")]
+    appended = group in APPENDED
+    print(f"{'+' if appended else ''}{group}={name}")
+    for line in head:
+        _print(f"  {line.removeprefix('#').removeprefix(' ')}")
+    if appended:
+        print("\nWhat it sets")
+    elif options(group, name, found[name]):
+        prefix = f"probe.{name}" if group == "probe" else group
+        print(f"\nOptions, with their defaults: {prefix}.OPTION=VALUE")
+    else:
+        print("\nIt has no options.")
+    for line in body:
+        _print(f"  {line}".rstrip())
     return 0
 
 

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from locallearn.errors import UserError
 
-def packages_named_in(folders: Iterable[Path]) -> list[str]:
-    """The top-level packages outside locallearn that yaml files in these folders name: whoever gives `--config-dir`
-    on the command line trusts them."""
+
+def trusted(config_dirs: Sequence[Path], allow: Sequence[str]) -> list[str]:
+    """The packages outside locallearn that this command line allows, which from now on are found in these folders and
+    in the current one. Whoever gives `--config-dir` trusts what its yaml files name. Raises UserError."""
+    for folder in config_dirs:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {folder}: there is no such folder")
+    if config_dirs or allow:
+        look_for_modules_in([*config_dirs, Path.cwd()])
+    return list(dict.fromkeys([*allow, *_named_in(config_dirs)]))
+
+
+def _named_in(folders: Iterable[Path]) -> list[str]:
+    """The top-level packages that yaml files in these folders name."""
     found = set()
     for folder in folders:
         for file in folder.glob("*/*.yaml"):
-            match = re.search(r"^_target_:\s*['\"]?([A-Za-z_]\w*)\.", file.read_text(encoding="utf-8"), re.MULTILINE)
+            text = file.read_text(encoding="utf-8", errors="replace")
+            match = re.search(r"^_target_:\s*['\"]?([A-Za-z_]\w*)\.", text, re.MULTILINE)
             if match and match[1] != "locallearn":
                 found.add(match[1])
     return sorted(found)
@@ -22,4 +35,6 @@ def packages_named_in(folders: Iterable[Path]) -> list[str]:
 
 def look_for_modules_in(folders: Iterable[Path]) -> None:
     """Let modules of the user be imported from here, last of all; a console script does not see its current folder."""
-    sys.path += [str(folder.resolve()) for folder in folders if str(folder.resolve()) not in sys.path]
+    for folder in folders:
+        if (place := str(folder.resolve())) not in sys.path:
+            sys.path.append(place)

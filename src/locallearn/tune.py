@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from locallearn.compose import choices, compose, explained, swept
+from locallearn import again
+from locallearn.compose import choices, compose, explained, quoted, swept
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.errors import RunError, UserError, unknown
 from locallearn.training import sweep
@@ -84,7 +84,7 @@ def space_of(name: str, names: Mapping[str, str], config_dirs: Sequence[Path] = 
     """The keys that are searched, and where. In the file stand under `GROUP=NAME` the keys for that choice only.
     Raises UserError."""
     files = choices("tune", config_dirs)
-    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else files.get(name)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else files.get(name)
     if path is None:
         raise unknown("space", name, files)
     try:
@@ -132,7 +132,7 @@ def _number(value: Any, where: str) -> float:
 def override(key: str, value: Scalar) -> str:
     """A value as it is written on the command line; three digits are enough for a number that was drawn."""
     if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
-        return f"{key}='{value}'"
+        return f"{key}={quoted(value)}"
     if isinstance(value, float):
         return f"{key}={value:.3g}"
     return f"{key}={json.dumps(value) if value is None or isinstance(value, bool) else value}"
@@ -231,7 +231,8 @@ class Search:
         for key, entry in self.space.items():
             if isinstance(entry, Range) and not EDGE < entry.share(best.params[key]) < 1 - EDGE:
                 print(f"  {key} lies at the end of its range, {entry.low:g} to {entry.high:g}: search a wider one, too")
-        print(f"run it with: python -m locallearn {shlex.join([*self.settings, *texts])}")
+        dirs = [f"--config-dir={folder}" for folder in self.config_dirs]
+        print(f"run it with: {again.command(*self.settings, *texts, flags=dirs)}")
         return 0
 
 
@@ -255,7 +256,7 @@ def _study(out: str, name: str) -> Any:
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = Path(out).expanduser().resolve() / STORE
+    path = Path(out).resolve() / STORE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return optuna.create_study(
@@ -268,17 +269,13 @@ def _study(out: str, name: str) -> Any:
         raise UserError(f"{path} is no record of a search ({reason}): move it away, or give another out=") from None
 
 
-def tune(arguments: Sequence[str], config_dirs: Sequence[Path] = (), allow: Sequence[str] = ()) -> int:
+def tune(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
     """Search, print every trial and the best one; returns the exit code. Raises UserError and Interrupted."""
     try:
         import optuna  # noqa: F401
     except ImportError:
         raise UserError("tune needs optuna: pip install 'locallearn[tune]'") from None
-    for folder in config_dirs:
-        if not folder.is_dir():
-            raise UserError(f"--config-dir {folder}: there is no such folder")
     options, settings = Options.parse(arguments)
-    trusted = [f"allow=[{','.join(allow)}]"] if allow else []
-    search = Search([*settings, *trusted], config_dirs, options)
+    search = Search(settings, config_dirs, options)
     search.run()
     return search.report()

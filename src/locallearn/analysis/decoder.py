@@ -73,12 +73,18 @@ def decoder(size: tuple[int, ...], image: tuple[int, ...], hidden: int = 256) ->
 def standardised(h: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float32 with mean 0 and variance 1 over the samples (and positions) of `h`, by channel of maps [N, C, H,
     W] or [N, C, D, H, W] and by number of everything else. What varies by less than 1e-5 of its mean counts as
-    constant: that is rounding, not information."""
+    constant: that is rounding, not information.
+
+    `others` are cut to the range that `h` has. A unit that is all but dead among the samples of `h` has a tiny variance
+    there, and one ordinary activation elsewhere would be thousands of deviations from its mean: a decoder that was
+    fitted to `h` knows nothing there, and would be wrong without bound.
+    """
     dims = (0, *range(2, h.dim())) if h.dim() > 3 else (0,)
     variance, mean = torch.var_mean(h.double(), dims, correction=0, keepdim=True)
     std = variance.sqrt()
     scale = torch.where(std > 1e-5 * mean.abs(), 1 / std, 0.0)
-    return ((h - mean) * scale).float(), ((others - mean) * scale).float()
+    least, most = h.amin(dims, keepdim=True), h.amax(dims, keepdim=True)
+    return ((h - mean) * scale).float(), ((others.clamp(least, most) - mean) * scale).float()
 
 
 def reconstruct(h: Tensor, inputs: Tensor, held_out: Tensor, *, steps: int = 300, seed: int = 0) -> Tensor:

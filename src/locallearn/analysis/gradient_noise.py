@@ -89,14 +89,18 @@ def transition(epochs: Sequence[int], snr: Sequence[float]) -> int | None:
     Of a running median over five looks (fewer at both ends), so that one or two outlying looks neither make nor hide
     it.
     """
-    half = WINDOW // 2
-    smooth = [statistics.median(snr[max(0, i - half) : i + half + 1]) for i in range(len(snr))]
     found = None
-    for epoch, value in zip(reversed(epochs), reversed(smooth), strict=True):
+    for epoch, value in zip(reversed(epochs), reversed(running_median(snr)), strict=True):
         if not value < 1:
             break
         found = epoch
     return found
+
+
+def running_median(values: Sequence[float]) -> list[float]:
+    """The median of each value and of its two neighbours on either side, as far as there are any."""
+    half = WINDOW // 2
+    return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
 def norm(tensors: Iterable[Tensor]) -> float:

@@ -6,10 +6,10 @@ from locallearn.auxiliary.networks import (
     CNN,
     MLP,
     Auxiliary,
+    ConvFC,
     Linear,
     MeanOverSteps,
     MLPSpatialReduction,
-    OneConvTwoFC,
     Projector,
 )
 
@@ -17,10 +17,10 @@ __all__ = [
     "CNN",
     "MLP",
     "Auxiliary",
+    "ConvFC",
     "Decoder",
     "Linear",
     "MLPSpatialReduction",
     "MeanOverSteps",
-    "OneConvTwoFC",
     "Projector",
 ]

@@ -71,7 +71,7 @@ class Level(nn.Module):
         self.classifier = auxiliary.build((width, *self.grid), classes)
 
     def forward(self, a: Tensor, routes: Sequence[Tensor]) -> Tensor:
-        fused = sum((_resize(r, self.grid) for r in routes), _resize(a, self.grid))
+        fused = sum((_nearest(r, self.grid) for r in routes), _averaged(a, self.grid))
         return self.couplings(fused)
 
 
@@ -125,8 +125,13 @@ def _maps(t: Tensor) -> Tensor:
     return t.view(*t.shape, *[1] * (4 - t.dim()))
 
 
-def _resize(t: Tensor, grid: Grid) -> Tensor:
-    """Averages over positions where the grid is coarser, copies of the nearest where it is a multiple."""
+def _nearest(t: Tensor, grid: Grid) -> Tensor:
+    """Routing maps as YOLOv9's CBFuse brings them to the grid: the nearest position, whatever the sizes."""
+    return t if t.shape[2:] == grid else F.interpolate(t, grid, mode="nearest")
+
+
+def _averaged(t: Tensor, grid: Grid) -> Tensor:
+    """What comes from the level below, which is as large as the grid or larger: averages over positions."""
     return t if t.shape[2:] == grid else F.adaptive_avg_pool2d(t, grid)
 
 

@@ -12,8 +12,9 @@ from locallearn.auxiliary.networks import Size
 
 @dataclass(frozen=True)
 class Decoder:
-    """From a block's output back to the model's input: bilinear upsampling to the input's size, 3x3 conv -> width, BN,
-    ReLU, 3x3 conv -> C. No sigmoid: what the numbers mean is the loss's business.
+    """From a block's output back to the model's input: bilinear upsampling to the input's size (corners on corners, as
+    in the authors' code), 3x3 conv -> width, BN, ReLU, 3x3 conv -> C. No sigmoid: what the numbers mean is the loss's
+    business.
 
     Vectors, and maps of a single position, first become `width` maps of a quarter of the input's side through a linear
     layer; a sequence before that `width` features per step, or the layer would have T * D inputs. Where the input is no
@@ -36,7 +37,7 @@ class Decoder:
             start += [nn.Flatten(), nn.Linear(inputs, math.prod(size)), nn.Unflatten(1, size)]
         return nn.Sequential(
             *start,
-            nn.Upsample((height, width), mode="bilinear"),
+            nn.Upsample((height, width), mode="bilinear", align_corners=True),
             nn.Conv2d(size[0], self.width, 3, padding=1),
             nn.BatchNorm2d(self.width),
             nn.ReLU(),

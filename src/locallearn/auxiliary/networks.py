@@ -2,8 +2,8 @@
 [T, D].
 
 Five published codes call five different things "the DGL head", so each is specified here to the layer. `mlp`, `mlp_sr`
-and `cnn` are those of Belilovsky et al. 2020 ("Decoupled Greedy Learning of CNNs", section 4 and its auxiliary study);
-a vector counts as C = D features without a grid, a sequence as the vector that is its mean over T.
+and `cnn` are those of Belilovsky et al. 2020 ("Decoupled Greedy Learning of CNNs", section 4 and the code of its
+auxiliary study); a vector counts as C = D features without a grid, a sequence as the vector that is its mean over T.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Auxiliary(ABC):
 class Linear(Auxiliary):
     """Average-pool, then one linear layer.
 
-    features   pool until at most so many inputs are left, halving height and width in turn (Nokland & Eidnes 2019 use
-               2048 or 4096); 0 pools to 2 x 2
+    features   pool until at most so many inputs are left, by windows whose height and width double in turn (Nokland &
+               Eidnes 2019 use 2048 or 4096). As in their code, half a window of zeros stands before and after a side
+               that the window does not divide, so that the last rows may be left out; 0 pools to 2 x 2
     zero_init  start with a zero weight, so that the first gradient into the block is zero (same paper)
     """
 
@@ -53,8 +54,7 @@ class Linear(Auxiliary):
         return {} if _maps(sizes) else {"features": MAPS}
 
     def build(self, size: Size, classes: int) -> nn.Module:
-        grid = _halved(size, self.features) if self.features else (2, 2)
-        pool, inputs = _pooled(size, grid)
+        pool, inputs = _windows(size, self.features) if self.features and len(size) == 3 else _pooled(size, (2, 2))
         linear = nn.Linear(inputs, classes)
         if self.zero_init:
             nn.init.zeros_(linear.weight)
@@ -63,13 +63,17 @@ class Linear(Auxiliary):
 
 @dataclass(frozen=True)
 class MLP(Auxiliary):
-    """DGL's MLP-aux: average-pool to 2 x 2, then `layers` times [Linear, BN, ReLU], then Linear.
+    """DGL's MLP-aux: average-pool to ceil(H/4) x ceil(W/4) and on to 2 x 2, then `layers` times [Linear, BN, ReLU],
+    then Linear. On maps up to 4 x 4 the second pool enlarges, as in the authors' code: one position becomes four equal
+    ones. Vectors are not pooled.
 
-    width  of the hidden layers; 0 means that of their input, 4C for maps
+    width       of the hidden layers; 0 means that of their input, 4C for maps
+    batch_norm  false leaves the normalisation out, for batches of few samples
     """
 
     layers: int = 3
     width: int = 0
+    batch_norm: bool = True
 
     def __post_init__(self) -> None:
         _at_least("layers", self.layers, 0)
@@ -79,8 +83,25 @@ class MLP(Auxiliary):
         return {} if self.layers else {"width": "auxiliary.layers=1 or more"}
 
     def build(self, size: Size, classes: int) -> nn.Module:
-        pool, inputs = _pooled(size, (2, 2))
-        return nn.Sequential(*pool, *_hidden(inputs, self.width or inputs, self.layers, classes))
+        if len(size) == 3:
+            pool, inputs = [*self.reduced(*size), nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten()], 4 * size[0]
+        else:
+            pool, inputs = _pooled(size, (2, 2))
+        return nn.Sequential(*pool, *self._hidden(inputs, classes))
+
+    def reduced(self, channels: int, height: int, width: int) -> list[nn.Module]:
+        """What maps pass before they are pooled to 2 x 2: [B, C, H, W] -> [B, C, ceil(H/4), ceil(W/4)]"""
+        return [nn.AdaptiveAvgPool2d((math.ceil(height / 4), math.ceil(width / 4)))]
+
+    def _hidden(self, inputs: int, classes: int) -> Iterator[nn.Module]:
+        width = self.width or inputs
+        for _ in range(self.layers):
+            yield nn.Linear(inputs, width)
+            if self.batch_norm:
+                yield nn.BatchNorm1d(width)
+            yield nn.ReLU()
+            inputs = width
+        yield nn.Linear(inputs, classes)
 
 
 @dataclass(frozen=True)
@@ -97,21 +118,19 @@ class MLPSpatialReduction(MLP):
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
         return super().unread(sizes) if _maps(sizes) else {"convolutions": MAPS, **super().unread(sizes)}
 
-    def build(self, size: Size, classes: int) -> nn.Module:
-        if len(size) != 3:
-            return super().build(size, classes)
-        c, h, w = size
-        reduce: list[nn.Module] = [nn.AdaptiveAvgPool2d((math.ceil(h / 4), math.ceil(w / 4)))]
+    def reduced(self, channels: int, height: int, width: int) -> list[nn.Module]:
+        layers = super().reduced(channels, height, width)
         for _ in range(self.convolutions):
-            reduce += [nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU()]
-        return nn.Sequential(*reduce, *_modules(super().build((c, math.ceil(h / 4), math.ceil(w / 4)), classes)))
+            layers.append(nn.Conv2d(channels, channels, 1, bias=False))
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()] if self.batch_norm else [nn.ReLU()]
+        return layers
 
 
 @dataclass(frozen=True)
 class CNN(Auxiliary):
-    """DGL's CNN-aux: `layers` times [3x3 conv C->C without bias, BN, ReLU] at full resolution, average-pool to 2 x 2,
-    BN, Linear. About twice the cost of the layer it trains. For vectors the convolutions are linear layers, and so they
-    are for sequences, after the mean over T."""
+    """DGL's CNN-aux: `layers` times [3x3 conv C->C without bias, BN, ReLU] at full resolution, average-pool to 2 x 2
+    (a map of one position becomes four equal ones), BN over the C channels, Linear. About twice the cost of the layer
+    it trains. For vectors the convolutions are linear layers, and so they are for sequences, after the mean over T."""
 
     layers: int = 2
 
@@ -119,46 +138,60 @@ class CNN(Auxiliary):
         _at_least("layers", self.layers, 0)
 
     def build(self, size: Size, classes: int) -> nn.Module:
+        if len(size) != 3:
+            return self._of_vectors(size, classes)
+        channels = size[0]
         body: list[nn.Module] = []
-        if len(size) == 2:
-            body, size = [MeanOverSteps()], size[1:]
         for _ in range(self.layers):
-            if len(size) == 3:
-                body += [nn.Conv2d(size[0], size[0], 3, padding=1, bias=False), nn.BatchNorm2d(size[0]), nn.ReLU()]
-            else:
-                features = math.prod(size)
-                body += [nn.Flatten(), nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()]
-        pool, inputs = _pooled(size, (2, 2))
-        return nn.Sequential(*body, *pool, nn.BatchNorm1d(inputs), nn.Linear(inputs, classes))
+            body += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        pool = nn.AdaptiveAvgPool2d((2, 2)), nn.BatchNorm2d(channels), nn.Flatten()
+        return nn.Sequential(*body, *pool, nn.Linear(4 * channels, classes))
+
+    def _of_vectors(self, size: Size, classes: int) -> nn.Module:
+        body, features = _pooled(size, (2, 2))
+        for _ in range(self.layers):
+            body += [nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()]
+        return nn.Sequential(*body, nn.BatchNorm1d(features), nn.Linear(features, classes))
 
 
 @dataclass(frozen=True)
-class OneConvTwoFC(Auxiliary):
-    """InfoPro's head "1c2f": 3x3 conv without bias, BN, ReLU, average over space, Linear -> width, ReLU, Linear.
+class ConvFC(Auxiliary):
+    """InfoPro's heads: `convolutions` times [3x3 conv without bias, BN, ReLU], average over space, then `layers` linear
+    layers with ReLU between, those below the last one of `width`. The default is the paper's "1c2f"; 0 convolutions and
+    1 layer are "0c1f", its greedy baseline.
 
-    The convolution doubles the channels with stride 2 on maps larger than 8 x 8 and keeps both on smaller ones, which
-    on a CIFAR ResNet gives the paper's 16 -> 32, 32 -> 64 and 64 -> 64. Vectors and sequences have no convolution.
+    The first convolution doubles the channels with stride 2 on maps larger than 8 x 8 and keeps both on smaller ones,
+    which on a CIFAR ResNet gives the paper's 16 -> 32, 32 -> 64 and 64 -> 64; the others keep both. Vectors and
+    sequences have no convolution.
     """
 
+    convolutions: int = 1
+    layers: int = 2
     width: int = 128
 
     def __post_init__(self) -> None:
+        _at_least("convolutions", self.convolutions, 0)
+        _at_least("layers", self.layers, 1)
         _at_least("width", self.width, 1)
 
+    def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
+        found = {} if self.layers > 1 else {"width": "auxiliary.layers=2 or more"}
+        return found if _maps(sizes) else {"convolutions": MAPS, **found}
+
     def build(self, size: Size, classes: int) -> nn.Module:
-        convolution: list[nn.Module] = []
-        if len(size) == 3:
+        body: list[nn.Module] = []
+        for i in range(self.convolutions if len(size) == 3 else 0):
             c, h, w = size
-            times = 2 if max(h, w) > 8 else 1
-            convolution = [
-                nn.Conv2d(c, times * c, 3, stride=times, padding=1, bias=False),
-                nn.BatchNorm2d(times * c),
-                nn.ReLU(),
-            ]
+            times = 2 if i == 0 and max(h, w) > 8 else 1
+            conv = nn.Conv2d(c, times * c, 3, stride=times, padding=1, bias=False)
+            body += [conv, nn.BatchNorm2d(times * c), nn.ReLU()]
             size = (times * c, math.ceil(h / times), math.ceil(w / times))
         pool, inputs = _pooled(size, (1, 1))
-        fully_connected = nn.Linear(inputs, self.width), nn.ReLU(), nn.Linear(self.width, classes)
-        return nn.Sequential(*convolution, *pool, *fully_connected)
+        body += pool
+        for _ in range(self.layers - 1):
+            body += [nn.Linear(inputs, self.width), nn.ReLU()]
+            inputs = self.width
+        return nn.Sequential(*body, nn.Linear(inputs, classes))
 
 
 @dataclass(frozen=True)
@@ -186,13 +219,6 @@ class MeanOverSteps(nn.Module):
         return h.mean(dim=1)
 
 
-def _hidden(inputs: int, width: int, layers: int, classes: int) -> Iterator[nn.Module]:
-    for _ in range(layers):
-        yield from (nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU())
-        inputs = width
-    yield nn.Linear(inputs, classes)
-
-
 def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
     """Average pooling to a grid (never enlarging; over all steps of a sequence; maps of three dimensions to as many
     cells in depth as in height) and flattening; and how many features that leaves."""
@@ -207,23 +233,23 @@ def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
     return [nn.AdaptiveAvgPool2d((h, w)), nn.Flatten()], size[0] * h * w
 
 
-def _halved(size: Size, features: int) -> tuple[int, int]:
-    """The grid that is left when height and width are halved in turn until C * H * W <= features."""
-    if len(size) != 3:
-        return 1, 1
-    c, h, w = size
-    while c * h * w > features and h * w > 1:
-        h, w = (math.ceil(h / 2), w) if h >= w else (h, math.ceil(w / 2))
-    return h, w
+def _windows(size: Size, features: int) -> tuple[list[nn.Module], int]:
+    """See `Linear`: average pooling of maps [C, H, W] to at most so many features, and how many there are then."""
+    channels, *sides = size
+    windows = [1, 1]
+    grid = sides
+    while channels * math.prod(grid) > features and math.prod(grid) > 1:
+        longer = 0 if grid[0] >= grid[1] else 1
+        windows[longer] *= 2
+        grid = [math.ceil(side / window) for side, window in zip(sides, windows, strict=True)]
+    zeros = [window // 2 if side % window else 0 for side, window in zip(sides, windows, strict=True)]
+    pool = [nn.AvgPool2d((windows[0], windows[1]), padding=(zeros[0], zeros[1]))] if max(windows) > 1 else []
+    return [*pool, nn.Flatten()], channels * math.prod(grid)
 
 
 def _maps(sizes: Sequence[Size]) -> bool:
     """Whether any of them is that of maps."""
     return any(len(size) == 3 for size in sizes)
-
-
-def _modules(sequence: nn.Module) -> list[nn.Module]:
-    return list(sequence.children())
 
 
 def _at_least(name: str, value: int, least: int) -> None:

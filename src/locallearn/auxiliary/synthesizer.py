@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,31 +14,42 @@ from locallearn.auxiliary.networks import Size
 
 
 class Synthesizer(nn.Module):
-    """Three layers that keep the shape of what they read, with batch norm and ReLU between them: 5x5 convolutions for
-    maps [C, H, W] (5x5x5 for [C, D, H, W]), convolutions over 5 steps for sequences [T, D], linear layers for vectors
-    [D].
+    """Layers that keep the shape of what they read, with batch norm and ReLU between them: 5x5 convolutions for maps
+    [C, H, W] (5x5x5 for [C, D, H, W]), convolutions over 5 steps for sequences [T, D], linear layers for vectors [D].
 
-    width    channels of the hidden layers; 0: those of what it reads
-    classes  0, or the number of classes: the one-hot label then goes through a linear layer and is added to the first
-             layer's output, broadcast over positions. Samples without a label (y < 0) add nothing
+    width       channels of the hidden layers; 0: those of what it reads
+    depth       hidden layers; 0: the prediction is linear
+    batch_norm  before every ReLU
+    classes     0, or the number of classes: the one-hot label then goes through a linear layer and is added to the
+                first layer's output, broadcast over positions. Samples without a label (y < 0) add nothing
 
     The last layer starts at zero, weight and bias, so that the first prediction is zero and not noise.
     """
 
-    def __init__(self, size: Size, *, width: int = 0, classes: int = 0) -> None:
+    def __init__(
+        self, size: Size, *, width: int = 0, depth: int = 2, batch_norm: bool = True, classes: int = 0
+    ) -> None:
         super().__init__()
         self.classes = classes
         self.sequence = len(size) == 2
         features = size[-1] if self.sequence else size[0]
         layer, norm = _kinds(size)
-        width = width or features
-        self.first = layer(features, width)
-        self.context = nn.Linear(classes, width, bias=False) if classes else None
-        self.rest = nn.Sequential(
-            norm(width), nn.ReLU(), layer(width, width), norm(width), nn.ReLU(), layer(width, features)
-        )
-        for parameter in self.rest[-1].parameters():
+        widths = [width or features] * depth + [features]
+        self.first = layer(features, widths[0])
+        self.context = nn.Linear(classes, widths[0], bias=False) if classes else None
+        self.rest = nn.Sequential()
+        for inputs, outputs in pairwise(widths):
+            self.rest.extend([*([norm(inputs)] if batch_norm else []), nn.ReLU(), layer(inputs, outputs)])
+        for parameter in self.last_layer.parameters():
             nn.init.zeros_(parameter)
+        if self.context is not None and not depth:
+            nn.init.zeros_(self.context.weight)
+
+    @property
+    def last_layer(self) -> nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        layer = self.rest[-1] if len(self.rest) else self.first
+        assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        return layer
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
         """[B, *size] and labels [B] -> [B, *size]"""
@@ -54,13 +66,13 @@ class Synthesizer(nn.Module):
 
 class InputSynthesizer(nn.Module):
     """Predicts what a block reads from what the network reads ("synthetic inputs", section 2.3 of the paper): a linear
-    layer (vectors, sequences) or a convolution at the resolution of the block (maps), then a `Synthesizer`, which here
-    starts from its own initialisation and not from zero.
+    layer (vectors, sequences) or a convolution at the resolution of the block (maps), then a `Synthesizer`, whose last
+    layer starts here from PyTorch's initialisation and not from zero.
 
-    [B, *image], labels [B] -> [B, *reads]
+    [B, *image], labels [B] -> [B, *reads]; `body` is for tensors of the shape `reads`
     """
 
-    def __init__(self, image: Size, reads: Size, *, width: int = 0, classes: int = 0) -> None:
+    def __init__(self, image: Size, reads: Size, body: Synthesizer) -> None:
         super().__init__()
         self.reads = reads
         self.maps = len(image) == 3 and len(reads) == 3
@@ -68,10 +80,8 @@ class InputSynthesizer(nn.Module):
             self.stem: nn.Module = nn.Conv2d(image[0], reads[0], 5, padding=2)
         else:
             self.stem = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image), math.prod(reads)))
-        self.body = Synthesizer(reads, width=width, classes=classes)
-        last = self.body.rest[-1]
-        assert isinstance(last, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        last.reset_parameters()
+        self.body = body
+        body.last_layer.reset_parameters()
 
     def forward(self, image: Tensor, y: Tensor) -> Tensor:
         if self.maps:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError
 
 APPENDED = ("experiment", "short")
@@ -60,3 +63,53 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
+
+
+def chosen(overrides: Sequence[str]) -> dict[str, str]:
+    """The name that each group has by default or by these overrides; none where an experiment may choose another."""
+    top = _top()
+    found = {k: v for entry in top["defaults"] if isinstance(entry, dict) for k, v in entry.items() if k in GROUPS}
+    given = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in overrides)}
+    if any(name in given for name in APPENDED):
+        found = {}
+    return found | {group: given[group] for group in GROUPS if group in given}
+
+
+def options(group: str, name: str, file: Path) -> list[str]:
+    """The settings of one choice, without the name of the group."""
+    found = (path for path, _ in leaves(_content(group, name, file)))
+    return [path for path in found if path.rpartition(".")[2] not in ("_target_", "defaults")]
+
+
+def owners(key: str, config_dirs: Iterable[Path]) -> list[str]:
+    """The choices GROUP=NAME of a key's group that have this key."""
+    group, _, rest = key.partition(".")
+    files = choices(group, config_dirs) if group in GROUPS else {}
+    return [f"{group}={name}" for name, file in files.items() if rest in options(group, name, file)]
+
+
+def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[str]:
+    """Every key that may be set: top-level settings, groups, and the keys of the groups' chosen or all yaml files."""
+    top = {key: value for key, value in _top().items() if key not in ("defaults", "hydra")}
+    keys = {path for path, _ in leaves(top)} | top.keys() | set(GROUPS)
+    names = chosen(overrides)
+    for group in GROUPS:
+        files = choices(group, config_dirs)
+        one = files.keys() & {names.get(group, "")} or files
+        for name in one:
+            for path in options(group, name, files[name]):
+                keys |= {f"{group}.{path}", f"{group}.{path.partition('.')[0]}"}
+    return sorted(keys)
+
+
+def _top() -> dict[str, Any]:
+    """`conf/config.yaml`."""
+    content = yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def _content(group: str, name: str, file: Path) -> dict[str, Any]:
+    """What a choice puts under its group; several probes stand side by side, each under its name."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    return {name: content} if group == "probe" and content else content

@@ -15,10 +15,13 @@ BALANCES = ("flops", "memory", "time")
 class CheckpointSettings:
     """every: "1ep" (epochs), "100it" (steps) or "never"; keep: how many of the newest are kept."""
 
-    every: str = "1ep"
+    every: int | str = "1ep"
     keep: int = 2
 
     def __post_init__(self) -> None:
+        if isinstance(self.every, int):
+            n = max(self.every, 1)
+            raise UserError(f"checkpoint.every={self.every}: give a unit: {n}ep (epochs), {n}it (steps), or never")
         if self.every != "never" and not re.fullmatch(r"[1-9]\d*(ep|it)", self.every):
             raise UserError(f"checkpoint.every={self.every}: must be like 1ep (epochs), 100it (steps), or never")
         if self.keep < 1:
@@ -28,6 +31,7 @@ class CheckpointSettings:
         """Whether a checkpoint is due after `step` steps in all."""
         if self.every == "never":
             return False
+        assert isinstance(self.every, str)
         count, unit = int(self.every[:-2]), self.every[-2:]
         return step % (count * (steps_per_epoch if unit == "ep" else 1)) == 0
 

@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from locallearn import paths
 from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
 from locallearn.data.deficit import DEFICITS, Deficit
@@ -104,21 +105,13 @@ class DataSource(ABC):
 
     def folder(self) -> Path:
         text = self.root or os.environ.get("LOCALLEARN_DATA") or "~/.cache/locallearn"
-        try:
-            return Path(text).expanduser()
-        except RuntimeError as error:  # ~nobody
-            raise UserError(f"data.root={text}: {str(error).rstrip('.')}; give the whole path") from error
+        return paths.expanded(text)
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
         """Read the set and put it on `device`. The splits, the label noise and every batch follow from `seed`; the
         test set does not. `normalisation` is that of a trained model, instead of the one of this training split.
         Raises UserError for files that are missing or wrong and for options that do not fit."""
         raw = self.read(device)
-        if raw.validation is not None and self.validation not in (0, type(self).validation):
-            raise UserError(
-                f"data.validation={self.validation}: data={self.name} has a validation part of its own, so nothing is "
-                "drawn; leave data.validation out"
-            )
         for name, part in (("training", raw.train), ("test", raw.test), ("validation", raw.validation)):
             if part is not None:
                 check_samples(f"{name} samples of data={self.name}", part.images, raw.train.images.image)

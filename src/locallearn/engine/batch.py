@@ -49,13 +49,13 @@ class Gate:
         """The labels of a batch as int64 [B]. Raises UserError for a batch that the learner cannot learn from; see
         `checked_labels`."""
         self.check(inputs)
-        labels = checked_labels(self._learner.model, inputs, labels, look)
-        stage = self._learner.stage
+        model, stage = self._learner.model, self._learner.stage
+        labels = checked_labels(model, inputs, labels, look)
         parts = stage.micro_batches * (stage.replicas.size if stage.replicas is not None else 1)
         if len(inputs) % parts:
             what = f"micro_batches={parts}" if stage.replicas is None else f"micro_batches times replicas, {parts},"
             raise UserError(f"{what} does not divide a batch of {len(inputs)}; choose a divisor")
-        if len(inputs) == parts and self._learner.model.samples is None and not self._learns_from_one:
+        if len(inputs) == parts and model.samples is None and not self._learns_from_one:
             self._try_one(inputs[:1], labels[:1])
         return labels
 
@@ -79,38 +79,42 @@ def check_inputs(model: BlockModel, inputs: Any) -> None:
     """Raises UserError for what is no batch [B, *image] of the model."""
     if not isinstance(inputs, Tensor):
         raise UserError(f"the images are a {type(inputs).__name__}, not a tensor: make it one with torch.as_tensor")
-    shape = tuple(inputs.shape)
-    if shape[1:] != model.image or inputs.dim() != 1 + len(model.image):
+    shape = inputs.shape
+    if shape[1:] != model.image or len(shape) != 1 + len(model.image):
         wanted = f"[B, {', '.join(map(str, model.image))}]"
         last = len(shape) == 4 and (shape[3], shape[1], shape[2]) == model.image
         hint = "images.permute(0, 3, 1, 2)" if last else "give these, or build it with another image="
         raise UserError(f"the images are {list(shape)}, but the learner was built for {wanted}: {hint}")
-    if not len(inputs):
+    if not shape[0]:
         raise UserError("the batch is empty: give at least one sample, or leave the step out")
-    if model.samples is not None and len(inputs) != model.samples:
+    if model.samples is not None and shape[0] != model.samples:
         raise UserError(f"{model.name} reads all {model.samples} nodes of its graph at once, not {shape[0]}")
 
 
 def checked_labels(model: BlockModel, inputs: Tensor, labels: Any, look: bool = True) -> Tensor:
     """The labels of a batch as int64 [B]. Raises UserError for what is none; without `look` their values are not read,
     which makes a GPU wait."""
-    if not isinstance(labels, Tensor):
-        raise UserError(f"the labels are a {type(labels).__name__}, not a tensor: make it one with torch.as_tensor")
-    shape, count, classes = list(labels.shape), len(inputs), model.classes
-    wanted = f"one class number, from 0 to {classes - 1}, for each of the {count} samples"
-    if shape == [count, classes] and (classes > 1 or labels.is_floating_point()):
-        raise UserError(f"the labels are {shape}, scores or one-hot, but must be {wanted}: labels.argmax(dim=1)")
-    if labels.dim() != 1:
-        hint = ": labels.squeeze(1)" if shape == [count, 1] else ""
-        raise UserError(f"the labels are {shape}, but must be [{count}], {wanted}{hint}")
-    if len(labels) != count:
-        raise UserError(f"{len(labels)} labels for a batch of {count}: give {wanted}")
-    if labels.dtype not in INTEGERS:
-        raise UserError(f"the labels are {labels.dtype}, but must be integers, {wanted}: labels.long()")
+    if not isinstance(labels, Tensor) or labels.shape != inputs.shape[:1] or labels.dtype not in INTEGERS:
+        raise _no_labels(model.classes, len(inputs), labels)
     labels = labels.long()
-    if look and (highest := int(labels.max())) >= classes:
+    if look and (highest := int(labels.max())) >= model.classes:
         raise UserError(
-            f"label {highest}, but there are {classes} classes, 0 to {classes - 1} (below 0: no label): correct the "
-            "labels, or take a model of more classes"
+            f"label {highest}, but there are {model.classes} classes, 0 to {model.classes - 1} (below 0: no label): "
+            "correct the labels, or take a model of more classes"
         )
     return labels
+
+
+def _no_labels(classes: int, count: int, labels: Any) -> UserError:
+    """What is wrong with the labels of a batch of `count`, whatever their values are."""
+    if not isinstance(labels, Tensor):
+        return UserError(f"the labels are a {type(labels).__name__}, not a tensor: make it one with torch.as_tensor")
+    shape, wanted = list(labels.shape), f"one class number, from 0 to {classes - 1}, for each of the {count} samples"
+    if shape == [count, classes] and (classes > 1 or labels.is_floating_point()):
+        return UserError(f"the labels are {shape}, scores or one-hot, but must be {wanted}: labels.argmax(dim=1)")
+    if len(shape) != 1:
+        hint = ": labels.squeeze(1)" if shape == [count, 1] else ""
+        return UserError(f"the labels are {shape}, but must be [{count}], {wanted}{hint}")
+    if shape[0] != count:
+        return UserError(f"{shape[0]} labels for a batch of {count}: give {wanted}")
+    return UserError(f"the labels are {labels.dtype}, but must be integers, {wanted}: labels.long()")

@@ -18,7 +18,8 @@ def abandon(stage: Stage, step: int) -> None:
     earlier steps is lost, further steps are refused (`stage.broken`) until a state is loaded.
     """
     waiting = [[running for running in queue if running.moment.step != step] for queue in stage._waiting]
-    messages, (late, updates) = stage._messages, stage._before
+    late, counts, updates = stage._before
+    messages = [list(queue)[:count] for queue, count in zip(stage._messages, counts, strict=False)]
     whole = sum(map(len, waiting)) == late and sum(block.updates for block in stage.blocks) == updates
     clear(stage)
     if stage.link is not None:
@@ -28,8 +29,9 @@ def abandon(stage: Stage, step: int) -> None:
             f"step {step} was broken off when some blocks had learned from it and others had not: load_state() an "
             "earlier state(), or build the learner anew, which goes on from these weights"
         )
-    else:
-        stage._waiting, stage._messages = [deque(queue) for queue in waiting], messages
+    elif late:  # feedback of earlier steps
+        stage._waiting = [deque(queue) for queue in waiting]
+        stage._messages = [deque(queue) for queue in messages]
 
 
 def clear(stage: Stage) -> None:

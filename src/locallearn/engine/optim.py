@@ -123,7 +123,7 @@ class SGD(Optim):
 class Adam(Optim):
     """Adam (Kingma & Ba 2015); `weight_decay` is an L2 term in the gradient."""
 
-    lr: float = 1e-3
+    lr: float = 2e-3
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8

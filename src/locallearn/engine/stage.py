@@ -97,7 +97,7 @@ class Stage:
         self._waiting: list[deque[Running]] = [deque() for _ in blocks]  # for feedback, under CHAIN and BROADCAST
         self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]  # what each will be sent
         self._now = 0
-        self._before = 0, 0  # when the step began: what waited for feedback, and the updates of all blocks
+        self._before = 0, [0], 0  # when the step began: what waited, messages for each block, updates of all blocks
         self.broken = ""  # why there is no further step, in a sentence: see `abandon`
 
     def step(self, inputs: Tensor | None, labels: Tensor | None, step: int, total: int | None) -> None:
@@ -112,7 +112,8 @@ class Stage:
         learning = self._phases[phase]
         set_modes(self.blocks, learning)
         self._now = step
-        self._before = sum(map(len, self._waiting)), sum(block.updates for block in self.blocks)
+        updates = sum(block.updates for block in self.blocks)
+        self._before = sum(map(len, self._waiting)), [*map(len, self._messages)], updates
         with self.random_state:
             first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
             for micro, packet in enumerate(self._packets(inputs, labels), first):

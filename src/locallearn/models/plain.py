@@ -12,11 +12,13 @@ from locallearn.models import layers
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.layers import (
     POOL,
+    begin_rectified,
     check_dropout,
     check_image,
     conv_units,
     dense_unit,
     flat_head,
+    linear_head,
 )
 
 
@@ -29,26 +31,34 @@ def mlp(
     batch_norm: bool = True,
     dropout: float = 0.0,
     activation: str = "relu",
+    zero_head: bool = False,
 ) -> BlockModel:
     """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head. A list of widths,
     one per hidden layer, says the depth as well.
 
-    The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals".
+    The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals". As there,
+    a local loss reads a layer before its dropout, which therefore is the first thing in the next unit or in the head;
+    and with local losses the head's weight starts at zero there (`zero_head`).
     """
     widths = [width] * depth if isinstance(width, int) else width
     if not widths or min(widths) < 1:
         raise UserError(f"depth={depth}, width={width} but an mlp needs both; choose at least 1 hidden layer of 1 unit")
     check_dropout(dropout)
     sizes = [prod(image), *widths]
-    units = [dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout) for n, m in pairwise(sizes)]
+    units = [
+        dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
+        for i, (n, m) in enumerate(pairwise(sizes))
+    ]
+    head = linear_head(widths[-1], classes, dropout, zero_head)
     names = [f"fc{i + 1}" for i in range(len(widths))]
-    return BlockModel(units, nn.Linear(widths[-1], classes), image=image, classes=classes, name="mlp", names=names)
+    return BlockModel(units, head, image=image, classes=classes, name="mlp", names=names)
 
 
 def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
     """LeNet-5 (LeCun et al., 1998) as it is used today: max-pooling, ReLU, a linear head. 61,706 parameters on MNIST.
 
-    The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5.
+    The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5. With rectifiers
+    the hidden layers begin as He et al., 2015, say, with tanh as PyTorch's layers do.
     """
     channels, height, width = check_image(image, "lenet", smallest=12)
     padding = 0 if min(height, width) >= 32 else 2
@@ -59,6 +69,8 @@ def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
         "fc1": dense_unit(16 * prod(sides), 120, act=activation),
         "fc2": dense_unit(120, 84, act=activation),
     }
+    if activation != "tanh":
+        begin_rectified(units.values())
     head = nn.Linear(84, classes)
     return BlockModel(units.values(), head, image=image, classes=classes, name="lenet", names=list(units))
 
@@ -86,7 +98,9 @@ def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256)
 def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> BlockModel:
     """All-CNN-C (Springenberg et al., 2015, "Striving for Simplicity"): strided convolutions instead of pools.
 
-    1.37 M parameters. The head is the 1x1 convolution to the classes and the average over positions.
+    1.37 M parameters. The head is the 1x1 convolution to the classes, rectified, and the average over positions. Its
+    biases begin at one: a class whose scores are all below the rectifier gets no gradient, and from zero Adam takes
+    every class there in its first steps, for good.
     """
     channels, height, width = check_image(image, "allcnn", smallest=3)
     rates = check_dropout(input_dropout), check_dropout(dropout)
@@ -109,7 +123,10 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
         units.append(unit)
         channels = outputs
     units[0].insert(0, nn.Dropout(rates[0]))
-    head = nn.Sequential(nn.Conv2d(channels, classes, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    begin_rectified(units)
+    scores = nn.Conv2d(channels, classes, 1)
+    nn.init.ones_(scores.bias)  # type: ignore[arg-type]
+    head = nn.Sequential(scores, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     names = [f"conv{i + 1}" for i in range(len(units))]
     return BlockModel(units, head, image=image, classes=classes, name="allcnn", names=names)
 

@@ -31,6 +31,16 @@ class Objective(ABC):
         """Options that nothing reads on these blocks; see `Strategy.unread`."""
         return {}
 
+    @property
+    def head_weight(self) -> float:
+        """Weight of the head's true loss where the last block learns from this one and the head only reads."""
+        return 1.0
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the loss puts the input back, for which `BlockSpec.pixels` says what an image's numbers mean."""
+        return False
+
     def check(self, image: Size) -> None:
         """Raise UserError for inputs [B, *image] that `begin` cannot read; also asked where no block has this loss."""
         return None

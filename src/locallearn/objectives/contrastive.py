@@ -25,6 +25,9 @@ class SupCon(Objective):
     P(i) are the others with i's label and z [B, features] is the auxiliary network's output at length 1. Anchors
     without a positive and unlabelled samples do not count; without any pair the loss is 0. Small batches have few
     pairs: InfoPro uses 1024. No classifier: the block cannot predict.
+
+    The authors' code multiplies by t / 0.07, which is 1 at the default, and takes two views of every image, so that no
+    anchor lacks a positive; InfoPro's copy of it divides by all anchors, those without a positive too.
     """
 
     features: int = 128

@@ -28,7 +28,7 @@ class InfoPro(Objective):
     L_rec is `Reconstructor`'s; L_task cross-entropy ("softmax" in the paper) or supervised contrast (features 128,
     temperature 0.07). Published (r first, t first, r last, t last) for ResNet-110 with contrast: K=2 5, 0.5 (one local
     block: the last pair is not used); K=4 1, 0, 0, 1; K=8 5, 0, 0, 1; K=16 5, 0, 0.5, 1. The paper's network for L_task
-    is `auxiliary=one_conv_two_fc`. What a block weighs 0 it does not build, so a block without L_task cannot predict;
+    is `auxiliary=conv_fc`. What a block weighs 0 it does not build, so a block without L_task cannot predict;
     without r the method is DGL. `side` carries the image.
 
     task                  cross_entropy or supcon
@@ -71,8 +71,12 @@ class InfoPro(Objective):
             (1 - share) * self.task_first + share * self.task_last,
         )
 
+    @property
+    def reconstructs(self) -> bool:
+        return bool(self.reconstruction_first or self.reconstruction_last)
+
     def begin(self, packet: Packet) -> Packet:
-        return with_image(packet) if self.reconstruction_first or self.reconstruction_last else packet
+        return with_image(packet) if self.reconstructs else packet
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         weights = Weights(*self.weights(spec.index, spec.depth))

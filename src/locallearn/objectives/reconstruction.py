@@ -25,6 +25,10 @@ class Reconstruction(Objective):
     labels: ClassVar[bool] = False
     reads_auxiliary: ClassVar[bool] = False
 
+    @property
+    def reconstructs(self) -> bool:
+        return True
+
     def begin(self, packet: Packet) -> Packet:
         return with_image(packet)
 
@@ -53,6 +57,10 @@ class Inpainting(Objective):
     def __post_init__(self) -> None:
         if not 0 < self.mask <= 1:
             raise UserError(f"objective.mask={self.mask}: must be above 0 and at most 1, which hides the whole image")
+
+    @property
+    def reconstructs(self) -> bool:
+        return True
 
     def begin(self, packet: Packet) -> Packet:
         images = packet.h

@@ -21,9 +21,9 @@ from locallearn.objectives.cross_entropy import CrossEntropy
 class Similarity(Objective):
     """L_sim = mean over all B^2 pairs of (R(g(h)) - R(onehot(y)))^2, with R the adjusted cosine matrix.
 
-    g is a 3x3 convolution C -> C for maps and a linear layer D -> D for vectors and for the mean of a sequence. Maps
-    with more than 3 channels are reduced to each channel's standard deviation over space before R. Pairs with an
-    unlabelled sample do not count. No classifier: the block cannot predict.
+    g is a 3x3 convolution C -> C for maps and a linear layer D -> D for vectors and for the mean of a sequence, without
+    bias. Maps with more than 3 channels are reduced to each channel's standard deviation over space before R. Pairs
+    with an unlabelled sample do not count. No classifier: the block cannot predict.
     """
 
     reads_auxiliary: ClassVar[bool] = False
@@ -48,9 +48,15 @@ class Similarity(Objective):
 
 @dataclass(frozen=True)
 class PredSim(Objective):
-    """L = (1 - beta) L_pred + beta L_sim; beta = 0.99 in the paper, whose classifier is `auxiliary=pooled_linear`."""
+    """L = (1 - beta) L_pred + beta L_sim; beta = 0.99 in the paper, whose classifier is `auxiliary=pooled_linear`.
+
+    A head that only reads out learns from (1 - beta) times its loss, as in the authors' code."""
 
     beta: float = 0.99
+
+    @property
+    def head_weight(self) -> float:
+        return 1 - self.beta
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:
@@ -69,14 +75,16 @@ class PredSim(Objective):
 
 
 class Projection(nn.Module):
-    """g: 3x3 convolution C -> C for maps [C, H, W], linear D -> D for everything else; then maps to [B, C]. A sequence
-    [T, D] is its mean over T."""
+    """g: 3x3 convolution C -> C for maps [C, H, W], linear D -> D for everything else, without bias; then maps to
+    [B, C]. A sequence [T, D] is its mean over T."""
 
     def __init__(self, size: Size, classes: int) -> None:
         super().__init__()
         self.classes = classes
         conv = {3: nn.Conv2d, 4: nn.Conv3d}.get(len(size))
-        self.layer = conv(size[0], size[0], 3, padding=1) if conv else nn.Linear(size[-1], size[-1])
+        self.layer: nn.Module = (
+            conv(size[0], size[0], 3, padding=1, bias=False) if conv else nn.Linear(size[-1], size[-1], bias=False)
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +41,7 @@ class Features(Probe):
     channels  maps per layer beside the two that sum up all channels
     """
 
+    every: int | str = field(default="log", kw_only=True)
     image: int = 0
     layers: tuple[int, ...] | None = None
     channels: int = 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +32,7 @@ class Filters(Probe):
     filters  how many are drawn
     """
 
+    every: int | str = field(default="log", kw_only=True)
     filters: int = 64
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn import figures
-from locallearn.analysis.gradient_noise import Noise, gradient_noise, norm, transition
+from locallearn.analysis.gradient_noise import Noise, gradient_noise, norm, running_median, transition
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import strategy_gradients
@@ -38,7 +38,9 @@ class GradientSNR(Probe):
     root of the batch size. Of a graph, a minibatch is `batch_size` of its labelled training nodes. Layers that learn
     nothing at the moment are left out.
 
-    The picture marks the transition: the epoch from which the ratio stays below 1 (see `analysis.gradient_noise`).
+    A triangle in the picture marks the look from which the running median of the ratio, over five looks, stays below 1
+    to the end, at the height of that median (see `analysis.gradient_noise.transition`); also the first look, where it
+    never was above.
 
     batches, batch_size  minibatches and the samples in each; fewer samples where the training set has not so many
     """
@@ -60,10 +62,14 @@ class GradientSNR(Probe):
             at = transition(epochs, values)
             marker = "." if len(epochs) < 3 else None
             ratio.plot(
-                epochs, values, color=colours[i], marker=marker, label=name + (f" (< 1 from {at})" if at else "")
+                epochs,
+                values,
+                color=colours[i],
+                marker=marker,
+                label=name if at is None else f"{name} (< 1 from {at})",
             )
-            if at:
-                ratio.plot([at], [values[epochs.index(at)]], "v", color=colours[i])
+            if at is not None:
+                ratio.plot([at], [running_median(values)[epochs.index(at)]], "v", color=colours[i])
         ratio.axhline(1, color="#999999", linewidth=0.8)
         curves.lines(sizes, rows, "layer", "gradient_mean_over_weights", labelled=False)
         curves.lines(sizes, rows, "layer", "gradient_std_over_weights", style="--", labelled=False)

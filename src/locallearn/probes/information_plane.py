@@ -51,13 +51,14 @@ class InformationPlane(Probe):
     estimator       kde (both bounds), or one of `locallearn.information`
     noise_variance  of the Gaussian noise on the activations; `distances` for that of each layer at each look (90th
                     percentile of its squared pairwise distances / 1000, drawn); null: its own, 0.1 for kde
-    bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, or edges
+    bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, edges,
+                    or `tanh` for those of Shwartz-Ziv and Tishby (see `analysis.information.binned`)
     split, samples  what is looked at: so many of train, validation, test or all
     """
 
     estimator: str = "kde"
     noise_variance: float | str | None = None
-    bins: int | float | list[float] = 30
+    bins: int | float | str | list[float] = 30
     split: str = "test"
     samples: int = 2000
 
@@ -72,6 +73,8 @@ class InformationPlane(Probe):
         variance = self.noise_variance
         if variance != "distances" and variance is not None and (isinstance(variance, str) or variance <= 0):
             raise UserError(f"{where}.noise_variance={variance}: must be a number above 0, distances or null")
+        if isinstance(self.bins, str) and self.bins != "tanh":
+            raise UserError(f"{where}.bins={self.bins}: must be a number, a width, a list of edges, or tanh")
         if self.estimator == "gaussian" and variance is None:
             raise UserError(f"{where}.estimator=gaussian needs the noise: give {where}.noise_variance=")
 

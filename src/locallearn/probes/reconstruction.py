@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,7 @@ class Reconstruction(Probe):
     steps    of training the network
     """
 
+    every: int | str = field(default="log", kw_only=True)
     layers: tuple[int, ...] | None = None
     samples: int = 2000
     decoder: str = "linear"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from locallearn.arguments import Parser, path
 from locallearn.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ def show(folders: Sequence[Path]) -> Study:
     return found
 
 
-def report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+def report(parser: Parser, arguments: list[str]) -> int:
     """`locallearn report FOLDER... [--to DIR]`"""
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="folders with runs in them, at any depth"
+        "folders", nargs="+", type=path, metavar="FOLDER", help="folders with runs in them, at any depth"
     )
-    parser.add_argument("--to", type=Path, metavar="DIR", help="write Markdown, CSV, LaTeX, HTML and pictures here")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--to", type=path, metavar="DIR", help="write Markdown, CSV, LaTeX, HTML and pictures here")
+    options = parser.read(arguments)
     found = show(options.folders)
     if options.to is None:
         return 0
@@ -55,16 +55,17 @@ def report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return 0
 
 
-def compare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    """`locallearn compare RUN RUN [--to DIR]`"""
-    parser.add_argument("first", type=Path, metavar="RUN", help="the folder of a run")
-    parser.add_argument("second", type=Path, metavar="RUN", help="the folder of another run")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="write the text and the pictures of the curves here")
-    options = parser.parse_args(arguments)
+def compare(parser: Parser, arguments: list[str]) -> int:
+    """`locallearn compare RUN RUN... [--to DIR]`"""
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="the folders of two runs or more")
+    parser.add_argument("--to", type=path, metavar="DIR", help="write the text and the pictures of the curves here")
+    options = parser.read(arguments)
     from locallearn.report import compare as comparing
     from locallearn.report.read import one
 
-    found = comparing.compare(one(options.first), one(options.second))
+    if len(options.runs) < 2:
+        raise UserError("compare: one run alone has nothing to be compared with: locallearn compare RUN RUN...")
+    found = comparing.compare([one(run) for run in options.runs])
     _print(comparing.terminal(found, _width()))
     if options.to is not None:
         _write(options.to, {"compare.txt": comparing.terminal(found, WIDE) + "\n"}, comparing.draw(found))
@@ -75,7 +76,6 @@ def _write(folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]
     """Write everything, and print what was written. Raises UserError if the folder cannot be written."""
     from locallearn.figures import save
 
-    folder = folder.expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -84,8 +84,8 @@ def _write(folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]
     except OSError as error:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"cannot write into {folder}: {reason}; choose another folder: --to DIR") from None
-    for path in (*(folder / name for name in texts), *pictures):
-        _print(str(path))
+    for file in (*(folder / name for name in texts), *pictures):
+        _print(str(file))
 
 
 def _width() -> int:

@@ -1,4 +1,4 @@
-"""Two runs side by side: the settings in which they differ, their final numbers, their curves."""
+"""Runs side by side: the settings in which they differ, their final numbers, their curves."""
 
 from __future__ import annotations
 
@@ -18,29 +18,27 @@ if TYPE_CHECKING:
 
 EPOCHS = 10
 """So many rows show how two curves go; of more epochs every second, third, ..."""
+LINES, MARKERS = ("-", "--", ":", "-."), "os^Dv"
 _MACHINE = ("device", "threads", "versions", "git", "system")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, the names by which they are told apart, and tables of what differs: (key, first, second)."""
+    """Two runs or more, the names by which they are told apart, and tables of what differs: (key, a value of each)."""
 
-    runs: tuple[Run, Run]
-    labels: tuple[str, str]
-    settings: list[tuple[str, str, str]]
-    machine: list[tuple[str, str, str]]
+    runs: tuple[Run, ...]
+    labels: tuple[str, ...]
+    settings: list[list[str]]
+    machine: list[list[str]]
 
 
-def compare(first: Run, second: Run) -> Comparison:
-    """What differs between two runs."""
-    labels = (first.name, second.name)
-    if labels[0] == labels[1]:
-        labels = (str(first.path), str(second.path))
-    settings = [
-        {key: v for key, v in (run.config | run.names).items() if not _is_class(key)} for run in (first, second)
-    ]
-    machine = [flat({name: run.manifest.get(name) for name in _MACHINE}) for run in (first, second)]
-    return Comparison((first, second), labels, _different(*settings), _different(*machine))
+def compare(runs: Sequence[Run]) -> Comparison:
+    """What differs between runs."""
+    names = [run.name for run in runs]
+    labels = tuple(run.name if names.count(run.name) == 1 else str(run.path) for run in runs)
+    settings = [{key: v for key, v in (run.config | run.names).items() if not _is_class(key)} for run in runs]
+    machine = [flat({name: run.manifest.get(name) for name in _MACHINE}) for run in runs]
+    return Comparison(tuple(runs), labels, _different(settings), _different(machine))
 
 
 def _is_class(key: str) -> bool:
@@ -48,29 +46,29 @@ def _is_class(key: str) -> bool:
     return key.endswith("._target_") or key == "out"
 
 
-def _different(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Keys with another value; `-` where one has no such key."""
-
-    def shown(side: Mapping[str, Any], key: str) -> str:
-        return text(side[key]) if key in side else "-"
-
+def _different(sides: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Keys with not the same value everywhere; `-` where there is no such key."""
+    keys = sorted({key for side in sides for key in side})
     return [
-        (key, shown(first, key), shown(second, key))
-        for key in sorted({*first, *second})
-        if (key in first) != (key in second) or written(first[key]) != written(second[key])
+        [key, *(text(side[key]) if key in side else "-" for side in sides)]
+        for key in keys
+        if len({(key in side, written(side.get(key))) for side in sides}) > 1
     ]
 
 
 def final_numbers(comparison: Comparison) -> Table:
-    """Every number that a run ends with, and the second minus the first; scores first, then blocks."""
-    first, second = map(values, comparison.runs)
+    """Every number that a run ends with, and each but the first minus the first; scores first, then blocks."""
+    first, *others = sides = list(map(values, comparison.runs))
     names = sorted(
-        {*first, *second}, key=lambda name: (name.count("/") != 1, name.startswith(("block/", "probe/")), name)
+        {name for side in sides for name in side},
+        key=lambda name: (name.count("/") != 1, name.startswith(("block/", "probe/")), name),
     )
-    rows = [["at the end", "1", "2", "2 - 1"]]
+    numbered = range(1, len(sides) + 1)
+    rows = [["at the end", *map(str, numbered), *(f"{n} - 1" for n in numbered[1:])]]
     for name in names:
-        difference = plain(second[name] - first[name], "+", 4) if name in first and name in second else ""
-        rows.append([name, *(plain(side[name]) if name in side else "-" for side in (first, second)), difference])
+        shown = [plain(side[name]) if name in side else "-" for side in sides]
+        differ = [plain(o[name] - first[name], "+", 4) if name in first and name in o else "" for o in others]
+        rows.append([name, *shown, *differ])
     return rows
 
 
@@ -80,13 +78,13 @@ def plain(value: float, sign: str = "", digits: int = 6) -> str:
 
 
 def curves(comparison: Comparison) -> Table:
-    """What both were worth epoch by epoch, metric by metric; at most `EPOCHS` rows and the last."""
+    """What they were worth epoch by epoch, metric by metric; at most `EPOCHS` rows and the last."""
     sides = [{metric: curve([run], metric) for metric in CURVES} for run in comparison.runs]
     metrics = [metric for metric in CURVES if any(side[metric] for side in sides)]
     epochs = sorted({epoch for side in sides for metric in metrics for epoch in side[metric]})
     stride = -(-len(epochs) // EPOCHS)
     kept = [epoch for k, epoch in enumerate(epochs) if (len(epochs) - 1 - k) % stride == 0] if epochs else []
-    rows = [["epoch", *(f"{metric} {n}" for metric in metrics for n in (1, 2))]]
+    rows = [["epoch", *(f"{metric} {n}" for metric in metrics for n in range(1, len(sides) + 1))]]
     for epoch in kept:
         cells = [side[metric].get(epoch) for metric in metrics for side in sides]
         rows.append([str(epoch), *("-" if cell is None else f"{cell[0]:.4f}" for cell in cells)])
@@ -105,9 +103,10 @@ def terminal(comparison: Comparison, width: int) -> str:
         ]
         lines.append(f"{number}: {label} ({', '.join(facts)})")
         lines += [f"   note: {problem}" for problem in run.problems]
+    head = [str(number) for number in range(1, len(comparison.runs) + 1)]
     sections: list[Table] = [
-        [["settings", "1", "2"], *map(list, comparison.settings)],
-        [["machine", "1", "2"], *map(list, comparison.machine)],
+        [["settings", *head], *comparison.settings],
+        [["machine", *head], *comparison.machine],
         final_numbers(comparison),
         curves(comparison),
     ]
@@ -117,12 +116,17 @@ def terminal(comparison: Comparison, width: int) -> str:
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
-    """The curves of both runs in the same panels, and their accuracy by block."""
+    """The curves of all runs in the same panels, and their accuracy by block."""
     strategies = [run.strategy for run in comparison.runs]
-    colours = list(map(by_strategy, strategies)) if strategies[0] != strategies[1] else [COLOURS[0], COLOURS[5]]
-    looks = dict(zip(comparison.labels, zip(colours, ("-", "--"), "os", strict=True), strict=True))
+    order = [COLOURS[0], COLOURS[5], *COLOURS[1:5], *COLOURS[6:]]
+    apart = len(set(strategies)) == len(strategies)
+    colours = [by_strategy(name) if apart else order[k % len(order)] for k, name in enumerate(strategies)]
     runs: dict[str, Sequence[Run]] = {
         label: [run] for label, run in zip(comparison.labels, comparison.runs, strict=True)
+    }
+    looks = {
+        label: (colour, LINES[k % len(LINES)], MARKERS[k % len(MARKERS)])
+        for k, (label, colour) in enumerate(zip(comparison.labels, colours, strict=True))
     }
     found = {
         "learning_curves": learning_curves(runs, looks),

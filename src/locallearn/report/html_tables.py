@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 from locallearn.report.grouping import text
@@ -144,9 +143,7 @@ def _command(group: Group) -> str:
     if not runs[0].overrides and not runs[0].manifest:
         return "not recorded"
     several = ["-m"] if len(seeds) > 1 else []
-    return shlex.join(
-        ["python", "-m", "locallearn", *several, *words, *([f"seed={','.join(map(str, seeds))}"] * bool(seeds))]
-    )
+    return runs[0].command([*several, *words, *([f"seed={','.join(map(str, seeds))}"] * bool(seeds))])
 
 
 def runs(study: Study) -> dict[str, Any]:

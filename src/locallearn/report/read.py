@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from locallearn import stored
+from locallearn import again, paths, stored
 from locallearn.errors import UserError, did_you_mean
 
 FILES = {"config.yaml", "overrides.yaml", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}
@@ -67,7 +66,12 @@ class Run:
     @property
     def repeat(self) -> str:
         """The command that does this run again."""
-        return shlex.join(["python", "-m", "locallearn", *self.overrides])
+        return self.command(self.overrides)
+
+    def command(self, words: Sequence[str]) -> str:
+        """A command of these words that sees the user's code and data as this run did."""
+        called, folder = (str(self.manifest.get(name, "")) for name in ("command", "directory"))
+        return again.repeated(words, called, folder)
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
@@ -76,24 +80,24 @@ def read(folders: Sequence[Path]) -> list[Run]:
     Raises UserError for a folder that is not there, or if there is no run at all.
     """
     seen: set[Path] = set()
-    paths: list[Path] = []
+    found: list[Path] = []
     for folder in folders:
-        folder = Path(folder).expanduser()
+        folder = paths.expanded(folder)
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}: {_hint(folder)}give folders with runs")
-        paths += _find(folder, seen)
-    if not paths:
+        found += _find(folder, seen)
+    if not found:
         where = ", ".join(map(str, folders))
         raise UserError(
             f"no run was found in {where}: the folder of a run holds config.yaml, status.json and metrics.jsonl; give "
             "the out= of your runs, or a folder above it"
         )
-    return [read_run(path) for path in paths]
+    return [read_run(path) for path in found]
 
 
 def one(folder: Path) -> Run:
     """The run in this folder. Raises UserError if it is not that of a run, or if nothing in it can be read."""
-    folder = Path(folder).expanduser()
+    folder = paths.expanded(folder)
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}: {_hint(folder)}give the folder of a run")
     if not is_run(folder, [path.name for path in folder.iterdir()]):

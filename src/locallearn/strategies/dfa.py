@@ -40,13 +40,14 @@ class Projection(nn.Module):
 class DFA(Strategy):
     """Direct feedback alignment (Nokland 2016, arXiv 1609.01596; Launay et al. 2020, arXiv 2006.12878).
 
-    Block k < K learns from ghat_k = e B_k in the place of dL/dh_k, with e = dL/dlogits [B, classes] and B_k fixed and
-    random; inside a block ghat_k passes on by exact backprop. The last block and the head have their exact gradient.
-    Detached at every border; the last block sends e to all, so that all can learn at the same time.
+    Every block, the last one too, learns from ghat_k = e B_k in the place of dL/dh_k, with e = dL/dlogits [B, classes]
+    and B_k fixed and random; inside a block ghat_k passes on by exact backprop. The head alone has its true gradient
+    (if it has no weights the output layer is in the last block, which then has its true gradient). Detached at every
+    border and before the head; the last block sends e to all, so that all can learn at the same time.
 
-    `blocks=max` is layer-wise DFA. In the paper the error enters behind a layer's weights, da = (e B) * f'(a); here it
-    enters at the end of the block, behind norm, activation and pool, and passes back through these: the same for a unit
-    linear-activation.
+    `blocks=max` is layer-wise DFA; with fewer blocks there are fewer projections, each in front of several layers. In
+    the paper the error enters behind a layer's weights, da = (e B) * f'(a); here it enters at the end of the block,
+    behind norm, activation and pool, and passes back through these: the same for a unit linear-activation.
 
     projection  full: a random number for each feature of h; channel: one per channel, the same at all positions (a
                 sequence [T, D] has D channels). For vectors both are the same. Of a map [C, H, W] full needs
@@ -70,18 +71,13 @@ class DFA(Strategy):
             raise UserError(f"strategy.scale={self.scale}: must be above 0; 1 is the usual size")
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
-        if len(specs) == 1:
-            return dict.fromkeys(("projection", "shared", "scale"), "blocks=2 or more")
-        maps = any(len(spec.emits) > 1 for spec in specs[:-1])
+        maps = any(len(spec.emits) > 1 for spec in specs)
         return {} if maps else {"projection": "model=NAME whose blocks emit maps"}
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        if spec.last:
-            return {}
         shape = self._shape(spec.emits)
         if self.shared:
-            below = spec.sizes[:-1]
-            columns, size = max(math.prod(self._shape(s)) for s in below), max(map(math.prod, below))
+            columns, size = max(math.prod(self._shape(s)) for s in spec.sizes), max(map(math.prod, spec.sizes))
             uniform = torch.rand(spec.classes, columns, generator=seeds.generator(spec.seed, "dfa"), device="cpu")
             uniform = uniform[:, : math.prod(shape)].clone()
         else:
@@ -96,20 +92,22 @@ class DFA(Strategy):
 
     def step(self, block: Block, packet: Packet) -> Step:
         out = packet.at(block.layers(packet.h))
-        if not block.last:
+        hidden = True
+        if block.head is None:
             message = yield Send(out)
             assert message is not None
             (error,) = message
             assert error is not None
+        else:
+            hidden = next(block.head.parameters(), None) is not None
+            head = packet.at(block.head(out.h.detach() if hidden else out.h))
+            logits = head.h.detach().requires_grad_()
+            loss = cross_entropy(logits, packet.y)
+            block.report(loss, logits, packet.y)
+            yield Send(out)
+            (error,) = torch.autograd.grad(loss, logits)
+            backward(None, head, (error,))
+        if hidden:
             backward(None, out, (block.auxiliary["feedback"](error).to(out.h.dtype),))
-            block.update()
-            return None
-        assert block.head is not None
-        logits = block.head(out.h)
-        loss = cross_entropy(logits, packet.y)
-        block.report(loss, logits, packet.y)
-        yield Send(out)
-        (error,) = torch.autograd.grad(loss, logits)
-        logits.backward(error)
         block.update()
         return (error,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary.synthesizer import InputSynthesizer, Synthesizer
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, enter, task_loss
+from locallearn.contract import (
+    Block,
+    BlockSpec,
+    Feedback,
+    Packet,
+    Route,
+    Send,
+    Step,
+    Strategy,
+    backward,
+    enter,
+    task_loss,
+)
 from locallearn.errors import UserError
 
 
@@ -23,7 +36,7 @@ class DNI(Strategy):
     th_k <- th_k - lr (d h_k / d th_k)^T ghat_k. Its target comes from the block above, g_k = J_{k+1}^T ghat_{k+1} (the
     true gradient below the last block): L = mean of (M_k(sg[h_k]) - B g_k)^2. The synthesizer predicts the gradient of
     a sample's own loss, because that of the batch mean shrinks with the batch size; and L is a mean over features where
-    the paper sums, which Adam does not notice and without which SGD diverges at a usual rate. Detached: h_k
+    the paper sums, without which SGD diverges at a usual rate. The last block has its true gradient. Detached: h_k
     between blocks, ghat before it is used, the synthesizer's input and target. Sends the gradient of its input to the
     block below. Records `synthesizer_loss`, divided by that of predicting zero: it must fall below 1.
 
@@ -31,13 +44,18 @@ class DNI(Strategy):
     mix      share of the true gradient in what a block learns from after that: 0 is DNI, 1 is backpropagation
              with synthesizers that only watch. Both options wait for the blocks above: the route is then a chain
     width    hidden channels of the synthesizers; 0: those of what they read (the paper: 1024 for layers of 256)
+    depth    hidden layers of the synthesizers; 0: linear ones
+    batch_norm         in the synthesizers, before every ReLU
     synthetic_inputs   fully unlocked (the paper's section 2.3): a block also predicts its input, from the network's,
-             learns from that, and regresses the prediction on what the block below really hands on
+             learns from that, and regresses the prediction on what the block below really hands on. The gradient of
+             the predicted input is what the synthesizer below predicts from that input: the two travel together
     """
 
     warmup: float = 0.0
     mix: float = 0.0
     width: int = 0
+    depth: int = 2
+    batch_norm: bool = True
     synthetic_inputs: bool = False
     route: ClassVar[Route] = Route.NEIGHBOR
     separate: ClassVar[frozenset[str]] = frozenset({"synthesizer", "inputs"})
@@ -49,6 +67,13 @@ class DNI(Strategy):
                 raise UserError(f"strategy.{name}={getattr(self, name)}: must be a share, from 0 to 1")
         if self.width < 0:
             raise UserError(f"strategy.width={self.width}: must be at least 1, or 0 for that of the activations")
+        if self.depth < 0:
+            raise UserError(f"strategy.depth={self.depth}: must be at least 1, or 0 for linear synthesizers")
+        if self.width and not self.depth:
+            raise UserError(
+                f"strategy.width={self.width} is that of hidden layers, but strategy.depth=0 makes linear "
+                "synthesizers: leave the width at 0, or give them layers"
+            )
         if not self.synthetic_inputs:
             object.__setattr__(self, "separate", frozenset({"synthesizer"}))
         if self.warmup or self.mix:
@@ -62,10 +87,13 @@ class DNI(Strategy):
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         found: dict[str, nn.Module] = {}
         classes = spec.classes if self.conditional else 0
+        synthesizer = partial(
+            Synthesizer, width=self.width, depth=self.depth, batch_norm=self.batch_norm, classes=classes
+        )
         if not spec.last:
-            found["synthesizer"] = Synthesizer(spec.emits, width=self.width, classes=classes)
+            found["synthesizer"] = synthesizer(spec.emits)
         if spec.index and self.synthetic_inputs:
-            found["inputs"] = InputSynthesizer(spec.image, spec.reads, width=self.width, classes=classes)
+            found["inputs"] = InputSynthesizer(spec.image, spec.reads, synthesizer(spec.reads))
         return found
 
     def begin(self, packet: Packet) -> Packet:
@@ -84,9 +112,9 @@ class DNI(Strategy):
             backward(None, out, (self.synthesize(block, out.h.detach(), out.y),))
         block.update()
         out = out.detach()
-        target = yield Send(out, back=x.take_grads())
-        if target is not None and target[0] is not None:
-            self.teach(block, out.h, out.y, target[0])
+        target, at = self.heard((yield Send(out, back=self.answer(x))), out.h)
+        if target is not None:
+            self.teach(block, at, out.y, target)
         return None
 
     def _waiting(self, block: Block, packet: Packet) -> Step:
@@ -98,17 +126,29 @@ class DNI(Strategy):
             yield Send(out)
             backward(loss, out, None)
             block.update()
-            return x.take_grads()
+            return self.answer(x)
         h = out.h.detach()
         synthetic = self.synthesize(block, h, out.y)
-        true = yield Send(out)
-        target = true[0] if true is not None else None
-        assert target is not None, "under a chain every block above answers"
+        true, at = self.heard((yield Send(out)), h)
+        assert true is not None, "under a chain every block above answers"
         share = 1.0 if block.progress < self.warmup else self.mix
-        backward(None, out, (share * target + (1 - share) * synthetic,))
+        backward(None, out, (share * true + (1 - share) * synthetic,))
         block.update()
-        self.teach(block, h, out.y, target)
-        return x.take_grads()
+        self.teach(block, at, out.y, true)
+        return self.answer(x)
+
+    def answer(self, x: Packet) -> Feedback:
+        """For the block below: the gradient of what this one has read and, if that was a prediction, the prediction."""
+        grads = x.take_grads()
+        return (grads[0], x.h.detach()) if self.synthetic_inputs else grads
+
+    def heard(self, message: Feedback | None, h: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The gradient from above, and where it was taken: at h, or at the prediction of h that was read there."""
+        if message is None:
+            return None, h
+        read = message[1] if self.synthetic_inputs else h
+        assert read is not None
+        return message[0], read
 
     def synthesize(self, block: Block, h: Tensor, y: Tensor) -> Tensor:
         """ghat_k [B, ...] for the output h of a block. Batch statistics of the synthesizer move here, and only here."""

@@ -21,7 +21,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 EXACT = (nn.LayerNorm, nn.RMSNorm)  # their weights may have several dimensions, but multiply element by element
 STD = {
     "xavier": lambda fan_in, fan_out: math.sqrt(2 / (fan_in + fan_out)),
-    "kaiming": lambda fan_in, fan_out: math.sqrt(2 / fan_out),  # fan_out: B only ever carries errors downward
+    "kaiming": lambda fan_in, fan_out: 1 / math.sqrt(3 * fan_in),  # what PyTorch gives to W
 }
 Geometry: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 """Stride, padding, dilation and groups of a convolution."""
@@ -143,9 +143,10 @@ class FeedbackAlignment(Backprop):
     weights come to agree with B by learning. It cures no locking: the message still passes through all blocks, and
     detaches and sends what backprop does. The first layer of the net answers nobody and its B is never read.
 
-    init  scale of B's normal entries: xavier, std = sqrt(2 / (fan_in + fan_out)), or kaiming, sqrt(2 / fan_out). It is
-          compounded over the layers, and the usual reason why a deep net does not learn; ReLU nets without norms die
-          at rates that backprop bears (lenet on 8x8 digits: 0.05 with momentum 0.9 does, 0.01 learns)
+    init  scale of B's normal entries: xavier, std = sqrt(2 / (fan_in + fan_out)), or kaiming, 1 / sqrt(3 fan_in), both
+          as in BioTorch; the latter is the scale with which PyTorch's layers begin. It is compounded over the layers,
+          and the usual reason why a deep net does not learn; ReLU nets without norms die at rates that backprop bears
+          (lenet on 8x8 digits: 0.05 with momentum 0.9 does, 0.01 learns)
 
     Raises UserError for a module with a weight matrix of its own that is no linear layer or convolution.
     """
@@ -212,7 +213,7 @@ class UniformSign(FeedbackAlignment):
     """uSF, uniform sign-concordant feedback (Liao, Leibo & Poggio 2016, arXiv 1510.05067): B = s sign(W).
 
     Feedback alignment that knows one bit of every weight. `init` gives s: xavier, sqrt(2 / (fan_in + fan_out)), or
-    kaiming, sqrt(2 / fan_out). Sends and detaches what backprop does.
+    kaiming, 1 / sqrt(3 fan_in). Sends and detaches what backprop does.
     """
 
     layer: ClassVar[type[FeedbackLayer]] = UniformMagnitude

@@ -11,24 +11,40 @@ from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, read_out, task_loss
+from locallearn.errors import unknown
 from locallearn.objectives import Objective
+
+LAST = ("joint", "local")
 
 
 @dataclass(frozen=True)
 class DGL(Strategy):
     """Decoupled greedy learning (Belilovsky, Eickenberg & Oyallon 2020, arXiv 1901.08164).
 
-    L_k = l(a_k(f_k(sg[h_{k-1}])), y) for k < K; the last block has the true loss (or, with an objective that reads no
-    labels, that objective, and the head reads out). Detached at every border; sends nothing down. All blocks learn on
-    the same batch: block k reads what block k-1 computed *before* its own update.
+    L_k = l(a_k(f_k(sg[h_{k-1}])), y) for k < K. Detached at every border; sends nothing down. All blocks learn on the
+    same batch: block k reads what block k-1 computed *before* its own update.
+
+    last  what the last block learns from. joint: the true loss, together with the head (the paper). local: a loss of
+          its own like every other block, and the head reads its detached features (Nokland & Eidnes 2019, arXiv
+          1901.06656). With an objective that reads no labels it is always local
     """
 
     objective: Objective = field(kw_only=True)
     auxiliary: Auxiliary = field(kw_only=True)
+    last: str = "joint"
     route: ClassVar[Route] = Route.NONE
 
+    def __post_init__(self) -> None:
+        if self.last not in LAST:
+            raise unknown("strategy.last", self.last, LAST)
+
+    @property
+    def joint(self) -> bool:
+        """Whether the last block learns together with the head."""
+        return self.last == "joint" and self.objective.labels
+
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        return {} if spec.last and self.objective.labels else self.objective.modules(spec, self.auxiliary)
+        return {} if spec.last and self.joint else self.objective.modules(spec, self.auxiliary)
 
     def begin(self, packet: Packet) -> Packet:
         return self.objective.begin(packet)
@@ -42,12 +58,12 @@ class DGL(Strategy):
 
     def loss(self, block: Block, h: Tensor, packet: Packet) -> Tensor:
         """The loss [] of block k for its output h [B, ...]; what a subclass changes."""
-        if block.last and self.objective.labels:
+        if block.last and self.joint:
             return task_loss(block, h, packet.y)
         loss, logits = self.objective.loss(block.auxiliary, h, packet)
         if block.last:
             block.note("local_loss", loss)
-            return loss + read_out(block, h, packet.y)
+            return loss + self.objective.head_weight * read_out(block, h, packet.y)
         block.report(loss, logits, packet.y)
         return loss
 

@@ -24,6 +24,7 @@ class Infomax(DGL):
 
     objective: Objective = field(init=False)
     auxiliary: Auxiliary = field(init=False)
+    last: str = field(init=False, default="local")
     steps: int = 5
     negatives: int = 16
     same_position: bool = True

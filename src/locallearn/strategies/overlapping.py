@@ -41,6 +41,7 @@ class Overlapping(DGL):
     route: ClassVar[Route] = Route.NEIGHBOR
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reach < 1:
             raise UserError(f"strategy.reach={self.reach}: must be at least 1, a block's own loss alone (which is dgl)")
         if self.combine not in COMBINE:

@@ -41,8 +41,9 @@ class PGI(Strategy):
     The maps travel up in `side` = (image, r_0, ..., r_{k-1}); the last block owns the branch and has all the losses.
     Sends down dL/dh and one gradient per map, none for the image. One block is backprop.
 
-    It differs from YOLOv9 in that classifiers stand for detection heads, one `width` for channels that grow and one map
-    per block for a chunk per level (CBLinear), and in that the units are additive couplings, which can be inverted: the
+    resize(r) takes the nearest position, as CBFuse does, and resize(a) averages where a level is smaller. It differs
+    from YOLOv9 in that classifiers stand for detection heads, one `width` for channels that grow and one map per block
+    for a chunk per level (CBLinear), and in that the units are additive couplings, which can be inverted: the
     published configurations have ordinary stages there, and "reversible" means that the path starts from the image.
 
     weight     of every level's loss, against 1 for the true one (a sum over levels, as in deep supervision)

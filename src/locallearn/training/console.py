@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 REFRESH_SECONDS = 0.25  # a refresh of the bar costs about 1 ms
+SHORTEST_BAR = 10  # columns; before a bar gets shorter, the least important fact goes
 _FAILURES = (OSError, ValueError)  # a broken pipe or full disk; a closed stream
 
 
@@ -36,29 +37,46 @@ class Console:
         self._silent = quiet or sys.stdout is None
         self._bar: Progress | None = None
         self._epochs = 0
-        self._steps = 0
+        self._steps_per_epoch = 0
+        self._last_step = 0
         self._step = 0
         self._first_step = 0
         self._images = 0
-        self._loss: float | None = None
+        self._so_far: Callable[[], str] = str
         self._started = self._shown = time.monotonic()
 
-    def start(self, title: str, epochs: int, steps_per_epoch: int, first_step: int = 0) -> None:
-        """Begin to count: `epochs` in all, of which `first_step` steps were done before (a resumed run)."""
-        self._epochs, self._steps = epochs, epochs * steps_per_epoch
+    def start(
+        self,
+        title: str,
+        epochs: int,
+        steps_per_epoch: int,
+        *,
+        first_step: int = 0,
+        last_step: int | None = None,
+        so_far: Callable[[], str] = str,
+    ) -> None:
+        """Begin to count.
+
+        first_step  how many steps were done before (a resumed run)
+        last_step   the step at which training ends, if that is before the end of the last epoch
+        so_far      says how good the running epoch is, such as "loss 0.412"; called only when the bar is drawn
+        """
+        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._last_step = epochs * steps_per_epoch if last_step is None else last_step
         self._step = self._first_step = first_step
         self._images = 0
+        self._so_far = so_far
         self._started = self._shown = time.monotonic()
         self.line(title)
         if not self._silent and _is_terminal():
-            self._bar = _bar(self._steps, first_step)
+            self._bar = _bar(self._last_step, first_step)
             self._show(self._bar.start)
+            self._refresh(self._started)
 
-    def advance(self, images: int, loss: float | None = None) -> None:
+    def advance(self, images: int) -> None:
         """One step is done; about 0.3 us unless the bar is due, so it may be called every step."""
         self._step += 1
         self._images += images
-        self._loss = loss
         if self._bar is not None and (now := time.monotonic()) - self._shown >= REFRESH_SECONDS:
             self._shown = now
             self._refresh(now)
@@ -75,8 +93,8 @@ class Console:
         parts += [f"block {' '.join(map(_number, blocks.values()))}"] if blocks else []
         if record.get("images_per_second") is not None:
             parts.append(f"{record['images_per_second']:.0f} images/s")
-        if self._step < self._steps:
-            parts.append(f"eta {self._remaining(time.monotonic())}")
+        if self._step < self._last_step:
+            parts.append(f"{self._remaining(time.monotonic())} left")
         self.line("  ".join(parts))
         if self._bar is not None:
             self._refresh(time.monotonic())
@@ -128,18 +146,25 @@ class Console:
             self._show(lambda: _print(os.fspath(path)))
 
     def _refresh(self, now: float) -> None:
-        assert self._bar is not None
-        bar, seconds = self._bar, max(now - self._started, 1e-9)
-        done = min(self._step * self._epochs // max(self._steps, 1) + 1, self._epochs)
-        loss = "" if self._loss is None else f"loss {_number(self._loss)}  "
-        facts = f"{loss}{self._images / seconds:.0f} images/s  eta {self._remaining(now)}"
-        shown: dict[str, Any] = {"completed": self._step, "description": f"epoch {done}/{self._epochs}", "facts": facts}
-        self._show(lambda: bar.update(bar.task_ids[0], refresh=True, **shown))
+        bar = self._bar
+        if bar is None:  # the screen is gone
+            return
+        done = min(self._step // max(self._steps_per_epoch, 1) + 1, self._epochs)
+        facts = [  # the most important first
+            f"{100 * self._step // max(self._last_step, 1)}%",
+            f"{self._remaining(now)} left",
+            f"step {self._step}/{self._last_step}",
+            self._so_far(),
+            f"epoch {done}/{self._epochs}",
+            f"{self._images / max(now - self._started, 1e-9):.0f} images/s",
+        ]
+        shown = _fitting([fact for fact in facts if fact], bar.console.width - SHORTEST_BAR - 1)
+        self._show(lambda: bar.update(bar.task_ids[0], completed=self._step, refresh=True, facts=shown))
 
     def _remaining(self, now: float) -> str:
         """Time left at the pace since `start`, evaluations included."""
         done = self._step - self._first_step
-        return "?" if done <= 0 else _clock((self._steps - self._step) * (now - self._started) / done)
+        return "?" if done <= 0 else _clock((self._last_step - self._step) * (now - self._started) / done)
 
     def _show(self, write: Any) -> None:
         """Run something that prints; the first failure ends all printing of this run."""
@@ -165,7 +190,6 @@ def _bar(total: int, completed: int) -> Progress:
 
     width = shutil.get_terminal_size().columns if "COLUMNS" in os.environ else None  # rich would believe COLUMNS=0
     bar = Progress(
-        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[facts]}", markup=False),
         console=Screen(width=width),
@@ -176,6 +200,16 @@ def _bar(total: int, completed: int) -> Progress:
     )
     bar.add_task("", total=total, completed=completed, facts="")
     return bar
+
+
+def _fitting(facts: Sequence[str], columns: int) -> str:
+    """As many of the facts, from the first on, as fit into one line."""
+    shown = facts[0]
+    for fact in facts[1:]:
+        if len(shown) + 2 + len(fact) > columns:
+            break
+        shown += f"  {fact}"
+    return shown
 
 
 def _is_terminal() -> bool:

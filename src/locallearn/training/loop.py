@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,8 +76,16 @@ class Training:
     def run(self) -> dict[str, float]:
         """Train from the current position to the end; returns the last record. Raises Interrupted or RunError."""
         settings, learner = self.settings, self.learner
-        last_step = min(settings.epochs * self.steps_per_epoch, settings.max_steps or math.inf)
-        self.console.start(self.title, settings.epochs, self.steps_per_epoch, learner.step_count)
+        all_steps = settings.epochs * self.steps_per_epoch
+        last_step = min(all_steps, settings.max_steps or all_steps)
+        self.console.start(
+            self.title,
+            settings.epochs,
+            self.steps_per_epoch,
+            first_step=learner.step_count,
+            last_step=last_step,
+            so_far=self.so_far,
+        )
         with stop_signals(say=self.recorder is not None) as stop, self.stopped_below(), learner.stage.random_state:
             while learner.step_count < last_step:
                 epoch, offset, seconds = self.position
@@ -100,6 +107,15 @@ class Training:
                 self.finish_epoch(trained, images / trained, last=learner.step_count >= last_step)
                 self.stop_if(stop.number)
         return self.last_record
+
+    def so_far(self) -> str:
+        """Loss and accuracy of the running epoch at the highest block here that has a loss. Synchronises a GPU."""
+        for block in reversed(self.learner.blocks):
+            if "loss" in (numbers := block.read()):
+                where = "" if block.last else f"block {block.spec.index} "
+                accuracy = f"  acc {numbers['accuracy']:.3f}" if "accuracy" in numbers else ""
+                return f"{where}loss {numbers['loss']:.3f}{accuracy}"
+        return ""
 
     def batches(self, epoch: int, offset: int) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         """The rest of an epoch; the stages above the lowest one get their batches from below."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from locallearn.data import Data
 from locallearn.engine import Learner, assemble
 from locallearn.engine.batch import SINGLE
 from locallearn.engine.replicas import Replicas
-from locallearn.errors import RunError, UserError, in_one_line, memory_ran_out, needs_several_values
+from locallearn.errors import RunError, UserError, described, in_one_line, memory_ran_out, needs_several_values
 from locallearn.runtime.link import Pipe
 from locallearn.runtime.measure import rehearse
 from locallearn.training.environment import choose_device
@@ -97,9 +96,7 @@ def try_out(learner: Learner, data: Data) -> None:
     except Exception as error:
         if memory_ran_out(error):
             raise
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{at.filename}, line {at.lineno}"
-        raise UserError(f"{name} cannot take a step: {type(error).__name__}: {in_one_line(error)} ({where})") from error
+        raise UserError(f"{name} cannot take a step: {described(error)}") from error
 
 
 def _parts(exp: Experiment) -> int:

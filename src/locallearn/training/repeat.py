@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from locallearn import again
 from locallearn.errors import UserError
 from locallearn.runtime.world import started_together
 from locallearn.training import session
@@ -55,7 +56,8 @@ def repeat(path: str | Path, allow: list[str], quiet: bool = False) -> Repetitio
     folder = RunFolder.open(Path(path))
     state = folder.read_json("status.json").get("state")
     if state != "done":
-        raise UserError(f"{folder.path} is {state}, and only a finished run can be compared; first `locallearn resume`")
+        first = again.resume(folder.path)
+        raise UserError(f"{folder.path} is {state}, and only a finished run can be compared; first `{first}`")
     compare(folder, folder)  # what cannot be read is said before a long run, not after it
     known = folder.read_json("manifest.json")
     changes = {

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from locallearn import stored
+from locallearn import paths, stored
 from locallearn.errors import RunError, UserError, did_you_mean
 from locallearn.training.console import warn
 
@@ -83,7 +83,7 @@ class RunFolder:
     def create(cls, out: Path, name: str, only: bool = False) -> RunFolder:
         """A new, locked folder `out/name`, or `out/name-2`, ... if taken (unless it must be `only` that). Raises
         UserError if that cannot be."""
-        out = Path(out).expanduser()
+        out = paths.expanded(out)
         base = safe_name(name)
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The run folder at `path`, not locked. Raises UserError if there is none."""
-        path = Path(path).expanduser()
+        path = paths.expanded(path)
         try:
             if not path.is_dir():
                 siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locallearn import seeds, stored
+from locallearn import again, seeds, stored
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.typed import convert, fields_of
 from locallearn.data.fingerprint import Fingerprint
@@ -123,7 +123,7 @@ def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
     """The weights of the plain model that a finished run has left. Raises UserError."""
     file = folder.path / "model.safetensors"
     if not file.is_file():
-        raise UserError(f"{folder.path} has no model.safetensors: first end it, `locallearn resume {folder.path}`")
+        raise UserError(f"{folder.path} has no model.safetensors: first end it, `{again.resume(folder.path)}`")
     try:
         return stored.tensors(file)
     except (OSError, ValueError) as error:
@@ -141,7 +141,7 @@ def evaluate_run(
     with process_settings(exp.settings):
         saved = checkpoint.newest(folder.path / "checkpoints", warn)
         if saved is None:
-            raise UserError(f"{folder.path} has no checkpoint to evaluate; `locallearn resume {folder.path}` goes on")
+            raise UserError(f"{folder.path} has no checkpoint to evaluate; `{again.resume(folder.path)}` goes on")
         learner, data = prepare(exp, [range(*pair) for pair in known["cut"]], known=known)
         if data_config is None:
             check_data(data, known)

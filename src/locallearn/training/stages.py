@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from locallearn import again
 from locallearn.config.experiment import Experiment
 from locallearn.engine import Learner
-from locallearn.errors import RunError, UserError
+from locallearn.errors import RunError, UserError, described
 from locallearn.runtime import Pipeline
 from locallearn.runtime.launch import launch
 from locallearn.runtime.link import NeighbourGone, Pipe
@@ -73,7 +74,7 @@ def run_stages(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
             code = launch(command, size, replicas, reasons, lambda: stop.number, folder.locks)
     except RunError as error:
         folder.status("failed", reason=str(error))
-        raise RunError(f"{error} (run folder: {folder.path}); go on with: locallearn resume {folder.path}") from error
+        raise RunError(f"{error} (run folder: {folder.path}); go on with: {again.resume(folder.path)}") from error
     except KeyboardInterrupt:
         folder.status("interrupted", reason="stopped at once")
         raise
@@ -96,7 +97,8 @@ def together(replicas: int) -> Iterator[World]:
         raise error if world.rank == 0 else SystemExit(error.exit_code) from error
     except Exception as error:
         if not world.closed:
-            world.leave(str(error), secondary=isinstance(error, NeighbourGone))
+            said = str(error) if isinstance(error, UserError | RunError) else described(error)
+            world.leave(said, secondary=isinstance(error, NeighbourGone))
         raise
     world.close()
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from locallearn import again
 from locallearn.config.experiment import Experiment
 from locallearn.config.settings import WHERE
 from locallearn.errors import UserError
@@ -29,6 +30,8 @@ from locallearn.training.run_folder import Busy, RunFolder, safe_name, strict_js
 JOURNALS = ".multirun"
 STATES_TO_RESUME = ("running", "interrupted")
 NAME_LIMIT = 80
+BEGUN = "begun"
+"""Of a job that has a line in the journal before it has ended."""
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -50,7 +53,8 @@ def place(out: str, differs: Iterable[str], config: Mapping[str, Any]) -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """What became of one job: `how` is new, resumed, repeated, done, busy, failed, interrupted or skipped."""
+    """What became of one job: `how` is new, resumed, repeated, done, busy, failed, interrupted or skipped, or begun for
+    one that has not ended."""
 
     number: int
     name: str
@@ -107,6 +111,15 @@ class Journal:
         """The overrides of a job that are not those of every job."""
         return [text for text in overrides if text.lstrip("+~").partition("=")[0] in self.plan.varies]
 
+    def begin(self, number: int, name: str) -> None:
+        """Say which job begins here, such as `[5/12] seed=4`; a launcher counts from 0."""
+        print(self.label(number, name), flush=True)
+        self.add(Job(number, name, BEGUN))
+
+    def label(self, number: int, name: str) -> str:
+        total = f"/{self.plan.total}" if self.plan.total else ""
+        return f"[{number + 1}{total}] {name}"
+
     def add(self, job: Job) -> None:
         line = (strict_json(vars(job)) + "\n").encode()
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
@@ -117,20 +130,25 @@ class Journal:
 
     def jobs(self) -> list[Job]:
         """In the order in which they ended."""
+        return [job for job in self._lines() if job.how != BEGUN]
+
+    def _lines(self) -> list[Job]:
         return [Job(**json.loads(line)) for line in self.path.read_text().splitlines()[1:]]
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Print a line for every job that ends meanwhile; for launchers whose jobs do not write to this terminal."""
+        """Print a line for every job that begins or ends meanwhile; for launchers whose jobs do not write to this
+        terminal."""
         over = threading.Event()
 
         def follow() -> None:
             said, last = 0, False
             while not last:
                 last = over.wait(1.0)
-                jobs = self.jobs()
+                jobs = self._lines()
                 for job in jobs[said:]:
-                    print(f"{job.how}: {job.name}" + (f": {job.reason}" if job.reason else ""), flush=True)
+                    how = "" if job.how == BEGUN else f": {job.how}" + (f": {job.reason}" if job.reason else "")
+                    print(f"{self.label(job.number, job.name)}{how}", flush=True)
                 said = len(jobs)
 
         thread = threading.Thread(target=follow, daemon=True)
@@ -226,4 +244,4 @@ def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:
     lines += [f"  {job.how}: {job.name}: {job.reason}" for job in ended_badly]
     if counts["interrupted"] or counts[rest]:
         lines.append("the same command goes on with it")
-    return "\n".join([*lines, f"pictures and a page of them: locallearn report {plan.out} --to DIR"])
+    return "\n".join([*lines, f"pictures and a page of them: {again.command('report', plan.out, '--to', 'report')}"])

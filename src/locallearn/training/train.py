@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import RunError, UserError, memory_ran_out
+from locallearn.errors import RunError, UserError, described, memory_ran_out
 from locallearn.models import BlockModel
 from locallearn.runtime.team import Alone, Team
 from locallearn.stopping import Interrupted
@@ -126,7 +126,7 @@ def _endings(folder: RunFolder, recorder: Recorder | None, console: Console, tea
             raise
         raise type(error)(f"{error} (run folder: {folder.path})") from error
     except Exception as error:
-        reason = memory_ran_out(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = memory_ran_out(error) or described(error)
         log = "log.txt" if alone else f"log-{team.rank}.txt"
         with suppress(RunError):  # a full disk, or another machine; the reason itself is worth more
             folder.write_text(log, traceback.format_exc())

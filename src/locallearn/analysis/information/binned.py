@@ -12,8 +12,11 @@ from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.result import Array, Information, Samples, entropy, samples
 from locallearn.errors import UserError
 
-Bins: TypeAlias = int | float | Sequence[float] | Tensor
+Bins: TypeAlias = int | float | str | Sequence[float] | Tensor
 LARGEST = 2**62
+TANH = (*torch.linspace(-1, 1, 30, dtype=torch.float64).tolist(), 2.0)
+"""The edges for tanh units in the code of Shwartz-Ziv and Tishby 2017: 29 bins of equal width, and one for exactly 1.0,
+which is what float32 makes of a saturated unit."""
 
 
 def binned(t: Array, y: Array | None = None, bins: Bins = 30) -> Information:
@@ -22,8 +25,9 @@ def binned(t: Array, y: Array | None = None, bins: Bins = 30) -> Information:
 
     bins  an int: so many bins of equal width over this layer's own range
           a float: bins of this width, at its multiples (0.07 in the code of Saxe et al.)
-          edges, ascending: the bins between them, with all that is outside in the outermost ones; linspace(-1, 1, 31)
-          for tanh units as in the original, tanh(linspace(-10, 10, 31)) for bins of equal width in their net input
+          edges, ascending: the bins between them, with all that is outside in the outermost ones; for instance
+          tanh(linspace(-10, 10, 31)) for bins of equal width in the net input of tanh units
+          "tanh": those of the original for tanh units: 29 of equal width on [-1, 1), and one for exactly 1.0
     """
     data = samples(t, y)
     codes, said = _codes(data.t, bins)
@@ -58,6 +62,10 @@ def _codes(t: Tensor, bins: Bins) -> tuple[Tensor, str]:
             )
         numbers = numbers.long()
         return numbers - numbers.min(), f"width {bins:g}"
+    if isinstance(bins, str):
+        if bins != "tanh":
+            raise UserError(f"bins={bins}: the only bins with a name are tanh; or give their number, width or edges")
+        bins = TANH
     edges = torch.as_tensor(bins, dtype=torch.float64, device=t.device)
     if edges.dim() != 1 or len(edges) < 2 or not bool((edges.diff() > 0).all()):
         raise UserError("bins must be a number of bins, their width, or at least two ascending edges")

@@ -33,7 +33,7 @@ def information(
     estimator
         kde_upper, kde_lower  pairwise bounds on the Gaussian mixture around the activations (Kolchinsky and Tracey);
             I(T;Y) by the class-conditional mixtures (Saxe et al.); `.x_range` and `.y_range` are what the truth lies in
-        binned    entropy of binned activations; `bins` an int (on the layer's range), a float (width) or edges
+        binned    entropy of binned activations; `bins` an int (on the layer's range), a float (width), edges, or "tanh"
         ksg       nearest neighbours (Kraskov et al.; Ross for labels); I(X;T) needs x
         renyi     matrix-based entropy with a = 1.01, up to 5000 samples; with x, of both kernels
         mine      a network learns a lower bound (Belghazi et al.); I(X;T) needs x; `.curve` is its training

@@ -1,0 +1,120 @@
+"""How the words of a command line become options: flags and settings in any order, mistakes in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from locallearn import paths
+from locallearn.compose import quoted
+from locallearn.errors import UserError, did_you_mean
+from locallearn.fitted import columns, fitted
+
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_OTHER_CONFIG = "a run starts from locallearn's own conf/config.yaml; "
+ELSEWHERE = {
+    "--config-path": ("-cp", _OTHER_CONFIG + "add a folder of your own yaml files with --config-dir DIR"),
+    "--config-name": (
+        "-cn",
+        _OTHER_CONFIG + "put yours into DIR/experiment/NAME.yaml, and give --config-dir DIR +experiment=NAME",
+    ),
+    "--experimental-rerun": (None, "it would unpickle a file; locallearn resume RUN goes on with a run, and repeat RUN "
+                                   "does it again"),
+    "--hydra-help": (None, "locallearn --help lists the flags, those of Hydra among them"),
+}  # fmt: skip
+"""Flags of Hydra that have no place here, their short forms, and what does."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with every flag written out, a UserError for a mistake, and no order between flags and settings."""
+
+    def __init__(self, command: str, text: str, more: str = "", **options: Any) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        name = f"locallearn {command}".strip()
+        super().__init__(prog=name, description=text, epilog=more, formatter_class=form, allow_abbrev=False, **options)
+        self.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        command = self.prog.partition(" ")[2]
+        name, colon, wrong = message.partition(": ")
+        if name == "unrecognized arguments" and colon:
+            flags = self.flags()
+            word = wrong.split()[0]
+            message = f"{word} is not known here: {did_you_mean(word, flags)}the flags are {', '.join(sorted(flags))}"
+        page = f"locallearn {command} -h" if command else "locallearn --help"
+        raise UserError(f"{command}: {message}; see `{page}`" if command else f"{message}; see `{page}`")
+
+    def flags(self) -> list[str]:
+        """The long form of every flag that is taken."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--") and flag not in ELSEWHERE]
+
+    def format_help(self) -> str:
+        return fitted(super().format_help(), columns()) + "\n"
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """The options among the words of a command line. Raises UserError."""
+        return self.parse_intermixed_args([home_in(word) for word in words])
+
+
+def home_in(word: str) -> str:
+    """A setting whose value begins with `~`, which only a path does, with the folder that this stands for."""
+    key, equals, value = word.partition("=")
+    if not equals or not value.startswith("~") or word.startswith("-"):
+        return word
+    folder = paths.written(value)
+    return f"{key}={quoted(folder)}"
+
+
+def path(text: str) -> Path:
+    """The type of an argument that is a path."""
+    try:
+        return paths.expanded(text)
+    except UserError as error:  # argparse would hide it, as any ValueError
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def trust(parser: argparse.ArgumentParser) -> None:
+    """The flags by which a command may use code of the user's."""
+    parser.add_argument(
+        "--config-dir", "-cd", type=path, action="append", default=[], metavar="DIR",
+        help="a folder of your own yaml files; packages that they name are allowed, and their modules found in it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="PACKAGE", help="a package outside locallearn that may be used"
+    )
+
+
+def of_a_run() -> Parser:
+    """The flags of a run, or of a sweep of runs, with -m."""
+    parser = Parser("", "", add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-r", "--run", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
+    parser.add_argument("-p", "--package")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-i", "--info", nargs="?", const="all", choices=INFO)
+    parser.add_argument("-sc", "--shell-completion", action="store_true")
+    trust(parser)
+    for flag, (short, _) in ELSEWHERE.items():
+        parser.add_argument(flag, *([short] if short else []), nargs="?", const="", dest=flag)
+    return parser
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise UserError for flags of a run that go with nothing, or not with each other."""
+    for flag, (_, said) in ELSEWHERE.items():
+        if getattr(options, flag) is not None:
+            raise UserError(f"{flag} is not taken: {said}")
+    names = ("multirun", "cfg", "info")
+    given = [f"--{name}" for name in names if getattr(options, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other: leave one out")
+    for name, flag in (("resolve", "--resolve"), ("package", f"--package {options.package}")):
+        if getattr(options, name) and not options.cfg:
+            raise UserError(f"{flag} says how --cfg shows the configuration: write --cfg job {flag}")

@@ -1,0 +1,207 @@
+"""The commands that read run folders: resume, repeat, evaluate, probe, report, compare. torch where needed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from locallearn import outside, paths
+from locallearn.arguments import Parser, path, trust
+from locallearn.compose import choices, compose
+from locallearn.errors import RunError, UserError
+
+
+def _on_a_run(command: str, text: str, more: str) -> Parser:
+    parser = Parser(command, text, more)
+    parser.add_argument("run", type=path, metavar="RUN", help="the run folder, which a run prints on its last line")
+    trust(parser)
+    return parser
+
+
+def _resume(arguments: list[str]) -> int:
+    parser = _on_a_run(
+        "resume",
+        "Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been.",
+        """\
+settings (KEY=VALUE):
+  runtime=NAME, runtime.stages=N   where its blocks run from now on; without them where they ran before
+
+examples:
+  locallearn resume runs/RUN
+  locallearn resume runs/RUN runtime=serial
+  locallearn resume runs/RUN --config-dir my_conf   a run whose strategy, model or data are your own""",
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="runtime=NAME runtime.OPTION=VALUE")
+    options = parser.read(arguments)
+    allow = outside.trusted(options.config_dir, options.allow)
+    runtime = _other_runtime(options.settings, options.config_dir)
+    from locallearn.training import session
+
+    session.resume(options.run, allow, runtime=runtime)
+    return 0
+
+
+def _repeat(arguments: list[str]) -> int:
+    parser = _on_a_run(
+        "repeat",
+        "Run a finished run again, into its folder repeats/, and say whether the bits agree.\nExit code 1 if not.",
+        "example:\n  locallearn repeat runs/RUN",
+    )
+    options = parser.read(arguments)
+    from locallearn.training.repeat import repeat
+
+    found = repeat(options.run, outside.trusted(options.config_dir, options.allow))
+    print(found)
+    return 1 if found.differences else 0
+
+
+def _other_runtime(settings: list[str], config_dirs: list[Path]) -> tuple[str, dict] | None:
+    """The name and configuration of the runtime that `resume` was told to take."""
+    _only(settings, r"runtime(=|\.(?!staleness))", "resume", "where blocks run, such as runtime=serial")
+    if not settings:
+        return None
+    named = [] if any(setting.startswith("runtime=") for setting in settings) else ["runtime=pipeline"]
+    config, names = compose([*named, *settings], config_dirs)
+    return names["runtime"], config["runtime"]
+
+
+def _stage(arguments: list[str]) -> int:
+    """What a run with several processes starts; no command for people."""
+    parser = _on_a_run("stage", "One process of a run.", "")
+    parser.add_argument("--quiet", action="store_true")
+    options = parser.read(arguments)
+    from locallearn.stopping import Interrupted
+    from locallearn.training import session
+
+    try:
+        session.stage(options.run, options.allow, options.quiet)
+    except Interrupted as error:  # the process that started this one says it
+        return error.exit_code
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = Parser(
+        "evaluate",
+        "Test loss and accuracy of a run, at every block that can predict; of several runs a table, a line for each.",
+        """\
+settings (KEY=VALUE):
+  data=NAME, data.OPTION=VALUE   another set than the run was trained on
+
+examples:
+  locallearn evaluate runs/RUN
+  locallearn evaluate runs/first/*/                       a table
+  locallearn evaluate runs/RUN --linear data=mnist data.root=DIR""",
+    )
+    parser.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE", help="run folders, and settings of data")
+    parser.add_argument("--linear", action="store_true", help="also fit a linear classifier to each block's features")
+    trust(parser)
+    options = parser.read(arguments)
+    settings = [word for word in options.words if re.match(r"[+~]*[A-Za-z][\w.]*=", word) and not Path(word).exists()]
+    runs = [paths.expanded(word) for word in options.words if word not in settings]
+    if not runs:
+        raise UserError("evaluate: no run was given: locallearn evaluate RUN... [data=NAME]")
+    _only(settings, r"\+?data[.=]", "evaluate", "data, such as data=mnist")
+    allow = outside.trusted(options.config_dir, options.allow)
+    data = compose(settings, options.config_dir)[0]["data"] if settings else None
+    from locallearn.training.saved import evaluate_run
+
+    if len(runs) > 1:
+        return _table_of(runs, lambda run: evaluate_run(run, allow, data, options.linear))
+    for name, value in evaluate_run(runs[0], allow, data, options.linear).items():
+        print(f"{name:<20} {value:.4f}")
+    return 0
+
+
+def _table_of(runs: Sequence[Path], numbers: Callable[[Path], dict[str, float]]) -> int:
+    """A line with the numbers of each run; of one that has none, the reason on stderr. The exit code is the worst."""
+    found, codes = {}, [0]
+    for run in runs:
+        try:
+            found[run] = numbers(run)
+        except (UserError, RunError) as error:
+            print(f"locallearn: {error}", file=sys.stderr)
+            codes.append(2 if isinstance(error, UserError) else 1)
+    if found:
+        names = list(dict.fromkeys(name for own in found.values() for name in own))
+        rows = [[str(run), *(f"{own[n]:.4f}" if n in own else "-" for n in names)] for run, own in found.items()]
+        head = ["run", *(re.sub(r"^block/(\d+)/", r"\1/", name) for name in names)]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        for first, *cells in (head, *rows):
+            right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+            print("  ".join([f"{first:<{widths[0]}}", *right]))
+    return max(codes)
+
+
+def _probe(arguments: list[str]) -> int:
+    parser = _on_a_run(
+        "probe",
+        "Look at the initial weights and at every checkpoint of a run; `checkpoint.keep=N` of the run decides how\n"
+        "many there are. Writes numbers and pictures into the run folder.",
+        """\
+settings (KEY=VALUE):
+  probe=NAME, probe=[NAME,NAME]   what looks; `locallearn list probes` shows the names
+  probe.NAME.OPTION=VALUE         how; `locallearn list probe NAME` shows the options
+
+example:
+  locallearn probe runs/RUN probe=linear probe.linear.neighbours=10""",
+    )
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="probe=NAME probe.NAME.OPTION=VALUE")
+    options = parser.read(arguments)
+    _only(options.settings, r"probe[.=]", "probe", "probe, such as probe=alignment")
+    allow = outside.trusted(options.config_dir, options.allow)
+    from locallearn.training.saved import probe_run
+
+    probes = compose(options.settings, options.config_dir)[0]["probe"]
+    if not probes:
+        names = "|".join(name for name in choices("probe") if name != "none")
+        raise UserError(f"probe RUN must be told what looks: probe={names}")
+    for folder, pictures in probe_run(options.run, allow, probes):
+        print(folder.table())
+        for file in (folder.path / "rows.jsonl", *pictures):
+            print(file)
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    from locallearn.report import command
+
+    parser = Parser(
+        "report",
+        "What runs say together: means over seeds, differences to backprop, and why a run is not done.",
+        """\
+example:
+  locallearn report runs/first --to report   Markdown, CSV, LaTeX, one HTML page, pictures as SVG and PNG""",
+    )
+    return command.report(parser, arguments)
+
+
+def _compare(arguments: list[str]) -> int:
+    from locallearn.report import command
+
+    parser = Parser(
+        "compare",
+        "What differs between runs: their settings, machines, final numbers and curves, in columns side by side.",
+        "example:\n  locallearn compare runs/first/RUN runs/first/RUN2",
+    )
+    return command.compare(parser, arguments)
+
+
+def _only(settings: Iterable[str], pattern: str, command: str, kind: str) -> None:
+    """Raise UserError for a setting that the command on a run folder does not take."""
+    for setting in settings:
+        if not re.match(pattern, setting):
+            raise UserError(f"{command} RUN takes only settings of {kind}, not {setting!r}")
+
+
+COMMANDS = {
+    "resume": _resume,
+    "repeat": _repeat,
+    "evaluate": _evaluate,
+    "probe": _probe,
+    "report": _report,
+    "compare": _compare,
+    "stage": _stage,
+}
