@@ -81,7 +81,7 @@ class DNI(Strategy):
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         if len(specs) == 1:
-            return dict.fromkeys(("warmup", "mix", "width", "synthetic_inputs"), "blocks=2 or more")
+            return dict.fromkeys(("warmup", "mix", "width", "depth", "synthetic_inputs"), "blocks=2 or more")
         return {"mix": "strategy.warmup below 1"} if self.warmup == 1 else {}
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
