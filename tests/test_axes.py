@@ -142,7 +142,7 @@ def test_turning_changes_no_number(kind):
     twin.load_state_dict(net.state_dict())
     x, y = batch(kind)
     settings = {"blocks": "max", "device": "cpu", "precision": "fp64", "optim": "sgd"}
-    if kind == "channels_last":  # the other nets have no maps of two dimensions, whose memory layout it is
+    if kind != "1d":  # which has no maps, whose memory layout it is
         settings["channels_last"] = False
     options = {"optim.lr": 0.1, "optim.momentum": 0, "optim.weight_decay": 0}
     built = locallearn.build("backprop", net, image=NETS[kind][1], classes=4, **settings, **options)
@@ -208,6 +208,20 @@ def test_options_that_read_axes(kind, strategy, options):
     if options.get("strategy.projection") == "channel":
         width = 6 if kind != "1d" else NETS[kind][2][1]
         assert built.blocks[-2].auxiliary["feedback"].matrix.shape[1] == width
+
+
+@pytest.mark.parametrize("options", [{}, {"channels_last": False}, {"channels_last": True}])
+def test_a_net_of_three_dimensions_trains_in_any_layout(options):
+    assert math.isfinite(learner("3d", strategy="dgl", **options).step(*batch("3d"))["loss"])
+
+
+@pytest.mark.parametrize("size", [(6, 5, 4), (6, 6, 5, 4)])
+def test_pooled_linear_keeps_to_its_limit(size):
+    from locallearn.auxiliary import Linear
+
+    head = Linear(features=40).build(size, 3)
+    assert head[-1].in_features <= 40
+    assert head(torch.randn(2, *size)).shape == (2, 3)
 
 
 def permuted(module: nn.Module, h: torch.Tensor, axis: int, order: torch.Tensor) -> torch.Tensor:
