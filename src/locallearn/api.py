@@ -48,8 +48,9 @@ def train(quiet: bool = False, **settings: Any) -> Result:
     Raises UserError for a mistake in the settings, RunError when training had to stop.
     """
     overrides = list(_overrides(settings))
-    config, names = compose(overrides)
-    result = session.start(experiment(config, names, overrides), quiet=quiet)
+    exp = experiment(*compose(overrides), overrides)
+    exp.given.refuse([Unread("dry_run", "the command line, which prints the blocks")])
+    result = session.start(exp, quiet=quiet)
     assert result is not None, "torchrun is for the command line"
     return result
 
@@ -79,20 +80,11 @@ def build(
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
-    parts = settings.get("micro_batches", 1)
-    whole = [f"batch_size={parts}"] if isinstance(parts, int) and parts > 1 else []
-    # the loop makes the batches, and `step` checks each of them
-    exp = experiment(*compose([*whole, *overrides]), overrides)
+    exp = experiment(*compose([*_any_batch(settings), *overrides]), overrides)
     exp.given.refuse(_read_by_train(exp, steps))
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
     network = _network(exp, model, tuple(image), classes, graph, axes)
-    objective = getattr(exp.strategy, "objective", None)
-    if pixels is None and len(network.image) == 3 and objective is not None and objective.reconstructs:
-        raise UserError(
-            f"objective={exp.names['objective']} reconstructs images and must know what black and white are in them: "
-            f"{_PIXELS}"
-        )
     with unchanged_if_refused(network):
         learner = assemble(
             network,
@@ -106,7 +98,7 @@ def build(
             compiled=chosen.compile,
             micro_batches=chosen.micro_batches,
             total_steps=steps,
-            pixels=_pixels(pixels, network.image),
+            pixels=_pixels(pixels, exp, network.image),
             stage=stage,
         )
         exp.given.refuse(in_blocks(exp, learner))
@@ -131,6 +123,12 @@ def _network(
         return exp.model(image, classes, graph)
 
 
+def _any_batch(settings: Mapping[str, Any]) -> list[str]:
+    """A batch size that micro_batches divides: the loop makes the batches, and `step` looks at each of them."""
+    parts = settings.get("micro_batches", 1)
+    return [f"batch_size={parts}"] if isinstance(parts, int) and parts > 1 else []
+
+
 def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
     """What a learner for a loop of one's own does not read."""
     settings = (field.name for field in fields(Settings) if field.name not in BUILT)
@@ -140,9 +138,13 @@ def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
         yield from (Unread(key, "steps=NUMBER") for key in SHARES)
 
 
-def _pixels(given: Pixels | None, image: tuple[int, ...]) -> Pixels | None:
-    """Black and white as numbers, one for each channel of the image. Raises UserError."""
+def _pixels(given: Pixels | None, exp: Experiment, image: tuple[int, ...]) -> Pixels | None:
+    """Black and white as numbers, one for each channel of the image. Raises UserError, also where they are missing."""
     if given is None:
+        objective = getattr(exp.strategy, "objective", None)
+        if len(image) == 3 and objective is not None and objective.reconstructs:
+            name = exp.names["objective"]
+            raise UserError(f"objective={name} reconstructs images and must know what black and white are: {_PIXELS}")
         return None
     try:
         black, white = (tuple(float(number) for number in side) for side in given)

@@ -63,7 +63,10 @@ def home_in(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals or not value.startswith("~") or word.startswith("-"):
         return word
-    folder = paths.written(value)
+    try:
+        folder = paths.written(value)
+    except UserError as error:
+        raise UserError(f"{key}={error}") from None
     return f"{key}={quoted(folder)}"
 
 

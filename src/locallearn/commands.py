@@ -103,7 +103,7 @@ def _plan(arguments: list[str]) -> int:
 
     parser = Parser(
         "plan",
-        "Predict what a pipeline over more devices would bring: step time, bubble, speed-up and memory of every\n"
+        "Predict what a pipeline over more devices would bring: step time, bubble, speed-up and memory of every "
         "schedule, from the times of the blocks, which are measured here.",
         f"""\
 options (NAME=VALUE):

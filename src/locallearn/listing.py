@@ -18,6 +18,12 @@ from locallearn.fitted import columns, fitted
 PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in (*GROUPS, *APPENDED)}}
 
 
+EXAMPLES = """\
+  locallearn                             the default run: DGL on VGG-16 and digits
+  locallearn strategy=dgl model=vgg16    one run; also: python -m locallearn ...
+  locallearn -m strategy=dgl seed=0,1    a sweep
+  locallearn blocks=4 --dry-run          the blocks, without training
+"""
 FLAGS = """\
   -m, --multirun                a sweep: one run for each combination of values, as in seed=0,1,2
   --dry-run                     show the blocks, and train nothing
@@ -40,10 +46,7 @@ def version() -> int:
 def help_page(commands: Mapping[str, str]) -> int:
     """`--help`: usage, commands, the choices of each group, and every top-level setting with its comment."""
     print("Local learning and decoupled training of neural networks.\n")
-    print("  locallearn                                   the default run: DGL on VGG-16 and the embedded digits")
-    print("  locallearn strategy=dgl model=vgg16          one run (also: python -m locallearn ...)")
-    print("  locallearn -m strategy=backprop,dgl seed=0,1 a sweep")
-    print("  locallearn model=vgg16 blocks=4 --dry-run    the blocks, without training\n")
+    _print(EXAMPLES)
     print("Commands (`locallearn COMMAND -h` explains each)")
     for name, text in commands.items():
         _print(f"  {name:<9}  {text}")

@@ -105,7 +105,10 @@ class DataSource(ABC):
 
     def folder(self) -> Path:
         text = self.root or os.environ.get("LOCALLEARN_DATA") or "~/.cache/locallearn"
-        return paths.expanded(text)
+        try:
+            return paths.expanded(text)
+        except UserError as error:
+            raise UserError(f"data.root={error}") from None
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
         """Read the set and put it on `device`. The splits, the label noise and every batch follow from `seed`; the

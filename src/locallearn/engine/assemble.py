@@ -71,14 +71,8 @@ def assemble(
                     head.compile()
             parts = layers, head, auxiliary, strategy.separate
             blocks.append(TrainedBlock(spec, *parts, optim, seed, micro_batches, device, replicas))
-        driver = stage(
-            blocks,
-            strategy,
-            bf16=precision == "bf16",
-            micro_batches=micro_batches,
-            link=link,
-            replicas=replicas,
-        )
+        bf16 = precision == "bf16"
+        driver = stage(blocks, strategy, bf16=bf16, micro_batches=micro_batches, link=link, replicas=replicas)
         learner = Learner(model, driver, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
         check_ownership(learner)
     return learner
