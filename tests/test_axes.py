@@ -286,6 +286,17 @@ def test_probes_read_the_channels(kind):
     assert torch.isfinite(found).all()
 
 
+class Token(nn.Module):
+    """A learned token in front of the others."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+
+    def forward(self, x):
+        return torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+
+
 EMITTED = {
     "conv1d": (nn.Conv1d(3, 5, 1), (3, 7), 1),
     "conv2d": (nn.Conv2d(3, 5, 1), (3, 7, 7), 1),
@@ -312,6 +323,7 @@ EMITTED = {
         1,
     ),
     "features of a spectrogram": (nn.Sequential(nn.Conv2d(3, 5, 1), Permute(0, 3, 1, 2), nn.Flatten(2)), (3, 7, 9), 2),
+    "with a class token": (nn.Sequential(nn.Linear(7, 5), Token(5)), (3, 7), 2),
     "mixed with places": (nn.Sequential(nn.Linear(21, 20), Reshape(4, 5)), (21,), None),
     "a map of numbers": (nn.Sequential(nn.Conv2d(3, 5, 1), Reshape(7, 35)), (3, 7, 7), None),
 }
