@@ -197,7 +197,7 @@ def tiny_learner(strategy, model: BlockModel | None = None, blocks=4, **options)
 def bare_backprop(model: nn.Module, batches) -> nn.Module:
     """A copy of the model after the loop that everybody writes."""
     model = copy.deepcopy(model).double().train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True)
     for x, y in batches:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()

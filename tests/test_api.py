@@ -59,7 +59,7 @@ def test_build_gives_a_learner_for_a_loop_of_ones_own():
 @pytest.mark.parametrize("objective", ["infopro", "reconstruction", "inpainting"])
 def test_a_loop_of_ones_own_reconstructs_pixels_or_is_told_to_say_what_they_are(objective):
     """It is the loss of a run: binary cross-entropy of pixels from 0 to 1, not the squared error of normalised ones."""
-    options = {"image": (3, 8, 8), "blocks": 2, "objective": objective, "auxiliary": "linear", "device": "cpu"}
+    options = {"image": (3, 8, 8), "blocks": 2, "objective": objective, "device": "cpu"}
     with pytest.raises(UserError, match=f"objective={objective} reconstructs images and must know .*give pixels="):
         locallearn.build("dgl", "vgg11", **options)
     learner = locallearn.build("dgl", "vgg11", pixels=((-1, -1, -2), (1, 1, 2)), **options)

@@ -57,9 +57,10 @@ def command_of(words: list[str]) -> list[str]:
 
 def typed(text: str) -> list[list[str]]:
     """The lines of a page that start this project, as words: those of its blocks, and indented ones."""
-    fenced = [words for language, block in blocks(text) if language == "" for words in lines(block)]
-    indented = [words for line in re.findall(r"^    (python -m locallearn .*)", text, re.M) for words in lines(line)]
-    return [words for words in [*fenced, *indented] if command_of(words)]
+    code = [block for language, block in blocks(text) if not language]
+    code += re.findall(r"^    (\S.*)", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    found = re.findall(r"^(?:python -m )?locallearn .*", "\n".join(code).replace("\\\n", " "), re.MULTILINE)
+    return [words for line in found for words in lines(line)]
 
 
 PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if typed(page.read_text())]

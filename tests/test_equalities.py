@@ -62,7 +62,7 @@ def test_deep_supervision_is_the_summed_loss():
     model = copy.deepcopy(learner.model)
     heads = [copy.deepcopy(block.auxiliary["classifier"]) for block in learner.blocks[:-1]]
     parameters = [*model.parameters(), *(p for head in heads for p in head.parameters())]
-    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True)
     for step, (x, y) in enumerate(batches):
         learner.learn(x, y)
         optimizer.zero_grad()
@@ -87,7 +87,7 @@ def test_dgl_is_a_hand_written_loop(objective):
         nn.ModuleDict({"classifier": model.head})
     ]
     optimizers = [
-        torch.optim.SGD([*unit.parameters(), *head.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3)
+        torch.optim.SGD([*unit.parameters(), *head.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True)
         for unit, head in zip(model.units, heads, strict=True)
     ]
     for x, y in batches:
@@ -141,7 +141,7 @@ def test_greedy_first_phase_is_its_block_alone():
     optim = SGD(lr=0.1, momentum=0.9, weight_decay=0.0, schedule="linear")
     learner = tiny_learner(Greedy(**LOCAL), optim=optim, total_steps=16)
     unit, head = copy.deepcopy(learner.model.units[0]), copy.deepcopy(learner.blocks[0].auxiliary["classifier"])
-    by_hand = torch.optim.SGD([*unit.parameters(), *head.parameters()], lr=0.1, momentum=0.9)
+    by_hand = torch.optim.SGD([*unit.parameters(), *head.parameters()], lr=0.1, momentum=0.9, fused=True)
     for step, (x, y) in enumerate(batches):
         learner.learn(x, y)
         by_hand.param_groups[0]["lr"] = 0.1 * (1 - step / 4)

@@ -149,7 +149,7 @@ def unchanged_by(look, learner: Learner) -> None:
 
 def test_the_probe_on_images():
     data = load("data=digits")
-    learner = locallearn.build("dgl", "lenet", image=data.image, classes=10, blocks=2, threads=1)
+    learner = locallearn.build("dgl", "lenet", image=data.image, classes=10, blocks=2)
     probe = GradientSNR(batches=4, batch_size=32)
     unchanged_by(lambda: probe.look(learner, data, Moment(0, 0)), learner)
     rows = probe.look(learner, data, Moment(0, 0)).rows
@@ -160,7 +160,7 @@ def test_the_probe_on_images():
 
 def test_the_probe_takes_smaller_minibatches_of_a_small_set():
     data = load("data=digits")
-    learner = locallearn.build("backprop", "lenet", image=data.image, classes=10, blocks=2, threads=1)
+    learner = locallearn.build("backprop", "lenet", image=data.image, classes=10, blocks=2)
     few = GradientSNR(batches=64, batch_size=10_000).look(learner, data, Moment(0, 0)).rows
     assert all(row["minibatches"] == 64 for row in few)
     with pytest.raises(UserError, match=r"probe\.gradient_snr\.batches=5000 is more than the .* choose fewer"):
@@ -173,7 +173,7 @@ def test_the_probe_takes_smaller_minibatches_of_a_small_set():
 def test_the_probe_on_a_graph_draws_labelled_nodes(real_root):
     data = load("data=cora", f"data.root={real_root}")
     learner = locallearn.build(
-        "backprop", "gcn", image=data.image, classes=len(data.classes), graph=data.graph, blocks=2, threads=1
+        "backprop", "gcn", image=data.image, classes=len(data.classes), graph=data.graph, blocks=2
     )
     rows = GradientSNR(batches=5, batch_size=28).look(learner, data, Moment(0, 0)).rows
     assert [row.get("name") for row in rows] == ["gcn1", "gcn2", "head", None, None]

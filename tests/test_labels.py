@@ -165,7 +165,7 @@ def test_the_true_gradient_of_a_probe_is_that_of_the_labelled_samples():
 
 def test_one_hot_labels_of_none_are_zeros():
     """Conditional synthesizers see no class in place of a missing one."""
-    learner = locallearn.build("cdni", "mlp", image=(12,), classes=3, blocks=2, auxiliary="linear", precision="fp64")
+    learner = locallearn.build("cdni", "mlp", image=(12,), classes=3, blocks=2, precision="fp64")
     synthesizer = learner.blocks[0].auxiliary["synthesizer"].eval()
     with torch.no_grad():
         for p in synthesizer.parameters():

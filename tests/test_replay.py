@@ -48,7 +48,7 @@ def by_hand(learner, batches, buffer: int, script, rate) -> nn.ModuleList:
     heads = [copy.deepcopy(b.head if b.last else b.auxiliary) for b in learner.blocks]
     heads = [h if isinstance(h, nn.Sequential) else h["classifier"] for h in heads]
     optimizers = [
-        torch.optim.SGD([*unit.parameters(), *head.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3)
+        torch.optim.SGD([*unit.parameters(), *head.parameters()], lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True)
         for unit, head in zip(units, heads, strict=True)
     ]
     waiting: list[list[dict]] = [[] for _ in units]

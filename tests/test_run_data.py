@@ -312,6 +312,22 @@ def test_a_set_of_the_users_own(kind, options, said, own, tmp_path, capsys):
     assert "as many samples as before, but not the same files, values or labels" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.root=elsewhere"], "data.root=elsewhere is of another set than that of the run: name it, too"),
+        (["data=folder", "data.normalise=symmetric"], "data.normalise=symmetric is not read"),
+        (["data=folder", "data.flip=true"], "data.flip=true is of training"),
+        (["data=folder", "data.fraction=0.5"], "data.fraction=0.5 is of training"),
+        (["--linear", "data=folder", "data.deficit=blur"], "data.deficit=blur is of training"),
+    ],
+)
+def test_what_evaluate_would_not_read_is_refused(words, said, made, capsys):
+    code, out, err = run("evaluate", str(made / "run"), *words, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
 # --- data that have changed ------------------------------------------------------------------------------------------
 
 

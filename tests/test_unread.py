@@ -357,6 +357,27 @@ def test_a_run_folder_is_never_refused(capsys):
         assert run(command, str(result.run_dir), capsys=capsys)[0] == 0, command
 
 
+def test_what_is_said_beside_a_run_folder_is_read_or_refused(capsys):
+    result = locallearn.train(quiet=True, strategy="dgl", data="digits", **settings(SMALL))
+    plane = ["probe=information_plane", "probe.information_plane.samples=8", "probe.information_plane.bins=5"]
+    for words in (
+        ["probe", str(result.run_dir), *plane],
+        ["resume", str(result.run_dir), "runtime=pipeline", "runtime.stages=1", "runtime.message=bf16"],
+    ):
+        code, _, err = run(*words, capsys=capsys)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"{words[-1]} is read only with" in err
+    binned = "probe.information_plane.estimator=binned"
+    assert run("probe", str(result.run_dir), *plane, binned, capsys=capsys)[0] == 0
+
+
+def test_nothing_is_printed_in_the_place_of_a_run_that_was_asked_for(capsys):
+    with pytest.raises(UserError, match="dry_run=true is read only with the command line"):
+        locallearn.train(dry_run=True)
+    code, _, err = run("tune", "dry_run=true", *SMALL, capsys=capsys)
+    assert (code, "dry_run=true is read only with one run or a sweep" in err) == (2, True)
+
+
 def settings(words: list[str]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words)}
 

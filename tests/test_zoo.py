@@ -9,7 +9,6 @@ from locallearn.config.experiment import experiment
 from locallearn.training.evaluate import evaluate
 from locallearn.training.prepare import prepare
 
-OTHER = {"rnn", "gcn"}  # read no images
 LOOK = 20  # steps from one look at the test set to the next, about half an epoch
 
 
@@ -30,9 +29,24 @@ def reached(goal: float, *overrides: str) -> float:
     return highest
 
 
+READS = {"torchvision": "data=synthetic", "rnn": "data=names", "gcn": "data=cora"}
+"""What a model reads that does not read the digits, which are grey."""
+GOALS = {"rnn": 0.7, "gcn": 0.75}
+"""Where 0.95 is out of reach: the origin of a name is often a guess (the largest class has 0.47 of them), and on Cora
+the paper has 0.815 with two layers."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", ["backprop", "dgl"])
-@pytest.mark.parametrize("name", sorted(set(choices("model")) - OTHER))
-def test_a_model_learns_the_digits(name: str, strategy: str, request: pytest.FixtureRequest) -> None:
-    assert reached(0.95, f"model={name}", f"strategy={strategy}") >= 0.95
+@pytest.mark.parametrize("name", choices("model"))
+def test_a_model_learns_in_the_epochs_of_the_defaults(
+    name: str, strategy: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [f"model={name}", f"strategy={strategy}", READS.get(name, "data=digits")]
+    if name in ("rnn", "gcn"):
+        monkeypatch.setenv("LOCALLEARN_DATA", str(request.getfixturevalue("real_root")))
+    if name == "gcn":  # a whole graph is one step an epoch
+        settings += ["epochs=200", "optim.lr=0.01", *(["auxiliary=linear"] if strategy == "dgl" else [])]
+    goal = GOALS.get(name, 0.95)
+    assert reached(goal, *settings) >= goal

@@ -17,7 +17,7 @@ from locallearn.config.given import Unread
 from locallearn.config.settings import Settings
 from locallearn.config.unread import in_blocks
 from locallearn.engine import Learner, assemble
-from locallearn.engine.assemble import Pixels
+from locallearn.engine.assemble import Pixels, unchanged_if_refused
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.training import session
@@ -48,8 +48,9 @@ def train(quiet: bool = False, **settings: Any) -> Result:
     Raises UserError for a mistake in the settings, RunError when training had to stop.
     """
     overrides = list(_overrides(settings))
-    config, names = compose(overrides)
-    result = session.start(experiment(config, names, overrides), quiet=quiet)
+    exp = experiment(*compose(overrides), overrides)
+    exp.given.refuse([Unread("dry_run", "the command line, which prints the blocks")])
+    result = session.start(exp, quiet=quiet)
     assert result is not None, "torchrun is for the command line"
     return result
 
@@ -79,43 +80,53 @@ def build(
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
-    parts = settings.get("micro_batches", 1)
-    whole = [f"batch_size={parts}"] if isinstance(parts, int) and parts > 1 else []
-    # the loop makes the batches, and `step` checks each of them
-    exp = experiment(*compose([*whole, *overrides]), overrides)
+    exp = experiment(*compose([*_any_batch(settings), *overrides]), overrides)
     exp.given.refuse(_read_by_train(exp, steps))
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
-    if axes is not None and (isinstance(model, BlockModel) or not isinstance(model, nn.Module)):
-        raise UserError(f"axes={axes!r} is for a module that build cuts; the units of this model hand on [C, H, W]")
-    if isinstance(model, nn.Module):
-        network = model if isinstance(model, BlockModel) else as_blocks(model, image=image, classes=classes, axes=axes)
-    else:
-        with seeds.stream(chosen.seed, "model"):
-            network = exp.model(tuple(image), classes, graph)
-    objective = getattr(exp.strategy, "objective", None)
-    if pixels is None and len(network.image) == 3 and objective is not None and objective.reconstructs:
-        raise UserError(
-            f"objective={exp.names['objective']} reconstructs images and must know what black and white are in them: "
-            f"{_PIXELS}"
+    network = _network(exp, model, tuple(image), classes, graph, axes)
+    with unchanged_if_refused(network):
+        learner = assemble(
+            network,
+            exp.strategy,
+            exp.optim,
+            network.cut(chosen.blocks_for(len(network.units)), chosen.balance),
+            seed=chosen.seed,
+            device=choose_device(chosen.device),
+            precision=chosen.precision,
+            channels_last=chosen.channels_last,
+            compiled=chosen.compile,
+            micro_batches=chosen.micro_batches,
+            total_steps=steps,
+            pixels=_pixels(pixels, exp, network.image),
+            stage=stage,
         )
-    learner = assemble(
-        network,
-        exp.strategy,
-        exp.optim,
-        network.cut(chosen.blocks_for(len(network.units)), chosen.balance),
-        seed=chosen.seed,
-        device=choose_device(chosen.device),
-        precision=chosen.precision,
-        channels_last=chosen.channels_last,
-        compiled=chosen.compile,
-        micro_batches=chosen.micro_batches,
-        total_steps=steps,
-        pixels=_pixels(pixels, network.image),
-        stage=stage,
-    )
-    exp.given.refuse(in_blocks(exp, learner))
+        exp.given.refuse(in_blocks(exp, learner))
     return learner
+
+
+def _network(
+    exp: Experiment,
+    model: str | Mapping[str, Any] | nn.Module,
+    image: tuple[int, ...],
+    classes: int,
+    graph: Tensor | None,
+    axes: str | Mapping[str, str] | None,
+) -> BlockModel:
+    if isinstance(model, nn.Module) and not isinstance(model, BlockModel):
+        return as_blocks(model, image=image, classes=classes, axes=axes)
+    if axes is not None:
+        raise UserError(f"axes={axes!r} is for a module that build cuts; the units of this model hand on [C, H, W]")
+    if isinstance(model, BlockModel):
+        return model
+    with seeds.stream(exp.settings.seed, "model"):
+        return exp.model(image, classes, graph)
+
+
+def _any_batch(settings: Mapping[str, Any]) -> list[str]:
+    """A batch size that micro_batches divides: the loop makes the batches, and `step` looks at each of them."""
+    parts = settings.get("micro_batches", 1)
+    return [f"batch_size={parts}"] if isinstance(parts, int) and parts > 1 else []
 
 
 def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
@@ -127,9 +138,13 @@ def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
         yield from (Unread(key, "steps=NUMBER") for key in SHARES)
 
 
-def _pixels(given: Pixels | None, image: tuple[int, ...]) -> Pixels | None:
-    """Black and white as numbers, one for each channel of the image. Raises UserError."""
+def _pixels(given: Pixels | None, exp: Experiment, image: tuple[int, ...]) -> Pixels | None:
+    """Black and white as numbers, one for each channel of the image. Raises UserError, also where they are missing."""
     if given is None:
+        objective = getattr(exp.strategy, "objective", None)
+        if len(image) == 3 and objective is not None and objective.reconstructs:
+            name = exp.names["objective"]
+            raise UserError(f"objective={name} reconstructs images and must know what black and white are: {_PIXELS}")
         return None
     try:
         black, white = (tuple(float(number) for number in side) for side in given)

@@ -60,7 +60,7 @@ examples:
     runtime = _other_runtime(settings, options.config_dir)
     from locallearn.training import session
 
-    session.resume(run, allow, runtime=runtime)
+    session.resume(run, allow, runtime=runtime, said=settings)
     return 0
 
 
@@ -112,7 +112,7 @@ def _evaluate(arguments: list[str]) -> int:
         "Test loss and accuracy of a run, at every block that can predict; of several runs a table, a line for each.",
         """\
 settings (KEY=VALUE):
-  data=NAME, data.OPTION=VALUE   another set than the run was trained on
+  data=NAME, data.OPTION=VALUE   another set than the run was trained on, normalised as that was
 
 examples:
   locallearn evaluate runs/RUN
@@ -125,6 +125,7 @@ examples:
     if not runs:
         raise UserError("evaluate: no run was given: locallearn evaluate RUN... [data=NAME]")
     _only(settings, r"\+?data[.=]", "evaluate", "data, such as data=mnist")
+    _refuse_unread_data(settings, options.linear)
     allow = outside.trusted(options.config_dir, options.allow)
     data = compose(settings, options.config_dir)[0]["data"] if settings else None
     from locallearn.training.saved import evaluate_run
@@ -134,6 +135,22 @@ examples:
     for name, value in evaluate_run(runs[0], allow, data, options.linear).items():
         print(f"{name:<20} {value:.4f}")
     return 0
+
+
+def _refuse_unread_data(settings: Sequence[str], linear: bool) -> None:
+    """What is told of another set and would not be read: the run has its own normalisation, and tests see no more than
+    the clean test split. Raises UserError."""
+    names = [setting.lstrip("+").partition("=")[0] for setting in settings]
+    if names and "data" not in names:
+        raise UserError(f"{settings[0]} is of another set than that of the run: name it, too, as in data=folder")
+    for_training = {"data.crop", "data.flip", "data.cutout", "data.deficit", "data.deficit_from", "data.deficit_until"}
+    if not linear:
+        for_training |= {"data.validation", "data.fraction", "data.label_noise"}
+    for name, setting in zip(names, settings, strict=True):
+        if name == "data.normalise":
+            raise UserError(f"{setting} is not read: images are normalised as those that the run was trained on")
+        if name in for_training:
+            raise UserError(f"{setting} is of training, and evaluate reads the test split; leave it out")
 
 
 def _table_of(runs: Sequence[Path], numbers: Callable[[Path], dict[str, float]]) -> int:
@@ -179,7 +196,7 @@ example:
     if not probes:
         names = "|".join(name for name in choices("probe") if name != "none")
         raise UserError(f"probe RUN must be told what looks: probe={names}")
-    for folder, pictures in probe_run(run, allow, probes):
+    for folder, pictures in probe_run(run, allow, probes, settings):
         print(folder.table())
         for file in (folder.path / "rows.jsonl", *pictures):
             print(file)

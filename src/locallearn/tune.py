@@ -19,6 +19,7 @@ import yaml
 from locallearn import again
 from locallearn.compose import choices, compose, explained, quoted, swept
 from locallearn.config.experiment import Experiment, experiment
+from locallearn.config.given import Unread
 from locallearn.errors import RunError, UserError, unknown
 from locallearn.training import sweep
 
@@ -151,6 +152,7 @@ class Search:
             )
         self.settings, self.config_dirs, self.trials = list(settings), config_dirs, options.trials
         base = self.experiment([])
+        base.given.refuse([Unread("dry_run", "one run or a sweep")])
         self.space = space_of(options.space, base.names, config_dirs)
         for text in settings:
             if text.partition("=")[0] in self.space:

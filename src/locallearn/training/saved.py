@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -44,9 +44,11 @@ def saved_experiment(
     allow: list[str],
     runtime: tuple[str, dict[str, Any]] | None = None,
     changes: Mapping[str, Any] = MappingProxyType({}),
+    said: Sequence[str] = (),
 ) -> tuple[Experiment, dict[str, Any]]:
     """The experiment of a run folder, perhaps with another runtime, and its manifest. Targets outside locallearn must
-    be in `allow`."""
+    be in `allow`. `said`: the settings from which `runtime` or `changes` were made; what of these is not read is
+    refused, what the folder has saved never is."""
     known = folder.read_json("manifest.json")
     try:
         config = stored.mapping(folder.path / "config.yaml")
@@ -56,7 +58,7 @@ def saved_experiment(
     if runtime is not None:
         changes = {**changes, "runtime": _elsewhere(config.get("runtime"), *runtime)}
         known["choices"] = known["choices"] | {"runtime": runtime[0]}
-    return experiment({**config, "dry_run": False, "allow": allow, **changes}, known["choices"]), known
+    return experiment({**config, "dry_run": False, "allow": allow, **changes}, known["choices"], said), known
 
 
 def _check(known: Mapping[str, Any], path: Path) -> None:
@@ -152,13 +154,16 @@ def evaluate_run(
         return found | (linear_readout(learner, data) if linear else {})
 
 
-def probe_run(path: str | Path, allow: list[str], probes: dict[str, Any]) -> list[tuple[ProbeFolder, list[Path]]]:
-    """Let probes look at the initial weights and at every checkpoint of a run. `probes` is their configuration.
+def probe_run(
+    path: str | Path, allow: list[str], probes: dict[str, Any], said: Sequence[str] = ()
+) -> list[tuple[ProbeFolder, list[Path]]]:
+    """Let probes look at the initial weights and at every checkpoint of a run. `probes` is their configuration, `said`
+    the settings from which it was made.
 
     Returns for each its new folder under the run's `probes/` and the pictures in it. Raises UserError.
     """
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow, changes={"probe": probes})
+    exp, known = saved_experiment(folder, allow, changes={"probe": probes}, said=said)
     with process_settings(exp.settings):
         folder.lock()
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,16 @@ def start(
 
 
 def resume(
-    path: str | Path, allow: list[str], quiet: bool = False, runtime: tuple[str, dict[str, Any]] | None = None
+    path: str | Path,
+    allow: list[str],
+    quiet: bool = False,
+    runtime: tuple[str, dict[str, Any]] | None = None,
+    said: Sequence[str] = (),
 ) -> Result | None:
     """Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been. `runtime`: the
-    name and the configuration of another one."""
+    name and the configuration of another one, `said` the settings from which it was made."""
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow, runtime=runtime)
+    exp, known = saved_experiment(folder, allow, runtime=runtime, said=said)
     if folder.read_json("status.json").get("state") == "done":
         Console(quiet=quiet).line(f"{folder.path} is done already; nothing to resume")
         return finished(folder, allow)
