@@ -19,7 +19,7 @@ def _on_runs(command: str, text: str, more: str, settings: bool = True) -> Parse
     parser.add_argument(
         "words",
         nargs="+",
-        metavar=("RUN", "KEY=VALUE") if settings else "RUN",
+        metavar="RUN|KEY=VALUE" if settings else "RUN",
         help="the run folder, which a run prints on its last line" + (", and settings" if settings else ""),
     )
     trust(parser)
