@@ -74,7 +74,7 @@ def gradients(learner: Learner, x: torch.Tensor, y: torch.Tensor) -> dict[str, t
     """The gradient of every parameter of the model in one step that changes no parameter."""
     for block in learner.blocks:
         block.update = lambda part="main": None  # type: ignore[method-assign]
-        block.updates = 1  # as if it had
+        block.updated = True  # as if it had
     learner.learn(x, y)
     found = {name: p.grad for name, p in learner.model.named_parameters() if p.grad is not None}
     for block in learner.blocks:

@@ -31,6 +31,7 @@ from locallearn.objectives import CrossEntropy, Objective
 from locallearn.strategies.deep_supervision import ANNEAL
 from locallearn.strategies.dfa import PROJECTIONS
 from locallearn.strategies.feedback_alignment import STD
+from locallearn.strategies.greedy import LAST
 from locallearn.strategies.overlapping import COMBINE
 from locallearn.strategies.pgi import TAPS
 from locallearn.training.run_folder import RunFolder
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 GROUPS = ("objective", "auxiliary")
 SMALL = ["model=mlp", "model.width=8", "model.depth=2", "threads=1", "epochs=1", "max_steps=1"]
 WORDS = {"anneal": ANNEAL, "projection": PROJECTIONS, "init": STD, "combine": COMBINE, "taps": TAPS}
-WORDS |= {"schedule": SCHEDULES, "task": ("cross_entropy", "supcon")}
+WORDS |= {"last": LAST, "schedule": SCHEDULES, "task": ("cross_entropy", "supcon")}
 
 
 def target(group: str, name: str) -> Any:

@@ -37,7 +37,7 @@ class Published:
 
 def published(run: Run) -> Published | None:
     """The number that was published for the settings of this run; None if it is not of a published setting."""
-    given = dict(word.lstrip("+").partition("=")[::2] for word in run.overrides if not word.startswith("~"))
+    given = dict(word.lstrip("+").partition("=")[::2] for word in run.overrides)
     name = given.pop("experiment", "")
     files = choices("experiment")
     if name not in files:

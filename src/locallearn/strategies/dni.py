@@ -69,11 +69,6 @@ class DNI(Strategy):
             raise UserError(f"strategy.width={self.width}: must be at least 1, or 0 for that of the activations")
         if self.depth < 0:
             raise UserError(f"strategy.depth={self.depth}: must be at least 1, or 0 for linear synthesizers")
-        if self.width and not self.depth:
-            raise UserError(
-                f"strategy.width={self.width} is that of hidden layers, but strategy.depth=0 makes linear "
-                "synthesizers: leave the width at 0, or give them layers"
-            )
         if not self.synthetic_inputs:
             object.__setattr__(self, "separate", frozenset({"synthesizer"}))
         if self.warmup or self.mix:
@@ -82,7 +77,9 @@ class DNI(Strategy):
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         if len(specs) == 1:
             return dict.fromkeys((field.name for field in fields(self)), "blocks=2 or more")
-        return {"mix": "strategy.warmup below 1"} if self.warmup == 1 else {}
+        mix = {"mix": "strategy.warmup below 1"} if self.warmup == 1 else {}
+        hidden = () if self.depth else ("width", "batch_norm")
+        return mix | dict.fromkeys(hidden, "strategy.depth=1 or more")
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         found: dict[str, nn.Module] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -37,6 +37,9 @@ class DGL(Strategy):
     def __post_init__(self) -> None:
         if self.last not in LAST:
             raise unknown("strategy.last", self.last, LAST)
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        return {} if self.objective.labels else {"last": "objective=NAME that reads labels"}
 
     @property
     def joint(self) -> bool:

@@ -50,9 +50,10 @@ class Overlapping(DGL):
             object.__setattr__(self, "route", Route.NONE if self.reach == 1 else Route.CHAIN)
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        found = dict(super().unread(specs))
         if len(specs) == 1:
-            return dict.fromkeys(("reach", "combine"), "blocks=2 or more")
-        return {"combine": "strategy.reach=2 or more"} if self.reach == 1 else {}
+            return found | dict.fromkeys(("reach", "combine"), "blocks=2 or more")
+        return found | ({"combine": "strategy.reach=2 or more"} if self.reach == 1 else {})
 
     def step(self, block: Block, packet: Packet) -> Step:
         if self.reach == 1:
