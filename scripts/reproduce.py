@@ -97,8 +97,8 @@ FAMILIES = (
     Part(
         "Local losses on an MLP",
         "Three hidden layers of 1024. Published: Nokland & Eidnes 2019 (100 epochs, two pixels of jitter; C12). The "
-        "rows of sim and predsim were run when the similarity projection had a bias, which it has neither there nor here "
-        "now.",
+        "rows of sim and predsim were run when the similarity projection had a bias, which it has neither there nor "
+        "here now.",
         "data=mnist model=mlp blocks=max epochs=3 batch_size=128 data.crop=2 optim.lr=5e-4",
         (
             Row("backprop", "strategy=backprop", 99.25),

@@ -425,6 +425,7 @@ def small() -> nn.Sequential:
         ({"strategy": "greedy"}, "trains in phases"),
         ({"objective": "infonce", "blocks": [1]}, "InfoNCE predicts rows"),
         ({"precision": "fp64", "strategy": "greedy"}, "trains in phases"),
+        ({"strategy": "dni", "blocks": 1, "strategy.width": 3, "precision": "fp64"}, "read only with blocks=2 or more"),
         ({"blocks": 9}, "blocks=9 but Sequential has 2 units"),
         ({"classes": 5}, "returns 3 logits"),
         ({"image": (3, 8, 8)}, "cannot read images of 3x8x8"),

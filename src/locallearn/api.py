@@ -17,7 +17,7 @@ from locallearn.config.given import Unread
 from locallearn.config.settings import Settings
 from locallearn.config.unread import in_blocks
 from locallearn.engine import Learner, assemble
-from locallearn.engine.assemble import Pixels
+from locallearn.engine.assemble import Pixels, unchanged_if_refused
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.training import session
@@ -84,30 +84,43 @@ def build(
     exp.given.refuse(_read_by_train(exp, steps))
     chosen = exp.settings
     stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
-    if axes is not None and (isinstance(model, BlockModel) or not isinstance(model, nn.Module)):
-        raise UserError(f"axes={axes!r} is for a module that build cuts; the units of this model hand on [C, H, W]")
-    if isinstance(model, nn.Module):
-        network = model if isinstance(model, BlockModel) else as_blocks(model, image=image, classes=classes, axes=axes)
-    else:
-        with seeds.stream(chosen.seed, "model"):
-            network = exp.model(tuple(image), classes, graph)
-    learner = assemble(
-        network,
-        exp.strategy,
-        exp.optim,
-        network.cut(chosen.blocks_for(len(network.units)), chosen.balance),
-        seed=chosen.seed,
-        device=choose_device(chosen.device),
-        precision=chosen.precision,
-        channels_last=chosen.channels_last,
-        compiled=chosen.compile,
-        micro_batches=chosen.micro_batches,
-        total_steps=steps,
-        pixels=_pixels(pixels, exp, network.image),
-        stage=stage,
-    )
-    exp.given.refuse(in_blocks(exp, learner))
+    network = _network(exp, model, tuple(image), classes, graph, axes)
+    with unchanged_if_refused(network):
+        learner = assemble(
+            network,
+            exp.strategy,
+            exp.optim,
+            network.cut(chosen.blocks_for(len(network.units)), chosen.balance),
+            seed=chosen.seed,
+            device=choose_device(chosen.device),
+            precision=chosen.precision,
+            channels_last=chosen.channels_last,
+            compiled=chosen.compile,
+            micro_batches=chosen.micro_batches,
+            total_steps=steps,
+            pixels=_pixels(pixels, exp, network.image),
+            stage=stage,
+        )
+        exp.given.refuse(in_blocks(exp, learner))
     return learner
+
+
+def _network(
+    exp: Experiment,
+    model: str | Mapping[str, Any] | nn.Module,
+    image: tuple[int, ...],
+    classes: int,
+    graph: Tensor | None,
+    axes: str | Mapping[str, str] | None,
+) -> BlockModel:
+    if isinstance(model, nn.Module) and not isinstance(model, BlockModel):
+        return as_blocks(model, image=image, classes=classes, axes=axes)
+    if axes is not None:
+        raise UserError(f"axes={axes!r} is for a module that build cuts; the units of this model hand on [C, H, W]")
+    if isinstance(model, BlockModel):
+        return model
+    with seeds.stream(exp.settings.seed, "model"):
+        return exp.model(image, classes, graph)
 
 
 def _any_batch(settings: Mapping[str, Any]) -> list[str]:

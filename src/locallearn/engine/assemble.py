@@ -60,7 +60,7 @@ def assemble(
     _check_types(model, precision)
     specs = _specs(model, cut, seed, pixels)
     move = _Move(device, dtype, channels_last)
-    with _or_as_before(model):
+    with unchanged_if_refused(model):
         _place(model, cut, own, move._replace(channels_last=False))  # what `adapt` draws fills memory in its order
         blocks = []
         for spec in specs if own is None else specs[own.start : own.stop]:
@@ -138,7 +138,7 @@ def _check_types(model: BlockModel, precision: str) -> None:
 
 
 @contextmanager
-def _or_as_before(model: nn.Module) -> Iterator[None]:
+def unchanged_if_refused(model: nn.Module) -> Iterator[None]:
     """If what follows is refused, the model has its tensors back as they were: on their device, in type and layout."""
     homes: list[dict[str, Any]] = [home for m in model.modules() for home in (m._parameters, m._buffers)]
     before = [(home, name, t, t.data) for home in homes for name, t in home.items() if t is not None]

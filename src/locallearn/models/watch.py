@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import random
 import re
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 CONTAINERS = (list, dict, set, deque)
 OF_TORCH = ("_parameters", "_buffers", "_modules")
+OTHERS = frozenset(nn.Module().__dict__) - {*OF_TORCH}  # hooks and modes
 OF_FX = re.compile(r"_.*(constant|obj)_?\d+")
 """Names of attributes under which fx leaves constants in the module that it traces."""
 
@@ -70,13 +70,13 @@ def restored(module: nn.Module) -> Iterator[None]:
 
 
 def _items(module: nn.Module) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value in module.__dict__.items() if key != "training"]
+    return [(key, value) for key, value in module.__dict__.items() if key not in OTHERS]
 
 
 def _inside(value: Any) -> Any:
     """What can change in an object that stays: the items of a container, the numbers of a tensor."""
     if isinstance(value, CONTAINERS):
-        return copy.copy(value)
+        return value.copy()
     return value.detach().clone() if isinstance(value, Tensor) else None
 
 
@@ -105,7 +105,7 @@ def _numbers(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: _numbers(value) for key, value in state.items()}
     if isinstance(state, tuple):
-        return tuple(map(_numbers, state))
+        return tuple(part if isinstance(part, int) else _numbers(part) for part in state)
     return state.tolist() if hasattr(state, "tolist") else state
 
 
