@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import ClassVar
 
@@ -81,7 +81,7 @@ class DNI(Strategy):
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         if len(specs) == 1:
-            return dict.fromkeys(("warmup", "mix", "width", "synthetic_inputs"), "blocks=2 or more")
+            return dict.fromkeys((field.name for field in fields(self)), "blocks=2 or more")
         return {"mix": "strategy.warmup below 1"} if self.warmup == 1 else {}
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
