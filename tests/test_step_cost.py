@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from locallearn import seeds
 from locallearn.engine import SGD, Adam, AdamW, Learner, assemble
+from locallearn.engine.optim import take_step
 from locallearn.engine.totals import HELD, Totals
 from locallearn.models.plain import mlp
 from locallearn.strategies.backprop import Backprop
@@ -191,3 +192,24 @@ def test_other_numbers_than_floats_are_not_fused():
     (parameters[0] * parameters[0].conj()).real.sum().backward()
     optimizer.step()
     assert torch.allclose(parameters[0].detach(), torch.full((3,), 0.8, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("optim", [SGD(lr=0.1), Adam(lr=0.01)], ids=lambda o: type(o).__name__)
+def test_another_memory_layout_after_the_first_step_changes_no_number(optim):
+    """Fused kernels read weight, gradient and state in the order of memory, whatever their strides say."""
+    trained = []
+    for layouts in ([torch.contiguous_format] * 4, [torch.channels_last, torch.contiguous_format] * 2):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
+        optimizer = optim.build(optim.groups([weight], []))
+        for step, layout in enumerate(layouts):
+            weight.data = weight.data.contiguous(memory_format=layout)
+            weight.grad = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(step)).requires_grad_(False)
+            take_step(optimizer)
+        trained.append(weight.detach())
+    torch.testing.assert_close(*trained, rtol=1e-6, atol=1e-7)
+
+
+def test_parameters_with_gaps_in_memory_are_not_fused():
+    optimizer = SGD(lr=0.1).build(SGD(lr=0.1).groups([torch.nn.Parameter(torch.ones(4, 6)[:, ::2])], []))
+    assert not optimizer.param_groups[0]["fused"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -73,8 +74,9 @@ def build(
     image, classes  shape of one input without the batch, and the number of classes
     graph  edges between the samples, int64 [2, E], for a model that reads them (gcn)
     steps  how many steps there will be, for the learning-rate schedule; without it the rate is constant
-    pixels  what a black and a white pixel are in the inputs, one number per channel each; objectives that reconstruct
-        images need it. ((0, 0, 0), (1, 1, 1)) where nothing is normalised, else (0 - mean) / std and (1 - mean) / std
+    pixels  what a black and a white pixel are in the inputs, one number per channel each. Objectives that reconstruct
+        images by cross-entropy need it, and take the squared error without: ((0, 0, 0), (1, 1, 1)) where nothing is
+        normalised, else (0 - mean) / std and (1 - mean) / std
     axes   of what a module's layers hand on, where they do not tell: see `as_blocks`
     The other keywords are those of `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
     """
@@ -139,12 +141,15 @@ def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
 
 
 def _pixels(given: Pixels | None, exp: Experiment, image: tuple[int, ...]) -> Pixels | None:
-    """Black and white as numbers, one for each channel of the image. Raises UserError, also where they are missing."""
+    """Black and white as numbers, one for each channel of the image; None, with a warning where they are missed. Raises
+    UserError for what is no such pair."""
     if given is None:
         objective = getattr(exp.strategy, "objective", None)
         if len(image) == 3 and objective is not None and objective.reconstructs:
-            name = exp.names["objective"]
-            raise UserError(f"objective={name} reconstructs images and must know what black and white are: {_PIXELS}")
+            name, loss = exp.names["objective"], "reconstructs by squared error, not by the cross-entropy of pixels"
+            warnings.warn(
+                f"objective={name} {loss}, for it is not told what black and white are: {_PIXELS}", stacklevel=3
+            )
         return None
     try:
         black, white = (tuple(float(number) for number in side) for side in given)

@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD as TorchSGD
 from torch.optim import Adam as TorchAdam
 from torch.optim import AdamW as TorchAdamW
@@ -86,6 +87,7 @@ class Optim(ABC):
 def take_step(optimizer: Optimizer) -> None:
     """`optimizer.step()` without the mark for the profiler that PyTorch puts around it, unless hooks hang on it: of the
     update of a small block the mark takes half the time."""
+    align(optimizer)
     plain = getattr(type(optimizer).step, "__wrapped__", None)
     own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     if plain is None or own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
@@ -96,9 +98,28 @@ def take_step(optimizer: Optimizer) -> None:
 
 def fusable(groups: list[dict]) -> bool:
     """Whether PyTorch's fused kernels can update these parameters: one pass over memory where the plain ones make
-    several (Adam on a CPU takes an eighth of the time). They know floating-point numbers on a CPU or a GPU alone."""
+    several (Adam on a CPU takes an eighth of the time). They know floating-point numbers on a CPU or a GPU alone, and
+    go through them in the order of memory, which must have no gaps."""
     parameters = [p for group in groups for p in group["params"]]
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    known = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return known and all(torch.empty_like(p).stride() == p.stride() for p in parameters)
+
+
+def align(optimizer: Optimizer) -> None:
+    """Give gradients and state the memory layout of their parameter. Where a gradient was put there by hand, or a
+    module got another layout after its first step, fused kernels would mix up the numbers in silence."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and _differs(p.grad, p):
+                p.grad = torch.empty_like(p).copy_(p.grad)
+            for key, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor) and value.dim() and _differs(value, p):
+                    optimizer.state[p][key] = torch.empty_like(p).copy_(value)
+
+
+def _differs(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape lie in memory in another order; the stride along a size of 1 says nothing."""
+    return a.stride() != b.stride() and not (a.is_contiguous() and b.is_contiguous())
 
 
 @dataclass(frozen=True)
