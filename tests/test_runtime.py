@@ -19,7 +19,7 @@ from locallearn.cli import main
 pytestmark = pytest.mark.xdist_group("runtime")  # one worker makes the serial runs
 SETTINGS = ["model=mlp", "blocks=3", "model.width=64", "model.dropout=0.2", "device=cpu"]
 SETTINGS += ["epochs=2", "max_steps=50", "threads=1"]
-REPLICAS = ["strategy=dgl", "model.batch_norm=false", "micro_batches=2"]
+REPLICAS = ["strategy=dgl", "model.batch_norm=false", "auxiliary.batch_norm=false", "micro_batches=2"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
 
 
