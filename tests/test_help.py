@@ -8,11 +8,12 @@ import shlex
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from conftest import run
 
-from locallearn import __version__, completion
+from locallearn import __version__, cli, completion
 from locallearn.arguments import ELSEWHERE
 from locallearn.commands import COMMANDS
 from locallearn.compose import compose
@@ -191,12 +192,21 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("words", ORDERS, ids=" ".join)
-def test_flags_and_settings_in_any_order(words, capsys, tmp_path):
-    (tmp_path / "DIR").mkdir()
-    code, out, err = run(*words, *SMALL, "--dry-run", "blocks=2", capsys=capsys)
+def test_flags_and_settings_in_any_order(words, monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr(cli, "_hydra", lambda options: asked.append(options) or 0)
+    assert run(*words, capsys=capsys) == (0, "", "")
+    (options,) = asked
+    assert options.multirun
+    assert options.config_dir == [Path("DIR")]
+    assert sorted(options.overrides) == ["seed=0,1", "strategy=dgl,backprop"]
+
+
+def test_the_blocks_of_a_sweep_are_shown_for_each_run(capsys, tmp_path):
+    code, out, err = run("strategy=dgl,backprop", "-m", *SMALL, "--dry-run", "blocks=2", capsys=capsys)
     assert code == 0, err
-    assert out.count("aux share") == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["DIR"], "something was written"
+    assert out.count("aux share") == 2
+    assert not list(tmp_path.iterdir()), "something was written"
 
 
 def test_a_command_may_follow_flags(capsys, tmp_path):

@@ -33,6 +33,7 @@ def accuracy(folder: Path) -> float:
     return json.loads((folder / "summary.json").read_text())["validation/accuracy"]
 
 
+@pytest.mark.slow
 def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     """Two trials; then four, the third of which is stopped half way; then the same command again."""
     code, out, err = run("tune", *SMALL, "trials=2", capsys=capsys)
