@@ -124,7 +124,7 @@ def _hydra(options: Any) -> int:
     overrides = [arguments.home_in(word) for word in options.overrides]
     for word in overrides:
         if word.startswith("=") or ("=" not in word and not word.startswith("~")):
-            hint = did_you_mean(word, commands.COMMANDS)
+            hint = did_you_mean(word, commands.COMMANDS) or "a run is settings alone, as in `locallearn strategy=dgl`; "
             raise UserError(f"{word!r} is neither a command nor of the form KEY=VALUE: {hint}see `locallearn --help`")
     overrides = [*overrides, *(["dry_run=true"] if options.dry_run else [])]
     dirs = options.config_dir
