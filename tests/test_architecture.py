@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "src" / "locallearn"
-FOUNDATION = {"errors", "paths", "seeds", "coupling", "quiet", "stored"}
+FOUNDATION = {"errors", "paths", "seeds", "coupling", "quiet", "stored", "fitted"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
     "engine": FOUNDATION | {"contract", "models"},
     "figures": {"errors"},
-    "report": {"errors", "figures", "compose", "config", "stored", "again", "arguments", "paths"},
+    "report": {"errors", "figures", "fitted", "compose", "config", "stored", "again", "arguments", "paths"},
     "analysis": FOUNDATION | {"figures"},
     "probes": FOUNDATION | {"contract", "analysis", "data", "engine", "figures", "models"},
     "config": FOUNDATION
@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "completion": {"errors", "arguments", "commands", "on_runs", "config"},
     "listing": {"errors", "compose", "config", "fitted"},
     "tune": {"errors", "again", "compose", "config", "options", "training"},
-    "on_runs": {"errors", "arguments", "compose", "outside", "paths", "report", "training"} | {"stopping"},
+    "on_runs": {"errors", "arguments", "fitted", "compose", "outside", "paths", "report", "training"} | {"stopping"},
     "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping"}
     | {"arguments", "listing", "on_runs", "options", "outside"},
     "cli": {"errors", "commands", "compose", "config", "listing", "outside", "training", "stopping", "report"}

@@ -19,7 +19,7 @@ from locallearn.commands import COMMANDS
 from locallearn.compose import compose
 from locallearn.config.registry import APPENDED, choices, options
 from locallearn.config.settings import GROUPS
-from locallearn.fitted import fitted
+from locallearn.fitted import fitted, table
 from locallearn.options import PlanOptions, TuneOptions
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -100,6 +100,40 @@ def test_long_lines_go_on_below_their_column(width):
     assert shown.split() == FLAGS.split()
     for line, after in zip(shown.splitlines(), shown.splitlines()[1:], strict=False):
         assert len(after) - len(after.lstrip()) in (0, 2, 32) or "-" not in line
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-h"],
+        *([command, "-h"] for command in COMMANDS),
+        ["list"],
+        ["list", "strategy", "pgi"],
+        ["--dry-run", "model=mlp", "model.width=[1024,512,256,128]", "blocks=max"],
+        pytest.param(["plan", "stages=3", "model=mlp", "model.width=16", "threads=1"], marks=pytest.mark.slow),
+        pytest.param(["list", "--matrix"], marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
+    ids=" ".join,
+)
+def test_what_is_printed_fits_the_terminal(words, width, monkeypatch, capsys):
+    code, wide, err = run(*words, capsys=capsys)
+    assert code == 0, err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = run(*words, capsys=capsys)[1]
+    assert not [line for line in shown.splitlines() if len(line) > width and len(line.split()) > 1]
+    if words[0] != "plan":  # which measures again
+        assert set(wide.split()) == set(shown.split()), "a word is lost or broken"
+
+
+def test_a_table_goes_on_below_behind_its_first_columns():
+    rows = [["a", "of", "left", "right", "last"], ["1", "x", "text", "22", "3"]]
+    assert table(rows, left=(1, 2)) == "a  of  left  right  last\n1  x   text     22     3"
+    assert table(rows, 12, left=(1, 2), again=2) == (
+        "a  of  left\n1  x   text\n\na  of  right\n1  x      22\n\na  of  last\n1  x      3"
+    )
+    assert table(rows, 3) == "a  of\n1   x\n\na  left\n1  text\n\na  right\n1     22\n\na  last\n1     3"
 
 
 @pytest.mark.parametrize(

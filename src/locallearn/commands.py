@@ -79,7 +79,7 @@ example:
     from locallearn.data.doctor import diagnose, torchvision_version
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"python {sys.version.split()[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"python {sys.version.split()[0]}, torch {torch.__version__}, threads: {torch.get_num_threads()}")
     print(f"GPUs: {', '.join(gpus) or 'none'}")
     print(torchvision_version())
     source = instantiate(config["data"], "data", config["allow"])

@@ -131,5 +131,5 @@ def matrix(config_dirs: Sequence[Path]) -> int:
     if config_dirs:
         raise UserError("list --matrix shows the strategies and models of locallearn; leave --config-dir out")
     config, _ = compose(["auxiliary=linear"])
-    print(found.matrix(choices("strategy"), choices("model"), config).render())
+    print(found.matrix(choices("strategy"), choices("model"), config).render(columns()))
     return 0

@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import Literal
 
+from locallearn.fitted import parts
+
 Table = list[list[str]]
 WHOLE = 24  # characters of a cell that stand on one line, however narrow the terminal
 
@@ -19,30 +21,16 @@ def grids(tables: Sequence[Table], width: int) -> str:
 
     text = io.StringIO()
     screen = Console(file=text, width=width, markup=False, highlight=False, emoji=False, no_color=True)
-    for part in (part for table in tables for part in _parts(table, width)):
-        grid = Grid(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-        for k, column in enumerate(zip(*part, strict=True)):
-            justify: Literal["left", "right"] = "right" if k else "left"
-            grid.add_column(column[0], justify=justify, overflow="fold", min_width=_least(column))
-        for row in part[1:]:
-            grid.add_row(*row)
-        screen.print(grid)
+    for columns in (list(zip(*table, strict=True)) for table in tables):
+        for part in parts([_least(column) for column in columns], width - 2, again=1, gap=3):
+            grid = Grid(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+            for k in part:
+                justify: Literal["left", "right"] = "right" if k else "left"
+                grid.add_column(columns[k][0], justify=justify, overflow="fold", min_width=_least(columns[k]))
+            for row in zip(*(columns[k][1:] for k in part), strict=True):
+                grid.add_row(*row)
+            screen.print(grid)
     return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines()) + "\n"
-
-
-def _parts(table: Table, width: int) -> list[Table]:
-    """The columns of a table in as many tables as `width` asks for, each with the first column."""
-    first, *others = zip(*table, strict=True)
-    room = width - 2 - _least(first)
-    parts: list[list[tuple[str, ...]]] = [[first]]
-    left = room
-    for column in others:
-        left -= 3 + _least(column)  # with what stands between two columns
-        if left < 0 and len(parts[-1]) > 1:
-            parts.append([first])
-            left = room - 3 - _least(column)
-        parts[-1].append(column)
-    return [[list(row) for row in zip(*part, strict=True)] for part in parts]
 
 
 def _least(column: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from locallearn.config.experiment import Experiment
 from locallearn.engine import Learner
 from locallearn.errors import UserError
+from locallearn.fitted import columns
 from locallearn.options import PlanOptions
 from locallearn.runtime import draw
 from locallearn.runtime.measure import BlockTimes, block_costs, block_times
@@ -42,7 +43,7 @@ def plan(exp: Experiment, reference: Experiment, options: PlanOptions) -> str:
         )
         if options.picture:
             draw.draw(table, options, title)
-        return render(title, table, options, model.names, cut)
+        return render(title, table, options, model.names, cut, columns())
 
 
 def _check(exp: Experiment, learner: Learner, options: PlanOptions, batch: int) -> None:
