@@ -142,7 +142,7 @@ def test_turning_changes_no_number(kind):
     twin.load_state_dict(net.state_dict())
     x, y = batch(kind)
     settings = {"blocks": "max", "device": "cpu", "precision": "fp64", "optim": "sgd"}
-    if kind == "channels_last":  # the other nets have no maps of two dimensions, whose memory layout it is
+    if kind != "1d":  # which has no maps, whose memory layout it is
         settings["channels_last"] = False
     options = {"optim.lr": 0.1, "optim.momentum": 0, "optim.weight_decay": 0}
     built = locallearn.build("backprop", net, image=NETS[kind][1], classes=4, **settings, **options)
@@ -210,6 +210,20 @@ def test_options_that_read_axes(kind, strategy, options):
         assert built.blocks[-2].auxiliary["feedback"].matrix.shape[1] == width
 
 
+@pytest.mark.parametrize("options", [{}, {"channels_last": False}, {"channels_last": True}])
+def test_a_net_of_three_dimensions_trains_in_any_layout(options):
+    assert math.isfinite(learner("3d", strategy="dgl", **options).step(*batch("3d"))["loss"])
+
+
+@pytest.mark.parametrize("size", [(6, 5, 4), (6, 6, 5, 4)])
+def test_pooled_linear_keeps_to_its_limit(size):
+    from locallearn.auxiliary import Linear
+
+    head = Linear(features=40).build(size, 3)
+    assert head[-1].in_features <= 40
+    assert head(torch.randn(2, *size)).shape == (2, 3)
+
+
 def permuted(module: nn.Module, h: torch.Tensor, axis: int, order: torch.Tensor) -> torch.Tensor:
     return module(h.index_select(axis, order))
 
@@ -272,6 +286,17 @@ def test_probes_read_the_channels(kind):
     assert torch.isfinite(found).all()
 
 
+class Token(nn.Module):
+    """A learned token in front of the others."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+
+    def forward(self, x):
+        return torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+
+
 EMITTED = {
     "conv1d": (nn.Conv1d(3, 5, 1), (3, 7), 1),
     "conv2d": (nn.Conv2d(3, 5, 1), (3, 7, 7), 1),
@@ -298,6 +323,7 @@ EMITTED = {
         1,
     ),
     "features of a spectrogram": (nn.Sequential(nn.Conv2d(3, 5, 1), Permute(0, 3, 1, 2), nn.Flatten(2)), (3, 7, 9), 2),
+    "with a class token": (nn.Sequential(nn.Linear(7, 5), Token(5)), (3, 7), 2),
     "mixed with places": (nn.Sequential(nn.Linear(21, 20), Reshape(4, 5)), (21,), None),
     "a map of numbers": (nn.Sequential(nn.Conv2d(3, 5, 1), Reshape(7, 35)), (3, 7, 7), None),
 }

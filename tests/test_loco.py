@@ -195,7 +195,7 @@ def test_next_of_all_blocks_is_backprop(reach):
     """Bit for bit: the heads learn, and nobody learns from them."""
     batches = tiny_batches()
     model = tiny_model().double().train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True)
     for x, y in batches:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()

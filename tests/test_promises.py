@@ -199,7 +199,7 @@ def test_a_run_with_it_writes_nothing(source, capsys, monkeypatch):
     (folder.parent / f"{name}.py").write_text(HEAD + "@dataclass(frozen=True)\n" + source + "\n")
     (folder / "mine.yaml").write_text(f"_target_: {name}.Mine\n")
     code, _, err = run("--config-dir", "conf", "strategy=mine", *SMALL, capsys=capsys)
-    assert code == 2, err
+    assert code == (1 if "cannot take a step" in err else 2), err  # a bug is no mistake in what was asked for
     assert SOURCES[source] in err
     assert err.count("\n") == 1
     assert not Path("runs").exists()

@@ -19,7 +19,16 @@ from locallearn.data.scan import scan
 from locallearn.errors import UserError
 
 CPU = torch.device("cpu")
-SMALL = ["data=folder", "data.size=8", "model=mlp", "model.width=8", "strategy=backprop", "epochs=1", "threads=1"]
+SMALL = [
+    "data=folder",
+    "data.size=8",
+    "model=mlp",
+    "model.width=8",
+    "strategy=backprop",
+    "epochs=1",
+    "threads=1",
+    "batch_size=8",
+]
 
 
 def fill(folder: Path, images: int, suffix: str = ".png", kind: str = "PNG") -> None:

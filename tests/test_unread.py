@@ -124,7 +124,7 @@ def test_with_one_block_there_is_no_local_loss(strategy):
 
 
 def build(*overrides: str) -> Any:
-    settings = dict(text.split("=", 1) for text in overrides)
+    settings = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}
     return locallearn.build(settings.pop("strategy"), "plainnet", image=(3, 16, 16), **settings)
 
 

@@ -20,6 +20,7 @@ TEXT = (
     "Published: Saxe et al. 2018 (Fig. 4 and appendix; 10,000 test images, SGD 1e-3): tanh compresses, ReLU does "
     "not [R]; I(X;T) of the wide first layer is saturated at log2 N. The checks of `locallearn.information` are "
     "counted below: saturated at log2 N, I(T;Y) above H(Y), data-processing inequality."
+    " The numbers of LeNet were measured from PyTorch's initialisation; it begins as He et al., 2015, say now."
 )
 NEEDS_DATA = True
 MLP = "model=mlp model.width=[1024,20,20,20] model.batch_norm=false"

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 _DIR = ("--config-dir", "-cd")
@@ -59,9 +60,7 @@ def config_dirs(words: Sequence[str]) -> list[str]:
 
 
 def _values(words: Sequence[str], flags: Sequence[str]) -> Iterator[str]:
-    for word, after in zip(words, [*words[1:], None], strict=True):
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
         name, equals, value = word.partition("=")
-        if name in flags and equals:
-            yield value
-        elif word in flags and after is not None:
-            yield after
+        if name in flags:
+            yield value if equals else after

@@ -8,20 +8,41 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from locallearn import outside, paths
-from locallearn.arguments import Parser, path, trust
+from locallearn.arguments import Parser, trust
 from locallearn.compose import choices, compose
 from locallearn.errors import RunError, UserError
 
 
-def _on_a_run(command: str, text: str, more: str) -> Parser:
+def _on_runs(command: str, text: str, more: str, settings: bool = True) -> Parser:
+    """A parser for run folders and settings, in any order."""
     parser = Parser(command, text, more)
-    parser.add_argument("run", type=path, metavar="RUN", help="the run folder, which a run prints on its last line")
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN|KEY=VALUE" if settings else "RUN",
+        help="the run folder, which a run prints on its last line" + (", and settings" if settings else ""),
+    )
     trust(parser)
     return parser
 
 
+def _divided(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Run folders and settings. A folder may have a name like `out=a`."""
+    settings = [word for word in words if re.match(r"[+~]*[A-Za-z][\w.]*=", word) and not Path(word).exists()]
+    return [paths.expanded(word) for word in words if word not in settings], settings
+
+
+def _one(command: str, words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The run folder and the settings of a command for one run. Raises UserError."""
+    runs, settings = _divided(words)
+    if len(runs) != 1:
+        said = f"not {len(runs)}: {', '.join(map(str, runs))}" if runs else "such as runs/RUN"
+        raise UserError(f"{command} takes one run folder, {said}")
+    return runs[0], settings
+
+
 def _resume(arguments: list[str]) -> int:
-    parser = _on_a_run(
+    parser = _on_runs(
         "resume",
         "Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been.",
         """\
@@ -33,26 +54,29 @@ examples:
   locallearn resume runs/RUN runtime=serial
   locallearn resume runs/RUN --config-dir my_conf   a run whose strategy, model or data are your own""",
     )
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="runtime=NAME runtime.OPTION=VALUE")
     options = parser.read(arguments)
+    run, settings = _one("resume", options.words)
     allow = outside.trusted(options.config_dir, options.allow)
-    runtime = _other_runtime(options.settings, options.config_dir)
+    runtime = _other_runtime(settings, options.config_dir)
     from locallearn.training import session
 
-    session.resume(options.run, allow, runtime=runtime, said=options.settings)
+    session.resume(run, allow, runtime=runtime, said=settings)
     return 0
 
 
 def _repeat(arguments: list[str]) -> int:
-    parser = _on_a_run(
+    parser = _on_runs(
         "repeat",
         "Run a finished run again, into its folder repeats/, and say whether the bits agree. Exit code 1 if not.",
         "example:\n  locallearn repeat runs/RUN",
+        settings=False,
     )
     options = parser.read(arguments)
     from locallearn.training.repeat import repeat
 
-    found = repeat(options.run, outside.trusted(options.config_dir, options.allow))
+    run, settings = _one("repeat", options.words)
+    _only(settings, r"$^", "repeat", "none: it does what the run did")
+    found = repeat(run, outside.trusted(options.config_dir, options.allow))
     print(found)
     return 1 if found.differences else 0
 
@@ -69,21 +93,21 @@ def _other_runtime(settings: list[str], config_dirs: list[Path]) -> tuple[str, d
 
 def _stage(arguments: list[str]) -> int:
     """What a run with several processes starts; no command for people."""
-    parser = _on_a_run("stage", "One process of a run.", "")
+    parser = _on_runs("stage", "One process of a run.", "")
     parser.add_argument("--quiet", action="store_true")
     options = parser.read(arguments)
     from locallearn.stopping import Interrupted
     from locallearn.training import session
 
     try:
-        session.stage(options.run, options.allow, options.quiet)
+        session.stage(options.words[0], options.allow, options.quiet)
     except Interrupted as error:  # the process that started this one says it
         return error.exit_code
     return 0
 
 
 def _evaluate(arguments: list[str]) -> int:
-    parser = Parser(
+    parser = _on_runs(
         "evaluate",
         "Test loss and accuracy of a run, at every block that can predict; of several runs a table, a line for each.",
         """\
@@ -95,12 +119,9 @@ examples:
   locallearn evaluate runs/first/*/                       a table
   locallearn evaluate runs/RUN --linear data=mnist data.root=DIR""",
     )
-    parser.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE", help="run folders, and settings of data")
     parser.add_argument("--linear", action="store_true", help="also fit a linear classifier to each block's features")
-    trust(parser)
     options = parser.read(arguments)
-    settings = [word for word in options.words if re.match(r"[+~]*[A-Za-z][\w.]*=", word) and not Path(word).exists()]
-    runs = [paths.expanded(word) for word in options.words if word not in settings]
+    runs, settings = _divided(options.words)
     if not runs:
         raise UserError("evaluate: no run was given: locallearn evaluate RUN... [data=NAME]")
     _only(settings, r"\+?data[.=]", "evaluate", "data, such as data=mnist")
@@ -153,7 +174,7 @@ def _table_of(runs: Sequence[Path], numbers: Callable[[Path], dict[str, float]])
 
 
 def _probe(arguments: list[str]) -> int:
-    parser = _on_a_run(
+    parser = _on_runs(
         "probe",
         "Look at the initial weights and at every checkpoint of a run; `checkpoint.keep=N` of the run decides how "
         "many there are. Writes numbers and pictures into the run folder.",
@@ -165,17 +186,17 @@ settings (KEY=VALUE):
 example:
   locallearn probe runs/RUN probe=linear probe.linear.neighbours=10""",
     )
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="probe=NAME probe.NAME.OPTION=VALUE")
     options = parser.read(arguments)
-    _only(options.settings, r"probe[.=]", "probe", "probe, such as probe=alignment")
+    run, settings = _one("probe", options.words)
+    _only(settings, r"probe[.=]", "probe", "probe, such as probe=alignment")
     allow = outside.trusted(options.config_dir, options.allow)
     from locallearn.training.saved import probe_run
 
-    probes = compose(options.settings, options.config_dir)[0]["probe"]
+    probes = compose(settings, options.config_dir)[0]["probe"]
     if not probes:
         names = "|".join(name for name in choices("probe") if name != "none")
         raise UserError(f"probe RUN must be told what looks: probe={names}")
-    for folder, pictures in probe_run(options.run, allow, probes, options.settings):
+    for folder, pictures in probe_run(run, allow, probes, settings):
         print(folder.table())
         for file in (folder.path / "rows.jsonl", *pictures):
             print(file)

@@ -51,10 +51,10 @@ class Linear(Auxiliary):
         _at_least("features", self.features, 0)
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
-        return {} if _maps(sizes) else {"features": MAPS}
+        return {} if any(len(size) > 2 for size in sizes) else {"features": MAPS}
 
     def build(self, size: Size, classes: int) -> nn.Module:
-        pool, inputs = _windows(size, self.features) if self.features and len(size) == 3 else _pooled(size, (2, 2))
+        pool, inputs = _windows(size, self.features) if self.features and len(size) > 2 else _pooled(size, (2, 2))
         linear = nn.Linear(inputs, classes)
         if self.zero_init:
             nn.init.zeros_(linear.weight)
@@ -234,16 +234,20 @@ def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
 
 
 def _windows(size: Size, features: int) -> tuple[list[nn.Module], int]:
-    """See `Linear`: average pooling of maps [C, H, W] to at most so many features, and how many there are then."""
+    """See `Linear`: average pooling of maps [C, H, W] or [C, D, H, W] to at most so many features, and how many there
+    are then."""
     channels, *sides = size
-    windows = [1, 1]
+    windows = [1 for _ in sides]
     grid = sides
     while channels * math.prod(grid) > features and math.prod(grid) > 1:
-        longer = 0 if grid[0] >= grid[1] else 1
-        windows[longer] *= 2
+        windows[grid.index(max(grid))] *= 2
         grid = [math.ceil(side / window) for side, window in zip(sides, windows, strict=True)]
     zeros = [window // 2 if side % window else 0 for side, window in zip(sides, windows, strict=True)]
-    pool = [nn.AvgPool2d((windows[0], windows[1]), padding=(zeros[0], zeros[1]))] if max(windows) > 1 else []
+    pool: list[nn.Module] = []
+    if len(sides) == 3:  # no published code has these, so nothing is left out
+        pool = [nn.AdaptiveAvgPool3d((grid[0], grid[1], grid[2]))]
+    elif max(windows) > 1:
+        pool = [nn.AvgPool2d((windows[0], windows[1]), padding=(zeros[0], zeros[1]))]
     return [*pool, nn.Flatten()], channels * math.prod(grid)
 
 

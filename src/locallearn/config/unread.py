@@ -67,7 +67,7 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
         yield from (Unread(f"optim.{name}", reader) for name in ("auxiliary_lr", "auxiliary_weight_decay"))
     if len(specs) == 1:
         yield Unread("runtime.staleness", several)
-    if len(learner.model.image) != 3:
+    if len(learner.model.image) < 3:
         yield Unread("channels_last", "data=NAME of images")
     if data is not None and data.pixels is None:
         yield Unread("data.normalise", "data=NAME of images")

@@ -70,8 +70,9 @@ def check_separate(strategy: Strategy, blocks: Sequence[TrainedBlock]) -> None:
 
 
 def check_learned(strategy: Strategy, blocks: Sequence[TrainedBlock]) -> None:
-    """Raise UserError if no block of a run has been updated, after a step."""
-    if not any(block.updated for block in blocks):
+    """Raise UserError if no block of a run has been updated, after a step. A block whose `update` somebody has
+    replaced, to collect gradients, counts as updated."""
+    if not any(block.updated or "update" in vars(block) for block in blocks):
         raise UserError(
             f"{type(strategy).__name__}.step trains nothing: no block has called block.update() in the first step; "
             "call it once the gradients of a block are complete"

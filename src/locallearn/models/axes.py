@@ -19,6 +19,7 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 LAST = frozenset(["linear", "bilinear", "layer_norm", "rms_norm", "multi_head_attention_forward", *_RECURRENT])
 """Functions that read and give [B, ..., D]."""
 GIVE_LAST = frozenset(["embedding", "scaled_dot_product_attention"])
+JOINS = frozenset(["cat", "concat", "concatenate"])
 PRODUCTS = frozenset(["matmul", "__matmul__", "mm"])
 _ACTIVATIONS = (
     "relu",
@@ -94,6 +95,9 @@ class Axes(TorchFunctionMode):
         known = sum(t in self._places for t in given)
         if known and name in PASS:
             return [self._places.get(given[0]) for _ in results]
+        if known and name in JOINS:  # with a class token, say, of which nobody knows
+            places = [self._places[t] for t in given if t in self._places]
+            return [places[0] if all(type(p) is int and p == places[0] for p in places) else None]
         if not known and len(given) == len(results) == 1 and given[0].shape == results[0].shape:
             self._origins[results[0]] = given[0]
         tried = self._tried(func, args, kwargs, several=known == 1) if known else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import ClassVar
 
@@ -76,11 +76,10 @@ class DNI(Strategy):
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         if len(specs) == 1:
-            options = ("warmup", "mix", "width", "depth", "batch_norm", "synthetic_inputs")
-            return dict.fromkeys(options, "blocks=2 or more")
-        found = {"mix": "strategy.warmup below 1"} if self.warmup == 1 else {}
+            return dict.fromkeys((field.name for field in fields(self)), "blocks=2 or more")
+        mix = {"mix": "strategy.warmup below 1"} if self.warmup == 1 else {}
         hidden = () if self.depth else ("width", "batch_norm")
-        return found | dict.fromkeys(hidden, "strategy.depth=1 or more")
+        return mix | dict.fromkeys(hidden, "strategy.depth=1 or more")
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         found: dict[str, nn.Module] = {}
