@@ -149,7 +149,6 @@ def test_a_sample_without_a_label_teaches_nothing():
     (x, y), other = odd_batches(1)[0], torch.randn(2, 2, 8, 8, dtype=torch.float64)
     model = odd_model()
     model.units[1][1] = nn.Identity()  # batch norm lets samples meet
-    model.units[5].append(nn.Flatten())  # its steps are behind its features, where a block would not look
     hidden = gradients(tiny_learner(DFA(), model, 4), torch.cat([x, other]), torch.cat([y, torch.tensor([-100, -100])]))
     for key, gradient in gradients(tiny_learner(DFA(), model, 4), x, y).items():
         assert_close(hidden[key], gradient, key)
@@ -158,7 +157,6 @@ def test_a_sample_without_a_label_teaches_nothing():
 def test_micro_batches_use_their_own_error():
     model = odd_model()
     model.units[1][1] = nn.Identity()
-    model.units[5].append(nn.Flatten())  # its steps are behind its features, where a block would not look
     (x, y), learners = odd_batches(1)[0], []
     for micro in (1, 3):
         learners.append(tiny_learner(DFA(), model, 4, micro_batches=micro))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from typing import ClassVar
 
 import pytest
 import torch
@@ -191,11 +192,13 @@ def test_copies_of_a_model_are_divided_alike():
 
 
 class Takes(torch.nn.Module):
-    """Moves a clock on, in proportion to the batch but for a constant."""
+    """Moves the clock on, in proportion to the batch but for a constant."""
 
-    def __init__(self, clock: list[float], fixed: float, each: float) -> None:
+    clock: ClassVar[list[float]] = [0.0]  # shared by copies
+
+    def __init__(self, fixed: float, each: float) -> None:
         super().__init__()
-        self.clock, self.fixed, self.each = clock, fixed, each
+        self.fixed, self.each = fixed, each
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.clock[0] += self.fixed + self.each * len(x)
@@ -203,9 +206,9 @@ class Takes(torch.nn.Module):
 
 
 def test_times_are_those_of_the_blocks(monkeypatch):
-    clock, model = [0.0], tiny_model()
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    model.units[2] = torch.nn.Sequential(model.units[2], Takes(clock, 0.01, 0.002))
+    model = tiny_model()
+    monkeypatch.setattr(time, "perf_counter", lambda: Takes.clock[0])
+    model.units[2] = torch.nn.Sequential(model.units[2], Takes(0.01, 0.002))
     learner = tiny_learner(DGL_LINEAR, model)
     times = block_times(learner, 8)
     assert times[2].forward == pytest.approx(0.026)
