@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ from locallearn.compose import compose
 from locallearn.config.registry import APPENDED, choices, options
 from locallearn.config.settings import GROUPS
 from locallearn.fitted import fitted
+from locallearn.options import PlanOptions, TuneOptions
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["model=mlp", "model.width=16", "auxiliary=linear", "batch_size=128", "threads=1", "max_steps=1"]
@@ -33,16 +35,21 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
     assert run(command, "--help", capsys=capsys)[1] == out
 
 
-@pytest.mark.parametrize("command", ["plan", "tune"])
-def test_options_that_are_no_flags_are_explained_too(command, capsys):
-    if command == "plan":
-        from locallearn.runtime.plan import Options
-    else:
-        from locallearn.tune import Options
-    import dataclasses
+def test_pages_answer_without_torch():
+    """Seconds, which nobody waits for to read how a command is called."""
+    code = (
+        "import sys; from locallearn.cli import main\n"
+        f"for words in {[[command, '-h'] for command in COMMANDS] + [['-h'], ['--version'], ['list', 'strategies']]}:\n"
+        "    assert main(words) == 0 and 'torch' not in sys.modules, words"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
+
+@pytest.mark.parametrize(("command", "options"), [("plan", PlanOptions), ("tune", TuneOptions)])
+def test_options_that_are_no_flags_are_explained_too(command, options, capsys):
     out = run(command, "-h", capsys=capsys)[1]
-    for field in dataclasses.fields(Options):
+    for field in dataclasses.fields(options):
         (line,) = [line for line in out.splitlines() if line.startswith(f"  {field.name}={field.default}")]
         assert len(line.split()) > 1, f"{field.name} is not explained"
 

@@ -17,9 +17,10 @@ from locallearn.contract import Route
 from locallearn.engine.memory import SavedBytes
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
+from locallearn.options import PlanOptions
 from locallearn.runtime.devices import stages
 from locallearn.runtime.measure import BlockCost, BlockTimes, block_costs, block_times
-from locallearn.runtime.plan import Measured, Options, divide, memory, predict, rows
+from locallearn.runtime.plan import Measured, divide, memory, predict, rows
 from locallearn.runtime.simulate import QUEUE, SCHEDULES, graphs, simulate
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dni import DNI
@@ -273,7 +274,9 @@ def test_bytes_are_those_of_a_step():
 def test_the_table_has_every_schedule():
     whole = [cost(up=100, held=10, peak=12, fixed=100)] * 4
     backprop = Measured("backprop", Route.CHAIN, [c._replace(down=100) for c in whole], whole)
-    table = rows(Options(stages=4, micro_batches=4, latency=0), Measured("dgl", Route.NONE, whole, whole), backprop, 40)
+    table = rows(
+        PlanOptions(stages=4, micro_batches=4, latency=0), Measured("dgl", Route.NONE, whole, whole), backprop, 40
+    )
     speed = {row.label: row.speed_up for row in table if row.schedule}
     expected = {"model parallel": 1, "GPipe, M=4": 16 / 7, "1F1B, M=4": 16 / 7, "delayed gradients": 4, "route none": 4}
     assert {label: speed[label] for label in expected} == pytest.approx(expected, rel=1e-6)
@@ -329,8 +332,8 @@ def test_a_picture_without_matplotlib(capsys, monkeypatch):
 
 
 def test_options_are_taken_out_of_the_settings():
-    options, rest = Options.parse(["model=vgg16", "stages=8", "latency=1.5", "optim.lr=1"])
-    assert options == Options(stages=8, latency=1.5)
+    options, rest = PlanOptions.parse(["model=vgg16", "stages=8", "latency=1.5", "optim.lr=1"])
+    assert options == PlanOptions(stages=8, latency=1.5)
     assert rest == ["model=vgg16", "optim.lr=1"]
     with pytest.raises(UserError, match="at least 1"):
-        Options(micro_batches=0)
+        PlanOptions(micro_batches=0)

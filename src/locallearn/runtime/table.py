@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
+from locallearn.options import PlanOptions
 from locallearn.runtime.measure import BlockCost
-from locallearn.runtime.plan import Options, Row
+from locallearn.runtime.plan import Row
 
 MB = 1e6
 MOST_COLUMNS = 8  # stages whose memory stands in a line of its own numbers
@@ -15,7 +16,7 @@ MOST_LINES = 16  # stages that are listed
 HEAD = ("", "schedule", "strategy", "ms/step", "speed-up", "over backprop", "bubble")
 
 
-def render(title: str, rows: Sequence[Row], options: Options, names: Sequence[str], cut: Sequence[range]) -> str:
+def render(title: str, rows: Sequence[Row], options: PlanOptions, names: Sequence[str], cut: Sequence[range]) -> str:
     """The table of schedules, that of stages, and the assumptions. `names` of the model's units, `cut` into blocks."""
     few = options.stages <= MOST_COLUMNS
     head = (*HEAD, "MB of each stage" if few else "MB, largest stage (mean)")
@@ -71,7 +72,7 @@ def _numbers(blocks: Sequence[BlockCost], stage: int, count: int) -> tuple[str, 
     return tuple(map(short, (forward * 1e3, backward * 1e3, up / MB, down / MB)))
 
 
-def _assumptions(rows: Sequence[Row], options: Options) -> str:
+def _assumptions(rows: Sequence[Row], options: PlanOptions) -> str:
     own = next((row.strategy for row in rows if row.own), rows[-1].strategy)
     told = (
         f"* what the pipeline does with {own}. Predicted, not run: block times are measured here, alone, and every "
