@@ -31,7 +31,9 @@ def render(
     head = (*HEAD, "MB of each stage" if few else "MB, largest stage (mean)")
     lines = table([head, *(_cells(row, few) for row in rows)], width, left=(0, 1, 2, 7), again=3)
     own = next((row for row in rows if row.own), rows[-1])
-    return "\n\n".join([title, lines, _stages(own, names, cut, width), _assumptions(rows, options, width)])
+    return "\n\n".join(
+        [fitted(title, width), lines, _stages(own, names, cut, width), _assumptions(rows, options, width)]
+    )
 
 
 def _cells(row: Row, few: bool) -> tuple[str, ...]:
