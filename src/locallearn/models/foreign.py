@@ -156,7 +156,7 @@ def _separate_modes(units: list[fx.GraphModule]) -> None:
 
 
 def torchvision_model(
-    image: Size, classes: int, *, name: str = "mobilenet_v3_small", cuts: list[str] | None = None
+    image: Size, classes: int, *, name: str = "resnet18", cuts: list[str] | None = None
 ) -> BlockModel:
     """A torchvision classifier, untrained, cut at `cuts` or wherever it can be."""
     from torchvision import models
