@@ -110,7 +110,7 @@ def test_a_sequential_strategy_must_know_how_long():
 
 
 def test_one_run_leaks_nothing_into_the_next(tmp_path):
-    settings = {"model": "mlp", "epochs": 1, "max_steps": 5, "quiet": True, "out": tmp_path}
+    settings = {"model": "mlp", "model.width": 32, "epochs": 1, "max_steps": 5, "quiet": True, "out": tmp_path}
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     alone = locallearn.train(strategy="dgl", threads=1, **settings)
     locallearn.train(strategy="backprop", seed=3, threads=1, **settings)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "src" / "locallearn"
-FOUNDATION = {"errors", "paths", "seeds", "coupling", "quiet", "stored"}
+FOUNDATION = {"errors", "paths", "seeds", "coupling", "quiet", "stored", "fitted"}
 MAY_IMPORT = {
     "errors": set(),
     "seeds": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "paths": {"errors"},
     "again": set(),
     "fitted": set(),
+    "options": {"errors"},
     "models": FOUNDATION,
     "auxiliary": FOUNDATION,
     "data": FOUNDATION,
@@ -27,25 +28,25 @@ MAY_IMPORT = {
     "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
     "engine": FOUNDATION | {"contract", "models"},
     "figures": {"errors"},
-    "report": {"errors", "figures", "compose", "config", "stored", "again", "arguments", "paths"},
+    "report": {"errors", "figures", "fitted", "compose", "config", "stored", "again", "arguments", "paths"},
     "analysis": FOUNDATION | {"figures"},
     "probes": FOUNDATION | {"contract", "analysis", "data", "engine", "figures", "models"},
     "config": FOUNDATION
     | {"contract", "auxiliary", "objectives", "data", "engine", "models", "probes", "runtime", "training"},
-    "runtime": FOUNDATION | {"contract", "engine", "models"},
+    "runtime": FOUNDATION | {"contract", "engine", "models", "options"},
     "training": FOUNDATION
     | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"}
-    | {"again"},
+    | {"again", "options"},
     "explain": {"errors", "config"},
     "compose": {"errors", "config", "explain", "paths"},
     "outside": {"errors"},
     "arguments": {"errors", "compose", "fitted", "paths"},
     "completion": {"errors", "arguments", "commands", "on_runs", "config"},
     "listing": {"errors", "compose", "config", "fitted"},
-    "tune": {"errors", "again", "compose", "config", "training"},
-    "on_runs": {"errors", "arguments", "compose", "outside", "paths", "report", "training"} | {"stopping"},
+    "tune": {"errors", "again", "compose", "config", "options", "training"},
+    "on_runs": {"errors", "arguments", "fitted", "compose", "outside", "paths", "report", "training"} | {"stopping"},
     "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping"}
-    | {"arguments", "listing", "on_runs", "outside"},
+    | {"arguments", "listing", "on_runs", "options", "outside"},
     "cli": {"errors", "commands", "compose", "config", "listing", "outside", "training", "stopping", "report"}
     | {"again", "arguments", "completion", "paths"},
     "api": {"errors", "paths", "seeds", "compose", "config", "engine", "models", "training"},
@@ -65,6 +66,7 @@ NO_TORCH_AT_IMPORT = [
     "completion.py",
     "explain.py",
     "fitted.py",
+    "options.py",
     "paths.py",
     "config/registry.py",
     "stopping.py",

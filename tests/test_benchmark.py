@@ -37,6 +37,7 @@ def test_every_goal_gets_a_number(tmp_path):
     assert {"dgl", "dni", "backprop 4", "dfa"} <= found["validation"]["vgg16"]["step_s"].keys()
 
 
+@pytest.mark.slow
 def test_a_goal_that_is_not_there_is_refused():
     command = [sys.executable, str(SCRIPTS / "benchmark.py"), "--only", "P99"]
     run = subprocess.run(command, capture_output=True, text=True)

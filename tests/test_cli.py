@@ -272,6 +272,7 @@ def test_environment_reaches_no_file(capsys, monkeypatch, tmp_path):
         assert not path.is_file() or b"s3cret" not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_stdout_closed_early(tmp_path):
     """`locallearn ... | head -1` trains on."""
     arguments = " ".join(["strategy=dgl", *SMALL])

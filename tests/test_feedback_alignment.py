@@ -39,6 +39,13 @@ FAMILY: dict[str, Strategy] = {
 SPEC = BlockSpec(1, 2, (2, 8, 8), (2, 8, 8), (3,), 3)
 
 
+class Turned(nn.Module):
+    """[B, C, L] as blocks hand it on, [B, L, C], and back."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.movedim(1, 2)
+
+
 def odd_model() -> BlockModel:
     """Every geometry of a convolution; the classifier is a unit, so that feedback passes through its B as well."""
     torch.manual_seed(0)
@@ -48,8 +55,8 @@ def odd_model() -> BlockModel:
         nn.Sequential(nn.Conv2d(6, 4, 2, padding="same", dilation=1, bias=False), nn.LayerNorm([4, 4, 4]), nn.Tanh()),
         nn.Sequential(nn.Conv2d(4, 4, (3, 2), padding=(1, 1), padding_mode="reflect"), nn.ReLU(inplace=True)),
         nn.Sequential(nn.Conv2d(4, 4, 2, dilation=2, padding="valid"), nn.Tanh()),
-        nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 3, 3, padding=2, stride=2, padding_mode="circular"), nn.Tanh()),
-        nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh()),
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 3, 3, 2, 2, padding_mode="circular"), nn.Tanh(), Turned()),
+        nn.Sequential(Turned(), nn.Flatten(), nn.Linear(12, 5), nn.Tanh()),
         nn.Linear(5, 3),
     ]
     return BlockModel(units, nn.Identity(), image=(2, 8, 8), classes=3, name="odd")

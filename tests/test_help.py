@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from conftest import run
 
-from locallearn import __version__, completion
+from locallearn import __version__, cli, completion
 from locallearn.arguments import ELSEWHERE
 from locallearn.commands import COMMANDS
 from locallearn.compose import compose
 from locallearn.config.registry import APPENDED, choices, options
 from locallearn.config.settings import GROUPS
-from locallearn.fitted import fitted
+from locallearn.fitted import fitted, table
+from locallearn.options import PlanOptions, TuneOptions
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["model=mlp", "model.width=16", "auxiliary=linear", "batch_size=128", "threads=1", "max_steps=1"]
@@ -33,16 +36,21 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
     assert run(command, "--help", capsys=capsys)[1] == out
 
 
-@pytest.mark.parametrize("command", ["plan", "tune"])
-def test_options_that_are_no_flags_are_explained_too(command, capsys):
-    if command == "plan":
-        from locallearn.runtime.plan import Options
-    else:
-        from locallearn.tune import Options
-    import dataclasses
+def test_pages_answer_without_torch():
+    """Seconds, which nobody waits for to read how a command is called."""
+    code = (
+        "import sys; from locallearn.cli import main\n"
+        f"for words in {[[command, '-h'] for command in COMMANDS] + [['-h'], ['--version'], ['list', 'strategies']]}:\n"
+        "    assert main(words) == 0 and 'torch' not in sys.modules, words"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
+
+@pytest.mark.parametrize(("command", "options"), [("plan", PlanOptions), ("tune", TuneOptions)])
+def test_options_that_are_no_flags_are_explained_too(command, options, capsys):
     out = run(command, "-h", capsys=capsys)[1]
-    for field in dataclasses.fields(Options):
+    for field in dataclasses.fields(options):
         (line,) = [line for line in out.splitlines() if line.startswith(f"  {field.name}={field.default}")]
         assert len(line.split()) > 1, f"{field.name} is not explained"
 
@@ -94,6 +102,40 @@ def test_long_lines_go_on_below_their_column(width):
         assert len(after) - len(after.lstrip()) in (0, 2, 32) or "-" not in line
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-h"],
+        *([command, "-h"] for command in COMMANDS),
+        ["list"],
+        ["list", "strategy", "pgi"],
+        ["--dry-run", "model=mlp", "model.width=[1024,512,256,128]", "blocks=max"],
+        pytest.param(["plan", "stages=3", "model=mlp", "model.width=16", "threads=1"], marks=pytest.mark.slow),
+        pytest.param(["list", "--matrix"], marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
+    ids=" ".join,
+)
+def test_what_is_printed_fits_the_terminal(words, width, monkeypatch, capsys):
+    code, wide, err = run(*words, capsys=capsys)
+    assert code == 0, err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = run(*words, capsys=capsys)[1]
+    assert not [line for line in shown.splitlines() if len(line) > width and len(line.split()) > 1]
+    if words[0] != "plan":  # which measures again
+        assert set(wide.split()) == set(shown.split()), "a word is lost or broken"
+
+
+def test_a_table_goes_on_below_behind_its_first_columns():
+    rows = [["a", "of", "left", "right", "last"], ["1", "x", "text", "22", "3"]]
+    assert table(rows, left=(1, 2)) == "a  of  left  right  last\n1  x   text     22     3"
+    assert table(rows, 12, left=(1, 2), again=2) == (
+        "a  of  left\n1  x   text\n\na  of  right\n1  x      22\n\na  of  last\n1  x      3"
+    )
+    assert table(rows, 3) == "a  of\n1   x\n\na  left\n1  text\n\na  right\n1     22\n\na  last\n1     3"
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -111,6 +153,10 @@ def test_long_lines_go_on_below_their_column(width):
         (["checkpoint.every=5"], "5ep (epochs), 5it (steps)"),
         (["compare", "a"], "RUN RUN"),
         (["evaluate", "data=mnist"], "no run was given"),
+        (["list", "dgl"], "choice of strategy: `locallearn list strategy dgl`"),
+        (["list", "vgg16"], "`locallearn list model vgg16` or `locallearn list experiment vgg16`"),
+        (["train", "strategy=dgl"], "a run is settings alone, as in `locallearn strategy=dgl`"),
+        (["reprot", "runs"], "did you mean 'report'?"),
         (["--alow", "x"], "did you mean '--allow'?"),
         (["resume", "--dry-run", "x"], "resume: --dry-run is not known here"),
     ],
@@ -184,12 +230,21 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("words", ORDERS, ids=" ".join)
-def test_flags_and_settings_in_any_order(words, capsys, tmp_path):
-    (tmp_path / "DIR").mkdir()
-    code, out, err = run(*words, *SMALL, "--dry-run", "blocks=2", capsys=capsys)
+def test_flags_and_settings_in_any_order(words, monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr(cli, "_hydra", lambda options: asked.append(options) or 0)
+    assert run(*words, capsys=capsys) == (0, "", "")
+    (options,) = asked
+    assert options.multirun
+    assert options.config_dir == [Path("DIR")]
+    assert sorted(options.overrides) == ["seed=0,1", "strategy=dgl,backprop"]
+
+
+def test_the_blocks_of_a_sweep_are_shown_for_each_run(capsys, tmp_path):
+    code, out, err = run("strategy=dgl,backprop", "-m", *SMALL, "--dry-run", "blocks=2", capsys=capsys)
     assert code == 0, err
-    assert out.count("aux share") == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["DIR"], "something was written"
+    assert out.count("aux share") == 2
+    assert not list(tmp_path.iterdir()), "something was written"
 
 
 def test_a_command_may_follow_flags(capsys, tmp_path):

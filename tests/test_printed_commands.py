@@ -85,6 +85,7 @@ def test_go_on_with_it(mine, how, words):
     assert len(list(Path("my runs").glob("*/summary.json"))) == 1
 
 
+@pytest.mark.slow
 def test_first_end_it(mine, capsys):
     """`evaluate` and `repeat` of a run that has not ended say what to do first."""
     code, _, _ = run(*mine, *SMALL, "epochs=1", "out=my runs", capsys=capsys)

@@ -177,7 +177,7 @@ def test_bad_input_is_one_sentence(settings, sentence, tmp_path):
     [
         (["probe=none"], "must be told what looks"),
         (["epochs=3"], "only settings of probe"),
-        ([], "required"),
+        ([], "must be told what looks"),
     ],
 )
 def test_bad_input_of_the_command(arguments, sentence, plain):

@@ -16,6 +16,7 @@ import yaml
 from locallearn.cli import main
 from locallearn.report import read, study, tables
 from locallearn.report.compare import compare, curves, final_numbers
+from locallearn.report.grid import grids
 from locallearn.report.html import page
 from locallearn.report.read import one, read_run
 
@@ -252,6 +253,24 @@ def test_folders_without_runs(tmp_path, capsys, content, said):
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 400])
+@pytest.mark.parametrize("longest", [5, 24, 70])
+def test_a_table_is_whole_in_any_width(width, longest):
+    """Every cell stands on one line behind the name of its row, if that is possible; every line fits."""
+    head = ["run", *(f"column {k}" for k in range(9)), "settings"]
+    rows = [[f"{'name ' * 3}{n}", *(f"{n}{k:06}" for k in range(9)), "x" * longest] for n in range(3)]
+    lines = grids([[head, *rows]], width).splitlines()
+    assert max(map(len, lines)) <= width
+    for row in rows:
+        mine = "".join(line for line in lines if row[0] in line)
+        assert all(cell in mine for cell in row[1:-1])
+        assert longest > 24 or row[-1] in mine
+    assert sum("column 3" in line for line in lines) == 1
+    heads = [line for line in lines if line.split()[:1] == ["run"]]
+    assert len(heads) == sum("───" in line for line in lines)
+    assert len(heads) == 1 or width < 400
 
 
 def test_500_runs_in_seconds(tmp_path):

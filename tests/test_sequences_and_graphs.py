@@ -300,7 +300,8 @@ def options(root: Path, out: Path, **more: object) -> dict[str, object]:
     return {**given, "out": str(out), "threads": 1, "quiet": True, **more}
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("backprop", marks=pytest.mark.slow), "dgl"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["backprop", "dgl"])
 def test_cora_is_learnt_loaded_and_evaluated(strategy: str, cora: GraphData, real_root: Path, tmp_path: Path) -> None:
     result = train_cora(real_root, tmp_path, strategy=strategy)
     assert result.metrics["test/accuracy"] > 0.7

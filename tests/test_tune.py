@@ -15,8 +15,9 @@ from locallearn import tune as module
 from locallearn.compose import choices, compose
 from locallearn.config.experiment import experiment
 from locallearn.errors import UserError
+from locallearn.options import TuneOptions
 from locallearn.stopping import Interrupted
-from locallearn.tune import Options, Range, override, space_of
+from locallearn.tune import Range, override, space_of
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["strategy=dgl", "model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "epochs=2"]
@@ -32,6 +33,7 @@ def accuracy(folder: Path) -> float:
     return json.loads((folder / "summary.json").read_text())["validation/accuracy"]
 
 
+@pytest.mark.slow
 def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     """Two trials; then four, the third of which is stopped half way; then the same command again."""
     code, out, err = run("tune", *SMALL, "trials=2", capsys=capsys)
@@ -176,4 +178,4 @@ def test_spaces_and_values(tmp_path):
     assert Range(1e-4, 1.0, log=True).share(1e-2) == pytest.approx(0.5)
     texts = [override("a", value) for value in (0.0123456, 12, None, True, "dgl", "a b")]
     assert texts == ["a=0.0123", "a=12", "a=null", "a=true", "a=dgl", "a='a b'"]
-    assert Options.parse(["trials=3", "epochs=2", "space=x"]) == (Options(3, "x"), ["epochs=2"])
+    assert TuneOptions.parse(["trials=3", "epochs=2", "space=x"]) == (TuneOptions(3, "x"), ["epochs=2"])

@@ -400,22 +400,28 @@ def test_one_run_does_not_drop_the_sweep_of_an_experiment(capsys):
     code, out, err = run("-m", *words, capsys=capsys)
     assert (code, "2 runs: 2 new" in out) == (0, True), err
     assert run(*words, "seed=1", "optim.lr=0.1", capsys=capsys)[0] == 0
+
+
+@pytest.mark.slow
+def test_tune_searches_in_one_run_of_a_sweep(capsys):
+    words = ["--config-dir", str(own_experiment(SWEEP)), "+experiment=mine", *SMALL]
     code, _, err = run("tune", "trials=1", *words, capsys=capsys)
     assert (code, says(err.replace("over seed=0,1:", "over seed=0,1 optim.lr=0.01:"))) == (2, True)
     assert run("tune", "trials=1", *words, "seed=1", capsys=capsys)[0] == 0, "the rate is what tune searches for"
 
 
-def test_nor_do_the_commands_and_the_keywords(capsys):
-    for name in choices("short"):
-        if "params:" not in choices("short")[name].read_text():
-            continue
-        for words in (["doctor", f"+short={name}"], ["plan", f"+short={name}", "stages=2"], [f"+short={name}"]):
-            code, _, err = run(*words, capsys=capsys)
-            assert (code, f"+short={name} is a sweep over" in err) == (2, True), words
-        with pytest.raises(UserError, match="choose one run of it, such as") as error:
-            locallearn.train(**{"+short": name})
-        one = str(error.value).partition("such as ")[2].split()
-        made([f"+short={name}", *one])
+SWEEPS = [name for name, file in choices("short").items() if "params:" in file.read_text()]
+
+
+@pytest.mark.parametrize("name", [SWEEPS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SWEEPS[1:])])
+def test_nor_do_the_commands_and_the_keywords(name, capsys):
+    for words in (["doctor", f"+short={name}"], ["plan", f"+short={name}", "stages=2"], [f"+short={name}"]):
+        code, _, err = run(*words, capsys=capsys)
+        assert (code, f"+short={name} is a sweep over" in err) == (2, True), words
+    with pytest.raises(UserError, match="choose one run of it, such as") as error:
+        locallearn.train(**{"+short": name})
+    one = str(error.value).partition("such as ")[2].split()
+    made([f"+short={name}", *one])
 
 
 def test_two_experiments_with_sweeps_are_not_one_sweep(capsys):

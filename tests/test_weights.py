@@ -340,7 +340,7 @@ def looked(learner, data) -> dict[str, list[Row]]:
 def test_the_probes_on_images(model):
     data = load("data=digits")
     settings = {"model.width": 32} if model == "mlp" else {}
-    learner = locallearn.build("dgl", model, image=data.image, classes=10, blocks=2, threads=1, **settings)
+    learner = locallearn.build("dgl", model, image=data.image, classes=10, blocks=2, **settings)
     found = looked(learner, data)
     names = [*learner.model.names, "head"]
     for probe, key in (("Fisher", "fisher_trace"), ("WeightInformation", "weight_information")):
@@ -356,7 +356,7 @@ def test_the_probes_on_images(model):
 def test_the_probe_perturbs_the_layer_that_it_names():
     """What the probe finds for a layer, whose input it takes as given, is what the whole model tolerates there."""
     data = load("data=digits")
-    learner = locallearn.build("backprop", "lenet", image=data.image, classes=10, blocks=2, threads=1)
+    learner = locallearn.build("backprop", "lenet", image=data.image, classes=10, blocks=2)
     probe = WeightInformation(samples=64, draws=1, tolerance=0.05)
     with unchanged(learner):
         rows = probe.look(learner, data, Moment(0, 0)).rows
@@ -377,16 +377,14 @@ def test_the_probes_on_sequences_and_graphs(real_root):
     names = load("data=names", f"data.root={real_root}")
     found = looked(
         locallearn.build(
-            "backprop", "rnn", image=names.image, classes=len(names.classes), blocks=2, threads=1, **{"model.width": 8}
+            "backprop", "rnn", image=names.image, classes=len(names.classes), blocks=2, **{"model.width": 8}
         ),
         names,
     )
     assert [row["name"] for row in found["Fisher"]] == ["layer1", "layer2", "layer3", "head"]
     cora = load("data=cora", f"data.root={real_root}")
     found = looked(
-        locallearn.build(
-            "backprop", "gcn", image=cora.image, classes=len(cora.classes), graph=cora.graph, blocks=2, threads=1
-        ),
+        locallearn.build("backprop", "gcn", image=cora.image, classes=len(cora.classes), graph=cora.graph, blocks=2),
         cora,
     )
     assert [row["name"] for row in found["Fisher"]] == ["gcn1", "gcn2", "head"]

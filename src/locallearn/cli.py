@@ -7,6 +7,7 @@ torch is imported only once there is something to run.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -123,7 +124,7 @@ def _hydra(options: Any) -> int:
     overrides = [arguments.home_in(word) for word in options.overrides]
     for word in overrides:
         if word.startswith("=") or ("=" not in word and not word.startswith("~")):
-            hint = did_you_mean(word, commands.COMMANDS)
+            hint = did_you_mean(word, commands.COMMANDS) or "a run is settings alone, as in `locallearn strategy=dgl`; "
             raise UserError(f"{word!r} is neither a command nor of the form KEY=VALUE: {hint}see `locallearn --help`")
     overrides = [*overrides, *(["dry_run=true"] if options.dry_run else [])]
     dirs = options.config_dir
@@ -155,9 +156,22 @@ def _hydra(options: Any) -> int:
                 _varied.update(varies)
             internal.append(f"hydra.sweep.dir={quoted(folder)}")
         stack.enter_context(_environment(variables))
+        stack.enter_context(_logging_kept())
         sys.argv = [sys.argv[0], *_flags(options), *overrides, *internal]
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
     return max(_exit_codes, default=0)
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """What `--info` makes Hydra log, to a handler of its own, ends with it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _flags(options: Any) -> list[str]:

@@ -12,6 +12,7 @@ from locallearn import listing, on_runs, outside
 from locallearn.arguments import Parser, trust
 from locallearn.compose import compose, known_keys
 from locallearn.errors import UserError, did_you_mean
+from locallearn.options import PlanOptions, TuneOptions
 
 COMMANDS = {
     "list": "the choices of every group, of one, or one with its options: list strategies; list strategy dgl",
@@ -78,7 +79,7 @@ example:
     from locallearn.data.doctor import diagnose, torchvision_version
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    print(f"python {sys.version.split()[0]}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"python {sys.version.split()[0]}, torch {torch.__version__}, threads: {torch.get_num_threads()}")
     print(f"GPUs: {', '.join(gpus) or 'none'}")
     print(torchvision_version())
     source = instantiate(config["data"], "data", config["allow"])
@@ -97,17 +98,13 @@ def _settings(parser: Parser, arguments: list[str]) -> tuple[argparse.Namespace,
 
 def _plan(arguments: list[str]) -> int:
     """What pipelines of a run would give, predicted from block times measured here."""
-    from locallearn.config.experiment import experiment
-    from locallearn.runtime.plan import Options
-    from locallearn.training.planning import plan
-
     parser = Parser(
         "plan",
         "Predict what a pipeline over more devices would bring: step time, bubble, speed-up and memory of every "
         "schedule, from the times of the blocks, which are measured here.",
         f"""\
 options (NAME=VALUE):
-{_described(Options)}
+{_described(PlanOptions)}
 settings (KEY=VALUE):
   strategy, model, data, blocks, batch_size, ...   as in a run
 
@@ -116,12 +113,17 @@ example:
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="options and settings, in any order")
     given, words = _settings(parser, arguments)
-    options, settings = Options.parse(words)
+    options, settings = PlanOptions.parse(words)
     known = known_keys(settings, given.config_dir)
     for word in settings:
         name = word.partition("=")[0].lstrip("+~")
-        if name not in known and (hint := did_you_mean(name, [*Options.names(), *known])) and "." not in name:
-            raise UserError(f"unknown option {name}: {hint}plan takes the settings of a run, {_and(Options.names())}")
+        if name not in known and (hint := did_you_mean(name, [*PlanOptions.names(), *known])) and "." not in name:
+            raise UserError(
+                f"unknown option {name}: {hint}plan takes the settings of a run, {_and(PlanOptions.names())}"
+            )
+    from locallearn.config.experiment import experiment
+    from locallearn.training.planning import plan
+
     reference = [s for s in settings if not s.startswith("strategy")] + ["strategy=backprop"]
     exp = experiment(*compose(settings, given.config_dir), settings, given.config_dir)
     print(plan(exp, experiment(*compose(reference, given.config_dir)), options))
@@ -140,15 +142,12 @@ def _and(names: Sequence[str]) -> str:
 
 
 def _tune(arguments: list[str]) -> int:
-    from locallearn.stopping import Interrupted
-    from locallearn.tune import Options, tune
-
     parser = Parser(
         "tune",
         "Search for the settings with the best validation accuracy; every trial is a run. Started again, it goes on.",
         f"""\
 options (NAME=VALUE):
-{_described(Options)}
+{_described(TuneOptions)}
   In a FILE.yaml stand lines such as "optim.lr: {{low: 1e-4, high: 1e-1, log: true}}" or "batch_size: [32, 64]".
 
 settings (KEY=VALUE):
@@ -159,6 +158,9 @@ example:
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="options and settings, in any order")
     options, settings = _settings(parser, arguments)
+    from locallearn.stopping import Interrupted
+    from locallearn.tune import tune
+
     try:
         return tune(settings, options.config_dir)
     except Interrupted as error:

@@ -71,7 +71,10 @@ def show(group: str | None, name: str | None = None, config_dirs: Sequence[Path]
     groups = (*GROUPS, *APPENDED)
     wanted = PLURALS.get(group or "", group)
     if wanted and wanted not in groups:
-        raise unknown("group", wanted, [*groups, "strategies"])
+        if homes := [each for each in groups if wanted in choices(each, config_dirs)]:
+            asked = " or ".join(f"`locallearn list {each} {wanted}`" for each in homes)
+            raise UserError(f"{wanted!r} is no group but a choice of {' and '.join(homes)}: {asked}")
+        raise unknown("group", wanted, groups)
     if wanted and name:
         return _one(wanted, name, config_dirs)
     for each in [wanted] if wanted else groups:
@@ -128,5 +131,5 @@ def matrix(config_dirs: Sequence[Path]) -> int:
     if config_dirs:
         raise UserError("list --matrix shows the strategies and models of locallearn; leave --config-dir out")
     config, _ = compose(["auxiliary=linear"])
-    print(found.matrix(choices("strategy"), choices("model"), config).render())
+    print(found.matrix(choices("strategy"), choices("model"), config).render(columns()))
     return 0

@@ -11,6 +11,7 @@ from locallearn import outside, paths
 from locallearn.arguments import Parser, trust
 from locallearn.compose import choices, compose
 from locallearn.errors import RunError, UserError
+from locallearn.fitted import columns, table
 
 
 def _on_runs(command: str, text: str, more: str, settings: bool = True) -> Parser:
@@ -163,13 +164,11 @@ def _table_of(runs: Sequence[Path], numbers: Callable[[Path], dict[str, float]])
             print(f"locallearn: {error}", file=sys.stderr)
             codes.append(2 if isinstance(error, UserError) else 1)
     if found:
-        names = list(dict.fromkeys(name for own in found.values() for name in own))
+        every = dict.fromkeys(name for own in found.values() for name in own)
+        names = sorted(every, key=lambda name: name.split("/")[:-1])
         rows = [[str(run), *(f"{own[n]:.4f}" if n in own else "-" for n in names)] for run, own in found.items()]
         head = ["run", *(re.sub(r"^block/(\d+)/", r"\1/", name) for name in names)]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        for first, *cells in (head, *rows):
-            right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-            print("  ".join([f"{first:<{widths[0]}}", *right]))
+        print(table([head, *rows], columns()))
     return max(codes)
 
 

@@ -4,7 +4,6 @@ test set; optuna decides what to try next, and remembers it in `out`/tune.db, so
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -21,35 +20,13 @@ from locallearn.compose import choices, compose, explained, quoted, swept
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.given import Unread
 from locallearn.errors import RunError, UserError, unknown
+from locallearn.options import TuneOptions
 from locallearn.training import sweep
 
 STORE = "tune.db"
 JUDGE = "validation/accuracy"
 EDGE = 0.05  # of a range: a best value this near to an end may lie beyond it
 Scalar = float | int | str | bool | None
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `locallearn tune` asks beside the settings of a run.
-
-    trials  runs in all, those of earlier starts counted
-    space   what is searched: a file of conf/tune/, or any FILE.yaml
-    """
-
-    trials: int = 20
-    space: str = "lr"
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> tuple[Options, list[str]]:
-        """The options among NAME=VALUE arguments, and all others. Raises UserError."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        given = {name: value for name, _, value in (text.partition("=") for text in arguments) if name in names}
-        trials = given.get("trials", str(cls.trials))
-        if not re.fullmatch(r"[1-9]\d*", trials):
-            raise UserError(f"trials={trials}: must be a whole number, at least 1")
-        rest = [text for text in arguments if text.partition("=")[0] not in names]
-        return cls(int(trials), given.get("space", cls.space)), rest
 
 
 @dataclass(frozen=True)
@@ -142,7 +119,7 @@ def override(key: str, value: Scalar) -> str:
 class Search:
     """One search: what is tried is what the study says, and the study is told how it went."""
 
-    def __init__(self, settings: Sequence[str], config_dirs: Sequence[Path], options: Options) -> None:
+    def __init__(self, settings: Sequence[str], config_dirs: Sequence[Path], options: TuneOptions) -> None:
         """Checks everything before anything is written. Raises UserError."""
         with explained(settings, config_dirs):
             several = swept(settings)
@@ -277,7 +254,7 @@ def tune(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
         import optuna  # noqa: F401
     except ImportError:
         raise UserError("tune needs optuna: pip install 'locallearn[tune]'") from None
-    options, settings = Options.parse(arguments)
+    options, settings = TuneOptions.parse(arguments)
     search = Search(settings, config_dirs, options)
     search.run()
     return search.report()

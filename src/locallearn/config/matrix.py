@@ -16,6 +16,7 @@ from locallearn.config.settings import AUTO_BLOCKS
 from locallearn.config.targets import instantiate
 from locallearn.engine import Optim, assemble
 from locallearn.errors import UserError
+from locallearn.fitted import fitted, table
 from locallearn.models import BlockModel
 
 IMAGE, SEQUENCE, FEATURES = (3, 32, 32), (20, 57), (16,)
@@ -32,8 +33,8 @@ class Matrix:
     cells: dict[str, dict[str, str | None]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def render(self) -> str:
-        """The table with numbered reasons below it."""
+    def render(self, width: int | None = None) -> str:
+        """The table with numbered reasons below it, in at most `width` columns."""
         reasons: list[str] = []
 
         def mark(reason: str | None) -> str:
@@ -46,10 +47,10 @@ class Matrix:
         rows = [("model", "reads", *self.strategies)]
         for model, cells in self.cells.items():
             rows.append((model, self.reads[model], *(mark(cells[s]) for s in self.strategies)))
-        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in rows]
+        lines = [table(rows, width, left=range(len(rows[0])), again=2)]
         lines += [f"({i}) {reason}" for i, reason in enumerate(reasons, 1)]
-        return "\n".join([*lines, *(f"{model}: {reason}" for model, reason in self.refused.items())])
+        lines += [f"{model}: {reason}" for model, reason in self.refused.items()]
+        return fitted("\n".join(lines), width)
 
 
 def matrix(strategies: Mapping[str, Path], models: Mapping[str, Path], options: Mapping[str, Any]) -> Matrix:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from locallearn.fitted import fitted, table
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.cut import blank, measure
 from locallearn.quiet import undisturbed
@@ -85,18 +86,10 @@ def _flops(modules: Sequence[nn.Module], h: Tensor) -> int | None:
     return total
 
 
-def render(rows: Sequence[BlockRow]) -> str:
-    """The rows as text of at most 100 columns, and what is dropped at inference."""
+def render(rows: Sequence[BlockRow], width: int | None = None) -> str:
+    """The rows as text of at most `width` columns, and what is dropped at inference."""
     cells = [HEAD, *(_cells(row) for row in rows)]
-    wide = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
-    left = (1, 2)  # text to the left, numbers to the right
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, wide, strict=True))
-        )
-        for line in cells
-    ]
-    return "\n".join([*lines, _dropped(rows)])
+    return "\n".join([table(cells, width, left=(1, 2), again=2), fitted(_dropped(rows), width)])
 
 
 def _cells(row: BlockRow) -> tuple[str, ...]:

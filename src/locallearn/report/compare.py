@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from locallearn.figures import COLOURS, by_strategy
 from locallearn.report.figures import CURVES, accuracy_by_block, curve, learning_curves
+from locallearn.report.grid import Table, grids
 from locallearn.report.grouping import text, written
 from locallearn.report.numbers import numbers, values
 from locallearn.report.read import Run, flat
-from locallearn.report.tables import Table, grids, shown
+from locallearn.report.tables import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

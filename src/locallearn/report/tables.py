@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from locallearn.report.grid import Table, grids
 from locallearn.report.numbers import Number
 from locallearn.report.read import STATES
 from locallearn.report.study import Group, Study
@@ -32,7 +33,6 @@ COSTS = {
 """What a run costs, and the head of its column."""
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """What begins so is computed by a spreadsheet that opens a CSV."""
-Table = list[list[str]]
 
 
 def table(study: Study) -> Table:
@@ -140,24 +140,6 @@ def terminal(study: Study, width: int) -> str:
     """The report as text of at most `width` columns."""
     lines = [*notes(study), *unfinished(study), *(f"note: {problem}" for problem in study.problems)]
     return "\n".join([summary(study), grids([table(study)] if study.groups else [], width), *lines])
-
-
-def grids(tables: Sequence[Table], width: int) -> str:
-    """Tables under each other, each with a head, as text of at most `width` columns."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as Grid
-
-    text = io.StringIO()
-    screen = Console(file=text, width=width, markup=False, highlight=False, emoji=False, no_color=True)
-    for head, *rows in tables:
-        grid = Grid(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-        for k, name in enumerate(head):
-            grid.add_column(name, justify="right" if k else "left", overflow="fold")
-        for row in rows:
-            grid.add_row(*row)
-        screen.print(grid)
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines()) + "\n"
 
 
 def markdown(study: Study, pictures: Sequence[str] = ()) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from locallearn.errors import UserError
+from locallearn.options import PlanOptions
 from locallearn.runtime.devices import Piece, stages
-from locallearn.runtime.plan import GB, Options, Row
+from locallearn.runtime.plan import GB, Row
 from locallearn.runtime.simulate import FORWARD, simulate
 from locallearn.runtime.table import short
 
@@ -38,7 +39,7 @@ def check() -> None:
         raise UserError("picture= needs matplotlib: pip install matplotlib, or leave picture= out") from error
 
 
-def draw(rows: Sequence[Row], options: Options, title: str) -> None:
+def draw(rows: Sequence[Row], options: PlanOptions, title: str) -> None:
     """Write `options.picture`: the first batches of every schedule on the first devices, from empty devices."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -70,7 +71,7 @@ def draw(rows: Sequence[Row], options: Options, title: str) -> None:
             raise UserError(f"picture={path} cannot be written: {error.strerror or error}") from error
 
 
-def _panel(row: Row, options: Options, until: float) -> Panel:
+def _panel(row: Row, options: PlanOptions, until: float) -> Panel:
     devices = stages(row.division, row.micro_batches, options.bandwidth * GB, options.latency * 1e-6)
     period, first = row.prediction.step_seconds, float(devices.forward[0])
     if row.schedule in ("none", "delayed"):  # the first device is faster while the pipeline fills

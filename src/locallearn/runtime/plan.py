@@ -2,106 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 from locallearn.contract import Route
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.models.cut import partition
+from locallearn.options import PlanOptions
 from locallearn.runtime.devices import stages
 from locallearn.runtime.measure import BlockCost
 from locallearn.runtime.simulate import QUEUE, graphs, simulate
 
 Division = Sequence[Sequence[BlockCost]]
 GB = 1e9
-MOST_STAGES = 4096
 
 
-@dataclass(frozen=True)
-class Options:
-    """What `locallearn plan` asks beside the settings of a run.
-
-    stages         devices
-    micro_batches  parts of a batch where the schedule divides it
-    bandwidth      of a link between two stages, GB/s
-    latency        of a message, microseconds
-    depth          copies of the model's blocks one after the other: a deeper network than the model, to simulate
-    picture        a file for the schedules, .svg or .png
-    """
-
-    stages: int = 2
-    micro_batches: int = 4
-    bandwidth: float = 10.0
-    latency: float = 20.0
-    depth: int = 1
-    picture: str = ""
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> tuple[Options, list[str]]:
-        """The options among NAME=VALUE arguments, and all others. Raises UserError."""
-        kinds = {"bandwidth": float, "latency": float, "picture": str}
-        given: dict[str, int | float | str] = {}
-        rest = []
-        for argument in arguments:
-            name, _, value = argument.partition("=")
-            if name not in cls.names():
-                rest.append(argument)
-                continue
-            kind = kinds.get(name, int)
-            try:
-                given[name] = kind(value)
-            except ValueError:
-                wanted = "a whole number" if kind is int else "a number"
-                raise UserError(f"{argument}: must be {wanted}, such as {name}={getattr(cls, name)}") from None
-        return cls(**given), rest  # type: ignore[arg-type]
-
-    @classmethod
-    def names(cls) -> list[str]:
-        return [f.name for f in dataclasses.fields(cls)]
-
-    def __post_init__(self) -> None:
-        for name in ("stages", "micro_batches", "depth"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        if max(self.stages, self.micro_batches) > MOST_STAGES:
-            raise UserError(
-                f"stages={self.stages} micro_batches={self.micro_batches}: at most {MOST_STAGES} of each are simulated"
-            )
-        if not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
-            raise UserError(f"bandwidth={self.bandwidth}: must be above 0, in GB/s")
-        if not (self.latency >= 0 and math.isfinite(self.latency)):
-            raise UserError(f"latency={self.latency}: must be at least 0, in microseconds")
-        if self.stages % self.depth:
-            raise UserError(
-                f"depth={self.depth} but stages={self.stages}: every copy of the model gets equally many stages; "
-                f"choose a multiple of {self.depth}"
-            )
-        if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
-            raise UserError(f"picture={self.picture}: must end in .svg or .png")
-
-    def cut(self, model: BlockModel, blocks: int | str | list[int], balance: str) -> list[range]:
-        """The blocks of one copy of the model; with blocks=auto at least one a stage, of equal measured time."""
-        units, wanted = len(model.units), self.stages // self.depth
-        if wanted > units:
-            copies = next(
-                d for d in range(self.depth + 1, self.stages + 1) if self.stages // d <= units and not self.stages % d
-            )
-            raise UserError(
-                f"stages={self.stages} but {model.name} has {units} units; choose at most {units * self.depth} stages, "
-                f"or simulate a deeper network of {copies} copies of it with depth={copies}"
-            )
-        if blocks == "auto":
-            return model.cut(max(wanted, min(4, units)), "time" if wanted > 4 else balance)
-        cut = model.cut(blocks, balance)
-        if wanted > len(cut):
-            raise UserError(f"stages={self.stages} but blocks={blocks} makes {len(cut)} blocks; choose blocks={wanted}")
-        return cut
+def cut_for(options: PlanOptions, model: BlockModel, blocks: int | str | list[int], balance: str) -> list[range]:
+    """The blocks of one copy of the model; with blocks=auto at least one a stage, of equal measured time."""
+    units, wanted = len(model.units), options.stages // options.depth
+    if wanted > units:
+        copies = next(
+            d
+            for d in range(options.depth + 1, options.stages + 1)
+            if options.stages // d <= units and not options.stages % d
+        )
+        raise UserError(
+            f"stages={options.stages} but {model.name} has {units} units; choose at most {units * options.depth} "
+            f"stages, or simulate a deeper network of {copies} copies of it with depth={copies}"
+        )
+    if blocks == "auto":
+        return model.cut(max(wanted, min(4, units)), "time" if wanted > 4 else balance)
+    cut = model.cut(blocks, balance)
+    if wanted > len(cut):
+        raise UserError(f"stages={options.stages} but blocks={blocks} makes {len(cut)} blocks; choose blocks={wanted}")
+    return cut
 
 
 class Prediction(NamedTuple):
@@ -191,7 +127,7 @@ class Row(NamedTuple):
     own: bool
 
 
-def rows(options: Options, strategy: Measured, backprop: Measured, error_bytes: int) -> list[Row]:
+def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_bytes: int) -> list[Row]:
     """Every schedule: those of backprop with its costs, those of the other routes with the strategy's. `error_bytes`:
     of the message of route BROADCAST."""
     m, own = options.micro_batches, strategy.route

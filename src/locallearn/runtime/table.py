@@ -6,8 +6,10 @@ import textwrap
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
+from locallearn.fitted import fitted, table
+from locallearn.options import PlanOptions
 from locallearn.runtime.measure import BlockCost
-from locallearn.runtime.plan import Options, Row
+from locallearn.runtime.plan import Row
 
 MB = 1e6
 MOST_COLUMNS = 8  # stages whose memory stands in a line of its own numbers
@@ -15,13 +17,23 @@ MOST_LINES = 16  # stages that are listed
 HEAD = ("", "schedule", "strategy", "ms/step", "speed-up", "over backprop", "bubble")
 
 
-def render(title: str, rows: Sequence[Row], options: Options, names: Sequence[str], cut: Sequence[range]) -> str:
-    """The table of schedules, that of stages, and the assumptions. `names` of the model's units, `cut` into blocks."""
+def render(
+    title: str,
+    rows: Sequence[Row],
+    options: PlanOptions,
+    names: Sequence[str],
+    cut: Sequence[range],
+    width: int | None = None,
+) -> str:
+    """The table of schedules, that of stages, and the assumptions, in at most `width` columns. `names` of the model's
+    units, `cut` into blocks."""
     few = options.stages <= MOST_COLUMNS
     head = (*HEAD, "MB of each stage" if few else "MB, largest stage (mean)")
-    lines = _aligned([head, *(_cells(row, few) for row in rows)], left=(0, 1, 2, 7))
+    lines = table([head, *(_cells(row, few) for row in rows)], width, left=(0, 1, 2, 7), again=3)
     own = next((row for row in rows if row.own), rows[-1])
-    return "\n\n".join([title, lines, _stages(own, names, cut), _assumptions(rows, options)])
+    return "\n\n".join(
+        [fitted(title, width), lines, _stages(own, names, cut, width), _assumptions(rows, options, width)]
+    )
 
 
 def _cells(row: Row, few: bool) -> tuple[str, ...]:
@@ -39,20 +51,20 @@ def _cells(row: Row, few: bool) -> tuple[str, ...]:
     )
 
 
-def _stages(row: Row, names: Sequence[str], cut: Sequence[range]) -> str:
+def _stages(row: Row, names: Sequence[str], cut: Sequence[range], width: int | None) -> str:
     """What each stage holds and does under the strategy's own schedule."""
     division = row.division
     seconds = [sum(b.times.total for b in blocks) for blocks in division]
     balance = f"balance of {row.strategy}: the sum of the stages' times is {sum(seconds) / max(seconds):.2f} times the "
     balance += f"slowest, at best {len(division)}"
     if len(division) > MOST_LINES:
-        return balance
+        return fitted(balance, width)
     edges = [0, *accumulate(len(blocks) for blocks in division)]
     cells: list[tuple[str, ...]] = [("stage", "units", "forward ms", "backward ms", "sends up MB", "down MB")]
     for stage, (a, b) in enumerate(pairwise(edges)):
         units = [names[i] for block in range(a, b) for i in cut[block % len(cut)]]
         cells.append((str(stage), _span(units), *_numbers(division[stage], stage, len(division))))
-    return f"{_aligned(cells, left=(1,))}\n{balance}"
+    return f"{table(cells, width, left=(1,), again=2)}\n{fitted(balance, width)}"
 
 
 def short(number: float) -> str:
@@ -71,7 +83,7 @@ def _numbers(blocks: Sequence[BlockCost], stage: int, count: int) -> tuple[str, 
     return tuple(map(short, (forward * 1e3, backward * 1e3, up / MB, down / MB)))
 
 
-def _assumptions(rows: Sequence[Row], options: Options) -> str:
+def _assumptions(rows: Sequence[Row], options: PlanOptions, width: int | None) -> str:
     own = next((row.strategy for row in rows if row.own), rows[-1].strategy)
     told = (
         f"* what the pipeline does with {own}. Predicted, not run: block times are measured here, alone, and every "
@@ -81,14 +93,4 @@ def _assumptions(rows: Sequence[Row], options: Options) -> str:
     )
     if options.depth > 1:
         told += f" The network is {options.depth} copies of the model's blocks, one after the other."
-    return textwrap.fill(told, 110)
-
-
-def _aligned(cells: Sequence[tuple[str, ...]], left: Sequence[int]) -> str:
-    """Columns as wide as their widest cell; numbers to the right, the columns in `left` to the left."""
-    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = (
-        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, wide, strict=True)))
-        for line in cells
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    return textwrap.fill(told, min(110, width or 110), break_on_hyphens=False)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from locallearn.config.experiment import Experiment
 from locallearn.engine import Learner
 from locallearn.errors import UserError
+from locallearn.fitted import columns
+from locallearn.options import PlanOptions
 from locallearn.runtime import draw
 from locallearn.runtime.measure import BlockTimes, block_costs, block_times
-from locallearn.runtime.plan import Measured, Options, rows
+from locallearn.runtime.plan import Measured, cut_for, rows
 from locallearn.runtime.table import render
 from locallearn.training.environment import process_settings
 from locallearn.training.prepare import prepare
@@ -16,7 +18,7 @@ SAMPLES = 32  # a larger batch is measured with so many
 ROUNDS, REPEATS = 3, 2
 
 
-def plan(exp: Experiment, reference: Experiment, options: Options) -> str:
+def plan(exp: Experiment, reference: Experiment, options: PlanOptions) -> str:
     """The plan as text, and its picture if one was asked for. `reference`: the same run with backprop."""
     if options.picture:
         draw.check()
@@ -24,7 +26,7 @@ def plan(exp: Experiment, reference: Experiment, options: Options) -> str:
         learner, data = prepare(exp)
         batch = data.batch(exp.settings.batch_size)
         _check(exp, learner, options, batch)
-        cut = options.cut(learner.model, exp.settings.blocks, exp.settings.balance)
+        cut = cut_for(options, learner.model, exp.settings.blocks, exp.settings.balance)
         learner = learner if cut == learner.cut else prepare(exp, cut)[0]
         other = learner if reference.strategy == exp.strategy else prepare(reference, cut)[0]
         learners = [learner] if other is learner else [learner, other]
@@ -41,10 +43,10 @@ def plan(exp: Experiment, reference: Experiment, options: Options) -> str:
         )
         if options.picture:
             draw.draw(table, options, title)
-        return render(title, table, options, model.names, cut)
+        return render(title, table, options, model.names, cut, columns())
 
 
-def _check(exp: Experiment, learner: Learner, options: Options, batch: int) -> None:
+def _check(exp: Experiment, learner: Learner, options: PlanOptions, batch: int) -> None:
     name = exp.names["strategy"]
     if len(exp.strategy.phases(len(learner.blocks))) > 1:
         raise UserError(f"strategy={name} trains its blocks one after the other: there is no pipeline to plan")

@@ -14,6 +14,7 @@ from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
+from locallearn.fitted import columns
 from locallearn.models.summary import BlockRow, render, summary, totals
 from locallearn.runtime.world import started_together
 from locallearn.training import checkpoint
@@ -32,7 +33,7 @@ def dry_run(exp: Experiment) -> str:
     """The table of blocks: output shape, parameters, FLOPs, auxiliary share, and what is dropped at inference."""
     with process_settings(exp.settings):
         learner, _ = prepare(exp)
-        return render(_rows(learner))
+        return render(_rows(learner), columns())
 
 
 def _rows(learner: Learner) -> list[BlockRow]:

@@ -1,0 +1,100 @@
+"""What `plan` and `tune` ask beside the settings of a run. Without torch, so that their `-h` answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from locallearn.errors import UserError
+
+MOST_STAGES = 4096
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What `locallearn plan` asks beside the settings of a run.
+
+    stages         devices
+    micro_batches  parts of a batch where the schedule divides it
+    bandwidth      of a link between two stages, GB/s
+    latency        of a message, microseconds
+    depth          copies of the model's blocks one after the other: a deeper network than the model, to simulate
+    picture        a file for the schedules, .svg or .png
+    """
+
+    stages: int = 2
+    micro_batches: int = 4
+    bandwidth: float = 10.0
+    latency: float = 20.0
+    depth: int = 1
+    picture: str = ""
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> tuple[PlanOptions, list[str]]:
+        """The options among NAME=VALUE arguments, and all others. Raises UserError."""
+        kinds = {"bandwidth": float, "latency": float, "picture": str}
+        given: dict[str, int | float | str] = {}
+        rest = []
+        for argument in arguments:
+            name, _, value = argument.partition("=")
+            if name not in cls.names():
+                rest.append(argument)
+                continue
+            kind = kinds.get(name, int)
+            try:
+                given[name] = kind(value)
+            except ValueError:
+                wanted = "a whole number" if kind is int else "a number"
+                raise UserError(f"{argument}: must be {wanted}, such as {name}={getattr(cls, name)}") from None
+        return cls(**given), rest  # type: ignore[arg-type]
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [f.name for f in dataclasses.fields(cls)]
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "micro_batches", "depth"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if max(self.stages, self.micro_batches) > MOST_STAGES:
+            raise UserError(
+                f"stages={self.stages} micro_batches={self.micro_batches}: at most {MOST_STAGES} of each are simulated"
+            )
+        if not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
+            raise UserError(f"bandwidth={self.bandwidth}: must be above 0, in GB/s")
+        if not (self.latency >= 0 and math.isfinite(self.latency)):
+            raise UserError(f"latency={self.latency}: must be at least 0, in microseconds")
+        if self.stages % self.depth:
+            raise UserError(
+                f"depth={self.depth} but stages={self.stages}: every copy of the model gets equally many stages; "
+                f"choose a multiple of {self.depth}"
+            )
+        if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
+            raise UserError(f"picture={self.picture}: must end in .svg or .png")
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What `locallearn tune` asks beside the settings of a run.
+
+    trials  runs in all, those of earlier starts counted
+    space   what is searched: a file of conf/tune/, or any FILE.yaml
+    """
+
+    trials: int = 20
+    space: str = "lr"
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> tuple[TuneOptions, list[str]]:
+        """The options among NAME=VALUE arguments, and all others. Raises UserError."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        given = {name: value for name, _, value in (text.partition("=") for text in arguments) if name in names}
+        trials = given.get("trials", str(cls.trials))
+        if not re.fullmatch(r"[1-9]\d*", trials):
+            raise UserError(f"trials={trials}: must be a whole number, at least 1")
+        rest = [text for text in arguments if text.partition("=")[0] not in names]
+        return cls(int(trials), given.get("space", cls.space)), rest
