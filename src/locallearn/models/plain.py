@@ -123,7 +123,6 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
         units.append(unit)
         channels = outputs
     units[0].insert(0, nn.Dropout(rates[0]))
-    begin_rectified(units)
     scores = nn.Conv2d(channels, classes, 1)
     nn.init.ones_(scores.bias)  # type: ignore[arg-type]
     head = nn.Sequential(scores, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
