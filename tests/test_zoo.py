@@ -35,9 +35,10 @@ GOALS = {"rnn": 0.65, "gcn": 0.75}
 """Where 0.95 is out of reach: the origin of a name is often a guess (the largest class has 0.47 of them; backprop gets
 0.70 in two epochs, dgl 0.68 in five), and on Cora the paper has 0.815 with two layers."""
 FALLS_SHORT = {"allcnn"}
-"""All-CNN has no batch normalisation and rectifies its class scores; the paper trains it for 350 epochs. In the 200 steps
-of the defaults it stays near chance: its scores die, or hardly leave their plateau. At the rate 5e-4 without dropout
-one seed of a plain loop reached 0.95 in three epochs, but the harness's seed 0 stayed at 0.10 (backprop) and 0.21 (dgl)."""
+"""All-CNN has no batch normalisation and rectifies its class scores; the paper trains it for 350 epochs. In the 200
+steps of the defaults it stays near chance: its scores die, or hardly leave their plateau. At the rate 5e-4 without
+dropout one seed of a plain loop reached 0.95 in three epochs, but the harness with seed 0 ended at 0.10 (backprop) and
+0.21 (dgl)."""
 
 
 @pytest.mark.slow
