@@ -204,7 +204,7 @@ def test_a_whole_run(strategy, runtime, tmp_path, capsys, monkeypatch):
     code, _, error = run("--config-dir", str(mine.parent), *words, *RUNTIMES[runtime], capsys=capsys)
     assert code == 1
     assert "step 31: " in error
-    assert " of block 1 not finite any more; block 1 of 2, step 31: the loss is nan" in error
+    assert " of block 1 is not finite any more; block 1 of 2, step 31: the loss is nan" in error
     assert "Traceback" not in error
     (folder,) = (tmp_path / "runs").iterdir()
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-00000021", "step-00000028"]
