@@ -34,11 +34,12 @@ READS = {"torchvision": "data=synthetic", "rnn": "data=names", "gcn": "data=cora
 GOALS = {"rnn": 0.65, "gcn": 0.75}
 """Where 0.95 is out of reach: the origin of a name is often a guess (the largest class has 0.47 of them; backprop gets
 0.70 in two epochs, dgl 0.68 in five), and on Cora the paper has 0.815 with two layers."""
-FALLS_SHORT = {"allcnn"}
-"""All-CNN has no batch normalisation and rectifies its class scores; the paper trains it for 350 epochs. In the 200
-steps of the defaults it stays near chance: its scores die, or hardly leave their plateau. At the rate 5e-4 without
-dropout one seed of a plain loop reached 0.95 in three epochs, but the harness with seed 0 ended at 0.10 (backprop) and
-0.21 (dgl)."""
+NEEDS = {"allcnn": ["optim.lr=5e-4", "model.input_dropout=0", "model.dropout=0"]}
+"""What a model needs beyond the defaults to learn in so few steps, as the first line of its yaml says. All-CNN has no
+batch normalisation and rectifies its class scores: at the default rate they die. With the dropout of the paper, which
+trains for 350 epochs, 200 steps were too few at every rate that was tried (0.10 to 0.78)."""
+FALLS_SHORT = {("allcnn", "dgl"): "0.80 after five epochs: the last block learns alone behind a rectifier"}
+"""Known not to reach the goal, with what was measured."""
 
 
 @pytest.mark.slow
@@ -48,12 +49,12 @@ dropout one seed of a plain loop reached 0.95 in three epochs, but the harness w
 def test_a_model_learns_in_the_epochs_of_the_defaults(
     name: str, strategy: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = [f"model={name}", f"strategy={strategy}", READS.get(name, "data=digits")]
+    settings = [f"model={name}", f"strategy={strategy}", READS.get(name, "data=digits"), *NEEDS.get(name, [])]
     if name in ("rnn", "gcn"):
         monkeypatch.setenv("LOCALLEARN_DATA", str(request.getfixturevalue("real_root")))
     if name == "gcn":  # a whole graph is one step an epoch
         settings += ["epochs=200", "optim.lr=0.01", *(["auxiliary=linear"] if strategy == "dgl" else [])]
     goal = GOALS.get(name, 0.95)
-    if name in FALLS_SHORT:
-        request.applymarker(pytest.mark.xfail(reason="too few steps for a net without batch norm", strict=True))
+    if reason := FALLS_SHORT.get((name, strategy)):
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     assert reached(goal, *settings) >= goal

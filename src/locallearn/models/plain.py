@@ -100,7 +100,7 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
 
     1.37 M parameters. The head is the 1x1 convolution to the classes, rectified, and the average over positions. Its
     biases begin at one: a class whose scores are all below the rectifier gets no gradient, and from zero Adam takes
-    every class there in its first steps, for good.
+    every class there in its first steps, for good. The hidden layers begin as He et al., 2015, say for rectifiers.
     """
     channels, height, width = check_image(image, "allcnn", smallest=3)
     rates = check_dropout(input_dropout), check_dropout(dropout)
@@ -123,6 +123,7 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
         units.append(unit)
         channels = outputs
     units[0].insert(0, nn.Dropout(rates[0]))
+    begin_rectified(units)
     scores = nn.Conv2d(channels, classes, 1)
     nn.init.ones_(scores.bias)  # type: ignore[arg-type]
     head = nn.Sequential(scores, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
