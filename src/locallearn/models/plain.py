@@ -100,7 +100,7 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
 
     1.37 M parameters. The head is the 1x1 convolution to the classes, rectified, and the average over positions. Its
     biases begin at one: a class whose scores are all below the rectifier gets no gradient, and from zero Adam takes
-    every class there in its first steps, for good.
+    every class there in its first steps, for good. The hidden layers begin as He et al., 2015, say for rectifiers.
     """
     channels, height, width = check_image(image, "allcnn", smallest=3)
     rates = check_dropout(input_dropout), check_dropout(dropout)
