@@ -104,9 +104,16 @@ class Reader:
         words = ["strategy=dgl" if word == "ROW" else word for word in words]
         for k, word in enumerate(words):
             if match := re.fullmatch(r"(runs.*)/RUN(\d?)", word):
-                newest = sorted(Path(match[1]).glob("*/summary.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-                words[k] = str(newest[int(match[2] or 1) - 1].parent)
+                words[k] = str(self.runs(match[1], int(match[2] or 1))[-1])
         return words
+
+    def runs(self, folder: str, count: int) -> list[Path]:
+        """The newest runs that the reader has in a folder. Who reads of a run without being told of one has one."""
+        while True:
+            found = sorted(Path(folder).glob("*/summary.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+            if len(found) >= count:
+                return [path.parent for path in found[:count]]
+            self.type(["locallearn", "strategy=dgl", "model=lenet", f"out={folder}"])
 
     def short(self, words: list[str]) -> list[str]:
         if words[0] == "tune":
