@@ -36,8 +36,8 @@ GOALS = {"rnn": 0.65, "gcn": 0.75}
 0.70 in two epochs, dgl 0.68 in five), and on Cora the paper has 0.815 with two layers."""
 NEEDS = {"allcnn": ["optim.lr=5e-4", "model.input_dropout=0", "model.dropout=0"]}
 """What a model needs beyond the defaults to learn in so few steps, as the first line of its yaml says. All-CNN has no
-batch normalisation and rectifies its class scores: at the default rate it stays near chance. With the dropout of the paper,
-which trains for 350 epochs, 200 steps were too few at every rate that was tried (0.10 to 0.78)."""
+batch normalisation and rectifies its class scores: at the default rate it stays near chance. With the dropout of the
+paper, which trains for 350 epochs, 200 steps were too few at every rate that was tried (0.10 to 0.78)."""
 FALLS_SHORT = {("allcnn", "dgl"): "0.80 after five epochs; the cause is not known"}
 """Known not to reach the goal, with what was measured."""
 
