@@ -488,8 +488,6 @@ REAL = {
 def source(request) -> DataSource:
     if request.param in SETS:
         return SETS[request.param]
-    if request.param == "cora":
-        pytest.importorskip("torch_geometric")
     return REAL[request.param](root=str(request.getfixturevalue("real_root")))
 
 
