@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -100,25 +101,24 @@ def replayed(
 
 
 @pytest.mark.parametrize("modules", [2, 3, 4])
-def test_delayed_gradients(parity: Parity, modules: int) -> None:
+@pytest.mark.parametrize(
+    ("peer", "strategy", "loop", "how"),
+    [
+        ("DDG", Backprop(), delayed, "staleness 1"),
+        ("Features Replay", Checkpoint(), replayed, "checkpoint with staleness 1"),
+    ],
+    ids=["ddg", "features replay"],
+)
+def test_late_gradients(
+    parity: Parity, modules: int, peer: str, strategy: Strategy, loop: Callable[..., None], how: str
+) -> None:
     batches = tiny_batches(10)
-    learner, model, parts = prepared(Backprop(), modules)
-    delayed(parts, batches)
+    learner, model, parts = prepared(strategy, modules)
+    loop(parts, batches)
     for x, y in batches:
         learner.learn(x, y)
-    what = f"{modules} modules, staleness 1, 10 steps: weights and batch statistics"
-    parity.equal("DDG", what, apart(learner.model.state_dict(), model.state_dict()))
-
-
-@pytest.mark.parametrize("modules", [2, 3, 4])
-def test_features_replay(parity: Parity, modules: int) -> None:
-    batches = tiny_batches(10)
-    learner, model, parts = prepared(Checkpoint(), modules)
-    replayed(parts, batches)
-    for x, y in batches:
-        learner.learn(x, y)
-    what = f"{modules} modules, checkpoint with staleness 1, 10 steps: weights and batch statistics"
-    parity.equal("Features Replay", what, apart(learner.model.state_dict(), model.state_dict()))
+    what = f"{modules} modules, {how}, 10 steps: weights and batch statistics"
+    parity.equal(peer, what, apart(learner.model.state_dict(), model.state_dict()))
 
 
 def test_features_replay_as_it_is_shipped(parity: Parity) -> None:
