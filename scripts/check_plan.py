@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bench.subjects import learner_of, model_of
 
-from locallearn.runtime.measure import block_costs, block_times
-from locallearn.runtime.plan import predict
+from locallearn.plan.measure import block_costs, block_times
+from locallearn.plan.schedules import predict
 from locallearn.training.environment import keep_freed_memory
 
 BATCH = 128

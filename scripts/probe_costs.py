@@ -15,7 +15,7 @@ from pathlib import Path
 from reproduce import machine
 
 import locallearn
-from locallearn.compose import choices, header
+from locallearn.config.compose import choices, header
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"strategy": "dgl", "model": "lenet", "data": "mnist", "auxiliary": "mlp", "epochs": 3, "threads": 1}

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from locallearn.compose import choices, compose, header
+from locallearn.config.compose import choices, compose, header
 from locallearn.config.experiment import experiment
 from locallearn.config.targets import resolve
 

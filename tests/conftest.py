@@ -23,8 +23,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import locallearn
-from locallearn import cli
-from locallearn.compose import compose
+from locallearn.cli import main as cli
+from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.data import Data
 from locallearn.engine import SGD, Learner, assemble

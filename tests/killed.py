@@ -15,10 +15,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from locallearn import cli
+from locallearn.cli import main as cli
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
-from locallearn.training import checkpoint, record, run_folder
+from locallearn.runs import checkpoint
+from locallearn.runs import folder as run_folder
+from locallearn.runs import recorder as record
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["killed", "hydra", "locallearn.training.session", "locallearn.config.experiment"])

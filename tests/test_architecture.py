@@ -8,73 +8,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "src" / "locallearn"
-FOUNDATION = {"errors", "paths", "seeds", "coupling", "quiet", "stored", "fitted"}
-MAY_IMPORT = {
-    "errors": set(),
-    "seeds": set(),
-    "coupling": {"quiet"},
-    "quiet": set(),
-    "stored": set(),
-    "contract": set(),
-    "stopping": set(),
-    "paths": {"errors"},
-    "again": set(),
-    "fitted": set(),
-    "options": {"errors"},
-    "models": FOUNDATION,
-    "auxiliary": FOUNDATION,
-    "data": FOUNDATION,
-    "objectives": FOUNDATION | {"contract", "auxiliary"},
-    "strategies": FOUNDATION | {"contract", "auxiliary", "objectives"},
-    "engine": FOUNDATION | {"contract", "models"},
-    "figures": {"errors"},
-    "report": {"errors", "figures", "fitted", "compose", "config", "stored", "again", "arguments", "paths"},
-    "analysis": FOUNDATION | {"figures"},
-    "probes": FOUNDATION | {"contract", "analysis", "data", "engine", "figures", "models"},
-    "config": FOUNDATION
-    | {"contract", "auxiliary", "objectives", "data", "engine", "models", "probes", "runtime", "training"},
-    "runtime": FOUNDATION | {"contract", "engine", "models", "options"},
-    "training": FOUNDATION
-    | {"analysis", "contract", "config", "data", "engine", "models", "probes", "runtime", "stopping", "figures"}
-    | {"again", "options"},
-    "explain": {"errors", "config"},
-    "compose": {"errors", "config", "explain", "paths"},
-    "outside": {"errors"},
-    "arguments": {"errors", "compose", "fitted", "paths"},
-    "completion": {"errors", "arguments", "commands", "on_runs", "config"},
-    "listing": {"errors", "compose", "config", "fitted"},
-    "tune": {"errors", "again", "compose", "config", "options", "training"},
-    "on_runs": {"errors", "arguments", "fitted", "compose", "outside", "paths", "report", "training"} | {"stopping"},
-    "commands": {"errors", "compose", "config", "runtime", "training", "tune", "data", "stopping"}
-    | {"arguments", "listing", "on_runs", "options", "outside"},
-    "cli": {"errors", "commands", "compose", "config", "listing", "outside", "training", "stopping", "report"}
-    | {"again", "arguments", "completion", "paths"},
-    "api": {"errors", "paths", "seeds", "compose", "config", "engine", "models", "training"},
-    "__main__": {"cli"},
-    "__init__": {"analysis", "api", "models"},
-}
-KNOW_HYDRA = {"cli", "compose", "explain"}
-NO_TORCH_AT_IMPORT = [
-    "cli.py",
-    "commands.py",
-    "compose.py",
-    "listing.py",
-    "errors.py",
-    "on_runs.py",
-    "again.py",
-    "arguments.py",
-    "completion.py",
-    "explain.py",
-    "fitted.py",
-    "options.py",
-    "paths.py",
-    "config/registry.py",
-    "stopping.py",
-    "stored.py",
-    "config/settings.py",
+FLOORS = [
+    {"errors", "seeds", "stored", "paths", "figures", "analysis"},
+    {"contract", "models", "auxiliary", "data"},
+    {"objectives"},
+    {"strategies", "engine"},
+    {"probes", "runtime", "plan"},
+    {"config"},
+    {"runs"},
+    {"training"},
+    {"studies", "report"},
+    {"cli", "api"},
+    {"__main__", "__init__"},
 ]
-NO_TORCH_AT_IMPORT += [f"report/{path.name}" for path in (ROOT / "report").glob("*.py")]
+"""The rooms of the house from the ground up. A room imports from floors below its own, and from those beside it that it
+names in `BESIDE`."""
+BESIDE = {
+    "paths": {"errors"},
+    "figures": {"errors"},
+    "analysis": {"errors", "seeds", "figures"},
+    "auxiliary": {"models"},
+}
+NEVER = {
+    "contract": set(),
+    "strategies": {"models", "data"},
+    "objectives": {"models", "data"},
+    "data": {"models", "auxiliary"},
+    "models": {"auxiliary", "data", "contract"},
+}
+"""What a room may not know although it lies below."""
+KNOW_HYDRA = {"cli/main.py", "config/compose.py", "config/explain.py"}
 FILES = sorted(ROOT.rglob("*.py"))
+WITHOUT_TORCH = [
+    *("errors.py", "paths.py", "stored.py", "plan/options.py", "studies/options.py", "training/stopping.py"),
+    *(f"config/{name}.py" for name in ("compose", "explain", "record", "registry", "settings")),
+    "figures/text.py",
+    *(str(path.relative_to(ROOT)) for room in ("cli", "report", "runs") for path in (ROOT / room).glob("*.py")),
+]
+WITHOUT_TORCH.remove("runs/checkpoint.py")  # tensors
 
 
 def part(path: Path) -> str:
@@ -93,15 +64,31 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_arrows(path):
+def test_a_room_imports_from_below(path):
     names = imported(ast.parse(path.read_text()))
-    own = {n.split(".")[1] for n in names if n.startswith("locallearn.")} - {part(path), "__version__"}
-    assert own <= MAY_IMPORT[part(path)], f"{path} must not import {own - MAY_IMPORT[part(path)]}"
+    room = part(path)
+    floor = next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+    below = set().union(*FLOORS[:floor]) - NEVER.get(room, set()) | BESIDE.get(room, set())
+    others = {n.split(".")[1] for n in names if n.startswith("locallearn.")} - {room, "__version__"}
+    assert others <= below, f"{path} must not import {others - below}"
     if any(n.split(".")[0] in ("hydra", "omegaconf") for n in names):
-        assert part(path) in KNOW_HYDRA, f"{path} knows Hydra"
+        assert str(path.relative_to(ROOT)) in KNOW_HYDRA, f"{path} knows Hydra"
 
 
-@pytest.mark.parametrize("name", NO_TORCH_AT_IMPORT)
+@pytest.mark.xfail(strict=True, reason="models.base and .cut, engine.batch to .learner, config.unread and .experiment")
+def test_no_module_imports_itself_by_way_of_others():
+    modules = {".".join(("locallearn", *path.relative_to(ROOT).with_suffix("").parts)) for path in FILES}
+    arrows: dict[str, set[str]] = {}
+    for path in FILES:
+        module = ".".join(("locallearn", *path.relative_to(ROOT).with_suffix("").parts))
+        names = imported(ast.parse(path.read_text()))
+        arrows[module] = {n if n in modules else n.rpartition(".")[0] for n in names} & modules
+    while ends := {module for module, to in arrows.items() if not to & set(arrows)}:
+        arrows = {module: to for module, to in arrows.items() if module not in ends}
+    assert not arrows, f"these import each other in a circle, or one of a circle: {sorted(arrows)}"
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_no_torch_at_import(name):
     tree = ast.parse((ROOT / name).read_text())
     top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
@@ -112,7 +99,7 @@ def test_no_torch_at_import(name):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_stay_readable(path):
     text = path.read_text()
-    assert text.count("\n") <= 290, f"{path} is {text.count(chr(10))} lines long"
+    assert text.count("\n") <= 295, f"{path} is {text.count(chr(10))} lines long"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name} is too long"

@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from locallearn.auxiliary import CNN, MLP, ConvFC, Decoder, Linear, MLPSpatialReduction, Projector
-from locallearn.compose import choices
+from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
 from locallearn.contract import BlockSpec, Packet
 from locallearn.errors import UserError

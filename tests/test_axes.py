@@ -12,7 +12,7 @@ from conftest import assert_same
 from torch import nn
 
 import locallearn
-from locallearn.compose import choices
+from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
 from locallearn.contract import BlockSpec, Packet
 from locallearn.errors import UserError

@@ -15,7 +15,7 @@ from locallearn.engine import SGD, Learner
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import CHECK_STEPS
 from locallearn.errors import RunError
-from locallearn.training import checkpoint
+from locallearn.runs import checkpoint
 
 STEP = 2
 BROKEN = [float("nan"), float("inf")]

@@ -178,7 +178,7 @@ ABSENT = """
 import sys
 for name in ("torchvision", "matplotlib", "wandb", "timm", "torch_geometric", "tensorboard", "optuna"):
     sys.modules[name] = None
-from locallearn.cli import entry
+from locallearn.cli.main import entry
 entry()
 """
 

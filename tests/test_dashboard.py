@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from locallearn import cli
-from locallearn.compose import compose
+from locallearn.cli import main as cli
+from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 
 ROOT = Path(__file__).resolve().parents[1]

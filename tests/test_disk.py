@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_resume import assert_same_run, wait_for_steps
 
-from locallearn.training import checkpoint
+from locallearn.runs import checkpoint
 
 pytestmark = pytest.mark.xdist_group("disk")  # one worker makes the runs that the tests share
 SETTINGS = ["model=mlp", "model.width=64", "model.depth=4", "model.dropout=0.2", "auxiliary=linear", "blocks=4"]
@@ -202,7 +202,7 @@ time.time = back
 time.localtime = lambda seconds=None: localtime(back() if seconds is None else seconds)
 time.strftime = lambda form, moment=None: strftime(form, time.localtime() if moment is None else moment)
 datetime.datetime = Clock
-from locallearn.cli import entry
+from locallearn.cli.main import entry
 entry()
 """
 

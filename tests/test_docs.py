@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import Installed
 
-from locallearn.commands import COMMANDS
-from locallearn.compose import choices, compose, header
+from locallearn.cli.commands import COMMANDS
+from locallearn.config.compose import choices, compose, header
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

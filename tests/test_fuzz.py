@@ -22,8 +22,8 @@ import yaml
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from locallearn import cli
-from locallearn.compose import choices, compose, conf_dir
+from locallearn.cli import main as cli
+from locallearn.config.compose import choices, compose, conf_dir
 from locallearn.config.targets import resolve
 from locallearn.config.typed import fields_of
 from locallearn.errors import UserError

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import locallearn
 from locallearn.analysis.gradient_noise import Moments, gradient_noise, transition
-from locallearn.compose import compose
+from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.engine import Learner
 from locallearn.errors import UserError

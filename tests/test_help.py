@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 from conftest import run
 
-from locallearn import __version__, cli, completion
-from locallearn.arguments import ELSEWHERE
-from locallearn.commands import COMMANDS
-from locallearn.compose import compose
+from locallearn import __version__
+from locallearn.cli import completion
+from locallearn.cli import main as cli
+from locallearn.cli.arguments import ELSEWHERE
+from locallearn.cli.commands import COMMANDS
+from locallearn.config.compose import compose
 from locallearn.config.registry import APPENDED, choices, options
 from locallearn.config.settings import GROUPS
-from locallearn.fitted import fitted, table
-from locallearn.options import PlanOptions, TuneOptions
+from locallearn.figures.text import fitted, table
+from locallearn.plan.options import PlanOptions
+from locallearn.studies.options import TuneOptions
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["model=mlp", "model.width=16", "auxiliary=linear", "batch_size=128", "threads=1", "max_steps=1"]
@@ -39,7 +42,7 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
 def test_pages_answer_without_torch():
     """Seconds, which nobody waits for to read how a command is called."""
     code = (
-        "import sys; from locallearn.cli import main\n"
+        "import sys; from locallearn.cli.main import main\n"
         f"for words in {[[command, '-h'] for command in COMMANDS] + [['-h'], ['--version'], ['list', 'strategies']]}:\n"
         "    assert main(words) == 0 and 'torch' not in sys.modules, words"
     )
@@ -56,7 +59,7 @@ def test_options_that_are_no_flags_are_explained_too(command, options, capsys):
 
 
 def test_the_page_lists_every_flag_that_is_taken(capsys):
-    from locallearn.arguments import of_a_run
+    from locallearn.cli.arguments import of_a_run
 
     out = run("-h", capsys=capsys)[1]
     assert not [flag for flag in of_a_run().flags() if flag not in out and flag not in UNNAMED]
@@ -93,7 +96,7 @@ def test_one_choice_by_the_plural_and_by_a_wrong_name(capsys):
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_long_lines_go_on_below_their_column(width):
-    from locallearn.listing import FLAGS
+    from locallearn.cli.listing import FLAGS
 
     shown = fitted(FLAGS, width)
     assert max(map(len, shown.splitlines())) <= width

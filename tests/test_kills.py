@@ -19,8 +19,8 @@ import pytest
 from test_resume import assert_same_run
 
 from locallearn.errors import UserError
-from locallearn.training import checkpoint
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs import checkpoint
+from locallearn.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.timeout(1500)]
 KILLS = 50

@@ -10,7 +10,7 @@ import torch
 import yaml
 from test_strategies import make
 
-from locallearn.compose import choices, compose
+from locallearn.config.compose import choices, compose
 from locallearn.config.experiment import model_builder
 from locallearn.config.matrix import Matrix, matrix
 from locallearn.config.settings import AUTO_BLOCKS

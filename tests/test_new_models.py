@@ -12,10 +12,10 @@ import yaml
 from conftest import assert_same, tiny_learner
 from torch import nn
 
-from locallearn.coupling import Coupling, Reversible
 from locallearn.engine.memory import SavedBytes
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
+from locallearn.models.coupling import Coupling, Reversible
 from locallearn.models.gelan import RepConv, cspnet, fuse, gelan
 from locallearn.models.graph import gcn
 from locallearn.models.plain import mlp

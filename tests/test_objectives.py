@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import MLP, Linear, Projector
-from locallearn.compose import choices, header
+from locallearn.config.compose import choices, header
 from locallearn.config.targets import instantiate
 from locallearn.contract import BlockSpec, Packet
 from locallearn.errors import UserError

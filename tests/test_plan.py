@@ -17,11 +17,11 @@ from locallearn.contract import Route
 from locallearn.engine.memory import SavedBytes
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
-from locallearn.options import PlanOptions
-from locallearn.runtime.devices import stages
-from locallearn.runtime.measure import BlockCost, BlockTimes, block_costs, block_times
-from locallearn.runtime.plan import Measured, divide, memory, predict, rows
-from locallearn.runtime.simulate import QUEUE, SCHEDULES, graphs, simulate
+from locallearn.plan.devices import stages
+from locallearn.plan.measure import BlockCost, BlockTimes, block_costs, block_times
+from locallearn.plan.options import PlanOptions
+from locallearn.plan.schedules import Measured, divide, memory, predict, rows
+from locallearn.plan.simulate import QUEUE, SCHEDULES, graphs, simulate
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dni import DNI
 from locallearn.strategies.greedy import DGL, Greedy

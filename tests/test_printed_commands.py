@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import run
 
-from locallearn import again
-from locallearn.report.read import one
+from locallearn.runs import again
+from locallearn.runs.read import one
 
 SMALL = ["model=mlp", "model.width=8", "auxiliary=linear", "batch_size=128", "threads=1"]
 MINE = '''

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 import locallearn
-from locallearn.compose import choices
+from locallearn.config.compose import choices
 from locallearn.data import Split
 from locallearn.errors import UserError
 from locallearn.probes.base import numbers
@@ -196,7 +196,7 @@ def test_a_probe_that_cannot_look_leaves_no_run(tmp_path):
 
 
 def test_sample_draws_from_a_split():
-    from locallearn.compose import compose
+    from locallearn.config.compose import compose
     from locallearn.config.experiment import experiment
     from locallearn.training.prepare import prepare
 

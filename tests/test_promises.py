@@ -12,7 +12,7 @@ from conftest import run, tiny_batches, tiny_learner
 from torch import nn
 
 from locallearn.auxiliary import Linear
-from locallearn.compose import choices
+from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
 from locallearn.contract import Route, Send, Strategy, task_loss
 from locallearn.engine.promises import check_class

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from locallearn import cli, commands
-from locallearn.compose import choices, compose, header
+from locallearn.cli import commands
+from locallearn.cli import main as cli
+from locallearn.config.compose import choices, compose, header
 from locallearn.config.experiment import experiment
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError
 from locallearn.report.published import scores
+from locallearn.runs.folder import RunFolder
 from locallearn.training import session
-from locallearn.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS, SHORTS = choices("experiment"), choices("short")
@@ -29,7 +30,7 @@ def swept(kind: str, name: str) -> list[list[str]]:
     from hydra import initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from locallearn.compose import conf_dir
+    from locallearn.config.compose import conf_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = hydra_compose("config", [f"+{kind}={name}"], return_hydra_config=True)

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from locallearn.config.record import RecordSettings, TensorBoardSettings, WandbSettings
 from locallearn.errors import RunError, UserError
-from locallearn.training import record as record_module
-from locallearn.training.console import Console
-from locallearn.training.record import Recorder, RecordSettings, TensorBoardSettings, WandbSettings, open_recorder
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs import recorder as record_module
+from locallearn.runs.console import Console
+from locallearn.runs.folder import RunFolder
+from locallearn.runs.recorder import Recorder, open_recorder
 
 
 @pytest.fixture
@@ -59,8 +60,8 @@ FULL_DISK = """
 import sys
 from pathlib import Path
 from locallearn.errors import RunError
-from locallearn.training.record import Recorder
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs.recorder import Recorder
+from locallearn.runs.folder import RunFolder
 import resource, signal
 recorder = Recorder(RunFolder(Path(sys.argv[1])))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -209,7 +210,7 @@ def test_an_absent_package_is_one_sentence_before_anything_is_written(
 
 
 def test_recording_does_not_import_torch() -> None:
-    code = "import sys, locallearn.training.record, locallearn.training.wandb_sink, locallearn.training.wandb_process"
+    code = "import sys, locallearn.runs.recorder, locallearn.runs.wandb_sink, locallearn.runs.wandb_process"
     code += "\nprint([m for m in ('torch', 'wandb', 'hydra', 'tensorboard', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -229,7 +230,7 @@ EPOCH = {
 }
 SHOW = f"""
 import sys, time
-from locallearn.training.console import Console, warn
+from locallearn.runs.console import Console, warn
 nan = float("nan")
 console = Console()
 console.start(
@@ -334,7 +335,7 @@ def test_a_terminal_that_goes_away_does_not_stop_training() -> None:
 
 @pytest.mark.fault("F27")
 def test_other_encodings_get_escapes() -> None:
-    code = "from locallearn.training.console import Console; Console().line('é'); Console().line('b')"
+    code = "from locallearn.runs.console import Console; Console().line('é'); Console().line('b')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert done.stdout == b"\\xe9\nb\n"
@@ -354,7 +355,7 @@ def test_quiet_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_advance_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processor time, so that a busy machine does not matter."""
-    monkeypatch.setattr("locallearn.training.console.REFRESH_SECONDS", 1e9)
+    monkeypatch.setattr("locallearn.runs.console.REFRESH_SECONDS", 1e9)
     console = Console(quiet=True)
     console._bar = object()  # type: ignore[assignment]
     started = time.process_time()

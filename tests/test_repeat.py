@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from locallearn import cli
-from locallearn.compose import choices
-from locallearn.report.read import read
+from locallearn.cli import main as cli
+from locallearn.config.compose import choices
+from locallearn.runs.read import read
 
 pytestmark = pytest.mark.xdist_group("repeat")  # one worker makes the runs that the tests share
 SMALL = ["model=mlp", "model.width=24", "model.depth=4", "model.dropout=0.2", "blocks=3", "data.crop=2", "threads=1"]

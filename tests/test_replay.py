@@ -24,9 +24,10 @@ from locallearn.engine import SGD
 from locallearn.engine.gradients import strategy_gradients
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
+from locallearn.runs import checkpoint
 from locallearn.runtime.replay import Buffer, ReplayStage, ticks
 from locallearn.strategies.greedy import DGL
-from locallearn.training import checkpoint, session
+from locallearn.training import session
 
 
 def dgl() -> DGL:

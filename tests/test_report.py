@@ -13,12 +13,12 @@ import xml.etree.ElementTree as ET
 import pytest
 import yaml
 
-from locallearn.cli import main
+from locallearn.cli.main import main
 from locallearn.report import read, study, tables
 from locallearn.report.compare import compare, curves, final_numbers
 from locallearn.report.grid import grids
 from locallearn.report.html import page
-from locallearn.report.read import one, read_run
+from locallearn.runs.read import one, read_run
 
 ACCURACY = {"backprop": [0.90, 0.92, 0.91, 0.95], "dgl": [0.88, 0.91, 0.90, 0.90]}
 
@@ -223,7 +223,7 @@ def test_damage_costs_a_sentence_and_no_other_run(tmp_path):
 
 
 def test_a_run_that_is_being_written_is_running(tmp_path):
-    from locallearn.training.run_folder import RunFolder
+    from locallearn.runs.folder import RunFolder
 
     folder = RunFolder(write_run(tmp_path / "run", state="running"))
     folder.lock()

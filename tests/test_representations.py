@@ -20,7 +20,7 @@ import locallearn
 from locallearn import figures
 from locallearn.analysis.readout import linear_accuracy, neighbour_accuracy, pooled
 from locallearn.analysis.similarity import cka, cka_matrix
-from locallearn.compose import compose
+from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.errors import UserError
 from locallearn.probes.base import Moment

@@ -15,12 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import locallearn
-from locallearn import cli
-from locallearn.compose import choices
+from locallearn.cli import main as cli
+from locallearn.config.compose import choices
 from locallearn.config.experiment import experiment
+from locallearn.runs.folder import RunFolder
 from locallearn.training.prepare import prepare
 from locallearn.training.readout import linear_readout
-from locallearn.training.run_folder import RunFolder
 from locallearn.training.saved import saved_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def reproduce():
 @pytest.mark.slow
 def test_every_command_of_the_study_is_a_run(reproduce):
     """Each row composes to a checked experiment, and every strategy is in it."""
-    from locallearn.compose import compose
+    from locallearn.config.compose import compose
 
     seen = set()
     for part in itertools.chain(*reproduce.STUDIES.values()):

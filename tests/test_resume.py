@@ -18,10 +18,10 @@ from conftest import obey_signals
 from safetensors.torch import load_file
 
 import locallearn
-from locallearn import cli
+from locallearn.cli import main as cli
 from locallearn.errors import UserError
+from locallearn.studies.repeat import COST
 from locallearn.training import session
-from locallearn.training.repeat import COST
 
 pytestmark = pytest.mark.xdist_group("resume")  # one worker makes the runs that the tests share
 SETTINGS = [

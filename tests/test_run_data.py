@@ -29,7 +29,7 @@ from locallearn.data.normalise import Normalisation
 from locallearn.data.synthetic import Synthetic
 from locallearn.data.tishby import Tishby
 from locallearn.errors import UserError
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs.folder import RunFolder
 from locallearn.training.saved import evaluate_run, saved_experiment
 
 CPU = torch.device("cpu")

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from locallearn.errors import RunError, UserError
-from locallearn.training import run_folder
-from locallearn.training.run_folder import RunFolder, safe_name, strict_json
+from locallearn.runs import folder as run_folder
+from locallearn.runs.folder import RunFolder, safe_name, strict_json
 
 LOCKER = """
 import sys, time
 from pathlib import Path
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs.folder import RunFolder
 folder = RunFolder(Path(sys.argv[1])); folder.lock(); print("locked", flush=True); time.sleep(60)
 """
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from locallearn.cli import main
+from locallearn.cli.main import main
 
 pytestmark = pytest.mark.xdist_group("runtime")  # one worker makes the serial runs
 SETTINGS = ["model=mlp", "blocks=3", "model.width=64", "model.dropout=0.2", "device=cpu"]

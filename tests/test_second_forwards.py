@@ -13,11 +13,11 @@ from test_strategies import FILES, make
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from locallearn.coupling import Coupling, Reversible
+from locallearn.analysis.quiet import Rerun, undisturbed
 from locallearn.engine import assemble
 from locallearn.engine.gradients import strategy_gradients, true_gradients
 from locallearn.models import BlockModel
-from locallearn.quiet import Rerun, undisturbed
+from locallearn.models.coupling import Coupling, Reversible
 from locallearn.strategies.backprop import Backprop, Checkpoint
 
 

@@ -101,7 +101,7 @@ def test_without_arguments_it_is_the_default_run(words, elsewhere, monkeypatch, 
     started = []
     monkeypatch.setattr(session, "start", lambda exp, *rest: started.append(exp.title))
     if words == ["-m"]:
-        from locallearn.training import sweep
+        from locallearn.studies import sweep
 
         monkeypatch.setattr(sweep, "run", lambda exp, path: (started.append(exp.title), ("new", {}))[1])
     code, _, err = run(*words, capsys=capsys)

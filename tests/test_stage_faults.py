@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from locallearn.cli import main
+from locallearn.cli.main import main
 from locallearn.runtime.launch import launch
 
 pytestmark = pytest.mark.xdist_group("faults")
@@ -198,7 +198,7 @@ ALONE = """
 import sys
 from locallearn.runtime import world
 world.START_SECONDS = 5.0
-from locallearn.cli import entry
+from locallearn.cli.main import entry
 entry()
 """
 

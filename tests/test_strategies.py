@@ -17,7 +17,7 @@ from conftest import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny
 from sklearn.datasets import load_digits
 
 from locallearn.auxiliary import MLP
-from locallearn.compose import choices, header
+from locallearn.config.compose import choices, header
 from locallearn.config.targets import instantiate
 from locallearn.contract import Route, Send, Strategy
 from locallearn.engine import SGD, assemble

@@ -18,11 +18,11 @@ from conftest import obey_signals, run
 from hydra.errors import MissingConfigException
 from safetensors.torch import load_file
 
-from locallearn.compose import compose, explain, multirun
+from locallearn.config.compose import compose, explain, multirun
 from locallearn.config.experiment import experiment
-from locallearn.training import sweep
+from locallearn.runs.folder import RunFolder
+from locallearn.studies import sweep
 from locallearn.training.environment import peak_memory_bytes, process_settings
-from locallearn.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "epochs=2", "batch_size=256", "threads=1"]

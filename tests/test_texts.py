@@ -11,7 +11,7 @@ from conftest import run
 import locallearn
 from locallearn import paths
 from locallearn.api import _overrides
-from locallearn.compose import compose
+from locallearn.config.compose import compose
 from locallearn.errors import UserError
 
 SMALL = {"model": "mlp", "model.width": 8, "auxiliary": "linear", "epochs": 1, "max_steps": 1, "threads": 1}

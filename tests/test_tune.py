@@ -11,13 +11,13 @@ import pytest
 import yaml
 from conftest import run
 
-from locallearn import tune as module
-from locallearn.compose import choices, compose
+from locallearn.config.compose import choices, compose
 from locallearn.config.experiment import experiment
 from locallearn.errors import UserError
-from locallearn.options import TuneOptions
-from locallearn.stopping import Interrupted
-from locallearn.tune import Range, override, space_of
+from locallearn.studies import tune as module
+from locallearn.studies.options import TuneOptions
+from locallearn.studies.tune import Range, override, space_of
+from locallearn.training.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 SMALL = ["strategy=dgl", "model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "epochs=2"]

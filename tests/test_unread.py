@@ -18,7 +18,7 @@ from torch import nn
 import locallearn
 from locallearn.api import BUILT, SHARES
 from locallearn.auxiliary import Auxiliary, Linear
-from locallearn.compose import choices, compose, conf_dir
+from locallearn.config.compose import choices, compose, conf_dir
 from locallearn.config.experiment import experiment
 from locallearn.config.settings import Settings
 from locallearn.config.targets import instantiate, resolve
@@ -28,13 +28,13 @@ from locallearn.engine.optim import SCHEDULES, Optim
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.objectives import CrossEntropy, Objective
+from locallearn.runs.folder import RunFolder
 from locallearn.strategies.deep_supervision import ANNEAL
 from locallearn.strategies.dfa import PROJECTIONS
 from locallearn.strategies.feedback_alignment import STD
 from locallearn.strategies.greedy import LAST
 from locallearn.strategies.overlapping import COMBINE
 from locallearn.strategies.pgi import TAPS
-from locallearn.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 GROUPS = ("objective", "auxiliary")

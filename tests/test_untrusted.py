@@ -28,12 +28,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import locallearn
-import locallearn.compose
-from locallearn import cli, stored
+import locallearn.config.compose
+from locallearn import stored
+from locallearn.cli import main as cli
 from locallearn.config.targets import KINDS, resolve
 from locallearn.errors import RunError, UserError
-from locallearn.training import checkpoint, repeat
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs import checkpoint
+from locallearn.runs.folder import RunFolder
+from locallearn.studies import repeat
 from locallearn.training.saved import saved_experiment
 
 SRC = Path(locallearn.__file__).parent
@@ -218,15 +220,20 @@ def test_a_pickle_by_any_name_is_never_opened(name, commands, copied, tmp_path, 
 TARGETS = [
     *("os.system", "subprocess.call", "builtins.eval", "torch.load", "torch.hub.load", "pickle.loads"),
     *("torch.utils.cpp_extension.load_inline", "logging.os.system", "pdb.Pdb._getval", "hydra.utils.call"),
-    *("locallearn.os.system", "locallearn.cli.os.system", "locallearn.training.run_folder.os.system"),
-    *("locallearn.training.run_folder.os", "locallearn.training.wandb_sink.subprocess.Popen"),
-    *("locallearn.training.wandb_sink.subprocess", "locallearn.config.targets.importlib.import_module"),
+    *("locallearn.os.system", "locallearn.cli.main.os.system", "locallearn.runs.folder.os.system"),
+    *("locallearn.runs.folder.os", "locallearn.runs.wandb_sink.subprocess.Popen"),
+    *("locallearn.runs.wandb_sink.subprocess", "locallearn.config.targets.importlib.import_module"),
     *("locallearn.config.targets.instantiate", "locallearn.config.targets.resolve", "locallearn.api.train"),
-    *("locallearn.training.checkpoint.save", "locallearn.training.train.train"),
-    *("locallearn.__main__.entry", "locallearn.cli.entry", "locallearn.compose.Path", "locallearn.seeds.torch.load"),
+    *("locallearn.runs.checkpoint.save", "locallearn.training.train.train"),
+    *(
+        "locallearn.__main__.entry",
+        "locallearn.cli.main.entry",
+        "locallearn.config.compose.Path",
+        "locallearn.seeds.torch.load",
+    ),
     *("locallearn.contract.Strategy", "locallearn.data.DataSource", "locallearn.probes.Probe"),
     *("locallearnx.os.system", "locallearn", "locallearn.", ".locallearn.x", "locallearn..cli.os", "locallearn.cli."),
-    *("locallearn.cli\0.os", "locallearn/../os.system", "", " ", "locallearn.cli.os system", "x" * 10_000),
+    *("locallearn.cli\0.os", "locallearn/../os.system", "", " ", "locallearn.cli.main.os.system", "x" * 10_000),
     *(None, 7, True, 1.5, ["os.system"], {"_target_": "os.system"}, ["locallearn.strategies.greedy.DGL"]),
 ]
 
@@ -243,7 +250,9 @@ def test_only_our_own_classes_of_the_right_kind_are_reached(group, record_proper
 
 
 @pytest.mark.fault("F23", "R7")
-@pytest.mark.parametrize("target", ["mine.X", *map(slow, ("os.system", "locallearn.cli.os.system", "torch.hub.load"))])
+@pytest.mark.parametrize(
+    "target", ["mine.X", *map(slow, ("os.system", "locallearn.cli.main.os.system", "torch.hub.load"))]
+)
 def test_a_saved_target_is_refused_by_every_command(target, copied, stopped, tmp_path, record_property):
     """In every group, nested in an option, and with an `allow` of the stranger's own."""
     canary = tmp_path / "canary"
@@ -336,7 +345,7 @@ def test_hydra_itself_is_told_to_run_nothing(override, elsewhere, tmp_path, caps
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError):
-        locallearn.compose.compose([override])
+        locallearn.config.compose.compose([override])
 
 
 # --- tensors and numbers ---------------------------------------------------------------------------------------------
@@ -711,7 +720,7 @@ def test_folders_may_come_from_the_environment(monkeypatch, tmp_path):
     from omegaconf import OmegaConf
 
     monkeypatch.setenv("PLACE", str(tmp_path))
-    config, _ = locallearn.compose.compose(["out=${oc.env:PLACE}/runs", "data.root=${oc.env:PLACE}"])
+    config, _ = locallearn.config.compose.compose(["out=${oc.env:PLACE}/runs", "data.root=${oc.env:PLACE}"])
     assert config["out"] == f"{tmp_path}/runs"
     assert config["data"]["root"] == str(tmp_path)
     assert OmegaConf.create({"a": "${oc.env:PLACE}"}).a == str(tmp_path)

@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 from bench.wandb_server import Server
 
+from locallearn.config.record import RecordSettings, WandbSettings
 from locallearn.figures import panels, save
-from locallearn.training import wandb_process, wandb_sink
-from locallearn.training.record import Recorder, RecordSettings, WandbSettings, open_recorder
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs import wandb_process, wandb_sink
+from locallearn.runs.folder import RunFolder
+from locallearn.runs.recorder import Recorder, open_recorder
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 STEPS = 200
@@ -319,8 +320,9 @@ def test_a_process_that_hangs_at_the_start_is_replaced_by_an_offline_one(
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from locallearn.training.record import RecordSettings, WandbSettings, open_recorder
-from locallearn.training.run_folder import RunFolder
+from locallearn.config.record import RecordSettings, WandbSettings
+from locallearn.runs.recorder import open_recorder
+from locallearn.runs.folder import RunFolder
 folder = RunFolder.create(Path(sys.argv[1]), "killed")
 recorder = open_recorder(folder, RecordSettings(wandb=WandbSettings(mode="offline")), config={}, name="killed")
 recorder.log({"step": 1, "train/loss": 0.5})

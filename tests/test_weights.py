@@ -18,7 +18,7 @@ import locallearn
 from locallearn.analysis.fisher import fisher_diagonal
 from locallearn.analysis.task2vec import Pooled, embedding, head, task_distance, task_norm
 from locallearn.analysis.weight_noise import cross_entropy, gaussian_information, tolerated_noise
-from locallearn.compose import compose
+from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.engine.gradients import unchanged
 from locallearn.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from locallearn.compose import choices, compose
+from locallearn.config.compose import choices, compose
 from locallearn.config.experiment import experiment
 from locallearn.training.evaluate import evaluate
 from locallearn.training.prepare import prepare

@@ -8,7 +8,7 @@ import sys
 
 def by_command(overrides: list[str], before: bool) -> None:
     """The command line, which leaves as soon as its first step is done, or, with `before`, as it begins."""
-    from locallearn import cli
+    from locallearn.cli import main as cli
     from locallearn.engine import Learner
 
     learn = Learner.learn

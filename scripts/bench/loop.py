@@ -16,10 +16,10 @@ from bench.goals import Report
 from bench.method import Bench, Sample, between, mark
 from bench.subjects import optimizer_of
 from locallearn import api
-from locallearn.compose import compose
+from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
-from locallearn.training.record import Recorder
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs.folder import RunFolder
+from locallearn.runs.recorder import Recorder
 
 WIDTH, DEPTH, BATCH = 320, 3, 128
 EPOCHS = 4  # of a sample; the first one warms up

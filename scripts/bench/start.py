@@ -19,7 +19,7 @@ from bench.method import Bench, Found, Series
 from bench.small import interval
 from bench.subjects import batch_of, learner_of, model_of
 from bench.team import ENTRY
-from locallearn.training import checkpoint
+from locallearn.runs import checkpoint
 
 LIMIT_SECONDS = 120
 STARTS = 9

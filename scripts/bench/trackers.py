@@ -21,7 +21,7 @@ from bench.goals import Report
 from bench.loop import BATCH
 from bench.method import Bench, Sample, between, mark
 from locallearn import api
-from locallearn.training import wandb_sink
+from locallearn.runs import wandb_sink
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 NOBODY = "http://127.0.0.1:9"  # refuses every connection

@@ -106,7 +106,7 @@ def folder(text: str, out: Path) -> Path:
 
 def _do(text: str, data: str | None, out: Path) -> str:
     """One run, or the rest of it; returns a line about it. Raises Failed."""
-    from locallearn import cli
+    from locallearn.cli import main as cli
 
     place = folder(text, out)
     place.mkdir(parents=True, exist_ok=True)

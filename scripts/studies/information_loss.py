@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from locallearn import seeds
 from locallearn.analysis.decoder import kept, ridge, standardised
 from locallearn.analysis.features import maps
-from locallearn.compose import compose
+from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.data import Data
 from locallearn.figures import COLOURS, by_strategy, panels

@@ -1,6 +1,6 @@
 """`python -m locallearn`."""
 
-from locallearn.cli import entry
+from locallearn.cli.main import entry
 
 if __name__ == "__main__":
     entry()

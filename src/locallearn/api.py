@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.compose import compose, quoted
+from locallearn.config.compose import compose, quoted
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.given import Unread
 from locallearn.config.settings import Settings

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_batches
 from torch import Tensor, nn
 
-from locallearn.coupling import Coupling, Reversible
+from locallearn.models.coupling import Coupling, Reversible
 from locallearn.models.revnet import residual
 from parity.conftest import Parity, apart
 

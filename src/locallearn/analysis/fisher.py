@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from locallearn.quiet import evaluating
+from locallearn.analysis.quiet import evaluating
 
 NUMBERS = 2**24
 """Numbers that the gradients of one chunk of samples may take (64 MB in float32)."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.analysis.fisher import fisher_diagonal
+from locallearn.analysis.quiet import evaluating
 from locallearn.analysis.readout import pooled
 from locallearn.errors import UserError
-from locallearn.quiet import evaluating
 
 BATCH = 256
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.analysis.hooks import Hooks, choose
+from locallearn.analysis.quiet import undisturbed
 from locallearn.analysis.recording import EpochWriter, Recording, remove_unfinished
 from locallearn.errors import UserError, unknown
-from locallearn.quiet import undisturbed
 
 _PRECISIONS = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 

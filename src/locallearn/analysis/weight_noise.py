@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from locallearn.analysis.quiet import evaluating
 from locallearn.errors import UserError
-from locallearn.quiet import evaluating
 
 Loss: TypeAlias = Callable[[Mapping[str, Tensor]], float]
 """The loss of a model with these tensors in place of its own parameters of the same names."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary.networks import Auxiliary, Size
-from locallearn.coupling import Coupling
 from locallearn.errors import UserError
+from locallearn.models.coupling import Coupling
 
 Grid: TypeAlias = tuple[int, int]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from locallearn.auxiliary import Auxiliary
 from locallearn.config import unread
 from locallearn.config.given import Given, given
+from locallearn.config.record import RecordSettings
 from locallearn.config.settings import GROUPS, Settings
 from locallearn.config.targets import instantiate, resolve
 from locallearn.config.typed import checked, fields_of
@@ -23,7 +24,6 @@ from locallearn.models import BlockModel, as_blocks
 from locallearn.objectives import Objective
 from locallearn.probes import Probe
 from locallearn.runtime import Runtime
-from locallearn.training.record import RecordSettings
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from locallearn.config.settings import AUTO_BLOCKS
 from locallearn.config.targets import instantiate
 from locallearn.engine import Optim, assemble
 from locallearn.errors import UserError
-from locallearn.fitted import fitted, table
+from locallearn.figures.text import fitted, table
 from locallearn.models import BlockModel
 
 IMAGE, SEQUENCE, FEATURES = (3, 32, 32), (20, 57), (16,)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from locallearn.analysis.quiet import Rerun, evaluating
 from locallearn.errors import RunError, UserError, in_one_line
 from locallearn.models import BlockModel
-from locallearn.quiet import Rerun, evaluating
 
 if TYPE_CHECKING:
     from locallearn.engine.learner import Learner

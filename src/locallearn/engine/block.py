@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from locallearn import seeds
+from locallearn.analysis.quiet import Rerun
 from locallearn.contract import BlockSpec
 from locallearn.engine.modes import Modes
 from locallearn.engine.optim import Optim, take_step
 from locallearn.engine.replicas import Replicas, Sum
 from locallearn.engine.totals import Totals
 from locallearn.errors import RunError, UserError
-from locallearn.quiet import Rerun
 
 HALVES = ("forward", "backward", "begin")
 """The parts of a step that have a random stream of their own."""

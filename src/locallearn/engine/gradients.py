@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from locallearn import seeds
+from locallearn.analysis.quiet import buffers_kept
 from locallearn.contract import cross_entropy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.modes import set_modes
 from locallearn.engine.stage import Stage
-from locallearn.quiet import buffers_kept
 
 
 class Gradients(NamedTuple):

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from locallearn.analysis.quiet import Rerun, evaluating
 from locallearn.contract import Packet, Strategy
 from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
@@ -16,7 +17,6 @@ from locallearn.engine.promises import check_learned
 from locallearn.engine.stage import Stage
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
-from locallearn.quiet import Rerun, evaluating
 
 CHECK_STEPS = 20
 """Weights are looked at so often: reading all of them in every step would cost a small net some percent, and

@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 from torch import Tensor, fx, nn
 
+from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError
 from locallearn.models import cut
 from locallearn.models.axes import Axes, usual
-from locallearn.quiet import undisturbed
 
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for maps, (D,) for vectors."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError, unknown
-from locallearn.quiet import undisturbed
 
 if TYPE_CHECKING:
     from locallearn.models.base import BlockModel, Size

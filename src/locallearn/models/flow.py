@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import unknown
 from locallearn.models.axes import Axes, usual
 from locallearn.models.trace import trace
-from locallearn.quiet import undisturbed
 
 AXES = ("channels_first", "channels_last")
 MOST_DIMENSIONS = 5  # [B, C, D, H, W]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from locallearn import seeds
+from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError, did_you_mean
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.flow import Flow
 from locallearn.models.seams import seams, unit_name
 from locallearn.models.watch import restored
-from locallearn.quiet import undisturbed
 
 
 def as_blocks(

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locallearn.coupling import Coupling, Reversible
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
+from locallearn.models.coupling import Coupling, Reversible
 from locallearn.models.layers import check_image, pooled_head
 from locallearn.models.resnet import conv3x3
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from locallearn.fitted import fitted, table
+from locallearn.analysis.quiet import undisturbed
+from locallearn.figures.text import fitted, table
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.cut import blank, measure
-from locallearn.quiet import undisturbed
 
 HEAD = ("block", "units", "emits", "parameters", "FLOPs", "aux parameters", "aux FLOPs", "aux share")
 

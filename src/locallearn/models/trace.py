@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError
 from locallearn.models.watch import Watch
-from locallearn.quiet import undisturbed
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

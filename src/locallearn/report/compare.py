@@ -11,8 +11,8 @@ from locallearn.report.figures import CURVES, accuracy_by_block, curve, learning
 from locallearn.report.grid import Table, grids
 from locallearn.report.grouping import text, written
 from locallearn.report.numbers import numbers, values
-from locallearn.report.read import Run, flat
 from locallearn.report.tables import shown
+from locallearn.runs.read import Run, flat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

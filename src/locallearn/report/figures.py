@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from locallearn.figures import COLOURS, by_strategy, epoch_axis, panels
 from locallearn.report.grouping import label, written
 from locallearn.report.numbers import Number, is_finite
-from locallearn.report.read import Run
 from locallearn.report.study import Group, Study
+from locallearn.runs.read import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

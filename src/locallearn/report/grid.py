@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Literal
 
-from locallearn.fitted import parts
+from locallearn.figures.text import parts
 
 Table = list[list[str]]
 WHOLE = 24  # characters of a cell that stand on one line, however narrow the terminal

@@ -9,7 +9,7 @@ from typing import Any
 
 from locallearn.config.settings import WHERE
 from locallearn.report.numbers import is_finite
-from locallearn.report.read import Run
+from locallearn.runs.read import Run
 
 BACKPROP = "backprop"
 _WHERE = (*WHERE, "seed", "probe", "evaluate_every")

@@ -17,9 +17,9 @@ from markupsafe import Markup
 
 from locallearn.report import grouping, html_tables
 from locallearn.report.html_data import embedded, looked_at, payload
-from locallearn.report.read import Run
 from locallearn.report.study import Study
 from locallearn.report.tables import notes, summary
+from locallearn.runs.read import Run
 
 SCRIPTS = ("page_tables.js", "page_chart.js", "page_figures.js")
 PICTURED = ("features", "filters", "reconstruction", "similarity", "task2vec")

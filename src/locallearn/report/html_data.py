@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 from locallearn.figures import by_depth, by_strategy
 from locallearn.report.numbers import is_finite
-from locallearn.report.read import Run
 from locallearn.report.study import SCORES, Group, Study
 from locallearn.report.tables import SHARES, title
+from locallearn.runs.read import Run
 
 Series: TypeAlias = dict[str, Any]
 Points: TypeAlias = Iterable[tuple[float, float]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from locallearn.report.read import Run
+from locallearn.runs.read import Run
 
 
 @dataclass(frozen=True)

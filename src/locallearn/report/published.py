@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from locallearn.compose import choices, header
+from locallearn.config.compose import choices, header
 from locallearn.report.grouping import is_where, text
-from locallearn.report.read import Run
+from locallearn.runs.read import Run
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from locallearn.report.grouping import BACKPROP, common, differing, is_method, label, order, settings_of, written
 from locallearn.report.numbers import Number, numbers, paired, values
 from locallearn.report.published import Published, published
-from locallearn.report.read import Run
+from locallearn.runs.read import Run
 
 SCORES = ("test/accuracy", "validation/accuracy", "test/loss", "validation/loss", "train/accuracy", "train/loss")
 """What a run is judged by: the first of them that any run has."""

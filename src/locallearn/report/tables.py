@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from locallearn.report.grid import Table, grids
 from locallearn.report.numbers import Number
-from locallearn.report.read import STATES
 from locallearn.report.study import Group, Study
+from locallearn.runs.read import STATES
 
 SHARES = ("accuracy", "_share")  # endings of metrics that are shown in percent
 LATEX_ROWS = 40  # of one tabular, which does not break over pages

@@ -15,17 +15,17 @@ from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import RunError
 from locallearn.probes import Moment
+from locallearn.runs import checkpoint
+from locallearn.runs.console import Console, warn
+from locallearn.runs.folder import RunFolder
+from locallearn.runs.recorder import Recorder
 from locallearn.runtime.link import Pipe, Stopped
 from locallearn.runtime.team import Team
-from locallearn.stopping import Interrupted, stop_signals
-from locallearn.training import checkpoint
-from locallearn.training.console import Console, warn
 from locallearn.training.environment import peak_memory_bytes
 from locallearn.training.evaluate import evaluate
 from locallearn.training.join import joined, sums
 from locallearn.training.probing import Watch
-from locallearn.training.record import Recorder
-from locallearn.training.run_folder import RunFolder
+from locallearn.training.stopping import Interrupted, stop_signals
 
 EVALUATION_BATCH = 256
 

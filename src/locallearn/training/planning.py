@@ -5,12 +5,12 @@ from __future__ import annotations
 from locallearn.config.experiment import Experiment
 from locallearn.engine import Learner
 from locallearn.errors import UserError
-from locallearn.fitted import columns
-from locallearn.options import PlanOptions
-from locallearn.runtime import draw
-from locallearn.runtime.measure import BlockTimes, block_costs, block_times
-from locallearn.runtime.plan import Measured, cut_for, rows
-from locallearn.runtime.table import render
+from locallearn.figures.text import columns
+from locallearn.plan import draw
+from locallearn.plan.measure import BlockTimes, block_costs, block_times
+from locallearn.plan.options import PlanOptions
+from locallearn.plan.schedules import Measured, cut_for, rows
+from locallearn.plan.table import render
 from locallearn.training.environment import process_settings
 from locallearn.training.prepare import prepare
 

@@ -16,8 +16,8 @@ from locallearn.engine import Learner, assemble
 from locallearn.engine.batch import SINGLE
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import RunError, UserError, described, in_one_line, memory_ran_out, needs_several_values
+from locallearn.plan.measure import rehearse
 from locallearn.runtime.link import Pipe
-from locallearn.runtime.measure import rehearse
 from locallearn.training.environment import choose_device
 from locallearn.training.run_data import as_known
 

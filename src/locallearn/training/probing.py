@@ -25,9 +25,9 @@ from locallearn.errors import RunError, UserError, in_one_line, needs_several_va
 from locallearn.figures import save
 from locallearn.probes import Moment, Probe, Row, Seen
 from locallearn.probes.base import numbers
-from locallearn.training.console import warn
-from locallearn.training.record import Recorder
-from locallearn.training.run_folder import RunFolder, strict_json
+from locallearn.runs.console import warn
+from locallearn.runs.folder import RunFolder, strict_json
+from locallearn.runs.recorder import Recorder
 
 PROBES = "probes"
 START = Moment(0, 0)

@@ -14,7 +14,7 @@ from locallearn.data import Data, DataSource
 from locallearn.data.fingerprint import Fingerprint, fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
-from locallearn.training.console import warn
+from locallearn.runs.console import warn
 
 CLASSES_NAMED = 10
 

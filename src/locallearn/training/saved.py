@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locallearn import again, seeds, stored
+from locallearn import seeds, stored
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.typed import convert, fields_of
 from locallearn.data.fingerprint import Fingerprint
@@ -19,8 +19,9 @@ from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.probes import Moment, Probe, Seen
-from locallearn.training import checkpoint
-from locallearn.training.console import warn
+from locallearn.runs import again, checkpoint
+from locallearn.runs.console import warn
+from locallearn.runs.folder import RunFolder
 from locallearn.training.environment import process_settings
 from locallearn.training.evaluate import evaluate
 from locallearn.training.loop import EVALUATION_BATCH
@@ -28,7 +29,6 @@ from locallearn.training.prepare import prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks, look
 from locallearn.training.readout import linear_readout
 from locallearn.training.run_data import check_data
-from locallearn.training.run_folder import RunFolder
 from locallearn.training.train import Result
 
 LARGEST = 1_000_000

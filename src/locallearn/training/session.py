@@ -14,16 +14,16 @@ from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
-from locallearn.fitted import columns
+from locallearn.figures.text import columns
 from locallearn.models.summary import BlockRow, render, summary, totals
+from locallearn.runs import checkpoint
+from locallearn.runs.console import Console, warn
+from locallearn.runs.folder import RunFolder
 from locallearn.runtime.world import started_together
-from locallearn.training import checkpoint
-from locallearn.training.console import Console, warn
 from locallearn.training.environment import manifest, process_settings
 from locallearn.training.prepare import prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks
 from locallearn.training.run_data import check_data, facts_of
-from locallearn.training.run_folder import RunFolder
 from locallearn.training.saved import finished, saved_experiment
 from locallearn.training.stages import check_launcher, divide, led, places, ranges, run_part, run_stages, together
 from locallearn.training.train import Result, train

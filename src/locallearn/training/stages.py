@@ -13,21 +13,20 @@ from typing import Any
 
 import torch
 
-from locallearn import again
 from locallearn.config.experiment import Experiment
 from locallearn.engine import Learner
 from locallearn.errors import RunError, UserError, described
+from locallearn.plan.measure import block_times
+from locallearn.runs import again, checkpoint
+from locallearn.runs.console import warn
+from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.launch import launch
 from locallearn.runtime.link import NeighbourGone, Pipe
-from locallearn.runtime.measure import block_times
 from locallearn.runtime.world import World, join, started_together
-from locallearn.stopping import Interrupted, stop_signals
-from locallearn.training import checkpoint
-from locallearn.training.console import warn
 from locallearn.training.environment import choose_device
 from locallearn.training.prepare import Part, prepare
-from locallearn.training.run_folder import RunFolder
+from locallearn.training.stopping import Interrupted, stop_signals
 from locallearn.training.train import train
 
 SAYING_SECONDS = 10.0

@@ -17,14 +17,14 @@ from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import RunError, UserError, described, memory_ran_out
 from locallearn.models import BlockModel
+from locallearn.runs import checkpoint
+from locallearn.runs.console import Console
+from locallearn.runs.folder import RunFolder
+from locallearn.runs.recorder import Recorder, open_recorder
 from locallearn.runtime.team import Alone, Team
-from locallearn.stopping import Interrupted
-from locallearn.training import checkpoint
-from locallearn.training.console import Console
 from locallearn.training.loop import Training
 from locallearn.training.probing import Watch
-from locallearn.training.record import Recorder, open_recorder
-from locallearn.training.run_folder import RunFolder
+from locallearn.training.stopping import Interrupted
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from locallearn.runtime.devices import Devices, Items, Piece, Seconds, Stages
+from locallearn.plan.devices import Devices, Items, Piece, Seconds, Stages
 
 QUEUE = 4
 """Packets between two stages that nobody has taken yet; who is further ahead waits. `link.UNDER_WAY` at each end."""

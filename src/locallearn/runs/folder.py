@@ -23,7 +23,7 @@ from typing import Any
 
 from locallearn import paths, stored
 from locallearn.errors import RunError, UserError, did_you_mean
-from locallearn.training.console import warn
+from locallearn.runs.console import warn
 
 STATES = ("running", "done", "failed", "interrupted")
 NAME_LIMIT = 100  # characters, with room below the 255 bytes of file systems for what others append

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from locallearn.runtime.measure import BlockCost
+from locallearn.plan.measure import BlockCost
 
 Seconds: TypeAlias = NDArray[np.float64]
 Items: TypeAlias = NDArray[np.int64]

@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
-from locallearn import again
-from locallearn.compose import choices, compose, explained, quoted, swept
+from locallearn.config.compose import choices, compose, explained, quoted, swept
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.given import Unread
 from locallearn.errors import RunError, UserError, unknown
-from locallearn.options import TuneOptions
-from locallearn.training import sweep
+from locallearn.runs import again
+from locallearn.studies import sweep
+from locallearn.studies.options import TuneOptions
 
 STORE = "tune.db"
 JUDGE = "validation/accuracy"

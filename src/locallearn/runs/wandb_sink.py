@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from locallearn.errors import UserError
-from locallearn.training.console import warn
-from locallearn.training.record import WandbSettings
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs.console import warn
+from locallearn.config.record import WandbSettings
+from locallearn.runs.folder import RunFolder
 
 INIT_SECONDS = 10.0  # for the server's answer to a new run; then offline
 HANG_SECONDS = 10.0  # beyond INIT_SECONDS, for a process that does not even report that

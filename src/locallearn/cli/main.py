@@ -17,9 +17,20 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from locallearn import again, arguments, commands, completion, listing, outside, paths
-from locallearn.compose import conf_dir, explained, for_every_choice, multirun, plain, quoted, refuse_sweep, searched
+from locallearn import paths
+from locallearn.cli import arguments, commands, completion, listing, outside
+from locallearn.config.compose import (
+    conf_dir,
+    explained,
+    for_every_choice,
+    multirun,
+    plain,
+    quoted,
+    refuse_sweep,
+    searched,
+)
 from locallearn.errors import RunError, UserError, described, did_you_mean, memory_ran_out, place, printable
+from locallearn.runs import again
 
 DEBUG = "LOCALLEARN_DEBUG"
 """The environment variable that `--debug` sets, so that every process of a run shows whole tracebacks."""
@@ -92,7 +103,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _said(error: BaseException) -> int:
     """Print the one sentence for an error, with --debug its traceback before it, and return the exit code."""
-    from locallearn.stopping import Interrupted
+    from locallearn.training.stopping import Interrupted
 
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
@@ -186,7 +197,7 @@ def _journal(
     command: list[str], modules: list[Path], out: str, varies: dict[str, list[str]], total: int, launcher: str
 ) -> Iterator[str]:
     """The path of the journal of a sweep, which says at the end how its jobs went, and decides the exit code."""
-    from locallearn.training.sweep import Journal, Plan, summary
+    from locallearn.studies.sweep import Journal, Plan, summary
 
     folders = [str(folder.resolve()) for folder in modules]
     journal = Journal.create(Plan(out, varies, total, command, folders))
@@ -205,10 +216,10 @@ def _journal(
 
 def _table(folders: list[Path]) -> None:
     """What the runs of a sweep say together."""
-    from locallearn.report import command
+    from locallearn.cli import reports
 
     with suppress(UserError):  # not one of them can be read
-        command.show(folders)
+        reports.show(folders)
 
 
 def job(config: Any) -> float | None:
@@ -244,7 +255,7 @@ def job(config: Any) -> float | None:
 def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], number: int) -> float | None:
     """Like any run, in a folder by what it is; what became of it goes into the journal of the sweep."""
     from locallearn.config.experiment import experiment
-    from locallearn.training import sweep
+    from locallearn.studies import sweep
 
     journal = sweep.Journal(Path(os.environ[JOURNAL]))
     launcher = chosen["hydra/launcher"]

@@ -25,7 +25,7 @@ from torch import Tensor
 from locallearn import stored
 from locallearn.config.typed import checked
 from locallearn.errors import RunError, UserError
-from locallearn.training.run_folder import remove_orphans
+from locallearn.runs.folder import remove_orphans
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from locallearn.errors import UserError
-from locallearn.options import PlanOptions
-from locallearn.runtime.devices import Piece, stages
-from locallearn.runtime.plan import GB, Row
-from locallearn.runtime.simulate import FORWARD, simulate
-from locallearn.runtime.table import short
+from locallearn.plan.devices import Piece, stages
+from locallearn.plan.options import PlanOptions
+from locallearn.plan.schedules import GB, Row
+from locallearn.plan.simulate import FORWARD, simulate
+from locallearn.plan.table import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

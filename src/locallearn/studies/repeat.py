@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from locallearn import again
 from locallearn.errors import UserError
+from locallearn.runs import again
+from locallearn.runs.folder import RunFolder
 from locallearn.runtime.world import started_together
 from locallearn.training import session
 from locallearn.training.run_data import noted
-from locallearn.training.run_folder import RunFolder
 from locallearn.training.saved import model_tensors, saved_experiment
 
 REPEATS = "repeats"

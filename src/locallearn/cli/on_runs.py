@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from locallearn import outside, paths
-from locallearn.arguments import Parser, trust
-from locallearn.compose import choices, compose
+from locallearn import paths
+from locallearn.cli import outside
+from locallearn.cli.arguments import Parser, trust
+from locallearn.config.compose import choices, compose
 from locallearn.errors import RunError, UserError
-from locallearn.fitted import columns, table
+from locallearn.figures.text import columns, table
 
 
 def _on_runs(command: str, text: str, more: str, settings: bool = True) -> Parser:
@@ -73,7 +74,7 @@ def _repeat(arguments: list[str]) -> int:
         settings=False,
     )
     options = parser.read(arguments)
-    from locallearn.training.repeat import repeat
+    from locallearn.studies.repeat import repeat
 
     run, settings = _one("repeat", options.words)
     _only(settings, r"$^", "repeat", "none: it does what the run did")
@@ -97,8 +98,8 @@ def _stage(arguments: list[str]) -> int:
     parser = _on_runs("stage", "One process of a run.", "")
     parser.add_argument("--quiet", action="store_true")
     options = parser.read(arguments)
-    from locallearn.stopping import Interrupted
     from locallearn.training import session
+    from locallearn.training.stopping import Interrupted
 
     try:
         session.stage(options.words[0], options.allow, options.quiet)
@@ -203,7 +204,7 @@ example:
 
 
 def _report(arguments: list[str]) -> int:
-    from locallearn.report import command
+    from locallearn.cli import reports
 
     parser = Parser(
         "report",
@@ -212,18 +213,18 @@ def _report(arguments: list[str]) -> int:
 example:
   locallearn report runs/first --to report   Markdown, CSV, LaTeX, one HTML page, pictures as SVG and PNG""",
     )
-    return command.report(parser, arguments)
+    return reports.report(parser, arguments)
 
 
 def _compare(arguments: list[str]) -> int:
-    from locallearn.report import command
+    from locallearn.cli import reports
 
     parser = Parser(
         "compare",
         "What differs between runs: their settings, machines, final numbers and curves, in columns side by side.",
         "example:\n  locallearn compare runs/first/RUN runs/first/RUN2",
     )
-    return command.compare(parser, arguments)
+    return reports.compare(parser, arguments)
 
 
 def _only(settings: Iterable[str], pattern: str, command: str, kind: str) -> None:

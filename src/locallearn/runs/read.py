@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from locallearn import again, paths, stored
+from locallearn import paths, stored
+from locallearn.runs import again
 from locallearn.errors import UserError, did_you_mean
 
 FILES = {"config.yaml", "overrides.yaml", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}

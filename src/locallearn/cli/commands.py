@@ -8,11 +8,12 @@ import re
 import sys
 from collections.abc import Sequence
 
-from locallearn import listing, on_runs, outside
-from locallearn.arguments import Parser, trust
-from locallearn.compose import compose, known_keys
+from locallearn.cli import listing, on_runs, outside
+from locallearn.cli.arguments import Parser, trust
+from locallearn.config.compose import compose, known_keys
 from locallearn.errors import UserError, did_you_mean
-from locallearn.options import PlanOptions, TuneOptions
+from locallearn.plan.options import PlanOptions
+from locallearn.studies.options import TuneOptions
 
 COMMANDS = {
     "list": "the choices of every group, of one, or one with its options: list strategies; list strategy dgl",
@@ -158,8 +159,8 @@ example:
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="options and settings, in any order")
     options, settings = _settings(parser, arguments)
-    from locallearn.stopping import Interrupted
-    from locallearn.tune import tune
+    from locallearn.studies.tune import tune
+    from locallearn.training.stopping import Interrupted
 
     try:
         return tune(settings, options.config_dir)

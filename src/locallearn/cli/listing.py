@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 
 from locallearn import __version__
-from locallearn.compose import compose
+from locallearn.config.compose import compose
 from locallearn.config.registry import APPENDED, choices, conf_dir, header, options
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, unknown
-from locallearn.fitted import columns, fitted
+from locallearn.figures.text import columns, fitted
 
 PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in (*GROUPS, *APPENDED)}}
 

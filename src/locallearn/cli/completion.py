@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from locallearn import on_runs
-from locallearn.arguments import of_a_run
-from locallearn.commands import COMMANDS
+from locallearn.cli import on_runs
+from locallearn.cli.arguments import of_a_run
+from locallearn.cli.commands import COMMANDS
 from locallearn.config.registry import APPENDED, choices, known_keys
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from locallearn import paths
+from locallearn.config.explain import explain, explained
 from locallearn.config.registry import APPENDED, choices, conf_dir, header, known_keys
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError
-from locallearn.explain import explain, explained
 
 __all__ = ["APPENDED", "choices", "compose", "conf_dir", "explain", "explained", "header", "known_keys", "multirun"]
 _SECRETS_ALLOWED = {"out", "data.root"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locallearn.training.run_folder import RunFolder
+from locallearn.runs.folder import RunFolder
 
 
 class TensorBoardSink:

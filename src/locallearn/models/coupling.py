@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from locallearn.quiet import Rerun
+from locallearn.analysis.quiet import Rerun
 
 
 class Coupling(nn.Module):

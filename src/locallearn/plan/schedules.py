@@ -10,10 +10,10 @@ from locallearn.contract import Route
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.models.cut import partition
-from locallearn.options import PlanOptions
-from locallearn.runtime.devices import stages
-from locallearn.runtime.measure import BlockCost
-from locallearn.runtime.simulate import QUEUE, graphs, simulate
+from locallearn.plan.devices import stages
+from locallearn.plan.measure import BlockCost
+from locallearn.plan.options import PlanOptions
+from locallearn.plan.simulate import QUEUE, graphs, simulate
 
 Division = Sequence[Sequence[BlockCost]]
 GB = 1e9

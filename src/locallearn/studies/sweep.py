@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from locallearn import again
 from locallearn.config.experiment import Experiment
 from locallearn.config.settings import WHERE
 from locallearn.errors import UserError
+from locallearn.runs import again
+from locallearn.runs.console import Console
+from locallearn.runs.folder import Busy, RunFolder, safe_name, strict_json
 from locallearn.runtime.world import started_together
 from locallearn.training import session
-from locallearn.training.console import Console
-from locallearn.training.run_folder import Busy, RunFolder, safe_name, strict_json
 
 JOURNALS = ".multirun"
 STATES_TO_RESUME = ("running", "interrupted")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from locallearn import paths
-from locallearn.compose import quoted
+from locallearn.config.compose import quoted
 from locallearn.errors import UserError, did_you_mean
-from locallearn.fitted import columns, fitted
+from locallearn.figures.text import columns, fitted
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _OTHER_CONFIG = "a run starts from locallearn's own conf/config.yaml; "

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from locallearn.arguments import Parser, path
+from locallearn.cli.arguments import Parser, path
 from locallearn.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def compare(parser: Parser, arguments: list[str]) -> int:
     parser.add_argument("--to", type=path, metavar="DIR", help="write the text and the pictures of the curves here")
     options = parser.read(arguments)
     from locallearn.report import compare as comparing
-    from locallearn.report.read import one
+    from locallearn.runs.read import one
 
     if len(options.runs) < 2:
         raise UserError("compare: one run alone has nothing to be compared with: locallearn compare RUN RUN...")

@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from locallearn.fitted import fitted, table
-from locallearn.options import PlanOptions
-from locallearn.runtime.measure import BlockCost
-from locallearn.runtime.plan import Row
+from locallearn.figures.text import fitted, table
+from locallearn.plan.measure import BlockCost
+from locallearn.plan.options import PlanOptions
+from locallearn.plan.schedules import Row
 
 MB = 1e6
 MOST_COLUMNS = 8  # stages whose memory stands in a line of its own numbers

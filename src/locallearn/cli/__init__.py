@@ -1,0 +1,1 @@
+"""The command line: it reads words and calls the rooms below."""

@@ -1,0 +1,1 @@
+"""What more devices would bring: blocks measured, schedules simulated and drawn. Nothing here trains."""
