@@ -248,7 +248,7 @@ def test_odd_places_names_and_time_zones(name, undisturbed, tmp_path):
 
 MEMORY = """
 import resource, sys, tempfile
-from locallearn import cli
+from locallearn.cli import main as cli
 words = sys.argv[1:]
 with tempfile.TemporaryDirectory() as folder:  # what is loaded on the way is not counted
     assert cli.main([*words, "model.width=8", f"out={folder}", "epochs=1"]) == 0

@@ -18,7 +18,7 @@ from PIL import Image
 pytestmark = [pytest.mark.slow, pytest.mark.fault("load"), pytest.mark.xdist_group("load"), pytest.mark.timeout(1200)]
 MEASURED = """
 import resource, sys, time
-from locallearn import cli
+from locallearn.cli import main as cli
 started = time.monotonic()
 code = cli.main(sys.argv[1:])
 own = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # ru_maxrss is also the parent's

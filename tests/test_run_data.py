@@ -67,7 +67,7 @@ def train(out: Path, *words: str, epochs: int = 2) -> Path:
     """A finished run."""
     argv, sys.argv = sys.argv, ["locallearn"]
     try:
-        assert locallearn.cli.main([*words, *TINY, f"epochs={epochs}", f"out={out}"]) == 0
+        assert locallearn.cli.main.main([*words, *TINY, f"epochs={epochs}", f"out={out}"]) == 0
     finally:
         sys.argv = argv
     return next(out.glob("*/summary.json")).parent
