@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from locallearn import names
 from locallearn.analysis.readout import linear_accuracy, pooled
 from locallearn.data import Data
 from locallearn.engine import Learner
@@ -22,10 +23,10 @@ def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
     """
     train, labels = _features(learner, data.evaluation(data.train, BATCH))
     test, truth = _features(learner, data.evaluation(data.test, BATCH))
-    found = {}
+    found: dict[int, dict[str, float]] = {}
     for k, (fit_on, score_on) in enumerate(zip(train, test, strict=True)):
-        found[f"block/{k:02d}/linear_accuracy"] = linear_accuracy(fit_on, labels, score_on, truth)
-    return {"linear_accuracy": found[f"block/{len(train) - 1:02d}/linear_accuracy"]} | found
+        found[k] = {"linear_accuracy": linear_accuracy(fit_on, labels, score_on, truth)}
+    return found[len(train) - 1] | names.of_blocks(found)
 
 
 @torch.no_grad()
