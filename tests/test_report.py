@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from locallearn.cli.main import main
+from locallearn.figures.text import table
 from locallearn.report import read, study, tables
 from locallearn.report.compare import compare, curves, final_numbers
-from locallearn.report.grid import grids
 from locallearn.report.html import page
 from locallearn.runs.read import one, read_run
 
@@ -261,7 +261,7 @@ def test_a_table_is_whole_in_any_width(width, longest):
     """Every cell stands on one line behind the name of its row, if that is possible; every line fits."""
     head = ["run", *(f"column {k}" for k in range(9)), "settings"]
     rows = [[f"{'name ' * 3}{n}", *(f"{n}{k:06}" for k in range(9)), "x" * longest] for n in range(3)]
-    lines = grids([[head, *rows]], width).splitlines()
+    lines = table([head, *rows], width, rule=True).splitlines()
     assert max(map(len, lines)) <= width
     for row in rows:
         mine = "".join(line for line in lines if row[0] in line)

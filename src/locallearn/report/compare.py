@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from locallearn.figures import COLOURS, by_strategy
+from locallearn.figures.text import table
 from locallearn.report.figures import CURVES, accuracy_by_block, curve, learning_curves
-from locallearn.report.grid import Table, grids
 from locallearn.report.grouping import text, written
 from locallearn.report.numbers import numbers, values
 from locallearn.report.tables import shown
-from locallearn.runs.read import Run, flat
+from locallearn.runs.files import flat
+from locallearn.runs.read import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def _different(sides: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-def final_numbers(comparison: Comparison) -> Table:
+def final_numbers(comparison: Comparison) -> list[list[str]]:
     """Every number that a run ends with, and each but the first minus the first; scores first, then blocks."""
     first, *others = sides = list(map(values, comparison.runs))
     names = sorted(
@@ -78,7 +79,7 @@ def plain(value: float, sign: str = "", digits: int = 6) -> str:
     return f"{value:{sign},.0f}" if abs(value) >= 1e4 else f"{value:{sign}.{digits}g}"
 
 
-def curves(comparison: Comparison) -> Table:
+def curves(comparison: Comparison) -> list[list[str]]:
     """What they were worth epoch by epoch, metric by metric; at most `EPOCHS` rows and the last."""
     sides = [{metric: curve([run], metric) for metric in CURVES} for run in comparison.runs]
     metrics = [metric for metric in CURVES if any(side[metric] for side in sides)]
@@ -105,7 +106,7 @@ def terminal(comparison: Comparison, width: int) -> str:
         lines.append(f"{number}: {label} ({', '.join(facts)})")
         lines += [f"   note: {problem}" for problem in run.problems]
     head = [str(number) for number in range(1, len(comparison.runs) + 1)]
-    sections: list[Table] = [
+    sections = [
         [["settings", *head], *comparison.settings],
         [["machine", *head], *comparison.machine],
         final_numbers(comparison),
@@ -113,7 +114,7 @@ def terminal(comparison: Comparison, width: int) -> str:
     ]
     if not comparison.settings:
         lines.append("their settings are the same")
-    return "\n".join([*lines, "", grids([rows for rows in sections if len(rows) > 1], width)])
+    return "\n".join([*lines, "", "\n\n".join(table(rows, width, rule=True) for rows in sections if len(rows) > 1), ""])
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:

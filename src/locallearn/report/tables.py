@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from locallearn.report.grid import Table, grids
+from locallearn.figures import text as terminal_text
 from locallearn.report.numbers import Number
 from locallearn.report.study import Group, Study
 from locallearn.runs.read import STATES
@@ -35,7 +35,7 @@ FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """What begins so is computed by a spreadsheet that opens a CSV."""
 
 
-def table(study: Study) -> Table:
+def table(study: Study) -> list[list[str]]:
     """The head, then a row for each group; a column that would be empty is left out."""
     score = study.score
     columns: list[tuple[str, Callable[[Group], str]]] = [
@@ -139,7 +139,9 @@ def unfinished(study: Study) -> list[str]:
 def terminal(study: Study, width: int) -> str:
     """The report as text of at most `width` columns."""
     lines = [*notes(study), *unfinished(study), *(f"note: {problem}" for problem in study.problems)]
-    return "\n".join([summary(study), grids([table(study)] if study.groups else [], width), *lines])
+    return "\n".join(
+        [summary(study), terminal_text.table(table(study), width, rule=True) if study.groups else "", *lines]
+    )
 
 
 def markdown(study: Study, pictures: Sequence[str] = ()) -> str:

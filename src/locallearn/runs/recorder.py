@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from locallearn.config.record import RecordSettings
 from locallearn.errors import RunError, UserError, in_one_line
 from locallearn.runs.console import warn
-from locallearn.runs.folder import RunFolder, strict_json
+from locallearn.runs.files import strict_json
+from locallearn.runs.folder import RunFolder
 
 Value = float | int | str | None
 CHUNK = 1 << 16  # bytes read at once

@@ -22,9 +22,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from locallearn.errors import UserError
-from locallearn.runs.console import warn
 from locallearn.config.record import WandbSettings
+from locallearn.errors import UserError
+from locallearn.names import PATTERNS, of_probe
+from locallearn.runs.console import warn
+from locallearn.runs.files import flat
 from locallearn.runs.folder import RunFolder
 
 INIT_SECONDS = 10.0  # for the server's answer to a new run; then offline
@@ -57,15 +59,14 @@ class WandbSink:
         self._folder = folder
         self._identity = _identity(folder)
         ours = {**about, "project": "locallearn", "entity": None, "dir": str(folder.path), "resume": "allow"}
-        said: dict[str, Any] = {"project": settings.project, "entity": settings.entity, "group": settings.group}
+        users: dict[str, Any] = {"project": settings.project, "entity": settings.entity, "group": settings.group}
         if settings.tags:
-            said["tags"] = [*settings.tags, *about["tags"]]
-        self._setup = {
-            **{name: said.get(name) or _unless_in_the_environment(name, value) for name, value in ours.items()},
+            users["tags"] = [*settings.tags, *about["tags"]]
+        self._init = {
+            **{name: users.get(name) or _unless_in_the_environment(name, value) for name, value in ours.items()},
+            "config": flat(about["config"]),  # flat, so that panels and filters of W&B find the keys
             "mode": _mode(settings.mode),
             "id": self._identity["id"],
-            "init_seconds": INIT_SECONDS,
-            "finish_seconds": FINISH_SECONDS * 2 / 3,
         }
         self._queue: deque[Mapping[str, Any]] = deque(maxlen=QUEUE_RECORDS)
         self._dropped = 0
@@ -82,7 +83,9 @@ class WandbSink:
 
     def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
         """Queue the table and the pictures of a probe."""
-        self._put({"show": {"name": name, "rows": [dict(row) for row in rows], "pictures": [*map(str, pictures)]}})
+        tables = {of_probe(name, "rows"): [dict(row) for row in rows]}
+        images = {of_probe(name, picture.stem): str(picture) for picture in pictures}
+        self._put({"show": {"tables": tables, "images": images}})
 
     def _put(self, message: Mapping[str, Any]) -> None:
         with self._changed:
@@ -129,9 +132,10 @@ class WandbSink:
     def _open_child(self) -> _Child:
         """A process with a started run, and a line that says where that is. Raises RuntimeError if none starts."""
         problem = None
-        for mode in dict.fromkeys((self._setup["mode"], "offline")):
+        limits = {"init_seconds": INIT_SECONDS, "finish_seconds": FINISH_SECONDS * 2 / 3}
+        for mode in dict.fromkeys((self._init["mode"], "offline")):
             self._child = _Child(self._folder.path / "wandb")
-            self._child.send({"setup": {**self._setup, "mode": mode}})
+            self._child.send({"setup": {"init": {**self._init, "mode": mode}, "curves": PATTERNS, **limits}})
             answer = self._child.answer(INIT_SECONDS + HANG_SECONDS)
             problem = problem or answer.get("problem")
             if answer.get("mode") is not None:

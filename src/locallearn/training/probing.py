@@ -27,7 +27,8 @@ from locallearn.names import of_probe
 from locallearn.probes import Moment, Probe, Row, Seen
 from locallearn.probes.base import numbers
 from locallearn.runs.console import warn
-from locallearn.runs.folder import RunFolder, strict_json
+from locallearn.runs.files import strict_json
+from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder
 
 PROBES = "probes"
