@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from locallearn.figures import COLOURS, by_strategy
 from locallearn.figures.text import table
-from locallearn.report.figures import CURVES, accuracy_by_block, curve, learning_curves
+from locallearn.report.figures import CURVES, accuracy_by_block, learning_curves
 from locallearn.report.grouping import text, written
 from locallearn.report.numbers import numbers, values
-from locallearn.report.tables import shown
+from locallearn.report.series import curve
+from locallearn.report.units import shown
 from locallearn.runs.files import flat
 from locallearn.runs.read import Run
 

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from locallearn.names import ACCURACY, LOSS, SELECTED_BY, TEST, TRAIN, VALIDATION, on
 from locallearn.report.grouping import BACKPROP, common, differing, is_method, label, order, settings_of, written
 from locallearn.report.numbers import Number, numbers, paired, values
 from locallearn.report.published import Published, published
 from locallearn.runs.read import Run
 
-SCORES = ("test/accuracy", "validation/accuracy", "test/loss", "validation/loss", "train/accuracy", "train/loss")
+_OF_EVALUATION = [on(split, metric) for metric in (ACCURACY, LOSS) for split in (TEST, VALIDATION)]
+SCORES = (*_OF_EVALUATION, on(TRAIN, ACCURACY), on(TRAIN, LOSS))
 """What a run is judged by: the first of them that any run has."""
 
 
@@ -43,6 +45,11 @@ class Group:
     @property
     def strategy(self) -> str:
         return self.runs[0].strategy
+
+    @property
+    def looked_at(self) -> list[Run]:
+        """The runs that it is drawn from: those that count, or, while none is done, all."""
+        return self.counted or self.runs
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def _baseline(group: Group, groups: Iterable[Group], differs: Sequence[str]) -> 
     ]
 
     def rank(other: Group) -> tuple[int, float]:
-        accuracy = other.numbers.get("validation/accuracy")
+        accuracy = other.numbers.get(SELECTED_BY)
         others = sum(other.settings.get(k) != group.settings.get(k) for k in differs)
         return others, -accuracy.mean if accuracy else 0.0
 
