@@ -190,7 +190,7 @@ def _cost(metric: str, number: Number | None, base: Number | None) -> Cell:
 
 def _command(group: Group) -> str:
     """One command for all seeds of a group, into the folder that is set where it is given."""
-    members: Sequence[Run] = group.looked_at
+    members: Sequence[Run] = group.shown
     seeds = sorted({run.seed for run in members if run.seed is not None})
     words = [word for word in members[0].overrides if word.partition("=")[0] not in ("seed", "out")]
     if not members[0].overrides and not members[0].manifest:

@@ -24,24 +24,24 @@ MOST = 12
 """So many groups can be told apart in one picture."""
 CURVES = (names.on(names.TRAIN, names.LOSS), names.SELECTED_BY, names.TEST_ACCURACY)
 DRAWN_COSTS = ("seconds", "peak_memory_bytes")
-_LINES = ("-", "--", ":", "-.")
-_MARKERS = "osD^vP*X<>hd"
+LINES = ("-", "--", ":", "-.")
+MARKERS = "osD^vP*X<>hd"
 Look: TypeAlias = tuple[str, str, str]
 """Colour, line style and marker of a group."""
 
 
 def draw(study: Study) -> dict[str, Figure]:
     """Every picture that the runs have numbers for, by name."""
-    groups = shown(study)
+    groups = drawn(study)
     named = dict(zip(short_labels(groups), groups, strict=True))
     looks = dict(zip(named, looks_of(groups), strict=True))
     numbers = {name: group.numbers for name, group in named.items()}
-    drawn = {
+    every = {
         "learning_curves": learning_curves({name: group.counted for name, group in named.items()}, looks),
         "accuracy_by_block": accuracy_by_block(numbers, looks),
         "cost": _cost(study.score, numbers, looks),
     }
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    figures = {name: figure for name, figure in every.items() if figure is not None}
     left_out = sum(bool(group.counted) for group in study.groups) - len(groups)
     if left_out:
         for figure in figures.values():
@@ -49,18 +49,11 @@ def draw(study: Study) -> dict[str, Figure]:
     return figures
 
 
-def shown(study: Study) -> list[Group]:
-    """The groups that are drawn: all with a finished run, or of many those with the best validation accuracy."""
+def drawn(study: Study) -> list[Group]:
+    """All groups with a finished run, or of many those with the best validation accuracy."""
     groups = [group for group in study.groups if group.counted]
-    if len(groups) <= MOST:
-        return groups
-    kept = sorted(groups, key=_by_validation)[:MOST]
-    return [group for group in groups if group in kept]
-
-
-def _by_validation(group: Group) -> float:
-    number = group.numbers.get(names.SELECTED_BY)
-    return -number.mean if number else 0.0
+    best = sorted(groups, key=lambda group: group.rank)[:MOST]
+    return [group for group in groups if group in best]
 
 
 def short_labels(groups: Sequence[Group]) -> list[str]:
@@ -83,7 +76,7 @@ def looks_of(groups: Sequence[Group]) -> list[Look]:
         number = before[group.strategy]
         before[group.strategy] += 1
         colour = COLOURS[k % len(COLOURS)] if alone else by_strategy(group.strategy)
-        looks.append((colour, _LINES[number % len(_LINES)], _MARKERS[k % len(_MARKERS)]))
+        looks.append((colour, LINES[number % len(LINES)], MARKERS[k % len(MARKERS)]))
     return looks
 
 

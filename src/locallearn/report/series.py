@@ -121,7 +121,7 @@ def _curves(study: Study) -> list[dict[str, Any]]:
     """What every epoch records: the score first."""
     curves: list[dict[str, Any]] = []
     for name in dict.fromkeys([*([study.score] if study.score else []), *SCORES]):
-        values = [_series(curve(group.looked_at, name), percent(name)) for group in study.groups]
+        values = [_series(curve(group.shown, name), percent(name)) for group in study.groups]
         if any(series["x"] for series in values):
             curves.append({"key": name, "label": title(name), "values": values})
     _thin([series for drawn in curves for series in drawn["values"]])
@@ -152,7 +152,7 @@ def _trade(study: Study) -> dict[str, Any]:
 
 def _probes(study: Study) -> Iterator[dict[str, Any]]:
     """What probes saw; and, in the same form, the test accuracy of every block that can predict, over epochs."""
-    groups = [group.looked_at for group in study.groups]
+    groups = [group.shown for group in study.groups]
     tables = {"Test accuracy by block": [[row for run in own for row in _block_rows(run)] for own in groups]}
     for name in dict.fromkeys(name for own in groups for run in own for name in run.rows):
         rows = [[row for run in own for row in run.rows.get(name, [])] for own in groups]

@@ -77,7 +77,7 @@ def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
         "Not done": [_plain(line) for line in unfinished(study)],
         "Notes": [_plain(problem) for problem in study.problems],
         "The same in all runs": [f"{_code(key)}: {_code(value)}" for key, value in study.common.items()],
-        "To repeat": [f"{_plain(group.label)}: {_code(group.looked_at[0].repeat)}" for group in study.groups],
+        "To repeat": [f"{_plain(group.label)}: {_code(group.shown[0].repeat)}" for group in study.groups],
     }
     for name, entries in sections.items():
         if entries:

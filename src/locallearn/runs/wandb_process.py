@@ -1,37 +1,38 @@
 """The process that talks to W&B for one run, started by `wandb_sink` and not meant to be started by hand.
 
-It reads JSON lines from stdin (`{"setup": ...}`, then `{"log": ...}`, at last `{"finish": ...}`) and answers the first
-and the last with one JSON line on stdout. If stdin ends early or the parent is gone, the run ends as failed. It imports
-nothing of locallearn, hence no torch, so that it starts in a second and can be killed at any moment.
+Over the connection with the number argv[1] it gets JSON messages (`{"setup": ...}`, then `{"log": ...}` or
+`{"show": ...}`, at last `{"finish": ...}`) and answers the first and the last. If the connection ends early or the
+parent is gone, the run ends as failed. It imports nothing of locallearn, hence no torch, so that it starts in a second
+and can be killed at any moment.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 PARENT_CHECK_SECONDS = 2.0
 
 
-def messages(parent: int) -> Iterator[dict[str, Any]]:
-    """The parent's messages until stdin ends or the parent is gone (a forked worker may hold stdin open)."""
-    buffer = b""
-    while True:
-        ready, _, _ = select.select([0], [], [], PARENT_CHECK_SECONDS)
-        if not ready:
-            if os.getppid() != parent:
+def messages(connection: Connection, parent: int) -> Iterator[dict[str, Any]]:
+    """The parent's messages until it closes or is gone (a forked worker may hold its end open)."""
+    while connection.poll(PARENT_CHECK_SECONDS) or os.getppid() == parent:
+        if connection.poll():
+            try:
+                yield json.loads(connection.recv_bytes())
+            except EOFError:
                 return
-            continue
-        chunk = os.read(0, 1 << 16)
-        if not chunk:
-            return
-        *lines, buffer = (buffer + chunk).split(b"\n")
-        yield from map(json.loads, lines)
+
+
+def sentence(error: BaseException) -> str:
+    """The error on one line; W&B's error for a refused key has no text at all."""
+    text = " ".join(str(error).split())[:200]
+    return type(error).__name__ if text in ("", "<no message>") else text
 
 
 def start(setup: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -43,12 +44,6 @@ def start(setup: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     offline = bool(run.offline)
     mode = "disabled" if run.disabled else "offline" if offline else "online"
     return run, {"mode": mode, "path": run.settings.sync_dir, "url": None if offline else run.url, "id": run.id}
-
-
-def sentence(error: BaseException) -> str:
-    """The error on one line; W&B's error for a refused key has no text at all."""
-    text = " ".join(str(error).split())[:200]
-    return type(error).__name__ if text in ("", "<no message>") else text
 
 
 def open_run(setup: dict[str, Any]) -> Any:
@@ -104,14 +99,13 @@ def show(run: Any, tables: dict[str, list[dict[str, Any]]], images: dict[str, st
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what W&B prints goes to the log file, not among the answers
-    incoming = messages(parent=int(sys.argv[1]))
+    connection = Connection(int(sys.argv[1]))
+    incoming = messages(connection, parent=int(sys.argv[2]))
     first = next(incoming, None)
     if first is None:
         return 1
     run, answer = start(first["setup"])
-    print(json.dumps(answer), file=answers)
+    connection.send_bytes(json.dumps(answer).encode())
     if run is None:
         return 1
     end: dict[str, Any] = {"exit_code": 1, "summary": {}}  # what holds if the parent never says how it ended
@@ -129,9 +123,10 @@ def main() -> int:
         run.finish(exit_code=end["exit_code"])
     except BaseException as error:
         problem = sentence(error)
-    print(json.dumps({"problem": problem}), file=answers)
-    answers.flush()
-    os._exit(0 if problem is None else 1)  # W&B's exit hooks may wait for a server that is gone
+    try:
+        connection.send_bytes(json.dumps({"problem": problem}).encode())
+    finally:  # the parent may be gone
+        os._exit(0 if problem is None else 1)  # W&B's exit hooks may wait for a server that is gone
 
 
 if __name__ == "__main__":

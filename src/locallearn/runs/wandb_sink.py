@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import IO, Any
 
@@ -174,41 +173,33 @@ class _Child:
     def __init__(self, folder: Path) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(NOT_FOR_WANDB)}
         environment.setdefault("WANDB_ERROR_REPORTING", "false")
+        self._connection, theirs = Pipe()
         # By path and with -P instead of -m: imports no locallearn (hence no torch) and works however we were started.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py")), str(os.getpid())]
-        with _log_file(folder) as log:
+        program = str(Path(__file__).with_name("wandb_process.py"))
+        command = [sys.executable, "-P", program, str(theirs.fileno()), str(os.getpid())]
+        with theirs, _log_file(folder) as log:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
                 stderr=log,
                 env=environment,
-                bufsize=0,
+                pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._received = b""
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Blocks while the process is busy and the pipe is full; raises OSError when the process is gone."""
-        assert self._process.stdin is not None
-        line = memoryview((json.dumps(message, default=_plain) + "\n").encode())
-        while line:
-            line = line[self._process.stdin.write(line) :]
+        """Blocks while the process is busy and much is under way; raises OSError when the process is gone."""
+        self._connection.send_bytes(json.dumps(message, default=_plain).encode())
 
     def answer(self, seconds: float) -> dict[str, Any]:
         """The next answer; after `seconds`, or when the process is gone, that as its `problem`."""
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._received:
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([self._process.stdout], [], [], left)[0]:
-                return {"problem": f"the W&B process did not answer within {seconds:g} s"}
-            chunk = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not chunk:
-                return {"problem": "the W&B process ended unexpectedly"}
-            self._received += chunk
-        line, self._received = self._received.split(b"\n", 1)
-        return dict(json.loads(line))
+        try:
+            if self._connection.poll(seconds):
+                return dict(json.loads(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            return {"problem": "the W&B process ended unexpectedly"}
+        return {"problem": f"the W&B process did not answer within {seconds:g} s"}
 
     def kill(self) -> None:
         """End it now; W&B's service, its child, follows by itself within seconds."""
