@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
-from helpers.nets import assert_same
 from torch import nn
 from torch.nn import functional as F
 
 import locallearn
+from helpers.nets import assert_same
 from locallearn.errors import UserError
 from locallearn.objectives.reconstruction import Reconstructor
 

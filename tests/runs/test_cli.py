@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.commands import SMALL, one_sentence
 import yaml
-from helpers.commands import run
+
+from helpers.commands import SMALL, one_sentence, run
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
 
 
 def test_a_run_writes_what_it_promises(capsys, tmp_path):
@@ -191,7 +189,7 @@ def test_help_and_list_do_not_import_torch():
     """And so answer at once; the time is printed, not judged."""
     for words in (["--help"], ["list"], ["list", "strategies"]):
         program = (
-            "import sys, time; start = time.time(); from locallearn.cli import main as cli; code = cli.main(sys.argv[1:]); "
+            "import sys, time; start = time.time(); from locallearn.cli import main; code = main.main(sys.argv[1:]); "
             "print('seconds', time.time() - start, file=sys.stderr); "
             "sys.exit(code or bool({'torch', 'hydra', 'wandb'} & set(sys.modules)))"
         )

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import run
 
+from helpers.commands import run
 from locallearn import errors
 from locallearn.data import doctor
 

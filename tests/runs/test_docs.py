@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers.commands import Installed
 
+from helpers.commands import Installed
 from locallearn.cli.commands import COMMANDS
 from locallearn.config.compose import choices, compose, header
 

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from helpers.commands import run
 
+from helpers.commands import run
 from locallearn import __version__
 from locallearn.cli import completion
 from locallearn.cli import main as cli

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import run
 
+from helpers.commands import run
 from locallearn.runs import again
 from locallearn.runs.read import one
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.commands import run
 from PIL import Image
 
 import locallearn
+from helpers.commands import run
 from locallearn.data import Data, DataSource
 from locallearn.data.benchmarks import CIFAR10, MNIST, FashionMNIST
 from locallearn.data.cora import Cora

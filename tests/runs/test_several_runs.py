@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.commands import run
 
+from helpers.commands import run
 from locallearn.training import session
 
 SMALL = ["model=mlp", "model.width=8", "auxiliary=linear", "batch_size=256", "threads=1", "max_steps=2", "blocks=2"]

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.commands import obey_signals, run
 from hydra.errors import MissingConfigException
 from safetensors.torch import load_file
 
+from helpers.commands import obey_signals, run
 from locallearn.config.compose import compose, explain, multirun
 from locallearn.config.experiment import experiment
 from locallearn.runs.folder import RunFolder

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.commands import run
 
 import locallearn
+from helpers.commands import run
 from locallearn import paths
 from locallearn.api import _overrides
 from locallearn.config.compose import compose

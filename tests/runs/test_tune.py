@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.commands import run
 
+from helpers.commands import run
 from locallearn.config.compose import choices, compose
 from locallearn.config.experiment import experiment
 from locallearn.errors import UserError

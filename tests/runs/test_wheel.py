@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from helpers.commands import Installed, obey_signals
 
 MINE = '''
