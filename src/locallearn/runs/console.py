@@ -124,7 +124,7 @@ class Console:
 
     def final_table(self, summary: Mapping[str, Any], blocks: int) -> None:
         """The closing table of a run: how good, how fast, how large. What the summary lacks is left out."""
-        scores = {"test accuracy": names.TEST_ACCURACY, "validation accuracy": names.on(names.VALIDATION, names.ACCURACY)}
+        scores = {names.in_words(name): name for name in (names.TEST_ACCURACY, names.SELECTED_BY)}
         for k in range(blocks):
             scores[f"test accuracy at block {k}"] = names.at(names.BLOCK, k, "test_accuracy")
         facts = [*((title, name, 1.0, 4) for title, name in scores.items()), *RESULT]

@@ -143,7 +143,9 @@ def read_run(path: Path) -> Run:
 
 def _read(path: Path) -> Run:
     problems: list[str] = []
-    config, manifest, status = (_mapping(path / name, problems) for name in (files.CONFIG, files.MANIFEST, files.STATUS))
+    config = _mapping(path / files.CONFIG, problems)
+    manifest = _mapping(path / files.MANIFEST, problems)
+    status = _mapping(path / files.STATUS, problems)
     history = _records(path / files.METRICS, problems, CURVE_RECORDS)
     state, reason = _state(path, status, config, history)
     summary = _mapping(path / files.SUMMARY, problems if state == "done" else [])
