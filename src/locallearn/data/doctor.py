@@ -9,6 +9,7 @@ from torch import Tensor
 
 from locallearn.data.dataset import Data, Split
 from locallearn.data.source import DataSource
+from locallearn.figures.text import table
 
 
 def diagnose(source: DataSource, seed: int = 0, batch_size: int = 8) -> str:
@@ -34,7 +35,7 @@ def diagnose(source: DataSource, seed: int = 0, batch_size: int = 8) -> str:
         "normalised by": _normalised_by(data),
     }
     width = max(map(len, lines))
-    return "\n".join([*(f"{name:<{width}}  {text}" for name, text in lines.items()), "", *_classes(data)])
+    return "\n".join([*(f"{name:<{width}}  {text}" for name, text in lines.items()), "", _classes(data)])
 
 
 def _range(values: Tensor) -> str:
@@ -51,7 +52,7 @@ def _normalised_by(data: Data) -> str:
     return f"mean {mean}; std {std} (of pixels from 0 to 1)"
 
 
-def _classes(data: Data) -> list[str]:
+def _classes(data: Data) -> str:
     """A table of the classes and how many samples of each there are in each part."""
 
     def counts(split: Split) -> list[int]:
@@ -59,11 +60,7 @@ def _classes(data: Data) -> list[str]:
 
     parts = zip(data.classes, counts(data.train), counts(data.validation), counts(data.test), strict=True)
     rows = [("class", "training", "validation", "test"), *(tuple(map(str, row)) for row in parts)]
-    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        f"{row[0]:<{width[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True))
-        for row in rows
-    ]
+    return table(rows)
 
 
 def torchvision_version() -> str:

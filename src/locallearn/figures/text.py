@@ -94,7 +94,7 @@ def table(
 
 def _parts(wide: Sequence[int], width: int | None, again: int, gap: int) -> list[list[int]]:
     """Which columns, of so many characters, stand beside each other; the first `again` in every part."""
-    first = list(range(again))
+    first = list(range(min(again, len(wide))))
     parts = [first[:]]
     for k in range(again, len(wide)):
         if width and len(parts[-1]) > again and sum(wide[i] + gap for i in parts[-1]) + wide[k] > width:
