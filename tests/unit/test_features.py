@@ -15,7 +15,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 from locallearn.analysis.decoder import decoder, kept, reconstruct, ridge, standardised
-from locallearn.analysis.features import as_pixels, as_maps, first_filters, maps, tiles
+from locallearn.analysis.features import as_maps, as_pixels, first_filters, maps, tiles
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError

@@ -47,8 +47,8 @@ class Raw(NamedTuple):
 def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels: Tensor, test: int) -> Raw:
     """A set without a test part of its own: `test` of its samples [N, ...] with labels [N] are drawn for it, class by
     class, the same ones whatever the seed of a run."""
-    divided = stratified(labels, len(labels) - test, generator(0, name, "test"))
-    return Raw(classes, *(Part(Memory(samples[places]), labels[places]) for places in divided))
+    train, rest = stratified(labels, len(labels) - test, generator(0, name, "test"))
+    return Raw(classes, Part(Memory(samples[train]), labels[train]), Part(Memory(samples[rest]), labels[rest]))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class VisionSet(DataSource):
         except Exception as error:  # urllib, tarfile, sockets and torchvision each have their own
             raise UserError(
                 f"{has_no(self.name, root, missing)}, and the download failed ({_first_line(error)}): put "
-                f"{', '.join(self.archives())} (or what is inside) into that folder, or {WHERE} the folder that has them"
+                f"{', '.join(self.archives())} (or what is inside) into that folder, or {WHERE} the folder that has "
+                "them"
             ) from error
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from locallearn.analysis.memory import SavedBytes
 from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError, unknown
 from locallearn.models import cut
@@ -37,15 +37,21 @@ class UnitCost(NamedTuple):
 class BlockModel(nn.Module):
     """An ordered list of units and a head.
 
-    units   each maps [B, ...] -> [B, ...]; the smallest pieces that a cut may separate. A unit never begins with an
-            in-place operation: that would write into what the block below still needs
-    head    maps the last unit's output -> [B, classes]
-    names   one per unit, for tables and messages
-    samples the only batch that the model reads (all nodes of its graph), or None for any
-    channels_first  an input of two axes is [C, L] and not [T, D]
-
     What a unit emits has its features where everything that reads them expects them: [B, D], [B, T, D], [B, C, H, W] or
     [B, C, D, H, W].
+
+    Args:
+        units: the smallest pieces that a cut may separate, each [B, ...] -> [B, ...], from the input upward; a mapping
+            gives their names too. A unit never begins with an in-place operation: that would write into what the block
+            below still needs.
+        head: the last unit's output -> logits [B, classes].
+        image: shape of one input, without the batch.
+        classes: number of logits.
+        name: of the model, for tables and messages.
+        names: one per unit.
+
+    `samples` is the only batch size that the model reads (all nodes of its graph), or None for any; `channels_first`
+    says that an input of two axes is [C, L] and not [T, D].
     """
 
     units: nn.ModuleList
@@ -55,7 +61,7 @@ class BlockModel(nn.Module):
 
     def __init__(
         self,
-        units: Iterable[nn.Module],
+        units: Mapping[str, nn.Module] | Iterable[nn.Module],
         head: nn.Module,
         *,
         image: Size,
@@ -64,6 +70,8 @@ class BlockModel(nn.Module):
         names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(units, Mapping):
+            units, names = units.values(), [*units]
         self.units = nn.ModuleList(units)
         self.head = head
         self.image: Size = tuple(image)
@@ -129,20 +137,19 @@ def measure(model: BlockModel) -> list[UnitCost]:
     Memory: every storage that autograd saves, once, at the first unit that saves it; weights and buffers are not
     counted, they are there anyway.
     """
-    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    costs = []
+    costs, graphs = [], []
     with undisturbed(model, gradients=True):
         h = model.blank()
         batch = len(h)
-        saved: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
+        saved = SavedBytes((*model.parameters(), *model.buffers()))
         for name, unit in zip(model.names, model.units, strict=True):
-            before = sum(s.nbytes() for s in saved.values())
-            with saved_tensors_hooks(_collect(saved, owned), _never), FlopCounterMode(display=False) as counter:
+            before = saved.now
+            with saved, FlopCounterMode(display=False) as counter:
                 h = _one_tensor(model, name, unit(h.detach().requires_grad_()))
-            memory = sum(s.nbytes() for s in saved.values()) - before
-            flops = counter.get_total_flops()
+            graphs.append(h)  # what a unit has saved stays counted
+            flops, memory = counter.get_total_flops() // batch, (saved.now - before) // batch
             parameters = sum(p.numel() for p in unit.parameters())
-            costs.append(UnitCost(name, tuple(h.shape[1:]), parameters, flops // batch, memory // batch))
+            costs.append(UnitCost(name, tuple(h.shape[1:]), parameters, flops, memory))
     return costs
 
 
@@ -154,19 +161,6 @@ def _one_tensor(model: BlockModel, name: str, h: object) -> Tensor:
             "tensor: wrap it in a module that returns the features alone"
         )
     return h
-
-
-def _collect(saved: dict[int, torch.UntypedStorage], owned: set[int]) -> Callable[[Tensor], None]:
-    def pack(t: Tensor) -> None:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in owned:
-            saved[storage.data_ptr()] = storage
-
-    return pack
-
-
-def _never(_: None) -> Tensor:
-    raise AssertionError("a dry run has no backward")
 
 
 def _costs(model: BlockModel, balance: str) -> list[float]:
