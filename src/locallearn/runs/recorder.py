@@ -150,19 +150,11 @@ def _end_of_last_line(file: int) -> int:
         return content.rfind(b"\n") + 1
 
 
-def open_recorder(
-    folder: RunFolder,
-    settings: RecordSettings,
-    *,
-    config: Mapping[str, Any],
-    name: str,
-    group: str | None = None,
-    job_type: str | None = None,
-    tags: Sequence[str] = (),
-) -> Recorder:
+def open_recorder(folder: RunFolder, settings: RecordSettings, **about: Any) -> Recorder:
     """The recorder of a run. Raises UserError if the file cannot be written.
 
-    `config` is sent to W&B as it is: hand over no secrets. `group` yields to `settings.wandb.group`.
+    `about` goes to W&B as it is, so hand over no secrets: the configuration `config`, `name`, and where there are such
+    `group` (that of the settings wins), `job_type` and `tags`.
     """
     sinks: list[Sink] = []
     if settings.tensorboard is not None:
@@ -170,6 +162,5 @@ def open_recorder(
     if settings.wandb is not None and settings.wandb.mode != "disabled":
         from locallearn.runs.wandb_sink import WandbSink
 
-        about = {"name": name, "group": group, "job_type": job_type, "config": config, "tags": list(tags)}
         sinks.append(WandbSink(folder, settings.wandb, about))
     return Recorder(folder, sinks)
