@@ -121,11 +121,6 @@ def epoch_axis(axes: Axes, epochs: Iterable[Any]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def when(epoch: int) -> str:
-    """The time of a look, for a title."""
-    return "initial weights" if epoch == 0 else f"after epoch {epoch}"
-
-
 def percent(axis: Axis) -> None:
     """Write shares from 0 to 1 as percentages."""
     from matplotlib.ticker import PercentFormatter
@@ -143,11 +138,28 @@ def bare(axes: Axes, title: str = "", label: str = "") -> None:
 
 
 def show(axes: Axes, image: Tensor) -> None:
-    """An image [C, H, W] on the scale from 0 to 1: three channels in colour, others as their mean in grey."""
-    if len(image) == 3:
+    """An image [C, H, W] on the scale from 0 to 1: three channels in colour, others as their mean in grey; or a map
+    [H, W] on its own scale."""
+    if image.dim() == 2:
+        axes.imshow(image.numpy(), cmap="viridis", interpolation="nearest", aspect="auto")
+        axes.set_box_aspect(1)
+    elif len(image) == 3:
         axes.imshow(image.clamp(0, 1).permute(1, 2, 0).float().numpy(), interpolation="nearest")
     else:
         axes.imshow(image.float().mean(0).numpy(), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
+
+
+def gallery(lines: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]]) -> Figure:
+    """Images and maps, each with its title, in lines, each with its label on the left."""
+    columns = max(len(images) for _, images in lines)
+    figure, axes = panels(columns, len(lines), CELL, CELL)
+    for axis in axes:
+        bare(axis)
+    for k, (label, images) in enumerate(lines):
+        for i, (title, image) in enumerate(images):
+            show(axes[k * columns + i], image)
+            bare(axes[k * columns + i], title, "" if i else label)
+    return figure
 
 
 def by_strategy(name: str) -> str:

@@ -32,9 +32,9 @@ def gaussian(
     """
     data = samples(t, y, x)
     n, warnings = len(data.t), []
-    c = _covariance(data.t.double())
     if data.x is None:
-        found = _channel(c, positive("noise_variance", noise_variance))
+        covariance = torch.atleast_2d(torch.cov(data.t.double().T, correction=0))
+        found = _channel(covariance, positive("noise_variance", noise_variance))
     else:
         variance = 0.0 if noise_variance is None else positive("noise_variance", noise_variance)
         found = _joint(data.x.double(), data.t.double(), variance)
@@ -70,8 +70,3 @@ def _joint(x: Tensor, t: Tensor, variance: float) -> float:
     if bool((squared > 1 - 1e-12).any()):
         return math.inf
     return float(-torch.log1p(-squared).sum()) / (2 * math.log(2))
-
-
-def _covariance(samples: Tensor) -> Tensor:
-    centred = samples - samples.mean(0)
-    return centred.T @ centred / len(samples)
