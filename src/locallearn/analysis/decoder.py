@@ -34,8 +34,7 @@ class Kept(NamedTuple):
 
 
 def kept(decoded: Tensor, truth: Tensor, peak: float = 1.0) -> Kept:
-    """Compare decoded [N, ...] with true inputs [N, ...], whose range is `peak`. Inputs that do not vary have an
-    explained variance of 0."""
+    """Compare decoded [N, ...] with true inputs [N, ...] of range `peak`; of constant ones nothing is explained."""
     truth, decoded = truth.double(), decoded.double()
     mse = float((decoded - truth).square().mean())
     variance = float((truth - truth.mean(0)).square().mean())

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 
 def pooled(h: Tensor) -> Tensor:
-    """Activations [N, ...] as features [N, D]: maps are averaged over space and sequences over time (van den Oord et
-    al. 2018; Löwe et al. 2019)."""
+    """Activations [N, ...] as features [N, D]: maps averaged over space, sequences over time (van den Oord 2018)."""
     return h.flatten(2).mean(dim=2) if h.dim() > 3 else h.mean(dim=1) if h.dim() == 3 else h
 
 
@@ -82,8 +81,7 @@ def _logistic_regression(x: Any, labels: Tensor) -> Any:
 def neighbour_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor, neighbours: int = 5) -> float:
     """Accuracy (0 to 1) on features [M, D] with labels [M] of the vote among the nearest `neighbours` (or all, if there
     are fewer) of features [N, D] with labels [N]. Near is a small cosine distance, which no scale of a layer changes
-    (Wu et al. 2018), and a vote counts by its inverse, so that also one sample per class gives an answer. NaN as
-    `linear_accuracy`."""
+    (Wu et al. 2018); votes count by its inverse, so that one sample per class is enough. NaN as `linear_accuracy`."""
     from sklearn.neighbors import KNeighborsClassifier
 
     if not _usable(train, test):

@@ -125,8 +125,7 @@ class Tracker(Recording):
     def watch(self, epoch: int) -> Iterator[None]:
         """While it lasts, record what passes by as that of `epoch`: the outputs of every forward, one batch after the
         other, and the gradient of every backward (of two through one output, the last; zero where none comes). It
-        counts once the block has ended without an error. Under gradient checkpointing layers run, and are recorded,
-        twice."""
+        counts once the block has ended without an error. Gradient checkpointing runs, and records, layers twice."""
         with self._hooked(epoch):
             yield
 

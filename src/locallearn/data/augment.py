@@ -91,8 +91,7 @@ class Deficit:
     the last one without an `end`. Validation, test and probes always see the clean set (Achille, Rovere & Soatto 2019).
 
     kind  blur: averages over 4x4 pixels, scaled up again (bilinear); flip: upside down; permutation: every class bears
-          the label of another, always the same one for a seed; noise: bytes drawn uniformly instead of the image; or
-          None
+          the label of another, always the same one for a seed; noise: uniform bytes instead of the image; or None
     """
 
     kind: str | None = None

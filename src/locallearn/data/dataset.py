@@ -95,8 +95,8 @@ class Data:
         return max(1, len(self.train) // _positive(batch_size))
 
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches (inputs [B, *image], labels [B]) of one epoch, shuffled, augmented and normalised, and in
-        the epochs of a deficit under it.
+        """Training batches (inputs [B, *image], labels [B]) of one epoch: shuffled, under a deficit if it is its time,
+        augmented and normalised.
 
         `start` skips that many steps: what follows is exactly what an uninterrupted epoch would have given.
         Raises UserError for a batch size below 1 or, with a streamed folder, for an image that cannot be read.

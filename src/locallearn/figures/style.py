@@ -15,24 +15,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")  # Okabe-Ito
 _STRATEGIES = {
-    "backprop": COLOURS[7],
-    "deep_supervision": COLOURS[4],
-    "pgi": COLOURS[3],
-    "dgl": COLOURS[0],
-    "greedy": COLOURS[6],
-    "loco": COLOURS[2],
-    "cdni": COLOURS[1],
-    "dni": COLOURS[5],
-    "fa": "#8C564B",
-    "dfa": "#6A3D9A",
-    "infomax": "#B2DF8A",
-    "shallow": "#C0C0C0",
-    "checkpoint": "#5A5A5A",
-    "usf": "#17BECF",
-    "brsf": "#9C9E1C",
-    "frsf": "#843C39",
+    "backprop": COLOURS[7], "deep_supervision": COLOURS[4], "pgi": COLOURS[3], "dgl": COLOURS[0], "greedy": COLOURS[6],
+    "loco": COLOURS[2], "cdni": COLOURS[1], "dni": COLOURS[5], "fa": "#8C564B", "dfa": "#6A3D9A", "infomax": "#B2DF8A",
+    "shallow": "#C0C0C0", "checkpoint": "#5A5A5A", "usf": "#17BECF", "brsf": "#9C9E1C", "frsf": "#843C39",
     "pgi_causal": "#F781BF",
-}
+}  # fmt: skip
 LONG = 50
 """From so many epochs on their axis is logarithmic."""
 CELL = 0.75
@@ -138,8 +125,7 @@ def bare(axes: Axes, title: str = "", label: str = "") -> None:
 
 
 def show(axes: Axes, image: Tensor) -> None:
-    """An image [C, H, W] on the scale from 0 to 1: three channels in colour, others as their mean in grey; or a map
-    [H, W] on its own scale."""
+    """An image [C, H, W] from 0 to 1, three channels in colour, others as their mean in grey; or a map [H, W]."""
     if image.dim() == 2:
         axes.imshow(image.numpy(), cmap="viridis", interpolation="nearest", aspect="auto")
         axes.set_box_aspect(1)

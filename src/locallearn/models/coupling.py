@@ -37,8 +37,7 @@ class Coupling(nn.Module):
 
     def pull_back(self, y: Tensor, grad: Tensor, grads: dict[nn.Parameter, Tensor]) -> tuple[Tensor, Tensor]:
         """From the output and its gradient: the input and its gradient; those of the parameters are added to `grads`.
-        One evaluation of f and g serves both the inverse and the gradients, and only one of their graphs is alive at a
-        time."""
+        One evaluation of f and g serves the inverse and the gradients; only one of their graphs is alive at a time."""
         (y1, y2), (grad1, grad2) = y.chunk(2, dim=1), grad.chunk(2, dim=1)
         g, through_g = _vjp(self.g, y1, grad2, grads)
         grad1 = grad1 + through_g

@@ -38,8 +38,7 @@ class Moment(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The result of one look: `rows` of numbers, and `arrays` that only a picture needs (kept of every look as
-    `epoch-00003.npz`)."""
+    """The result of one look: `rows` of numbers, and `arrays` that only a picture needs, kept as `epoch-00003.npz`."""
 
     rows: list[Row]
     arrays: Mapping[str, Tensor] = {}

@@ -26,9 +26,7 @@ class UsableInformation(Probe):
     samples: int = 2000
     steps: int = 300
     curves = (
-        Curve(
-            "usable_information", "I(h; Y) that a small net reads (bits); grey: H(Y)", level="label_entropy", depth=True
-        ),
+        Curve("usable_information", "I(h; Y) that a net reads, and H(Y) (bits)", level="label_entropy", depth=True),
         Curve("usable_accuracy", "its accuracy", depth=True),
     )
 

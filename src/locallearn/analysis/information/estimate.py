@@ -32,8 +32,7 @@ def information(
         y: labels [N], for I(T;Y); samples with a label below 0 have none and are left out.
         estimator:
             kde_upper, kde_lower: pairwise bounds on the Gaussian mixture around the activations (Kolchinsky and Tracey
-                2017); I(T;Y) by the class-conditional mixtures (Saxe et al. 2018); `.x_range` and `.y_range` are what
-                the truth lies in
+                2017); I(T;Y) by the class-conditional mixtures (Saxe et al. 2018); `.x_range`, `.y_range` bound both
             binned: entropy of binned activations (Shwartz-Ziv and Tishby 2017)
             ksg: nearest neighbours (Kraskov et al. 2004; Ross 2014 for labels); I(X;T) needs x
             renyi: matrix-based entropy with a = 1.01 (Sanchez Giraldo et al. 2015), up to 5000 samples; with x, of both
@@ -41,8 +40,7 @@ def information(
             mine: a network learns a lower bound (Belghazi et al. 2018); I(X;T) needs x; `.curve` is its training
             gaussian: closed form for jointly Gaussian variables; without x, of a layer with noise; no I(T;Y)
         noise_variance: of the Gaussian noise on t; "distances" for the 90th percentile of the squared pairwise
-            distances of t over 1000. By default 0.1 for kde (Saxe et al.), none for ksg, mine and gaussian, Silverman's
-            rule for renyi.
+            distances of t over 1000. By default 0.1 for kde, Silverman's rule for renyi, none for the others.
         bins: of binned: an int (so many on the layer's range), a float (their width), edges, or "tanh".
         x: inputs [N, Dx...]. Without them X is which of the N samples it is, and T a function of X with noise or bins.
 

@@ -12,8 +12,7 @@ from locallearn.errors import UserError
 
 
 def gaussian_channel(weight: Tensor, covariance: Tensor, noise_variance: float) -> float:
-    """I(X;T) = 1/2 log2 |I + W C W' / s2| bits of T = W x + N(0, s2 I), for W [D, Dx] and x Gaussian with covariance
-    C [Dx, Dx]; exact."""
+    """I(X;T) = 1/2 log2 |I + W C W' / s2| bits, exact for T = W x + N(0, s2 I), W [D, Dx], x ~ N(0, C [Dx, Dx])."""
     variance = positive("noise_variance", noise_variance)
     w, c = weight.detach().double(), covariance.detach().double()
     if w.dim() != 2 or c.shape != (w.shape[1], w.shape[1]):
