@@ -88,18 +88,14 @@ def render(rows: Sequence[BlockRow], width: int | None = None) -> str:
     cells: list[tuple[str, ...]] = [HEAD]
     for row in rows:
         units = row.units if len(row.units) <= 24 else f"{row.units[:9]}...{row.units[-12:]}"
-        aux = "n/a" if row.aux_flops is None else short(row.aux_flops)
+        aux_flops = "n/a" if row.aux_flops is None else short(row.aux_flops)
         share = "n/a" if row.share is None else f"{row.share:.1%}"
-        numbers = short(row.parameters), short(row.flops), short(row.aux_parameters), aux, share
+        numbers = short(row.parameters), short(row.flops), short(row.aux_parameters), aux_flops, share
         cells.append((str(row.block), units, "x".join(map(str, row.emits)), *numbers))
-    kept, aux_parameters = sum(row.parameters for row in rows), sum(row.aux_parameters for row in rows)
-    both = kept + aux_parameters
-    dropped = f"drops the auxiliary networks: {short(aux_parameters)} of {short(both)} parameters"
-    said = (
-        f"{dropped} ({aux_parameters / both:.1%})"
-        if aux_parameters
-        else (f"keeps all {short(kept)} parameters: no auxiliary network has any")
-    )
+    kept, aux = sum(row.parameters for row in rows), sum(row.aux_parameters for row in rows)
+    said = f"keeps all {short(kept)} parameters: no auxiliary network has any"
+    if aux:
+        said = f"drops the auxiliary networks: {short(aux)} of {short(kept + aux)} parameters ({aux / (kept + aux):.1%})"
     return "\n".join([table(cells, width, left=(1, 2), again=2), fitted(f"inference {said}", width)])
 
 
