@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from locallearn import names
 from locallearn.analysis.readout import features, linear_accuracy
 from locallearn.data import Data
 from locallearn.engine import Learner
@@ -17,7 +18,8 @@ def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
     """
     train, labels = features(data.evaluation(data.train, BATCH), learner.features)
     test, truth = features(data.evaluation(data.test, BATCH), learner.features)
-    found = {}
-    for k, (fit_on, score_on) in enumerate(zip(train, test, strict=True)):
-        found[f"block/{k:02d}/linear_accuracy"] = linear_accuracy(fit_on, labels, score_on, truth)
-    return {"linear_accuracy": found[f"block/{len(train) - 1:02d}/linear_accuracy"]} | found
+    scores = {
+        k: {"linear_accuracy": linear_accuracy(fit_on, labels, score_on, truth)}
+        for k, (fit_on, score_on) in enumerate(zip(train, test, strict=True))
+    }
+    return scores[len(train) - 1] | names.of_blocks(scores)
