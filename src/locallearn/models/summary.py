@@ -95,7 +95,8 @@ def render(rows: Sequence[BlockRow], width: int | None = None) -> str:
     kept, aux = sum(row.parameters for row in rows), sum(row.aux_parameters for row in rows)
     said = f"keeps all {short(kept)} parameters: no auxiliary network has any"
     if aux:
-        said = f"drops the auxiliary networks: {short(aux)} of {short(kept + aux)} parameters ({aux / (kept + aux):.1%})"
+        share = f"{aux / (kept + aux):.1%}"
+        said = f"drops the auxiliary networks: {short(aux)} of {short(kept + aux)} parameters ({share})"
     return "\n".join([table(cells, width, left=(1, 2), again=2), fitted(f"inference {said}", width)])
 
 
