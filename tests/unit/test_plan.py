@@ -12,9 +12,9 @@ import torch
 
 from helpers.commands import SMALL, one_sentence, run
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
+from locallearn.analysis.memory import SavedBytes
 from locallearn.auxiliary import Linear
 from locallearn.contract import Route
-from locallearn.engine.memory import SavedBytes
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
 from locallearn.plan.devices import stages

@@ -23,10 +23,12 @@ from locallearn.engine import Learner
 from locallearn.engine.gradients import unchanged
 from locallearn.errors import RunError, UserError, in_one_line, needs_several_values
 from locallearn.figures import save
+from locallearn.names import of_probe
 from locallearn.probes import Moment, Probe, Row, Seen
 from locallearn.probes.base import numbers
 from locallearn.runs.console import warn
-from locallearn.runs.folder import RunFolder, strict_json
+from locallearn.runs.files import strict_json
+from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder
 
 PROBES = "probes"
@@ -77,7 +79,7 @@ class Watch:
                 warn(f"probe {name} failed after epoch {at.epoch} ({in_one_line(error)}); training goes on")
                 continue
             self.folders[name].add(seen, at)
-            found |= numbers(seen.rows) | {f"probe/{name}/seconds": time.perf_counter() - started}
+            found |= numbers(seen.rows) | {of_probe(name, "seconds"): time.perf_counter() - started}
         return found
 
     def draw(self, recorder: Recorder) -> None:
