@@ -150,7 +150,7 @@ class Learner:
         it under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
         link = self.stage.link
         if link is not None and link.below:
-            h = link.take().h
+            h = link.recv_forward().h
         else:
             self.gate.check(inputs)
             h = self.prepare(inputs)
@@ -160,7 +160,7 @@ class Learner:
                     h = block.layers(h)
                 yield h
         if link is not None and link.above:
-            link.give(Packet(h, h.new_empty(0, dtype=torch.int64)))
+            link.send_forward(Packet(h, h.new_empty(0, dtype=torch.int64)))
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, under a name that does not depend on the cut for those of the model. A stage has those

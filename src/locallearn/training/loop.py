@@ -20,7 +20,7 @@ from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder
 from locallearn.runtime.link import Pipe, Stopped
-from locallearn.runtime.team import Team
+from locallearn.runtime.world import World
 from locallearn.training.environment import peak_memory_bytes
 from locallearn.training.evaluate import evaluate
 from locallearn.training.join import joined, sums
@@ -56,7 +56,7 @@ class Training:
         folder: RunFolder,
         recorder: Recorder | None,
         console: Console,
-        team: Team,
+        world: World,
         whole: Callable[[], Learner] | None = None,
     ) -> None:
         self.title = title
@@ -67,7 +67,7 @@ class Training:
         self.folder = folder
         self.recorder = recorder
         self.console = console
-        self.team = team
+        self.world = world
         self.whole = whole
         self.steps_per_epoch = data.steps(settings.batch_size)
         self.position = Position()
@@ -119,14 +119,14 @@ class Training:
 
     def batches(self, epoch: int, offset: int) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         """The rest of an epoch; the stages above the lowest one get their batches from below."""
-        if self.team.stage == 0:
+        if self.world.stage == 0:
             yield from self.data.batches(epoch, self.settings.batch_size, start=offset)
         else:
             yield from ((None, None) for _ in range(offset, self.steps_per_epoch))
 
     def stop_if(self, number: int) -> None:
         """End here if a signal has asked rank 0 for it; the lowest stage tells those above."""
-        if self.team.stage == 0 and (number := self.team.agree(number)):
+        if self.world.stage == 0 and (number := self.world.broadcast_to_replicas(number)):
             if isinstance(self.learner.stage.link, Pipe):
                 self.learner.stage.link.stop(self.learner.step_count)
             self.interrupt(number)
@@ -142,7 +142,7 @@ class Training:
     def interrupt(self, number: int, cause: Exception | None = None) -> None:
         """Save and raise Interrupted with the signal that rank 0 knows. With a staleness nothing is saved between the
         steps where feedback under way is waited for anyway: `resume` goes on from the last of these."""
-        number = self.team.share(number)
+        number = self.world.broadcast(number)
         if not self.learner.stage.longest_delay or self.position.offset == 0:
             self.save()
         raise Interrupted(number) from cause
@@ -161,7 +161,7 @@ class Training:
             numbers = self.evaluate()
         seconds += time.perf_counter() - started  # probes do not count
         numbers |= self.look(Moment(epoch + 1, learner.step_count), last)
-        reports = self.team.gather(
+        reports = self.world.gather(
             {
                 "blocks": [[block.spec.index, block.running()] for block in learner.blocks],
                 "numbers": numbers,
@@ -171,7 +171,7 @@ class Training:
             }
         )
         if self.recorder is not None:
-            record = {"epoch": epoch + 1, "step": learner.step_count} | joined(reports, self.team.replicas)
+            record = {"epoch": epoch + 1, "step": learner.step_count} | joined(reports, self.world.replicas)
             record |= {"images_per_second": images_per_second, "seconds": seconds}
             self.recorder.log(record)
             self.console.epoch(record)
@@ -188,7 +188,7 @@ class Training:
         """Accuracies and losses of this stage's blocks on the validation and test sets; the first replica does it."""
         record: dict[str, float] = {}
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
-            if self.team.replica:
+            if self.world.replica:
                 break
             found = evaluate(self.learner, self.data.evaluation(split, EVALUATION_BATCH))
             for key, value in found.items():
@@ -201,10 +201,10 @@ class Training:
         due = self.watch.due(at.epoch, last)
         if not due:
             return {}
-        if self.team.size == 1:
+        if self.world.size == 1:
             return self.watch.look(due, self.learner, at)
-        tensors = self.team.collect(self.learner.state())
-        if self.team.rank:
+        tensors = self.world.gather_tensors(self.learner.state())
+        if self.world.rank:
             return {}
         assert self.whole is not None
         learner = self.whole()
@@ -220,16 +220,16 @@ class Training:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise RunError(f"{name} is not finite after step {self.learner.step_count}; lower optim.lr")
-        tensors = self.team.collect(tensors)
-        reports = self.team.gather([[block.spec.index, block.running()] for block in self.learner.blocks])
-        if self.team.rank:
+        tensors = self.world.gather_tensors(tensors)
+        reports = self.world.gather([[block.spec.index, block.running()] for block in self.learner.blocks])
+        if self.world.rank:
             return
         self.mend_folder()
         state: dict[str, Any] = {
             "epoch": self.position.epoch,
             "offset": self.position.offset,
             "seconds": self.position.seconds,
-            "blocks": list(sums(reports, self.team.replicas).values()),
+            "blocks": list(sums(reports, self.world.replicas).values()),
         }
         folder = self.folder.path / "checkpoints"
         checkpoint.save(folder, self.learner.step_count, tensors, state, self.settings.checkpoint.keep)
@@ -250,11 +250,11 @@ class Training:
                 raise
             warn(f"{error}; training goes on")
 
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
+    def restore(self, saved: checkpoint.SavedCheckpoint) -> None:
         """Go back to the moment of a checkpoint, exactly."""
         self.learner.load_state(saved.tensors)
         self.learner.step_count = saved.state["step"]
         self.position = Position(saved.state["epoch"], saved.state["offset"], saved.state["seconds"])
         for block in self.learner.blocks:
-            if self.team.replica == 0:
+            if self.world.replica == 0:
                 block.resume(saved.state["blocks"][block.spec.index])

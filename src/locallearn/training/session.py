@@ -25,7 +25,16 @@ from locallearn.training.prepare import prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks
 from locallearn.training.run_data import check_data, facts_of
 from locallearn.training.saved import finished, saved_experiment
-from locallearn.training.stages import check_launcher, divide, led, places, ranges, run_part, run_stages, together
+from locallearn.training.stages import (
+    check_launcher,
+    divide,
+    from_rank_0,
+    places,
+    ranges,
+    run_part,
+    run_stages,
+    together,
+)
 from locallearn.training.train import Result, train
 
 
@@ -99,7 +108,7 @@ def _together(exp: Experiment, quiet: bool, lead: Callable[[], RunFolder]) -> Re
             stack.enter_context(_closing_lock(folder))
             return {"path": str(folder.path), "known": folder.read_json("manifest.json")}
 
-        told = led(world, made)
+        told = from_rank_0(world, made)
         folder = RunFolder(Path(told["path"]))
         run_part(exp, told["known"], folder, world, quiet)
     return finished(folder, exp.settings.allow) if world.rank == 0 else None
@@ -145,7 +154,7 @@ def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> tuple[
 
 def _old_run(
     exp: Experiment, known: dict[str, Any], folder: RunFolder, facts: dict[str, Any], quiet: bool
-) -> tuple[RunFolder, Learner, Data, checkpoint.Checkpoint | None]:
+) -> tuple[RunFolder, Learner, Data, checkpoint.SavedCheckpoint | None]:
     """Lock the folder of an earlier run, and put it back to its newest checkpoint."""
     folder.lock()
     folder.tidy()

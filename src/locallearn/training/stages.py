@@ -15,6 +15,7 @@ import torch
 
 from locallearn.config.experiment import Experiment
 from locallearn.engine import Learner
+from locallearn.engine.replicas import LostProcess
 from locallearn.errors import RunError, UserError, described
 from locallearn.plan.measure import block_times
 from locallearn.runs import again, checkpoint
@@ -22,8 +23,8 @@ from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.launch import launch
-from locallearn.runtime.link import NeighbourGone, Pipe
-from locallearn.runtime.world import World, join, started_together
+from locallearn.runtime.link import Pipe
+from locallearn.runtime.world import JoinedWorld, join, started_together
 from locallearn.training.environment import choose_device
 from locallearn.training.prepare import Part, prepare
 from locallearn.training.stopping import Interrupted, stop_signals
@@ -85,7 +86,7 @@ def run_stages(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
 
 
 @contextmanager
-def together(replicas: int) -> Iterator[World]:
+def together(replicas: int) -> Iterator[JoinedWorld]:
     """One of the processes of a run. A failure here ends the process at once, after its cause was told: other threads
     of it may be waiting for ever for a neighbour."""
     world = join(replicas)
@@ -97,12 +98,12 @@ def together(replicas: int) -> Iterator[World]:
     except Exception as error:
         if not world.closed:
             said = str(error) if isinstance(error, UserError | RunError) else described(error)
-            world.leave(said, secondary=isinstance(error, NeighbourGone))
+            world.leave(said, secondary=isinstance(error, LostProcess))
         raise
     world.close()
 
 
-def led(world: World, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def from_rank_0(world: JoinedWorld, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What rank 0 makes, in every process. A mistake of the user ends all of them, after rank 0 has said it."""
     told: dict[str, Any] = {}
     if world.rank == 0:
@@ -110,22 +111,22 @@ def led(world: World, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             told = make()
         except UserError as error:
             print(f"locallearn: {error}", file=sys.stderr, flush=True)
-    told = world.share(told)
+    told = world.broadcast(told)
     if not told:
         world.close()
         raise SystemExit(2)
     return told
 
 
-def run_part(exp: Experiment, known: dict[str, Any], folder: RunFolder, world: World, quiet: bool) -> None:
+def run_part(exp: Experiment, known: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
     """What this process has of a run, from the newest checkpoint or the start. Raises RunError and Interrupted."""
     cut, stages = ranges(known["cut"]), ranges(known["stages"])
     world.before_leaving = partial(_say_failed, folder, world.stage)
     message = torch.bfloat16 if isinstance(exp.runtime, Pipeline) and exp.runtime.message == "bf16" else None
     device = own_device(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
-    link = Pipe(world.below, world.above, device, message, late)
-    learner, data = prepare(exp, cut, Part(stages[world.stage], device, link, world.twins), known)
+    link = Pipe(world.rank_below, world.rank_above, device, message, late)
+    learner, data = prepare(exp, cut, Part(stages[world.stage], device, link, world.replica_group), known)
     saved = checkpoint.newest(folder.path / "checkpoints", warn)
     try:
         train(exp, learner, data, folder, quiet, saved, world, lambda: prepare(exp, cut, known=known)[0])

@@ -21,7 +21,7 @@ from locallearn.runs import checkpoint
 from locallearn.runs.console import Console
 from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder, open_recorder
-from locallearn.runtime.team import Alone, Team
+from locallearn.runtime.world import World
 from locallearn.training.loop import Training
 from locallearn.training.probing import Watch
 from locallearn.training.stopping import Interrupted
@@ -49,29 +49,29 @@ def train(
     data: Data,
     folder: RunFolder,
     quiet: bool,
-    saved: checkpoint.Checkpoint | None = None,
-    team: Team | None = None,
+    saved: checkpoint.SavedCheckpoint | None = None,
+    world: World | None = None,
     whole: Callable[[], Learner] | None = None,
 ) -> Result:
-    """Train from the start or from `saved` to the end. Of the processes of a `team` only rank 0 writes. Raises RunError
-    and Interrupted."""
-    team = team or Alone()
-    main = team.rank == 0
+    """Train from the start or from `saved` to the end. Of the processes of a `world` only rank 0 writes. Raises
+    RunError and Interrupted."""
+    world = world or World()
+    main = world.rank == 0
     console = Console(quiet=quiet or not main)
     kind = exp.names["strategy"]
     recorder = open_recorder(folder, exp.record, config=exp.config, name=exp.title, job_type=kind) if main else None
-    with _endings(folder, recorder, console, team):
-        title = _title(exp, learner, data, team)
+    with _endings(folder, recorder, console, world):
+        title = _title(exp, learner, data, world)
         watch = Watch(exp.probes, data, folder)
-        training = Training(title, learner, data, exp.settings, watch, folder, recorder, console, team, whole)
+        training = Training(title, learner, data, exp.settings, watch, folder, recorder, console, world, whole)
         if saved:
             training.restore(saved)
             training.last_record = next(iter(deque(folder.records("metrics.jsonl"), maxlen=1)), {})
         record = training.run()
-        counts = team.gather(parameter_counts(learner))
-        weights = team.collect({f"model.{n}": t for n, t in learner.model_state().items()})
+        counts = world.gather(parameter_counts(learner))
+        weights = world.gather_tensors({f"model.{n}": t for n, t in learner.model_state().items()})
         if recorder is not None:
-            copies = range(0, team.size, team.replicas)
+            copies = range(0, world.size, world.replicas)
             final = record | {name: sum(counts[rank][name] for rank in copies) for name in counts[0]}
             model = {name.removeprefix("model."): t for name, t in weights.items()}
             folder.write_bytes("model.safetensors", to_bytes(checkpoint.distinct(model)))
@@ -85,10 +85,9 @@ def train(
     return Result(record, learner.model.eval(), folder.path, folder.read_metrics() if main else [])
 
 
-def _title(exp: Experiment, learner: Learner, data: Data, team: Team) -> str:
-    stages = team.size // team.replicas
-    where = f"{stages} stages, " if stages > 1 else ""
-    where += f"{team.replicas} replicas, " if team.replicas > 1 else ""
+def _title(exp: Experiment, learner: Learner, data: Data, world: World) -> str:
+    where = f"{world.stages} stages, " if world.stages > 1 else ""
+    where += f"{world.replicas} replicas, " if world.replicas > 1 else ""
     return (
         f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.cut)} blocks), {exp.names['data']} "
         f"({len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test), {where}{learner.device}"
@@ -98,10 +97,10 @@ def _title(exp: Experiment, learner: Learner, data: Data, team: Team) -> str:
 
 
 @contextmanager
-def _endings(folder: RunFolder, recorder: Recorder | None, console: Console, team: Team) -> Iterator[None]:
+def _endings(folder: RunFolder, recorder: Recorder | None, console: Console, world: World) -> Iterator[None]:
     """Leave the true status behind, however a run ends. The failure of one process of several is for the one to say
     that knows the cause."""
-    alone = team.size == 1
+    alone = world.size == 1
 
     def ended(state: str, reason: str) -> None:
         if recorder is not None:
@@ -127,7 +126,7 @@ def _endings(folder: RunFolder, recorder: Recorder | None, console: Console, tea
         raise type(error)(f"{error} (run folder: {folder.path})") from error
     except Exception as error:
         reason = memory_ran_out(error) or described(error)
-        log = "log.txt" if alone else f"log-{team.rank}.txt"
+        log = "log.txt" if alone else f"log-{world.rank}.txt"
         with suppress(RunError):  # a full disk, or another machine; the reason itself is worth more
             folder.write_text(log, traceback.format_exc())
         ended("failed", reason)
