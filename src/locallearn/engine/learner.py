@@ -15,6 +15,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, clear
 from locallearn.engine.promises import check_learned
 from locallearn.engine.stage import Stage
+from locallearn.engine.trial import trial_step
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
 
@@ -50,7 +51,7 @@ class Learner:
         self.total_steps = total_steps
         self.dtype = dtype
         self.channels_last = channels_last
-        self.gate = Gate(self)
+        self.gate = Gate(model, stage, self._trial)
         if total_steps is None and len(stage.strategy.phases(len(stage.blocks))) > 1:
             raise UserError(f"{type(stage.strategy).__name__} trains in phases and must know how long: give steps=")
 
@@ -127,6 +128,13 @@ class Learner:
         self.step_count += 1
         if self.step_count % CHECK_STEPS == 0:
             self.check()
+
+    def _trial(self, inputs: Tensor, labels: Tensor) -> None:
+        """A step of every phase that changes nothing; raises what training would."""
+        inputs, labels = self.prepare(inputs.to(self.device)), labels.to(self.device)
+        phases = len(self.strategy.phases(len(self.cut)))
+        for phase in range(phases):
+            trial_step(self.stage, inputs, labels, phase, phases)
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Inputs in the dtype and memory layout of the model (integers, such as indices, stay integers)."""

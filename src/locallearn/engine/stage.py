@@ -89,7 +89,7 @@ class Stage:
         self.replicas = replicas
         self.delays = [staleness * (depth - 1 - block.spec.index) for block in blocks]
         self.longest_delay = staleness * (depth - 1)
-        self._bf16 = bf16
+        self.bf16 = bf16
         self._phases = phases_of(strategy, depth)
         self._plain = nullcontext()
         self.random_state = seeds.Undisturbed(blocks[0].device)
@@ -144,7 +144,7 @@ class Stage:
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
-        return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self._bf16 else self._plain
+        return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self.bf16 else self._plain
 
     def _packets(self, inputs: Tensor | None, labels: Tensor | None) -> list[Packet | None]:
         """The micro-batches of a batch; None where they come from the stage below."""
