@@ -57,7 +57,7 @@ FAMILIES = (
         "Every strategy on one net",
         "LeNet, every layer a block. Published: BioTorch's benchmarks (LeNet, 100 epochs, images of 32x32; C9). "
         "`shallow` is the control: random features under a trained last layer. `checkpoint` is left out: it is "
-        "backprop, bit for bit (tests/test_equalities.py).",
+        "backprop, bit for bit (tests/equality/test_equalities.py).",
         "data=fashion_mnist model=lenet model.activation=tanh blocks=max epochs=3 batch_size=64 optim.lr=2e-3 "
         "probe=alignment",
         (
