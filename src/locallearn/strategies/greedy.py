@@ -46,7 +46,7 @@ class LocalLosses(Strategy):
         """The loss [] of block k for its output h [B, ...]; what a subclass changes."""
         if block.last and self.joint:
             return task_loss(block, h, packet.y)
-        loss, logits = self.objective.loss(block.auxiliary, h, packet)
+        loss, logits = self.objective.loss(block.spec, block.auxiliary, h, packet)
         if block.last:
             block.note("local_loss", loss)
             return loss + self.objective.head_weight * read_out(block, h, packet.y)
