@@ -90,17 +90,17 @@ class Recorded:
         self.below, self.above = packet is not None, feedback is not None
         self._packet, self._feedback = packet, feedback
 
-    def take(self) -> Packet:
+    def recv_forward(self) -> Packet:
         assert self._packet is not None
         return self._packet
 
-    def give(self, packet: Packet) -> None:
+    def send_forward(self, packet: Packet) -> None:
         pass
 
-    def listen(self) -> Feedback | None:
+    def recv_backward(self) -> Feedback | None:
         return self._feedback
 
-    def answer(self, feedback: Feedback | None) -> None:
+    def send_backward(self, feedback: Feedback | None) -> None:
         pass
 
 

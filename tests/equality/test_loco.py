@@ -19,7 +19,7 @@ from locallearn.contract import BlockSpec, Packet, Route
 from locallearn.engine import SGD, assemble
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-from locallearn.objectives import CrossEntropy, Objective, PredSim
+from locallearn.objectives import CrossEntropy, LossAndLogits, Objective, PredSim
 from locallearn.strategies.greedy import DGL, Greedy
 from locallearn.strategies.overlapping import Overlapping
 
@@ -33,7 +33,7 @@ class Quadratic(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"head": nn.Linear(spec.emits[0], spec.classes, bias=False)}
 
-    def loss(self, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> LossAndLogits:
         logits = modules["head"](h)
         return 0.5 * (logits - F.one_hot(packet.y, 3)).pow(2).sum() / len(h), logits
 
@@ -50,7 +50,7 @@ class Views(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"projector": nn.Linear(spec.emits[0], 3)}
 
-    def loss(self, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> LossAndLogits:
         assert packet.side[0].shape[1:] == (2, 6, 6), "the image did not travel"
         return views_loss(modules["projector"], h), None
 

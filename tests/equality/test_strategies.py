@@ -51,7 +51,7 @@ def test_yaml_names_every_option_the_paper_and_the_route(name):
     assert set(config) == options
     assert facts["summary"].endswith(".")
     assert facts["paper"]
-    assert facts["route"] == target.route.value
+    assert facts["route"] == make(name).route.value
 
 
 def test_first_losses(name):

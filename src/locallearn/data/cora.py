@@ -13,7 +13,7 @@ from locallearn.data.dataset import Split
 from locallearn.data.files import check_files
 from locallearn.data.graph import GraphData
 from locallearn.data.normalise import Normalisation
-from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.source import DataSource, Raw, RawSplit, require
 from locallearn.data.split import noisy, stratified
 from locallearn.data.store import Memory
 from locallearn.errors import UserError
@@ -66,7 +66,7 @@ class Cora(DataSource):
     def read(self, device: torch.device) -> Raw:
         """Planetoid's split, without the graph."""
         found = self._read()
-        parts = (Part(Memory(found.x[mask]), found.y[mask]) for mask in _masks(found))
+        parts = (RawSplit(Memory(found.x[mask]), found.y[mask]) for mask in _masks(found))
         train, validation, test = parts
         return Raw(CLASSES, train, test, validation)
 

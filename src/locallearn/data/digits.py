@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from locallearn.data.source import DataSource, Part, Raw
+from locallearn.data.source import DataSource, Raw, RawSplit
 from locallearn.data.split import stratified
 from locallearn.data.store import Memory
 from locallearn.errors import UserError
@@ -43,8 +43,8 @@ class Digits(DataSource):
         train, test = stratified(labels, len(labels) - len(labels) // 5, generator(0, "digits", "test"))
         return Raw(
             classes=tuple(map(str, range(10))),
-            train=Part(Memory(images[train]), labels[train]),
-            test=Part(Memory(images[test]), labels[test]),
+            train=RawSplit(Memory(images[train]), labels[train]),
+            test=RawSplit(Memory(images[test]), labels[test]),
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from locallearn.data.files import check_files
-from locallearn.data.source import DataSource, Part, Raw
+from locallearn.data.source import DataSource, Raw, RawSplit
 from locallearn.data.split import stratified
 from locallearn.data.store import Memory
 from locallearn.seeds import generator
@@ -70,8 +70,8 @@ class Names(DataSource):
         train, test = stratified(labels, len(labels) - len(labels) // 10, generator(0, "names", "test"))
         return Raw(
             classes=tuple(SUMS),
-            train=Part(Memory(samples[train]), labels[train]),
-            test=Part(Memory(samples[test]), labels[test]),
+            train=RawSplit(Memory(samples[train]), labels[train]),
+            test=RawSplit(Memory(samples[test]), labels[test]),
         )
 
 

@@ -26,7 +26,7 @@ from locallearn.errors import UserError, unknown
 from locallearn.seeds import generator
 
 
-class Part(NamedTuple):
+class RawSplit(NamedTuple):
     """Raw samples and their labels, int64 [N] on the CPU."""
 
     images: Store
@@ -38,9 +38,9 @@ class Raw(NamedTuple):
     `left_out` says what was found and is no part of the set."""
 
     classes: tuple[str, ...]
-    train: Part
-    test: Part
-    validation: Part | None = None
+    train: RawSplit
+    test: RawSplit
+    validation: RawSplit | None = None
     left_out: str = ""
 
 
@@ -187,5 +187,5 @@ def require(holds: bool, name: str, value: object, rule: str) -> None:
         raise UserError(f"data.{name}={value}: must be {rule}")
 
 
-def _whole(part: Part, device: torch.device) -> Split:
+def _whole(part: RawSplit, device: torch.device) -> Split:
     return Split(part.images.to(device), torch.arange(len(part.images)), part.labels.to(device))

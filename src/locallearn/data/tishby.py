@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from locallearn.data.files import check_files
-from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.source import DataSource, Raw, RawSplit, require
 from locallearn.data.split import stratified
 from locallearn.data.store import Memory
 from locallearn.seeds import generator
@@ -50,6 +50,6 @@ class Tishby(DataSource):
         train, test = stratified(labels, keep, generator(0, "tishby", "test"))
         return Raw(
             classes=("0", "1"),
-            train=Part(Memory(patterns[train]), labels[train]),
-            test=Part(Memory(patterns[test]), labels[test]),
+            train=RawSplit(Memory(patterns[train]), labels[train]),
+            test=RawSplit(Memory(patterns[test]), labels[test]),
         )

@@ -15,6 +15,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, clear
 from locallearn.engine.promises import check_learned
 from locallearn.engine.stage import Stage
+from locallearn.engine.trial import trial_step
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
 
@@ -50,7 +51,7 @@ class Learner:
         self.total_steps = total_steps
         self.dtype = dtype
         self.channels_last = channels_last
-        self.gate = Gate(self)
+        self.gate = Gate(model, stage, self._trial)
         if total_steps is None and len(stage.strategy.phases(len(stage.blocks))) > 1:
             raise UserError(f"{type(stage.strategy).__name__} trains in phases and must know how long: give steps=")
 
@@ -128,6 +129,13 @@ class Learner:
         if self.step_count % CHECK_STEPS == 0:
             self.check()
 
+    def _trial(self, inputs: Tensor, labels: Tensor) -> None:
+        """A step of every phase that changes nothing; raises what training would."""
+        inputs, labels = self.prepare(inputs.to(self.device)), labels.to(self.device)
+        phases = len(self.strategy.phases(len(self.cut)))
+        for phase in range(phases):
+            trial_step(self.stage, inputs, labels, phase, phases)
+
     def prepare(self, inputs: Tensor) -> Tensor:
         """Inputs in the dtype and memory layout of the model (integers, such as indices, stay integers)."""
         if inputs.is_floating_point():
@@ -150,7 +158,7 @@ class Learner:
         it under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
         link = self.stage.link
         if link is not None and link.below:
-            h = link.take().h
+            h = link.recv_forward().h
         else:
             self.gate.check(inputs)
             h = self.prepare(inputs)
@@ -160,7 +168,7 @@ class Learner:
                     h = block.layers(h)
                 yield h
         if link is not None and link.above:
-            link.give(Packet(h, h.new_empty(0, dtype=torch.int64)))
+            link.send_forward(Packet(h, h.new_empty(0, dtype=torch.int64)))
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, under a name that does not depend on the cut for those of the model. A stage has those

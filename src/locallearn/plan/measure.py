@@ -150,9 +150,7 @@ def _twin(learner: Learner, strategy: Strategy, micro_batches: int) -> Stage:
         for optimizer in block.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["base_lr"] = 0.0
-    with learner.stage.autocast():
-        bf16 = torch.is_autocast_enabled(learner.device.type)
-    return Stage(blocks, strategy, bf16=bf16, micro_batches=micro_batches)
+    return Stage(blocks, strategy, bf16=learner.stage.bf16, micro_batches=micro_batches)
 
 
 def _run(learner: Learner, twin: Stage, samples: int) -> None:

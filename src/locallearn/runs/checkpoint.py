@@ -51,11 +51,11 @@ class State:
     epoch: int
     offset: int
     seconds: float
-    blocks: list[Running]
+    blocks: list[SavedTotals]
 
 
 @dataclass(frozen=True)
-class Running:
+class SavedTotals:
     """What `TrainedBlock.running` gives."""
 
     totals: list[float]
@@ -67,7 +67,7 @@ class Running:
             raise UserError("state.json: the sums of a block are three numbers")
 
 
-class Checkpoint(NamedTuple):
+class SavedCheckpoint(NamedTuple):
     """A sound checkpoint, read: tensors by name, and what else was saved."""
 
     path: Path
@@ -108,7 +108,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     return target
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest(folder: Path, warn: Callable[[str], None]) -> SavedCheckpoint | None:
     """The newest sound checkpoint under `folder`; None if none was ever committed.
 
     A damaged one is reported through `warn` and skipped. Raises UserError when there are some and all are damaged.
@@ -120,12 +120,12 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return found
 
 
-def sound(folder: Path, warn: Callable[[str], None]) -> Iterator[Checkpoint]:
+def sound(folder: Path, warn: Callable[[str], None]) -> Iterator[SavedCheckpoint]:
     """Every sound checkpoint under `folder`, oldest first; a damaged one is reported through `warn` and skipped."""
     yield from _read_all(reversed(_committed(folder)), warn)
 
 
-def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Checkpoint]:
+def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[SavedCheckpoint]:
     for path in paths:
         try:
             yield _read(path)
@@ -135,7 +135,7 @@ def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Ch
             warn(f"checkpoint {path} is damaged ({error}); it is left out")
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path) -> SavedCheckpoint:
     """Check the sums, then parse. Raises ValueError or OSError for a damaged file, and Newer."""
     lines = stored.read_bytes(path / "SHA256SUMS").decode().splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -151,7 +151,7 @@ def _read(path: Path) -> Checkpoint:
     checked(State, state, "state.json")
     if path.name != f"step-{state['step']:08d}":
         raise ValueError(f"state.json is of step {state['step']}")
-    return Checkpoint(path, stored.tensors(path / "tensors.safetensors"), state)
+    return SavedCheckpoint(path, stored.tensors(path / "tensors.safetensors"), state)
 
 
 def _committed(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from locallearn.probes import Moment
 from locallearn.runs import checkpoint
 from locallearn.runs.console import warn
 from locallearn.runtime.link import Pipe, Stopped
-from locallearn.runtime.team import Team
+from locallearn.runtime.world import World
 from locallearn.training.environment import peak_memory_bytes
 from locallearn.training.evaluate import epoch_record, evaluate_splits, sums_of_blocks
 from locallearn.training.output import Output
@@ -39,7 +39,7 @@ class Training:
     """The training of one learner. In a pipeline every process has one: rank 0, in the lowest stage, decides when to
     stop, records and saves for all."""
 
-    def __init__(self, exp: Experiment, learner: Learner, data: Data, output: Output, watch: Watch, world: Team):
+    def __init__(self, exp: Experiment, learner: Learner, data: Data, output: Output, watch: Watch, world: World):
         self.settings = exp.settings
         self.learner = learner
         self.data = data
@@ -136,7 +136,7 @@ class Training:
 
     def stop_if(self, number: int) -> None:
         """End here if a signal has asked rank 0 for it; the lowest stage tells those above."""
-        if self.world.stage == 0 and (number := self.world.agree(number)):
+        if self.world.stage == 0 and (number := self.world.broadcast_to_replicas(number)):
             if isinstance(self.learner.stage.link, Pipe):
                 self.learner.stage.link.stop(self.learner.step_count)
             self.interrupt(number)
@@ -152,7 +152,7 @@ class Training:
     def interrupt(self, number: int, cause: Exception | None = None) -> None:
         """Save and raise Interrupted with the signal that rank 0 knows. With a staleness nothing is saved between the
         steps where feedback under way is waited for anyway: `resume` goes on from the last of these."""
-        number = self.world.share(number)
+        number = self.world.broadcast(number)
         if not self.learner.stage.longest_delay or self.position.offset == 0:
             self.save()
         raise Interrupted(number) from cause
@@ -169,7 +169,7 @@ class Training:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise RunError(f"{name} is not finite after step {self.learner.step_count}; lower optim.lr")
-        tensors = self.world.collect(tensors)
+        tensors = self.world.gather_tensors(tensors)
         reports = self.world.gather(self.sums())
         if self.world.rank == 0:
             self.output.mend()
@@ -184,7 +184,7 @@ class Training:
         except checkpoint.NotSaved as error:
             warn(f"{error}; training goes on")
 
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
+    def restore(self, saved: checkpoint.SavedCheckpoint) -> None:
         """Go back to the moment of a checkpoint, exactly."""
         self.learner.load_state(saved.tensors)
         self.learner.step_count = saved.state["step"]
@@ -195,12 +195,10 @@ class Training:
         self.last_record = next(iter(deque(self.output.folder.records("metrics.jsonl"), maxlen=1)), {})
 
 
-def _title(exp: Experiment, learner: Learner, data: Data, world: Team) -> str:
+def _title(exp: Experiment, learner: Learner, data: Data, world: World) -> str:
     """What is trained, on what and where: the first line on the terminal."""
-    stages = world.size // world.replicas
-    several = "".join(
-        f"{count} {what}, " for count, what in ((stages, "stages"), (world.replicas, "replicas")) if count > 1
-    )
+    counts = {"stages": world.stages, "replicas": world.replicas}
+    several = "".join(f"{count} {name}, " for name, count in counts.items() if count > 1)
     splits = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test"
     title = f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.cut)} blocks), {exp.names['data']} "
     return f"{title}({splits}), {several}{learner.device}" + (f"\n{data.left_out}" if data.left_out else "")

@@ -11,7 +11,7 @@ from locallearn.errors import RunError, UserError, described, memory_ran_out
 from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import open_recorder
-from locallearn.runtime.team import Team
+from locallearn.runtime.world import World
 from locallearn.training.stopping import Interrupted
 
 
@@ -19,7 +19,7 @@ class Output:
     """Folder, recorder and console of a run. Of several processes only rank 0 records and prints: elsewhere `recorder`
     is None, and the console silent."""
 
-    def __init__(self, exp: Experiment, folder: RunFolder, quiet: bool, world: Team) -> None:
+    def __init__(self, exp: Experiment, folder: RunFolder, quiet: bool, world: World) -> None:
         self.folder = folder
         self.console = Console(quiet=quiet or world.rank != 0)
         self.recorder = None
@@ -35,7 +35,7 @@ class Output:
             warn(f"{self.folder.path} was deleted while the run wrote it, and was made again; {lost}")
 
     @contextmanager
-    def ending(self, world: Team) -> Iterator[None]:
+    def ending(self, world: World) -> Iterator[None]:
         """Leave the true status behind, however the run ends. When one process of several fails, the one that knows the
         cause writes the status."""
         single = world.size == 1

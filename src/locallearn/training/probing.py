@@ -30,7 +30,7 @@ from locallearn.probes.base import numbers
 from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder, strict_json
 from locallearn.runs.recorder import Recorder
-from locallearn.runtime.team import Team
+from locallearn.runtime.world import World
 
 PROBES = "probes"
 START = Moment(0, 0)
@@ -63,7 +63,7 @@ class Watch:
     """
 
     def __init__(
-        self, probes: Mapping[str, Probe], data: Data, folder: RunFolder, world: Team, whole: Callable[[], Learner]
+        self, probes: Mapping[str, Probe], data: Data, folder: RunFolder, world: World, whole: Callable[[], Learner]
     ) -> None:
         self.probes = probes
         self.data = data
@@ -79,7 +79,7 @@ class Watch:
         """
         due = [name for name, probe in self.probes.items() if last or probe.due(at.epoch)]
         if due and self.world.size > 1:
-            tensors = self.world.collect(learner.state())
+            tensors = self.world.gather_tensors(learner.state())
             if self.world.rank == 0:
                 learner = self.whole()
                 learner.load_state(tensors)

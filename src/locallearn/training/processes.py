@@ -14,14 +14,14 @@ import torch
 
 from locallearn.config.experiment import Experiment
 from locallearn.engine import Learner
+from locallearn.engine.replicas import LostProcess
 from locallearn.errors import RunError, UserError, described
 from locallearn.plan.measure import block_times
 from locallearn.runs import again
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.launch import launch
-from locallearn.runtime.link import NeighbourGone
-from locallearn.runtime.world import World, join, started_together
+from locallearn.runtime.world import JoinedWorld, join, started_together
 from locallearn.training.environment import choose_device
 from locallearn.training.stopping import Interrupted, stop_signals
 
@@ -81,7 +81,7 @@ def launch_processes(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
 
 
 @contextmanager
-def joined(replicas: int) -> Iterator[World]:
+def joined(replicas: int) -> Iterator[JoinedWorld]:
     """Be one of the processes of a run. A failure ends this process at once, once its cause is reported: other threads
     of it may be waiting for ever for a neighbour."""
     world = join(replicas)
@@ -93,12 +93,12 @@ def joined(replicas: int) -> Iterator[World]:
     except Exception as error:
         if not world.closed:
             reason = str(error) if isinstance(error, UserError | RunError) else described(error)
-            world.leave(reason, secondary=isinstance(error, NeighbourGone))
+            world.leave(reason, secondary=isinstance(error, LostProcess))
         raise
     world.close()
 
 
-def from_rank_0(world: World, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def from_rank_0(world: JoinedWorld, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returns at rank 0, in every process. A mistake of the user ends all of them, once rank 0 has printed
     it."""
     value: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def from_rank_0(world: World, make: Callable[[], dict[str, Any]]) -> dict[str, A
             value = make()
         except UserError as error:
             print(f"locallearn: {error}", file=sys.stderr, flush=True)
-    value = world.share(value)
+    value = world.broadcast(value)
     if not value:
         world.close()
         raise SystemExit(2)

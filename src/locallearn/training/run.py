@@ -24,8 +24,7 @@ from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.link import Pipe
-from locallearn.runtime.team import Alone, Team
-from locallearn.runtime.world import World, started_together
+from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training.environment import manifest, process_settings
 from locallearn.training.loop import Training
 from locallearn.training.output import Output
@@ -43,7 +42,7 @@ from locallearn.training.processes import (
 from locallearn.training.saved import Result, finished, ranges, saved_experiment
 from locallearn.training.stopping import Interrupted
 
-SINGLE = Alone()
+SINGLE = World()
 
 
 class Ready(NamedTuple):
@@ -52,7 +51,7 @@ class Ready(NamedTuple):
     folder: RunFolder
     learner: Learner
     data: Data
-    saved: checkpoint.Checkpoint | None = None
+    saved: checkpoint.SavedCheckpoint | None = None
 
 
 def dry_run(exp: Experiment) -> str:
@@ -163,15 +162,15 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
     return finished(folder, exp.settings.allow) if world.rank == 0 else None
 
 
-def _train_stage(exp: Experiment, known: dict[str, Any], folder: RunFolder, world: World, quiet: bool) -> None:
+def _train_stage(exp: Experiment, known: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
     """Train the blocks of this process, from the newest checkpoint or the start. Raises RunError and Interrupted."""
     cut, stages = ranges(known["cut"]), ranges(known["stages"])
     world.before_leaving = partial(record_failure, folder, world.stage)
     message = torch.bfloat16 if isinstance(exp.runtime, Pipeline) and exp.runtime.message == "bf16" else None
     device = device_of_process(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
-    link = Pipe(world.below, world.above, device, message, late)
-    learner, data = prepare(exp, cut, Part(stages[world.stage], device, link, world.twins), known)
+    link = Pipe(world.rank_below, world.rank_above, device, message, late)
+    learner, data = prepare(exp, cut, Part(stages[world.stage], device, link, world.replica_group), known)
     ready = Ready(folder, learner, data, checkpoint.newest(folder.path / "checkpoints", warn))
     try:
         train(exp, ready, quiet, world, lambda: prepare(exp, cut, known=known)[0])
@@ -182,7 +181,7 @@ def _train_stage(exp: Experiment, known: dict[str, Any], folder: RunFolder, worl
 
 
 def train(
-    exp: Experiment, ready: Ready, quiet: bool, world: Team = SINGLE, whole: Callable[[], Learner] | None = None
+    exp: Experiment, ready: Ready, quiet: bool, world: World = SINGLE, whole: Callable[[], Learner] | None = None
 ) -> Result:
     """Train to the end, then export and summarise; of several processes only rank 0 writes. `whole` makes a learner
     with every block, where this process has a part of them. Raises RunError and Interrupted."""
@@ -195,7 +194,7 @@ def train(
             training.restore(saved)
         record: dict[str, Any] = training.run()
         counts = world.gather(parameter_counts(learner))
-        weights = world.collect({f"model.{n}": t for n, t in learner.model_state().items()})
+        weights = world.gather_tensors({f"model.{n}": t for n, t in learner.model_state().items()})
         if output.recorder is not None:
             copies = range(0, world.size, world.replicas)
             record |= {name: sum(counts[rank][name] for rank in copies) for name in counts[0]}
