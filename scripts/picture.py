@@ -12,6 +12,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from locallearn.names import by_block
+
 COLOURS = ["#440154", "#31688e", "#35b779", "#e69f00", "#cc79a7", "#56b4e9"]  # distinct for the colour-blind
 
 
@@ -24,11 +26,9 @@ def main(folder: Path, target: Path) -> None:
     for axis, run in zip(axes[0], runs, strict=True):
         choices = json.loads((run / "manifest.json").read_text())["choices"]
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        keys = sorted(k for k in records[-1] if k.startswith("block/") and k.endswith("/test_accuracy"))
-        for key in keys:
-            block = int(key.split("/")[1])
-            epochs = [r["epoch"] for r in records]
-            axis.plot(epochs, [r[key] for r in records], "o-", ms=3, color=COLOURS[block % 6], label=f"block {block}")
+        for block in by_block(records[-1], "test_accuracy"):
+            epochs, values = [r["epoch"] for r in records], [by_block(r, "test_accuracy")[block] for r in records]
+            axis.plot(epochs, values, "o-", ms=3, color=COLOURS[block % 6], label=f"block {block}")
         axis.set(title=f"{choices['strategy']} ({records[-1]['test/accuracy']:.3f})", xlabel="epoch", ylim=(0, 1.02))
         axis.set_xticks(range(1, len(records) + 1))
         axis.grid(alpha=0.3)

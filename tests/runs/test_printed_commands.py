@@ -122,11 +122,11 @@ def test_a_report_says_how_to_repeat_each_group(mine, capsys, tmp_path):
     made = Path(shell(repeat, tmp_path).splitlines()[-1])
     assert one(made).names["strategy"] == "mine"
     from locallearn.report import read, study
-    from locallearn.report.html_tables import runs, settings
+    from locallearn.report.cells import runs, settings
 
     found = study(read([Path("my runs")]))
-    rows = [row for table in (runs(found), settings(found)) for row in table["rows"]]
-    commands = [cell["text"] for row in rows for cell in row["cells"] if cell["code"]]
+    columns = [column for table in (runs(found), settings(found)) for column in table.columns]
+    commands = [cell.text for column in columns for cell in column.cells if cell.code]
     assert len(commands) == 3
     for command in commands:
         shell(command, tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2] / "src" / "locallearn"
 FLOORS = [
-    {"errors", "seeds", "stored", "paths", "figures", "analysis"},
+    {"errors", "names", "seeds", "stored", "paths", "figures", "analysis"},
     {"contract", "models", "auxiliary", "data"},
     {"objectives"},
     {"strategies", "engine"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from locallearn import names
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
@@ -89,8 +90,8 @@ def numbers(rows: Iterable[Row]) -> dict[str, float]:
     """The numbers of rows by the name they get in the record of an epoch: `block/00/update_cosine`, `layer/03/snr`."""
     found: dict[str, float] = {}
     for row in rows:
-        place = next((f"{key}/{int(row[key]):02d}/" for key in ("block", "layer") if key in row), "")
+        place = next((key for key in (names.BLOCK, names.LAYER) if key in row), None)
         for name, value in row.items():
-            if name not in ("block", "layer", "epoch", "step") and isinstance(value, int | float):
-                found[f"{place}{name}"] = float(value)
+            if name not in (names.BLOCK, names.LAYER, "epoch", "step") and isinstance(value, int | float):
+                found[names.at(place, int(row[place]), name) if place else name] = float(value)
     return found

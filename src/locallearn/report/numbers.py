@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeGuard
 
+from locallearn.names import higher_is_better
 from locallearn.runs.read import Run
 
 
@@ -38,17 +39,19 @@ class Number:
 def values(run: Run) -> dict[str, float]:
     """Every finite number of a finished run: its summary, FLOPs, and what auxiliary networks add to the model."""
     manifest = {key: run.manifest.get(key) for key in ("flops", "auxiliary_flops")}
-    found = {key: float(v) for key, v in (run.summary | manifest).items() if is_finite(v)}
-    if found.get("parameters") and "auxiliary_parameters" in found:
-        found["auxiliary_share"] = found["auxiliary_parameters"] / found["parameters"]
-    return {key: value for key, value in found.items() if key not in ("epoch", "step")}
+    finite = {key: float(v) for key, v in (run.summary | manifest).items() if is_finite(v)}
+    if finite.get("parameters") and "auxiliary_parameters" in finite:
+        finite["auxiliary_share"] = finite["auxiliary_parameters"] / finite["parameters"]
+    return {key: value for key, value in finite.items() if key not in ("epoch", "step")}
 
 
-def is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether a value of a run is a number that can be computed with and drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def numbers(runs: Sequence[Run]) -> dict[str, Number]:
+    """Every number of these runs, which differ in nothing but the seed, by its name."""
     columns: dict[str, dict[int | None, float]] = {}
     for run in runs:
         for name, value in values(run).items():
@@ -57,25 +60,16 @@ def numbers(runs: Sequence[Run]) -> dict[str, Number]:
 
 
 def number_of(name: str, column: Mapping[int | None, float]) -> Number:
-    found = tuple(column.values())
+    over_seeds = tuple(column.values())
     up = higher_is_better(name)
     return Number(
-        values=found,
+        values=over_seeds,
         seeds=tuple(column),
-        mean=fmean(found),
-        std=stdev(found) if len(found) > 1 else None,
-        n=len(found),
-        best=None if up is None else max(found) if up else min(found),
+        mean=fmean(over_seeds),
+        std=stdev(over_seeds) if len(over_seeds) > 1 else None,
+        n=len(over_seeds),
+        best=None if up is None else max(over_seeds) if up else min(over_seeds),
     )
-
-
-def higher_is_better(name: str) -> bool | None:
-    """Whether more of a metric is better; None where that cannot be said."""
-    if name.endswith(("accuracy", "images_per_second")):
-        return True
-    if name.endswith(("loss", "seconds", "bytes", "flops", "idle")):
-        return False
-    return None
 
 
 def paired(number: Number, base: Number) -> Number:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from locallearn.names import of_probe
 from locallearn.runs.folder import RunFolder
 
 
@@ -32,7 +33,7 @@ class TensorBoardSink:
         for picture in pictures:
             with Image.open(picture, formats=["PNG"]) as image:
                 pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
-            self._writer.add_image(f"probe/{name}/{picture.stem}", pixels, dataformats="HWC")
+            self._writer.add_image(of_probe(name, picture.stem), pixels, dataformats="HWC")
 
     def close(self, status: str, summary: Mapping[str, Any]) -> None:
         self._writer.add_text("status", status)

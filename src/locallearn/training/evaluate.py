@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from locallearn import names
 from locallearn.analysis.readout import linear_accuracy, pooled
 from locallearn.data import Data
 from locallearn.engine import Learner
@@ -46,18 +47,17 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     if not samples:
         return {}
     shares = (correct / samples).tolist()
-    result = {"loss": loss.item() / samples, "accuracy": shares[-1]} if learner.blocks[-1].last else {}
-    indices = [block.spec.index for block in learner.blocks]
-    return result | {f"block/{i:02d}/accuracy": shares[k] for k, i in enumerate(indices) if predicts[k]}
+    model = {names.LOSS: loss.item() / samples, names.ACCURACY: shares[-1]} if learner.blocks[-1].last else {}
+    blocks = zip(learner.blocks, shares, predicts, strict=True)
+    return model | names.of_blocks({block.spec.index: {names.ACCURACY: share} for block, share, of in blocks if of})
 
 
 def evaluate_splits(learner: Learner, data: Data) -> dict[str, float]:
     """`evaluate` on the validation and the test split, by the names of an epoch's record."""
     record: dict[str, float] = {}
-    for name, split in (("validation", data.validation), ("test", data.test)):
-        for key, value in evaluate(learner, data.evaluation(split, BATCH)).items():
-            block, _, metric = key.rpartition("/")
-            record[f"{block}/{name}_{metric}" if block else f"{name}/{metric}"] = value
+    for split, samples in ((names.VALIDATION, data.validation), (names.TEST, data.test)):
+        metrics = evaluate(learner, data.evaluation(samples, BATCH))
+        record |= {names.on(split, name): value for name, value in metrics.items()}
     return record
 
 
@@ -72,8 +72,9 @@ def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
     """
     train, labels = _features(learner, data.evaluation(data.train, BATCH))
     test, truth = _features(learner, data.evaluation(data.test, BATCH))
-    scores = [linear_accuracy(a, labels, b, truth) for a, b in zip(train, test, strict=True)]
-    return {"linear_accuracy": scores[-1]} | {f"block/{k:02d}/linear_accuracy": s for k, s in enumerate(scores)}
+    features = enumerate(zip(train, test, strict=True))
+    blocks = {k: {"linear_accuracy": linear_accuracy(a, labels, b, truth)} for k, (a, b) in features}
+    return blocks[len(train) - 1] | names.of_blocks(blocks)
 
 
 @torch.no_grad()
@@ -107,13 +108,12 @@ def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[st
     blocks = {k: means(sums) for k, sums in sums_of_blocks(report["blocks"] for report in reports).items()}
     record: dict[str, float] = {}
     for metrics in blocks.values():
-        record |= {f"train/{name}": value for name, value in metrics.items() if name in ("loss", "accuracy")}
-    for k, metrics in blocks.items():
-        record |= {f"block/{k:02d}/{name}": value for name, value in metrics.items()}
+        record |= {names.on(names.TRAIN, n): metrics[n] for n in (names.LOSS, names.ACCURACY) if n in metrics}
+    record |= names.of_blocks(blocks)
     for report in reports:
         record |= report["numbers"]
     record["learning_rate"] = reports[-1]["learning_rate"]
     record["peak_memory_bytes"] = max(report["peak_memory_bytes"] for report in reports)
     for stage, report in enumerate(reports[::replicas] if len(reports) > 1 else ()):
-        record |= {f"stage/{stage:02d}/{name}": report[name] for name in ("peak_memory_bytes", "waiting")}
+        record |= {names.at(names.STAGE, stage, name): report[name] for name in ("peak_memory_bytes", "waiting")}
     return record
