@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,6 +70,15 @@ def as_maps(h: Tensor) -> Tensor:
     columns = math.ceil(math.sqrt(len(h)))
     rows = math.ceil(len(h) / columns)
     return torch.cat([h, h.mean().expand(rows * columns - len(h))]).reshape(1, rows, columns)
+
+
+def as_pixels(inputs: Tensor, pixels: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
+    """Inputs [N, C, H, W] in float64 on the scale from 0 (black) to 1 (white), given what a black and a white pixel
+    became in each channel (see `Data.pixels`); inputs that are no such images, or where that is None, as they are."""
+    if pixels is None or inputs.dim() != 4:
+        return inputs
+    black, white = (torch.tensor(x, dtype=torch.float64, device=inputs.device)[:, None, None] for x in pixels)
+    return (inputs.double() - black) / (white - black)
 
 
 def first_filters(model: nn.Module, image: tuple[int, ...]) -> tuple[str, Tensor]:

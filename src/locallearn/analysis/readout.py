@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -13,6 +15,21 @@ def pooled(h: Tensor) -> Tensor:
     """Activations [N, ...] as features [N, D]: maps are averaged over space and sequences over time (van den Oord et
     al. 2018; Löwe et al. 2019)."""
     return h.flatten(2).mean(dim=2) if h.dim() > 3 else h.mean(dim=1) if h.dim() == 3 else h
+
+
+@torch.no_grad()
+def features(
+    batches: Iterable[tuple[Tensor, Tensor]], layers: Callable[[Tensor], Iterable[Tensor]]
+) -> tuple[list[Tensor], Tensor]:
+    """The pooled features [N, D] of each of the layers that a function gives for inputs [B, ...], and the labels [N],
+    of the samples of all batches that have a label; in float32 on the CPU."""
+    rows: list[list[Tensor]] = []
+    labels = []
+    for inputs, y in batches:
+        known = y >= 0
+        labels.append(y[known].cpu())
+        rows.append([pooled(h)[known].float().cpu() for h in layers(inputs)])
+    return [torch.cat(layer) for layer in zip(*rows, strict=True)], torch.cat(labels)
 
 
 def linear_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:

@@ -63,7 +63,7 @@ examples:
     runtime = _other_runtime(settings, options.config_dir)
     from locallearn.training.run import resume
 
-    resume(run, allow, runtime=runtime, said=settings)
+    resume(run, allow, runtime=runtime, overrides=settings)
     return 0
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Only these decoders of Pillow look into a file, whatever its name: others run programs (PostScript)."""
-ORIENTATION = 0x0112
-"""The EXIF tag in which a camera says how it was held."""
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -50,23 +48,13 @@ def read_image(path: Path, size: int) -> Tensor:
 
 def _upright(image: Image) -> Image:
     """The picture as a viewer shows it."""
-    from PIL.Image import Transpose
+    from PIL.ImageOps import exif_transpose
 
-    image.load()  # Pillow turns TIFF files itself, and then takes the tag away
+    image.load()
     try:
-        orientation = image.getexif().get(ORIENTATION)
+        return exif_transpose(image)
     except Exception:  # a damaged EXIF block tells nothing, and viewers show the picture as it lies
         return image
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _opaque(image: Image) -> Image:

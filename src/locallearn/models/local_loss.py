@@ -60,4 +60,4 @@ def vgg_b(
             between += pool
     units["fc1"] = nn.Sequential(*between, *dense_unit(channels * prod(sides), 1024, act=activation, batch_norm=True))
     head = linear_head(1024, classes, dropout, zero_head)
-    return BlockModel(units.values(), head, image=image, classes=classes, name=f"vgg{depth}b", names=list(units))
+    return BlockModel(units, head, image=image, classes=classes, name=f"vgg{depth}b")

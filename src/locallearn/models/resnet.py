@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.layers import check_depth, check_image, pooled_head
+from locallearn.models.layers import begin_residual, check_depth, check_image, check_stages, conv_bn, pooled_head
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 SMALL = 64
@@ -102,8 +101,7 @@ def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: str = 
 
     `shortcut` A pads new channels with zeros, as the paper does on CIFAR; B is a 1x1 convolution with BN.
     """
-    if depth < 8 or depth % 6 != 2:
-        raise UserError(f"depth={depth} but a CIFAR ResNet has 6n+2 layers; choose 20, 32, 44, 56 or 110")
+    check_stages(depth, 6, "CIFAR ResNet", "20, 32, 44, 56 or 110")
     shortcuts: dict[str, Shortcut] = {"A": Pad, "B": projection}
     if shortcut not in shortcuts:
         raise UserError(
@@ -111,16 +109,15 @@ def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: str = 
         )
     name = f"resnet{depth}"
     channels, *_ = check_image(image, name)
-    units: dict[str, nn.Module] = {"stem": nn.Sequential(conv3x3(channels, 16), nn.BatchNorm2d(16), nn.ReLU())}
+    units: dict[str, nn.Module] = {"stem": nn.Sequential(*conv_bn(channels, 16))}
     _stack(units, 3 * (depth // 6,), 16, 16, lambda i, o, s: BasicBlock(i, o, s, shortcuts[shortcut]))
     return _finish(units, pooled_head(64, classes), image, classes, name)
 
 
 def _stem(channels: int, *, small: bool) -> nn.Sequential:
     if small:
-        return nn.Sequential(conv3x3(channels, 64), nn.BatchNorm2d(64), nn.ReLU())
-    conv = nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))  # [B, 64, H/4, W/4]
+        return nn.Sequential(*conv_bn(channels, 64))
+    return nn.Sequential(*conv_bn(channels, 64, kernel=7, stride=2), nn.MaxPool2d(3, 2, padding=1))  # [B, 64, H/4, W/4]
 
 
 def _stack(units: dict[str, nn.Module], stages: tuple[int, ...], inputs: int, width: int, block: Shortcut) -> None:
@@ -135,9 +132,6 @@ def _stack(units: dict[str, nn.Module], stages: tuple[int, ...], inputs: int, wi
 
 def _finish(units: dict[str, nn.Module], head: nn.Module, image: Size, classes: int, name: str) -> BlockModel:
     """The model with He's initialisation of every convolution."""
-    model = BlockModel(units.values(), head, image=image, classes=classes, name=name, names=list(units))
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    model = BlockModel(units, head, image=image, classes=classes, name=name)
+    begin_residual([model])
     return model

@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from locallearn.analysis.quiet import undisturbed
 from locallearn.figures.text import fitted, table
-from locallearn.models.base import BlockModel, Size
-from locallearn.models.cut import blank, measure
+from locallearn.models.base import BlockModel, Size, measure
 
 HEAD = ("block", "units", "emits", "parameters", "FLOPs", "aux parameters", "aux FLOPs", "aux share")
 
@@ -40,7 +39,7 @@ def summary(
 ) -> list[BlockRow]:
     """A row for each block of `cut`, with the auxiliary modules of the same index. The model's head counts into the
     last block. Nothing is changed."""
-    costs, inputs = measure(model), blank(model)
+    costs, inputs = measure(model), model.blank()
     rows = []
     for k, units in enumerate(cut):
         own = [costs[i] for i in units]

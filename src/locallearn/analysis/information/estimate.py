@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from locallearn.analysis.information.binned import Bins, binned
-from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.gaussian import gaussian
 from locallearn.analysis.information.mine import mine, one_hot
 from locallearn.analysis.information.neighbours import ksg
-from locallearn.analysis.information.noise import noise_from_distances, with_noise
-from locallearn.analysis.information.pairwise import bounds
+from locallearn.analysis.information.pairwise import bounds, noise_from_distances, with_noise
 from locallearn.analysis.information.renyi import renyi
-from locallearn.analysis.information.result import Array, Information, samples
+from locallearn.analysis.information.result import Array, Information, checked, samples
 from locallearn.errors import UserError, unknown
 
 ESTIMATORS = ("binned", "gaussian", "kde_lower", "kde_upper", "ksg", "mine", "renyi")

@@ -13,14 +13,14 @@ and is wide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import checked
-from locallearn.analysis.information.result import Array, Information, Samples, positive, samples
+from locallearn.analysis.information.result import Array, Information, Samples, checked, positive, samples
 
 ROWS = 1024
 """Samples on each side of a block: 8 MB in float64. Half is a third faster on one core, but on busy ones the threads
@@ -29,6 +29,9 @@ COLUMNS = 2048
 """Activations of a sample that are multiplied at once."""
 COPIED = 2**24
 """Up to so many activations are held in float64 (128 MB)."""
+SHARE, DIVISOR = 0.9, 1000.0
+SAMPLES = 1000
+"""Evenly spaced among those given: half a million pairs, whose 90th percentile is stable to about a percent."""
 
 
 def bounds(t: Array, y: Array | None = None, noise_variance: float = 0.1) -> tuple[Information, Information]:
@@ -148,3 +151,38 @@ def distances(t: Tensor) -> Tensor:
 def _bits(sums: Tensor, count: int | Tensor) -> float:
     """-1/N sum_i log2(sums_i / count_i), at least 0."""
     return max(0.0, float(-(sums / count).log2().mean()))
+
+
+class Distances(NamedTuple):
+    """The distribution of the squared distances between activations, as a histogram: counts [64], edges [65]."""
+
+    noise_variance: float
+    percentile: float
+    counts: Tensor
+    edges: Tensor
+
+
+def noise_from_distances(t: Array) -> Distances:
+    """The 90th percentile of the squared distances between activations t [N, D...], divided by 1000.
+
+    Squared, as in the code of Saxe et al., so that a layer that is scaled keeps its information. Where more than nine
+    in ten pairs are equal, the largest distance stands in; a constant layer gets variance 1 (it carries nothing).
+    """
+    data = samples(t).t
+    few = data[torch.linspace(0, len(data) - 1, min(SAMPLES, len(data)), device=data.device).round().long()]
+    upper = torch.triu_indices(len(few), len(few), 1, device=data.device)
+    found = distances(few)[upper[0], upper[1]]
+    largest = float(found.max())
+    percentile = float(found.kthvalue(max(1, round(SHARE * len(found)))).values) or largest
+    edges = torch.linspace(0.0, largest or 1.0, 65, dtype=torch.float64)
+    counts = torch.histc(found.cpu(), 64, 0.0, largest or 1.0)
+    return Distances(percentile / DIVISOR if percentile else 1.0, percentile, counts.long(), edges)
+
+
+def with_noise(t: Tensor, variance: float | None) -> Tensor:
+    """t [N, D] plus Gaussian noise, the same for the same shape; t itself without a variance. Raises UserError."""
+    if variance is None:
+        return t
+    deviation = math.sqrt(positive("noise_variance", variance))
+    drawn = torch.randn(t.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return t + deviation * drawn.to(t.device)
