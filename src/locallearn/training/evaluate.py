@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locallearn import names
-from locallearn.analysis.readout import linear_accuracy, pooled
+from locallearn.analysis.readout import features, linear_accuracy
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.block import added, means
@@ -19,16 +19,9 @@ BATCH = 256
 
 
 def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Evaluate every block that can predict, counting each sample once. Modes and buffers stay as they are.
-
-    Args:
-        learner: All blocks of the model, or those of one stage.
-        batches: Pairs of inputs [B, *image] and labels [B]; samples with a label below 0 are left out.
-
-    Returns:
-        `loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block; nothing for a split
-        without labels.
-    """
+    """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict, from
+    inputs [B, *image] and labels [B]; a stage of a pipeline gives those of its own blocks. Modes and buffers are
+    afterwards as they were."""
     depth = len(learner.blocks)
     correct = torch.zeros(depth, dtype=torch.float64, device=learner.device)
     loss = torch.zeros((), dtype=torch.float64, device=learner.device)
@@ -62,32 +55,16 @@ def evaluate_splits(learner: Learner, data: Data) -> dict[str, float]:
 
 
 def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
-    """Score every block by a linear classifier, as self-supervised runs are scored.
+    """`linear_accuracy` (of the last block) and `block/00/linear_accuracy`, ..., as self-supervised runs are scored:
+    logistic regression fitted to the training split's frozen features without augmentation, scored on the test split.
 
-    Logistic regression is fitted to the frozen features of the training split without augmentation (maps averaged over
-    space, sequences over time), all of which are held in memory, and scored on the test split.
-
-    Returns:
-        `linear_accuracy` (0 to 1, of the last block) and `block/00/linear_accuracy`, ...
+    Maps are averaged over space and sequences over time. Holds the pooled features of the training split in memory.
     """
-    train, labels = _features(learner, data.evaluation(data.train, BATCH))
-    test, truth = _features(learner, data.evaluation(data.test, BATCH))
-    features = enumerate(zip(train, test, strict=True))
-    blocks = {k: {"linear_accuracy": linear_accuracy(a, labels, b, truth)} for k, (a, b) in features}
-    return blocks[len(train) - 1] | names.of_blocks(blocks)
-
-
-@torch.no_grad()
-def _features(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
-    """Pooled features [N, C] of each block, and the labels [N], of the samples that have one; on the CPU."""
-    rows: list[list[Tensor]] = [[] for _ in learner.blocks]
-    labels = []
-    for inputs, y in batches:
-        known = y >= 0
-        labels.append(y[known].cpu())
-        for row, h in zip(rows, learner.features(inputs), strict=True):
-            row.append(pooled(h)[known].float().cpu())
-    return [torch.cat(row) for row in rows], torch.cat(labels)
+    train, labels = features(data.evaluation(data.train, BATCH), learner.features)
+    test, truth = features(data.evaluation(data.test, BATCH), learner.features)
+    blocks = enumerate(zip(train, test, strict=True))
+    scores = {k: {"linear_accuracy": linear_accuracy(a, labels, b, truth)} for k, (a, b) in blocks}
+    return scores[len(train) - 1] | names.of_blocks(scores)
 
 
 def sums_of_blocks(reports: Iterable[Sequence[tuple[int, Mapping[str, Any]]]]) -> dict[int, dict[str, Any]]:
