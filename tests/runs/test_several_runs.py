@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import run
-from locallearn.training import session
 
 SMALL = ["model=mlp", "model.width=8", "auxiliary=linear", "batch_size=256", "threads=1", "max_steps=2", "blocks=2"]
 
@@ -99,7 +98,7 @@ def test_compare_of_three_runs(runs, capsys, tmp_path):
 @pytest.mark.parametrize("words", [[], ["--run"], ["-m"]])
 def test_without_arguments_it_is_the_default_run(words, elsewhere, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr(session, "start", lambda exp, *rest: started.append(exp.title))
+    monkeypatch.setattr("locallearn.training.run.start", lambda exp, *rest: started.append(exp.title))
     if words == ["-m"]:
         from locallearn.studies import sweep
 

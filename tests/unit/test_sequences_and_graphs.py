@@ -28,8 +28,8 @@ from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.greedy import DGL
 from locallearn.training.evaluate import evaluate
+from locallearn.training.run import resume
 from locallearn.training.saved import evaluate_run, load
-from locallearn.training.session import resume
 
 CPU = torch.device("cpu")
 

@@ -69,7 +69,6 @@ settings (KEY=VALUE):
 example:
   locallearn doctor data=folder data.root=DIR""",
     )
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of a run, such as data=mnist")
     options, settings = _settings(parser, arguments)
     if odd := [word for word in settings if "=" not in word and not word.startswith("~")]:
         raise UserError(f"doctor takes settings such as data=folder data.root=DIR, not {odd[0]!r}")
@@ -90,6 +89,7 @@ example:
 
 def _settings(parser: Parser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of a command that takes the settings of a run, and these settings."""
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="options and settings, in any order")
     trust(parser)
     options = parser.read(arguments)
     allow = outside.trusted(options.config_dir, options.allow)
@@ -112,7 +112,6 @@ settings (KEY=VALUE):
 example:
   locallearn plan strategy=dgl model=vgg16 stages=8 picture=plan.svg""",
     )
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="options and settings, in any order")
     given, words = _settings(parser, arguments)
     options, settings = PlanOptions.parse(words)
     known = known_keys(settings, given.config_dir)
@@ -123,11 +122,21 @@ example:
                 f"unknown option {name}: {hint}plan takes the settings of a run, {_and(PlanOptions.names())}"
             )
     from locallearn.config.experiment import experiment
-    from locallearn.training.planning import plan
+    from locallearn.plan.schedules import cut_for
+    from locallearn.plan.table import plan
+    from locallearn.training.environment import process_settings
+    from locallearn.training.prepare import prepare
 
     reference = [s for s in settings if not s.startswith("strategy")] + ["strategy=backprop"]
     exp = experiment(*compose(settings, given.config_dir), settings, given.config_dir)
-    print(plan(exp, experiment(*compose(reference, given.config_dir)), options))
+    backprop = experiment(*compose(reference, given.config_dir))
+    with process_settings(exp.settings):
+        learner, data = prepare(exp)
+        cut = cut_for(options, learner.model, exp.settings.blocks, exp.settings.balance)
+        learners = {exp.names["strategy"]: learner if cut == learner.cut else prepare(exp, cut)[0]}
+        if backprop.strategy != exp.strategy:
+            learners["backprop"] = prepare(backprop, cut)[0]
+        print(plan(learners, data.batch(exp.settings.batch_size), options))
     return 0
 
 
@@ -157,7 +166,6 @@ settings (KEY=VALUE):
 example:
   locallearn tune strategy=dgl model=lenet trials=20 out=runs/tune""",
     )
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="options and settings, in any order")
     options, settings = _settings(parser, arguments)
     from locallearn.studies.tune import tune
     from locallearn.training.stopping import Interrupted

@@ -227,7 +227,7 @@ def job(config: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from locallearn.config.experiment import experiment
-    from locallearn.training import session
+    from locallearn.training.run import dry_run, start
 
     sys.argv = list(_typed) or sys.argv
     hydra_config = HydraConfig.get()
@@ -240,9 +240,9 @@ def job(config: Any) -> float | None:
             refuse_sweep(hydra_config.sweeper, overrides)
         exp = experiment(*plain(config, chosen), overrides, _config_dirs(), _varied or None)
         if exp.settings.dry_run:
-            print(session.dry_run(exp))
+            print(dry_run(exp))
             return None
-        result = session.start(exp)
+        result = start(exp)
         return result.metrics.get("validation/accuracy") if result else None
     except Exception as error:
         code = _said(error)

@@ -33,6 +33,10 @@ _TEMPORARY = re.compile(r"\.tmp-(\d+)-step-\d{8,}")
 _FILES = ("tensors.safetensors", "state.json")
 
 
+class NotSaved(RunError):
+    """A checkpoint that could not be written; the earlier ones are intact."""
+
+
 class Newer(UserError):
     """A checkpoint of a format that is not known here."""
 
@@ -74,7 +78,7 @@ class SavedCheckpoint(NamedTuple):
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
     """Commit a checkpoint of `step` under `folder` and remove all but the newest `keep`.
 
-    A sound one of that step stays: it says the same. Raises RunError (with the path and the cause) when it cannot be
+    A sound one of that step stays: it says the same. Raises NotSaved (with the path and the cause) when it cannot be
     written; what was there before stays intact.
     """
     target = folder / f"step-{step:08d}"
@@ -98,7 +102,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(f"checkpoint {target} could not be written: {error}; earlier checkpoints are intact") from error
+        raise NotSaved(f"checkpoint {target} could not be written: {error}; earlier checkpoints are intact") from error
     for old in _committed(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return target

@@ -25,7 +25,7 @@ from locallearn.runs import again
 from locallearn.runs.console import Console
 from locallearn.runs.folder import Busy, RunFolder, safe_name, strict_json
 from locallearn.runtime.world import started_together
-from locallearn.training import session
+from locallearn.training.run import resume, start
 
 JOURNALS = ".multirun"
 STATES_TO_RESUME = ("running", "interrupted")
@@ -180,9 +180,9 @@ def run(exp: Experiment, path: Path, quiet: bool = False) -> tuple[str, dict[str
         if how == "done":
             Console(quiet).line(f"{path} is done")
         elif how == "resumed":
-            session.resume(path, exp.settings.allow, quiet)
+            resume(path, exp.settings.allow, quiet)
         else:
-            session.start(exp, quiet, path.name)
+            start(exp, quiet, path.name)
     except Busy as error:
         Console(quiet).line(f"{error}: left to that process")
         return "busy", {}

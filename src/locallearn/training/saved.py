@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,20 +18,32 @@ from locallearn.data.fingerprint import Fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-from locallearn.probes import Moment, Probe, Seen
+from locallearn.probes import Moment
 from locallearn.runs import again, checkpoint
 from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder
 from locallearn.training.environment import process_settings
-from locallearn.training.evaluate import evaluate
-from locallearn.training.loop import EVALUATION_BATCH
-from locallearn.training.prepare import prepare
+from locallearn.training.evaluate import BATCH, evaluate, linear_readout
+from locallearn.training.prepare import check_data, prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks, look
-from locallearn.training.readout import linear_readout
-from locallearn.training.run_data import check_data
-from locallearn.training.train import Result
 
 LARGEST = 1_000_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run gives back.
+
+    metrics   final values by the names used in metrics.jsonl, plus parameters, auxiliary_parameters and seconds
+    model     the trained plain model, in eval mode
+    run_dir   where everything was written
+    history   one record per epoch
+    """
+
+    metrics: dict[str, float]
+    model: BlockModel
+    run_dir: Path
+    history: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
 
 def finished(folder: RunFolder, allow: list[str]) -> Result:
@@ -104,6 +116,11 @@ def _elsewhere(before: Any, name: str, now: Mapping[str, Any]) -> dict[str, Any]
     return {**now, "staleness": before["staleness"]}
 
 
+def ranges(pairs: Any) -> list[range]:
+    """The cut or the stages that a manifest holds."""
+    return [range(*pair) for pair in pairs]
+
+
 def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
     """The trained plain model of a finished run, in eval mode, on the CPU; no auxiliary parameter is in it."""
     folder = RunFolder.open(Path(path))
@@ -144,13 +161,13 @@ def evaluate_run(
         saved = checkpoint.newest(folder.path / "checkpoints", warn)
         if saved is None:
             raise UserError(f"{folder.path} has no checkpoint to evaluate; `{again.resume(folder.path)}` goes on")
-        learner, data = prepare(exp, [range(*pair) for pair in known["cut"]], known=known)
+        learner, data = prepare(exp, ranges(known["cut"]), known=known)
         if data_config is None:
             check_data(data, known)
         elif "normalisation" not in known:
             warn("the run is of an older version, which did not note its normalisation: that of this set is used")
         learner.load_state(saved.tensors)
-        found = evaluate(learner, data.evaluation(data.test, EVALUATION_BATCH))
+        found = evaluate(learner, data.evaluation(data.test, BATCH))
         return found | (linear_readout(learner, data) if linear else {})
 
 
@@ -167,23 +184,20 @@ def probe_run(
     with process_settings(exp.settings):
         folder.lock()
         try:
-            learner, data = prepare(exp, [range(*pair) for pair in known["cut"]], known=known)
+            learner, data = prepare(exp, ranges(known["cut"]), known=known)
             check_data(data, known)
-            found = [(START, first_looks(exp.probes, learner, data))]
+            looks = [(START, first_looks(exp.probes, learner, data))]
             for saved in checkpoint.sound(folder.path / "checkpoints", warn):
                 learner.load_state(saved.tensors)
                 learner.step_count = saved.state["step"]
                 at = Moment(saved.state["epoch"], saved.state["step"])
-                found.append((at, {name: look(name, p, learner, data, at) for name, p in exp.probes.items()}))
-            return [_kept(folder, name, p, [(at, seen[name]) for at, seen in found]) for name, p in exp.probes.items()]
+                looks.append((at, {name: look(name, p, learner, data, at) for name, p in exp.probes.items()}))
+            drawn = []
+            for name, probe in exp.probes.items():
+                place = ProbeFolder.unused(folder, name)
+                for at, seen in looks:
+                    place.add(seen[name], at)
+                drawn.append((place, place.draw(probe)))
+            return drawn
         finally:
             folder.release()
-
-
-def _kept(
-    folder: RunFolder, name: str, probe: Probe, looks: list[tuple[Moment, Seen]]
-) -> tuple[ProbeFolder, list[Path]]:
-    place = ProbeFolder.unused(folder, name)
-    for at, seen in looks:
-        place.add(seen, at)
-    return place, place.draw(probe)
