@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from locallearn.analysis.readout import linear_accuracy, pooled
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.engine.block import added, means
+from locallearn.engine.totals import BlockTotals
 
 BATCH = 256
 
@@ -95,7 +95,7 @@ def sums_of_blocks(reports: Iterable[Sequence[tuple[int, Mapping[str, Any]]]]) -
     for report in reports:
         for index, sums in report:
             parts.setdefault(index, []).append(sums)
-    return {index: added(replicas) for index, replicas in sorted(parts.items())}
+    return {index: BlockTotals.merge(replicas) for index, replicas in sorted(parts.items())}
 
 
 def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[str, float]:
@@ -104,7 +104,7 @@ def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[st
     Losses and accuracies are those on the training batches (`train/` is the last block that learns), then what was
     evaluated; for each stage of several its memory and the share of the time that it waited for others.
     """
-    blocks = {k: means(sums) for k, sums in sums_of_blocks(report["blocks"] for report in reports).items()}
+    blocks = {k: BlockTotals.means(sums) for k, sums in sums_of_blocks(report["blocks"] for report in reports).items()}
     record: dict[str, float] = {}
     for metrics in blocks.values():
         record |= {f"train/{name}": value for name, value in metrics.items() if name in ("loss", "accuracy")}
