@@ -18,7 +18,8 @@ from locallearn.config.given import Unread
 from locallearn.config.settings import Settings
 from locallearn.config.unread import in_blocks
 from locallearn.engine import Learner
-from locallearn.engine.assemble import Pixels, unchanged_if_refused
+from locallearn.engine.assemble import unchanged_if_refused
+from locallearn.engine.setup import Pixels
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.training.prepare import assembled, stage_of

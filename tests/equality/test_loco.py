@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from helpers.nets import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny_model, trained
 from locallearn.auxiliary import MLP, Auxiliary, Linear
 from locallearn.contract import BlockSpec, Packet, Route
-from locallearn.engine import SGD, assemble
+from locallearn.engine import SGD, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.objectives import CrossEntropy, LossAndLogits, Objective, PredSim
@@ -121,7 +121,7 @@ def test_pairs_of_a_linear_net_by_matrix_formulas(combine):
     model = BlockModel(units, nn.Linear(4, 3, bias=False), image=(4,), classes=3, name="linear")
     strategy = Overlapping(objective=Quadratic(), auxiliary=Linear(), combine=combine)
     plain = SGD(lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
-    learner = assemble(model, strategy, plain, model.cut(3), precision="fp64")
+    learner = assemble(model, strategy, plain, model.cut(3), Setup(precision="fp64"))
     x, y = torch.randn(7, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0, 0])
 
     a, b, c = (unit.weight.detach().numpy().copy() for unit in learner.model.units)

@@ -25,7 +25,8 @@ def strategy_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list
 
     In training mode, with the dropout that the next step would draw.
     """
-    return trial_step(learner.stage, learner.prepare(inputs), labels, learner.step_count, learner.total_steps)
+    total = learner.setup.total_steps
+    return trial_step(learner.stage, learner.prepare(inputs), labels, learner.step_count, total)
 
 
 def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gradients]:

@@ -13,7 +13,7 @@ from locallearn import names
 from locallearn.analysis.readout import features, linear_accuracy
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.engine.block import added, means
+from locallearn.engine.totals import BlockTotals
 
 BATCH = 256
 
@@ -73,7 +73,7 @@ def sums_of_blocks(reports: Iterable[Sequence[tuple[int, Mapping[str, Any]]]]) -
     for report in reports:
         for index, sums in report:
             parts.setdefault(index, []).append(sums)
-    return {index: added(replicas) for index, replicas in sorted(parts.items())}
+    return {index: BlockTotals.merge(replicas) for index, replicas in sorted(parts.items())}
 
 
 def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[str, float]:
@@ -82,7 +82,7 @@ def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[st
     Losses and accuracies are those on the training batches (`train/` is the last block that learns), then what was
     evaluated; for each stage of several its memory and the share of the time that it waited for others.
     """
-    blocks = {k: means(sums) for k, sums in sums_of_blocks(report["blocks"] for report in reports).items()}
+    blocks = {k: BlockTotals.means(sums) for k, sums in sums_of_blocks(report["blocks"] for report in reports).items()}
     record: dict[str, float] = {}
     for metrics in blocks.values():
         record |= {names.on(names.TRAIN, n): metrics[n] for n in (names.LOSS, names.ACCURACY) if n in metrics}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -21,27 +21,16 @@ from locallearn.contract import Strategy
 from locallearn.data import Data, DataSource
 from locallearn.data.fingerprint import Fingerprint, fingerprint
 from locallearn.data.normalise import Normalisation
-from locallearn.engine import Learner, Stage, assemble
-from locallearn.engine.assemble import Pixels
+from locallearn.engine import Learner, Place, Setup, Stage, assemble
 from locallearn.engine.batch import SINGLE
-from locallearn.engine.replicas import Replicas
+from locallearn.engine.setup import Pixels
 from locallearn.errors import RunError, UserError, described, in_one_line, memory_ran_out, needs_several_values
 from locallearn.models import BlockModel
 from locallearn.plan.measure import rehearse
 from locallearn.runs.console import warn
-from locallearn.runtime.link import Pipe
 from locallearn.training.environment import choose_device
 
 CLASSES_NAMED = 10
-
-
-class Part(NamedTuple):
-    """What one process of a pipeline has of a run."""
-
-    own: range
-    device: torch.device
-    link: Pipe
-    replicas: Replicas | None
 
 
 @contextmanager
@@ -57,21 +46,26 @@ def fits_in_memory() -> Iterator[None]:
 
 @fits_in_memory()
 def prepare(
-    exp: Experiment, cut: list[range] | None = None, part: Part | None = None, manifest: Mapping[str, Any] | None = None
+    exp: Experiment,
+    cut: list[range] | None = None,
+    place: Place | None = None,
+    manifest: Mapping[str, Any] | None = None,
 ) -> tuple[Learner, Data]:
     """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `manifest` the
     manifest of that part: its normalisation is used, and its classes must be those of the data. Raises UserError."""
     settings = exp.settings
     stage = stage_of(exp)
-    data = load_data(exp.source, settings.seed, part.device if part else choose_device(settings.device), manifest or {})
+    data = load_data(
+        exp.source, settings.seed, place.device if place else choose_device(settings.device), manifest or {}
+    )
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)
     if cut is not None and cut[-1].stop != len(model.units):
         raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
     steps = settings.epochs * data.steps(settings.batch_size)
-    learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, part=part)
-    if part is None:
+    learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=place)
+    if place is None:
         exp.given.refuse(in_blocks(exp, learner, data))
         single = data.graph is None and data.batch(settings.batch_size) == _parts(exp)
         if single or not _is_ours(exp.strategy):
@@ -92,28 +86,21 @@ def assembled(
     steps: int | None,
     pixels: Pixels | None,
     cut: list[range] | None = None,
-    part: Part | None = None,
+    place: Place | None = None,
 ) -> Learner:
-    """The learner that trains `model` as an experiment says: all its blocks, or a `part` of them."""
+    """The learner that trains `model` as an experiment says; it has the blocks of this `place`, or all of them."""
     settings = exp.settings
-    return assemble(
-        model,
-        exp.strategy,
-        exp.optim,
-        cut or model.cut(settings.blocks_for(len(model.units)), settings.balance),
+    setup = Setup(
         seed=settings.seed,
-        device=part.device if part else choose_device(settings.device),
         precision=settings.precision,
         channels_last=settings.channels_last,
         compiled=settings.compile,
         micro_batches=settings.micro_batches,
         total_steps=steps,
         pixels=pixels,
-        own=part and part.own,
-        link=part and part.link,
-        replicas=part and part.replicas,
-        stage=stage,
     )
+    cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)
+    return assemble(model, exp.strategy, exp.optim, cut, setup, place or Place(choose_device(settings.device)), stage)
 
 
 def try_step(learner: Learner, data: Data, samples: int) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
-from locallearn.engine import Learner
+from locallearn.engine import Learner, Place
 from locallearn.errors import UserError
 from locallearn.figures.text import columns
 from locallearn.models.summary import BlockRow, render, summary, totals
@@ -28,7 +28,7 @@ from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training.environment import new_manifest, process_settings
 from locallearn.training.loop import Training
 from locallearn.training.output import Output
-from locallearn.training.prepare import Part, check_data, facts_of, prepare
+from locallearn.training.prepare import check_data, facts_of, prepare
 from locallearn.training.probing import START, ProbeFolder, Watch, first_looks
 from locallearn.training.processes import (
     check_launcher,
@@ -150,7 +150,7 @@ def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, w
     device = device_of_process(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
     link = Pipe(world.rank_below, world.rank_above, device, message, late)
-    learner, data = prepare(exp, cut, Part(stages[world.stage], device, link, world.replica_group), manifest)
+    learner, data = prepare(exp, cut, Place(device, stages[world.stage], link, world.replica_group), manifest)
     ready = Ready(folder, learner, data, checkpoint.newest(folder.path / "checkpoints", warn))
     try:
         train(exp, ready, quiet, world, lambda: prepare(exp, cut, manifest=manifest)[0])
