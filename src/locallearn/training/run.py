@@ -19,7 +19,7 @@ from locallearn.engine import Learner, Place
 from locallearn.errors import UserError
 from locallearn.figures.text import columns
 from locallearn.models.summary import BlockRow, render, summary, totals
-from locallearn.runs import checkpoint
+from locallearn.runs import checkpoint, files
 from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
@@ -90,7 +90,7 @@ def resume(
     name and the configuration of another one, `overrides` the settings from which it was made. Raises as `start`."""
     folder = RunFolder.open(Path(path))
     exp, manifest = saved_experiment(folder, allow, runtime=runtime, overrides=overrides)
-    if folder.read_json("status.json").get("state") == "done":
+    if folder.read_json(files.STATUS).get("state") == "done":
         Console(quiet=quiet).line(f"{folder.path} is done already; nothing to resume")
         return finished(folder, allow)
     try:
@@ -133,7 +133,7 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
 
     def facts() -> dict[str, Any]:
         folder = begin().folder
-        return {"path": str(folder.path), "manifest": folder.read_json("manifest.json")}
+        return {"path": str(folder.path), "manifest": folder.read_json(files.MANIFEST)}
 
     with joined(exp.runtime.replicas) as world:
         shared = from_rank_0(world, facts)
@@ -151,7 +151,7 @@ def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, w
     late = exp.runtime.staleness * exp.settings.micro_batches
     link = Pipe(world.rank_below, world.rank_above, device, message, late)
     learner, data = prepare(exp, cut, Place(device, stages[world.stage], link, world.replica_group), manifest)
-    ready = Ready(folder, learner, data, checkpoint.newest(folder.path / "checkpoints", warn))
+    ready = Ready(folder, learner, data, checkpoint.newest(folder.path / files.CHECKPOINTS, warn))
     try:
         train(exp, ready, quiet, world, lambda: prepare(exp, cut, manifest=manifest)[0])
     except Interrupted:  # in every process
@@ -179,8 +179,8 @@ def train(
             copies = range(0, world.size, world.replicas)
             record |= {name: sum(counts[rank][name] for rank in copies) for name in counts[0]}
             model = {name.removeprefix("model."): t for name, t in weights.items()}
-            folder.write_bytes("model.safetensors", to_bytes(checkpoint.distinct(model)))
-            folder.write_json("summary.json", record)
+            folder.write_bytes(files.MODEL, to_bytes(checkpoint.distinct(model)))
+            folder.write_json(files.SUMMARY, record)
             watch.draw(output.recorder)
             folder.status("done", epoch=record["epoch"], step=record["step"])
             output.recorder.close("done", record)
@@ -214,8 +214,8 @@ def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
     config = exp.config
     if (root := config["data"].get("root")) is not None:  # the data are found from any directory
         config = {**config, "data": {**config["data"], "root": str(Path(root).expanduser().resolve())}}
-    folder.write_text("config.yaml", yaml.safe_dump(config, sort_keys=False))
-    folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
+    folder.write_text(files.CONFIG, yaml.safe_dump(config, sort_keys=False))
+    folder.write_text(files.OVERRIDES, yaml.safe_dump(exp.overrides))
     facts |= {
         "choices": exp.names,
         **facts_of(data),
@@ -225,7 +225,7 @@ def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
         **totals(_rows(learner)),
         **_facts_of_runtime(exp),
     }
-    folder.write_json("manifest.json", new_manifest(exp.settings, learner.device, facts))
+    folder.write_json(files.MANIFEST, new_manifest(exp.settings, learner.device, facts))
     for probe, seen in looks.items():
         ProbeFolder(folder, probe).add(seen, START)
     return Ready(folder, learner, data)
@@ -235,7 +235,7 @@ def _old_run(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, facts
     """Lock the folder of an earlier run, and put it back to its newest checkpoint."""
     folder.lock()
     folder.tidy()
-    saved = checkpoint.newest(folder.path / "checkpoints", warn)
+    saved = checkpoint.newest(folder.path / files.CHECKPOINTS, warn)
     learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
     check_data(data, manifest, train=True)
     stages = divide(exp, learner, data.batch(exp.settings.batch_size))
@@ -245,8 +245,8 @@ def _old_run(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, facts
         learner.load_state(saved.tensors)  # done again where it trains; here a difference costs nothing yet
     _warn_of_other_bits(manifest, new_manifest(exp.settings, learner.device, facts | _facts_of_runtime(exp)))
     manifest |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names}
-    folder.write_text("config.yaml", yaml.safe_dump(exp.config, sort_keys=False))
-    folder.write_json("manifest.json", manifest)
+    folder.write_text(files.CONFIG, yaml.safe_dump(exp.config, sort_keys=False))
+    folder.write_json(files.MANIFEST, manifest)
     folder.truncate_metrics(saved.state["step"] if saved else 0)
     where = f"step {saved.state['step']}" if saved else "the start: it has no checkpoint yet"
     Console(quiet=quiet).line(f"resuming {folder.path} from {where}")
