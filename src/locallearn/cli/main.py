@@ -42,7 +42,7 @@ SHARING = ("joblib", "submitit_local")
 _typed: list[str] = []
 """The command line as the user has typed it, for the manifest; Hydra reads another one."""
 _varied: dict[str, list[str]] = {}
-"""What a sweep varies whose blocks are shown, without training."""
+"""The keys and values of a sweep that only shows blocks (dry_run)."""
 _exit_codes: list[int] = []
 """Of the runs of this command line that ended badly; Hydra carries no return values and prints exceptions twice."""
 
@@ -66,7 +66,7 @@ def main(words: Sequence[str]) -> int:
         try:
             return _run([word for word in words if word != "--debug"])
         except BaseException as error:
-            return _said(error)
+            return _print_error(error)
 
 
 def _run(words: list[str]) -> int:
@@ -102,7 +102,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _said(error: BaseException) -> int:
+def _print_error(error: BaseException) -> int:
     """Print the one sentence for an error, with --debug its traceback before it, and return the exit code."""
     from locallearn.training.stopping import Interrupted
 
@@ -198,6 +198,7 @@ def _journal(
     command: list[str], modules: list[Path], out: str, varies: dict[str, list[str]], total: int, launcher: str
 ) -> Iterator[str]:
     """The path of the journal of a sweep, which says at the end how its jobs went, and decides the exit code."""
+    from locallearn.cli import reports
     from locallearn.studies.sweep import Journal, Plan, summary
 
     folders = [str(folder.resolve()) for folder in modules]
@@ -209,18 +210,11 @@ def _journal(
         jobs = journal.jobs()
         _exit_codes.extend(job.code for job in jobs)
         if jobs:
-            _table([journal.path.parents[1] / job.folder for job in jobs if job.folder])
+            with suppress(UserError):  # not one of them can be read
+                reports.show([journal.path.parents[1] / job.folder for job in jobs if job.folder])
             print(summary(jobs, journal.plan, "not begun" if launcher == "basic" else "not begun or not ended"))
         else:
             journal.discard()
-
-
-def _table(folders: list[Path]) -> None:
-    """What the runs of a sweep say together."""
-    from locallearn.cli import reports
-
-    with suppress(UserError):  # not one of them can be read
-        reports.show(folders)
 
 
 def job(config: Any) -> float | None:
@@ -246,7 +240,7 @@ def job(config: Any) -> float | None:
         result = start(exp)
         return result.metrics.get(SELECTED_BY) if result else None
     except Exception as error:
-        code = _said(error)
+        code = _print_error(error)
         if code > 128:  # the user asked to stop: other runs stop, too
             raise SystemExit(code) from error
         _exit_codes.append(code)
@@ -277,7 +271,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         path = sweep.place(exp.settings.out, differs, exp.config)
         how, numbers = sweep.run(exp, path)
     except Exception as error:
-        code = _said(error)
+        code = _print_error(error)
         reason = " ".join((str(error) if isinstance(error, UserError | RunError) else described(error)).split())
         stopped = code > 128  # the user asked to stop: the sweep stops, too
         journal.add(sweep.Job(number, label, "interrupted" if stopped else "failed", reason=reason, code=code))
