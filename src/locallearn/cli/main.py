@@ -19,16 +19,7 @@ from typing import Any
 
 from locallearn import paths
 from locallearn.cli import arguments, commands, completion, listing, outside
-from locallearn.config.compose import (
-    conf_dir,
-    explained,
-    for_every_choice,
-    multirun,
-    plain,
-    quoted,
-    refuse_sweep,
-    searched,
-)
+from locallearn.config import compose
 from locallearn.errors import RunError, UserError, described, did_you_mean, memory_ran_out, place, printable
 from locallearn.names import SELECTED_BY
 from locallearn.runs import again
@@ -153,24 +144,24 @@ def _hydra(options: Any) -> int:
     _typed[:] = sys.argv
     _exit_codes.clear()
     _varied.clear()
-    with explained(overrides, dirs), ExitStack() as stack:
-        internal = searched(dirs)
+    with compose.explained(overrides, dirs), ExitStack() as stack:
+        internal = compose.searched(dirs)
         if options.multirun:
-            replaced = for_every_choice(overrides)
+            replaced = compose.for_every_choice(overrides)
             modules = [*dirs, Path.cwd()] if packages else []
             overrides = [replaced.get(word, word) for word in overrides]
-            out, varies, total, launcher = multirun(overrides, dirs)
+            out, varies, total, launcher = compose.multirun(overrides, dirs)
             if sweeps:
                 folder = f"{out}/.multirun"
                 variables[JOURNAL] = stack.enter_context(_journal(list(_typed), modules, out, varies, total, launcher))
             else:  # Hydra writes a file for any multirun
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="locallearn-"))
                 _varied.update(varies)
-            internal.append(f"hydra.sweep.dir={quoted(folder)}")
+            internal.append(f"hydra.sweep.dir={compose.quoted(folder)}")
         stack.enter_context(_environment(variables))
         stack.enter_context(_logging_kept())
         sys.argv = [sys.argv[0], *_flags(options), *overrides, *internal]
-        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
+        hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")(job)()
     return max(_exit_codes, default=0)
 
 
@@ -232,8 +223,8 @@ def job(config: Any) -> float | None:
         return _job_of_a_sweep(config, chosen, overrides, hydra_config.job.num)
     try:
         if not _varied:
-            refuse_sweep(hydra_config.sweeper, overrides)
-        exp = experiment(*plain(config, chosen), overrides, _config_dirs(), _varied or None)
+            compose.refuse_sweep(hydra_config.sweeper, overrides)
+        exp = experiment(*compose.plain(config, chosen), overrides, _config_dirs(), _varied or None)
         if exp.settings.dry_run:
             print(dry_run(exp))
             return None
@@ -260,7 +251,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
     differs = journal.differs(overrides)
     label = " ".join(differs) or f"run {number}"
     try:
-        values, names = plain(config, chosen)
+        values, names = compose.plain(config, chosen)
         if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
             journal.add(sweep.Job(number, label, "skipped"))
             return None

@@ -56,7 +56,7 @@ def divide(exp: Experiment, learner: Learner, batch: int) -> list[range]:
     return exp.runtime.divide(depth, [block.total for block in times])
 
 
-def launch_processes(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
+def launch_all(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
     """Start the processes of the run in `folder`, and wait for their end; what the run leaves is theirs to write. One
     that fails ends the others. Raises RunError and Interrupted."""
     flags = [*(f"--allow={package}" for package in exp.settings.allow), *(["--quiet"] if quiet else [])]

@@ -25,20 +25,12 @@ from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.link import Pipe
 from locallearn.runtime.world import JoinedWorld, World, started_together
+from locallearn.training import processes
 from locallearn.training.environment import new_manifest, process_settings
 from locallearn.training.loop import Training
 from locallearn.training.output import Output
 from locallearn.training.prepare import check_data, facts_of, prepare
 from locallearn.training.probing import START, ProbeFolder, Watch, first_looks
-from locallearn.training.processes import (
-    check_launcher,
-    device_of_process,
-    divide,
-    from_rank_0,
-    joined,
-    launch_processes,
-    record_failure,
-)
 from locallearn.training.saved import Result, finished, ranges, saved_experiment
 from locallearn.training.stopping import Interrupted
 
@@ -100,16 +92,16 @@ def resume(
 
 
 def stage(path: str, allow: list[str], quiet: bool) -> None:
-    """One process of a run that `launch_processes` has started."""
+    """One process of a run that `processes.launch_all` has started."""
     folder = RunFolder(Path(path))
     exp, manifest = saved_experiment(folder, allow)
-    with process_settings(exp.settings, exp.runtime.processes), joined(exp.runtime.replicas) as world:
+    with process_settings(exp.settings, exp.runtime.processes), processes.joined(exp.runtime.replicas) as world:
         _train_stage(exp, manifest, folder, world, quiet)
 
 
 def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready]) -> Result | None:
     """Train in this process, in processes of its own, or as one of those that torchrun has started."""
-    check_launcher(exp)
+    processes.check_launcher(exp)
     with process_settings(exp.settings, exp.runtime.processes) as facts, ExitStack() as stack:
 
         def begun() -> Ready:
@@ -124,7 +116,7 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
             return train(exp, ready, quiet)
         folder = ready.folder
         del ready  # the processes have their own learner and data
-        launch_processes(exp, folder, quiet)
+        processes.launch_all(exp, folder, quiet)
         return finished(folder, exp.settings.allow)
 
 
@@ -135,8 +127,8 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
         folder = begin().folder
         return {"path": str(folder.path), "manifest": folder.read_json(files.MANIFEST)}
 
-    with joined(exp.runtime.replicas) as world:
-        shared = from_rank_0(world, facts)
+    with processes.joined(exp.runtime.replicas) as world:
+        shared = processes.from_rank_0(world, facts)
         folder = RunFolder(Path(shared["path"]))
         _train_stage(exp, shared["manifest"], folder, world, quiet)
     return finished(folder, exp.settings.allow) if world.rank == 0 else None
@@ -145,9 +137,9 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
 def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
     """Train the blocks of this process, from the newest checkpoint or the start. Raises RunError and Interrupted."""
     cut, stages = ranges(manifest["cut"]), ranges(manifest["stages"])
-    world.before_leaving = partial(record_failure, folder, world.stage)
+    world.before_leaving = partial(processes.record_failure, folder, world.stage)
     message = torch.bfloat16 if isinstance(exp.runtime, Pipeline) and exp.runtime.message == "bf16" else None
-    device = device_of_process(exp.settings.device)
+    device = processes.device_of_process(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
     link = Pipe(world.rank_below, world.rank_above, device, message, late)
     learner, data = prepare(exp, cut, Place(device, stages[world.stage], link, world.replica_group), manifest)
@@ -207,7 +199,7 @@ def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
             f"batch_size={exp.settings.batch_size} is more than the {len(data.train)} training samples: every epoch is "
             f"one step on {batch}"
         )
-    stages = divide(exp, learner, batch)
+    stages = processes.divide(exp, learner, batch)
     looks = first_looks(exp.probes, learner, data)
     stamped = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}"
     folder = RunFolder.create(Path(exp.settings.out), name or stamped, only=name is not None)
@@ -238,7 +230,7 @@ def _old_run(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, facts
     saved = checkpoint.newest(folder.path / files.CHECKPOINTS, warn)
     learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
     check_data(data, manifest, train=True)
-    stages = divide(exp, learner, data.batch(exp.settings.batch_size))
+    stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size))
     if saved:
         if len(saved.state["blocks"]) != len(learner.cut):
             raise UserError(f"checkpoint {saved.path} is of {len(saved.state['blocks'])} blocks, not of this run's")
