@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import run
+from helpers.commands import SMALL, run
+from locallearn.studies import sweep
+from locallearn.training import run as one_run
 
-SMALL = ["model=mlp", "model.width=8", "auxiliary=linear", "batch_size=256", "threads=1", "max_steps=2", "blocks=2"]
+SETTINGS = [*SMALL, "auxiliary=linear", "batch_size=256", "max_steps=2", "blocks=2"]
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def runs(tmp_path_factory) -> list[str]:
     from locallearn import train
 
     out = tmp_path_factory.mktemp("several") / "out=a b"
-    settings = dict(word.split("=") for word in SMALL if "." not in word and not word.startswith("auxiliary"))
+    settings = dict(word.split("=") for word in SETTINGS if "." not in word and not word.startswith("auxiliary"))
     numbers = {key: int(value) if value.isdigit() else value for key, value in settings.items()}
     return [
         str(train(quiet=True, seed=seed, out=out, auxiliary="linear", **{"model.width": 8}, **numbers).run_dir)
@@ -98,10 +100,8 @@ def test_compare_of_three_runs(runs, capsys, tmp_path):
 @pytest.mark.parametrize("words", [[], ["--run"], ["-m"]])
 def test_without_arguments_it_is_the_default_run(words, elsewhere, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr("locallearn.training.run.start", lambda exp, *rest: started.append(exp.title))
+    monkeypatch.setattr(one_run, "start", lambda exp, *rest: started.append(exp.title))
     if words == ["-m"]:
-        from locallearn.studies import sweep
-
         monkeypatch.setattr(sweep, "run", lambda exp, path: (started.append(exp.title), ("new", {}))[1])
     code, _, err = run(*words, capsys=capsys)
     assert (code, err) == (0, "")

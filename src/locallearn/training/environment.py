@@ -111,7 +111,7 @@ def _proc(file: str, name: str) -> str:
     return ""
 
 
-def manifest(settings: Settings, device: torch.device, facts: Mapping[str, Any]) -> dict[str, Any]:
+def new_manifest(settings: Settings, device: torch.device, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Versions, machine and command of a run: what decides its bits, and nothing of the environment's variables."""
     versions = {"locallearn": __version__, "python": platform.python_version()} | dict.fromkeys(_PACKAGES, "missing")
     for name in _PACKAGES:

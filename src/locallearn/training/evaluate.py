@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from locallearn.analysis.readout import linear_accuracy, pooled
+from locallearn import names
+from locallearn.analysis.readout import features, linear_accuracy
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.totals import BlockTotals
@@ -18,16 +19,9 @@ BATCH = 256
 
 
 def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Evaluate every block that can predict, counting each sample once. Modes and buffers stay as they are.
-
-    Args:
-        learner: All blocks of the model, or those of one stage.
-        batches: Pairs of inputs [B, *image] and labels [B]; samples with a label below 0 are left out.
-
-    Returns:
-        `loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block; nothing for a split
-        without labels.
-    """
+    """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict, from
+    inputs [B, *image] and labels [B]; a stage of a pipeline gives those of its own blocks. Modes and buffers are
+    afterwards as they were."""
     depth = len(learner.blocks)
     correct = torch.zeros(depth, dtype=torch.float64, device=learner.device)
     loss = torch.zeros((), dtype=torch.float64, device=learner.device)
@@ -46,47 +40,31 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     if not samples:
         return {}
     shares = (correct / samples).tolist()
-    result = {"loss": loss.item() / samples, "accuracy": shares[-1]} if learner.blocks[-1].last else {}
-    indices = [block.spec.index for block in learner.blocks]
-    return result | {f"block/{i:02d}/accuracy": shares[k] for k, i in enumerate(indices) if predicts[k]}
+    model = {names.LOSS: loss.item() / samples, names.ACCURACY: shares[-1]} if learner.blocks[-1].last else {}
+    blocks = zip(learner.blocks, shares, predicts, strict=True)
+    return model | names.of_blocks({block.spec.index: {names.ACCURACY: share} for block, share, of in blocks if of})
 
 
 def evaluate_splits(learner: Learner, data: Data) -> dict[str, float]:
     """`evaluate` on the validation and the test split, by the names of an epoch's record."""
     record: dict[str, float] = {}
-    for name, split in (("validation", data.validation), ("test", data.test)):
-        for key, value in evaluate(learner, data.evaluation(split, BATCH)).items():
-            block, _, metric = key.rpartition("/")
-            record[f"{block}/{name}_{metric}" if block else f"{name}/{metric}"] = value
+    for split, samples in ((names.VALIDATION, data.validation), (names.TEST, data.test)):
+        metrics = evaluate(learner, data.evaluation(samples, BATCH))
+        record |= {names.on(split, name): value for name, value in metrics.items()}
     return record
 
 
 def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
-    """Score every block by a linear classifier, as self-supervised runs are scored.
+    """`linear_accuracy` (of the last block) and `block/00/linear_accuracy`, ..., as self-supervised runs are scored:
+    logistic regression fitted to the training split's frozen features without augmentation, scored on the test split.
 
-    Logistic regression is fitted to the frozen features of the training split without augmentation (maps averaged over
-    space, sequences over time), all of which are held in memory, and scored on the test split.
-
-    Returns:
-        `linear_accuracy` (0 to 1, of the last block) and `block/00/linear_accuracy`, ...
+    Maps are averaged over space and sequences over time. Holds the pooled features of the training split in memory.
     """
-    train, labels = _features(learner, data.evaluation(data.train, BATCH))
-    test, truth = _features(learner, data.evaluation(data.test, BATCH))
-    scores = [linear_accuracy(a, labels, b, truth) for a, b in zip(train, test, strict=True)]
-    return {"linear_accuracy": scores[-1]} | {f"block/{k:02d}/linear_accuracy": s for k, s in enumerate(scores)}
-
-
-@torch.no_grad()
-def _features(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
-    """Pooled features [N, C] of each block, and the labels [N], of the samples that have one; on the CPU."""
-    rows: list[list[Tensor]] = [[] for _ in learner.blocks]
-    labels = []
-    for inputs, y in batches:
-        known = y >= 0
-        labels.append(y[known].cpu())
-        for row, h in zip(rows, learner.features(inputs), strict=True):
-            row.append(pooled(h)[known].float().cpu())
-    return [torch.cat(row) for row in rows], torch.cat(labels)
+    train, labels = features(data.evaluation(data.train, BATCH), learner.features)
+    test, truth = features(data.evaluation(data.test, BATCH), learner.features)
+    blocks = enumerate(zip(train, test, strict=True))
+    scores = {k: {"linear_accuracy": linear_accuracy(a, labels, b, truth)} for k, (a, b) in blocks}
+    return scores[len(train) - 1] | names.of_blocks(scores)
 
 
 def sums_of_blocks(reports: Iterable[Sequence[tuple[int, Mapping[str, Any]]]]) -> dict[int, dict[str, Any]]:
@@ -107,13 +85,12 @@ def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[st
     blocks = {k: BlockTotals.means(sums) for k, sums in sums_of_blocks(report["blocks"] for report in reports).items()}
     record: dict[str, float] = {}
     for metrics in blocks.values():
-        record |= {f"train/{name}": value for name, value in metrics.items() if name in ("loss", "accuracy")}
-    for k, metrics in blocks.items():
-        record |= {f"block/{k:02d}/{name}": value for name, value in metrics.items()}
+        record |= {names.on(names.TRAIN, n): metrics[n] for n in (names.LOSS, names.ACCURACY) if n in metrics}
+    record |= names.of_blocks(blocks)
     for report in reports:
         record |= report["numbers"]
     record["learning_rate"] = reports[-1]["learning_rate"]
     record["peak_memory_bytes"] = max(report["peak_memory_bytes"] for report in reports)
     for stage, report in enumerate(reports[::replicas] if len(reports) > 1 else ()):
-        record |= {f"stage/{stage:02d}/{name}": report[name] for name in ("peak_memory_bytes", "waiting")}
+        record |= {names.at(names.STAGE, stage, name): report[name] for name in ("peak_memory_bytes", "waiting")}
     return record

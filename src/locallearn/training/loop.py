@@ -197,9 +197,8 @@ class Training:
 
 def _title(exp: Experiment, learner: Learner, data: Data, world: World) -> str:
     """What is trained, on what and where: the first line on the terminal."""
-    several = "".join(
-        f"{count} {what}, " for count, what in ((world.stages, "stages"), (world.replicas, "replicas")) if count > 1
-    )
+    counts = {"stages": world.stages, "replicas": world.replicas}
+    several = "".join(f"{count} {name}, " for name, count in counts.items() if count > 1)
     splits = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test"
     title = f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.cut)} blocks), {exp.names['data']} "
     return f"{title}({splits}), {several}{learner.device}" + (f"\n{data.left_out}" if data.left_out else "")

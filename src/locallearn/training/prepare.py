@@ -46,13 +46,18 @@ def fits_in_memory() -> Iterator[None]:
 
 @fits_in_memory()
 def prepare(
-    exp: Experiment, cut: list[range] | None = None, place: Place | None = None, known: Mapping[str, Any] | None = None
+    exp: Experiment,
+    cut: list[range] | None = None,
+    place: Place | None = None,
+    manifest: Mapping[str, Any] | None = None,
 ) -> tuple[Learner, Data]:
-    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `known` the
+    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `manifest` the
     manifest of that part: its normalisation is used, and its classes must be those of the data. Raises UserError."""
     settings = exp.settings
     stage = stage_of(exp)
-    data = load_data(exp.source, settings.seed, place.device if place else choose_device(settings.device), known or {})
+    data = load_data(
+        exp.source, settings.seed, place.device if place else choose_device(settings.device), manifest or {}
+    )
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)
@@ -148,17 +153,17 @@ def facts_of(data: Data) -> dict[str, Any]:
     }
 
 
-def load_data(source: DataSource, seed: int, device: torch.device, known: Mapping[str, Any]) -> Data:
-    """Load a set as the model of the run with the manifest `known` reads it; for a new run that is empty. Raises
+def load_data(source: DataSource, seed: int, device: torch.device, manifest: Mapping[str, Any]) -> Data:
+    """Load a set as the model of the run with this manifest reads it; for a new run that is empty. Raises
     UserError for a set of other inputs or other classes."""
-    numbers = known.get("normalisation")
+    numbers = manifest.get("normalisation")
     data = source.load(seed, device, Normalisation(**numbers)) if numbers else source.load(seed, device)
-    if not known:
+    if not manifest:
         return data
-    classes = known["classes"]
-    if tuple(known["image"]) != data.image or len(classes) != len(data.classes):
+    classes = manifest["classes"]
+    if tuple(manifest["image"]) != data.image or len(classes) != len(data.classes):
         raise UserError(
-            f"the run was trained on {tuple(known['image'])} inputs and {len(classes)} classes; this set "
+            f"the run was trained on {tuple(manifest['image'])} inputs and {len(classes)} classes; this set "
             f"has {data.image} and {len(data.classes)}"
         )
     for label, (name, here) in enumerate(zip(classes, data.classes, strict=True)):
@@ -168,7 +173,7 @@ def load_data(source: DataSource, seed: int, device: torch.device, known: Mappin
                 f"label {label} is {name!r} in the run and {here!r} in data={data.name}: choose a set with the "
                 f"classes of the run, in their order ({named})"
             )
-    if "normalisation" in known and (numbers is None) != (data.normaliser is None):
+    if "normalisation" in manifest and (numbers is None) != (data.normaliser is None):
         kinds = ("float32 samples, used as they are", "pixels, normalised")
         raise UserError(
             f"the run was trained on {kinds[numbers is not None]}, and data={data.name} has {kinds[numbers is None]}: "
@@ -177,15 +182,15 @@ def load_data(source: DataSource, seed: int, device: torch.device, known: Mappin
     return data
 
 
-def fingerprint_of_run(known: Mapping[str, Any]) -> Fingerprint | None:
+def fingerprint_of_run(manifest: Mapping[str, Any]) -> Fingerprint | None:
     """The set that a run was trained on, from its manifest; None for an older run, which has not noted it."""
-    return None if known.get("data") is None else convert(known["data"], Fingerprint, "manifest.json: data")
+    return None if manifest.get("data") is None else convert(manifest["data"], Fingerprint, "manifest.json: data")
 
 
-def check_data(data: Data, known: Mapping[str, Any], train: bool = False) -> None:
+def check_data(data: Data, manifest: Mapping[str, Any], train: bool = False) -> None:
     """Warn when the data are not those of the run any more, or when nobody can know. To `train` on with other splits is
     refused: what was trained on may be in the test set now. Raises UserError."""
-    before = fingerprint_of_run(known)
+    before = fingerprint_of_run(manifest)
     if before is None:
         warn("the run is of an older version, which did not note its data: whether they have changed is not known")
         return

@@ -25,10 +25,12 @@ from locallearn.engine.gradients import unchanged
 from locallearn.errors import RunError, UserError, in_one_line, needs_several_values
 from locallearn.figures import save
 from locallearn.figures.text import table
+from locallearn.names import of_probe
 from locallearn.probes import Moment, Probe, Row, Seen
 from locallearn.probes.base import numbers
 from locallearn.runs.console import warn
-from locallearn.runs.folder import RunFolder, strict_json
+from locallearn.runs.files import strict_json
+from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder
 from locallearn.runtime.world import World
 
@@ -93,7 +95,7 @@ class Watch:
                 warn(f"probe {name} failed after epoch {at.epoch} ({in_one_line(error)}); training goes on")
                 continue
             self.folders[name].add(seen, at)
-            record |= numbers(seen.rows) | {f"probe/{name}/seconds": time.perf_counter() - started}
+            record |= numbers(seen.rows) | {of_probe(name, "seconds"): time.perf_counter() - started}
         return record
 
     def draw(self, recorder: Recorder) -> None:

@@ -25,7 +25,7 @@ from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.link import Pipe
 from locallearn.runtime.world import JoinedWorld, World, started_together
-from locallearn.training.environment import manifest, process_settings
+from locallearn.training.environment import new_manifest, process_settings
 from locallearn.training.loop import Training
 from locallearn.training.output import Output
 from locallearn.training.prepare import check_data, facts_of, prepare
@@ -64,21 +64,10 @@ def dry_run(exp: Experiment) -> str:
 def start(
     exp: Experiment, quiet: bool = False, name: str | None = None, first: Mapping[str, Any] | None = None
 ) -> Result | None:
-    """Run an experiment from the beginning. Under torchrun every process calls this.
+    """Run an experiment from the beginning, in a folder `name`, or in one named by the time. `first` is the manifest of
+    the run that this one repeats. Under torchrun every process calls this, and only rank 0 gets a Result.
 
-    Args:
-        exp: The checked experiment.
-        quiet: Print nothing.
-        name: The name of the run folder; by default one of the time and the experiment.
-        first: The manifest of the run that this one repeats.
-
-    Returns:
-        What the run has left; None in the processes of torchrun but rank 0.
-
-    Raises:
-        UserError: For a mistake, before anything is written.
-        RunError: When training had to stop.
-        Interrupted: After a signal.
+    Raises UserError before anything is written, RunError when training had to stop, Interrupted after a signal.
     """
 
     def begin(facts: dict[str, Any]) -> Ready:
@@ -95,26 +84,17 @@ def resume(
     allow: list[str],
     quiet: bool = False,
     runtime: tuple[str, dict[str, Any]] | None = None,
-    said: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> Result | None:
-    """Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been.
-
-    Args:
-        path: The run folder.
-        allow: Packages outside locallearn whose classes the run may use.
-        quiet: Print nothing.
-        runtime: Name and configuration of another runtime than that of the run.
-        said: The settings from which `runtime` was made.
-
-    Returns, raises: As `start`.
-    """
+    """Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been. `runtime` is the
+    name and the configuration of another one, `overrides` the settings from which it was made. Raises as `start`."""
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow, runtime=runtime, said=said)
+    exp, manifest = saved_experiment(folder, allow, runtime=runtime, overrides=overrides)
     if folder.read_json("status.json").get("state") == "done":
         Console(quiet=quiet).line(f"{folder.path} is done already; nothing to resume")
         return finished(folder, allow)
     try:
-        return _run(exp, quiet, lambda facts: _old_run(exp, known, folder, facts, quiet))
+        return _run(exp, quiet, lambda facts: _old_run(exp, manifest, folder, facts, quiet))
     finally:
         folder.release()
 
@@ -122,9 +102,9 @@ def resume(
 def stage(path: str, allow: list[str], quiet: bool) -> None:
     """One process of a run that `launch_processes` has started."""
     folder = RunFolder(Path(path))
-    exp, known = saved_experiment(folder, allow)
+    exp, manifest = saved_experiment(folder, allow)
     with process_settings(exp.settings, exp.runtime.processes), joined(exp.runtime.replicas) as world:
-        _train_stage(exp, known, folder, world, quiet)
+        _train_stage(exp, manifest, folder, world, quiet)
 
 
 def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready]) -> Result | None:
@@ -153,27 +133,27 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
 
     def facts() -> dict[str, Any]:
         folder = begin().folder
-        return {"path": str(folder.path), "known": folder.read_json("manifest.json")}
+        return {"path": str(folder.path), "manifest": folder.read_json("manifest.json")}
 
     with joined(exp.runtime.replicas) as world:
         shared = from_rank_0(world, facts)
         folder = RunFolder(Path(shared["path"]))
-        _train_stage(exp, shared["known"], folder, world, quiet)
+        _train_stage(exp, shared["manifest"], folder, world, quiet)
     return finished(folder, exp.settings.allow) if world.rank == 0 else None
 
 
-def _train_stage(exp: Experiment, known: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
+def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
     """Train the blocks of this process, from the newest checkpoint or the start. Raises RunError and Interrupted."""
-    cut, stages = ranges(known["cut"]), ranges(known["stages"])
+    cut, stages = ranges(manifest["cut"]), ranges(manifest["stages"])
     world.before_leaving = partial(record_failure, folder, world.stage)
     message = torch.bfloat16 if isinstance(exp.runtime, Pipeline) and exp.runtime.message == "bf16" else None
     device = device_of_process(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
     link = Pipe(world.rank_below, world.rank_above, device, message, late)
-    learner, data = prepare(exp, cut, Place(device, stages[world.stage], link, world.replica_group), known)
+    learner, data = prepare(exp, cut, Place(device, stages[world.stage], link, world.replica_group), manifest)
     ready = Ready(folder, learner, data, checkpoint.newest(folder.path / "checkpoints", warn))
     try:
-        train(exp, ready, quiet, world, lambda: prepare(exp, cut, known=known)[0])
+        train(exp, ready, quiet, world, lambda: prepare(exp, cut, manifest=manifest)[0])
     except Interrupted:  # in every process
         link.close()
         raise
@@ -245,28 +225,28 @@ def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
         **totals(_rows(learner)),
         **_facts_of_runtime(exp),
     }
-    folder.write_json("manifest.json", manifest(exp.settings, learner.device, facts))
+    folder.write_json("manifest.json", new_manifest(exp.settings, learner.device, facts))
     for probe, seen in looks.items():
         ProbeFolder(folder, probe).add(seen, START)
     return Ready(folder, learner, data)
 
 
-def _old_run(exp: Experiment, known: dict[str, Any], folder: RunFolder, facts: dict[str, Any], quiet: bool) -> Ready:
+def _old_run(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, facts: dict[str, Any], quiet: bool) -> Ready:
     """Lock the folder of an earlier run, and put it back to its newest checkpoint."""
     folder.lock()
     folder.tidy()
     saved = checkpoint.newest(folder.path / "checkpoints", warn)
-    learner, data = prepare(exp, ranges(known["cut"]), known=known)
-    check_data(data, known, train=True)
+    learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
+    check_data(data, manifest, train=True)
     stages = divide(exp, learner, data.batch(exp.settings.batch_size))
     if saved:
         if len(saved.state["blocks"]) != len(learner.cut):
             raise UserError(f"checkpoint {saved.path} is of {len(saved.state['blocks'])} blocks, not of this run's")
         learner.load_state(saved.tensors)  # done again where it trains; here a difference costs nothing yet
-    _warn_of_other_bits(known, manifest(exp.settings, learner.device, facts | _facts_of_runtime(exp)))
-    known |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names}
+    _warn_of_other_bits(manifest, new_manifest(exp.settings, learner.device, facts | _facts_of_runtime(exp)))
+    manifest |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names}
     folder.write_text("config.yaml", yaml.safe_dump(exp.config, sort_keys=False))
-    folder.write_json("manifest.json", known)
+    folder.write_json("manifest.json", manifest)
     folder.truncate_metrics(saved.state["step"] if saved else 0)
     where = f"step {saved.state['step']}" if saved else "the start: it has no checkpoint yet"
     Console(quiet=quiet).line(f"resuming {folder.path} from {where}")

@@ -56,29 +56,31 @@ def saved_experiment(
     allow: list[str],
     runtime: tuple[str, dict[str, Any]] | None = None,
     changes: Mapping[str, Any] = MappingProxyType({}),
-    said: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment of a run folder, perhaps with another runtime, and its manifest. Targets outside locallearn must
-    be in `allow`. `said`: the settings from which `runtime` or `changes` were made; what of these is not read is
-    refused, what the folder has saved never is."""
-    known = folder.read_json("manifest.json")
+    """The experiment of a run folder, perhaps with another runtime or other `changes`, and its manifest.
+
+    Targets outside locallearn must be in `allow`. `overrides` are the settings from which the changes were made: what
+    is not read of these is refused, what the folder has saved never is.
+    """
+    manifest = folder.read_json("manifest.json")
     try:
         config = stored.mapping(folder.path / "config.yaml")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder.path / 'config.yaml'} cannot be read: {error}") from error
-    _check(known, folder.path)
+    _check(manifest, folder.path)
     if runtime is not None:
         changes = {**changes, "runtime": _elsewhere(config.get("runtime"), *runtime)}
-        known["choices"] = known["choices"] | {"runtime": runtime[0]}
-    return experiment({**config, "dry_run": False, "allow": allow, **changes}, known["choices"], said), known
+        manifest["choices"] = manifest["choices"] | {"runtime": runtime[0]}
+    return experiment({**config, "dry_run": False, "allow": allow, **changes}, manifest["choices"], overrides), manifest
 
 
-def _check(known: Mapping[str, Any], path: Path) -> None:
+def _check(manifest: Mapping[str, Any], path: Path) -> None:
     """Refuse a manifest that no run has written."""
     facts = {name: has_default for name, (_, has_default) in fields_of(Manifest).items()}
-    if not known.keys() >= {name for name, has_default in facts.items() if not has_default}:
+    if not manifest.keys() >= {name for name, has_default in facts.items() if not has_default}:
         raise UserError(f"{path} is not the folder of a run: config.yaml or manifest.json is incomplete")
-    convert({name: known[name] for name in facts if name in known}, Manifest, "manifest.json")
+    convert({name: manifest[name] for name in facts if name in manifest}, Manifest, "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,12 @@ def ranges(pairs: Any) -> list[range]:
 def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
     """The trained plain model of a finished run, in eval mode, on the CPU; no auxiliary parameter is in it."""
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow or [])
+    exp, manifest = saved_experiment(folder, allow or [])
     tensors = model_tensors(folder)
     # a graph is no part of the model's weights
     graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
     with seeds.stream(0, "load"):
-        model = exp.model(tuple(known["image"]), len(known["classes"]), graph)
+        model = exp.model(tuple(manifest["image"]), len(manifest["classes"]), graph)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     shapes, found = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
     if names := sorted(name for name in shapes | found if shapes.get(name) != found.get(name)):
@@ -152,19 +154,18 @@ def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
 def evaluate_run(
     path: str | Path, allow: list[str], data_config: dict[str, Any] | None = None, linear: bool = False
 ) -> dict[str, float]:
-    """Test loss and accuracy of a run, at every block that can predict, on its own data or on another set, whose images
-    are normalised as those of the run; with `linear` also those of a linear classifier on each block's frozen
-    features."""
+    """Test loss and accuracy of a run at every block that can predict, with `linear` also those of a linear classifier
+    on each block's frozen features. Another data set is normalised as that of the run."""
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
+    exp, manifest = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
     with process_settings(exp.settings):
         saved = checkpoint.newest(folder.path / "checkpoints", warn)
         if saved is None:
             raise UserError(f"{folder.path} has no checkpoint to evaluate; `{again.resume(folder.path)}` goes on")
-        learner, data = prepare(exp, ranges(known["cut"]), known=known)
+        learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
         if data_config is None:
-            check_data(data, known)
-        elif "normalisation" not in known:
+            check_data(data, manifest)
+        elif "normalisation" not in manifest:
             warn("the run is of an older version, which did not note its normalisation: that of this set is used")
         learner.load_state(saved.tensors)
         found = evaluate(learner, data.evaluation(data.test, BATCH))
@@ -172,20 +173,20 @@ def evaluate_run(
 
 
 def probe_run(
-    path: str | Path, allow: list[str], probes: dict[str, Any], said: Sequence[str] = ()
+    path: str | Path, allow: list[str], probes: dict[str, Any], overrides: Sequence[str] = ()
 ) -> list[tuple[ProbeFolder, list[Path]]]:
-    """Let probes look at the initial weights and at every checkpoint of a run. `probes` is their configuration, `said`
-    the settings from which it was made.
+    """Let probes look at the initial weights and at every checkpoint of a run.
 
-    Returns for each its new folder under the run's `probes/` and the pictures in it. Raises UserError.
+    `probes` is their configuration, `overrides` the settings from which it was made. Returns for each its new folder
+    under the run's `probes/` and the pictures in it. Raises UserError.
     """
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow, changes={"probe": probes}, said=said)
+    exp, manifest = saved_experiment(folder, allow, changes={"probe": probes}, overrides=overrides)
     with process_settings(exp.settings):
         folder.lock()
         try:
-            learner, data = prepare(exp, ranges(known["cut"]), known=known)
-            check_data(data, known)
+            learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
+            check_data(data, manifest)
             looks = [(START, first_looks(exp.probes, learner, data))]
             for saved in checkpoint.sound(folder.path / "checkpoints", warn):
                 learner.load_state(saved.tensors)
