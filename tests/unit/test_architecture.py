@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2] / "src" / "locallearn"
 FLOORS = [
-    {"errors", "seeds", "stored", "paths", "figures", "analysis"},
+    {"errors", "seeds", "stored", "paths", "options", "figures", "analysis"},
     {"contract", "models", "auxiliary", "data"},
     {"objectives"},
     {"strategies", "engine"},
@@ -25,6 +25,7 @@ FLOORS = [
 names in `BESIDE`."""
 BESIDE = {
     "paths": {"errors"},
+    "options": {"errors"},
     "figures": {"errors"},
     "analysis": {"errors", "seeds", "figures"},
     "auxiliary": {"models"},
@@ -40,7 +41,15 @@ NEVER = {
 KNOW_HYDRA = {"cli/main.py", "config/compose.py", "config/explain.py"}
 FILES = sorted(ROOT.rglob("*.py"))
 WITHOUT_TORCH = [
-    *("errors.py", "paths.py", "stored.py", "plan/options.py", "studies/options.py", "training/stopping.py"),
+    *(
+        "errors.py",
+        "paths.py",
+        "options.py",
+        "stored.py",
+        "plan/options.py",
+        "studies/options.py",
+        "training/stopping.py",
+    ),
     *(f"config/{name}.py" for name in ("compose", "explain", "record", "registry", "settings")),
     "figures/text.py",
     *(str(path.relative_to(ROOT)) for room in ("cli", "report", "runs") for path in (ROOT / room).glob("*.py")),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Interval
 
 from locallearn.data.files import check_files
-from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.source import DataSource, Part, Raw
 from locallearn.data.split import stratified
 from locallearn.data.store import Memory
 from locallearn.seeds import generator
@@ -29,11 +30,7 @@ class Tishby(DataSource):
 
     name: ClassVar[str] = "tishby"
 
-    test: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 < self.test < 1, "test", self.test, "above 0 and below 1")
+    test: Annotated[float, Interval(gt=0, lt=1)] = 0.2
 
     def verify(self) -> str:
         return "the file has the right checksum"  # `read` insists on it

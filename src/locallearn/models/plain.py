@@ -4,33 +4,37 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
+from typing import Annotated
 
+from annotated_types import Ge, Interval, MinLen
 from torch import nn
 
 from locallearn.errors import UserError
 from locallearn.models import layers
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.layers import (
+    ACTIVATIONS,
     POOL,
     begin_rectified,
-    check_dropout,
     check_image,
     conv_units,
     dense_unit,
     flat_head,
     linear_head,
 )
+from locallearn.options import OneOf, within_ranges
 
 
+@within_ranges("model")
 def mlp(
     image: Size,
     classes: int,
     *,
-    width: int | list[int] = 1024,
-    depth: int = 3,
+    width: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] = 1024,
+    depth: Annotated[int, Ge(1)] = 3,
     batch_norm: bool = True,
-    dropout: float = 0.0,
-    activation: str = "relu",
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu",
     zero_head: bool = False,
 ) -> BlockModel:
     """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head. A list of widths,
@@ -41,9 +45,6 @@ def mlp(
     and with local losses the head's weight starts at zero there (`zero_head`).
     """
     widths = [width] * depth if isinstance(width, int) else width
-    if not widths or min(widths) < 1:
-        raise UserError(f"depth={depth}, width={width} but an mlp needs both; choose at least 1 hidden layer of 1 unit")
-    check_dropout(dropout)
     sizes = [prod(image), *widths]
     units = [
         dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
@@ -54,7 +55,8 @@ def mlp(
     return BlockModel(units, head, image=image, classes=classes, name="mlp", names=names)
 
 
-def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
+@within_ranges("model")
+def lenet(image: Size, classes: int, *, activation: Annotated[str, OneOf(ACTIVATIONS)] = "relu") -> BlockModel:
     """LeNet-5 (LeCun et al., 1998) as it is used today: max-pooling, ReLU, a linear head. 61,706 parameters on MNIST.
 
     The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5. With rectifiers
@@ -79,15 +81,16 @@ def _lenet_conv(inputs: int, outputs: int, padding: int, act: str) -> nn.Sequent
     return nn.Sequential(nn.Conv2d(inputs, outputs, 5, padding=padding), layers.activation(act), nn.MaxPool2d(2))
 
 
-def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256) -> BlockModel:
+@within_ranges("model")
+def basic_cnn(
+    image: Size, classes: int, *, width: Annotated[int, Ge(1)] = 128, hidden: Annotated[int, Ge(0)] = 256
+) -> BlockModel:
     """Three times (5x5 convolution, BN, ReLU, 2x2 max-pool), one hidden layer, a linear head.
 
     The net on which Belilovsky et al., 2020, compare DNI and DGL, in the form of its replication by AlonNT
     (github.com/AlonNT/Thesis): the original pools by 3 and has no hidden layer. `hidden=0` leaves that out.
     """
     check_image(image, "basic_cnn")
-    if width < 1 or hidden < 0:
-        raise UserError(f"width={width}, hidden={hidden} but a basic_cnn needs at least 1 channel; hidden=0 is none")
     units, emits = conv_units(image, [width, POOL] * 3, kernel=5)
     if hidden:
         units["fc1"] = dense_unit(prod(emits), hidden)
@@ -95,7 +98,14 @@ def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256)
     return BlockModel(units.values(), head, image=image, classes=classes, name="basic_cnn", names=list(units))
 
 
-def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> BlockModel:
+@within_ranges("model")
+def allcnn(
+    image: Size,
+    classes: int,
+    *,
+    input_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.2,
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.5,
+) -> BlockModel:
     """All-CNN-C (Springenberg et al., 2015, "Striving for Simplicity"): strided convolutions instead of pools.
 
     1.37 M parameters. The head is the 1x1 convolution to the classes, rectified, and the average over positions. Its
@@ -103,7 +113,6 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
     every class there in its first steps, for good. The hidden layers begin as He et al., 2015, say for rectifiers.
     """
     channels, height, width = check_image(image, "allcnn", smallest=3)
-    rates = check_dropout(input_dropout), check_dropout(dropout)
     last = 0 if min(height, width) >= 9 else 1  # the paper's unpadded 3x3 needs a map of 3x3; pad below that
     plan = [  # width, kernel, stride, padding
         (96, 3, 1, 1),
@@ -119,10 +128,10 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
     for outputs, kernel, stride, padding in plan:
         unit = nn.Sequential(nn.Conv2d(channels, outputs, kernel, stride, padding), nn.ReLU())
         if stride == 2:
-            unit.append(nn.Dropout(rates[1]))
+            unit.append(nn.Dropout(dropout))
         units.append(unit)
         channels = outputs
-    units[0].insert(0, nn.Dropout(rates[0]))
+    units[0].insert(0, nn.Dropout(input_dropout))
     begin_rectified(units)
     scores = nn.Conv2d(channels, classes, 1)
     nn.init.ones_(scores.bias)  # type: ignore[arg-type]
@@ -135,7 +144,7 @@ def plainnet(image: Size, classes: int, *, depth: int = 20) -> BlockModel:
     """The plain nets to which He et al., 2016, compare the CIFAR ResNets: the same 6n+2 layers and parameters (depth
     20: 0.27 M), widths 16-32-64, without the shortcuts. One unit per convolution, conv-BN-ReLU."""
     if depth < 8 or depth % 6 != 2:
-        raise UserError(f"depth={depth} but a plain net has 6n+2 layers; choose 20, 32, 44, 56 or 110")
+        raise UserError(f"model.depth={depth}: must be 6n+2 layers, such as 20, 32, 44, 56 or 110")
     channels, *_ = check_image(image, "plainnet")
     widths = [16, *(w for w in (16, 32, 64) for _ in range(depth // 3))]
     units: list[nn.Module] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.layers import check_depth, check_image, pooled_head
+from locallearn.models.layers import check_image, pooled_head
+from locallearn.options import OneOf, within_ranges
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 SMALL = 64
@@ -74,10 +75,10 @@ class PreactBlock(nn.Module):
         return h + (x if self.shortcut is None else self.shortcut(a))
 
 
-def resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
+@within_ranges("model")
+def resnet(image: Size, classes: int, *, depth: Annotated[int, OneOf(STAGES)] = 18) -> BlockModel:
     """ResNet-18 or -34 with 1x1 shortcuts. Up to 64x64 the stem is one 3x3 convolution (11.17 M parameters for
     CIFAR-10), above it ImageNet's 7x7 of stride 2 and max-pool."""
-    check_depth(depth, list(STAGES), "resnet")
     name = f"resnet{depth}"
     channels, *sides = check_image(image, name)
     units: dict[str, nn.Module] = {"stem": _stem(channels, small=max(sides) <= SMALL)}
@@ -85,9 +86,9 @@ def resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
     return _finish(units, pooled_head(512, classes), image, classes, name)
 
 
-def preact_resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
+@within_ranges("model")
+def preact_resnet(image: Size, classes: int, *, depth: Annotated[int, OneOf(STAGES)] = 18) -> BlockModel:
     """Pre-activation ResNet-18 or -34; the last BN-ReLU, which closes the trunk, is part of the head."""
-    check_depth(depth, list(STAGES), "preact_resnet")
     name = f"preact_resnet{depth}"
     channels, *sides = check_image(image, name)
     small = max(sides) <= SMALL
@@ -97,18 +98,15 @@ def preact_resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
     return _finish(units, head, image, classes, name)
 
 
-def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: str = "A") -> BlockModel:
+@within_ranges("model")
+def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: Literal["A", "B"] = "A") -> BlockModel:
     """The CIFAR nets of He et al., 2016: 6n+2 layers, widths 16-32-64 (depth 20: 0.27 M parameters, 110: 1.73 M).
 
     `shortcut` A pads new channels with zeros, as the paper does on CIFAR; B is a 1x1 convolution with BN.
     """
     if depth < 8 or depth % 6 != 2:
-        raise UserError(f"depth={depth} but a CIFAR ResNet has 6n+2 layers; choose 20, 32, 44, 56 or 110")
+        raise UserError(f"model.depth={depth}: must be 6n+2 layers, such as 20, 32, 44, 56 or 110")
     shortcuts: dict[str, Shortcut] = {"A": Pad, "B": projection}
-    if shortcut not in shortcuts:
-        raise UserError(
-            f"shortcut={shortcut} but a CIFAR ResNet knows A (zero padding) and B (1x1); choose one of these"
-        )
     name = f"resnet{depth}"
     channels, *_ = check_image(image, name)
     units: dict[str, nn.Module] = {"stem": nn.Sequential(conv3x3(channels, 16), nn.BatchNorm2d(16), nn.ReLU())}

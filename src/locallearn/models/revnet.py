@@ -66,9 +66,7 @@ def revnet(image: Size, classes: int, *, depth: int = 38) -> BlockModel:
     The first unit of the second and third stage is not reversible. The closing BN-ReLU is part of the head.
     """
     if depth < 14 or depth % 12 != 2:
-        raise UserError(
-            f"depth={depth} but a RevNet has 12n+2 layers; choose 38 or 110, or another such as 14, 26 or 50"
-        )
+        raise UserError(f"model.depth={depth}: must be 12n+2 layers: 38, 110, or another such as 14, 26 or 50")
     name = f"revnet{depth}"
     channels, *_ = check_image(image, name)
     widths = (32, 64, 112 if depth <= 38 else 128)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import figures
@@ -36,11 +37,7 @@ class Alignment(Probe):
     samples  size of the batch
     """
 
-    samples: int = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=2)
+    samples: Annotated[int, Ge(2)] = 256
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         return Seen(alignment(learner, *sample(data, "train", self.samples)))

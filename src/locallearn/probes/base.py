@@ -6,13 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
+from locallearn.options import Options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ Row: TypeAlias = dict[str, Any]
 """One line of a probe's `rows.jsonl`: numbers, texts, None. `block` or `layer` (a number from the input upward) says
 what it is about; texts say by which convention a number was made."""
 
+Every: TypeAlias = Annotated[int, Ge(1)] | Literal["log"]
 PER_DECADE = 10
 
 
@@ -40,29 +42,18 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Probe(ABC):
+class Probe(Options, ABC):
     """A measurement of a learner. Concrete ones are frozen dataclasses of typed options.
 
     every  look after every so many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for each
            factor of ten); in any case at the initial weights and after the last epoch
     """
 
-    every: int | str = field(default=1, kw_only=True)
+    every: Every = field(default=1, kw_only=True)
 
-    def __post_init__(self) -> None:
-        if self.every != "log" and (isinstance(self.every, str) or self.every < 1):
-            raise UserError(f"{self._name}.every={self.every}: must be a whole number of epochs, at least 1, or log")
-
-    @property
-    def _name(self) -> str:
-        """`probe.NAME`, as settings say it: NAME is that of the file."""
-        return f"probe.{type(self).__module__.rpartition('.')[2]}"
-
-    def _at_least(self, **least: int) -> None:
-        """Raise UserError for an option that is below its least value."""
-        for option, limit in least.items():
-            if (value := getattr(self, option)) < limit:
-                raise UserError(f"{self._name}.{option}={value}: must be at least {limit}")
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._group = f"probe.{cls.__module__.rpartition('.')[2]}"  # the name of its file, as in settings
 
     def unread(self) -> Mapping[str, str]:
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""

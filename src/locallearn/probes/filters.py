@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.analysis.features import first_filters, tiles
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.figures import panels
-from locallearn.probes.base import Moment, Probe, Row, Seen
+from locallearn.probes.base import Every, Moment, Probe, Row, Seen
 from locallearn.probes.features import bare, ends
 
 if TYPE_CHECKING:
@@ -32,12 +33,8 @@ class Filters(Probe):
     filters  how many are drawn
     """
 
-    every: int | str = field(default="log", kw_only=True)
-    filters: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(filters=1)
+    every: Every = field(default="log", kw_only=True)
+    filters: Annotated[int, Ge(1)] = 64
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         name, weights = first_filters(learner.model.units, tuple(data.image))

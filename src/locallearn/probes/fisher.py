@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import figures
@@ -35,11 +36,7 @@ class Fisher(Probe):
     samples  training samples; of a graph, labelled training nodes
     """
 
-    samples: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=1)
+    samples: Annotated[int, Ge(1)] = 512
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

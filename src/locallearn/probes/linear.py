@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.analysis.readout import linear_accuracy, neighbour_accuracy, pooled
@@ -53,12 +54,8 @@ class Linear(Probe):
     neighbours  how many of them vote
     """
 
-    samples: int = 2000
-    neighbours: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=1, neighbours=1)
+    samples: Annotated[int, Ge(1)] = 2000
+    neighbours: Annotated[int, Ge(1)] = 5
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         train, labels, _ = _read(learner, *sample(data, "train", self.samples))

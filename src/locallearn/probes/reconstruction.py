@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import seeds
 from locallearn.analysis.decoder import kept, reconstruct, ridge, standardised
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
 from locallearn.figures import by_depth, panels
-from locallearn.probes.base import Moment, Probe, Row, Seen
+from locallearn.options import OneOf
+from locallearn.probes.base import Every, Moment, Probe, Row, Seen
 from locallearn.probes.depth import outputs, sample
 from locallearn.probes.features import CELL, as_pixels, bare, chosen, ends, show
 
@@ -48,17 +50,11 @@ class Reconstruction(Probe):
     steps    of training the network
     """
 
-    every: int | str = field(default="log", kw_only=True)
+    every: Every = field(default="log", kw_only=True)
     layers: tuple[int, ...] | None = None
-    samples: int = 2000
-    decoder: str = "linear"
-    steps: int = 300
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.decoder not in DECODERS:
-            raise unknown("probe.reconstruction.decoder", self.decoder, DECODERS)
-        self._at_least(samples=2, steps=1)
+    samples: Annotated[int, Ge(2)] = 2000
+    decoder: Annotated[str, OneOf(DECODERS)] = "linear"
+    steps: Annotated[int, Ge(1)] = 300
 
     def unread(self) -> Mapping[str, str]:
         return {} if self.decoder == "network" else {"steps": "probe.reconstruction.decoder=network"}

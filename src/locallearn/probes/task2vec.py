@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from locallearn import figures
@@ -35,11 +36,7 @@ class Task2Vec(Probe):
     samples  training samples; of a graph, all that have a label
     """
 
-    samples: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=2)
+    samples: Annotated[int, Ge(2)] = 512
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import seeds
@@ -31,12 +32,8 @@ class UsableInformation(Probe):
     steps    of training for each unit's reader
     """
 
-    samples: int = 2000
-    steps: int = 300
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=10, steps=1)
+    samples: Annotated[int, Ge(10)] = 2000
+    steps: Annotated[int, Ge(1)] = 300
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from locallearn import figures
 from locallearn.analysis.weight_noise import cross_entropy, gaussian_information, tolerated_noise
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
 from locallearn.probes import curves
 from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.depth import sample
@@ -41,15 +41,9 @@ class WeightInformation(Probe):
     draws      pairs of noise and its negative
     """
 
-    tolerance: float = 0.1
-    samples: int = 256
-    draws: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.tolerance > 0:
-            raise UserError(f"probe.weight_information.tolerance={self.tolerance}: must be above 0")
-        self._at_least(samples=1, draws=1)
+    tolerance: Annotated[float, Gt(0)] = 0.1
+    samples: Annotated[int, Ge(1)] = 256
+    draws: Annotated[int, Ge(1)] = 4
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)
