@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.analysis.decoder import kept, ridge, standardised
-from locallearn.analysis.features import maps
+from locallearn.analysis.features import as_pixels, maps
 from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.data import Data
-from locallearn.figures import COLOURS, by_strategy, panels
+from locallearn.figures.style import COLOURS, bare, by_strategy, panels
 from locallearn.models.gelan import CSP, ELAN, Residual, conv
 from locallearn.probes.depth import sample
-from locallearn.probes.features import as_pixels, bare
 from studies.common import Options, mean, runs, spread, table, verdicts
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def run(options: Options) -> Results:
     for (net, seed), points in zip(tasks, found, strict=True):
         initial[net].append([p if seed == SEEDS[0] else {**p, "map": None} for p in points])  # one seed is drawn
     return {
-        "image": levels(as_pixels(test[IMAGE], data)[0]),
+        "image": levels(as_pixels(test[IMAGE], data.pixels)[0]),
         "steps": {net: step for net, (step, _) in NETS.items()},
         "initial": initial,
         "warm_up": warm_up(options),
@@ -114,7 +113,7 @@ def untrained(
 ) -> list[Results]:
     """Unit by unit: at the first one that reaches each of `depths`, what is kept of the test images, and a map of one
     of them."""
-    pixels = as_pixels(train, data), as_pixels(test, data)
+    pixels = as_pixels(train, data.pixels), as_pixels(test, data.pixels)
     found: list[Results] = []
     left = list(depths)
     for k, unit in enumerate(units):

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from helpers.nets import assert_same, tiny_learner
-from locallearn.engine.memory import SavedBytes
+from locallearn.analysis.memory import SavedBytes
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
 from locallearn.models.coupling import Coupling, Reversible
@@ -396,7 +396,7 @@ def test_torch_geometric_is_missing(monkeypatch):
             lambda: gelan((19, 57), 10),
             "gelan reads images (channels, height, width), but the data has shape [19, 57]; use rnn",
         ),
-        (lambda: revnet((3, 8, 8), 10, depth=20), "model.depth=20: must be 12n+2 layers: 38, 110"),
+        (lambda: revnet((3, 8, 8), 10, depth=20), "model.depth=20: must be 12n+2 layers for a RevNet, such as 38, 110"),
         (
             lambda: rnn((3, 8, 8), 10),
             "rnn reads sequences (steps, features), but the data has shape [3, 8, 8]; use data=names",

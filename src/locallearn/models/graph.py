@@ -58,10 +58,11 @@ def gcn(
     conv, normalised = _torch_geometric()
     edges, weights = normalised(graph, num_nodes=int(graph.max()) + 1)
     sizes = [image[0], *[width] * (depth - 1)]
-    layers = [GraphLayer(conv(n, width), edges, weights, dropout, nn.ReLU()) for n in sizes[:-1]]
+    layers = {
+        f"gcn{i + 1}": GraphLayer(conv(n, width), edges, weights, dropout, nn.ReLU()) for i, n in enumerate(sizes[:-1])
+    }
     head = GraphLayer(conv(width, classes), edges, weights, dropout, nn.Identity())
-    names = [f"gcn{i + 1}" for i in range(depth - 1)]
-    model = BlockModel(layers, head, image=image, classes=classes, name="gcn", names=names)
+    model = BlockModel(layers, head, image=image, classes=classes, name="gcn")
     model.samples = head.nodes
     return model
 

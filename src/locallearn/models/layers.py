@@ -33,6 +33,12 @@ def check_image(image: Size, name: str, smallest: int = 1) -> Size:
     return channels, height, width
 
 
+def check_stages(depth: int, per_stage: int, name: str, choices: str) -> None:
+    """Refuse a depth other than `per_stage` layers for each n, and 2."""
+    if depth < per_stage + 2 or depth % per_stage != 2:
+        raise UserError(f"model.depth={depth}: must be {per_stage}n+2 layers for a {name}, such as {choices}")
+
+
 def conv_units(image: Size, plan: Sequence[int | str], *, kernel: int = 3) -> tuple[dict[str, nn.Module], Size]:
     """One unit conv-BN-ReLU per width in `plan`, and the shape that the last one emits.
 
@@ -52,9 +58,9 @@ def conv_units(image: Size, plan: Sequence[int | str], *, kernel: int = 3) -> tu
     return units, (channels, *sides)
 
 
-def conv_bn(channels: int, width: int, *, kernel: int = 3, act: str = "relu") -> list[nn.Module]:
-    """[B, channels, H, W] -> [B, width, H, W]: a convolution without bias, as BN has one, BN, activation."""
-    conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
+def conv_bn(channels: int, width: int, *, kernel: int = 3, stride: int = 1, act: str = "relu") -> list[nn.Module]:
+    """[B, channels, H, W] -> [B, width, H/stride, W/stride]: convolution without bias (BN has one), BN, activation."""
+    conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(width), activation(act)]
 
 
@@ -87,6 +93,14 @@ def begin_rectified(modules: Iterable[nn.Module]) -> None:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+
+def begin_residual(modules: Iterable[nn.Module]) -> None:
+    """Draw the weights of convolutions as He et al., 2016, do."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
 def pooled_head(channels: int, classes: int) -> nn.Sequential:

@@ -23,7 +23,8 @@ from locallearn.config.settings import WHERE
 from locallearn.errors import UserError
 from locallearn.runs import again
 from locallearn.runs.console import Console
-from locallearn.runs.folder import Busy, RunFolder, safe_name, strict_json
+from locallearn.runs.files import strict_json
+from locallearn.runs.folder import Busy, RunFolder, safe_name
 from locallearn.runtime.world import started_together
 from locallearn.training import session
 
