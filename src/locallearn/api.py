@@ -111,12 +111,7 @@ def build(
 
 
 def _network(
-    exp: Experiment,
-    model: str | Mapping[str, Any] | nn.Module,
-    image: tuple[int, ...],
-    classes: int,
-    graph: Tensor | None,
-    axes: str | Mapping[str, str] | None,
+    exp: Experiment, model: Any, image: tuple[int, ...], classes: int, graph: Tensor | None, axes: Any
 ) -> BlockModel:
     if isinstance(model, nn.Module) and not isinstance(model, BlockModel):
         return as_blocks(model, image=image, classes=classes, axes=axes)

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
 
 from locallearn.cli import listing, on_runs, outside
 from locallearn.cli.arguments import Parser, trust
@@ -115,14 +114,15 @@ settings (KEY=VALUE):
 example:
   locallearn plan strategy=dgl model=vgg16 stages=8 picture=plan.svg""",
     )
-    given, words = _settings(parser, arguments)
+    flags, words = _settings(parser, arguments)
     options, settings = PlanOptions.parse(words)
-    known = known_keys(settings, given.config_dir)
+    known = known_keys(settings, flags.config_dir)
     for word in settings:
         name = word.partition("=")[0].lstrip("+~")
         if name not in known and (hint := did_you_mean(name, [*PlanOptions.names(), *known])) and "." not in name:
+            *names, last = PlanOptions.names()
             raise UserError(
-                f"unknown option {name}: {hint}plan takes the settings of a run, {_and(PlanOptions.names())}"
+                f"unknown option {name}: {hint}plan takes the settings of a run, {', '.join(names)} and {last}"
             )
     from locallearn.config.experiment import experiment
     from locallearn.plan.schedules import cut_for
@@ -131,8 +131,8 @@ example:
     from locallearn.training.prepare import prepare
 
     reference = [s for s in settings if not s.startswith("strategy")] + ["strategy=backprop"]
-    exp = experiment(*compose(settings, given.config_dir), settings, given.config_dir)
-    backprop = experiment(*compose(reference, given.config_dir))
+    exp = experiment(*compose(settings, flags.config_dir), settings, flags.config_dir)
+    backprop = experiment(*compose(reference, flags.config_dir))
     with process_settings(exp.settings):
         learner, data = prepare(exp)
         cut = cut_for(options, learner.model, exp.settings.blocks, exp.settings.balance)
@@ -146,12 +146,8 @@ example:
 def _described(options: type) -> str:
     """What the docstring of a class of options says of each, with its default."""
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    told = re.findall(r"^ +(\w+)  +(\S.*)$", options.__doc__ or "", re.MULTILINE)
-    return "".join(f"  {name + '=' + str(defaults[name]):<18} {text}\n" for name, text in told if name in defaults)
-
-
-def _and(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    lines = re.findall(r"^ +(\w+)  +(\S.*)$", options.__doc__ or "", re.MULTILINE)
+    return "".join(f"  {name + '=' + str(defaults[name]):<18} {text}\n" for name, text in lines if name in defaults)
 
 
 def _tune(arguments: list[str]) -> int:

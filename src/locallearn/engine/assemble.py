@@ -63,7 +63,8 @@ def assemble(
                 modules.layers.compile()
                 if modules.head is not None:
                     modules.head.compile()
-            blocks.append(TrainedBlock(spec, modules, strategy.separate, optim, setup, place))
+            optimizers = optim.of_block(*modules, strategy.separate)
+            blocks.append(TrainedBlock(spec, modules, optim, optimizers, setup, place))
         options = {"bf16": setup.precision == "bf16", "micro_batches": setup.micro_batches}
         driver = stage(blocks, strategy, **options, link=place.link, replicas=place.replicas)
         learner = Learner(model, driver, cut, setup)

@@ -43,7 +43,13 @@ class TrainedBlock:
     """
 
     def __init__(
-        self, spec: BlockSpec, modules: BlockModules, separate: frozenset[str], optim: Optim, setup: Setup, place: Place
+        self,
+        spec: BlockSpec,
+        modules: BlockModules,
+        optim: Optim,
+        optimizers: dict[str, Optimizer | None],
+        setup: Setup,
+        place: Place,
     ) -> None:
         self.spec = spec
         self.layers, self.head, self.auxiliary = modules
@@ -58,7 +64,7 @@ class TrainedBlock:
         self.updated = False
         self.modes = Modes(self.roots(), self.auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(setup.seed, "block", spec.index), len(HALVES))
-        self.optimizers = _optimizers(modules, separate, optim)
+        self.optimizers = optimizers
         self._pending = dict.fromkeys(self.optimizers, 0)
         self._sums: deque[tuple[Optimizer, list[Tensor], float, Sum]] = deque()
         self.totals = BlockTotals(self.device)
@@ -219,17 +225,6 @@ class TrainedBlock:
         )
 
 
-def _optimizers(modules: BlockModules, separate: frozenset[str], optim: Optim) -> dict[str, Optimizer | None]:
-    """One optimizer for the main part and one for each auxiliary module that has its own; None where nothing learns."""
-    layers, head, auxiliary = modules
-    main = [*layers.parameters(), *(head.parameters() if head is not None else ())]
-    joint = [p for name, m in auxiliary.items() if name not in separate for p in m.parameters()]
-    parts = {"main": optim.groups(_trainable(main), _trainable(joint))}
-    for name in sorted(separate & set(auxiliary)):
-        parts[name] = optim.groups([], _trainable(list(auxiliary[name].parameters())))
-    return {name: optim.build(groups) if groups else None for name, groups in parts.items()}
-
-
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
     return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
@@ -237,7 +232,3 @@ def _gradients(optimizer: Optimizer) -> list[Tensor]:
 def _sum_of_norms(gradients: list[Tensor]) -> Tensor:
     """Not finite if any number is not; half the time of `nn.utils.get_total_norm`."""
     return torch.stack(torch._foreach_norm(gradients)).sum()
-
-
-def _trainable(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    return list(dict.fromkeys(p for p in parameters if p.requires_grad))

@@ -105,12 +105,12 @@ def block_times(
 
 def _measured(learner: Learner, count: int, micro_batches: int, repeats: int) -> list[BlockTimes]:
     observed = _Observed(learner.strategy, learner.device)
-    twin = _twin(learner, observed, micro_batches)
+    stage = _stage_copy(learner, observed, micro_batches)
     runs = []
     for _ in range(1 + repeats):
         observed.times = {}
-        _run(learner, twin, count)
-        runs.append([observed.times[k] for k in range(len(twin.blocks))])
+        _run(learner, stage, count)
+        runs.append([observed.times[k] for k in range(len(stage.blocks))])
     return _fastest(*runs[1:])
 
 
@@ -123,11 +123,11 @@ def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> li
     """The `times` of each block with its bytes: from one step on a few samples, in proportion to the batch."""
     count = learner.model.samples or min(batch, _WEIGHED)
     observed = _Observed(learner.strategy, learner.device, weigh=True)
-    twin = _twin(learner, observed, 1)
-    _run(learner, twin, count)
+    stage = _stage_copy(learner, observed, 1)
+    _run(learner, stage, count)
     scale = 1.0 if learner.model.samples else batch / count
     costs = []
-    for k, block in enumerate(twin.blocks):
+    for k, block in enumerate(stage.blocks):
         up, down, held, peak = (round(scale * n) for n in observed.bytes[k])
         costs.append(BlockCost(times[k], up, down, held, peak, _fixed(block)))
     return costs
@@ -135,12 +135,12 @@ def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> li
 
 def rehearse(learner: Learner, inputs: Tensor, labels: Tensor) -> None:
     """A step of every phase on inputs [B, ...] and labels [B], on a copy of the blocks; raises what training would."""
-    twin = _twin(learner, learner.strategy, 1)
-    _phases(learner, twin, inputs, labels)
-    check_learned(learner.strategy, twin.blocks)
+    stage = _stage_copy(learner, learner.strategy, 1)
+    _phases(learner, stage, inputs, labels)
+    check_learned(learner.strategy, stage.blocks)
 
 
-def _twin(learner: Learner, strategy: Strategy, micro_batches: int) -> Stage:
+def _stage_copy(learner: Learner, strategy: Strategy, micro_batches: int) -> Stage:
     """A copy of the blocks whose weights stay as they are, however many steps it takes: the optimizer does its work at
     rate 0. Nothing is late and nothing is sent, whatever the runtime."""
     assert len(learner.blocks) == len(learner.cut), "all blocks must be in this process"
@@ -153,18 +153,18 @@ def _twin(learner: Learner, strategy: Strategy, micro_batches: int) -> Stage:
     return Stage(blocks, strategy, bf16=learner.stage.bf16, micro_batches=micro_batches)
 
 
-def _run(learner: Learner, twin: Stage, samples: int) -> None:
+def _run(learner: Learner, stage: Stage, samples: int) -> None:
     """One step of every phase of the strategy on noise, so that each block learns once."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(samples, *learner.model.image, generator=generator).to(learner.device)
     labels = torch.randint(learner.model.classes, (samples,), generator=generator).to(learner.device)
-    _phases(learner, twin, inputs, labels)
+    _phases(learner, stage, inputs, labels)
 
 
-def _phases(learner: Learner, twin: Stage, inputs: Tensor, labels: Tensor) -> None:
-    phases = len(twin.strategy.phases(len(twin.blocks)))
+def _phases(learner: Learner, stage: Stage, inputs: Tensor, labels: Tensor) -> None:
+    phases = len(stage.strategy.phases(len(stage.blocks)))
     for phase in range(phases):
-        twin.step(learner.prepare(inputs), labels, phase, phases)
+        stage.step(learner.prepare(inputs), labels, phase, phases)
 
 
 class _Observed(Strategy):

@@ -136,15 +136,15 @@ def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_byt
     table = []
     for label, schedule, micro, measured in cases:
         costs = _with_feedback(measured.whole if micro == 1 else measured.parts, schedule, error_bytes)
-        alone, reference = (options.depth * sum(c.times.total for c in each.whole) for each in (measured, backprop))
+        serial, reference = (options.depth * sum(c.times.total for c in each.whole) for each in (measured, backprop))
         if schedule:
             division = divide(costs, options.stages, options.depth)
             prediction = predict(schedule, division, micro, options.bandwidth * GB, options.latency * 1e-6)
         else:
             division = [[block for copy in divide(costs, options.depth, options.depth) for block in copy]]
             kind = "none" if measured.route is Route.NONE else "chain"
-            prediction = Prediction(alone, 0.0, memory(kind, division))
-        speed_up, over_backprop = alone / prediction.step_seconds, reference / prediction.step_seconds
+            prediction = Prediction(serial, 0.0, memory(kind, division))
+        speed_up, over_backprop = serial / prediction.step_seconds, reference / prediction.step_seconds
         is_own = measured is strategy and schedule == own.value and (own is not Route.CHAIN or micro == m)
         row = Row(label, measured.name, schedule, micro, division, prediction, speed_up, over_backprop, is_own)
         table.append(row)

@@ -25,20 +25,9 @@ HEAD = ("", "schedule", "strategy", "ms/step", "speed-up", "over backprop", "bub
 
 
 def plan(learners: Mapping[str, Learner], batch: int, options: PlanOptions) -> str:
-    """Measure blocks, predict every schedule, and draw it if a picture was asked for.
-
-    Args:
-        learners: The learner of the strategy by its name and, unless that is `backprop`, one of backprop in the same
-            cut. They stay as they are.
-        batch: Samples of a batch.
-        options: The devices and links, and where to draw.
-
-    Returns:
-        The table of schedules, that of stages, and the assumptions.
-
-    Raises:
-        UserError: For a strategy that no pipeline runs, or a batch that cannot be divided.
-    """
+    """Measure blocks, predict every schedule, and draw it if a picture was asked for: the table of schedules, that of
+    stages, and the assumptions. `learners` has the learner of the strategy by its name and, unless that is backprop,
+    one of `backprop` in the same cut; they stay as they are. Raises UserError for what no pipeline can run."""
     name, learner = next(iter(learners.items()))
     model = learner.model
     if len(learner.strategy.phases(len(learner.blocks))) > 1:
@@ -58,24 +47,11 @@ def plan(learners: Mapping[str, Learner], batch: int, options: PlanOptions) -> s
     )
     if options.picture:
         draw(schedules, options, title)
-    return render(title, schedules, options, model.names, learner.cut, columns())
-
-
-def render(
-    title: str,
-    rows: Sequence[Row],
-    options: PlanOptions,
-    names: Sequence[str],
-    cut: Sequence[range],
-    width: int | None = None,
-) -> str:
-    """The table of schedules, that of stages, and the assumptions, in at most `width` columns. `names` of the model's
-    units, `cut` into blocks."""
     few = options.stages <= MOST_COLUMNS
     head = (*HEAD, "MB of each stage" if few else "MB, largest stage (mean)")
-    lines = table([head, *(_cells(row, few) for row in rows)], width, left=(0, 1, 2, 7), again=3)
-    own = next((row for row in rows if row.own), rows[-1])
-    stages = _stages(own, names, cut, width)
+    width, own = columns(), next((row for row in schedules if row.own), schedules[-1])
+    lines = table([head, *(_cells(row, few) for row in schedules)], width, left=(0, 1, 2, 7), again=3)
+    stages = _stages(own, model.names, learner.cut, width)
     return "\n\n".join([fitted(title, width), lines, stages, _assumptions(own, options, width)])
 
 

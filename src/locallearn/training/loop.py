@@ -16,7 +16,7 @@ from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import RunError
 from locallearn.probes import Moment
-from locallearn.runs import checkpoint
+from locallearn.runs import checkpoint, files
 from locallearn.runs.console import warn
 from locallearn.runtime.link import Pipe, Stopped
 from locallearn.runtime.world import World
@@ -174,7 +174,7 @@ class Training:
         if self.world.rank == 0:
             self.output.mend()
             state = {**self.position._asdict(), "blocks": list(sums_of_blocks(reports).values())}
-            folder = self.output.folder.path / "checkpoints"
+            folder = self.output.folder.path / files.CHECKPOINTS
             checkpoint.save(folder, self.learner.step_count, tensors, state, self.settings.checkpoint.keep)
 
     def save_or_warn(self) -> None:
@@ -192,7 +192,7 @@ class Training:
         for block in self.learner.blocks:
             if self.world.replica == 0:
                 block.resume(saved.state["blocks"][block.spec.index])
-        self.last_record = next(iter(deque(self.output.folder.records("metrics.jsonl"), maxlen=1)), {})
+        self.last_record = next(iter(deque(self.output.folder.records(files.METRICS), maxlen=1)), {})
 
 
 def _title(exp: Experiment, learner: Learner, data: Data, world: World) -> str:

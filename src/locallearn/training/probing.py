@@ -11,7 +11,7 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,12 @@ from locallearn.figures.text import table
 from locallearn.names import of_probe
 from locallearn.probes import Moment, Probe, Row, Seen
 from locallearn.probes.base import numbers
+from locallearn.runs import files
 from locallearn.runs.console import warn
-from locallearn.runs.files import strict_json
 from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder
 from locallearn.runtime.world import World
 
-PROBES = "probes"
 START = Moment(0, 0)
 
 
@@ -115,7 +114,7 @@ class ProbeFolder:
 
     def __init__(self, folder: RunFolder, name: str) -> None:
         self._folder = folder
-        self.name = f"{PROBES}/{name}"
+        self.name = f"{files.PROBES}/{name}"
         self.path = folder.path / self.name
 
     @classmethod
@@ -126,25 +125,31 @@ class ProbeFolder:
 
     def add(self, seen: Seen, at: Moment) -> None:
         """Append one look. Raises RunError if it cannot be written."""
-        lines = [strict_json({"epoch": at.epoch, "step": at.step, **row}) + "\n" for row in seen.rows]
+        lines = [files.strict_json({"epoch": at.epoch, "step": at.step, **row}) + "\n" for row in seen.rows]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with open(self.path / "rows.jsonl", "ab") as file:
+            with open(self.path / files.ROWS, "ab") as file:
                 file.write("".join(lines).encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(f"cannot write {self.path / 'rows.jsonl'}: {error.strerror}") from None
+            raise RunError(f"cannot write {self.path / files.ROWS}: {error.strerror}") from None
         if seen.arrays:
             self._folder.write_bytes(f"{self.name}/epoch-{at.epoch:05d}.npz", _packed(seen.arrays))
 
     def rows(self) -> Iterator[Row]:
         """Every row so far, with `epoch` and `step`."""
-        yield from self._folder.records(f"{self.name}/rows.jsonl")
+        yield from self._folder.records(f"{self.name}/{files.ROWS}")
 
-    def table(self) -> str:
-        """The rows as text, for the screen."""
-        return _table(list(self.rows()))
+    def table(self, most: int = 40) -> str:
+        """The last rows as columns of text. Sentences stand below, each once, with the number of its rows."""
+        rows = list(self.rows())
+        long = {key for row in rows for key, value in row.items() if isinstance(value, str) and len(value) >= 25}
+        columns = [k for k in dict.fromkeys(k for row in rows for k in row if row[k] is not None) if k not in long]
+        cells = [columns, *([_cell(row.get(key)) for key in columns] for row in rows[-most:])]
+        sentences = Counter(row[key] for key in sorted(long) for row in rows if row.get(key))
+        counted = [f"{count} of {len(rows)} rows: {sentence}" for sentence, count in sentences.most_common()]
+        return "\n".join([table(cells, left=()), *counted])
 
     def draw(self, probe: Probe) -> list[Path]:
         """Draw and write the pictures, each as SVG and PNG; returns the PNG files."""
@@ -165,16 +170,6 @@ def _packed(arrays: Mapping[str, Tensor]) -> bytes:
     content: Any = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
     np.savez_compressed(buffer, **content)
     return buffer.getvalue()
-
-
-def _table(rows: Sequence[Row], most: int = 40) -> str:
-    """Rows as columns of text; of many the last. Sentences stand below, each once, with the number of its rows."""
-    long = {key for row in rows for key, value in row.items() if isinstance(value, str) and len(value) >= 25}
-    columns = [k for k in dict.fromkeys(k for row in rows for k in row if row[k] is not None) if k not in long]
-    cells = [columns, *([_cell(row.get(key)) for key in columns] for row in rows[-most:])]
-    sentences = Counter(row[key] for key in sorted(long) for row in rows if row.get(key))
-    counted = [f"{count} of {len(rows)} rows: {sentence}" for sentence, count in sentences.most_common()]
-    return "\n".join([table(cells, left=()), *counted])
 
 
 def _cell(value: Any) -> str:

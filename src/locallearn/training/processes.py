@@ -17,7 +17,7 @@ from locallearn.engine import Learner
 from locallearn.engine.replicas import LostProcess
 from locallearn.errors import RunError, UserError, described
 from locallearn.plan.measure import block_times
-from locallearn.runs import again
+from locallearn.runs import again, files
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.launch import launch
@@ -32,17 +32,16 @@ def check_launcher(exp: Experiment) -> None:
     """Under torchrun the number of processes must be that of the configuration. Raises UserError."""
     started, wanted = started_together(), exp.runtime.processes
     if started and started != wanted:
-        runtime = exp.names["runtime"]
-        stages = f" of {exp.runtime.replicas} replicas" if exp.runtime.replicas > 1 else ""
-        way_out = (
-            f"start {wanted}, or choose runtime.stages={started}"
-            if isinstance(exp.runtime, Pipeline)
-            else f"choose runtime=pipeline runtime.stages={started}"
-        )
         if os.environ["RANK"] != "0":
             time.sleep(RANK_0_SECONDS)
             raise SystemExit(2)
-        raise UserError(f"torchrun started {started} processes, but runtime={runtime}{stages} has {wanted}; {way_out}")
+        runtime = f"runtime={exp.names['runtime']}"
+        runtime += f" of {exp.runtime.replicas} replicas" if exp.runtime.replicas > 1 else ""
+        pipeline = isinstance(exp.runtime, Pipeline)
+        choice = f"start {wanted}, or choose" if pipeline else "choose runtime=pipeline"
+        raise UserError(
+            f"torchrun started {started} processes, but {runtime} has {wanted}; {choice} runtime.stages={started}"
+        )
 
 
 def divide(exp: Experiment, learner: Learner, batch: int) -> list[range]:
@@ -57,7 +56,7 @@ def divide(exp: Experiment, learner: Learner, batch: int) -> list[range]:
     return exp.runtime.divide(depth, [block.total for block in times])
 
 
-def launch_processes(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
+def launch_all(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
     """Start the processes of the run in `folder`, and wait for their end; what the run leaves is theirs to write. One
     that fails ends the others. Raises RunError and Interrupted."""
     flags = [*(f"--allow={package}" for package in exp.settings.allow), *(["--quiet"] if quiet else [])]
@@ -119,7 +118,7 @@ def record_failure(folder: RunFolder, stage: int, reason: str, secondary: bool) 
     (`secondary`) lets that one write first."""
     if secondary:
         time.sleep(1.0)
-    if not secondary or folder.read_json("status.json").get("state") != "failed":
+    if not secondary or folder.read_json(files.STATUS).get("state") != "failed":
         folder.status("failed", reason=f"stage {stage}: {reason}")
 
 

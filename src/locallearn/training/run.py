@@ -19,26 +19,18 @@ from locallearn.engine import Learner, Place
 from locallearn.errors import UserError
 from locallearn.figures.text import columns
 from locallearn.models.summary import BlockRow, render, summary, totals
-from locallearn.runs import checkpoint
+from locallearn.runs import checkpoint, files
 from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.link import Pipe
 from locallearn.runtime.world import JoinedWorld, World, started_together
+from locallearn.training import processes
 from locallearn.training.environment import new_manifest, process_settings
 from locallearn.training.loop import Training
 from locallearn.training.output import Output
 from locallearn.training.prepare import check_data, facts_of, prepare
 from locallearn.training.probing import START, ProbeFolder, Watch, first_looks
-from locallearn.training.processes import (
-    check_launcher,
-    device_of_process,
-    divide,
-    from_rank_0,
-    joined,
-    launch_processes,
-    record_failure,
-)
 from locallearn.training.saved import Result, finished, ranges, saved_experiment
 from locallearn.training.stopping import Interrupted
 
@@ -90,7 +82,7 @@ def resume(
     name and the configuration of another one, `overrides` the settings from which it was made. Raises as `start`."""
     folder = RunFolder.open(Path(path))
     exp, manifest = saved_experiment(folder, allow, runtime=runtime, overrides=overrides)
-    if folder.read_json("status.json").get("state") == "done":
+    if folder.read_json(files.STATUS).get("state") == "done":
         Console(quiet=quiet).line(f"{folder.path} is done already; nothing to resume")
         return finished(folder, allow)
     try:
@@ -100,16 +92,16 @@ def resume(
 
 
 def stage(path: str, allow: list[str], quiet: bool) -> None:
-    """One process of a run that `launch_processes` has started."""
+    """One process of a run that `processes.launch_all` has started."""
     folder = RunFolder(Path(path))
     exp, manifest = saved_experiment(folder, allow)
-    with process_settings(exp.settings, exp.runtime.processes), joined(exp.runtime.replicas) as world:
+    with process_settings(exp.settings, exp.runtime.processes), processes.joined(exp.runtime.replicas) as world:
         _train_stage(exp, manifest, folder, world, quiet)
 
 
 def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready]) -> Result | None:
     """Train in this process, in processes of its own, or as one of those that torchrun has started."""
-    check_launcher(exp)
+    processes.check_launcher(exp)
     with process_settings(exp.settings, exp.runtime.processes) as facts, ExitStack() as stack:
 
         def begun() -> Ready:
@@ -124,7 +116,7 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
             return train(exp, ready, quiet)
         folder = ready.folder
         del ready  # the processes have their own learner and data
-        launch_processes(exp, folder, quiet)
+        processes.launch_all(exp, folder, quiet)
         return finished(folder, exp.settings.allow)
 
 
@@ -133,10 +125,10 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
 
     def facts() -> dict[str, Any]:
         folder = begin().folder
-        return {"path": str(folder.path), "manifest": folder.read_json("manifest.json")}
+        return {"path": str(folder.path), "manifest": folder.read_json(files.MANIFEST)}
 
-    with joined(exp.runtime.replicas) as world:
-        shared = from_rank_0(world, facts)
+    with processes.joined(exp.runtime.replicas) as world:
+        shared = processes.from_rank_0(world, facts)
         folder = RunFolder(Path(shared["path"]))
         _train_stage(exp, shared["manifest"], folder, world, quiet)
     return finished(folder, exp.settings.allow) if world.rank == 0 else None
@@ -145,13 +137,13 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
 def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
     """Train the blocks of this process, from the newest checkpoint or the start. Raises RunError and Interrupted."""
     cut, stages = ranges(manifest["cut"]), ranges(manifest["stages"])
-    world.before_leaving = partial(record_failure, folder, world.stage)
+    world.before_leaving = partial(processes.record_failure, folder, world.stage)
     message = torch.bfloat16 if isinstance(exp.runtime, Pipeline) and exp.runtime.message == "bf16" else None
-    device = device_of_process(exp.settings.device)
+    device = processes.device_of_process(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
     link = Pipe(world.rank_below, world.rank_above, device, message, late)
     learner, data = prepare(exp, cut, Place(device, stages[world.stage], link, world.replica_group), manifest)
-    ready = Ready(folder, learner, data, checkpoint.newest(folder.path / "checkpoints", warn))
+    ready = Ready(folder, learner, data, checkpoint.newest(folder.path / files.CHECKPOINTS, warn))
     try:
         train(exp, ready, quiet, world, lambda: prepare(exp, cut, manifest=manifest)[0])
     except Interrupted:  # in every process
@@ -179,8 +171,8 @@ def train(
             copies = range(0, world.size, world.replicas)
             record |= {name: sum(counts[rank][name] for rank in copies) for name in counts[0]}
             model = {name.removeprefix("model."): t for name, t in weights.items()}
-            folder.write_bytes("model.safetensors", to_bytes(checkpoint.distinct(model)))
-            folder.write_json("summary.json", record)
+            folder.write_bytes(files.MODEL, to_bytes(checkpoint.distinct(model)))
+            folder.write_json(files.SUMMARY, record)
             watch.draw(output.recorder)
             folder.status("done", epoch=record["epoch"], step=record["step"])
             output.recorder.close("done", record)
@@ -207,15 +199,15 @@ def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
             f"batch_size={exp.settings.batch_size} is more than the {len(data.train)} training samples: every epoch is "
             f"one step on {batch}"
         )
-    stages = divide(exp, learner, batch)
+    stages = processes.divide(exp, learner, batch)
     looks = first_looks(exp.probes, learner, data)
     stamped = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}"
     folder = RunFolder.create(Path(exp.settings.out), name or stamped, only=name is not None)
     config = exp.config
     if (root := config["data"].get("root")) is not None:  # the data are found from any directory
         config = {**config, "data": {**config["data"], "root": str(Path(root).expanduser().resolve())}}
-    folder.write_text("config.yaml", yaml.safe_dump(config, sort_keys=False))
-    folder.write_text("overrides.yaml", yaml.safe_dump(exp.overrides))
+    folder.write_text(files.CONFIG, yaml.safe_dump(config, sort_keys=False))
+    folder.write_text(files.OVERRIDES, yaml.safe_dump(exp.overrides))
     facts |= {
         "choices": exp.names,
         **facts_of(data),
@@ -225,7 +217,7 @@ def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
         **totals(_rows(learner)),
         **_facts_of_runtime(exp),
     }
-    folder.write_json("manifest.json", new_manifest(exp.settings, learner.device, facts))
+    folder.write_json(files.MANIFEST, new_manifest(exp.settings, learner.device, facts))
     for probe, seen in looks.items():
         ProbeFolder(folder, probe).add(seen, START)
     return Ready(folder, learner, data)
@@ -235,18 +227,18 @@ def _old_run(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, facts
     """Lock the folder of an earlier run, and put it back to its newest checkpoint."""
     folder.lock()
     folder.tidy()
-    saved = checkpoint.newest(folder.path / "checkpoints", warn)
+    saved = checkpoint.newest(folder.path / files.CHECKPOINTS, warn)
     learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
     check_data(data, manifest, train=True)
-    stages = divide(exp, learner, data.batch(exp.settings.batch_size))
+    stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size))
     if saved:
         if len(saved.state["blocks"]) != len(learner.cut):
             raise UserError(f"checkpoint {saved.path} is of {len(saved.state['blocks'])} blocks, not of this run's")
         learner.load_state(saved.tensors)  # done again where it trains; here a difference costs nothing yet
     _warn_of_other_bits(manifest, new_manifest(exp.settings, learner.device, facts | _facts_of_runtime(exp)))
     manifest |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names}
-    folder.write_text("config.yaml", yaml.safe_dump(exp.config, sort_keys=False))
-    folder.write_json("manifest.json", manifest)
+    folder.write_text(files.CONFIG, yaml.safe_dump(exp.config, sort_keys=False))
+    folder.write_json(files.MANIFEST, manifest)
     folder.truncate_metrics(saved.state["step"] if saved else 0)
     where = f"step {saved.state['step']}" if saved else "the start: it has no checkpoint yet"
     Console(quiet=quiet).line(f"resuming {folder.path} from {where}")

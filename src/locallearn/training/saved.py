@@ -19,7 +19,7 @@ from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.options import convert, fields_of
 from locallearn.probes import Moment
-from locallearn.runs import again, checkpoint
+from locallearn.runs import again, checkpoint, files
 from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder
 from locallearn.training.environment import process_settings
@@ -48,7 +48,7 @@ class Result:
 
 def finished(folder: RunFolder, allow: list[str]) -> Result:
     """What a run has left in its folder."""
-    return Result(folder.read_json("summary.json"), load(folder.path, allow), folder.path, folder.read_metrics())
+    return Result(folder.read_json(files.SUMMARY), load(folder.path, allow), folder.path, folder.read_metrics())
 
 
 def saved_experiment(
@@ -63,11 +63,11 @@ def saved_experiment(
     Targets outside locallearn must be in `allow`. `overrides` are the settings from which the changes were made: what
     is not read of these is refused, what the folder has saved never is.
     """
-    manifest = folder.read_json("manifest.json")
+    manifest = folder.read_json(files.MANIFEST)
     try:
-        config = stored.mapping(folder.path / "config.yaml")
+        config = stored.mapping(folder.path / files.CONFIG)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder.path / 'config.yaml'} cannot be read: {error}") from error
+        raise UserError(f"{folder.path / files.CONFIG} cannot be read: {error}") from error
     _check(manifest, folder.path)
     if runtime is not None:
         changes = {**changes, "runtime": _elsewhere(config.get("runtime"), *runtime)}
@@ -124,7 +124,19 @@ def ranges(pairs: Any) -> list[range]:
 
 
 def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
-    """The trained plain model of a finished run, in eval mode, on the CPU; no auxiliary parameter is in it."""
+    """Load the model that a finished run has trained.
+
+    Args:
+        path: The run folder.
+        allow: Packages outside locallearn whose classes the run may use.
+
+    Returns:
+        The plain model, in eval mode, on the CPU: inputs [B, *image] -> logits [B, classes]. No auxiliary parameter is
+        in it.
+
+    Raises:
+        UserError: For a folder that is no finished run, or is damaged.
+    """
     folder = RunFolder.open(Path(path))
     exp, manifest = saved_experiment(folder, allow or [])
     tensors = model_tensors(folder)
@@ -133,8 +145,8 @@ def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
     with seeds.stream(0, "load"):
         model = exp.model(tuple(manifest["image"]), len(manifest["classes"]), graph)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
-    shapes, found = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
-    if names := sorted(name for name in shapes | found if shapes.get(name) != found.get(name)):
+    built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
+    if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
         raise UserError(f"{folder.path}: model.safetensors does not fit its config.yaml: {', '.join(names[:3])}")
     model.load_state_dict(tensors)
     return model.eval()
@@ -142,7 +154,7 @@ def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
 
 def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
     """The weights of the plain model that a finished run has left. Raises UserError."""
-    file = folder.path / "model.safetensors"
+    file = folder.path / files.MODEL
     if not file.is_file():
         raise UserError(f"{folder.path} has no model.safetensors: first end it, `{again.resume(folder.path)}`")
     try:
@@ -159,7 +171,7 @@ def evaluate_run(
     folder = RunFolder.open(Path(path))
     exp, manifest = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
     with process_settings(exp.settings):
-        saved = checkpoint.newest(folder.path / "checkpoints", warn)
+        saved = checkpoint.newest(folder.path / files.CHECKPOINTS, warn)
         if saved is None:
             raise UserError(f"{folder.path} has no checkpoint to evaluate; `{again.resume(folder.path)}` goes on")
         learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
@@ -168,8 +180,8 @@ def evaluate_run(
         elif "normalisation" not in manifest:
             warn("the run is of an older version, which did not note its normalisation: that of this set is used")
         learner.load_state(saved.tensors)
-        found = evaluate(learner, data.evaluation(data.test, BATCH))
-        return found | (linear_readout(learner, data) if linear else {})
+        metrics = evaluate(learner, data.evaluation(data.test, BATCH))
+        return metrics | (linear_readout(learner, data) if linear else {})
 
 
 def probe_run(
@@ -188,7 +200,7 @@ def probe_run(
             learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
             check_data(data, manifest)
             looks = [(START, first_looks(exp.probes, learner, data))]
-            for saved in checkpoint.sound(folder.path / "checkpoints", warn):
+            for saved in checkpoint.sound(folder.path / files.CHECKPOINTS, warn):
                 learner.load_state(saved.tensors)
                 learner.step_count = saved.state["step"]
                 at = Moment(saved.state["epoch"], saved.state["step"])
