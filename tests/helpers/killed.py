@@ -23,7 +23,7 @@ from locallearn.runs import folder as run_folder
 from locallearn.runs import recorder as record
 
 SERVER = multiprocessing.get_context("forkserver")
-HEAVY = ["helpers.killed", "hydra", "locallearn.training.session", "locallearn.config.experiment"]
+HEAVY = ["helpers.killed", "hydra", "locallearn.training.run", "locallearn.config.experiment"]
 SERVER.set_forkserver_preload(HEAVY)
 
 

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from helpers.nets import assembled
 from locallearn import seeds
 from locallearn.auxiliary import Linear
 from locallearn.contract import Strategy
-from locallearn.engine import SGD, Learner, assemble
+from locallearn.engine import SGD, Learner
 from locallearn.models.foreign import torchvision_model
 from locallearn.objectives import CrossEntropy
 from locallearn.runtime.link import Pipe
@@ -34,7 +35,7 @@ def learner_of(family: str, strategy: str, channels_last: bool, **options) -> Le
     with seeds.stream(0, "model"):
         model = torchvision_model((3, size, size), 4, name=family)
     options |= {"channels_last": channels_last, "total_steps": 2}
-    return assemble(model, STRATEGIES[strategy], SGD(lr=0.05), model.cut(2), **options)
+    return assembled(model, STRATEGIES[strategy], SGD(lr=0.05), model.cut(2), **options)
 
 
 def train(learner: Learner, lowest: bool) -> Learner:
