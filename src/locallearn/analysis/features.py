@@ -34,8 +34,7 @@ class Maps(NamedTuple):
 
 
 def maps(h: Tensor, channels: int = 6) -> Maps:
-    """The maps of one sample's output h: [C, H, W]; a sequence [T, D] is one map, and so is a vector [D], folded into
-    rows and filled up with its mean."""
+    """The maps of one sample's output [C, H, W]; a sequence [T, D] is one map, as is a vector [D], folded into rows."""
     h = as_maps(h.detach()).double()
     flat = h.flatten(1)  # [C, positions]
     centred = flat - flat.mean(1, keepdim=True)
@@ -102,8 +101,7 @@ def first_filters(model: nn.Module, image: tuple[int, ...]) -> tuple[str, Tensor
 
 def tiles(filters: Tensor) -> Tensor:
     """Filters [F, C, h, w] side by side in one picture [rows, columns, 3] of numbers from 0 to 1, a thin white line
-    between: in colour if C = 3, else a grey tile for each channel. Each filter has its own scale, with 0 in the middle
-    of the range."""
+    between: in colour if C = 3, else a grey tile for each channel. Each filter has its own scale; 0 is grey."""
     filters = filters.detach().cpu().float()
     if filters.shape[1] != 3:
         filters = filters.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)

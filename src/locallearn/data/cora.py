@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from locallearn.data.dataset import Split
+from locallearn.data.dataset import GraphData, Split
 from locallearn.data.files import ALL_CHECKED, check_files
-from locallearn.data.graph import GraphData
 from locallearn.data.normalise import Normalisation
 from locallearn.data.source import DataSource, Part, Raw, require
 from locallearn.data.split import noisy, stratified

@@ -16,7 +16,7 @@ from torch import Tensor
 from locallearn.errors import UserError, did_you_mean
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""Of the files that are read; the same as torchvision's ImageFolder reads. `decode.FORMATS` has their decoders."""
+"""Of the files that are read; the same as torchvision's ImageFolder reads. `stream.FORMATS` has their decoders."""
 MADE_BY_SYSTEMS = {"__macosx", "@eadir", "@__thumb", "#recycle", "$recycle.bin", "lost+found", "thumbs.db"}
 """Archives, file servers and viewers leave these behind, in lower case; their pictures are copies or thumbnails."""
 SPLITS = {

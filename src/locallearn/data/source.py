@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from locallearn import paths
-from locallearn.data.augment import Augment
+from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
-from locallearn.data.deficit import DEFICITS, Deficit
 from locallearn.data.normalise import NORMALISATIONS, Normalisation, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Memory, Store, check_samples

@@ -63,9 +63,7 @@ class VisionSet(DataSource):
             missing = [path for path in self.files() if not (root / path).is_file()]
             if missing:
                 self._check(root, self.archives())
-        if missing:
-            self._download(root, missing)
-        with _quiet(self.name, root):
+                self._download(root, missing)
             images, labels, classes = self.part(str(root), train=True)
             test_images, test_labels, _ = self.part(str(root), train=False)
         return Raw(classes, Part(Memory(images), labels), Part(Memory(test_images), test_labels))
@@ -128,13 +126,11 @@ def _quiet(name: str, root: Path) -> Iterator[None]:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """A server that does not answer is given up after a while (torchvision would wait for ever), without warnings."""
+    """A server that does not answer is given up after a while; torchvision would wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         socket.setdefaulttimeout(before)
 

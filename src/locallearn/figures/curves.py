@@ -47,4 +47,3 @@ def over_depth(axes: Axes, rows: Rows, key: str) -> None:
         axes.plot([row["layer"] for row in of], [row[key] for row in of], "o-", ms=3, color=colour, label=str(epoch))
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("layer (unit)")
-    axes.legend(title="epoch")

@@ -15,24 +15,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")  # Okabe-Ito
 _STRATEGIES = {
-    "backprop": COLOURS[7],
-    "deep_supervision": COLOURS[4],
-    "pgi": COLOURS[3],
-    "dgl": COLOURS[0],
-    "greedy": COLOURS[6],
-    "loco": COLOURS[2],
-    "cdni": COLOURS[1],
-    "dni": COLOURS[5],
-    "fa": "#8C564B",
-    "dfa": "#6A3D9A",
-    "infomax": "#B2DF8A",
-    "shallow": "#C0C0C0",
-    "checkpoint": "#5A5A5A",
-    "usf": "#17BECF",
-    "brsf": "#9C9E1C",
-    "frsf": "#843C39",
+    "backprop": COLOURS[7], "deep_supervision": COLOURS[4], "pgi": COLOURS[3], "dgl": COLOURS[0], "greedy": COLOURS[6],
+    "loco": COLOURS[2], "cdni": COLOURS[1], "dni": COLOURS[5], "fa": "#8C564B", "dfa": "#6A3D9A", "infomax": "#B2DF8A",
+    "shallow": "#C0C0C0", "checkpoint": "#5A5A5A", "usf": "#17BECF", "brsf": "#9C9E1C", "frsf": "#843C39",
     "pgi_causal": "#F781BF",
-}
+}  # fmt: skip
 LONG = 50
 """From so many epochs on their axis is logarithmic."""
 CELL = 0.75
@@ -121,11 +108,6 @@ def epoch_axis(axes: Axes, epochs: Iterable[Any]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def when(epoch: int) -> str:
-    """The time of a look, for a title."""
-    return "initial weights" if epoch == 0 else f"after epoch {epoch}"
-
-
 def percent(axis: Axis) -> None:
     """Write shares from 0 to 1 as percentages."""
     from matplotlib.ticker import PercentFormatter
@@ -143,11 +125,27 @@ def bare(axes: Axes, title: str = "", label: str = "") -> None:
 
 
 def show(axes: Axes, image: Tensor) -> None:
-    """An image [C, H, W] on the scale from 0 to 1: three channels in colour, others as their mean in grey."""
-    if len(image) == 3:
+    """An image [C, H, W] from 0 to 1, three channels in colour, others as their mean in grey; or a map [H, W]."""
+    if image.dim() == 2:
+        axes.imshow(image.numpy(), cmap="viridis", interpolation="nearest", aspect="auto")
+        axes.set_box_aspect(1)
+    elif len(image) == 3:
         axes.imshow(image.clamp(0, 1).permute(1, 2, 0).float().numpy(), interpolation="nearest")
     else:
         axes.imshow(image.float().mean(0).numpy(), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
+
+
+def gallery(lines: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]]) -> Figure:
+    """Images and maps, each with its title, in lines, each with its label on the left."""
+    columns = max(len(images) for _, images in lines)
+    figure, axes = panels(columns, len(lines), CELL, CELL)
+    for axis in axes:
+        bare(axis)
+    for k, (label, images) in enumerate(lines):
+        for i, (title, image) in enumerate(images):
+            show(axes[k * columns + i], image)
+            bare(axes[k * columns + i], title, "" if i else label)
+    return figure
 
 
 def by_strategy(name: str) -> str:

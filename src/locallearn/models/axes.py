@@ -28,8 +28,7 @@ PASS = frozenset([*_ACTIVATIONS, "tanh", *_DROPOUTS, "pad", "clone", "contiguous
 SPREAD = 1e-4
 
 Place: TypeAlias = int | Tensor | None
-"""The axis of a tensor's features; or, where they lie across several axes for the moment, numbers that tell them apart;
-or None if nobody knows."""
+"""The axis of a tensor's features; where they lie across several, numbers that tell them apart; or None."""
 
 
 def usual(dim: int) -> int:

@@ -41,9 +41,8 @@ class BlockModel(nn.Module):
     [B, C, D, H, W].
 
     Args:
-        units: the smallest pieces that a cut may separate, each [B, ...] -> [B, ...], from the input upward; a mapping
-            gives their names too. A unit never begins with an in-place operation: that would write into what the block
-            below still needs.
+        units: the smallest pieces that a cut may separate, each [B, ...] -> [B, ...], from the input upward, or these
+            by name. None begins with an in-place operation, which would write into what the block below still needs.
         head: the last unit's output -> logits [B, classes].
         image: shape of one input, without the batch.
         classes: number of logits.
@@ -134,8 +133,7 @@ class BlockModel(nn.Module):
 def measure(model: BlockModel) -> list[UnitCost]:
     """What each unit costs per image, counted in one small forward in evaluation mode that leaves no trace.
 
-    Memory: every storage that autograd saves, once, at the first unit that saves it; weights and buffers are not
-    counted, they are there anyway.
+    Memory: every storage that autograd saves, once, at the first unit that saves it, but for weights and buffers.
     """
     costs, graphs = [], []
     with undisturbed(model, gradients=True):

@@ -11,8 +11,7 @@ from locallearn.errors import UserError
 def ranges(
     name: str, units: int, blocks: int | str | Sequence[int], costs: Callable[[], Sequence[float]]
 ) -> list[range]:
-    """The units of each block of the model `name` (see `BlockModel.cut`). `costs` is only asked where there is
-    something to balance."""
+    """The units of each block (see `BlockModel.cut`). `costs` is only called where there is something to balance."""
     if not isinstance(blocks, str) and isinstance(blocks, Iterable):
         edges = [0, *blocks, units]
         if not all(type(p) is int for p in edges) or any(a >= b for a, b in pairwise(edges)):

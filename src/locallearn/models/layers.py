@@ -72,8 +72,7 @@ def conv_units(image: Size, plan: Sequence[int | str], *, kernel: int = 3) -> tu
 
 
 def conv_bn(channels: int, width: int, *, kernel: int = 3, stride: int = 1, act: str = "relu") -> list[nn.Module]:
-    """[B, channels, H, W] -> [B, width, H/stride, W/stride]: a convolution without bias, as BN has one, BN,
-    activation."""
+    """[B, channels, H, W] -> [B, width, H/stride, W/stride]: convolution without bias (BN has one), BN, activation."""
     conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(width), activation(act)]
 

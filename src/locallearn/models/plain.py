@@ -10,20 +10,6 @@ from torch import nn
 from locallearn.errors import UserError
 from locallearn.models import layers
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.layers import (
-    POOL,
-    begin_rectified,
-    begin_residual,
-    check_dropout,
-    check_image,
-    check_stages,
-    conv_bn,
-    conv_units,
-    dense_unit,
-    flat_head,
-    linear_head,
-    pooled_head,
-)
 
 
 def mlp(
@@ -47,13 +33,13 @@ def mlp(
     widths = [width] * depth if isinstance(width, int) else width
     if not widths or min(widths) < 1:
         raise UserError(f"depth={depth}, width={width} but an mlp needs both; choose at least 1 hidden layer of 1 unit")
-    check_dropout(dropout)
+    layers.check_dropout(dropout)
     sizes = [prod(image), *widths]
     units = {
-        f"fc{i + 1}": dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
+        f"fc{i + 1}": layers.dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
         for i, (n, m) in enumerate(pairwise(sizes))
     }
-    head = linear_head(widths[-1], classes, dropout, zero_head)
+    head = layers.linear_head(widths[-1], classes, dropout, zero_head)
     return BlockModel(units, head, image=image, classes=classes, name="mlp")
 
 
@@ -63,17 +49,17 @@ def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
     The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5. With rectifiers
     the hidden layers begin as He et al., 2015, say, with tanh as PyTorch's layers do.
     """
-    channels, height, width = check_image(image, "lenet", smallest=12)
+    channels, height, width = layers.check_image(image, "lenet", smallest=12)
     padding = 0 if min(height, width) >= 32 else 2
     sides = [((side + 2 * padding - 4) // 2 - 4) // 2 for side in (height, width)]
     units = {
         "conv1": _lenet_conv(channels, 6, padding, activation),  # [B, 6, 14, 14]
         "conv2": _lenet_conv(6, 16, 0, activation),  # [B, 16, 5, 5]
-        "fc1": dense_unit(16 * prod(sides), 120, act=activation),
-        "fc2": dense_unit(120, 84, act=activation),
+        "fc1": layers.dense_unit(16 * prod(sides), 120, act=activation),
+        "fc2": layers.dense_unit(120, 84, act=activation),
     }
     if activation != "tanh":
-        begin_rectified(units.values())
+        layers.begin_rectified(units.values())
     head = nn.Linear(84, classes)
     return BlockModel(units, head, image=image, classes=classes, name="lenet")
 
@@ -88,13 +74,13 @@ def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256)
     The net on which Belilovsky et al., 2020, compare DNI and DGL, in the form of its replication by AlonNT
     (github.com/AlonNT/Thesis): the original pools by 3 and has no hidden layer. `hidden=0` leaves that out.
     """
-    check_image(image, "basic_cnn")
+    layers.check_image(image, "basic_cnn")
     if width < 1 or hidden < 0:
         raise UserError(f"width={width}, hidden={hidden} but a basic_cnn needs at least 1 channel; hidden=0 is none")
-    units, emits = conv_units(image, [width, POOL] * 3, kernel=5)
+    units, emits = layers.conv_units(image, [width, layers.POOL] * 3, kernel=5)
     if hidden:
-        units["fc1"] = dense_unit(prod(emits), hidden)
-    head = flat_head(hidden or prod(emits), classes)
+        units["fc1"] = layers.dense_unit(prod(emits), hidden)
+    head = layers.flat_head(hidden or prod(emits), classes)
     return BlockModel(units, head, image=image, classes=classes, name="basic_cnn")
 
 
@@ -105,8 +91,8 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
     biases begin at one: a class whose scores are all below the rectifier gets no gradient, and from zero Adam takes
     every class there in its first steps, for good. The hidden layers begin as He et al., 2015, say for rectifiers.
     """
-    channels, height, width = check_image(image, "allcnn", smallest=3)
-    rates = check_dropout(input_dropout), check_dropout(dropout)
+    channels, height, width = layers.check_image(image, "allcnn", smallest=3)
+    rates = layers.check_dropout(input_dropout), layers.check_dropout(dropout)
     last = 0 if min(height, width) >= 9 else 1  # the paper's unpadded 3x3 needs a map of 3x3; pad below that
     wide = [(192, 3, 1, 1), (192, 3, 1, 1), (192, 3, 2, 1), (192, 3, 1, last), (192, 1, 1, 0)]
     units: dict[str, nn.Module] = {}
@@ -116,7 +102,7 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
         conv = nn.Conv2d(channels, outputs, kernel, stride, padding)
         units[f"conv{len(units) + 1}"] = nn.Sequential(*before, conv, nn.ReLU(), *behind)
         channels = outputs
-    begin_rectified(units.values())
+    layers.begin_rectified(units.values())
     scores = nn.Conv2d(channels, classes, 1)
     nn.init.ones_(scores.bias)  # type: ignore[arg-type]
     head = nn.Sequential(scores, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -126,12 +112,12 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
 def plainnet(image: Size, classes: int, *, depth: int = 20) -> BlockModel:
     """The plain nets to which He et al., 2016, compare the CIFAR ResNets: the same 6n+2 layers and parameters (depth
     20: 0.27 M), widths 16-32-64, without the shortcuts. One unit per convolution, conv-BN-ReLU."""
-    check_stages(depth, 6, "plain net", "20, 32, 44, 56 or 110")
-    channels, *_ = check_image(image, "plainnet")
+    layers.check_stages(depth, 6, "plain net", "20, 32, 44, 56 or 110")
+    channels, *_ = layers.check_image(image, "plainnet")
     widths = [16, *(w for w in (16, 32, 64) for _ in range(depth // 3))]
     units: dict[str, nn.Module] = {}
     for before, width in pairwise((channels, *widths)):
         stride = 2 if units and width > before else 1
-        units[f"conv{len(units) + 1}"] = unit = nn.Sequential(*conv_bn(before, width, stride=stride))
-        begin_residual([unit])
-    return BlockModel(units, pooled_head(64, classes), image=image, classes=classes, name=f"plain{depth}")
+        units[f"conv{len(units) + 1}"] = unit = nn.Sequential(*layers.conv_bn(before, width, stride=stride))
+        layers.begin_residual([unit])
+    return BlockModel(units, layers.pooled_head(64, classes), image=image, classes=classes, name=f"plain{depth}")

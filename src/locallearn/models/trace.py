@@ -30,8 +30,7 @@ class Frozen(Exception):
 
 class Tracer(fx.Tracer):
     """fx's tracer, which follows only the first argument, keeps as one piece any submodule that fx cannot look into or
-    would freeze, and lets `self.training` be read when the graph runs, so that one graph serves training and
-    evaluation."""
+    would freeze, and reads `self.training` when the graph runs: one graph serves training and evaluation."""
 
     proxy_buffer_attributes = True  # a buffer is read when the graph runs
 

@@ -44,8 +44,7 @@ class Alignment(Probe):
 
 
 def alignment(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Row]:
-    """The numbers of `Alignment` for inputs [B, ...] and labels [B], a row per block. A block that gets no gradient is
-    left out."""
+    """The numbers of `Alignment` for inputs [B, ...] and labels [B], a row for each block that gets a gradient."""
     ours, truth = strategy_gradients(learner, inputs, labels), true_gradients(learner, inputs, labels)
     rows: list[Row] = []
     for k, (mine, true) in enumerate(zip(ours, truth, strict=True)):

@@ -15,7 +15,7 @@ from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures import panels
-from locallearn.figures.curves import over_epochs
+from locallearn.figures.curves import over_depth, over_epochs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,21 +39,27 @@ class Moment(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The result of one look: `rows` of numbers, and `arrays` that only a picture needs (kept of every look as
-    `epoch-00003.npz`)."""
+    """The result of one look: `rows` of numbers, and `arrays` that only a picture needs, kept as `epoch-00003.npz`."""
 
     rows: list[Row]
     arrays: Mapping[str, Tensor] = {}
 
 
 class Curve(NamedTuple):
-    """A number that a picture shows over epochs: its key in the rows, the label of its axis, whether that is
-    logarithmic, and a value that is marked by a grey line."""
+    """One panel of a picture.
+
+    key    of the number in the rows
+    label  of its axis
+    log    whether that is logarithmic
+    level  what a grey line marks: a value, or the key of one
+    depth  the number is shown over depth, a line for some of the looks, and not over epochs, a line for each layer
+    """
 
     key: str
     label: str
     log: bool = False
-    level: float | None = None
+    level: float | str | None = None
+    depth: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,6 @@ class Probe(ABC):
 
     every   look after every so many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for each
             factor of ten); in any case at the initial weights and after the last epoch
-    curves  what the picture shows: a panel each, with a line for every layer, or block, that the rows are about
     """
 
     every: int | str = field(default=1, kw_only=True)
@@ -108,7 +113,7 @@ class Probe(ABC):
         """
 
     def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
-        """Draw all looks so far.
+        """Draw all looks so far: the curves, and a snapshot of the first and of the last one.
 
         Args:
             rows: of every look, with `epoch` and `step`.
@@ -116,16 +121,26 @@ class Probe(ABC):
 
         Returns: pictures by file name; none where there is nothing to show.
         """
-        if not any(curve.key in row for curve in self.curves for row in rows):
-            return {}
-        figure, axes = panels(len(self.curves), width=3.6)
-        for axis, curve in zip(axes, self.curves, strict=True):
-            if curve.level is not None:
-                axis.axhline(curve.level, color="#999999", linewidth=0.8)
-            over_epochs(axis, rows, curve.key)
-            axis.set(ylabel=curve.label, yscale="log" if curve.log else "linear")
-        axes[0].legend()
-        return {self.name: figure}
+        pictures = {}
+        if any(curve.key in row for curve in self.curves for row in rows):
+            pictures[self.name], axes = panels(len(self.curves), width=3.6)
+            for axis, curve in zip(axes, self.curves, strict=True):
+                if curve.level is not None:
+                    level = rows[0][curve.level] if isinstance(curve.level, str) else curve.level
+                    axis.axhline(level, color="#999999", linewidth=0.8)
+                (over_depth if curve.depth else over_epochs)(axis, rows, curve.key)
+                axis.set(ylabel=curve.label, yscale="log" if curve.log else "linear")
+            axes[0].legend(title="epoch" if self.curves[0].depth else None)
+        for epoch in sorted({min(arrays), max(arrays)}) if arrays else ():
+            of = [row for row in rows if row["epoch"] == epoch]
+            if arrays[epoch] and (figure := self.snapshot(of, arrays[epoch])) is not None:
+                figure.suptitle("initial weights" if epoch == 0 else f"after epoch {epoch}", fontsize=8)
+                pictures[f"{self.name}-{epoch:05d}"] = figure
+        return pictures
+
+    def snapshot(self, rows: Sequence[Row], arrays: Mapping[str, Tensor]) -> Figure | None:
+        """A picture of one look, drawn of the first and the last one, or None."""
+        return None
 
     def due(self, epoch: int) -> bool:
         """Whether to look after `epoch` epochs."""

@@ -13,14 +13,15 @@ from locallearn.analysis.features import as_pixels, maps
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
-from locallearn.figures.style import CELL, bare, panels, show, spaced, when
-from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
+from locallearn.figures.style import gallery, spaced
+from locallearn.probes.base import Moment, Probe, Row, Seen
 from locallearn.probes.depth import chosen, outputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LAYERS = 6
+MAPS = ("mean", "component", "channels", "numbers")
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class Features(Probe):
             shape = "x".join(map(str, h.shape[1:]))
             shares: Row = {"component_share": found.share, "dead_share": found.dead}
             rows.append({"layer": i, "name": learner.model.names[i], "shape": shape, **shares})
-            for name in ("mean", "component", "channels", "numbers"):
-                arrays[f"{i:03d}/{name}"] = getattr(found, name)
+            arrays |= {f"{i:03d}/{name}": getattr(found, name) for name in MAPS}
         return Seen(rows, arrays)
 
     def _input(self, data: Data) -> tuple[Tensor, int]:
@@ -78,32 +78,12 @@ class Features(Probe):
             return nodes, self.image
         return next(data.evaluation(test.at(torch.tensor([self.image])), 1))[0], 0
 
-    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
-        looks = {min(arrays), max(arrays)} if arrays else ()
-        return {f"{self.name}-{epoch:05d}": _picture(rows, arrays[epoch], epoch) for epoch in sorted(looks)}
-
-
-def _picture(rows: Sequence[Row], arrays: Mapping[str, Tensor], epoch: int) -> Figure:
-    """Layers downward, the image on the left; to the right the mean, the first component and single channels."""
-    layers = sorted({name.split("/")[0] for name in arrays if "/" in name})
-    about = {row["layer"]: row for row in rows if row["epoch"] == epoch}
-    columns = 3 + max(len(arrays[f"{layer}/channels"]) for layer in layers)
-    figure, axes = panels(columns, len(layers), CELL, CELL)
-    for axis in axes:
-        bare(axis)
-    if arrays["input"].dim() == 3:
-        show(axes[0], arrays["input"])
-        bare(axes[0], "image")
-    for k, layer in enumerate(layers):
-        line = axes[k * columns + 1 : (k + 1) * columns]
-        row = about[int(layer)]
-        images = [arrays[f"{layer}/mean"], arrays[f"{layer}/component"], *arrays[f"{layer}/channels"]]
-        for axis, image in zip(line, images, strict=False):
-            axis.imshow(image.numpy(), cmap="viridis", interpolation="nearest", aspect="auto")
-            axis.set_box_aspect(1)
-        bare(line[0], "" if k else "mean", f"{row['name']}\n{row['shape']}")
-        bare(line[1], "" if k else "1st component")
-        for axis, index in zip(line[2:], arrays[f"{layer}/numbers"].tolist(), strict=False):
-            bare(axis, f"ch. {index}")
-    figure.suptitle(f"Feature maps, {when(epoch)}", fontsize=8)
-    return figure
+    def snapshot(self, rows: Sequence[Row], arrays: Mapping[str, Tensor]) -> Figure:
+        """Layers downward; the mean, the first component and single channels to the right."""
+        lines = [("image", [("", arrays["input"])])] if arrays["input"].dim() == 3 else []
+        for row in rows:
+            mean, component, channels, numbers = (arrays[f"{row['layer']:03d}/{name}"] for name in MAPS)
+            images = [("mean", mean), ("1st component", component)]
+            images += [(f"ch. {number}", channel) for number, channel in zip(numbers.tolist(), channels, strict=True)]
+            lines.append((f"{row['name']}\n{row['shape']}", images))
+        return gallery(lines)

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from locallearn.analysis.features import first_filters, tiles
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.figures.style import bare, panels, when
+from locallearn.figures.style import bare, panels
 from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
 
 
@@ -52,5 +52,5 @@ class Filters(Probe):
         figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
         for axis, epoch in zip(axes, looks, strict=True):
             axis.imshow(tiles(arrays[epoch]["filters"]).numpy(), interpolation="nearest")
-            bare(axis, when(epoch))
+            bare(axis, f"after epoch {epoch}" if epoch else "initial weights")
         return {self.name: figure}

@@ -35,9 +35,8 @@ class GradientSNR(Probe):
     root of the batch size. Of a graph, a minibatch is `batch_size` of its labelled training nodes. Layers that learn
     nothing at the moment are left out.
 
-    A triangle in the picture marks the look from which the running median of the ratio, over five looks, stays below 1
-    to the end, at the height of that median (see `analysis.gradient_noise.transition`); also the first look, where it
-    never was above.
+    A triangle marks the look from which the running median of the ratio over five looks stays below 1 to the end, at
+    the height of that median (see `analysis.gradient_noise.transition`); the first look, where it never was above.
 
     batches, batch_size  minibatches and the samples in each; fewer samples where the training set has not so many
     """

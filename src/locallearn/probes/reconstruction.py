@@ -16,9 +16,8 @@ from locallearn.analysis.features import as_pixels
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError, unknown
-from locallearn.figures.curves import over_depth
-from locallearn.figures.style import CELL, bare, panels, show, when
-from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
+from locallearn.figures.style import gallery
+from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
 from locallearn.probes.depth import chosen, outputs, sample
 
 if TYPE_CHECKING:
@@ -54,6 +53,7 @@ class Reconstruction(Probe):
     samples: int = 2000
     decoder: str = "linear"
     steps: int = 300
+    curves = (Curve("explained_variance", "explained variance of the input", depth=True),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,14 +88,11 @@ class Reconstruction(Probe):
         h, held_out = standardised(h, held_out)
         return ridge(h, inputs, held_out)[0]
 
-    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
-        figure, (axis,) = panels()
-        over_depth(axis, rows, "explained_variance")
-        axis.set(ylabel="Explained variance of the input", ylim=(min(0, axis.get_ylim()[0]), 1))
-        pictures = {self.name: figure} if rows else {}
-        for epoch in sorted({min(arrays), max(arrays)}) if arrays else ():
-            pictures[f"{self.name}-{epoch:05d}"] = _images(rows, arrays[epoch], epoch)
-        return pictures
+    def snapshot(self, rows: Sequence[Row], arrays: Mapping[str, Tensor]) -> Figure:
+        """Originals in the first line, below them what was put back from each layer."""
+        lines = [("image", arrays["input"])]
+        lines += [(f"{r['name']}\n{r['explained_variance']:.2f}", arrays[f"{r['layer']:03d}"]) for r in rows]
+        return gallery([(label, [("", image) for image in images]) for label, images in lines])
 
 
 def _samples(data: Data, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,20 +114,3 @@ def _output(learner: Learner, batch: Tensor, unit: int, whole: bool) -> Tensor:
     """What a unit emits for a batch [N, ...], in float32."""
     parts = [batch] if whole else batch.split(CHUNK)
     return torch.cat([next(islice(outputs(learner, part), unit, None)).float() for part in parts])
-
-
-def _images(rows: Sequence[Row], arrays: Mapping[str, Tensor], epoch: int) -> Figure:
-    """Originals in the first row, below them what was put back from each layer."""
-    layers = sorted(name for name in arrays if name != "input")
-    about = {row["layer"]: row for row in rows if row["epoch"] == epoch}
-    columns = len(arrays["input"])
-    figure, axes = panels(columns, 1 + len(layers), CELL, CELL)
-    for k, name in enumerate(["input", *layers]):
-        line = axes[k * columns : (k + 1) * columns]
-        for axis, image in zip(line, arrays[name], strict=True):
-            show(axis, image)
-            bare(axis)
-        row = about[int(name)] if k else {}
-        bare(line[0], label=f"{row['name']}\n{row['explained_variance']:.2f}" if row else "image")
-    figure.suptitle(f"Reconstruction and explained variance, {when(epoch)}", fontsize=8)
-    return figure

@@ -24,9 +24,8 @@ class Task2Vec(Probe):
     task_norm   L1 norm of the embedding
     filters     its length
 
-    The embedding [filters] is kept in the arrays of the look. `analysis.task2vec.task_distance` compares tasks that
-    were embedded by the same network with the same weights: the initial ones of runs with one seed, or one trained
-    model.
+    The embedding [filters] is kept in the arrays. `analysis.task2vec.task_distance` compares tasks that were embedded
+    by one network with the same weights: the initial ones of runs with one seed, or one trained model.
 
     samples  training samples; of a graph, all that have a label
     """

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from locallearn import seeds
 from locallearn.analysis.usable import label_entropy, usable_information
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.figures import panels
-from locallearn.figures.curves import over_depth
-from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
+from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
 from locallearn.probes.depth import by_layer, outputs, sample
 
 
@@ -28,6 +25,10 @@ class UsableInformation(Probe):
 
     samples: int = 2000
     steps: int = 300
+    curves = (
+        Curve("usable_information", "I(h; Y) that a net reads, and H(Y) (bits)", level="label_entropy", depth=True),
+        Curve("usable_accuracy", "its accuracy", depth=True),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,14 +47,3 @@ class UsableInformation(Probe):
             )  # fmt: skip
             rows.append({"usable_information": bits, "usable_accuracy": accuracy})
         return Seen(by_layer(learner, (row | {"label_entropy": label_entropy(truth[asked])} for row in rows)))
-
-    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
-        figure, (information, accuracy) = panels(2)
-        over_depth(information, rows, "usable_information")
-        over_depth(accuracy, rows, "usable_accuracy")
-        most = rows[0]["label_entropy"]
-        information.axhline(most, color="#888888", lw=0.8, ls="--")
-        information.annotate("H(Y)", (0, most), va="bottom", fontsize=7, color="#666666")
-        information.set(ylabel="I(h; Y) that a small net reads (bits)", ylim=(0, None))
-        accuracy.set(ylabel="its accuracy")
-        return {self.name: figure}

@@ -7,8 +7,7 @@ A layer h with noise, T = h + N(0, s2 I), is a mixture with one Gaussian at the 
 
 and I(T;Y) is taken as that minus its average over the classes (Saxe et al. 2018, appendix B): a difference of two
 bounds on entropies is not a bound itself. On thousands of small mixtures the truth lay outside of the pair by
-0.0004 bits at most; what is certain, `y_range`, pairs the upper bound on one with the lower bound on the other,
-and is wide.
+0.0004 bits at most; `y_range`, which is certain and wide, pairs the upper bound on one with the lower on the other.
 """
 
 from __future__ import annotations
@@ -43,14 +42,12 @@ def bounds(t: Array, y: Array | None = None, noise_variance: float = 0.1) -> tup
     """
     variance = positive("noise_variance", noise_variance)
     data = samples(t, y)
-    sums = kernel_sums(data, variance)
-    h_y = data.h_y
-    x_lower, x_upper = (_bits(s, len(data.t)) for s in (sums.lower, sums.upper))
+    lower, upper, own_lower, own_upper = kernel_sums(data, variance)
+    x_lower, x_upper = (_bits(s, len(data.t)) for s in (lower, upper))
     values: list[tuple[float, float | None]] = [(x_lower, None), (x_upper, None)]
     y_range = None
-    if data.y is not None and sums.own_lower is not None and sums.own_upper is not None and h_y is not None:
-        sizes = data.counts[data.y]
-        within_lower, within_upper = (_bits(s, sizes) for s in (sums.own_lower, sums.own_upper))
+    if data.y is not None and (h_y := data.h_y) is not None:
+        within_lower, within_upper = (_bits(s, data.counts[data.y]) for s in (own_lower, own_upper))
         values = [(x_lower, max(0.0, x_lower - within_lower)), (x_upper, max(0.0, x_upper - within_upper))]
         highest = max(0.0, min(h_y, x_upper, x_upper - within_lower))
         y_range = (min(max(0.0, x_lower - within_upper), highest), highest)
@@ -60,17 +57,9 @@ def bounds(t: Array, y: Array | None = None, noise_variance: float = 0.1) -> tup
     )
 
 
-class Sums(NamedTuple):
-    """Sums of the kernels of each sample [N] over all samples, and over those of its own class; itself included."""
-
-    lower: Tensor
-    upper: Tensor
-    own_lower: Tensor | None
-    own_upper: Tensor | None
-
-
-def kernel_sums(data: Samples, variance: float) -> Sums:
-    """sum_j exp(-|h_i - h_j|^2 / (2 v)) for v = `variance` (upper) and 4 `variance` (lower), each pair visited once.
+def kernel_sums(data: Samples, variance: float) -> Tensor:
+    """sum_j exp(-|h_i - h_j|^2 / (2 v)) of each sample [4, N], each pair visited once: for v = 4 `variance` (lower) and
+    v = `variance` (upper) over all samples, then the same over those of the sample's own class (0 without labels).
 
     A sum has the sample itself in it and is at least 1: it cannot underflow.
     """
@@ -87,9 +76,7 @@ def kernel_sums(data: Samples, variance: float) -> Sums:
             _add(found[which], kernel, rows, columns)
             if mask is not None:
                 _add(found[2 + which], kernel if mask is True else kernel * mask, rows, columns)
-    result = torch.empty_like(found)
-    result[:, order] = found
-    return Sums(result[0], result[1], *((None, None) if y is None else (result[2], result[3])))
+    return torch.empty_like(found).index_copy_(1, order, found)
 
 
 def _same(rows: Tensor, columns: Tensor) -> Tensor | bool | None:

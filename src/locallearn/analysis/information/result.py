@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -72,8 +73,7 @@ def entropy(counts: Tensor) -> float:
 
 
 def samples(t: Array, y: Array | None = None, x: Array | None = None) -> Samples:
-    """Check activations [N, D...], labels [N] and inputs [N, Dx...], and flatten them; samples with a label below 0 are
-    left out. Raises UserError."""
+    """Check and flatten activations [N, D...], labels [N] and inputs [N, Dx...]; drop samples with a label below 0."""
     flat = _flat("t", t)
     inputs = None if x is None else _flat("x", x).to(flat.device)
     if inputs is not None and len(inputs) != len(flat):
@@ -128,8 +128,7 @@ def positive(name: str, value: float | None) -> float:
 def checked(
     data: Samples, estimator: str, x: float | None, y: float | None, warnings: Sequence[str] = (), **convention: Any
 ) -> Information:
-    """The result of an estimator for `data`: I(X;T) and I(T;Y) in bits with its convention, its own warnings, and those
-    that hold for every estimator."""
+    """I(X;T) and I(T;Y) in bits with the estimator's convention, its own warnings, and those that hold for all."""
     most = math.inf if estimator == "gaussian" else math.log2(len(data.t))  # the closed form knows no samples
     said = (*warnings, *_warnings(data, most, x, y))
     return Information(x, y, estimator, samples=len(data.t), h_y=data.h_y, warnings=said, **convention)
@@ -161,26 +160,19 @@ def data_processing(layers: Sequence[Information]) -> tuple[tuple[int, str], ...
     (Antos and Kontoyiannis 2001). A break is a fault of the convention, not of the net: noise or bins that are added to
     each layer on its own, at its own scale, do not make a Markov chain.
     """
-    found: list[tuple[int, str]] = []
-    for what, attribute in (("I(X;T)", "x"), ("I(T;Y)", "y")):
-        for k in range(1, len(layers)):
-            below, above = (_range(layer, attribute) for layer in layers[k - 1 : k + 1])
-            if below is None or above is None:
+    breaks: list[tuple[int, str]] = []
+    for what, name in (("I(X;T)", "x"), ("I(T;Y)", "y")):
+        for k, (below, above) in enumerate(pairwise(layers), 1):
+            if getattr(below, name) is None or getattr(above, name) is None:
                 continue
-            exact = getattr(layers[k], f"{attribute}_range") is not None
-            n = min(layers[k - 1].samples, layers[k].samples)
-            tolerance = 1e-6 if exact else math.log2(n) / math.sqrt(n)
-            rise = above[0] - below[1]
-            if rise > tolerance:
-                said = (
-                    f"{what} rises by {rise:.2f} bits from layer {k - 1} to {k}, against the data-processing "
+            bounded, n = getattr(above, f"{name}_range"), min(below.samples, above.samples)
+            tolerance = 1e-6 if bounded else math.log2(n) / math.sqrt(n)
+            low = bounded[0] if bounded else getattr(above, name)
+            high = (getattr(below, f"{name}_range") or [getattr(below, name)])[-1]
+            if low - high > tolerance:
+                sentence = (
+                    f"{what} rises by {low - high:.2f} bits from layer {k - 1} to {k}, against the data-processing "
                     "inequality: the layers' scales differ against the noise or the bins"
                 )
-                found.append((k, said))
-    return tuple(found)
-
-
-def _range(layer: Information, attribute: str) -> tuple[float, float] | None:
-    """Between what the estimate lies: a pair, of equal numbers where it has no bounds."""
-    value = getattr(layer, attribute)
-    return getattr(layer, f"{attribute}_range") or (None if value is None else (value, value))
+                breaks.append((k, sentence))
+    return tuple(breaks)
