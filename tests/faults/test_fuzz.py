@@ -120,7 +120,7 @@ OWN = {
 FEWER = {"samples": 8, "steps": 2, "batches": 2, "batch_size": 4, "draws": 1, "filters": 4, "channels": 2}
 """Of a probe."""
 OF_REAL_ROOT = ("mnist", "fashion_mnist", "cifar10", "cora", "names", "tishby")
-QUICK = ("strategy", "objective", "auxiliary")
+QUICK = ("strategy",)
 
 
 def title(file: Path) -> str:

@@ -1,5 +1,5 @@
-"""The documentation is run, in an empty folder and partly with an installed wheel: commands, code and files of its pages.
-Its links lead somewhere, and its generated pages are up to date."""
+"""The documentation is run, in an empty folder, the first pages with an installed wheel: commands, code and files. Its
+links lead somewhere, and its generated pages are up to date."""
 
 from __future__ import annotations
 

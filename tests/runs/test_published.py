@@ -6,6 +6,7 @@ import itertools
 import json
 import shlex
 import statistics
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS, SHORTS = choices("experiment"), choices("short")
 
 
+@cache
 def swept(kind: str, name: str) -> list[list[str]]:
     """The overrides of every job of an experiment's sweep."""
     from hydra import compose as hydra_compose
@@ -42,11 +44,6 @@ def swept(kind: str, name: str) -> list[list[str]]:
         for o in parsed
     ]
     return [[f"+{kind}={name}", *job] for job in itertools.product(*values)]
-
-
-JOBS = [
-    job for kind, names in (("experiment", EXPERIMENTS), ("short", SHORTS)) for n in names for job in swept(kind, n)
-]
 
 
 def test_the_settings_that_were_asked_for_are_there():
