@@ -106,12 +106,12 @@ def loaded(run: Path) -> int:
 
 def begun_again(run: Path) -> int:
     """`repeat` up to the training, whose result is the run itself."""
-    before = repeat.session.start
-    repeat.session.start = lambda *_: _Ended(run)  # type: ignore
+    before = repeat.start
+    repeat.start = lambda *_: _Ended(run)  # type: ignore
     try:
         return quietly("repeat", str(run))[0]
     finally:
-        repeat.session.start = before
+        repeat.start = before
 
 
 class _Ended:
@@ -231,7 +231,7 @@ TARGETS = [
     *("locallearn.runs.folder.os", "locallearn.runs.wandb_sink.subprocess.Popen"),
     *("locallearn.runs.wandb_sink.subprocess", "locallearn.config.targets.importlib.import_module"),
     *("locallearn.config.targets.instantiate", "locallearn.config.targets.resolve", "locallearn.api.train"),
-    *("locallearn.runs.checkpoint.save", "locallearn.training.train.train"),
+    *("locallearn.runs.checkpoint.save", "locallearn.training.run.train"),
     *(
         "locallearn.__main__.entry",
         "locallearn.cli.main.entry",
@@ -484,7 +484,7 @@ def prepared(run: Path) -> None:
     _, known = saved_experiment(RunFolder.open(run), [])
     if known["cut"][-1][1] > 100:
         from locallearn.training.prepare import prepare
-        from locallearn.training.stages import ranges
+        from locallearn.training.saved import ranges
 
         prepare(saved_experiment(RunFolder.open(run), [])[0], ranges(known["cut"]))
 

@@ -22,9 +22,9 @@ from locallearn.engine.learner import Learner
 from locallearn.runs import checkpoint
 from locallearn.runs import folder as run_folder
 from locallearn.runs import recorder as record
-from locallearn.training import session
+from locallearn.training import run
 
-HEAVY = ["hydra", "torch._dynamo", session.__name__, experiment.__name__]
+HEAVY = ["hydra", "torch._dynamo", run.__name__, experiment.__name__]
 """What every run imports; torch._dynamo with its first optimizer."""
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(HEAVY)

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from helpers.nets import assembled
 from locallearn import seeds
 from locallearn.auxiliary import Linear
-from locallearn.engine import SGD, Learner, assemble
+from locallearn.engine import SGD, Learner
 from locallearn.models.foreign import torchvision_model
 from locallearn.objectives import CrossEntropy
 from locallearn.runtime.link import Pipe
@@ -30,7 +31,7 @@ def learner_of(family: str, channels_last: bool, **options) -> Learner:
     with seeds.stream(0, "model"):
         model = torchvision_model((3, size, size), 4, name=family)
     options |= {"channels_last": channels_last, "total_steps": 2}
-    return assemble(model, STRATEGY, SGD(lr=0.05), model.cut(2), **options)
+    return assembled(model, STRATEGY, SGD(lr=0.05), model.cut(2), **options)
 
 
 def train(learner: Learner, lowest: bool) -> Learner:

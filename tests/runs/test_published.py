@@ -20,7 +20,7 @@ from locallearn.data import Data
 from locallearn.errors import UserError
 from locallearn.report.published import scores
 from locallearn.runs.folder import RunFolder
-from locallearn.training import session
+from locallearn.training.run import dry_run, start
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS, SHORTS = choices("experiment"), choices("short")
@@ -152,7 +152,7 @@ def test_every_full_form_can_be_built(name, real_root):
     jobs = swept("experiment", name)
     for job in (jobs[0], jobs[-1]):
         exp = experiment(*compose([*job, f"data.root={real_root}", "dry_run=true"]))
-        assert "inference" in session.dry_run(exp)
+        assert "inference" in dry_run(exp)
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_every_short_form_runs(name, which, request, tmp_path, monkeypatch):
     short = ["max_steps=2", "evaluate_every=99", "threads=1", f"out={tmp_path}", *root]
     config, names = compose([*job, *short])
     config["data"]["fraction"] = min(config["data"]["fraction"], 0.05) if needs_files else config["data"]["fraction"]
-    result = session.start(experiment(config, names, job), quiet=True)
+    result = start(experiment(config, names, job), quiet=True)
     assert result.metrics["step"] >= 2
 
 

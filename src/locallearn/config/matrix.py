@@ -14,7 +14,7 @@ import yaml
 from locallearn.config.experiment import model_builder
 from locallearn.config.settings import AUTO_BLOCKS
 from locallearn.config.targets import instantiate
-from locallearn.engine import Optim, assemble
+from locallearn.engine import Optim, Place, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.figures.text import fitted, table
 from locallearn.models import BlockModel
@@ -91,7 +91,7 @@ def _built(config: Mapping[str, Any]) -> tuple[BlockModel, str]:
 def _reason(model: BlockModel, strategy: Any, optim: Optim, cut: list[range]) -> str | None:
     """None if the pair can be put together, else the sentence that refuses it."""
     try:
-        assemble(model, strategy, optim, cut, device="meta", total_steps=1)
+        assemble(model, strategy, optim, cut, Setup(total_steps=1), Place(torch.device("meta")))
     except UserError as error:
         return str(error)
     return None

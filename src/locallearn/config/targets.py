@@ -29,6 +29,12 @@ KINDS: dict[str, type] = {
     "probe": Probe,
 }
 """The class that a group's target must derive from. A `model` is a builder function instead."""
+RENAMED = {
+    "locallearn.probes.linear.Linear": "locallearn.probes.linear.LinearProbe",
+    "locallearn.probes.reconstruction.Reconstruction": "locallearn.probes.reconstruction.ReconstructionProbe",
+    "locallearn.probes.similarity.Similarity": "locallearn.probes.similarity.SimilarityProbe",
+}
+"""Targets by the names that they had when older runs wrote their config.yaml."""
 
 
 def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any]:
@@ -41,7 +47,7 @@ def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any
             f"{group}._target_={path} lies outside locallearn and is not run; if you trust it, allow its package on "
             f"this command line: allow=[{path.split('.')[0]}], or --allow {path.split('.')[0]} for a run folder"
         )
-    module_name, _, name = path.rpartition(".")
+    module_name, _, name = RENAMED.get(path, path).rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -11,7 +11,7 @@ import torch
 
 from locallearn.data.files import checked_root, reading
 from locallearn.data.scan import Files, Scan, scan
-from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.source import DataSource, Raw, RawSplit, require
 from locallearn.data.split import stratified
 from locallearn.data.store import Memory, Store
 from locallearn.data.stream import Stream
@@ -64,7 +64,7 @@ class Folder(DataSource):
         found = self._scan()
         needed_bytes = sum(len(files) for files, _ in found.parts.values()) * 3 * self.size**2
         keep = needed_bytes <= self.memory_share * memory_bytes(device)
-        parts = {name: Part(self._store(files, keep), labels) for name, (files, labels) in found.parts.items()}
+        parts = {name: RawSplit(self._store(files, keep), labels) for name, (files, labels) in found.parts.items()}
         return Raw(found.classes, parts["train"], parts["test"], parts.get("validation"), found.others())
 
     def _store(self, files: list[Path], keep: bool) -> Store:

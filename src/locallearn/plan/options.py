@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from locallearn.errors import UserError
 
@@ -35,21 +37,20 @@ class PlanOptions:
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> tuple[PlanOptions, list[str]]:
         """The options among NAME=VALUE arguments, and all others. Raises UserError."""
-        kinds = {"bandwidth": float, "latency": float, "picture": str}
-        given: dict[str, int | float | str] = {}
+        kinds: dict[str, Any] = {name: type(getattr(cls, name)) for name in cls.names()}
+        values: dict[str, Any] = {}
         rest = []
         for argument in arguments:
             name, _, value = argument.partition("=")
-            if name not in cls.names():
+            if name not in kinds:
                 rest.append(argument)
                 continue
-            kind = kinds.get(name, int)
             try:
-                given[name] = kind(value)
+                values[name] = kinds[name](value)
             except ValueError:
-                wanted = "a whole number" if kind is int else "a number"
+                wanted = "a whole number" if kinds[name] is int else "a number"
                 raise UserError(f"{argument}: must be {wanted}, such as {name}={getattr(cls, name)}") from None
-        return cls(**given), rest  # type: ignore[arg-type]
+        return cls(**values), rest
 
     @classmethod
     def names(cls) -> list[str]:
@@ -74,3 +75,5 @@ class PlanOptions:
             )
         if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
             raise UserError(f"picture={self.picture}: must end in .svg or .png")
+        if self.picture and importlib.util.find_spec("matplotlib") is None:
+            raise UserError("picture= needs matplotlib: pip install matplotlib, or leave picture= out")

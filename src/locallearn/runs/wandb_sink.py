@@ -230,8 +230,8 @@ def _identity(folder: RunFolder) -> dict[str, Any]:
         known = folder.read_json("wandb.json")
         if isinstance(known, dict) and isinstance(known.get("id"), str):
             return {"id": known["id"]}
-    made = f"{folder.name[-50:]}-{secrets.token_hex(4)}"  # W&B takes at most 64 characters
-    identity = {"id": os.environ.get("WANDB_RUN_ID") or made}
+    # W&B takes at most 64 characters
+    identity = {"id": os.environ.get("WANDB_RUN_ID") or f"{folder.name[-50:]}-{secrets.token_hex(4)}"}
     folder.write_json("wandb.json", identity)
     return identity
 

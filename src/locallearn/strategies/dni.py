@@ -57,8 +57,6 @@ class DNI(Strategy):
     depth: int = 2
     batch_norm: bool = True
     synthetic_inputs: bool = False
-    route: ClassVar[Route] = Route.NEIGHBOR
-    separate: ClassVar[frozenset[str]] = frozenset({"synthesizer", "inputs"})
     conditional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -69,10 +67,14 @@ class DNI(Strategy):
             raise UserError(f"strategy.width={self.width}: must be at least 1, or 0 for that of the activations")
         if self.depth < 0:
             raise UserError(f"strategy.depth={self.depth}: must be at least 1, or 0 for linear synthesizers")
-        if not self.synthetic_inputs:
-            object.__setattr__(self, "separate", frozenset({"synthesizer"}))
-        if self.warmup or self.mix:
-            object.__setattr__(self, "route", Route.CHAIN)
+
+    @property
+    def route(self) -> Route:  # type: ignore[override]  # of the instance: the options decide it
+        return Route.CHAIN if self.warmup or self.mix else Route.NEIGHBOR
+
+    @property
+    def separate(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"synthesizer", "inputs"} if self.synthetic_inputs else {"synthesizer"})
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         if len(specs) == 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +37,6 @@ class Overlapping(DGL):
 
     reach: int = 2
     combine: str = "sum"
-    route: ClassVar[Route] = Route.NEIGHBOR
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,8 +44,10 @@ class Overlapping(DGL):
             raise UserError(f"strategy.reach={self.reach}: must be at least 1, a block's own loss alone (which is dgl)")
         if self.combine not in COMBINE:
             raise unknown("strategy.combine", self.combine, COMBINE)
-        if self.reach != 2:
-            object.__setattr__(self, "route", Route.NONE if self.reach == 1 else Route.CHAIN)
+
+    @property
+    def route(self) -> Route:  # type: ignore[override]  # of the instance: the reach decides it
+        return {1: Route.NONE, 2: Route.NEIGHBOR}.get(self.reach, Route.CHAIN)
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         found = dict(super().unread(specs))

@@ -14,8 +14,8 @@ from locallearn.errors import UserError
 from locallearn.runs import again
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime.world import started_together
-from locallearn.training import session
-from locallearn.training.run_data import noted
+from locallearn.training.prepare import fingerprint_of_run
+from locallearn.training.run import start
 from locallearn.training.saved import model_tensors, saved_experiment
 
 REPEATS = "repeats"
@@ -67,7 +67,7 @@ def repeat(path: str | Path, allow: list[str], quiet: bool = False) -> Repetitio
         "out": str(folder.path / REPEATS),
     }
     exp, _ = saved_experiment(folder, allow, changes=changes)
-    result = session.start(exp, quiet, first=known)
+    result = start(exp, quiet, first=known)
     assert result is not None  # only processes of torchrun have none
     return compare(folder, RunFolder.open(result.run_dir))
 
@@ -83,7 +83,7 @@ def compare(folder: RunFolder, again: RunFolder) -> Repetition:
         if versions[0].get(name) != versions[1].get(name)
     ]
     agree = "machine, versions and settings"
-    before, now = noted(first), noted(second)
+    before, now = fingerprint_of_run(first), fingerprint_of_run(second)
     if before and now:
         agree = "machine, versions, settings and data"
         causes += [f"the data differ: {before.change(now)}"] * (before != now)

@@ -26,7 +26,7 @@ from locallearn.runs.console import Console
 from locallearn.runs.files import strict_json
 from locallearn.runs.folder import Busy, RunFolder, safe_name
 from locallearn.runtime.world import started_together
-from locallearn.training import session
+from locallearn.training.run import resume, start
 
 JOURNALS = ".multirun"
 STATES_TO_RESUME = ("running", "interrupted")
@@ -181,9 +181,9 @@ def run(exp: Experiment, path: Path, quiet: bool = False) -> tuple[str, dict[str
         if how == "done":
             Console(quiet).line(f"{path} is done")
         elif how == "resumed":
-            session.resume(path, exp.settings.allow, quiet)
+            resume(path, exp.settings.allow, quiet)
         else:
-            session.start(exp, quiet, path.name)
+            start(exp, quiet, path.name)
     except Busy as error:
         Console(quiet).line(f"{error}: left to that process")
         return "busy", {}
