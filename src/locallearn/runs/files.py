@@ -118,12 +118,3 @@ def remove_orphans(folder: Path, pattern: re.Pattern[str] = _TEMPORARY) -> None:
         match = pattern.fullmatch(path.name)
         if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def flat(config: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 0.1}} -> {"optim.lr": 0.1}; lists and empty mappings stay as they are."""
-    options: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{above}{key}"
-        options |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return options

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from locallearn.config.record import WandbSettings
+from locallearn.config.registry import flat
 from locallearn.errors import UserError
 from locallearn.names import PATTERNS, of_probe
 from locallearn.runs.console import warn
-from locallearn.runs.files import flat
 from locallearn.runs.folder import RunFolder
 
 INIT_SECONDS = 10.0  # for the server's answer to a new run; then offline
