@@ -36,8 +36,8 @@ class Recording:
     @property
     def epochs(self) -> list[int]:
         """The epochs that are recorded, in order."""
-        found = (_EPOCH.fullmatch(p.name) for p in self.folder.glob("epoch-*"))
-        return sorted(int(match[1]) for match in found if match)
+        matches = (_EPOCH.fullmatch(p.name) for p in self.folder.glob("epoch-*"))
+        return sorted(int(match[1]) for match in matches if match)
 
     @property
     def layers(self) -> list[str]:

@@ -171,17 +171,17 @@ class DataSource(ABC):
         require(self.cutout <= side, "cutout", self.cutout, f"at most {side}, the side of the image")
         return augment
 
-    def _normaliser(self, train: Split, device: torch.device, given: Normalisation | None) -> Normaliser | None:
+    def _normaliser(self, train: Split, device: torch.device, normalisation: Normalisation | None) -> Normaliser | None:
         if train.store.dtype != torch.uint8:
             return None
         channels = train.store.image[0]
-        if given is not None:
-            if len(given.mean) != channels:
+        if normalisation is not None:
+            if len(normalisation.mean) != channels:
                 raise UserError(
                     f"data={self.name} has images {list(train.store.image)}; the run was trained on images whose "
-                    f"number of channels is {len(given.mean)}"
+                    f"number of channels is {len(normalisation.mean)}"
                 )
-            return Normaliser.of(given, device)
+            return Normaliser.of(normalisation, device)
         if self.normalise == "symmetric":
             half = torch.full((channels,), 0.5, dtype=torch.float64)
             return Normaliser(half, half, device)

@@ -44,13 +44,13 @@ class Store(Protocol):
 
 def check_samples(what: str, store: Store, image: Size) -> None:
     """Refuse samples that would train a wrong model: of another type or shape, or not finite. Raises UserError."""
-    found = f"{str(store.dtype).removeprefix('torch.')} {list(store.image)}"
+    kind = f"{str(store.dtype).removeprefix('torch.')} {list(store.image)}"
     if store.dtype not in (torch.uint8, torch.float32):
-        raise UserError(f"the {what} are {found}; they must be uint8 images or float32")
+        raise UserError(f"the {what} are {kind}; they must be uint8 images or float32")
     if store.dtype == torch.uint8 and len(store.image) != 3:
-        raise UserError(f"the {what} are {found}; images must be uint8 [channels, height, width]")
+        raise UserError(f"the {what} are {kind}; images must be uint8 [channels, height, width]")
     if store.image != image:
-        raise UserError(f"the {what} are {found}; they must be {list(image)} as the training samples")
+        raise UserError(f"the {what} are {kind}; they must be {list(image)} as the training samples")
     if store.dtype == torch.uint8:
         return
     for start, samples in enumerate(store.take(torch.arange(len(store)), CHECKED)):

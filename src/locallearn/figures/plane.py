@@ -44,12 +44,12 @@ def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
 
 def _mean(seeds: Sequence[Sequence[Row]], layer: int) -> Path:
     """The mean over seeds of every number that all of them have for a layer, by epoch."""
-    found = [{int(r["epoch"] or 0): r for r in rows if r["layer"] == layer} for rows in seeds]
-    common = set.intersection(*(set(rows) for rows in found))
+    by_seed = [{int(r["epoch"] or 0): r for r in rows if r["layer"] == layer} for rows in seeds]
+    common = set.intersection(*(set(rows) for rows in by_seed))
     names = ("i_x_t", "i_t_y", "i_x_t_lower", "i_x_t_upper", "i_t_y_lower", "i_t_y_upper")
     path: Path = {}
     for epoch in sorted(common):
-        columns = {name: [rows[epoch].get(name) for rows in found] for name in names}
+        columns = {name: [rows[epoch].get(name) for rows in by_seed] for name in names}
         path[epoch] = {
             name: fmean(float(v) for v in values if v is not None)
             for name, values in columns.items()
@@ -105,10 +105,10 @@ def _name(axes: Axes, ends: Mapping[int, tuple[float, float]]) -> None:
         else:
             places.append(((x, y), [layer]))
     for place, names in places:
-        said = ", ".join(map(str, names)) if len(names) < 4 else f"{names[0]} ... {names[-1]}"
+        label = ", ".join(map(str, names)) if len(names) < 4 else f"{names[0]} ... {names[-1]}"
         side = ("right", -4) if place[0] > left + 0.8 * (right - left) else ("left", 4)
         axes.annotate(
-            said, place, xytext=(side[1], 4), textcoords="offset points", ha=side[0], fontsize=7, weight="bold"
+            label, place, xytext=(side[1], 4), textcoords="offset points", ha=side[0], fontsize=7, weight="bold"
         )
 
 
@@ -123,9 +123,9 @@ def _bars(axes: Axes, numbers: Mapping[str, float], colour: str) -> None:
 
 
 def _against_epoch(axes: Axes, path: Path, colour: str, label: str) -> None:
-    found = [(e, n) for e, n in path.items() if "i_x_t" in n]
-    axes.plot([e for e, _ in found], [n["i_x_t"] for _, n in found], color=colour, label=label)
-    band = [(e, n["i_x_t_lower"], n["i_x_t_upper"]) for e, n in found if "i_x_t_lower" in n and "i_x_t_upper" in n]
+    points = [(e, n) for e, n in path.items() if "i_x_t" in n]
+    axes.plot([e for e, _ in points], [n["i_x_t"] for _, n in points], color=colour, label=label)
+    band = [(e, n["i_x_t_lower"], n["i_x_t_upper"]) for e, n in points if "i_x_t_lower" in n and "i_x_t_upper" in n]
     if band:
         epochs, lower, upper = zip(*band, strict=True)
         axes.fill_between(epochs, lower, upper, color=colour, alpha=0.15, linewidth=0)

@@ -54,18 +54,18 @@ def _natural(flow: Flow) -> list[fx.Node]:
     """A unit begins at a layer with a weight matrix; normalisation, activation and pooling belong to the one before,
     but what gives up the map (global pooling, flattening) to the one behind."""
     edges = [flow.image, *flow.bounds, flow.logits]
-    found: list[fx.Node] = []
+    ends: list[fx.Node] = []
     heavy = False
     seam: fx.Node | None = None
     for before, after in pairwise(edges):
         piece = flow.between(before, after)
         if any(_is_matrix(weight) for node in piece for weight in flow.weights(node)):
             if heavy:
-                found.append(seam or before)
+                ends.append(seam or before)
             heavy, seam = True, None
         elif heavy and seam is None and _gives_up_map(flow, before, after, piece):
             seam = before
-    return found
+    return ends
 
 
 def _is_matrix(weight: Tensor) -> bool:

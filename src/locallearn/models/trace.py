@@ -106,12 +106,12 @@ def reason(error: Exception) -> str:
     if isinstance(error, Frozen):
         return "it has hooks" if str(error) == "has hooks" else f"its forward {error}"
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    known = {
+    reasons = {
         "control flow": "its forward takes a decision on the values of a tensor",
         "cannot be iterated": "its forward loops over a tensor",
         "'len' is not supported": "its forward asks for the length of a tensor",
     }
-    return next((said for part, said in known.items() if part in text), f"torch.fx cannot follow its forward ({text})")
+    return next((why for part, why in reasons.items() if part in text), f"torch.fx cannot follow its forward ({text})")
 
 
 @contextmanager

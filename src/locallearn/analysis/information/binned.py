@@ -29,14 +29,14 @@ def binned(t: Array, y: Array | None = None, bins: Bins = 30) -> Information:
           "tanh": those of the original for tanh units: 29 of equal width on [-1, 1), and one for exactly 1.0
     """
     data = samples(t, y)
-    codes, said = _codes(data.t, bins)
+    codes, convention = _codes(data.t, bins)
     words = codes.unique(dim=0, return_inverse=True)[1]  # [N], equal for samples with equal codes
     x = entropy(torch.bincount(words))
     of_y, h_y = None, data.h_y
     if data.y is not None and h_y is not None:
         joint = torch.bincount(words * (int(data.y.max()) + 1) + data.y)
         of_y = max(0.0, x + h_y - entropy(joint))
-    return checked(Samples(codes, data.y, None), "binned", x, of_y, bins=said)  # equal in their bins is equal
+    return checked(Samples(codes, data.y, None), "binned", x, of_y, bins=convention)  # equal in their bins is equal
 
 
 def _codes(t: Tensor, bins: Bins) -> tuple[Tensor, str]:

@@ -33,20 +33,20 @@ def gaussian(
     n, warnings = len(data.t), []
     if data.x is None:
         covariance = torch.atleast_2d(torch.cov(data.t.double().T, correction=0))
-        found = _channel(covariance, positive("noise_variance", noise_variance))
+        bits = _channel(covariance, positive("noise_variance", noise_variance))
     else:
         variance = 0.0 if noise_variance is None else positive("noise_variance", noise_variance)
-        found = _joint(data.x.double(), data.t.double(), variance)
+        bits = _joint(data.x.double(), data.t.double(), variance)
     dimensions = data.t.shape[1] + (0 if data.x is None else data.x.shape[1])
     if n < 10 * dimensions:
         warnings.append(
             f"{n} samples for covariances of {dimensions} dimensions: too large by about as much as it says"
         )
-    if math.isinf(found):
+    if math.isinf(bits):
         warnings.append("t is a linear function of x, without noise: I(X;T) is infinite; give noise_variance")
     if y is not None:
         warnings.append("the Gaussian closed form has no I(T;Y) for labels; a varying target can be given as x")
-    return checked(data, "gaussian", found, None, warnings, noise_variance=noise_variance)
+    return checked(data, "gaussian", bits, None, warnings, noise_variance=noise_variance)
 
 
 def _channel(covariance: Tensor, variance: float) -> float:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locallearn.analysis.information.result import Array, samples
+from locallearn.analysis.information.pairwise import with_noise
+from locallearn.analysis.information.result import Array, Information, checked, samples
 from locallearn.errors import UserError
 
 WIDTH, BATCH, RATE, DECAY = 64, 512, 2e-3, 0.99
@@ -63,6 +64,24 @@ def mine(a: Array, b: Array, steps: int = 1000, seed: int = 0) -> Mine:
     return Mine(max(0.0, bits), tuple(curve), tuple(warnings))
 
 
+def mine_information(
+    t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None
+) -> Information:
+    """I(X;T) and I(T;Y) by `mine`, of activations t with Gaussian noise of this variance."""
+    data = samples(t, y, x)
+    noisy = with_noise(data.t.double(), noise_variance)
+    of_x = None if data.x is None else mine(noisy, data.x)
+    of_y = None if data.y is None else mine(noisy, F.one_hot(data.y).double())
+    both = [estimate for estimate in (of_x, of_y) if estimate is not None]
+    warnings = [sentence for estimate in both for sentence in estimate.warnings]
+    if of_x is not None and noise_variance is None:
+        warnings.append(
+            "I(X;T) of a deterministic layer is infinite; MINE gives what it can reach: give noise_variance"
+        )
+    x_bits, y_bits = (estimate and estimate.bits for estimate in (of_x, of_y))
+    return checked(data, "mine", x_bits, y_bits, warnings, noise_variance=noise_variance, curve=both[0].curve)
+
+
 def _learn(train: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], steps: int, draw: torch.Generator) -> list[float]:
     network = _network(train[0].shape[1] + train[1].shape[1], draw).to(train[0].device)
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
@@ -105,11 +124,5 @@ def _network(inputs: int, draw: torch.Generator) -> nn.Module:
 
 def _standard(samples: Tensor) -> Tensor:
     """Columns with mean 0 and variance 1, in float32; constant ones are 0."""
-    centred = samples.double() - samples.mean(0, dtype=torch.float64)
-    deviation = centred.square().mean(0).sqrt()
-    return (centred / torch.where(deviation > 0, deviation, 1.0)).float()
-
-
-def one_hot(y: Tensor) -> Tensor:
-    """Labels [N] as vectors [N, C]."""
-    return F.one_hot(y).double()
+    variance, mean = torch.var_mean(samples.double(), 0, correction=0)
+    return ((samples.double() - mean) / torch.where(variance > 0, variance, 1.0).sqrt()).float()

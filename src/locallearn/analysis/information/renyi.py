@@ -35,10 +35,10 @@ def renyi(t: Array, y: Array | None = None, x: Array | None = None, noise_varian
     kernel, variance = _kernel(data.t, variance)
     of_t = _entropy(kernel)
     if data.x is None:
-        found = of_t
+        of_x = of_t
     else:
         inputs, _ = _kernel(data.x, None)
-        found = max(0.0, of_t + _entropy(inputs) - _entropy(kernel * inputs * n))
+        of_x = max(0.0, of_t + _entropy(inputs) - _entropy(kernel * inputs * n))
     of_y = None
     if data.y is not None:
         # kernel o labels is one block for each class: the eigenvalues of all blocks
@@ -46,7 +46,7 @@ def renyi(t: Array, y: Array | None = None, x: Array | None = None, noise_varian
         blocks = [kernel[rows][:, rows] for rows in members]
         of_labels = _renyi(data.counts.double() / n)
         of_y = max(0.0, of_t + of_labels - _renyi(torch.cat([torch.linalg.eigvalsh(b) for b in blocks])))
-    return checked(data, "renyi", found, of_y, noise_variance=variance)
+    return checked(data, "renyi", of_x, of_y, noise_variance=variance)
 
 
 def _kernel(t: Tensor, variance: float | None) -> tuple[Tensor, float]:
