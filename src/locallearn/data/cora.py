@@ -63,8 +63,7 @@ class Cora(DataSource):
     def read(self, device: torch.device) -> Raw:
         """Planetoid's split, without the graph."""
         cora = self._read()
-        parts = (Part(Memory(cora.x[mask]), cora.y[mask]) for mask in _masks(cora))
-        train, validation, test = parts
+        train, validation, test = (Part(Memory(cora.x[mask]), cora.y[mask]) for mask in _masks(cora))
         return Raw(CLASSES, train, test, validation)
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> GraphData:

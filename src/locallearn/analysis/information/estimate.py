@@ -10,10 +10,10 @@ from locallearn.analysis.information.mine import mine_information
 from locallearn.analysis.information.neighbours import ksg
 from locallearn.analysis.information.pairwise import bounds, noise_from_distances
 from locallearn.analysis.information.renyi import renyi
-from locallearn.analysis.information.result import Array, Information
+from locallearn.analysis.information.result import Array, Information, Samples, samples
 from locallearn.errors import UserError, unknown
 
-OTHERS: dict[str, Callable[..., Information]] = {
+OTHERS: dict[str, Callable[[Samples, float | None], Information]] = {
     "gaussian": gaussian, "ksg": ksg, "mine": mine_information, "renyi": renyi
 }  # fmt: skip
 ESTIMATORS = tuple(sorted(["binned", "kde_lower", "kde_upper", *OTHERS]))
@@ -65,4 +65,4 @@ def information(
         return bounds(t, y, 0.1 if noise_variance is None else noise_variance)[estimator == "kde_upper"]
     if estimator == "gaussian" and x is None and noise_variance is None:
         raise UserError("I(X;T) of a layer without noise is infinite: give noise_variance= (or x=, for the gaussian)")
-    return OTHERS[estimator](t, y, x=x, noise_variance=noise_variance)
+    return OTHERS[estimator](samples(t, y, x), noise_variance)

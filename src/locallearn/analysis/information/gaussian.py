@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.result import Array, Information, checked, positive, samples
+from locallearn.analysis.information.result import Information, Samples, checked, positive
 from locallearn.errors import UserError
 
 
@@ -20,16 +20,13 @@ def gaussian_channel(weight: Tensor, covariance: Tensor, noise_variance: float) 
     return _channel(w @ c @ w.T, variance)
 
 
-def gaussian(
-    t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None
-) -> Information:
+def gaussian(data: Samples, noise_variance: float | None) -> Information:
     """I(X;T) from the covariances of samples, as if jointly Gaussian; there is no I(T;Y) for labels.
 
     Without x: of the layer t [N, D] with noise of `noise_variance` on top; exact for a linear layer of a Gaussian
     input, else an upper bound. With x [N, Dx]: of x and t as they were sampled (plus that noise, if given),
     the information of their linear dependence.
     """
-    data = samples(t, y, x)
     n, warnings = len(data.t), []
     if data.x is None:
         covariance = torch.atleast_2d(torch.cov(data.t.double().T, correction=0))
@@ -44,7 +41,7 @@ def gaussian(
         )
     if math.isinf(bits):
         warnings.append("t is a linear function of x, without noise: I(X;T) is infinite; give noise_variance")
-    if y is not None:
+    if data.y is not None:
         warnings.append("the Gaussian closed form has no I(T;Y) for labels; a varying target can be given as x")
     return checked(data, "gaussian", bits, None, warnings, noise_variance=noise_variance)
 

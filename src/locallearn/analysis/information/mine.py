@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.analysis.information.pairwise import with_noise
-from locallearn.analysis.information.result import Array, Information, checked, samples
+from locallearn.analysis.information.result import Array, Information, Samples, checked, samples
 from locallearn.errors import UserError
 
 WIDTH, BATCH, RATE, DECAY = 64, 512, 2e-3, 0.99
@@ -64,11 +64,8 @@ def mine(a: Array, b: Array, steps: int = 1000, seed: int = 0) -> Mine:
     return Mine(max(0.0, bits), tuple(curve), tuple(warnings))
 
 
-def mine_information(
-    t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None
-) -> Information:
-    """I(X;T) and I(T;Y) by `mine`, of activations t with Gaussian noise of this variance."""
-    data = samples(t, y, x)
+def mine_information(data: Samples, noise_variance: float | None) -> Information:
+    """I(X;T) and I(T;Y) by `mine`, of activations with Gaussian noise of this variance."""
     noisy = with_noise(data.t.double(), noise_variance)
     of_x = None if data.x is None else mine(noisy, data.x)
     of_y = None if data.y is None else mine(noisy, F.one_hot(data.y).double())

@@ -8,20 +8,19 @@ import torch
 from torch import Tensor
 
 from locallearn.analysis.information.pairwise import with_noise
-from locallearn.analysis.information.result import Array, Information, checked, samples
+from locallearn.analysis.information.result import Information, Samples, checked
 
 NEIGHBOURS = 3
 BLOCK = 512
 
 
-def ksg(t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None) -> Information:
-    """I(X;T) for inputs x [N, Dx], and I(T;Y) for labels y [N], of activations t [N, D]; largest norm, 3 neighbours.
+def ksg(data: Samples, noise_variance: float | None) -> Information:
+    """I(X;T) and I(T;Y) by the 3 nearest neighbours in the largest norm.
 
     With `noise_variance`, Gaussian noise of it is added to t first (from a generator of its own): without any, I(X;T)
     of a deterministic layer is infinite and the estimate only grows with N. N^2 (D + Dx) operations. Biased downward
     where the information is large against log2 N.
     """
-    data = samples(t, y, x)
     noisy = with_noise(data.t.double(), noise_variance)
     n = len(noisy)
     of_x, warnings = None, []
