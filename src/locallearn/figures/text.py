@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from locallearn.errors import printable
 
@@ -56,15 +57,9 @@ def table(
     again: int = 1,
     rule: bool = False,
 ) -> str:
-    """A table as text of at most `width` columns. What has no room goes on below, behind the first `again` columns;
-    only a cell of more than `WHOLE` characters is broken into lines.
-
-    Args:
-        rows: The head, then the rows.
-        width: Of the terminal; None if lines may have any length.
-        left: Columns that are aligned to the left; the others, numbers, to the right.
-        again: How many columns say what a row is.
-        rule: Whether a line stands below the head.
+    """A head and its rows as text of at most `width` columns. What has no room goes on below, behind the first `again`
+    columns, and only a cell of more than `WHOLE` characters is broken into lines. The columns in `left` are aligned to
+    the left, the others, numbers, to the right; a `rule` stands below the head.
     """
     from rich.box import SIMPLE_HEAD
     from rich.cells import cell_len
@@ -84,17 +79,15 @@ def table(
         for row in rows[1:]:
             grid.add_row(*(row[k] for k in part))
         text = io.StringIO()
-        screen = Console(
-            file=text, width=max(needed, width or 0), markup=False, highlight=False, emoji=False, no_color=True
-        )
-        screen.print(grid)
+        plain: Any = {"markup": False, "highlight": False, "emoji": False, "color_system": None, "force_jupyter": False}
+        Console(file=text, width=max(needed, width or 0), **plain).print(grid)
         texts.append("\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip()))
     return "\n\n".join(texts)
 
 
 def _parts(wide: Sequence[int], width: int | None, again: int, gap: int) -> list[list[int]]:
     """Which columns, of so many characters, stand beside each other; the first `again` in every part."""
-    first = list(range(again))
+    first = list(range(min(again, len(wide))))
     parts = [first[:]]
     for k in range(again, len(wide)):
         if width and len(parts[-1]) > again and sum(wide[i] + gap for i in parts[-1]) + wide[k] > width:

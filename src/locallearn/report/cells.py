@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from locallearn.names import SELECTED_BY
 from locallearn.report.grouping import text
-from locallearn.report.numbers import Number, is_finite
+from locallearn.report.numbers import COSTS, Number, is_finite, shown, spread, title
 from locallearn.report.study import Group, Study
-from locallearn.report.units import COSTS, shown, spread, title
 from locallearn.runs.read import Run
 
 EXTRA = (SELECTED_BY, "images_per_second")

@@ -11,9 +11,8 @@ from locallearn.figures.text import table
 from locallearn.names import BLOCK, PROBE
 from locallearn.report.figures import CURVES, LINES, MARKERS, accuracy_by_block, learning_curves
 from locallearn.report.grouping import text, written
-from locallearn.report.numbers import numbers, values
+from locallearn.report.numbers import numbers, shown, values
 from locallearn.report.series import curve
-from locallearn.report.units import shown
 from locallearn.runs.files import flat
 from locallearn.runs.read import Run
 

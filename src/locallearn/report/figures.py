@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from locallearn import names
 from locallearn.figures import COLOURS, by_strategy, epoch_axis, panels
 from locallearn.report.grouping import label, written
-from locallearn.report.numbers import Number
-from locallearn.report.series import curve, mean_and_deviation
+from locallearn.report.numbers import COSTS, Number, mean_and_deviation
+from locallearn.report.series import curve
 from locallearn.report.study import Group, Study
-from locallearn.report.units import COSTS
 from locallearn.runs.read import Run
 
 if TYPE_CHECKING:

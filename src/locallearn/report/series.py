@@ -7,15 +7,13 @@ Long ones are thinned so that the page stays small, with the first and the last 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from locallearn import names
 from locallearn.figures import by_depth, by_strategy
-from locallearn.report.numbers import is_finite
+from locallearn.report.numbers import COSTS, is_finite, mean_and_deviation, percent, title
 from locallearn.report.study import SCORES, Study
-from locallearn.report.units import COSTS, percent, title
 from locallearn.runs.read import Run
 
 Curve: TypeAlias = dict[float, list[float]]
@@ -39,16 +37,6 @@ def curve(runs: Iterable[Run], metric: str) -> Curve:
         if is_finite(record.get("epoch")) and is_finite(record.get(metric)):
             values.setdefault(record["epoch"], []).append(record[metric])
     return dict(sorted(values.items()))
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Over seeds; one value has no deviation, and one that rounding alone would explain is 0. The module statistics
-    takes twenty times as long, seconds for 500 runs."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return mean, deviation if deviation > 1e-12 * max(map(abs, values)) else 0.0
 
 
 def payload(study: Study) -> dict[str, Any]:

@@ -173,13 +173,10 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def escaped(text: str) -> str:
     """Text that LaTeX prints as it is; letters that an article's fonts lack become their plain ones, or `?`."""
-    found = []
-    for c in text:
-        if c in _LATEX:
-            found.append(_LATEX[c])
-        elif c.isascii():
-            found.append(c if c.isprintable() else " ")
-        else:
-            plain = unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode()
-            found.append("".join(_LATEX.get(p, p) for p in plain) or "?")
-    return "".join(found)
+
+    def plain(c: str) -> str:
+        if c.isascii() or c in _LATEX:
+            return c if c.isprintable() else " "
+        return unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
+
+    return "".join(_LATEX.get(c, c) for c in "".join(map(plain, text)))

@@ -61,15 +61,8 @@ class Console:
         last_step: int | None = None,
         so_far: Callable[[], str] = str,
     ) -> None:
-        """Begin to count.
-
-        Args:
-            title: The line above everything.
-            epochs: How many epochs the run has in all.
-            steps_per_epoch: How many steps each of them has.
-            first_step: How many steps were done before (a resumed run).
-            last_step: The step at which training ends, if that is before the end of the last epoch.
-            so_far: Says how good the running epoch is, such as "loss 0.412"; called only when the bar is drawn.
+        """Begin to count, after `first_step` steps of a resumed run, up to `last_step` if that is before the end of the
+        last epoch. `so_far` says how good the running epoch is, as in "loss 0.412", whenever the bar is drawn.
         """
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._last_step = epochs * steps_per_epoch if last_step is None else last_step

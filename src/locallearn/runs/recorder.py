@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from locallearn.config.record import RecordSettings
 from locallearn.errors import RunError, UserError, in_one_line
+from locallearn.names import of_probe
 from locallearn.runs.console import warn
 from locallearn.runs.files import scalar, strict_json
 from locallearn.runs.folder import RunFolder
@@ -32,6 +33,36 @@ class Sink(Protocol):
     def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None: ...
 
     def close(self, status: str, summary: Mapping[str, Any]) -> None: ...
+
+
+class TensorBoardSink:
+    """A copy of each number as TensorBoard event files under `tensorboard/`, at its step; texts are left out."""
+
+    name = "TensorBoard"
+
+    def __init__(self, folder: RunFolder) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"))  # writes from a thread of its own
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        step = int(record.get("step", 0))
+        for key, value in record.items():
+            if key != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(key, value, step)
+
+    def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+        import numpy as np
+        from PIL import Image
+
+        for picture in pictures:
+            with Image.open(picture, formats=["PNG"]) as image:
+                pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
+            self._writer.add_image(of_probe(name, picture.stem), pixels, dataformats="HWC")
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None:
+        self._writer.add_text("status", status)
+        self._writer.close()
 
 
 class Recorder:
@@ -119,28 +150,17 @@ def _end_of_last_line(file: int) -> int:
         return content.rfind(b"\n") + 1
 
 
-def open_recorder(
-    folder: RunFolder,
-    settings: RecordSettings,
-    *,
-    config: Mapping[str, Any],
-    name: str,
-    group: str | None = None,
-    job_type: str | None = None,
-    tags: Sequence[str] = (),
-) -> Recorder:
+def open_recorder(folder: RunFolder, settings: RecordSettings, **about: Any) -> Recorder:
     """The recorder of a run. Raises UserError if the file cannot be written.
 
-    `config` is sent to W&B as it is: hand over no secrets. `group` yields to `settings.wandb.group`.
+    `about` goes to W&B as it is, so hand over no secrets: the configuration `config`, `name`, and where there are such
+    `group` (that of the settings wins), `job_type` and `tags`.
     """
     sinks: list[Sink] = []
     if settings.tensorboard is not None:
-        from locallearn.runs.tensorboard_sink import TensorBoardSink
-
         sinks.append(TensorBoardSink(folder))
     if settings.wandb is not None and settings.wandb.mode != "disabled":
         from locallearn.runs.wandb_sink import WandbSink
 
-        about = {"name": name, "group": group, "job_type": job_type, "config": config, "tags": list(tags)}
         sinks.append(WandbSink(folder, settings.wandb, about))
     return Recorder(folder, sinks)

@@ -54,13 +54,14 @@ class WandbSink:
     name = "W&B"
 
     def __init__(self, folder: RunFolder, settings: WandbSettings, about: Mapping[str, Any]) -> None:
-        """`about` holds name, group, job_type, tags and config."""
+        """`about` holds config and name, and may hold group, job_type and tags."""
         self._folder = folder
         self._identity = _identity(folder)
-        ours = {**about, "project": "locallearn", "entity": None, "dir": str(folder.path), "resume": "allow"}
+        ours = {"group": None, "job_type": None, "tags": [], **about, "project": "locallearn", "entity": None}
+        ours |= {"dir": str(folder.path), "resume": "allow"}
         users: dict[str, Any] = {"project": settings.project, "entity": settings.entity, "group": settings.group}
         if settings.tags:
-            users["tags"] = [*settings.tags, *about["tags"]]
+            users["tags"] = [*settings.tags, *ours["tags"]]
         self._init = {
             **{name: users.get(name) or _unless_in_the_environment(name, value) for name, value in ours.items()},
             "config": flat(about["config"]),  # flat, so that panels and filters of W&B find the keys
