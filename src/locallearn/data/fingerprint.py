@@ -32,8 +32,8 @@ class Fingerprint:
 
 
 def fingerprint(data: Data) -> Fingerprint:
-    """The set as it is now. Reads every sample in memory (1 GB/s), of image files names and sizes, and of a store without
-    an `identity` number, shape and type."""
+    """The set as it is now. Reads every sample in memory (1 GB/s), of image files names and sizes, and of a store
+    without an `identity` number, shape and type."""
     splits = (data.train, data.validation, data.test)
     stores = {id(split.store): split.store for split in splits}  # training and validation samples lie in one
     digest = hashlib.sha256()
