@@ -100,9 +100,7 @@ def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: str = 
     check_stages(depth, 6, "CIFAR ResNet", "20, 32, 44, 56 or 110")
     shortcuts: dict[str, Shortcut] = {"A": Pad, "B": projection}
     if shortcut not in shortcuts:
-        raise UserError(
-            f"shortcut={shortcut} but a CIFAR ResNet knows A (zero padding) and B (1x1); choose one of these"
-        )
+        raise UserError(f"shortcut={shortcut} but a CIFAR ResNet has A (zero padding) or B (1x1); choose one of these")
     channels, *_ = check_image(image, f"resnet{depth}")
     block = lambda inputs, outputs, stride: BasicBlock(inputs, outputs, stride, shortcuts[shortcut])  # noqa: E731
     stem = nn.Sequential(*conv_bn(channels, 16))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from locallearn.analysis.memory import SavedBytes
+from locallearn.analysis.cost import SavedBytes, now
 from locallearn.contract import Block, Feedback, Packet, Send, Step, Strategy
 from locallearn.engine import Learner, Stage, TrainedBlock
 from locallearn.engine.promises import check_learned
@@ -166,21 +165,16 @@ class _Watch(_Watched):
 
     def step(self, block: Block, packet: Packet) -> Step:
         generator = self.inner.step(block, packet)
-        start = self._now()
+        start = now(self._device)
         sent = [next(generator)]
-        forward = self._now() - start
+        forward = now(self._device) - start
         message = yield sent.pop()  # no reference stays behind: it may hold the graph
-        start = self._now()
+        start = now(self._device)
         answer = _finish(generator, message)
-        backward = self._now() - start
+        backward = now(self._device) - start
         before = self.seconds.get(block.spec.index, BlockTimes(0.0, 0.0))
         self.seconds[block.spec.index] = BlockTimes(before.forward + forward, before.backward + backward)
         return answer
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 class _Meter(_Watched):

@@ -56,9 +56,7 @@ def _codes(t: Tensor, bins: Bins) -> tuple[Tensor, str]:
             raise UserError(f"bins={bins}: the width of the bins must be a finite number above 0")
         numbers = (t.double() / bins).floor_()
         if float(numbers.abs().max()) > LARGEST / 2:
-            raise UserError(
-                f"bins={bins}: too narrow for activations up to {float(t.abs().max()):.3g}; give wider bins"
-            )
+            raise UserError(f"bins={bins}: too narrow for activations up to {float(t.abs().max()):.3g}; widen them")
         numbers = numbers.long()
         return numbers - numbers.min(), f"width {bins:g}"
     if isinstance(bins, str):

@@ -36,9 +36,7 @@ def gaussian(data: Samples, noise_variance: float | None) -> Information:
         bits = _joint(data.x.double(), data.t.double(), variance)
     dimensions = data.t.shape[1] + (0 if data.x is None else data.x.shape[1])
     if n < 10 * dimensions:
-        warnings.append(
-            f"{n} samples for covariances of {dimensions} dimensions: too large by about as much as it says"
-        )
+        warnings.append(f"{n} samples for covariances of {dimensions} dimensions: too large by about what it says")
     if math.isinf(bits):
         warnings.append("t is a linear function of x, without noise: I(X;T) is infinite; give noise_variance")
     if data.y is not None:

@@ -72,9 +72,7 @@ def mine_information(data: Samples, noise_variance: float | None) -> Information
     both = [estimate for estimate in (of_x, of_y) if estimate is not None]
     warnings = [sentence for estimate in both for sentence in estimate.warnings]
     if of_x is not None and noise_variance is None:
-        warnings.append(
-            "I(X;T) of a deterministic layer is infinite; MINE gives what it can reach: give noise_variance"
-        )
+        warnings.append("I(X;T) of a deterministic layer is infinite; MINE gives what it reaches: give noise_variance")
     x_bits, y_bits = (estimate and estimate.bits for estimate in (of_x, of_y))
     return checked(data, "mine", x_bits, y_bits, warnings, noise_variance=noise_variance, curve=both[0].curve)
 

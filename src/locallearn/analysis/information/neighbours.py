@@ -27,9 +27,7 @@ def ksg(data: Samples, noise_variance: float | None) -> Information:
     if data.x is not None:
         of_x = _continuous(noisy, data.x.double())
         if noise_variance is None:
-            warnings.append(
-                "I(X;T) of a deterministic layer is infinite; the estimate grows with N: give noise_variance"
-            )
+            warnings.append("I(X;T) of a deterministic layer is infinite: this grows with N; give noise_variance")
     of_y = None if data.y is None else _labels(noisy, data.y, data.counts)
     twice = n - len(noisy.unique(dim=0))
     if twice:

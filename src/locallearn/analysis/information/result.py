@@ -82,9 +82,7 @@ def samples(t: Array, y: Array | None = None, x: Array | None = None) -> Samples
     if y is not None:
         labels = torch.as_tensor(y, device=flat.device).detach()
         if labels.shape != (len(flat),):
-            raise UserError(
-                f"y has shape {list(labels.shape)}, t has {len(flat)} samples; give one label for each, [N]"
-            )
+            raise UserError(f"y has shape {list(labels.shape)}, t has {len(flat)} samples; give each one label, [N]")
         if labels.is_floating_point() and not torch.equal(labels, labels.round()):
             raise UserError("y must be whole numbers, one class for each sample; targets that vary go to x=")
         known = labels >= 0
