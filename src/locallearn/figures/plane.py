@@ -38,7 +38,7 @@ def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
     epoch_axis(right, epochs)
     right.set_ylabel(X)
     right.set_ylim(bottom=0)
-    right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, ncols=1 + len(layers) // 20)
+    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + len(layers) // 20)
     return figure
 
 

@@ -58,11 +58,11 @@ def draw(rows: Sequence[Row], options: PlanOptions, title: str) -> None:
             _lanes(axis, panel, lanes, until * 1e3)
         axes[-1].set_xlabel("milliseconds")
         limits = f"; drawn: the first {lanes} of {options.stages} devices" if lanes < options.stages else ""
-        figure.suptitle(f"{title}{limits}", fontsize=9)
+        figure.suptitle(f"{title}{limits}")
         names = {"forward": "forward", "backward": "backward, loss and optimizer"}
         legend = [Patch(color=COLOURS[kind][0], label=name) for kind, name in names.items()]
         legend.append(Patch(color="white", label="numbers: batch; shades: even and odd"))
-        figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(handles=legend, loc="outside lower center", ncols=3)
         path = Path(options.picture)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def _lanes(axis: Axes, panel: Panel, lanes: int, until: float) -> None:
             text = axis.text((start + end) / 2, piece.device + 0.04, label, color=colour, fontsize=6.5)
             text.set(ha="center", va="center", in_layout=False)
     axis.set(xlim=(0, until), ylim=(lanes - 0.5, -0.5), yticks=range(lanes))
-    axis.set_title(panel.title, loc="left", fontsize=8)
+    axis.set_title(panel.title, loc="left")
     axis.set_ylabel("device")
     axis.tick_params(length=2)
     axis.spines[["top", "right"]].set_visible(False)
