@@ -118,9 +118,15 @@ class DataSource(ABC):
             raise UserError(f"data.root={error}") from None
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
-        """Read the set and put it on `device`. The splits, the label noise and every batch follow from `seed`; the
-        test set does not. `normalisation` is that of a trained model, instead of the one of this training split.
-        Raises UserError for files that are missing or wrong and for options that do not fit."""
+        """Read the set and put it on a device.
+
+        Args:
+            seed: of the run, from which the splits, the label noise and every batch follow, but not the test set.
+            device: where samples in memory lie, and streamed ones go.
+            normalisation: that of a trained model, instead of the one of this training split.
+
+        Raises UserError for files that are missing or wrong and for options that do not fit.
+        """
         raw = self.read(device)
         for name, part in (("training", raw.train), ("test", raw.test), ("validation", raw.validation)):
             if part is not None:

@@ -22,11 +22,13 @@ def binned(t: Array, y: Array | None = None, bins: Bins = 30) -> Information:
     """I(X;T) = H(bin(T)) and I(T;Y) = H(bin(T)) - sum_y p(y) H(bin(T) | y), for a deterministic layer; exact for the
     distribution of the samples given (Shwartz-Ziv and Tishby 2017; Saxe et al. 2018).
 
-    bins  an int: so many bins of equal width over this layer's own range
-          a float: bins of this width, at its multiples (0.07 in the code of Saxe et al.)
-          edges, ascending: the bins between them, with all that is outside in the outermost ones; for instance
-          tanh(linspace(-10, 10, 31)) for bins of equal width in the net input of tanh units
-          "tanh": those of the original for tanh units: 29 of equal width on [-1, 1), and one for exactly 1.0
+    Args:
+        t: activations [N, D...].
+        y: labels [N].
+        bins: an int: so many bins of equal width over this layer's own range; a float: bins of this width, at its
+            multiples (0.07 in the code of Saxe et al.); ascending edges: the bins between them, with all that is
+            outside in the outermost ones, such as tanh(linspace(-10, 10, 31)) for bins of equal width in the net input
+            of tanh units; "tanh": those of the original: 29 of equal width on [-1, 1), and one for exactly 1.0.
     """
     data = samples(t, y)
     codes, convention = _codes(data.t, bins)

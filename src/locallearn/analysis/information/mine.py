@@ -30,12 +30,18 @@ class Mine(NamedTuple):
 
 
 def mine(a: Array, b: Array, steps: int = 1000, seed: int = 0) -> Mine:
-    """A lower bound on I(A;B) for paired samples a [N, Da] and b [N, Db]: sup over a network f of E f(a, b) - log E
-    exp f(a, b'), b' shuffled, with the moving average of the denominator that makes its gradient unbiased.
+    """A lower bound on I(A;B): sup over a network f of E f(a, b) - log E exp f(a, b') with b' shuffled, and with the
+    moving average of the denominator that makes its gradient unbiased (Belghazi et al. 2018, section 3).
 
     Learned on three quarters of the samples by Adam, measured on the rest: the mean over the last quarter of the curve.
-    Cannot exceed about the log of the number of held-out samples; its variance grows with exp of the information. Draws
-    from a generator of its own. Raises UserError for fewer than 8 samples.
+    Cannot exceed about the log of the number of held-out samples; its variance grows with exp of the information.
+
+    Args:
+        a, b: paired samples [N, Da] and [N, Db].
+        steps: of training, on batches of 512; at least 50.
+        seed: of the network, the split and the batches; the global generators are not touched.
+
+    Raises UserError for fewer than 8 samples, and where the network diverges.
     """
     data = samples(a, None, b)
     assert data.x is not None

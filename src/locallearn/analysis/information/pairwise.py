@@ -34,11 +34,15 @@ SAMPLES = 1000
 
 
 def bounds(t: Array, y: Array | None = None, noise_variance: float = 0.1) -> tuple[Information, Information]:
-    """Lower (Bhattacharyya) and upper (Kullback-Leibler) estimate for activations t [N, D...] with Gaussian noise of
-    `noise_variance`, and labels y [N], from the same distances.
+    """The lower (Bhattacharyya) and the upper (Kullback-Leibler) estimate, from the same distances.
 
-    N^2 D operations in float64, of which one N x N matrix is never held: a few blocks of 1024 x 1024. The ranges of
-    both results hold for the exact information of the mixture, whose inputs are these N samples, equally likely.
+    N^2 D operations in float64, a few blocks of 1024 x 1024 at a time. The ranges of both results hold for the exact
+    information of the mixture, whose inputs are these N samples, equally likely.
+
+    Args:
+        t: activations [N, D...].
+        y: labels [N], for I(T;Y).
+        noise_variance: of the Gaussian noise on each activation.
     """
     variance = positive("noise_variance", noise_variance)
     data = samples(t, y)
