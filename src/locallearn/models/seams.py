@@ -17,10 +17,8 @@ _GLOBAL_POOL_FUNCTIONS = tuple(getattr(F, f"adaptive_{kind}_pool{n}d") for kind 
 
 def seams(flow: Flow, name: str, cuts: Sequence[str] | None) -> list[fx.Node]:
     """The nodes whose values the units emit, in order. What comes after the last one is the head."""
-    natural = _natural(flow)
-    if cuts is None:
-        chosen = natural
-    else:
+    natural = chosen = _natural(flow)
+    if cuts is not None:
         chosen = sorted({_named(flow, name, word) for word in cuts}, key=flow.at.__getitem__)
         last = chosen[-1] if chosen else flow.image
         if natural and any(map(flow.weights, flow.between(last, natural[-1]))):
@@ -77,8 +75,8 @@ def _gives_up_map(flow: Flow, before: fx.Node, after: fx.Node, piece: list[fx.No
     if flow.values[after].dim() < flow.values[before].dim():
         return True
     modules = [flow.module.get_submodule(str(n.target)) for n in piece if n.op == "call_module"]
-    functions = [n.target for n in piece if n.op == "call_function"]
-    return any(isinstance(m, _GLOBAL_POOLS) for m in modules) or any(f in _GLOBAL_POOL_FUNCTIONS for f in functions)
+    functions = {n.target for n in piece if n.op == "call_function"}
+    return any(isinstance(m, _GLOBAL_POOLS) for m in modules) or not functions.isdisjoint(_GLOBAL_POOL_FUNCTIONS)
 
 
 def _named(flow: Flow, name: str, word: str) -> fx.Node:
