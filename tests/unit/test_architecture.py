@@ -19,7 +19,15 @@ ROOMS = {
 KNOW_HYDRA = {"cli/main.py", "config/compose.py", "config/explain.py"}
 FILES = sorted(ROOT.rglob("*.py"))
 WITHOUT_TORCH = [
-    *("errors.py", "paths.py", "stored.py", "plan/options.py", "studies/options.py", "training/stopping.py"),
+    *(
+        "errors.py",
+        "paths.py",
+        "options.py",
+        "stored.py",
+        "plan/options.py",
+        "studies/options.py",
+        "training/stopping.py",
+    ),
     *(f"config/{name}.py" for name in ("compose", "explain", "record", "registry", "settings")),
     "figures/text.py",
     *(str(path.relative_to(ROOT)) for room in ("cli", "report", "runs") for path in (ROOT / room).glob("*.py")),

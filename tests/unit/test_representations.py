@@ -302,7 +302,7 @@ def test_options_are_checked():
     for make, message in [
         (lambda: Linear(samples=0), r"probe\.linear\.samples=0"),
         (lambda: Linear(neighbours=0), r"probe\.linear\.neighbours=0"),
-        (lambda: Similarity(samples=3), r"probe\.similarity\.samples=3: must be at least 4"),
+        (lambda: Similarity(samples=3), r"probe\.similarity\.samples=3: must be a whole number of at least 4"),
         (lambda: Similarity(split="tset"), "did you mean 'test'"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -91,21 +91,27 @@ def trust(parser: argparse.ArgumentParser) -> None:
 
 def of_a_run() -> Parser:
     """The flags of a run, or of a sweep of runs, with -m."""
-    parser = Parser("", "", add_help=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--version", action="store_true")
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-r", "--run", action="store_true")
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
-    parser.add_argument("-p", "--package")
-    parser.add_argument("--resolve", action="store_true")
-    parser.add_argument("-i", "--info", nargs="?", const="all", choices=INFO)
-    parser.add_argument("-sc", "--shell-completion", action="store_true")
+    parser = Parser("", "", add_help=False, usage=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+    on: dict[str, Any] = {"action": "store_true"}
+    for names, help_text, options in (
+        ("-m --multirun", "a sweep: one run for each combination of values, as in seed=0,1,2", on),
+        ("-r --run", "one run, which needs no flag", on),
+        ("--dry-run", "show the blocks, and train nothing", on),
+        ("-c --cfg", "show the configuration instead of running",
+         {"choices": ["job", "hydra", "all"], "metavar": "job"}),
+        ("-p --package", "with --cfg: show one part of it, such as optim", {"metavar": "GROUP"}),
+        ("--resolve", "with --cfg: with the values of references", on),
+        ("-i --info", "show how Hydra has put the configuration together: defaults, ...",
+         {"nargs": "?", "const": "all", "choices": INFO, "metavar": "WHAT"}),
+        ("-sc --shell-completion", 'completion: eval "$(locallearn -sc install=bash)", or zsh', on),
+        ("--version", "show the versions of locallearn and of torch", on),
+        ("-h --help", "show this page", on),
+    ):  # fmt: skip
+        parser.add_argument(*names.split(), help=help_text, **options)
     trust(parser)
     for flag, (short, _) in ELSEWHERE.items():
-        parser.add_argument(flag, *([short] if short else []), nargs="?", const="", dest=flag)
+        parser.add_argument(*filter(None, (flag, short)), nargs="?", const="", dest=flag, help=argparse.SUPPRESS)
     return parser
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from locallearn.config.given import declared
+from locallearn.config.explicit import declared
 from locallearn.config.registry import APPENDED, choices, chosen, known_keys, options, owners
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, did_you_mean, unknown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,13 @@ def header(file: Path) -> dict[str, str]:
     return found
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested mappings under its dotted key."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
+def flat(config: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"optim": {"lr": 0.1}} -> {"optim.lr": 0.1}; lists and empty mappings stay."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{above}{key}"
+        values |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return values
 
 
 def chosen(overrides: Sequence[str]) -> dict[str, str]:
@@ -77,8 +77,8 @@ def chosen(overrides: Sequence[str]) -> dict[str, str]:
 
 def options(group: str, name: str, file: Path) -> list[str]:
     """The settings of one choice, without the name of the group."""
-    found = (path for path, _ in leaves(_content(group, name, file)))
-    return [path for path in found if path.rpartition(".")[2] not in ("_target_", "defaults")]
+    paths = flat(_content(group, name, file))
+    return [path for path in paths if path.rpartition(".")[2] not in ("_target_", "defaults")]
 
 
 def owners(key: str, config_dirs: Iterable[Path]) -> list[str]:
@@ -91,7 +91,7 @@ def owners(key: str, config_dirs: Iterable[Path]) -> list[str]:
 def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[str]:
     """Every key that may be set: top-level settings, groups, and the keys of the groups' chosen or all yaml files."""
     top = {key: value for key, value in _top().items() if key not in ("defaults", "hydra")}
-    keys = {path for path, _ in leaves(top)} | top.keys() | set(GROUPS)
+    keys = flat(top).keys() | top.keys() | set(GROUPS)
     names = chosen(overrides)
     for group in GROUPS:
         files = choices(group, config_dirs)

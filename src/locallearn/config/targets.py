@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.config.typed import checked, fields_of
 from locallearn.contract import Strategy
 from locallearn.data import DataSource
 from locallearn.engine import Optim
 from locallearn.engine.promises import check_class
 from locallearn.errors import UserError, did_you_mean
 from locallearn.objectives import Objective
+from locallearn.options import checked, fields_of
 from locallearn.probes import Probe
 from locallearn.runtime import Runtime
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from locallearn.config.given import Unread
+from locallearn.config.explicit import Unread
+from locallearn.config.objects import Experiment
 from locallearn.config.registry import choices
 from locallearn.config.targets import resolve
-from locallearn.config.typed import fields_of
 from locallearn.errors import UserError
+from locallearn.options import fields_of
 
 if TYPE_CHECKING:
-    from locallearn.config.experiment import Experiment
     from locallearn.data import Data
     from locallearn.engine import Learner
 
@@ -44,7 +44,7 @@ def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unrea
         yield Unread("balance", "blocks=NUMBER")
     if exp.settings.checkpoint.every == "never":
         yield Unread("checkpoint.keep", "checkpoint.every=1ep, or another number of epochs or steps")
-    if exp.given.varies is None:
+    if exp.explicit.varies is None:
         yield Unread("sweep", "-m, a sweep of several runs")
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, read_out, task_loss
-from locallearn.errors import unknown
 from locallearn.objectives import Objective
-
-LAST = ("joint", "local")
 
 
 @dataclass(frozen=True)
@@ -31,12 +28,8 @@ class DGL(Strategy):
 
     objective: Objective = field(kw_only=True)
     auxiliary: Auxiliary = field(kw_only=True)
-    last: str = "joint"
+    last: Literal["joint", "local"] = "joint"
     route: ClassVar[Route] = Route.NONE
-
-    def __post_init__(self) -> None:
-        if self.last not in LAST:
-            raise unknown("strategy.last", self.last, LAST)
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         return {} if self.objective.labels else {"last": "objective=NAME that reads labels"}

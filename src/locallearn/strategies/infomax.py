@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from locallearn.auxiliary import Auxiliary, Linear
 from locallearn.objectives import InfoNCE, Objective
@@ -24,11 +27,12 @@ class Infomax(DGL):
 
     objective: Objective = field(init=False)
     auxiliary: Auxiliary = field(init=False)
-    last: str = field(init=False, default="local")
-    steps: int = 5
-    negatives: int = 16
+    last: Literal["local"] = field(init=False, default="local")
+    steps: Annotated[int, Ge(1)] = 5
+    negatives: Annotated[int, Ge(1)] = 16
     same_position: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "objective", InfoNCE(self.steps, self.negatives, self.same_position))
         object.__setattr__(self, "auxiliary", Linear())  # InfoNCE reads none

@@ -76,7 +76,7 @@ def prepare(
         stage=stage,
     )
     if part is None:
-        exp.given.refuse(in_blocks(exp, learner, data))
+        exp.explicit.refuse(in_blocks(exp, learner, data))
     if part is None and data.graph is None and data.batch(settings.batch_size) == _parts(exp):
         check_single(learner, data)
     elif part is None and not type(exp.strategy).__module__.startswith("locallearn."):

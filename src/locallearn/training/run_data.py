@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from locallearn.config.typed import convert
 from locallearn.data import Data, DataSource
 from locallearn.data.fingerprint import Fingerprint, fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
+from locallearn.options import convert
 from locallearn.runs.console import warn
 
 CLASSES_NAMED = 10

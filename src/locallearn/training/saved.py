@@ -13,11 +13,11 @@ from torch import Tensor
 
 from locallearn import seeds, stored
 from locallearn.config.experiment import Experiment, experiment
-from locallearn.config.typed import convert, fields_of
 from locallearn.data.fingerprint import Fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
+from locallearn.options import convert, fields_of
 from locallearn.probes import Moment, Probe, Seen
 from locallearn.runs import again, checkpoint
 from locallearn.runs.console import warn
