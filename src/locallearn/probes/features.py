@@ -11,12 +11,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.analysis.features import as_pixels, maps
-from locallearn.data import Data
-from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures.style import gallery, spaced
-from locallearn.probes.base import Every, Moment, Probe, Row, Seen
-from locallearn.probes.depth import chosen, outputs
+from locallearn.probes import Data, Every, Learner, Moment, Probe, Row, Seen, chosen, outputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

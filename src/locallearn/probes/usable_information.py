@@ -9,10 +9,7 @@ from annotated_types import Ge
 
 from locallearn import seeds
 from locallearn.analysis.readout import label_entropy, usable_information
-from locallearn.data import Data
-from locallearn.engine import Learner
-from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
-from locallearn.probes.depth import by_layer, outputs, sample
+from locallearn.probes import Curve, Data, Learner, Moment, Probe, Row, Seen, by_layer, outputs, sample
 
 
 @dataclass(frozen=True)
