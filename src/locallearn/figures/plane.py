@@ -17,6 +17,7 @@ Row: TypeAlias = Mapping[str, float | int | str | None]
 Path: TypeAlias = dict[int, dict[str, float]]
 """Of a layer: its numbers by epoch."""
 
+NUMBERS = ("i_x_t", "i_t_y", "i_x_t_lower", "i_x_t_upper", "i_t_y_lower", "i_t_y_upper")
 X, Y = "I(X;T) [bits]", "I(T;Y) [bits]"
 BARS = 6
 """As many points of a path have bars for their bounds; more would hide it."""
@@ -45,16 +46,10 @@ def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
 def _mean(seeds: Sequence[Sequence[Row]], layer: int) -> Path:
     """The mean over seeds of every number that all of them have for a layer, by epoch."""
     by_seed = [{int(r["epoch"] or 0): r for r in rows if r["layer"] == layer} for rows in seeds]
-    common = set.intersection(*(set(rows) for rows in by_seed))
-    names = ("i_x_t", "i_t_y", "i_x_t_lower", "i_x_t_upper", "i_t_y_lower", "i_t_y_upper")
     path: Path = {}
-    for epoch in sorted(common):
-        columns = {name: [rows[epoch].get(name) for rows in by_seed] for name in names}
-        path[epoch] = {
-            name: fmean(float(v) for v in values if v is not None)
-            for name, values in columns.items()
-            if all(v is not None for v in values)
-        }
+    for epoch in sorted(set.intersection(*map(set, by_seed))):
+        values = {name: [rows[epoch].get(name) for rows in by_seed] for name in NUMBERS}
+        path[epoch] = {name: fmean(of) for name, of in values.items() if None not in of}  # type: ignore[arg-type]
     return path
 
 
