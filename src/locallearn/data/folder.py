@@ -69,7 +69,7 @@ class Folder(DataSource):
         samples = torch.empty(len(files), *stream.image, dtype=torch.uint8)
         for part, images in zip(samples.split(64), stream.take(torch.arange(len(files)), 64), strict=True):
             part.copy_(images)
-        return Memory(samples, stream)
+        return Memory(samples, stream.identity)
 
     def _scan(self) -> Scan:
         """The whole set, with a part for the test in any case."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
 
 import torch
@@ -60,21 +60,17 @@ def check_samples(what: str, store: Store, image: Size) -> None:
             raise UserError(f"of the {what} number {index} is not finite (a NaN or infinity); mend it or take it out")
 
 
-class Identified(Protocol):
-    def identity(self) -> bytes: ...
-
-
 class Memory:
-    """Samples [N, *image] that lie on the device. `origin`: what they were read from, if that tells them apart from
-    others sooner than their values do."""
+    """Samples [N, *image] that lie on the device. `origin` gives the identity of what they were read from, where that
+    tells them apart from others sooner than their values do."""
 
-    def __init__(self, samples: Tensor, origin: Identified | None = None) -> None:
+    def __init__(self, samples: Tensor, origin: Callable[[], bytes] | None = None) -> None:
         self.samples, self.origin = samples.contiguous(), origin
 
     def identity(self) -> bytes:
         """A sum over every byte, or what `origin` says."""
         if self.origin is not None:
-            return self.origin.identity()
+            return self.origin()
         digest = hashlib.sha256()
         for part in self.samples.split(CHECKED):  # a copy from a GPU is never large
             digest.update(part.cpu().numpy().data)
