@@ -93,11 +93,11 @@ class Hooks:
 
     def _saw(self, name: str, module: nn.Module, args: object, output: object) -> None:
         tensor = _first(output)
-        turned = isinstance(module, nn.RNNBase) and not module.batch_first and tensor is not None and tensor.dim() == 3
-        rows = tensor.transpose(0, 1) if turned and tensor is not None else tensor
-        if rows is None or tensor is None:
+        if tensor is None:
             kind = f"a {type(output).__name__}" if output is not None else "nothing"
             return self._leave_out(name, f"emits {kind}, which holds no tensor")
+        turned = isinstance(module, nn.RNNBase) and not module.batch_first and tensor.dim() == 3
+        rows = tensor.transpose(0, 1) if turned else tensor
         if problem := self._problem(rows):
             return self._leave_out(name, problem)
         call = 1
