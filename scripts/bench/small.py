@@ -23,7 +23,7 @@ from bench.method import Bench, Found
 from locallearn.auxiliary import Linear
 from locallearn.contract import Size, Strategy
 from locallearn.engine import SGD as Momentum
-from locallearn.engine import Adam, Learner, Optim, assemble
+from locallearn.engine import Adam, Learner, Optim, Setup, assemble
 from locallearn.models import BlockModel
 from locallearn.models.plain import lenet, mlp
 from locallearn.models.resnet import cifar_resnet
@@ -75,7 +75,7 @@ def measure(bench: Bench, report: Report, name: str) -> None:
 def learner_of(model: BlockModel, strategy: str, optim: Optim) -> Learner:
     made: Strategy = Backprop() if strategy == "backprop" else DGL(objective=CrossEntropy(), auxiliary=Linear())
     cut = model.cut(min(BLOCKS, len(model.units)))
-    return assemble(copy.deepcopy(model), made, optim, cut, channels_last=True)
+    return assemble(copy.deepcopy(model), made, optim, cut, Setup(channels_last=True))
 
 
 def by_hand(learner: Learner, optimizer: str, x: Tensor, y: Tensor) -> Callable[[], None]:

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from helpers.nets import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny_model, trained
 from locallearn.auxiliary import MLP, Auxiliary, Linear
 from locallearn.contract import BlockSpec, Packet, Route
-from locallearn.engine import SGD, assemble
+from locallearn.engine import SGD, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-from locallearn.objectives import CrossEntropy, Objective, PredSim
+from locallearn.objectives import CrossEntropy, LossAndLogits, Objective, PredSim
 from locallearn.strategies.greedy import DGL, Greedy
 from locallearn.strategies.overlapping import Overlapping
 
@@ -33,7 +33,7 @@ class Quadratic(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"head": nn.Linear(spec.emits[0], spec.classes, bias=False)}
 
-    def loss(self, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> LossAndLogits:
         logits = modules["head"](h)
         return 0.5 * (logits - F.one_hot(packet.y, 3)).pow(2).sum() / len(h), logits
 
@@ -50,7 +50,7 @@ class Views(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"projector": nn.Linear(spec.emits[0], 3)}
 
-    def loss(self, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> LossAndLogits:
         assert packet.side[0].shape[1:] == (2, 6, 6), "the image did not travel"
         return views_loss(modules["projector"], h), None
 
@@ -121,7 +121,7 @@ def test_pairs_of_a_linear_net_by_matrix_formulas(combine):
     model = BlockModel(units, nn.Linear(4, 3, bias=False), image=(4,), classes=3, name="linear")
     strategy = Overlapping(objective=Quadratic(), auxiliary=Linear(), combine=combine)
     plain = SGD(lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
-    learner = assemble(model, strategy, plain, model.cut(3), precision="fp64")
+    learner = assemble(model, strategy, plain, model.cut(3), Setup(precision="fp64"))
     x, y = torch.randn(7, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0, 0])
 
     a, b, c = (unit.weight.detach().numpy().copy() for unit in learner.model.units)

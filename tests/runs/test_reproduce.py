@@ -19,8 +19,8 @@ from locallearn.cli import main as cli
 from locallearn.config.compose import choices
 from locallearn.config.experiment import experiment
 from locallearn.runs.folder import RunFolder
+from locallearn.training.evaluate import linear_readout
 from locallearn.training.prepare import prepare
-from locallearn.training.readout import linear_readout
 from locallearn.training.saved import saved_experiment
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -284,8 +284,8 @@ def test_a_run_that_another_process_writes_is_left_to_it(capsys):
 @pytest.mark.fault("F32")
 def test_a_run_that_another_process_begins_meanwhile_is_left_to_it(monkeypatch):
     exp, path = make(0)
-    start = sweep.session.start
-    monkeypatch.setattr(sweep.session, "start", lambda *a: RunFolder.create(Path("runs"), path.name) and start(*a))
+    start = sweep.start
+    monkeypatch.setattr(sweep, "start", lambda *a: RunFolder.create(Path("runs"), path.name) and start(*a))
     assert sweep.run(exp, path) == ("busy", {})
 
 

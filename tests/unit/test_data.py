@@ -23,7 +23,7 @@ from locallearn.data.augment import Augment, draw
 from locallearn.data.benchmarks import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionMNIST
 from locallearn.data.digits import Digits
 from locallearn.data.doctor import diagnose
-from locallearn.data.source import Part, Raw
+from locallearn.data.source import Raw, RawSplit
 from locallearn.data.split import noisy, stratified
 from locallearn.data.store import Memory
 from locallearn.data.synthetic import Synthetic
@@ -46,7 +46,9 @@ class Given(DataSource):
 
     def read(self, device: torch.device) -> Raw:
         test = self.labels if self.test_labels is None else self.test_labels
-        return Raw(self.names, Part(Memory(self.samples), self.labels), Part(Memory(self.samples[: len(test)]), test))
+        return Raw(
+            self.names, RawSplit(Memory(self.samples), self.labels), RawSplit(Memory(self.samples[: len(test)]), test)
+        )
 
 
 def given(samples: torch.Tensor, labels: torch.Tensor | None = None, **options: object) -> Data:

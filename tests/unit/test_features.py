@@ -27,7 +27,7 @@ from locallearn.probes.base import Curve, Seen
 from locallearn.probes.depth import by_layer, outputs, sample
 from locallearn.probes.features import Features
 from locallearn.probes.filters import Filters
-from locallearn.probes.reconstruction import Reconstruction
+from locallearn.probes.reconstruction import ReconstructionProbe
 from locallearn.training.probing import START, look
 
 CONF = Path(__file__).parents[2] / "conf" / "probe"
@@ -296,7 +296,7 @@ def test_a_new_probe_is_a_look_and_the_names_of_its_curves(learner, data):
 @pytest.mark.parametrize("network", [False, True])
 def test_each_probe_gives_rows_and_pictures_and_changes_nothing(network, learner, data):
     before = {n: t.clone() for n, t in learner.state().items()}
-    decoded = Reconstruction(samples=40, decoder="network" if network else "linear", steps=3)
+    decoded = ReconstructionProbe(samples=40, decoder="network" if network else "linear", steps=3)
     rows, pictures = drawn(decoded, learner, data)
     assert [(r["block"], r["layer"]) for r in rows] == [(0, 0), (1, 3)] * 2
     assert rows[:2] == [{**r, "epoch": 0, "step": 0} for r in rows[2:]], "the same weights, the same numbers"
@@ -312,7 +312,7 @@ def test_each_probe_gives_rows_and_pictures_and_changes_nothing(network, learner
 
 def test_reconstruction_by_hand(learner, data):
     """The second unit's output of 60 training images, scikit-learn's ridge with the probe's own penalty."""
-    seen = Reconstruction(layers=(1,), samples=60).look(learner, data, START)
+    seen = ReconstructionProbe(layers=(1,), samples=60).look(learner, data, START)
     train, test = sample(data, "train", 60)[0], sample(data, "test", 500)[0]
     with torch.no_grad():
         h = [learner.model.units[1](learner.model.units[0](x)) for x in (train, test)]
@@ -336,7 +336,7 @@ def test_the_yaml_has_the_defaults_and_the_class(name):
     assert text.startswith(f"# @package probe.{name}\n")
     assert text.splitlines()[2].startswith("# paper: ")
     options = yaml.safe_load(text)
-    cls = {"features": Features, "filters": Filters, "reconstruction": Reconstruction}[name]
+    cls = {"features": Features, "filters": Filters, "reconstruction": ReconstructionProbe}[name]
     assert options.pop("_target_") == f"{cls.__module__}.{cls.__name__}"
     assert cls(**options) == cls(every="log")
 
@@ -348,8 +348,8 @@ def test_the_yaml_has_the_defaults_and_the_class(name):
         (lambda learner, data: Features(layers=(9,)).look(learner, data, START), "layers=[9]: lenet has units 0-3"),
         (lambda learner, data: Features(image=-1), "probe.features.image=-1: must be a whole number of at least 0"),
         (lambda learner, data: Filters(filters=0), "probe.filters.filters=0: must be a whole number of at least 1"),
-        (lambda learner, data: Reconstruction(decoder="liner"), "did you mean 'linear'?"),
-        (lambda learner, data: Reconstruction(layers=(4,)).look(learner, data, START), "lenet has units 0-3"),
+        (lambda learner, data: ReconstructionProbe(decoder="liner"), "did you mean 'linear'?"),
+        (lambda learner, data: ReconstructionProbe(layers=(4,)).look(learner, data, START), "lenet has units 0-3"),
     ],
 )
 def test_a_mistake_is_one_sentence(call, said, learner, data):

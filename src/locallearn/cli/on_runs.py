@@ -14,6 +14,7 @@ from locallearn.config.compose import choices, compose
 from locallearn.errors import RunError, UserError
 from locallearn.figures.text import columns, table
 from locallearn.names import BLOCK, divided
+from locallearn.runs.files import ROWS
 
 
 def _on_runs(command: str, text: str, more: str, settings: bool = True) -> Parser:
@@ -61,9 +62,9 @@ examples:
     run, settings = _one("resume", options.words)
     allow = outside.trusted(options.config_dir, options.allow)
     runtime = _other_runtime(settings, options.config_dir)
-    from locallearn.training import session
+    from locallearn.training.run import resume
 
-    session.resume(run, allow, runtime=runtime, said=settings)
+    resume(run, allow, runtime=runtime, overrides=settings)
     return 0
 
 
@@ -99,11 +100,11 @@ def _stage(arguments: list[str]) -> int:
     parser = _on_runs("stage", "One process of a run.", "")
     parser.add_argument("--quiet", action="store_true")
     options = parser.read(arguments)
-    from locallearn.training import session
+    from locallearn.training.run import stage
     from locallearn.training.stopping import Interrupted
 
     try:
-        session.stage(options.words[0], options.allow, options.quiet)
+        stage(options.words[0], options.allow, options.quiet)
     except Interrupted as error:  # the process that started this one says it
         return error.exit_code
     return 0
@@ -197,7 +198,7 @@ example:
         raise UserError(f"probe RUN must be told what looks: probe={names}")
     for folder, pictures in probe_run(run, allow, probes, settings):
         print(folder.table())
-        for file in (folder.path / "rows.jsonl", *pictures):
+        for file in (folder.path / ROWS, *pictures):
             print(file)
     return 0
 

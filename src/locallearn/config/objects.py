@@ -34,9 +34,9 @@ class ModelBuilder:
     reads_graph: bool
 
     def __call__(self, image: Size, classes: int, graph: Tensor | None = None) -> BlockModel:
-        given = {"graph": graph} if self.reads_graph else {}
+        more = {"graph": graph} if self.reads_graph else {}
         try:
-            module = self.target(image=image, classes=classes, **given, **self.options)
+            module = self.target(image=image, classes=classes, **more, **self.options)
         except UserError:
             raise
         except (TypeError, ValueError) as error:
@@ -77,6 +77,6 @@ class Experiment:
 def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
     """The builder that a configuration means. Raises UserError."""
     target = resolve(config.get("_target_"), "model", allow)
-    given = ("image", "classes", *({"graph"} & fields_of(target).keys()))
-    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", given)
-    return ModelBuilder(target, options, "graph" in given)
+    supplied = ("image", "classes", *({"graph"} & fields_of(target).keys()))
+    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", supplied)
+    return ModelBuilder(target, options, "graph" in supplied)

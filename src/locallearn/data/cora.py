@@ -13,7 +13,7 @@ from torch import Tensor
 from locallearn.data.dataset import GraphData, Split
 from locallearn.data.files import ALL_CHECKED, check_files
 from locallearn.data.normalise import Normalisation
-from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.source import DataSource, Raw, RawSplit, require
 from locallearn.data.split import noisy, stratified
 from locallearn.data.store import Memory
 from locallearn.errors import UserError
@@ -63,7 +63,7 @@ class Cora(DataSource):
     def read(self, device: torch.device) -> Raw:
         """Planetoid's split, without the graph."""
         cora = self._read()
-        train, validation, test = (Part(Memory(cora.x[mask]), cora.y[mask]) for mask in _masks(cora))
+        train, validation, test = (RawSplit(Memory(cora.x[mask]), cora.y[mask]) for mask in _masks(cora))
         return Raw(CLASSES, train, test, validation)
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> GraphData:

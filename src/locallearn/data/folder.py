@@ -12,7 +12,7 @@ from annotated_types import Ge, Interval
 
 from locallearn.data.files import checked_root, reading
 from locallearn.data.scan import Files, Scan, scan
-from locallearn.data.source import DataSource, Part, Raw
+from locallearn.data.source import DataSource, Raw, RawSplit
 from locallearn.data.split import stratified
 from locallearn.data.store import Memory, Store
 from locallearn.data.stream import Stream
@@ -59,7 +59,7 @@ class Folder(DataSource):
         contents = self._scan()
         needed_bytes = sum(len(files) for files, _ in contents.parts.values()) * 3 * self.size**2
         keep = needed_bytes <= self.memory_share * memory_bytes(device)
-        parts = {name: Part(self._store(files, keep), labels) for name, (files, labels) in contents.parts.items()}
+        parts = {name: RawSplit(self._store(files, keep), labels) for name, (files, labels) in contents.parts.items()}
         return Raw(contents.classes, parts["train"], parts["test"], parts.get("validation"), contents.others())
 
     def _store(self, files: list[Path], keep: bool) -> Store:

@@ -27,7 +27,7 @@ from locallearn.options import OneOf, Options
 from locallearn.seeds import generator
 
 
-class Part(NamedTuple):
+class RawSplit(NamedTuple):
     """Raw samples and their labels, int64 [N] on the CPU."""
 
     images: Store
@@ -39,9 +39,9 @@ class Raw(NamedTuple):
     `left_out` says what was found and is no part of the set."""
 
     classes: tuple[str, ...]
-    train: Part
-    test: Part
-    validation: Part | None = None
+    train: RawSplit
+    test: RawSplit
+    validation: RawSplit | None = None
     left_out: str = ""
 
 
@@ -49,7 +49,7 @@ def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels
     """A set without a test part of its own: `test` of its samples [N, ...] with labels [N] are drawn for it, class by
     class, the same ones whatever the seed of a run."""
     train, rest = stratified(labels, len(labels) - test, generator(0, name, "test"))
-    return Raw(classes, Part(Memory(samples[train]), labels[train]), Part(Memory(samples[rest]), labels[rest]))
+    return Raw(classes, RawSplit(Memory(samples[train]), labels[train]), RawSplit(Memory(samples[rest]), labels[rest]))
 
 
 @dataclass(frozen=True)
@@ -195,5 +195,5 @@ def require(holds: bool, name: str, value: object, rule: str) -> None:
         raise UserError(f"data.{name}={value}: must be {rule}")
 
 
-def _whole(part: Part, device: torch.device) -> Split:
+def _whole(part: RawSplit, device: torch.device) -> Split:
     return Split(part.images.to(device), torch.arange(len(part.images)), part.labels.to(device))

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
-from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.source import DataSource, Raw, RawSplit, require
 from locallearn.data.store import Memory
 from locallearn.seeds import generator
 
@@ -54,7 +54,7 @@ class Synthetic(DataSource):
             test=self._part("test", max(self.classes, self.images // 5), patterns),
         )
 
-    def _part(self, part: str, images: int, patterns: Tensor) -> Part:
+    def _part(self, part: str, images: int, patterns: Tensor) -> RawSplit:
         draws = generator(0, "synthetic", part)
         labels = torch.arange(images) % self.classes
         samples = torch.empty(images, *patterns.shape[1:], dtype=torch.uint8)
@@ -62,4 +62,4 @@ class Synthetic(DataSource):
             mine = patterns[labels[first : first + CHUNK]]
             noise = torch.randn(mine.shape, generator=draws)
             samples[first : first + CHUNK] = (127.5 + 32 * mine + 48 * noise).round().clamp(0, 255).to(torch.uint8)
-        return Part(Memory(samples), labels)
+        return RawSplit(Memory(samples), labels)

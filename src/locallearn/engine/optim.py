@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -62,6 +62,18 @@ class Optim(Options, ABC):
             return progress / self.warmup
         return SCHEDULES[self.schedule]((progress - self.warmup) / (1 - self.warmup), self)
 
+    def of_block(
+        self, layers: nn.Module, head: nn.Module | None, auxiliary: nn.ModuleDict, separate: frozenset[str]
+    ) -> dict[str, Optimizer | None]:
+        """One optimizer for the `main` part of a block, and one for each auxiliary module that has its own; None where
+        nothing learns."""
+        main = [*layers.parameters(), *(head.parameters() if head is not None else ())]
+        joint = [p for name, m in auxiliary.items() if name not in separate for p in m.parameters()]
+        parts = {"main": self.groups(_trainable(main), _trainable(joint))}
+        for name in sorted(separate & set(auxiliary)):
+            parts[name] = self.groups([], _trainable(auxiliary[name].parameters()))
+        return {name: self.build(groups) if groups else None for name, groups in parts.items()}
+
     def groups(self, main: list[nn.Parameter], auxiliary: list[nn.Parameter]) -> list[dict]:
         """Parameter groups of one optimizer; `base_lr` is what the schedule multiplies."""
         aux_lr = self.lr if self.auxiliary_lr is None else self.auxiliary_lr
@@ -75,6 +87,10 @@ class Optim(Options, ABC):
     @abstractmethod
     def build(self, groups: list[dict]) -> Optimizer:
         """The PyTorch optimizer over these groups."""
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return list(dict.fromkeys(p for p in parameters if p.requires_grad))
 
 
 def take_step(optimizer: Optimizer) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, cross_entropy
-from locallearn.objectives.base import Objective, ObjectiveModules, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, wide
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class VIB(Objective):
         encoder = auxiliary.build(spec.emits, 2 * self.features)
         return {"classifier": GaussianCode(encoder, nn.Linear(self.features, spec.classes))}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         logits, nats = modules["classifier"](h)
         return cross_entropy(logits, packet.y) + self.beta * nats, logits
 
@@ -85,7 +85,7 @@ class InformationDropout(Objective):
         layer = conv(size[0], size[0], 1) if conv else nn.Linear(size[-1], size[-1])
         return {"classifier": classifier, "noise": LogNormalNoise(layer, self.alpha_max)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         z, nats = modules["noise"](h)
         logits = modules["classifier"](z)
         return cross_entropy(logits, packet.y) + self.beta * nats, logits

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules, exact, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, exact, wide
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SupCon(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"projection": auxiliary.build(spec.emits, self.features)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         return contrast(modules["projection"](h), packet.y, self.temperature), None
 
 
@@ -93,7 +93,7 @@ class SimCLR(Objective):
         self.check(spec.image)
         return {"projection": auxiliary.build(spec.emits, self.features)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         image = torch.arange(len(h) // 2, device=h.device).repeat(2)
         return contrast(modules["projection"](h), image, self.temperature), None
 

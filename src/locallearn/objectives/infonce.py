@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules, exact, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, exact, wide
 
 GRID = 7  # positions to a side, as in Greedy InfoMax: 64 x 64 crops in half-overlapping patches of 16
 
@@ -54,7 +54,7 @@ class InfoNCE(Objective):
             )
         return {"predictions": Predictions(spec.emits, self.steps, self.negatives, self.same_position)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         return modules["predictions"](h), None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet
 from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules
 from locallearn.objectives.contrastive import SupCon
 from locallearn.objectives.cross_entropy import CrossEntropy
 from locallearn.objectives.reconstruction import Reconstructor, reconstruct, with_image
@@ -76,33 +76,21 @@ class InfoPro(Objective):
         return with_image(packet) if self.reconstructs else packet
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        weights = Weights(*self.weights(spec.index, spec.depth))
-        modules: dict[str, nn.Module] = {"weights": weights}
-        if weights.task:  # first, so that it starts as DGL's does
-            modules |= TASKS[self.task].modules(spec, auxiliary)
-        if weights.reconstruction:
+        reconstruction, task = self.weights(spec.index, spec.depth)
+        modules = TASKS[self.task].modules(spec, auxiliary) if task else {}  # first, so that it starts as DGL's does
+        if reconstruction:
             modules["decoder"] = Reconstructor(spec)
         return modules
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
-        weights, logits = modules["weights"], None
-        assert isinstance(weights, Weights)
-        loss = torch.zeros((), device=h.device)
-        if weights.task:
-            task, logits = TASKS[self.task].loss(modules, h, packet)
-            loss = loss + weights.task * task
-        if weights.reconstruction:
-            loss = loss + weights.reconstruction * reconstruct(modules, h, packet.side[0])
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
+        r, t = self.weights(spec.index, spec.depth)
+        loss, logits = torch.zeros((), device=h.device), None
+        if t:
+            task, logits = TASKS[self.task].loss(spec, modules, h, packet)
+            loss = loss + t * task
+        if r:
+            loss = loss + r * reconstruct(modules, h, packet.side[0])
         return loss, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return TASKS[self.task].predict(modules, h) if "classifier" in modules else None
-
-
-class Weights(nn.Identity):
-    """r and t of one block. A module because modules are all that a loss gets of its block; it does nothing."""
-
-    def __init__(self, reconstruction: float, task: float) -> None:
-        super().__init__()
-        self.reconstruction = reconstruction
-        self.task = task

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from locallearn.auxiliary import Auxiliary, Decoder
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, wide
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Reconstruction(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"decoder": Reconstructor(spec)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         return reconstruct(modules, h, packet.side[0]), None
 
 
@@ -83,7 +83,7 @@ class Inpainting(Objective):
         self.check(spec.image)
         return {"decoder": Reconstructor(spec)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         image, hidden = packet.side
         return reconstruct(modules, h, image, hidden), None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -42,3 +43,5 @@ class PlanOptions(CommandOptions):
             )
         if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
             raise UserError(f"picture={self.picture}: must end in .svg or .png")
+        if self.picture and importlib.util.find_spec("matplotlib") is None:
+            raise UserError("picture= needs matplotlib: pip install matplotlib, or leave picture= out")

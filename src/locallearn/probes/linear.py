@@ -31,7 +31,7 @@ LEGEND: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Linear(Probe):
+class LinearProbe(Probe):
     """Accuracy on the test set of classifiers on each layer's frozen features (Alain & Bengio 2016): maps are averaged
     over space, sequences over time. Per layer (unit of the model):
 

@@ -29,7 +29,7 @@ CHUNK = 256
 
 
 @dataclass(frozen=True)
-class Reconstruction(Probe):
+class ReconstructionProbe(Probe):
     """Fits a decoder on the frozen output of each block, in eval mode, that puts the input back (see
     `analysis.decoder`), and tries it on the first 500 test samples:
 

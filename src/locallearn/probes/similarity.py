@@ -24,7 +24,7 @@ FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Similarity(Probe):
+class SimilarityProbe(Probe):
     """Linear CKA (Kornblith et al. 2019), with the unbiased estimator (Nguyen et al. 2021), between what every two
     layers (units of the model) emit for the same samples. Per layer:
 

@@ -24,7 +24,7 @@ from locallearn import seeds
 from locallearn.contract import Packet, Route, Strategy
 from locallearn.engine import Stage, TrainedBlock
 from locallearn.engine.modes import set_modes
-from locallearn.engine.stage import Moment, Running
+from locallearn.engine.stage import MicroStep, PendingBackward
 from locallearn.errors import UserError
 from locallearn.runtime.choice import Runtime
 
@@ -195,8 +195,8 @@ class ReplayStage(Stage):
     def _learn(self, k: int, packet: Packet, batch: int) -> None:
         """One update of block k; what it emits, computed before that update, goes to the buffer above."""
         block = self.blocks[k]
-        moment = Moment(self.updates[k], block.progress, 0)
-        block.step, block.micro = moment.step, 0
+        at = MicroStep(self.updates[k], block.progress, 0)
+        block.step, block.micro = at.step, 0
         block.reseed("forward")
         generator = self.strategy.step(block, packet)
         with self.autocast():
@@ -206,7 +206,7 @@ class ReplayStage(Stage):
             if dropped is not None:
                 self._note(k + 1, "uses", dropped.uses)
         del send  # it may hold the graph
-        self._finish(Running(block, generator, moment), None)
+        self._finish(PendingBackward(block, generator, at), None)
         self.updates[k] += 1
         self._note(k, "idle", 0)
 

@@ -56,7 +56,7 @@ class DeepSupervision(Strategy):
         if block.last:
             loss = task_loss(block, out.h, out.y)
         else:
-            loss, logits = self.objective.loss(block.auxiliary, out.h, out)
+            loss, logits = self.objective.loss(block.spec, block.auxiliary, out.h, out)
             block.report(loss, logits, out.y)
             loss = loss * (self.weight * ANNEAL[self.anneal](block.progress))
         grads = yield Send(out)

@@ -15,7 +15,7 @@ from locallearn import seeds
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, cross_entropy
 
 
-class Projection(nn.Module):
+class FeedbackProjection(nn.Module):
     """e [B, classes] -> e B, as large as a block's output [B, *size]; without parameters.
 
     matrix  [classes, n]: n is the product of `size`, or fewer, one for each channel, and then repeated over space
@@ -74,7 +74,7 @@ class DFA(Strategy):
             uniform = uniform[:, : math.prod(shape)].clone()
         else:
             uniform, size = torch.rand(spec.classes, math.prod(shape)), math.prod(spec.emits)
-        return {"feedback": Projection((2 * uniform - 1) * (self.scale / math.sqrt(size)), shape, spec.emits)}
+        return {"feedback": FeedbackProjection((2 * uniform - 1) * (self.scale / math.sqrt(size)), shape, spec.emits)}
 
     def _shape(self, size: Size) -> Size:
         """The shape of e B for a block that emits `size`, without the batch."""

@@ -57,16 +57,15 @@ class DNI(Strategy):
     depth: Annotated[int, Ge(0)] = 2
     batch_norm: bool = True
     synthetic_inputs: bool = False
-    route: ClassVar[Route] = Route.NEIGHBOR
-    separate: ClassVar[frozenset[str]] = frozenset({"synthesizer", "inputs"})
     conditional: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.synthetic_inputs:
-            object.__setattr__(self, "separate", frozenset({"synthesizer"}))
-        if self.warmup or self.mix:
-            object.__setattr__(self, "route", Route.CHAIN)
+    @property
+    def route(self) -> Route:  # type: ignore[override]  # of the instance: the options decide it
+        return Route.CHAIN if self.warmup or self.mix else Route.NEIGHBOR
+
+    @property
+    def separate(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"synthesizer", "inputs"} if self.synthetic_inputs else {"synthesizer"})
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         if len(specs) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
@@ -36,12 +36,10 @@ class Overlapping(DGL):
 
     reach: Annotated[int, Ge(1)] = 2
     combine: Literal["sum", "mean", "next"] = "sum"
-    route: ClassVar[Route] = Route.NEIGHBOR
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reach != 2:
-            object.__setattr__(self, "route", Route.NONE if self.reach == 1 else Route.CHAIN)
+    @property
+    def route(self) -> Route:  # type: ignore[override]  # of the instance: the reach decides it
+        return {1: Route.NONE, 2: Route.NEIGHBOR}.get(self.reach, Route.CHAIN)
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         found = dict(super().unread(specs))
