@@ -44,7 +44,7 @@ def draw(study: Study) -> dict[str, Figure]:
     left_out = sum(bool(group.counted) for group in study.groups) - len(groups)
     if left_out:
         for figure in figures.values():
-            figure.suptitle(f"{len(groups)} of {len(groups) + left_out} groups, the best by validation", fontsize=8)
+            figure.suptitle(f"{len(groups)} of {len(groups) + left_out} groups, the best by validation")
     return figures
 
 
@@ -163,4 +163,4 @@ def _legend(figure: Figure, axes: Axes) -> None:
     columns = max(1, min(4, len(labels), room // (longest + 6)))
     lines = sum(text.count("\n") + 1 for text in labels) / columns
     figure.set_figheight(figure.get_figheight() + 0.15 * (lines + 0.5))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
