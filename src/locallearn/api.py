@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from locallearn import seeds
 from locallearn.config.compose import compose, quoted
 from locallearn.config.experiment import Experiment, experiment
-from locallearn.config.given import Unread
+from locallearn.config.explicit import Unread
 from locallearn.config.settings import Settings
 from locallearn.config.unread import in_blocks
 from locallearn.engine import Learner
@@ -58,7 +58,7 @@ def train(quiet: bool = False, **settings: Any) -> Result:
     """
     overrides = list(_overrides(settings))
     exp = experiment(*compose(overrides), overrides)
-    exp.given.refuse([Unread("dry_run", "the command line, which prints the blocks")])
+    exp.explicit.refuse([Unread("dry_run", "the command line, which prints the blocks")])
     result = start(exp, quiet=quiet)
     assert result is not None, "torchrun is for the command line"
     return result
@@ -101,12 +101,12 @@ def build(
     named = {} if isinstance(model, nn.Module) else {"model": model}
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
     exp = experiment(*compose([*_any_batch(settings), *overrides]), overrides)
-    exp.given.refuse(_read_by_train(exp, steps))
+    exp.explicit.refuse(_read_by_train(exp, steps))
     stage = stage_of(exp)
     network = _network(exp, model, tuple(image), classes, graph, axes)
     with unchanged_if_refused(network):
         learner = assembled(exp, network, stage, steps=steps, pixels=_pixels(pixels, exp, network.image))
-        exp.given.refuse(in_blocks(exp, learner))
+        exp.explicit.refuse(in_blocks(exp, learner))
     return learner
 
 

@@ -464,7 +464,11 @@ def test_routes_follow_the_reach():
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"reach": 0}, "must be at least 1"), ({"combine": "nxt"}, "did you mean 'next'"), ({"combine": "max"}, "choose")],
+    [
+        ({"reach": 0}, "must be a whole number of at least 1"),
+        ({"combine": "nxt"}, "did you mean 'next'"),
+        ({"combine": "max"}, "must be sum, mean or next"),
+    ],
 )
 def test_options_are_refused_in_a_sentence(options, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -526,5 +530,5 @@ def test_local_greedy_learns_a_block_a_phase_and_the_head_in_the_last():
 
 @pytest.mark.parametrize("strategy", [DGL, Greedy, Overlapping])
 def test_other_words_for_the_last_block_are_refused(strategy):
-    with pytest.raises(UserError, match=r"unknown strategy.last 'locla': did you mean 'local'"):
+    with pytest.raises(UserError, match=r"strategy.last=locla: did you mean 'local'"):
         strategy(**LOCAL, last="locla")

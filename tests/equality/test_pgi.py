@@ -382,12 +382,12 @@ def test_integer_inputs_are_read():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"weight": -1.0}, "weight=-1.0: must be at least 0"),
-        ({"weight": math.inf}, "must be at least 0"),
+        ({"weight": -1.0}, "weight=-1.0: must be a number of at least 0"),
+        ({"weight": math.inf}, "must be a finite number"),
         ({"taps": "detach"}, "did you mean 'detached'"),
-        ({"width": 7}, "must be even"),
+        ({"width": 7}, "must be a whole number of at least 2 and divisible by 2"),
         ({"width": 0}, "at least 2"),
-        ({"couplings": 0}, "couplings=0: must be at least 1"),
+        ({"couplings": 0}, "couplings=0: must be a whole number of at least 1"),
     ],
 )
 def test_options_are_refused_in_a_sentence(form, options, sentence):

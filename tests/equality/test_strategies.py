@@ -305,7 +305,7 @@ def test_options_are_checked():
     config = yaml.safe_load(Path(FILES["deep_supervision"]).read_text())
     given = {"objective": CrossEntropy(), "auxiliary": MLP()}
     for bad, sentence in [
-        ({"weight": -1.0}, "must be at least 0"),
+        ({"weight": -1.0}, "must be a number of at least 0"),
         ({"weight": "abc"}, "must be a number"),
         ({"anneal": "cosin"}, "did you mean 'cosine'"),
         ({"wieght": 1.0}, "did you mean 'weight'"),

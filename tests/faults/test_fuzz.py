@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from locallearn.cli import main as cli
 from locallearn.config.compose import choices, compose, conf_dir
 from locallearn.config.targets import resolve
-from locallearn.config.typed import fields_of
 from locallearn.errors import UserError
+from locallearn.options import fields_of
 
 pytestmark = [pytest.mark.fault("F22"), pytest.mark.usefixtures("no_network")]
 STEPS = 2

@@ -87,7 +87,7 @@ def test_what_diverges_is_worse_than_what_does_not(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["trials=0"], "trials=0: must be a whole number, at least 1"),
+        (["trials=0"], "trials=0: must be a whole number of at least 1"),
         (["trials=many"], "at least 1"),
         (["space=lr_decya"], "did you mean 'lr_decay'?"),
         (["space=nowhere.yaml"], "cannot be read"),

@@ -87,13 +87,13 @@ def test_yaml_says_what_the_class_says(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"validation": 1.5}, "data.validation=1.5: must be at least 0 and below 1"),
+        ({"validation": 1.5}, "data.validation=1.5: must be a number of at least 0 and below 1"),
         ({"validation": 1.0}, "data.validation=1.0: must be"),
         ({"validation": float("nan")}, "data.validation=nan: must be"),
-        ({"fraction": 0.0}, "data.fraction=0.0: must be above 0 and at most 1"),
+        ({"fraction": 0.0}, "data.fraction=0.0: must be a number above 0 and at most 1"),
         ({"label_noise": -0.1}, "data.label_noise=-0.1: must be"),
-        ({"crop": -1}, "data.crop=-1: must be at least 0"),
-        ({"cutout": -1}, "data.cutout=-1: must be at least 0"),
+        ({"crop": -1}, "data.crop=-1: must be a whole number of at least 0"),
+        ({"cutout": -1}, "data.cutout=-1: must be a whole number of at least 0"),
         ({"normalise": "standart"}, "did you mean 'standard'"),
     ],
 )

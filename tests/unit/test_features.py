@@ -323,8 +323,8 @@ def test_the_yaml_has_the_defaults_and_the_class(name):
     [
         (lambda learner, data: Features(image=999).look(learner, data, START), "has 359 samples; choose 0-358"),
         (lambda learner, data: Features(layers=(9,)).look(learner, data, START), "layers=[9]: lenet has units 0-3"),
-        (lambda learner, data: Features(image=-1), "probe.features.image=-1: must be at least 0"),
-        (lambda learner, data: Filters(filters=0), "probe.filters.filters=0: must be at least 1"),
+        (lambda learner, data: Features(image=-1), "probe.features.image=-1: must be a whole number of at least 0"),
+        (lambda learner, data: Filters(filters=0), "probe.filters.filters=0: must be a whole number of at least 1"),
         (lambda learner, data: ReconstructionProbe(decoder="liner"), "did you mean 'linear'?"),
         (lambda learner, data: ReconstructionProbe(layers=(4,)).look(learner, data, START), "lenet has units 0-3"),
     ],

@@ -309,11 +309,11 @@ def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):
         (["stages=9"], "depth=3"),
         (["stages=7", "depth=2"], "choose a multiple of 2"),
         (["stages=3", "blocks=2"], "choose blocks=3"),
-        (["bandwidth=0"], "must be above 0"),
+        (["bandwidth=0"], "must be a number above 0"),
         (["picture=plan.pdf"], "must end in .svg or .png"),
         (["micro_batches=5"], "does not divide a batch of 32"),
         (["strategy=greedy"], "there is no pipeline to plan"),
-        (["stages=5000", "depth=5000"], "at most 4096"),
+        (["stages=5000", "depth=5000"], "must be a whole number from 1 to 4096"),
         (["modell=vgg16"], "did you mean 'model'?"),
     ],
 )
@@ -334,5 +334,5 @@ def test_options_are_taken_out_of_the_settings():
     options, rest = PlanOptions.parse(["model=vgg16", "stages=8", "latency=1.5", "optim.lr=1"])
     assert options == PlanOptions(stages=8, latency=1.5)
     assert rest == ["model=vgg16", "optim.lr=1"]
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="micro_batches=0: must be a whole number from 1 to 4096"):
         PlanOptions(micro_batches=0)

@@ -302,7 +302,7 @@ def test_options_are_checked():
     for make, message in [
         (lambda: LinearProbe(samples=0), r"probe\.linear\.samples=0"),
         (lambda: LinearProbe(neighbours=0), r"probe\.linear\.neighbours=0"),
-        (lambda: SimilarityProbe(samples=3), r"probe\.similarity\.samples=3: must be at least 4"),
+        (lambda: SimilarityProbe(samples=3), r"probe\.similarity\.samples=3: must be a whole number of at least 4"),
         (lambda: SimilarityProbe(split="tset"), "did you mean 'test'"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -65,7 +65,7 @@ def test_tishby_labels_are_those_of_the_file(real_root: Path) -> None:
             assert [table[tuple(map(int, row))] for row in samples.tolist()] == labels.tolist()
     assert len(data.test) == 2048
     assert data.pixels is None
-    with pytest.raises(UserError, match=r"data\.test=1\.0: must be above 0 and below 1"):
+    with pytest.raises(UserError, match=r"data\.test=1\.0: must be a number above 0 and below 1"):
         Tishby(test=1.0)
 
 
@@ -179,8 +179,8 @@ def test_labelled_nodes_are_drawn_by_the_seed_outside_validation_and_test(real_r
     ("options", "said"),
     [
         ({"validation": 0.1}, r"data\.validation=0\.1: must be 0, as the 500 validation nodes"),
-        ({"labelled": 6}, r"data\.labelled=6: must be from 7"),
-        ({"labelled": 1209}, r"data\.labelled=1209: must be from 7"),
+        ({"labelled": 6}, r"data\.labelled=6: must be a whole number from 7"),
+        ({"labelled": 1209}, r"data\.labelled=1209: must be a whole number from 7"),
     ],
 )
 def test_cora_options_out_of_range(options: dict[str, float], said: str) -> None:

@@ -50,10 +50,10 @@ examples:
     parser.add_argument("--matrix", action="store_true", help="which strategy trains which model, found out now")
     trust(parser)
     options = parser.read(arguments)
-    outside.trusted(options.config_dir, options.allow)
+    allow = outside.trusted(options.config_dir, options.allow)
     if options.matrix:
         return listing.matrix(options.config_dir)
-    return listing.show(options.group, options.name, options.config_dir)
+    return listing.show(options.group, options.name, options.config_dir, allow)
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -71,6 +71,9 @@ example:
     options, settings = _settings(parser, arguments)
     if odd := [word for word in settings if "=" not in word and not word.startswith("~")]:
         raise UserError(f"doctor takes settings such as data=folder data.root=DIR, not {odd[0]!r}")
+    on_runs.only(
+        settings, r"~|\+?(data[.=]|experiment=|short=)|seed=|allow=", "doctor", "data, such as data=mnist, and seed"
+    )
     config, _ = compose(settings, options.config_dir)
     import torch
 

@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from locallearn import paths
@@ -21,7 +22,8 @@ from locallearn.data.dataset import Data, Split
 from locallearn.data.normalise import NORMALISATIONS, Normalisation, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Memory, Store, check_samples
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
+from locallearn.options import OneOf, Options
 from locallearn.seeds import generator
 
 
@@ -51,7 +53,7 @@ def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels
 
 
 @dataclass(frozen=True)
-class DataSource(ABC):
+class DataSource(Options, ABC):
     """A set that can be loaded.
 
     root         folder of the files; without one, the environment's LOCALLEARN_DATA, or ~/.cache/locallearn
@@ -63,20 +65,22 @@ class DataSource(ABC):
     deficit, deficit_from, deficit_until   see `Deficit`
     """
 
+    _group = "data"
+
     name: ClassVar[str]
     measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
     verified: ClassVar[str] = "nothing to check"  # or what `read` insists on
 
     root: str | None = None
-    validation: float = 0.1
-    fraction: float = 1.0
-    label_noise: float = 0.0
-    normalise: str = "standard"
-    crop: int = 0
+    validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    fraction: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    label_noise: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    normalise: Annotated[str, OneOf(NORMALISATIONS)] = "standard"
+    crop: Annotated[int, Ge(0)] = 0
     flip: bool = False
-    cutout: int = 0
-    deficit: str | None = None
-    deficit_from: int = 0
+    cutout: Annotated[int, Ge(0)] = 0
+    deficit: Annotated[str, OneOf(DEFICITS)] | None = None
+    deficit_from: Annotated[int, Ge(0)] = 0
     deficit_until: int | None = None
 
     def unread(self) -> Mapping[str, str]:
@@ -85,16 +89,7 @@ class DataSource(ABC):
         return {} if self.deficit else dict.fromkeys(ends, "data.deficit=blur, flip, permutation or noise")
 
     def __post_init__(self) -> None:
-        require(0 <= self.validation < 1, "validation", self.validation, "at least 0 and below 1")
-        require(0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
-        require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "at least 0 and at most 1")
-        require(self.crop >= 0, "crop", self.crop, "at least 0")
-        require(self.cutout >= 0, "cutout", self.cutout, "at least 0")
-        if self.normalise not in NORMALISATIONS:
-            raise unknown("data.normalise", self.normalise, NORMALISATIONS)
-        if self.deficit is not None and self.deficit not in DEFICITS:
-            raise unknown("data.deficit", self.deficit, DEFICITS)
-        require(self.deficit_from >= 0, "deficit_from", self.deficit_from, "at least 0")
+        super().__post_init__()
         until, least = self.deficit_until, self.deficit_from
         require(until is None or until >= least, "deficit_until", until, f"at least data.deficit_from={least}, or null")
 

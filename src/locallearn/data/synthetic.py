@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,17 +30,14 @@ class Synthetic(DataSource):
 
     name: ClassVar[str] = "synthetic"
 
-    classes: int = 10
-    images: int = 2000
-    size: int = 32
-    channels: int = 3
+    classes: Annotated[int, Ge(2)] = 10
+    images: Annotated[int, Ge(2)] = 2000
+    size: Annotated[int, Ge(1)] = 32
+    channels: Annotated[int, Ge(1)] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.classes >= 2, "classes", self.classes, "at least 2")
         require(self.images >= self.classes, "images", self.images, f"at least {self.classes}, one for each class")
-        require(self.size >= 1, "size", self.size, "at least 1")
-        require(self.channels >= 1, "channels", self.channels, "at least 1")
 
     def unread(self) -> Mapping[str, str]:
         return {**super().unread(), "root": "data=NAME that has files"}

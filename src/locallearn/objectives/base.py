@@ -12,18 +12,21 @@ from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
+from locallearn.options import Options
 
 ObjectiveModules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 LossAndLogits: TypeAlias = tuple[Tensor, Tensor | None]
 
 
-class Objective(ABC):
+class Objective(Options, ABC):
     """A local loss. Concrete ones are frozen dataclasses of typed options; they hold no parameters themselves.
 
     labels  whether the loss reads labels. One that does not trains every block, the last one too, by itself; the head
             is then a read-out that learns on the finished features and sends nothing into them.
     reads_auxiliary  whether the loss has the chosen auxiliary network between a block's output and itself
     """
+
+    _group = "objective"
 
     labels: ClassVar[bool] = True
     reads_auxiliary: ClassVar[bool] = True

@@ -3,20 +3,22 @@ an Alternative to End-to-end Training", arXiv 2101.10832)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
 from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules
 from locallearn.objectives.contrastive import SupCon
 from locallearn.objectives.cross_entropy import CrossEntropy
 from locallearn.objectives.reconstruction import Reconstructor, reconstruct, with_image
+from locallearn.options import OneOf
 
 TASKS: dict[str, Objective] = {"cross_entropy": CrossEntropy(), "supcon": SupCon()}
 
@@ -38,19 +40,14 @@ class InfoPro(Objective):
     task_last             t at the last local block
     """
 
-    task: str = "cross_entropy"
-    reconstruction_first: float = 5.0
-    reconstruction_last: float = 0.0
-    task_first: float = 0.5
-    task_last: float = 1.0
+    task: Annotated[str, OneOf(TASKS)] = "cross_entropy"
+    reconstruction_first: Annotated[float, Ge(0)] = 5.0
+    reconstruction_last: Annotated[float, Ge(0)] = 0.0
+    task_first: Annotated[float, Ge(0)] = 0.5
+    task_last: Annotated[float, Ge(0)] = 1.0
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise unknown("objective.task", self.task, TASKS)
-        for name in ("reconstruction_first", "reconstruction_last", "task_first", "task_last"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"objective.{name}={value}: must be at least 0")
+        super().__post_init__()
         for end in ("first", "last"):
             if getattr(self, f"reconstruction_{end}") == 0 == getattr(self, f"task_{end}"):
                 raise UserError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,13 +51,9 @@ class Inpainting(Objective):
     mask  share of the height and of the width that is hidden
     """
 
-    mask: float = 0.5
+    mask: Annotated[float, Interval(gt=0, le=1)] = 0.5
     labels: ClassVar[bool] = False
     reads_auxiliary: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mask <= 1:
-            raise UserError(f"objective.mask={self.mask}: must be above 0 and at most 1, which hides the whole image")
 
     @property
     def reconstructs(self) -> bool:

@@ -4,15 +4,15 @@ Signals", arXiv 1901.06656)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
-from locallearn.errors import UserError
 from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, exact, wide
 from locallearn.objectives.cross_entropy import CrossEntropy
 
@@ -50,15 +50,11 @@ class PredSim(Objective):
 
     A head that only reads out learns from (1 - beta) times its loss, as in the authors' code."""
 
-    beta: float = 0.99
+    beta: Annotated[float, Interval(ge=0, le=1)] = 0.99
 
     @property
     def head_weight(self) -> float:
         return 1 - self.beta
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise UserError(f"objective.beta={self.beta}: must be from 0 (prediction alone) to 1 (similarity alone)")
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return CrossEntropy().modules(spec, auxiliary) | Similarity().modules(spec, auxiliary)

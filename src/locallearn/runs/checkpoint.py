@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from locallearn import stored
-from locallearn.config.typed import checked
 from locallearn.errors import RunError, UserError
+from locallearn.options import checked
 from locallearn.runs import files
 
 FORMAT = 1

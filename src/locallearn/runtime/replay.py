@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import seeds
@@ -36,15 +37,8 @@ class Replay(Runtime):
     slow    factors by which blocks are slower, by their number, such as {2: 1.2}; None: all are equally fast
     """
 
-    buffer: int = 10
-    slow: dict[int, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.buffer < 1:
-            raise UserError(f"runtime.buffer={self.buffer}: must be at least 1")
-        for block, factor in (self.slow or {}).items():
-            if factor < 1:
-                raise UserError(f"runtime.slow={{{block}: {factor:g}}}: must be at least 1, which is no slow-down")
+    buffer: Annotated[int, Ge(1)] = 10
+    slow: dict[int, Annotated[float, Ge(1)]] | None = None
 
     def stage(self, name: str, strategy: Strategy, micro_batches: int) -> Callable[..., Stage]:
         if strategy.route is not Route.NONE:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, read_out, task_loss
-from locallearn.errors import unknown
 from locallearn.objectives import Objective
-
-LAST = ("joint", "local")
 
 
 class LocalLosses(Strategy):
@@ -71,11 +68,7 @@ class DGL(LocalLosses):
 
     objective: Objective = field(kw_only=True)
     auxiliary: Auxiliary = field(kw_only=True)
-    last: str = "joint"
-
-    def __post_init__(self) -> None:
-        if self.last not in LAST:
-            raise unknown("strategy.last", self.last, LAST)
+    last: Literal["joint", "local"] = "joint"
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         return {} if self.objective.labels else {"last": "objective=NAME that reads labels"}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
+
+from annotated_types import Ge
 
 from locallearn.auxiliary import Linear
 from locallearn.objectives import InfoNCE, Objective
@@ -23,13 +26,10 @@ class Infomax(LocalLosses):
     same_position  false: negatives from any position, as in the paper; see `InfoNCE`
     """
 
-    steps: int = 5
-    negatives: int = 16
+    steps: Annotated[int, Ge(1)] = 5
+    negatives: Annotated[int, Ge(1)] = 16
     same_position: bool = True
     auxiliary = Linear()  # InfoNCE reads none
-
-    def __post_init__(self) -> None:
-        _ = self.objective  # refuses options that it cannot work with
 
     @cached_property
     def objective(self) -> Objective:  # type: ignore[override]

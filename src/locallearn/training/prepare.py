@@ -15,7 +15,6 @@ import torch
 
 from locallearn import seeds
 from locallearn.config.experiment import Experiment
-from locallearn.config.typed import convert
 from locallearn.config.unread import in_blocks
 from locallearn.contract import Strategy
 from locallearn.data import Data, DataSource
@@ -26,6 +25,7 @@ from locallearn.engine.batch import SINGLE
 from locallearn.engine.setup import Pixels
 from locallearn.errors import RunError, UserError, described, in_one_line, memory_ran_out, needs_several_values
 from locallearn.models import BlockModel
+from locallearn.options import convert
 from locallearn.plan.measure import rehearse
 from locallearn.runs.console import warn
 from locallearn.training.environment import choose_device
@@ -66,7 +66,7 @@ def prepare(
     steps = settings.epochs * data.steps(settings.batch_size)
     learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=place)
     if place is None:
-        exp.given.refuse(in_blocks(exp, learner, data))
+        exp.explicit.refuse(in_blocks(exp, learner, data))
         single = data.graph is None and data.batch(settings.batch_size) == _parts(exp)
         if single or not _is_ours(exp.strategy):
             try_step(learner, data, 1 if single else 2)
