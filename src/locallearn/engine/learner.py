@@ -16,7 +16,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, clear
 from locallearn.engine.promises import check_learned
 from locallearn.engine.setup import Setup
-from locallearn.engine.stage import Stage
+from locallearn.engine.stage import Stage, does_not_fit
 from locallearn.engine.trial import trial_step
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
@@ -59,12 +59,15 @@ class Learner:
         return self.blocks[0].device
 
     def learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
-        """One training step on inputs [B, *image] and labels [B] (below 0: none), which only the lowest stage of a
-        pipeline needs; results collect in each block's totals.
+        """Take one training step; results collect in each block's totals.
 
-        Raises UserError for a batch that does not fit, before a weight moves (the values of labels that lie on a GPU
-        are not looked at), and RunError for numbers that are not finite. `broken.abandon` says what holds after a step
-        that raised, whatever it was.
+        Args:
+            inputs: [B, *image]; None in a stage of a pipeline above the lowest one.
+            labels: [B], below 0 where a sample has none; the values are not looked at if they lie on a GPU.
+
+        Raises:
+            UserError: For a batch that does not fit, before a weight moves.
+            RunError: For numbers that are not finite. `broken.abandon` says what holds after a step that raised.
         """
         if inputs is not None:
             labels = self.gate.checked(inputs, labels, look=isinstance(labels, Tensor) and labels.is_cpu)
@@ -86,22 +89,31 @@ class Learner:
         return f"{named} {'is' if len(broken) == 1 else 'are'} not finite any more"
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """One training step, for one's own loop: images [B, *image] (floats), labels [B] (integers; below 0: none).
+        """Take one training step, in a loop of one's own.
 
-        Returns `loss` and `accuracy` of the last block that learns, and `block/00/loss`, ... of each that has a loss,
-        for this batch, over its labelled samples: without any the loss is 0, and there is no accuracy. Reading them
-        synchronises a GPU. Raises what `learn` raises, also for labels on a GPU.
+        Args:
+            images: Inputs [B, *image], floats or the integers that the model reads.
+            labels: Class numbers [B]; below 0 where a sample has none.
+
+        Returns:
+            `loss` and `accuracy` of the last block that learns, and `block/00/loss`, ... of each that has a loss: means
+            over the labelled samples of this batch. Without any the loss is 0, and there is no accuracy. Reading them
+            synchronises a GPU.
+
+        Raises:
+            UserError: For a batch that does not fit, before a weight moves.
+            RunError: For numbers that are not finite.
         """
         labels = self.gate.checked(images, labels)
         for block in self.blocks:
             block.reset()
         self._learn(images.to(self.device), labels.to(self.device))
-        found = {block.spec.index: block.read() for block in self.blocks}
-        result = names.of_blocks(found)
-        top = max((k for k, numbers in found.items() if "loss" in numbers), default=None)
+        metrics = {block.spec.index: block.read() for block in self.blocks}
+        result = names.of_blocks(metrics)
+        top = max((k for k, numbers in metrics.items() if "loss" in numbers), default=None)
         if top is None:
             return {"loss": 0.0} | result if bool((labels < 0).all()) else result
-        return {n: v for n, v in found[top].items() if n in ("loss", "accuracy")} | result
+        return {n: v for n, v in metrics[top].items() if n in ("loss", "accuracy")} | result
 
     def _learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
         if self.stage.broken:
@@ -202,7 +214,7 @@ class Learner:
         slots = self._optimizer_slots(tensors, problems)
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise UserError("the checkpoint does not fit this run: " + "; ".join(sorted(problems)[:3]) + more)
+            raise does_not_fit("; ".join(sorted(problems)[:3]) + more)
         clear(self.stage)
         self.stage.load_state({name: t for name, t in tensors.items() if name.startswith("replay.")})
         with torch.no_grad():
