@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from locallearn.names import TEST_ACCURACY, by_block
+from locallearn.names import ACCURACY, TEST, TEST_ACCURACY, by_block
 from locallearn.runs.read import read
 
 COLOURS = ["#440154", "#31688e", "#35b779", "#e69f00", "#cc79a7", "#56b4e9"]  # distinct for the colour-blind
@@ -25,8 +25,8 @@ def main(folder: Path, target: Path) -> None:
     figure, axes = plt.subplots(1, len(runs), figsize=(2.6 * len(runs), 2.7), sharey=True, squeeze=False)
     for axis, run in zip(axes[0], runs, strict=True):
         records = run.history
-        for block in by_block(records[-1], "test_accuracy"):
-            epochs, values = [r["epoch"] for r in records], [by_block(r, "test_accuracy")[block] for r in records]
+        for block in by_block(records[-1], ACCURACY, TEST):
+            epochs, values = [r["epoch"] for r in records], [by_block(r, ACCURACY, TEST)[block] for r in records]
             axis.plot(epochs, values, "o-", ms=3, color=COLOURS[block % 6], label=f"block {block}")
         axis.set(title=f"{run.strategy} ({run.summary[TEST_ACCURACY]:.3f})", xlabel="epoch", ylim=(0, 1.02))
         axis.set_xticks(range(1, len(records) + 1))

@@ -95,17 +95,9 @@ def within_ranges(group: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 def fields_of(target: Callable[..., Any]) -> Mapping[str, tuple[Any, bool]]:
     """The options of a dataclass or a function: name -> (annotation, has a default)."""
     hints = typing.get_type_hints(target, include_extras=True)
-    if inspect.isclass(target) and dataclasses.is_dataclass(target):
-        missing = dataclasses.MISSING
-        return {
-            f.name: (hints[f.name], f.default is not missing or f.default_factory is not missing)
-            for f in dataclasses.fields(target)
-            if f.init
-        }
-    parameters = inspect.signature(target).parameters.values()
     return {
         p.name: (hints.get(p.name, Any), p.default is not p.empty)
-        for p in parameters
+        for p in inspect.signature(target).parameters.values()
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
 
@@ -120,12 +112,12 @@ def has_rule(hint: Any) -> bool:
     return typing.get_origin(hint) in (Annotated, Literal) or any(map(has_rule, typing.get_args(hint)))
 
 
-def checked(target: Callable[..., Any], values: Mapping[str, Any], where: str, given: tuple[str, ...] = ()) -> dict:
-    """Options `values` for `target`, each as it is annotated. `given` names the arguments that the caller supplies.
+def checked(target: Callable[..., Any], values: Mapping[str, Any], where: str, supplied: Collection[str] = ()) -> dict:
+    """Options `values` for `target`, each as it is annotated. `supplied` names the arguments that the caller has.
 
     Raises UserError for an unknown key, a missing one and a wrong value; `where` is the group's name.
     """
-    fields = {name: field for name, field in fields_of(target).items() if name not in given}
+    fields = {name: field for name, field in fields_of(target).items() if name not in supplied}
     prefix = f"{where}." if where else ""
     for key in values:
         if key not in fields:

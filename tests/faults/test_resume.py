@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import locallearn
-from helpers.runs import assert_same_run, start, wait_for_steps, whole
+from helpers import killed
+from helpers.runs import SETTINGS, assert_same_run, start, wait_for_steps, whole
 from locallearn.errors import UserError
 from locallearn.training.run import resume
 
@@ -79,13 +80,13 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
-    """A run folder that was left in the middle, with three checkpoints."""
+    """A run of 100 steps that was killed in step 38, with three checkpoints."""
     folder = tmp_path_factory.mktemp("stopped")
-    process = start(folder, "strategy=dgl", "checkpoint.keep=3")
-    run = wait_for_steps(folder, 35)
-    process.kill()
-    process.communicate()
-    return run
+    words = [*SETTINGS, "strategy=dgl", "blocks=4", "max_steps=100", "checkpoint.keep=3", f"out={folder / 'runs'}"]
+    process = killed.begin(words, folder / "log.txt", "after a block's update", 150)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return next(path for path in (folder / "runs").iterdir() if path.is_dir())
 
 
 def copy_of(run: Path, tmp_path: Path) -> Path:
@@ -116,7 +117,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, 
     out, err = capsys.readouterr()
     assert newest.name in err
     assert f"step {int(second.name.removeprefix('step-'))}" in out
-    assert result.metrics["epoch"] == 6
+    assert result.metrics["step"] == 100
 
 
 @pytest.mark.fault("F3", "R3")
@@ -165,7 +166,7 @@ def test_what_changes_the_bits_is_said(stopped, tmp_path, capsys):
     manifest = json.loads((run / "manifest.json").read_text())
     manifest |= {"threads": 64, "device": "an abacus", "versions": {**manifest["versions"], "torch": "1.0"}}
     (run / "manifest.json").write_text(json.dumps(manifest))
-    assert resume(run, [], quiet=True).metrics["epoch"] == 6
+    assert resume(run, [], quiet=True).metrics["step"] == 100
     error = capsys.readouterr().err
     assert "warning: not bit-exact with the first part of the run: threads was 64, is 1; device was an abacus" in error
     assert "torch was 1.0, is" in error

@@ -117,13 +117,13 @@ def of_a_run() -> Parser:
 
 def check(options: argparse.Namespace) -> None:
     """Raise UserError for flags of a run that go with nothing, or not with each other."""
-    for flag, (_, said) in ELSEWHERE.items():
+    for flag, (_, instead) in ELSEWHERE.items():
         if getattr(options, flag) is not None:
-            raise UserError(f"{flag} is not taken: {said}")
+            raise UserError(f"{flag} is not taken: {instead}")
     names = ("multirun", "cfg", "info")
-    given = [f"--{name}" for name in names if getattr(options, name)]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} exclude each other: leave one out")
+    flags = [f"--{name}" for name in names if getattr(options, name)]
+    if len(flags) > 1:
+        raise UserError(f"{' and '.join(flags)} exclude each other: leave one out")
     for name, flag in (("resolve", "--resolve"), ("package", f"--package {options.package}")):
         if getattr(options, name) and not options.cfg:
             raise UserError(f"{flag} says how --cfg shows the configuration: write --cfg job {flag}")

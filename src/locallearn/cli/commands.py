@@ -72,7 +72,7 @@ example:
     if odd := [word for word in settings if "=" not in word and not word.startswith("~")]:
         raise UserError(f"doctor takes settings such as data=folder data.root=DIR, not {odd[0]!r}")
     on_runs.only(
-        settings, r"\+?(data[.=]|experiment=|short=)|seed=|allow=", "doctor", "data, such as data=mnist, and seed"
+        settings, r"~|\+?(data[.=]|experiment=|short=)|seed=|allow=", "doctor", "data, such as data=mnist, and seed"
     )
     config, _ = compose(settings, options.config_dir)
     import torch

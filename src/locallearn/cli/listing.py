@@ -76,9 +76,9 @@ def show(
         return _one(wanted, name, config_dirs, allow)
     for each in [wanted] if wanted else groups:
         print(f"+{each}=" if each in APPENDED else f"{each}=")
-        found = {name: header(file) for name, file in choices(each, config_dirs).items()}
-        longest = max(map(len, found), default=0)
-        for name, facts in found.items():
+        headers = {name: header(file) for name, file in choices(each, config_dirs).items()}
+        longest = max(map(len, headers), default=0)
+        for name, facts in headers.items():
             notes = [f"route {facts['route']}"] if "route" in facts else []
             notes += [f"keeps: {facts['keeps']}"] if "keeps" in facts else []
             if each in APPENDED:
@@ -90,10 +90,10 @@ def show(
 
 def _one(group: str, name: str, config_dirs: Sequence[Path], allow: Sequence[str]) -> int:
     """One choice: what its file says of it, and its options, each with its default, what it means and its range."""
-    found = choices(group, config_dirs)
-    if name not in found:
-        raise unknown(group, name, found)
-    lines = [line for line in found[name].read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
+    files = choices(group, config_dirs)
+    if name not in files:
+        raise unknown(group, name, files)
+    lines = [line for line in files[name].read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     body = [line for line in lines[len(head) :] if not line.startswith("_target_:")]
     appended = group in APPENDED
@@ -102,12 +102,12 @@ def _one(group: str, name: str, config_dirs: Sequence[Path], allow: Sequence[str
         _print(f"  {line.removeprefix('#').removeprefix(' ')}")
     if appended:
         print("\nWhat it sets")
-    elif options(group, name, found[name]):
+    elif options(group, name, files[name]):
         prefix = f"probe.{name}" if group == "probe" else group
         print(f"\nOptions, with their defaults: {prefix}.OPTION=VALUE")
     else:
         print("\nIt has no options.")
-    for line in body if appended else _with_ranges(body, _ranges(group, found[name], allow)):
+    for line in body if appended else _with_ranges(body, _ranges(group, files[name], allow)):
         _print(f"  {line}".rstrip())
     return 0
 
@@ -142,16 +142,16 @@ def _state(name: str, facts: Mapping[str, str]) -> str:
     if "reached" in facts:
         return f"reached {facts['reached']}"
     short = choices("short").get(name)
-    said = header(short) if short else {}
-    return f"not yet run in full; +short={name} keeps: {said['keeps']}" if "reached" in said else "not yet run"
+    kept = header(short) if short else {}
+    return f"not yet run in full; +short={name} keeps: {kept['keeps']}" if "reached" in kept else "not yet run"
 
 
 def matrix(config_dirs: Sequence[Path]) -> int:
     """The table of strategies and models."""
-    from locallearn.config import matrix as found
+    from locallearn.config.matrix import matrix as pairs
 
     if config_dirs:
         raise UserError("list --matrix shows the strategies and models of locallearn; leave --config-dir out")
     config, _ = compose(["auxiliary=linear"])
-    print(found.matrix(choices("strategy"), choices("model"), config).render(columns()))
+    print(pairs(choices("strategy"), choices("model"), config).render(columns()))
     return 0

@@ -14,6 +14,7 @@ from locallearn.config.compose import choices, compose
 from locallearn.errors import RunError, UserError
 from locallearn.figures.text import columns, table
 from locallearn.names import BLOCK, divided
+from locallearn.runs.files import ROWS
 
 
 def _on_runs(command: str, text: str, more: str, settings: bool = True) -> Parser:
@@ -197,7 +198,7 @@ example:
         raise UserError(f"probe RUN must be told what looks: probe={names}")
     for folder, pictures in probe_run(run, allow, probes, settings):
         print(folder.table())
-        for file in (folder.path / "rows.jsonl", *pictures):
+        for file in (folder.path / ROWS, *pictures):
             print(file)
     return 0
 

@@ -1,4 +1,4 @@
-"""What `record=` can be told: which trackers get a copy of every record. No torch here."""
+"""The settings of `record=`: which trackers get a copy of every record. No torch here."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RecordSettings:
         sink whose package is missing."""
         record = cls(**checked(cls, settings, "record"))
         for name in record.sinks:
-            found = importlib.util.find_spec(name)
-            if found is None or found.origin is None:  # a folder named wandb/ in the working directory has no origin
+            spec = importlib.util.find_spec(name)
+            if spec is None or spec.origin is None:  # a folder named wandb/ in the working directory has no origin
                 raise UserError(f"record={name}: {name} is not installed; {_INSTALL[name]}, or choose record=jsonl")
         return record

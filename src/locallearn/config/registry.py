@@ -27,11 +27,11 @@ def conf_dir() -> Path:
 
 def choices(group: str, extra: Iterable[Path] = ()) -> dict[str, Path]:
     """The yaml files of a group by name; later folders win. A leading underscore marks a part, not a choice."""
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for folder in (conf_dir(), *extra):
         files = sorted((folder / group).glob("*.yaml"))
-        found |= {f.stem: f for f in files if not f.stem.startswith("_")}
-    return found
+        by_name |= {f.stem: f for f in files if not f.stem.startswith("_")}
+    return by_name
 
 
 def header(file: Path) -> dict[str, str]:
@@ -48,12 +48,12 @@ def header(file: Path) -> dict[str, str]:
             lines[-1] += f" {text}"
         else:
             lines.append(text)
-    found = {"summary": lines[0] if lines else ""}
+    facts = {"summary": lines[0] if lines else ""}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         if colon and re.fullmatch(r"[a-z]+", name):
-            found[name] = value.strip()
-    return found
+            facts[name] = value.strip()
+    return facts
 
 
 def flat(config: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
@@ -68,11 +68,11 @@ def flat(config: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
 def chosen(overrides: Sequence[str]) -> dict[str, str]:
     """The name that each group has by default or by these overrides; none where an experiment may choose another."""
     top = _top()
-    found = {k: v for entry in top["defaults"] if isinstance(entry, dict) for k, v in entry.items() if k in GROUPS}
-    given = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in overrides)}
-    if any(name in given for name in APPENDED):
-        found = {}
-    return found | {group: given[group] for group in GROUPS if group in given}
+    names = {k: v for entry in top["defaults"] if isinstance(entry, dict) for k, v in entry.items() if k in GROUPS}
+    values = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in overrides)}
+    if values.keys() & set(APPENDED):
+        names = {}
+    return names | {group: values[group] for group in GROUPS if group in values}
 
 
 def options(group: str, name: str, file: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""Resolve the `_target_` of a group's yaml: our own classes, and packages allowed on this command line, no others."""
+"""From the `_target_` of a group's yaml to an object: of our own classes, and of packages allowed on this command line,
+no others. Together the objects are an `Experiment`."""
 
 from __future__ import annotations
 
@@ -6,14 +7,21 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor, nn
+
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import Strategy
+from locallearn.config.explicit import Explicit
+from locallearn.config.record import RecordSettings
+from locallearn.config.settings import Settings
+from locallearn.contract import Size, Strategy
 from locallearn.data import DataSource
 from locallearn.engine import Optim
 from locallearn.engine.promises import check_class
 from locallearn.errors import UserError, did_you_mean
+from locallearn.models import BlockModel, as_blocks
 from locallearn.objectives import Objective
 from locallearn.options import checked, fields_of
 from locallearn.probes import Probe
@@ -37,6 +45,58 @@ RENAMED = {
 """Targets by the names that they had when older runs wrote their config.yaml."""
 
 
+@dataclass(frozen=True)
+class ModelBuilder:
+    """(image, classes, graph) -> BlockModel. A builder of the user's may return any module; it is cut by name.
+
+    reads_graph  whether the target declares `graph`, the edges [2, E] of the data, or None where these have none
+    """
+
+    target: Callable[..., Any]
+    options: Mapping[str, Any]
+    reads_graph: bool
+
+    def __call__(self, image: Size, classes: int, graph: Tensor | None = None) -> BlockModel:
+        more = {"graph": graph} if self.reads_graph else {}
+        try:
+            module = self.target(image=image, classes=classes, **more, **self.options)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model: {error}") from error
+        if isinstance(module, BlockModel):
+            return module
+        if isinstance(module, nn.Module):
+            return as_blocks(module, image=image, classes=classes)
+        path = f"{self.target.__module__}.{self.target.__qualname__}"
+        raise UserError(f"model._target_={path}: returned {type(module).__name__}, not a torch module")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a configuration means. `config` is the plain mapping it came from."""
+
+    config: dict[str, Any]
+    settings: Settings
+    strategy: Strategy
+    optim: Optim
+    source: DataSource
+    model: ModelBuilder
+    runtime: Runtime
+    probes: dict[str, Probe]
+    record: RecordSettings
+    names: dict[str, str]
+    """The chosen name in each group, for titles and folder names."""
+    overrides: list[str]
+    """What the user changed on the command line, for `overrides.yaml`."""
+    explicit: Explicit = field(default_factory=Explicit)
+    """What the user has set, and a run must read."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.names['strategy']}-{self.names['model']}-{self.names['data']}-s{self.settings.seed}"
+
+
 def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any]:
     """The class or function at a dotted path, if it may be reached and is of its group's kind."""
     if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", path):
@@ -52,44 +112,52 @@ def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"{group}._target_={path}: cannot import {module_name} ({error})") from error
-    found = getattr(module, name, None)
-    if found is None:
+    target = getattr(module, name, None)
+    if target is None:
         known = [n for n in vars(module) if not n.startswith("_")]
         raise UserError(
             f"{group}._target_={path}: {module_name} has no {name}; {did_you_mean(name, known)}".rstrip("; ")
         )
-    return _of_kind(found, path, group)
+    return _of_kind(target, path, group)
 
 
-def _of_kind(found: Any, path: str, group: str) -> Callable[..., Any]:
+def _of_kind(target: Any, path: str, group: str) -> Callable[..., Any]:
     if group == "model":
-        if not inspect.isfunction(found) or not {"image", "classes"} <= inspect.signature(found).parameters.keys():
+        if not inspect.isfunction(target) or not {"image", "classes"} <= inspect.signature(target).parameters.keys():
             raise UserError(f"model._target_={path}: must be a function (image, classes, *, ...) that returns a model")
-        if path.startswith("locallearn.") and not found.__module__.startswith("locallearn."):
+        if path.startswith("locallearn.") and not target.__module__.startswith("locallearn."):
             raise UserError(f"model._target_={path}: is not a model of locallearn")
-        return found
+        return target
     kind = KINDS[group.partition(".")[0]]
-    if not (inspect.isclass(found) and issubclass(found, kind)) or inspect.isabstract(found):
+    if not (inspect.isclass(target) and issubclass(target, kind)) or inspect.isabstract(target):
         raise UserError(
             f"{group}._target_={path}: must be a complete class derived from {kind.__module__}.{kind.__name__}"
         )
-    return found
+    return target
 
 
-def instantiate(config: Mapping[str, Any], group: str, allow: Iterable[str], **given: Any) -> Any:
+def instantiate(config: Mapping[str, Any], group: str, allow: Iterable[str], **supplied: Any) -> Any:
     """Build a group's object from its plain configuration, checked against the fields of its target first.
 
-    `given` are arguments the caller supplies; those that the target does not declare are left out.
+    `supplied` are arguments of the caller's; those that the target does not declare are left out.
     """
     target = resolve(config.get("_target_"), group, allow)
-    given = {name: value for name, value in given.items() if name in fields_of(target)}
-    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, group, tuple(given))
+    supplied = {name: value for name, value in supplied.items() if name in fields_of(target)}
+    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, group, supplied)
     try:
-        made = target(**options, **given)
+        instance = target(**options, **supplied)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{group}: {error}") from error
-    if isinstance(made, Strategy):
-        check_class(made)
-    return made
+    if isinstance(instance, Strategy):
+        check_class(instance)
+    return instance
+
+
+def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
+    """The builder that a configuration means. Raises UserError."""
+    target = resolve(config.get("_target_"), "model", allow)
+    supplied = ("image", "classes", *({"graph"} & fields_of(target).keys()))
+    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", supplied)
+    return ModelBuilder(target, options, "graph" in supplied)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from locallearn.config.explicit import Unread
-from locallearn.config.objects import Experiment
 from locallearn.config.registry import choices
-from locallearn.config.targets import resolve
+from locallearn.config.targets import Experiment, resolve
 from locallearn.errors import UserError
 from locallearn.options import fields_of
 
@@ -26,7 +25,7 @@ LOCAL = ("objective", "auxiliary")
 
 
 def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unread]:
-    """What can be told from the settings alone, before data are read and a model is built."""
+    """What the settings alone tell, before data are read and a model is built."""
     fields = fields_of(type(exp.strategy))
     for group in LOCAL:
         if group not in fields:
@@ -57,8 +56,8 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
         builds = several if len(specs) == 1 else "strategy=NAME whose modules() build it"
         yield from (Unread(group, builds) for group in LOCAL if _own(exp, group) is not None)
     for group, options in (("strategy", exp.strategy), ("objective", _own(exp, "objective"))):
-        found = options.unread(specs) if options is not None else {}
-        yield from _options(group, {name: reader for name, reader in found.items() if name not in LOCAL})
+        readers = options.unread(specs) if options is not None else {}
+        yield from _options(group, {name: reader for name, reader in readers.items() if name not in LOCAL})
     if (network := _own(exp, "auxiliary")) is not None:
         sizes = [block.spec.emits for block in learner.blocks if len(block.auxiliary)]
         yield from _options("auxiliary", network.unread(sizes))

@@ -23,7 +23,7 @@ from locallearn.config.settings import WHERE
 from locallearn.errors import UserError
 from locallearn.runs import again
 from locallearn.runs.console import Console
-from locallearn.runs.files import strict_json
+from locallearn.runs.files import SUMMARY, strict_json
 from locallearn.runs.folder import Busy, RunFolder, safe_name
 from locallearn.runtime.world import started_together
 from locallearn.training.run import resume, start
@@ -187,13 +187,13 @@ def run(exp: Experiment, path: Path, quiet: bool = False) -> tuple[str, dict[str
     except Busy as error:
         Console(quiet).line(f"{error}: left to that process")
         return "busy", {}
-    return how, folder.read_json("summary.json")
+    return how, folder.read_json(SUMMARY)
 
 
 def _what_to_do(folder: RunFolder) -> str:
     """Done, resumed or repeated; for the last the old folder, which the caller has locked, is set aside."""
     try:
-        state = RunFolder.open(folder.path).read_json("status.json").get("state")
+        state = RunFolder.open(folder.path).state
     except UserError:
         state = None  # killed before it had begun
     if state == "done":

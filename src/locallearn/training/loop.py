@@ -174,7 +174,7 @@ class Training:
         if self.world.rank == 0:
             self.output.mend()
             state = {**self.position._asdict(), "blocks": list(sums_of_blocks(reports).values())}
-            folder = self.output.folder.path / files.CHECKPOINTS
+            folder = self.output.folder.checkpoints
             checkpoint.save(folder, self.learner.step_count, tensors, state, self.settings.checkpoint.keep)
 
     def save_or_warn(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from locallearn import seeds
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import unchanged
-from locallearn.errors import RunError, UserError, in_one_line, needs_several_values
+from locallearn.errors import UserError, in_one_line, needs_several_values
 from locallearn.figures import save
 from locallearn.figures.text import table
 from locallearn.names import of_probe
@@ -125,15 +124,7 @@ class ProbeFolder:
 
     def add(self, seen: Seen, at: Moment) -> None:
         """Append one look. Raises RunError if it cannot be written."""
-        lines = [files.strict_json({"epoch": at.epoch, "step": at.step, **row}) + "\n" for row in seen.rows]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with open(self.path / files.ROWS, "ab") as file:
-                file.write("".join(lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(f"cannot write {self.path / files.ROWS}: {error.strerror}") from None
+        files.append(self.path / files.ROWS, ({"epoch": at.epoch, "step": at.step, **row} for row in seen.rows))
         if seen.arrays:
             self._folder.write_bytes(f"{self.name}/epoch-{at.epoch:05d}.npz", _packed(seen.arrays))
 

@@ -17,7 +17,7 @@ from locallearn.engine import Learner
 from locallearn.engine.replicas import LostProcess
 from locallearn.errors import RunError, UserError, described
 from locallearn.plan.measure import block_times
-from locallearn.runs import again, files
+from locallearn.runs import again
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.launch import launch
@@ -118,7 +118,7 @@ def record_failure(folder: RunFolder, stage: int, reason: str, secondary: bool) 
     (`secondary`) lets that one write first."""
     if secondary:
         time.sleep(1.0)
-    if not secondary or folder.read_json(files.STATUS).get("state") != "failed":
+    if not secondary or folder.state != "failed":
         folder.status("failed", reason=f"stage {stage}: {reason}")
 
 

@@ -82,7 +82,7 @@ def resume(
     name and the configuration of another one, `overrides` the settings from which it was made. Raises as `start`."""
     folder = RunFolder.open(Path(path))
     exp, manifest = saved_experiment(folder, allow, runtime=runtime, overrides=overrides)
-    if folder.read_json(files.STATUS).get("state") == "done":
+    if folder.state == "done":
         Console(quiet=quiet).line(f"{folder.path} is done already; nothing to resume")
         return finished(folder, allow)
     try:
@@ -143,7 +143,7 @@ def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, w
     late = exp.runtime.staleness * exp.settings.micro_batches
     link = Pipe(world.rank_below, world.rank_above, device, message, late)
     learner, data = prepare(exp, cut, Place(device, stages[world.stage], link, world.replica_group), manifest)
-    ready = Ready(folder, learner, data, checkpoint.newest(folder.path / files.CHECKPOINTS, warn))
+    ready = Ready(folder, learner, data, checkpoint.newest(folder.checkpoints, warn))
     try:
         train(exp, ready, quiet, world, lambda: prepare(exp, cut, manifest=manifest)[0])
     except Interrupted:  # in every process
@@ -227,7 +227,7 @@ def _old_run(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, facts
     """Lock the folder of an earlier run, and put it back to its newest checkpoint."""
     folder.lock()
     folder.tidy()
-    saved = checkpoint.newest(folder.path / files.CHECKPOINTS, warn)
+    saved = checkpoint.newest(folder.checkpoints, warn)
     learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
     check_data(data, manifest, train=True)
     stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size))

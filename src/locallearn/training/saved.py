@@ -171,7 +171,7 @@ def evaluate_run(
     folder = RunFolder.open(Path(path))
     exp, manifest = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
     with process_settings(exp.settings):
-        saved = checkpoint.newest(folder.path / files.CHECKPOINTS, warn)
+        saved = checkpoint.newest(folder.checkpoints, warn)
         if saved is None:
             raise UserError(f"{folder.path} has no checkpoint to evaluate; `{again.resume(folder.path)}` goes on")
         learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
@@ -200,7 +200,7 @@ def probe_run(
             learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
             check_data(data, manifest)
             looks = [(START, first_looks(exp.probes, learner, data))]
-            for saved in checkpoint.sound(folder.path / files.CHECKPOINTS, warn):
+            for saved in checkpoint.sound(folder.checkpoints, warn):
                 learner.load_state(saved.tensors)
                 learner.step_count = saved.state["step"]
                 at = Moment(saved.state["epoch"], saved.state["step"])
