@@ -31,9 +31,10 @@ VARYING = ("optimizer.", "replay.")
 class Learner:
     """Trains `model` block by block.
 
-    model   the plain model; the blocks are views of it, so it is always the trained one
-    blocks  from the input upward
-    cut     the units of each block
+    model       the plain model; the blocks are views of it, so it is always the trained one
+    blocks      from the input upward
+    cut         the units of each block
+    step_count  training steps so far
     """
 
     def __init__(self, model: BlockModel, stage: Stage, cut: list[range], setup: Setup) -> None:
@@ -149,7 +150,17 @@ class Learner:
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> list[Tensor | None]:
-        """Logits [B, classes] of every block that can predict, in eval mode; the last entry is the model's own."""
+        """Predict with every block, in eval mode.
+
+        Args:
+            inputs: [B, *image].
+
+        Returns:
+            Logits [B, classes] of each block, None for one that cannot predict; the last entry is the model's own.
+
+        Raises:
+            UserError: For inputs that the model cannot read.
+        """
         logits: list[Tensor | None] = []
         for block, h in zip(self.blocks, self.features(inputs), strict=True):
             with self.stage.autocast(), Rerun(*block.roots()[1:]):
@@ -185,7 +196,7 @@ class Learner:
         return {name: t for name, t in self.model.state_dict().items() if self.owns(f"model.{name}")}
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that influences the next step, by name; no copies."""
+        """Return every tensor that influences the next step, by name; no copies."""
         tensors = {f"model.{name}": t for name, t in self.model_state().items()}
         for block in self.blocks:
             prefix = f"auxiliary.{block.spec.index}."
@@ -199,8 +210,11 @@ class Learner:
         return tensors | self.stage.state()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave; a stage takes its own part of it. Raises UserError that lists the first
-        differences in names, shapes or types."""
+        """Put back what `state` returned; a stage takes its own part of it.
+
+        Raises:
+            UserError: With the first differences in names, shapes or types; then nothing has changed.
+        """
         tensors = {name: t for name, t in tensors.items() if self.owns(name)}
         own = {name: t for name, t in self.state().items() if not name.startswith(VARYING)}
         given = {name: t for name, t in tensors.items() if not name.startswith(VARYING)}
@@ -215,8 +229,8 @@ class Learner:
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise does_not_fit("; ".join(sorted(problems)[:3]) + more)
-        clear(self.stage)
         self.stage.load_state({name: t for name, t in tensors.items() if name.startswith("replay.")})
+        clear(self.stage)
         with torch.no_grad():
             for name, t in own.items():
                 t.copy_(given[name])
