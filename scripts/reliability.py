@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from junit import cases, write_between
-from reproduce import machine
+from locallearn.studies.page import machine, write_between
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 COMMAND = "make test-faults"
@@ -65,6 +65,22 @@ FAULTS = {
     "F31": "memory that runs out",
     "F32": "two processes that write one run folder",
 }
+
+
+class Case(NamedTuple):
+    """A test: its properties in their order, and passed, failure, error or skipped."""
+
+    properties: list[tuple[str, str]]
+    outcome: str
+
+
+def cases(files: Iterable[Path]) -> Iterator[Case]:
+    """Every test of the files once; of one that was run again, the last run counts."""
+    found = [case for file in files for case in ElementTree.parse(file).iter("testcase")]
+    for case in {(case.get("classname"), case.get("name")): case for case in found}.values():
+        properties = [(p.get("name", ""), p.get("value", "")) for p in case.iter("property")]
+        ends = [kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None]
+        yield Case(properties, ends[0] if ends else "passed")
 
 
 OUTCOMES = {"trained": "trained", "refused": "were refused in a sentence", "diverged": "diverged and said so"}

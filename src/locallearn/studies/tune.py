@@ -20,7 +20,7 @@ from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.given import Unread
 from locallearn.errors import RunError, UserError, unknown
 from locallearn.runs import again
-from locallearn.studies import sweep
+from locallearn.studies import runner
 from locallearn.studies.options import TuneOptions
 
 STORE = "tune.db"
@@ -139,7 +139,7 @@ class Search:
         for end in (0, -1):
             self.experiment([override(key, _values(entry)[end]) for key, entry in self.space.items()])
         self.out, self.seed = base.settings.out, base.settings.seed
-        meant = json.dumps([sweep.identity(base.config), {k: str(v) for k, v in self.space.items()}], sort_keys=True)
+        meant = json.dumps([runner.identity(base.config), {k: str(v) for k, v in self.space.items()}], sort_keys=True)
         self.study = _study(self.out, f"{base.title}_{hashlib.sha256(meant.encode()).hexdigest()[:8]}")
 
     def experiment(self, texts: Sequence[str]) -> Experiment:
@@ -171,10 +171,10 @@ class Search:
 
         texts = self.texts(trial)
         exp = self.experiment(texts)
-        path = sweep.place(self.out, texts, exp.config)
+        path = runner.place(self.out, texts, exp.config)
         said = f"trial {trial.number + 1} of {self.trials}: {' '.join(texts)}"
         try:
-            how, numbers = sweep.run(exp, path, quiet=True)
+            how, numbers = runner.run(exp, path, quiet=True)
             if how != "busy" and JUDGE not in numbers:
                 raise UserError(f"{path} has no {JUDGE}: tune needs a data set with a validation part and labels")
         except RunError as error:
