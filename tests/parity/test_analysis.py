@@ -11,11 +11,11 @@ from scipy.special import digamma, logsumexp
 from torch import nn
 from torch.nn import functional as F
 
+from helpers.parity import Parity, apart
 from locallearn.analysis.fisher import fisher_diagonal
 from locallearn.analysis.information import information, mine
 from locallearn.analysis.similarity import cka
 from locallearn.analysis.task2vec import task_distance
-from parity.conftest import Parity, apart
 
 N = 120
 BITS = math.log(2)

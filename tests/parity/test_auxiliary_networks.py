@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.parity import Parity, apart
 from locallearn.auxiliary import CNN, MLP, ConvFC, Decoder, Linear, MLPSpatialReduction
-from parity.conftest import Parity, apart
 
 SIDES = [32, 16, 8, 7, 5, 4, 3, 2, 1]
 DGL = {"mlp": MLP(), "mlp-sr": MLPSpatialReduction(), "cnn": CNN()}

@@ -7,13 +7,13 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_batches, tiny_learner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.nets import tiny_batches, tiny_learner
+from helpers.parity import Parity, apart
 from locallearn.models import BlockModel
 from locallearn.strategies.dfa import DFA
-from parity.conftest import Parity, apart
 
 
 def net(kind: str, depth: int) -> BlockModel:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import tiny_batches, tiny_learner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.nets import tiny_batches, tiny_learner
+from helpers.parity import Parity, apart
 from locallearn.auxiliary.synthesizer import Synthesizer
 from locallearn.engine import Adam, Learner
 from locallearn.strategies.dni import CDNI, DNI
-from parity.conftest import Parity, apart
 
 PAGE = "docs/strategies/dni.md"
 

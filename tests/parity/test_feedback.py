@@ -8,10 +8,11 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_batches, tiny_learner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.nets import tiny_batches, tiny_learner
+from helpers.parity import Parity, apart
 from locallearn.contract import BlockSpec
 from locallearn.models import BlockModel
 from locallearn.models.plain import lenet
@@ -21,7 +22,6 @@ from locallearn.strategies.feedback_alignment import (
     FixedRandomSign,
     UniformSign,
 )
-from parity.conftest import Parity, apart
 
 SPEC = BlockSpec(0, 1, (1, 28, 28), (1, 28, 28), (10,), 10)
 

@@ -8,17 +8,17 @@ import math
 from itertools import pairwise
 
 import torch
-from conftest import tiny_batches, tiny_learner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.nets import tiny_batches, tiny_learner
+from helpers.parity import Parity, apart
 from locallearn.auxiliary import Linear, MLPSpatialReduction
 from locallearn.engine import SGD, Adam
 from locallearn.models import BlockModel
 from locallearn.objectives import CrossEntropy, PredSim
 from locallearn.runtime.replay import Buffer
 from locallearn.strategies.greedy import DGL, Greedy
-from parity.conftest import Parity, apart
 
 STEPS = 10
 HEADED = {"objective": CrossEntropy(), "auxiliary": MLPSpatialReduction(layers=2)}

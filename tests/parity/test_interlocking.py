@@ -7,13 +7,13 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_batches, tiny_learner
 from torch.nn import functional as F
 
+from helpers.nets import tiny_batches, tiny_learner
+from helpers.parity import Parity, apart
 from locallearn.auxiliary import Linear
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.overlapping import Overlapping
-from parity.conftest import Parity, apart
 
 NAMES = {0: "local", 1: "pairwise", 2: "3-wise", 3: "end to end"}
 

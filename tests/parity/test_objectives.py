@@ -8,10 +8,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import tiny_learner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.nets import tiny_learner
+from helpers.parity import Parity, apart
 from locallearn.auxiliary import ConvFC, Linear
 from locallearn.contract import BlockSpec, Packet
 from locallearn.engine import SGD
@@ -21,7 +22,6 @@ from locallearn.objectives import InfoPro, PredSim, Similarity
 from locallearn.objectives.contrastive import contrast
 from locallearn.objectives.infonce import info_nce
 from locallearn.strategies.greedy import DGL
-from parity.conftest import Parity, apart
 
 LAMBDAS = {2: (5.0, 0.5, 0.0, 0.0), 4: (1.0, 0.0, 0.0, 1.0), 8: (5.0, 0.0, 0.0, 1.0), 16: (5.0, 0.0, 0.5, 1.0)}
 CUTS = {2: ["layer2.1"], 4: ["layer1.2", "layer2.1", "layer3.0"]}

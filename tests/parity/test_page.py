@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from parity.conftest import ROOT, Parity, apart
+from helpers import ROOT
+from helpers.parity import Parity, apart
 
 sys.path.insert(0, str(ROOT / "scripts"))
 spec = importlib.util.spec_from_file_location("parity_script", ROOT / "scripts" / "parity.py")

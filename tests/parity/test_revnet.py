@@ -6,12 +6,12 @@ from __future__ import annotations
 import copy
 
 import torch
-from conftest import tiny_batches
 from torch import Tensor, nn
 
+from helpers.nets import tiny_batches
+from helpers.parity import Parity, apart
 from locallearn.models.coupling import Coupling, Reversible
 from locallearn.models.revnet import residual
-from parity.conftest import Parity, apart
 
 
 def reverse(f: nn.Module, g: nn.Module, y: list[Tensor], dy: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list]:

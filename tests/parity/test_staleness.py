@@ -10,15 +10,15 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import tiny_batches, tiny_learner
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from helpers.nets import tiny_batches, tiny_learner
+from helpers.parity import Parity, apart
 from locallearn.contract import Strategy
 from locallearn.engine import Learner, Stage
 from locallearn.strategies.backprop import Backprop, Checkpoint
-from parity.conftest import Parity, apart
 
 PAGE = "docs/parallel.md"
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.parity import Parity, apart
 from locallearn.auxiliary import Linear
 from locallearn.auxiliary.branch import Level, Routing
 from locallearn.models.gelan import CSP, ELAN, RepConv, fuse
-from parity.conftest import Parity, apart
 
 
 def scattered(module: nn.Module) -> nn.Module:

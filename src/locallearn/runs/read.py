@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from locallearn import paths, stored
-from locallearn.runs import again
 from locallearn.errors import UserError, did_you_mean
+from locallearn.runs import again
 
 FILES = {"config.yaml", "overrides.yaml", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}
 """A folder with two of them is taken for one of a run."""

@@ -22,9 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from locallearn.config.record import WandbSettings
 from locallearn.errors import UserError
 from locallearn.runs.console import warn
-from locallearn.config.record import WandbSettings
 from locallearn.runs.folder import RunFolder
 
 INIT_SECONDS = 10.0  # for the server's answer to a new run; then offline

@@ -1,0 +1,69 @@
+"""Pipelines of real processes against the serial run: every strategy, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import ROOT, TESTS
+from helpers.nets import tiny_learner, tiny_model
+from helpers.pipeline_worker import STRATEGIES, settings, train
+from helpers.strategies import make
+from locallearn.engine import Stage
+
+pytestmark = pytest.mark.xdist_group("pipeline")  # one worker starts the stages
+
+
+@pytest.fixture(
+    scope="module",
+    params=[2, pytest.param(4, marks=pytest.mark.slow)],
+)
+def finished(request, tmp_path_factory) -> tuple[int, Path]:
+    """The folder in which the stages of every strategy have left their states."""
+    folder = tmp_path_factory.mktemp(f"stages{request.param}")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{TESTS}"}
+    command = [sys.executable, "-m", "helpers.pipeline_worker"]
+    stages = [
+        subprocess.Popen([*command, str(rank), str(request.param), str(folder)], env=environment)
+        for rank in range(request.param)
+    ]
+    try:
+        assert [stage.wait(240) for stage in stages] == [0] * request.param
+    finally:
+        for stage in stages:
+            stage.kill()
+    return request.param, folder
+
+
+@pytest.mark.parametrize(
+    ("name", "micro_batches", "staleness"), [(name, *setting) for name in STRATEGIES for setting in settings(name)]
+)
+@pytest.mark.fault("R6")
+def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, staleness, finished):
+    world, folder = finished
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    serial = tiny_learner(
+        make(name),
+        tiny_model(dropout=0.2),
+        total_steps=8,
+        micro_batches=micro_batches,
+        stage=partial(Stage, staleness=staleness),
+        channels_last=True,
+    )
+    train(serial, lowest=True)
+    torch.set_num_threads(threads)
+    states = [load_file(folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors") for rank in range(world)]
+    joined = {n: t for state in states for n, t in state.items()}
+    assert sum(map(len, states)) == len(joined)
+    expected = serial.state()
+    assert joined.keys() == expected.keys()
+    for n, t in expected.items():
+        assert torch.equal(t, joined[n]), n

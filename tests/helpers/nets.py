@@ -1,0 +1,70 @@
+"""A small net with everything that makes training order-dependent, and learners over it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from locallearn.engine import SGD, Learner, assemble
+from locallearn.models import BlockModel
+
+
+def tiny_model(units: int = 4, dropout: float = 0.0, seed: int = 0) -> BlockModel:
+    """`units` times conv-BN-ReLU(-dropout) on 2x6x6 images, pooled into a linear head for 3 classes."""
+    torch.manual_seed(seed)
+    width = [2, 4, 5, 3, 6, 4, 5][: units + 1]
+    layers = [
+        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.Dropout(dropout))
+        for a, b in itertools.pairwise(width)
+    ]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width[-1], 3))
+    return BlockModel(layers, head, image=(2, 6, 6), classes=3, name="tiny")
+
+
+def tiny_batches(steps: int = 5, batch: int = 8, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(batch, 2, 6, 6, generator=g, dtype=torch.float64), torch.randint(3, (batch,), generator=g))
+        for _ in range(steps)
+    ]
+
+
+SGD_CONSTANT = SGD(lr=0.1, momentum=0.9, weight_decay=1e-3, schedule="constant")
+
+
+def tiny_learner(strategy, model: BlockModel | None = None, blocks=4, **options) -> Learner:
+    """A float64 learner over a copy of `model`."""
+    model = copy.deepcopy(model if model is not None else tiny_model())
+    options = {"optim": SGD_CONSTANT, "precision": "fp64", **options}
+    optim = options.pop("optim")
+    return assemble(model, strategy, optim, model.cut(blocks), **options)
+
+
+def bare_backprop(model: nn.Module, batches) -> nn.Module:
+    """A copy of the model after the loop that everybody writes."""
+    model = copy.deepcopy(model).double().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True)
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+def trained(strategy, batches, model=None, **options) -> Learner:
+    """A learner that has learned from every batch once."""
+    learner = tiny_learner(strategy, model, total_steps=len(batches), **options)
+    for x, y in batches:
+        learner.learn(x, y)
+    return learner
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    """Every parameter and buffer equal, bit for bit."""
+    other = b.state_dict()
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, other[name]), f"{name} differs by {(tensor - other[name]).abs().max()}"

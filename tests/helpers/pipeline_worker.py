@@ -1,0 +1,64 @@
+"""One stage of tests/equality/test_pipeline.py: python -m helpers.pipeline_worker RANK WORLD FOLDER."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from helpers.nets import tiny_batches, tiny_learner, tiny_model
+from helpers.strategies import FILES, make
+from locallearn.contract import Route
+from locallearn.engine import Learner, Stage
+from locallearn.runtime.link import Pipe
+
+STRATEGIES = [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3 last=local", "dfa shared=true"]
+
+
+def settings(name: str) -> list[tuple[int, int]]:
+    """(micro-batches, staleness) to try with a strategy."""
+    late = make(name).route in (Route.CHAIN, Route.BROADCAST)
+    return [(1, 0), (2, 0), *([(1, 1), (4, 3)] if late else [])]
+
+
+def train(learner: Learner, lowest: bool) -> None:
+    """Two epochs of four batches; feedback under way is waited for after each."""
+    for i, (x, y) in enumerate(tiny_batches(8)):
+        learner.learn(x if lowest else None, y if lowest else None)
+        if i % 4 == 3:
+            learner.stage.drain()
+
+
+def main(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    for name in STRATEGIES:
+        for micro_batches, staleness in settings(name):
+            below, above = rank - 1 if rank else None, rank + 1 if rank < world - 1 else None
+            pipe = Pipe(below, above, torch.device("cpu"), None, late=staleness * micro_batches)
+            learner = tiny_learner(
+                make(name),
+                tiny_model(dropout=0.2),
+                total_steps=8,
+                micro_batches=micro_batches,
+                stage=partial(Stage, staleness=staleness),
+                own=range(rank * 4 // world, (rank + 1) * 4 // world),
+                link=pipe if world > 1 else None,
+                channels_last=True,
+            )
+            train(learner, lowest=rank == 0)
+            pipe.close()
+            state = {n: t.contiguous().clone() for n, t in learner.state().items()}
+            save_file(state, folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

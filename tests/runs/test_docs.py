@@ -1,0 +1,305 @@
+"""The documentation is run, in an installed wheel and an empty folder: commands, code and files of its pages. Its links
+lead somewhere, and its generated pages are up to date."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from helpers.commands import Installed
+from locallearn.cli.commands import COMMANDS
+from locallearn.config.compose import choices, compose, header
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PROGRAMS = (["python", "-m", "locallearn"], ["locallearn"])
+STRATEGIES = choices("strategy")
+ORDER = [
+    "What it is",
+    "Paper",
+    "Equation",
+    "The last block",
+    "Command",
+    "Options",
+    "What is logged",
+    "Differences from the paper",
+    "Results",
+]
+NEEDS_NO_FILES = {"digits", "synthetic", "folder"}
+NOT_RUN = {"make", "pip", "."}
+"""Programs of a checkout, or that install something."""
+SHORT = ("max_steps=2", "threads=1", "evaluate_every=99")
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """The fenced blocks of a page: language and content."""
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield match[1], match[2]
+
+
+def lines(text: str) -> Iterator[list[str]]:
+    """The words of each line of a block, without comments; continued lines are one."""
+    for line in text.replace("\\\n", " ").splitlines():
+        yield shlex.split(line, comments=True)
+
+
+def command_of(words: list[str]) -> list[str]:
+    """What follows `python -m locallearn` or `locallearn`; nothing for other lines."""
+    return next((words[len(program) :] for program in PROGRAMS if words[: len(program)] == program), [])
+
+
+def typed(text: str) -> list[list[str]]:
+    """The lines of a page that start this project, as words: those of its blocks, and indented ones."""
+    code = [block for language, block in blocks(text) if not language]
+    code += re.findall(r"^    (\S.*)", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    found = re.findall(r"^(?:python -m )?locallearn .*", "\n".join(code).replace("\\\n", " "), re.MULTILINE)
+    return [words for line in found for words in lines(line)]
+
+
+PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if typed(page.read_text())]
+
+
+@dataclass
+class Reader:
+    """Who types what a page says, in an empty folder of a machine that has the wheel: runs with two steps, sweeps and
+    runs on real data with --dry-run."""
+
+    installed: Installed
+    data: Callable[[], Path]
+    terminal: bool = False
+
+    def type(self, words: list[str]) -> None:
+        """Run one line as it stands on the page, but for its length."""
+        command = self.shortened(words)
+        if not command:
+            return
+        root = {"LOCALLEARN_DATA": str(self.data())} if self.reads_files(command_of(words)) else {}
+        done = self.installed.run(*command, terminal=self.terminal, **root)
+        assert done.code == 0, f"{shlex.join(command)}\n{done.out}\n{done.err}"
+        assert "Traceback" not in done.out + done.err
+
+    def shortened(self, words: list[str]) -> list[str]:
+        """The line as it is run here; nothing for what no test can run."""
+        if command := command_of(words):
+            return [*words[: -len(command)], *self.short(self.filled(command))]
+        if words[:1] == ["torchrun"] and not any(word.startswith("--nnodes") for word in words):
+            return ["python", "-m", "torch.distributed.run", *words[1:], *SHORT[:2]]
+        if words[:2] == ["python", "scripts/picture.py"]:
+            Path(words[3]).parent.mkdir(parents=True, exist_ok=True)
+            return ["python", str(ROOT / words[1]), *words[2:]]
+        known = not words or words[0] in NOT_RUN or words[0] == "torchrun" or words[1:2] == ["scripts/experiments.py"]
+        assert known, f"a page says {shlex.join(words)}: run it here, or say why not"
+        return []
+
+    def filled(self, words: list[str]) -> list[str]:
+        """With what the reader puts in: a run for RUN, a folder of images for DIR, a line of a table for ROW."""
+        words = [word.replace("=DIR", f"={Path('images').resolve()}") for word in words if word != "data.root=DATA"]
+        words = ["strategy=dgl" if word == "ROW" else word for word in words]
+        for k, word in enumerate(words):
+            if match := re.fullmatch(r"(runs.*)/RUN(\d?)", word):
+                words[k] = str(self.runs(match[1], int(match[2] or 1))[-1])
+        return words
+
+    def runs(self, folder: str, count: int) -> list[Path]:
+        """The newest runs that the reader has in a folder. Who reads of a run without being told of one has one."""
+        while True:
+            found = sorted(Path(folder).glob("*/summary.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+            if len(found) >= count:
+                return [path.parent for path in found[:count]]
+            self.type(["locallearn", "strategy=dgl", "model=lenet", f"out={folder}"])
+
+    def short(self, words: list[str]) -> list[str]:
+        if words[0] == "tune":
+            return [*(word for word in words if not word.startswith("trials")), "trials=2", *SHORT[:2]]
+        if words[0] in COMMANDS or {"--dry-run", "--help"} & set(words):
+            return words
+        given = {word.partition("=")[0] for word in words if "=" in word}
+        if ("-m" in words and "out" not in given) or self.reads_files(words):
+            return [*words, "--dry-run"]
+        return [*words, *(word for word in SHORT if word.partition("=")[0] not in given)]
+
+    def reads_files(self, words: list[str]) -> bool:
+        """Whether a run needs a set that is neither embedded nor the reader's own."""
+        if not words or words[0] in COMMANDS or "--config-dir" in words or "--help" in words:
+            return False
+        plain = [
+            word for word in words if re.fullmatch(r"\+?[\w.]+=([^,]*|[\[{].*)", word) and word != "data.root=DATA"
+        ]
+        return compose(plain, one_run=False)[1]["data"] not in NEEDS_NO_FILES
+
+
+@pytest.fixture
+def reader(installed: Installed, request: pytest.FixtureRequest) -> Reader:
+    return Reader(installed, lambda: request.getfixturevalue("real_root"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder with a few images of two classes in images/."""
+    import torch
+    from torchvision.io import write_png
+
+    monkeypatch.chdir(tmp_path)
+    g = torch.Generator().manual_seed(0)
+    for label in ("cats", "dogs"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for k in range(20):
+            image = torch.randint(256, (3, 40, 40), generator=g, dtype=torch.uint8)
+            write_png(image, str(tmp_path / "images" / label / f"{k}.png"))
+    return tmp_path
+
+
+YOURS = """
+# what the Python of the pages takes from its reader
+import torch
+from torch import nn
+
+g = torch.Generator().manual_seed(0)
+images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.arange(64) % 10
+units = [nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.ReLU()) for c in (3, 4, 4, 4)]
+my_module = nn.Sequential(*units, nn.Sequential(nn.Flatten(), nn.Linear(4096, 10)))
+my_loader = [(images, labels)] * 2
+model = nn.Sequential()
+for name, part in {"conv1": nn.Conv2d(3, 4, 3), "flat": nn.Flatten(), "fc1": nn.Linear(3600, 10)}.items():
+    model.add_module(name, part)
+train_one_epoch = lambda model: None
+t, y = torch.randn(512, 2, generator=g), torch.arange(512) % 2
+"""
+
+
+def read_aloud(page: Path, reader: Reader) -> int:
+    """Do what a page says, in its order: write its files, type its lines, and at the end run its Python, as one
+    program. Returns how much there was to run."""
+    program, ran = [YOURS], 0
+    for language, text in blocks(page.read_text()):
+        if file := re.match(r"# ([\w/]+\.(py|yaml))\b.*\n", text):
+            path = Path(file[1])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.partition("\n")[2] if file[2] == "yaml" else text)
+        elif language == "python":
+            program.append(text)
+        elif language == "" and typed(f"```\n{text}```"):
+            for words in lines(text):
+                reader.type(words)
+                ran += bool(command_of(words))
+    for words in typed(re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)):
+        reader.type(words)
+        ran += 1
+    if len(program) > 1:
+        Path("program.py").write_text("\n".join(program))
+        done = reader.installed.run("python", "program.py")
+        assert done.code == 0, done.err
+    return ran
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_what_a_page_says_works(page, here, reader):
+    assert read_aloud(page, reader)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_getting_started_works_on_a_terminal(here, reader):
+    reader.terminal = True
+    assert read_aloud(DOCS / "getting-started.md", reader)
+
+
+def test_the_first_run_of_the_readme(here, reader):
+    """What a new user types first; the rest of the README is a slow test's."""
+    start = (ROOT / "README.md").read_text().partition("\n## Start\n")[2]
+    reader.type(typed(start)[0])
+    assert Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_the_first_result_looks_right(here, reader):
+    """The first run of getting-started, exactly as it is printed."""
+    first = typed((DOCS / "getting-started.md").read_text())[0]
+    done = reader.installed.run(*first)
+    assert done.code == 0, done.err
+    summary = json.loads(Path(done.out.splitlines()[-1], "summary.json").read_text())
+    assert summary["test/accuracy"] >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_commands_of_a_strategys_page(name, here, reader):
+    found = typed((DOCS / "strategies" / f"{name}.md").read_text())
+    assert found
+    for words in found:
+        reader.type(words)
+
+
+@pytest.fixture(scope="module")
+def pages():
+    spec = importlib.util.spec_from_file_location("strategy_pages", ROOT / "scripts" / "strategy_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_has_its_page_up_to_date(name, pages):
+    """All but "What is logged", for which the next test trains."""
+    text = (DOCS / "strategies" / f"{name}.md").read_text()
+    found = pages.sections(text)
+    assert list(found) == ORDER
+    facts = header(STRATEGIES[name])
+    assert found["What it is"].startswith(facts["summary"])
+    assert found["Paper"] == f"{facts['paper']}."
+    assert found["Options"] == pages.options(name)
+    assert found["Results"] == pages.results(name)
+    assert "TO BE WRITTEN" not in text
+    for section in ("Equation", "Differences from the paper"):
+        assert len(found[section]) > 60, f"{name}.md: {section} is written by hand"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_page_says_what_is_logged(name, pages):
+    assert pages.page(name) == (DOCS / "strategies" / f"{name}.md").read_text()
+
+
+def test_the_index_is_up_to_date(pages):
+    assert (DOCS / "strategies" / "README.md").read_text() == pages.index()
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"(https?|mailto):", target):
+            continue
+        file, _, anchor = target.partition("#")
+        aim = (path.parent / file).resolve() if file else path
+        assert aim.exists(), f"{path.name} links to {target}, which is not there"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", aim.read_text(), re.MULTILINE)
+            assert anchor in map(_anchor, titles), f"{path.name} links to {target}: no such title"
+
+
+def test_what_the_pages_name_exists():
+    """Options as `group.option` and commands as `locallearn WORD`, in all pages that are written by hand."""
+    known = set(COMMANDS)
+    for page in PAGES:
+        text = page.read_text()
+        for word in re.findall(r"(?:^|`)locallearn (\w+)(?![\w=])", text, re.MULTILINE):
+            assert word in known, f"{page.name} names locallearn {word}"
