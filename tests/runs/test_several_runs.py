@@ -101,9 +101,9 @@ def test_without_arguments_it_is_the_default_run(words, elsewhere, monkeypatch, 
     started = []
     monkeypatch.setattr(session, "start", lambda exp, *rest: started.append(exp.title))
     if words == ["-m"]:
-        from locallearn.studies import sweep
+        from locallearn.studies import runner
 
-        monkeypatch.setattr(sweep, "run", lambda exp, path: (started.append(exp.title), ("new", {}))[1])
+        monkeypatch.setattr(runner, "run", lambda exp, path: (started.append(exp.title), ("new", {}))[1])
     code, _, err = run(*words, capsys=capsys)
     assert (code, err) == (0, "")
     assert started == ["dgl-vgg16-digits-s0"]

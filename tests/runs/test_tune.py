@@ -46,7 +46,7 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     assert of[lr] == max(of.values())
     assert f"best: optim.lr={lr:.3g}, validation accuracy {of[lr]:.4f}" in out
 
-    start = module.sweep.session.start
+    start = module.runner.session.start
 
     def stopped(*arguments):
         start(*arguments)
@@ -55,11 +55,11 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
         (path / "summary.json").unlink()
         raise Interrupted(2)
 
-    monkeypatch.setattr(module.sweep.session, "start", stopped)
+    monkeypatch.setattr(module.runner.session, "start", stopped)
     code, out, err = run("tune", *SMALL, "trials=4", capsys=capsys)
     assert code == 130
     assert "the same command goes on with it" in err
-    monkeypatch.setattr(module.sweep.session, "start", start)
+    monkeypatch.setattr(module.runner.session, "start", start)
     code, out, _ = run("tune", *SMALL, "trials=4", capsys=capsys)
     assert code == 0
     assert "trial 3 of 4" in out

@@ -17,7 +17,8 @@ FLOORS = [
     {"config"},
     {"runs"},
     {"training"},
-    {"studies", "report"},
+    {"report"},
+    {"studies"},
     {"cli", "api"},
     {"__main__", "__init__"},
 ]

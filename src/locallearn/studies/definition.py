@@ -146,12 +146,12 @@ def _parsed(file: Path) -> Study:
         parts = top.pop("parts", [{key: top.pop(key) for key in ("rows", "control") if key in top}])
         if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
             raise UserError("parts: must be a list, each with a title and rows")
-        common = shared.pop("common", "")
+        common, about = shared.pop("common", ""), checked(Study, top, "", ("name", "parts"))
         made = []
         for k, part in enumerate(parts):
             own = checked(Part, _rows({**shared, **part}), "" if whole else f"parts[{k}]")
             made.append(Part(**{**own, "common": f"{common} {own.get('common', '')}".strip()}))
-        return Study(**checked(Study, top, "", ("name", "parts")), name=file.stem, parts=made)
+        return Study(**about, name=file.stem, parts=made)
     except (OSError, ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

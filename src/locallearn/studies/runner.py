@@ -146,7 +146,8 @@ def run_all(tasks: Sequence[Task], jobs: int) -> list[str]:
     Prints a line for each run as it ends. Returns a sentence for each that failed, with its command; the others go on.
     Raises KeyboardInterrupt after SIGINT, once the running ones have saved their state.
     """
-    todo = list({task.folder: task for task in tasks if not task.done}.values())  # equal settings are one run
+    missing = sorted((task for task in tasks if not task.done), key=lambda task: task.readout)
+    todo = list({task.folder: task for task in missing}.values())  # equal settings are one run
     if not todo:
         return []
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what probes call beside PyTorch

@@ -22,7 +22,7 @@ from locallearn.runs.read import Run, read_run
 from locallearn.studies import page
 from locallearn.studies.analysis import Analysis, Runs
 from locallearn.studies.definition import UNITS, Part, Study, load
-from locallearn.studies.runner import READOUT, Task, place, run_all
+from locallearn.studies.runner import READOUT, Task, identity, place, run_all
 
 CHOSEN_BY = "validation/accuracy"
 
@@ -68,8 +68,9 @@ def study(name: str, options: StudyOptions) -> int:
     parts = [part for part in whole.parts if options.only.lower() in part.title.lower()]
     if not parts:
         raise unknown("part", options.only, [part.title for part in whole.parts])
+    folders: dict[str, Path] = {}
     cells = [
-        Cell(part, row, [list(_tasks(whole, part, row, words, options)) for words in part.candidates(row)])
+        Cell(part, row, [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)])
         for part in whole.parts
         for row in part.rows
     ]
@@ -101,8 +102,11 @@ def _analysis(whole: Study, allow: Sequence[str]) -> Analysis | None:
     return target()
 
 
-def _tasks(whole: Study, part: Part, row: str, words: list[str], options: StudyOptions) -> Iterator[Task]:
-    """One run for each seed, with the settings `words`, of which the last are those that were chosen."""
+def _tasks(
+    whole: Study, part: Part, row: str, words: list[str], options: StudyOptions, folders: dict[str, Path]
+) -> Iterator[Task]:
+    """One run for each seed, with the settings `words`, of which the last are those that are chosen. `folders` has the
+    folder of every run by its identity: rows with equal settings share it."""
     merged = {word.lstrip("+~").partition("=")[0]: word for word in [*words, *whole.quick.split()]}
     where = [f"out={options.out}", *([f"data.root={options.data}"] if options.data else [])]
     where += [f"allow=[{','.join(options.allow)}]"] if options.allow else []
@@ -115,7 +119,7 @@ def _tasks(whole: Study, part: Part, row: str, words: list[str], options: StudyO
             raise UserError(f"study {whole.name}, row {row!r}: {error}") from error
         own = [row, *words[len(words) - len(part.choose) :], f"seed {seed}"]
         title = ", ".join([part.title, *own] if part.title else own)
-        folder = place(str(options.out), own, config)
+        folder = folders.setdefault(identity(config), place(str(options.out), own, config))
         yield Task(title, config, names, overrides, folder, tuple(options.config_dirs), part.readout)
 
 
