@@ -76,10 +76,9 @@ class Finding:
         return "reached" if GOALS[self.goal].reached(self.found.value) else "missed"
 
     def plain(self) -> dict[str, Any]:
-        goal = GOALS[self.goal]
+        goal, missed = GOALS[self.goal], {"why": self.why} if self.verdict == "missed" else {}
         limit = {"limit": goal.limit, "at": "most" if goal.most else "least", "unit": goal.unit}
         about = {"goal": self.goal, "what": goal.what, "subject": self.subject, **limit, "verdict": self.verdict}
-        missed = {"why": self.why} if self.verdict == "missed" else {}
         return {**about, **self.found._asdict(), **missed, "parts": self.parts}
 
 
