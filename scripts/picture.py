@@ -6,34 +6,33 @@ python scripts/picture.py runs/picture docs/images/blocks.svg
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from locallearn.names import TEST_ACCURACY, by_block
+from locallearn.runs.read import read
+
 COLOURS = ["#440154", "#31688e", "#35b779", "#e69f00", "#cc79a7", "#56b4e9"]  # distinct for the colour-blind
 
 
 def main(folder: Path, target: Path) -> None:
-    runs = sorted(p.parent for p in folder.glob("*/summary.json"))
+    runs = [run for run in read([folder]) if run.done]
     if not runs:
         sys.exit(f"there is no finished run in {folder}")
     plt.rcParams.update({"svg.hashsalt": "locallearn", "font.size": 9})
     figure, axes = plt.subplots(1, len(runs), figsize=(2.6 * len(runs), 2.7), sharey=True, squeeze=False)
     for axis, run in zip(axes[0], runs, strict=True):
-        choices = json.loads((run / "manifest.json").read_text())["choices"]
-        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        keys = sorted(k for k in records[-1] if k.startswith("block/") and k.endswith("/test_accuracy"))
-        for key in keys:
-            block = int(key.split("/")[1])
-            epochs = [r["epoch"] for r in records]
-            axis.plot(epochs, [r[key] for r in records], "o-", ms=3, color=COLOURS[block % 6], label=f"block {block}")
-        axis.set(title=f"{choices['strategy']} ({records[-1]['test/accuracy']:.3f})", xlabel="epoch", ylim=(0, 1.02))
+        records = run.history
+        for block in by_block(records[-1], "test_accuracy"):
+            epochs, values = [r["epoch"] for r in records], [by_block(r, "test_accuracy")[block] for r in records]
+            axis.plot(epochs, values, "o-", ms=3, color=COLOURS[block % 6], label=f"block {block}")
+        axis.set(title=f"{run.strategy} ({run.summary[TEST_ACCURACY]:.3f})", xlabel="epoch", ylim=(0, 1.02))
         axis.set_xticks(range(1, len(records) + 1))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel(f"test accuracy, {choices['model']} on {choices['data']}")
+    axes[0][0].set_ylabel(f"test accuracy, {runs[-1].names['model']} on {runs[-1].names['data']}")
     richest = max(axes[0], key=lambda axis: len(axis.lines))
     figure.tight_layout(rect=(0, 0, 0.91, 1))
     figure.legend(*richest.get_legend_handles_labels(), frameon=False, loc="center right")

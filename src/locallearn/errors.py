@@ -49,7 +49,7 @@ def needs_several_values(error: BaseException) -> bool:
 
 def printable(text: str) -> str:
     """A text without the characters that a terminal obeys: parts of it may come from the files of a stranger."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", text)
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def in_one_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import locallearn
 from helpers.nets import assert_same
-from locallearn.data.deficit import DEFICITS, permutation
+from locallearn.data.augment import DEFICITS, permutation
 from locallearn.data.digits import Digits
 from locallearn.data.synthetic import Synthetic
 from locallearn.data.tishby import Tishby
@@ -74,7 +74,7 @@ def test_blur_is_the_mean_of_4x4_pixels_scaled_up():
 
 
 def test_blur_of_sides_that_four_does_not_divide_and_of_tiny_images():
-    from locallearn.data.deficit import blurred
+    from locallearn.data.augment import blurred
 
     images = torch.randint(256, (3, 1, 10, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     coarse = F.adaptive_avg_pool2d(images.double(), (2, 1))

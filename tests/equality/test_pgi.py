@@ -20,7 +20,7 @@ from locallearn.models import BlockModel
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.pgi import PGI, CausalPGI
 
-SMALL = {"auxiliary": MLP(layers=1, width=8), "width": 6}
+NARROW = {"auxiliary": MLP(layers=1, width=8), "width": 6}
 FORMS = {"pgi": PGI, "pgi_causal": CausalPGI}
 WEIGHT = 0.25
 
@@ -179,7 +179,7 @@ def test_both_forms_are_one_summed_loss(form, kind, taps):
     """5 steps of one optimizer on one graph: the model, the routing, the branch and its classifiers agree."""
     model = MODELS[kind]()
     batches = batches_for(model)
-    learner = tiny_learner(form(**SMALL, taps=taps, couplings=2), model, blocks="max")
+    learner = tiny_learner(form(**NARROW, taps=taps, couplings=2), model, blocks="max")
     plain = Plain(learner, form is CausalPGI, taps)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     start = everything(learner)
@@ -199,17 +199,17 @@ def test_both_forms_are_one_summed_loss(form, kind, taps):
 def test_detached_taps_leave_backprop_alone(form):
     """Bit for bit, with dropout too; the branch still learns."""
     batches, model = tiny_batches(), tiny_model()
-    assert_same(trained(form(**SMALL, taps="detached"), batches).model, bare_backprop(model, batches))
+    assert_same(trained(form(**NARROW, taps="detached"), batches).model, bare_backprop(model, batches))
     model = tiny_model(dropout=0.3)
     backprop = trained(Backprop(), batches, model)
-    assert_same(trained(form(**SMALL, taps="detached"), batches, model).model, backprop.model)
+    assert_same(trained(form(**NARROW, taps="detached"), batches, model).model, backprop.model)
     with pytest.raises(AssertionError):
-        assert_same(trained(form(**SMALL), batches, model).model, backprop.model)
+        assert_same(trained(form(**NARROW), batches, model).model, backprop.model)
 
 
 def test_without_weight_it_is_backprop(form):
     batches = tiny_batches()
-    assert_same(trained(form(**SMALL, weight=0.0), batches).model, trained(Backprop(), batches).model)
+    assert_same(trained(form(**NARROW, weight=0.0), batches).model, trained(Backprop(), batches).model)
 
 
 def test_local_taps_are_the_only_teacher(form):
@@ -217,9 +217,9 @@ def test_local_taps_are_the_only_teacher(form):
     true one, and another head changes nothing below it."""
     (x, y), lr = tiny_batches(1)[0], 0.1
     optim = SGD(lr=lr, momentum=0.0, weight_decay=0.0, schedule="constant")
-    learner = tiny_learner(form(**SMALL, taps="local"), optim=optim)
+    learner = tiny_learner(form(**NARROW, taps="local"), optim=optim)
     plain = Plain(learner, form is CausalPGI, "local")
-    other = tiny_learner(form(**SMALL, taps="local"), optim=optim)
+    other = tiny_learner(form(**NARROW, taps="local"), optim=optim)
     with torch.no_grad():
         other.model.head[2].weight.mul_(3.0)
     learner.learn(x, y)
@@ -239,7 +239,7 @@ def test_which_level_teaches_which_block():
     """Full: every level reaches every tap, as it or a later level reads the map. Causal: level j hears blocks <= j."""
     x, y = tiny_batches(1)[0]
     for form in (PGI, CausalPGI):
-        plain = Plain(tiny_learner(form(**SMALL, taps="local")), form is CausalPGI, "local")
+        plain = Plain(tiny_learner(form(**NARROW, taps="local")), form is CausalPGI, "local")
         _, losses = plain(x, y)
         for j, k in itertools.product(range(3), repeat=2):
             weight = plain.model.units[k][0].weight
@@ -248,13 +248,13 @@ def test_which_level_teaches_which_block():
 
 
 def test_one_block_has_no_branch(form):
-    learner = tiny_learner(form(**SMALL), blocks=1, total_steps=1)
+    learner = tiny_learner(form(**NARROW), blocks=1, total_steps=1)
     assert not list(learner.blocks[0].auxiliary.parameters())
 
 
 def test_the_branch_does_not_ship(form):
     batches = tiny_batches()
-    learner = trained(form(**SMALL), batches)
+    learner = trained(form(**NARROW), batches)
     assert learner.model.state_dict().keys() == tiny_model().state_dict().keys()
     x = batches[0][0]
     with_branch = learner.predict(x)
@@ -299,7 +299,7 @@ def test_the_stem_sees_every_pixel():
 
 def test_messages(form):
     """One gradient per map or for the branch, none for the image; block 0 answers with none."""
-    learner = tiny_learner(form(**SMALL))
+    learner = tiny_learner(form(**NARROW))
     answers = {}
     original = learner.stage._finish
 
@@ -334,7 +334,7 @@ def test_nodes_without_labels_are_ignored(form):
     (x, y), *_ = batches_for(model, batch=12)
     hidden = y.clone()
     hidden[4:] = -100
-    learner = tiny_learner(form(**SMALL), model, blocks="max")
+    learner = tiny_learner(form(**NARROW), model, blocks="max")
     plain = Plain(learner, form is CausalPGI)
     learner.learn(x, hidden)
     true, losses = plain(x, hidden)
@@ -347,7 +347,7 @@ def test_nodes_without_labels_are_ignored(form):
 
 def test_the_auxiliary_loss_is_noted(form):
     x, y = tiny_batches(1)[0]
-    learner = tiny_learner(form(**SMALL))
+    learner = tiny_learner(form(**NARROW))
     true, losses = Plain(learner, form is CausalPGI)(x, y)
     found = learner.step(x, y)
     assert found["loss"] == pytest.approx(true.item(), rel=1e-12)
@@ -359,7 +359,7 @@ def test_the_auxiliary_loss_is_noted(form):
 
 
 def test_batch_statistics_move_once(form):
-    learner = tiny_learner(form(**SMALL))
+    learner = tiny_learner(form(**NARROW))
     learner.learn(*tiny_batches(1)[0])
     norms = [m for block in learner.blocks for m in (*block.layers.modules(), *block.auxiliary.modules())]
     assert {int(m.num_batches_tracked) for m in norms if isinstance(m, nn.modules.batchnorm._BatchNorm)} == {1}

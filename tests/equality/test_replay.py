@@ -284,7 +284,7 @@ def test_looking_at_gradients_moves_nothing():
         (["micro_batches=2"], "but micro_batches=2: choose micro_batches=1"),
         (["runtime.buffer=0"], "runtime.buffer=0: must be at least 1"),
         (["runtime.slow={1: 0.9}"], "runtime.slow={1: 0.9}: must be at least 1"),
-        (["runtime.slow={3: 1.2}"], "names block 3, but the model is cut into 3 blocks: choose from 0 to 2"),
+        (["runtime.slow={3: 1.2}"], "names block 3, but the model is cut into 2 blocks: choose from 0 to 1"),
         (["runtime.slow={1: fast}"], "runtime.slow"),
     ],
 )

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from helpers.runs import Run, without_privilege
 from locallearn.data import vision
 from locallearn.data.benchmarks import CIFAR10, MNIST
@@ -33,7 +33,7 @@ from locallearn.data.tishby import Tishby
 from locallearn.errors import UserError
 
 CPU = torch.device("cpu")
-SMALL = ["strategy=dgl", "model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "threads=1", "epochs=1"]
+SETTINGS = [*SMALL, "strategy=dgl", "auxiliary=linear", "epochs=1"]
 ARCHIVE = "cifar-10-python.tar.gz"
 
 
@@ -137,7 +137,7 @@ def broken(tmp_path: Path) -> Iterator[list[str]]:
 @pytest.mark.fault("F16", "F17", "F18", "F19")
 @pytest.mark.parametrize("fault", [pytest.param(name, marks=[pytest.mark.slow] * ("label" in name)) for name in FAULTS])
 def test_a_faulty_set_is_refused_before_training(fault, broken, elsewhere, tmp_path, capsys):
-    code, _, err = run(*broken, *SMALL, f"data.fault={fault}", capsys=capsys)
+    code, _, err = run(*broken, *SETTINGS, f"data.fault={fault}", capsys=capsys)
     assert FAULTS[fault] in one_sentence(err)
     assert code == 2
     assert not (tmp_path / "runs").exists()
@@ -145,7 +145,7 @@ def test_a_faulty_set_is_refused_before_training(fault, broken, elsewhere, tmp_p
 
 @pytest.mark.fault("F18")
 def test_the_same_set_without_a_fault_trains(broken, elsewhere, capsys):
-    assert run(*broken, *SMALL, capsys=capsys)[0] == 0
+    assert run(*broken, *SETTINGS, capsys=capsys)[0] == 0
 
 
 @pytest.mark.fault("F18")
@@ -153,7 +153,7 @@ def test_the_same_set_without_a_fault_trains(broken, elsewhere, capsys):
 def test_batches_that_do_not_fit_the_set(batch, steps, elsewhere, tmp_path, capsys):
     """99 training samples: a batch larger than the set is all of it, and a rest of one is left out of training."""
     data = ["data=synthetic", "data.images=99", "data.size=8", "data.validation=0"]
-    code, _, err = run(*SMALL, *data, f"batch_size={batch}", capsys=capsys)
+    code, _, err = run(*SETTINGS, *data, f"batch_size={batch}", capsys=capsys)
     assert code == 0
     assert err == ("" if batch < 99 else f"warning: batch_size={batch} is more than the 99 training samples: every "
                    "epoch is one step on 99\n")  # fmt: skip
@@ -164,7 +164,7 @@ def test_batches_that_do_not_fit_the_set(batch, steps, elsewhere, tmp_path, caps
 @pytest.mark.fault("F18")
 def test_evaluation_counts_a_last_batch_of_one(elsewhere, tmp_path, capsys):
     data = ["data=synthetic", "data.images=1285", "data.size=4", "data.validation=0", "batch_size=500"]
-    assert run(*SMALL, *data, capsys=capsys)[0] == 0
+    assert run(*SETTINGS, *data, capsys=capsys)[0] == 0
     (file,) = tmp_path.glob("runs/*/summary.json")
     correct = json.loads(file.read_text())["test/accuracy"] * 257  # batches of 256 and of 1
     assert correct == pytest.approx(round(correct), abs=1e-6)
@@ -177,7 +177,7 @@ def test_evaluation_counts_a_last_batch_of_one(elsewhere, tmp_path, capsys):
     ["batch_size=1", pytest.param("micro_batches=128", marks=pytest.mark.slow)],
 )
 def test_one_sample_at_a_time_has_no_variance(option, elsewhere, tmp_path, capsys):
-    code, _, err = run(*SMALL, "batch_size=128", option, capsys=capsys)
+    code, _, err = run(*SETTINGS, "batch_size=128", option, capsys=capsys)
     assert "cannot take the variance of one value" in one_sentence(err)
     assert code == 2
     assert not list(tmp_path.iterdir())
@@ -206,7 +206,7 @@ def test_an_image_found_broken_in_the_middle_of_training(workers, images, elsewh
     sound = file.read_bytes()
     file.write_bytes(sound[:100])
     data = ["data=folder", f"data.root={images}", "data.size=16", "data.memory_share=0", "data.normalise=symmetric"]
-    arguments = [*SMALL, *data, f"data.workers={workers}", "batch_size=4", "checkpoint.every=1it"]
+    arguments = [*SETTINGS, *data, f"data.workers={workers}", "batch_size=4", "checkpoint.every=1it"]
     code, _, err = run(*arguments, capsys=capsys)
     assert code == 2
     assert f"cannot read the image {file}" in one_sentence(err)
@@ -296,7 +296,7 @@ def test_a_root_that_may_not_be_read(name, tmp_path):
 @pytest.mark.parametrize("name", ["folder", "mnist"])
 def test_a_root_that_is_a_file_on_the_command_line(name, elsewhere, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    code, _, err = run(*SMALL, f"data={name}", "data.root=file", capsys=capsys)
+    code, _, err = run(*SETTINGS, f"data={name}", "data.root=file", capsys=capsys)
     assert f"data={name}: file cannot be read (it is a file, not a folder)" in one_sentence(err)
     assert code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -465,7 +465,7 @@ def test_a_server_with_something_else(mode, server, tmp_path, elsewhere, capsys)
         server.shutdown()
         server.server_close()
     started = time.monotonic()
-    code, out, err = run(*SMALL, "data=cifar10", "data.root=root", capsys=capsys)
+    code, out, err = run(*SETTINGS, "data=cifar10", "data.root=root", capsys=capsys)
     assert "the download failed" in one_sentence(err)
     assert ARCHIVE in err
     assert (code, out) == (2, "")

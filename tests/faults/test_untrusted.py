@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 import locallearn
 import locallearn.config.compose
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from locallearn import stored
 from locallearn.cli import main as cli
 from locallearn.config.targets import KINDS, resolve
@@ -39,8 +39,15 @@ from locallearn.studies import repeat
 from locallearn.training.saved import saved_experiment
 
 SRC = Path(locallearn.__file__).parent
-SMALL = ["strategy=dgl", "model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "threads=1", "epochs=1"]
-SMALL += ["batch_size=400", "checkpoint.every=1it", "checkpoint.keep=9"]
+SETTINGS = [
+    *SMALL,
+    "strategy=dgl",
+    "auxiliary=linear",
+    "epochs=1",
+    "batch_size=400",
+    "checkpoint.every=1it",
+    "checkpoint.keep=9",
+]
 
 
 def slow(*values: Any) -> Any:
@@ -64,7 +71,7 @@ def quietly(*arguments: str) -> tuple[int, str]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 3 steps, with the checkpoint of each."""
     out = tmp_path_factory.mktemp("done")
-    assert quietly(*SMALL, f"out={out}")[0] == 0
+    assert quietly(*SETTINGS, f"out={out}")[0] == 0
     return next(out.glob("*/summary.json")).parent
 
 
@@ -340,7 +347,7 @@ def test_hostile_yaml_is_refused_at_once(kind, copied, tmp_path):
     ],
 )
 def test_hydra_itself_is_told_to_run_nothing(override, elsewhere, tmp_path, capsys):
-    code, _, err = run(*SMALL, override, capsys=capsys)
+    code, _, err = run(*SETTINGS, override, capsys=capsys)
     assert code == 2
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -635,9 +642,9 @@ def _names_one(content: bytes) -> bool:
 def test_no_secret_in_what_runs_and_sweeps_leave(secret, elsewhere, tmp_path, capsys, monkeypatch):
     from locallearn.strategies.greedy import DGL
 
-    many = run("-m", *SMALL, "seed=1,2", capsys=capsys)
+    many = run("-m", *SETTINGS, "seed=1,2", capsys=capsys)
     monkeypatch.setattr(DGL, "loss", lambda *_: os.environ["NOT_THERE"])
-    failing = run(*SMALL, capsys=capsys)
+    failing = run(*SETTINGS, capsys=capsys)
     assert [many[0], failing[0]] == [0, 1]
     assert "NOT_THERE" in next(tmp_path.glob("runs/*/log.txt")).read_text()
     assert list(tmp_path.glob("runs/.*/*.jsonl")), "the sweep has a journal"
@@ -661,7 +668,7 @@ def test_no_secret_at_wandb(mode, secret, elsewhere, tmp_path, capsys, monkeypat
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    said = run(*SMALL, "record=wandb", f"record.wandb.mode={mode}", capsys=capsys)
+    said = run(*SETTINGS, "record=wandb", f"record.wandb.mode={mode}", capsys=capsys)
     server.shutdown()
     server.server_close()
     assert said[0] == 0
@@ -676,7 +683,7 @@ def test_no_secret_at_wandb(mode, secret, elsewhere, tmp_path, capsys, monkeypat
 @pytest.mark.slow
 @pytest.mark.fault("F23")
 def test_no_secret_in_what_a_pipeline_leaves(secret, elsewhere, tmp_path, capsys):
-    said = run(*SMALL, "runtime=pipeline", "runtime.stages=2", capsys=capsys)
+    said = run(*SETTINGS, "runtime=pipeline", "runtime.stages=2", capsys=capsys)
     assert said[0] == 0
     assert leaks(tmp_path, *map(str, said)) == []
 
@@ -706,7 +713,7 @@ def test_no_variable_reaches_a_logged_field_by_any_spelling(place, text, secret,
     top = {"balance_": "env", "name_": "oc.env", "record": record}
     (tmp_path / "conf/experiment").mkdir()
     (tmp_path / "conf/experiment/mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump(top))
-    said = run("--config-dir", "conf", "+experiment=mine", *SMALL, "out=out", capsys=capsys)
+    said = run("--config-dir", "conf", "+experiment=mine", *SETTINGS, "out=out", capsys=capsys)
     assert said[0] == 2
     assert "environment variables would be written to the run folder" in said[2]
     assert said[2].count("\n") == 1

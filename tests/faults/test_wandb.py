@@ -21,7 +21,8 @@ import pytest
 from helpers.wandb import KEY, Server
 from locallearn.config.record import RecordSettings, WandbSettings
 from locallearn.figures import panels, save
-from locallearn.runs import wandb_process, wandb_sink
+from locallearn.runs import wandb_sink
+from locallearn.runs.files import flat
 from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder, open_recorder
 
@@ -318,6 +319,7 @@ import os, sys, time
 from pathlib import Path
 from locallearn.config.record import RecordSettings, WandbSettings
 from locallearn.runs.recorder import open_recorder
+from locallearn.runs.files import flat
 from locallearn.runs.folder import RunFolder
 folder = RunFolder.create(Path(sys.argv[1]), "killed")
 recorder = open_recorder(folder, RecordSettings(wandb=WandbSettings(mode="offline")), config={}, name="killed")
@@ -384,7 +386,7 @@ def test_auto_follows_wandbs_own_settings(folder: RunFolder, server: Server, mon
 
 
 def test_flatten() -> None:
-    assert wandb_process.flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "a.d": {}, "e": [1]}
+    assert flat({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "a.d": {}, "e": [1]}
 
 
 VARIABLES = {

@@ -15,7 +15,8 @@ import pytest
 
 from locallearn.cli import main as cli
 
-SMALL = ["model=mlp", "model.width=16", "model.depth=3", "epochs=2", "batch_size=128", "threads=1"]
+SMALL = ["model=mlp", "model.width=8", "model.depth=2", "threads=1"]
+"""A run of an epoch takes a moment. What is set twice on a command line has its last value."""
 
 
 def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -15,10 +15,11 @@ import yaml
 from helpers.commands import SMALL, one_sentence, run
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
+SETTINGS = [*SMALL, "model.width=16", "model.depth=3", "epochs=2", "batch_size=128"]
 
 
 def test_a_run_writes_what_it_promises(capsys, tmp_path):
-    code, out, _ = run("strategy=dgl", "auxiliary=linear", *SMALL, capsys=capsys)
+    code, out, _ = run("strategy=dgl", "auxiliary=linear", *SETTINGS, capsys=capsys)
     assert code == 0
     folder = Path(out.splitlines()[-1])
     assert folder.parent == tmp_path / "runs"
@@ -111,7 +112,7 @@ def test_a_batch_of_one_trains_what_has_no_batch_norm(capsys):
 
 def test_out_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = run(*SMALL, "out=file/x", capsys=capsys)
+    code, _, err = run(*SETTINGS, "out=file/x", capsys=capsys)
     assert code == 2
     assert "file/x" in one_sentence(err)
 
@@ -119,7 +120,7 @@ def test_out_that_cannot_be_written(capsys, tmp_path):
 def test_sweep_goes_on_after_a_failing_run(capsys, tmp_path):
     """The second of three diverges: the others end, and the exit code says so."""
     code, out, err = run(
-        "-m", "strategy=dgl", *SMALL, "optim.lr=0.01,1e30,0.02", "optim.schedule=constant", capsys=capsys
+        "-m", "strategy=dgl", *SETTINGS, "optim.lr=0.01,1e30,0.02", "optim.schedule=constant", capsys=capsys
     )
     assert code == 1
     assert "loss is" in one_sentence(err)
@@ -132,7 +133,7 @@ def test_sweep_goes_on_after_a_failing_run(capsys, tmp_path):
 
 def test_two_starts_in_one_second_never_share_a_folder(capsys, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *_: "2026-01-01_00-00-00")
-    small = [word for word in SMALL if not word.startswith("auxiliary")]
+    small = [word for word in SETTINGS if not word.startswith("auxiliary")]
     folders = {run("strategy=shallow", *small, "max_steps=1", capsys=capsys)[1].splitlines()[-1] for _ in range(2)}
     assert len(folders) == 2
 
@@ -147,7 +148,7 @@ def test_dry_run_shows_the_blocks_and_trains_nothing(capsys, tmp_path):
 
 
 def test_evaluate_gives_the_accuracy_of_the_run(capsys):
-    _, out, _ = run("strategy=dgl", *SMALL, capsys=capsys)
+    _, out, _ = run("strategy=dgl", *SETTINGS, capsys=capsys)
     folder = Path(out.splitlines()[-1])
     summary = json.loads((folder / "summary.json").read_text())
     code, out, _ = run("evaluate", str(folder), capsys=capsys)
@@ -236,7 +237,7 @@ def my_conf(tmp_path) -> Path:
 
 @pytest.mark.fault("F23", "R7")
 def test_a_strategy_from_outside(my_conf, capsys):
-    code, out, err = run("--config-dir", str(my_conf), "strategy=mine", *SMALL, capsys=capsys)
+    code, out, err = run("--config-dir", str(my_conf), "strategy=mine", *SETTINGS, capsys=capsys)
     assert code == 0, err
     folder = out.splitlines()[-1]
     code, _, err = run("evaluate", folder, capsys=capsys)
@@ -248,7 +249,7 @@ def test_a_strategy_from_outside(my_conf, capsys):
 
 
 def test_a_failure_while_running(my_conf, capsys):
-    code, _, err = run("--config-dir", str(my_conf), "strategy=mine", "strategy.scale=-1.0", *SMALL, capsys=capsys)
+    code, _, err = run("--config-dir", str(my_conf), "strategy=mine", "strategy.scale=-1.0", *SETTINGS, capsys=capsys)
     assert code == 1
     line = 1 + OUTSIDE[: OUTSIDE.index("raise KeyError")].count("\n")
     assert f"/my_conf/my_strategy.py, line {line}: raise KeyError(" in one_sentence(err)
@@ -260,7 +261,7 @@ def test_a_failure_while_running(my_conf, capsys):
 @pytest.mark.fault("F23")
 def test_environment_reaches_no_file(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "s3cret" * 8)
-    run("strategy=dgl", *SMALL, "max_steps=1", capsys=capsys)
+    run("strategy=dgl", *SETTINGS, "max_steps=1", capsys=capsys)
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"s3cret" not in path.read_bytes(), path
 
@@ -268,7 +269,7 @@ def test_environment_reaches_no_file(capsys, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_stdout_closed_early(tmp_path):
     """`locallearn ... | head -1` trains on."""
-    arguments = " ".join(["strategy=dgl", *SMALL])
+    arguments = " ".join(["strategy=dgl", *SETTINGS])
     command = f"{sys.executable} -m locallearn {arguments} | head -n 1"
     subprocess.run(command, shell=True, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     (status,) = tmp_path.glob("runs/*/status.json")
@@ -287,7 +288,7 @@ def test_data_are_found_again_from_another_directory(capsys, tmp_path, monkeypat
                 pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{i}.png")
     data = ["data=folder", "data.root=images", "data.size=16"]
-    _, out, _ = run("strategy=dgl", *SMALL, *data, "batch_size=8", capsys=capsys)
+    _, out, _ = run("strategy=dgl", *SETTINGS, *data, "batch_size=8", capsys=capsys)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert run("evaluate", out.splitlines()[-1], capsys=capsys)[0] == 0

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from locallearn import errors
 from locallearn.data import doctor
 
-SMALL = ["model=mlp", "model.width=8", "auxiliary=linear", "batch_size=128", "threads=1", "max_steps=1", "blocks=2"]
+SETTINGS = [*SMALL, "auxiliary=linear", "batch_size=128", "max_steps=1", "blocks=2"]
 CODE = {
     "strategy": """
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def mine(tmp_path, monkeypatch):
         code = CODE[kind]
         (tmp_path / "conf" / "of_mine.py").write_text(code)
         number = next(n for n, line in enumerate(code.splitlines(), 1) if "# HERE" in line)
-        own = [word for word in SMALL if not word.startswith(group)]
+        own = [word for word in SETTINGS if not word.startswith(group)]
         return [f"{group}=mine", *own, "--config-dir", "conf"], f"{tmp_path}/conf/of_mine.py, line {number}: "
 
     yield make

@@ -299,7 +299,7 @@ def test_links_lead_somewhere(path):
 
 
 def test_what_the_pages_name_exists():
-    """Options as `group.option` and commands as `locallearn WORD`, in all pages that are written by hand."""
+    """Commands, as `locallearn WORD`, in all pages that are written by hand."""
     known = set(COMMANDS)
     for page in PAGES:
         text = page.read_text()

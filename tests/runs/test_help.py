@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from locallearn import __version__
 from locallearn.cli import completion
 from locallearn.cli import main as cli
@@ -26,7 +26,7 @@ from locallearn.plan.options import PlanOptions
 from locallearn.studies.options import TuneOptions
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-SMALL = ["model=mlp", "model.width=16", "auxiliary=linear", "batch_size=128", "threads=1", "max_steps=1"]
+SETTINGS = [*SMALL, "auxiliary=linear", "batch_size=128", "max_steps=1"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -201,7 +201,7 @@ def test_flags_of_hydra_without_a_place_here_are_refused(flag, value, capsys, tm
 )
 def test_settings_of_hydra_name_ours(override, instead, capsys, tmp_path):
     for words in ([override], ["-m", "seed=0,1", override], ["plan", override]):
-        code, _, err = run(*words, *SMALL, capsys=capsys)
+        code, _, err = run(*words, *SETTINGS, capsys=capsys)
         assert code == 2, words
         assert err.count("\n") == 1
         assert instead in err
@@ -244,7 +244,7 @@ def test_flags_and_settings_in_any_order(words, monkeypatch, capsys, tmp_path):
 
 
 def test_the_blocks_of_a_sweep_are_shown_for_each_run(capsys, tmp_path):
-    code, out, err = run("strategy=dgl,backprop", "-m", *SMALL, "--dry-run", "blocks=2", capsys=capsys)
+    code, out, err = run("strategy=dgl,backprop", "-m", *SETTINGS, "--dry-run", "blocks=2", capsys=capsys)
     assert code == 0, err
     assert out.count("aux share") == 2
     assert not list(tmp_path.iterdir()), "something was written"
@@ -361,4 +361,4 @@ def test_options_of_a_yaml_of_ones_own(capsys, tmp_path):
     assert "write `validation: VALUE` into DIR/data/mine.yaml, or give +data.validation=0.2" in err
     assert compose(["data=mine", "+data.validation=0.2"], [tmp_path / "DIR"])[0]["data"]["validation"] == 0.2
     file.write_text(file.read_text() + "validation: 0.1\n")
-    assert run(*words, "data.validation=0.2", "--dry-run", *SMALL, capsys=capsys)[0] == 0
+    assert run(*words, "data.validation=0.2", "--dry-run", *SETTINGS, capsys=capsys)[0] == 0

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from locallearn.runs import again
 from locallearn.runs.read import one
 
-SMALL = ["model=mlp", "model.width=8", "auxiliary=linear", "batch_size=128", "threads=1"]
+SETTINGS = [*SMALL, "auxiliary=linear", "batch_size=128"]
 MINE = '''
 import os, signal
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def after(words: str, text: str) -> str:
 def test_go_on_with_it(mine, how, words):
     """After a signal, and after a failure in one of several processes."""
     Path(how).touch()
-    command = [sys.executable, "-m", "locallearn", *mine, *SMALL, *words, "max_steps=2", "out=my runs"]
+    command = [sys.executable, "-m", "locallearn", *mine, *SETTINGS, *words, "max_steps=2", "out=my runs"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == {"interrupt": 130, "fail": 1}[how], done.stderr
     if how == "fail":
@@ -88,7 +88,7 @@ def test_go_on_with_it(mine, how, words):
 @pytest.mark.slow
 def test_first_end_it(mine, capsys):
     """`evaluate` and `repeat` of a run that has not ended say what to do first."""
-    code, _, _ = run(*mine, *SMALL, "epochs=1", "out=my runs", capsys=capsys)
+    code, _, _ = run(*mine, *SETTINGS, "epochs=1", "out=my runs", capsys=capsys)
     assert code == 0
     (folder,) = Path("my runs").resolve().glob("*")
     shutil.rmtree(folder / "checkpoints")
@@ -103,7 +103,7 @@ def test_first_end_it(mine, capsys):
 
 @pytest.mark.slow
 def test_what_tune_has_found(mine, capsys):
-    code, out, err = run("tune", *mine, *SMALL, "epochs=1", "trials=1", "out=my runs", capsys=capsys)
+    code, out, err = run("tune", *mine, *SETTINGS, "epochs=1", "trials=1", "out=my runs", capsys=capsys)
     assert code == 0, err
     command = after("run it with: ", out)
     folder = Path(shell(command).splitlines()[-1])
@@ -114,7 +114,7 @@ def test_what_tune_has_found(mine, capsys):
 @pytest.mark.slow
 def test_a_report_says_how_to_repeat_each_group(mine, capsys, tmp_path):
     """From the folder of the run, and from another one."""
-    code, out, err = run("-m", *mine, *SMALL, "epochs=1", "seed=0,1", "out=my runs", capsys=capsys)
+    code, out, err = run("-m", *mine, *SETTINGS, "epochs=1", "seed=0,1", "out=my runs", capsys=capsys)
     assert code == 0, err
     shell(after("pictures and a page of them: ", out))
     page = Path("report/report.md").read_text()
@@ -122,11 +122,11 @@ def test_a_report_says_how_to_repeat_each_group(mine, capsys, tmp_path):
     made = Path(shell(repeat, tmp_path).splitlines()[-1])
     assert one(made).names["strategy"] == "mine"
     from locallearn.report import read, study
-    from locallearn.report.html_tables import runs, settings
+    from locallearn.report.cells import runs, settings
 
     found = study(read([Path("my runs")]))
-    rows = [row for table in (runs(found), settings(found)) for row in table["rows"]]
-    commands = [cell["text"] for row in rows for cell in row["cells"] if cell["code"]]
+    columns = [column for table in (runs(found), settings(found)) for column in table.columns]
+    commands = [cell.text for column in columns for cell in column.cells if cell.code]
     assert len(commands) == 3
     for command in commands:
         shell(command, tmp_path)

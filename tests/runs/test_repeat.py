@@ -15,8 +15,8 @@ from locallearn.config.compose import choices
 from locallearn.runs.read import read
 
 pytestmark = pytest.mark.xdist_group("repeat")  # one worker makes the runs that the tests share
-SMALL = ["model=mlp", "model.width=24", "model.depth=4", "model.dropout=0.2", "blocks=3", "data.crop=2", "threads=1"]
-SMALL += ["epochs=2", "max_steps=45"]
+SETTINGS = ["model=mlp", "model.width=24", "model.depth=4", "model.dropout=0.2", "blocks=3", "data.crop=2", "threads=1"]
+SETTINGS += ["epochs=2", "max_steps=45"]
 
 
 MAPS = ["model=plainnet", "model.depth=8", "blocks=3", "threads=1", "epochs=1", "max_steps=3"]
@@ -24,7 +24,7 @@ MAPS = ["model=plainnet", "model.depth=8", "blocks=3", "threads=1", "epochs=1", 
 
 
 def run(folder: Path, *words: str) -> Path:
-    assert cli.main([*SMALL, *words, f"out={folder}"]) == 0
+    assert cli.main([*SETTINGS, *words, f"out={folder}"]) == 0
     return next(folder.glob("*/summary.json")).parent
 
 
@@ -111,7 +111,7 @@ def test_under_torchrun_it_is_refused(copied, capsys, monkeypatch):
 @pytest.mark.fault("R6")
 def test_every_strategy_and_runtime_repeats(strategy, runtime, tmp_path, capsys):
     more = {"pipeline": ["runtime.stages=2"], "serial": [], "replay": []}[runtime]
-    small = MAPS if strategy == "infomax" else SMALL
+    small = MAPS if strategy == "infomax" else SETTINGS
     words = [*small, f"strategy={strategy}", f"runtime={runtime}", *more, f"out={tmp_path}"]
     code = cli.main(words)
     if code == 2:

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from locallearn.cli.main import main
+from locallearn.figures.text import table
 from locallearn.report import read, study, tables
 from locallearn.report.compare import compare, curves, final_numbers
-from locallearn.report.grid import grids
 from locallearn.report.html import page
 from locallearn.runs.read import one, read_run
 
@@ -108,7 +108,7 @@ def test_difference_to_backprop_is_that_of_scipy(sweep):
     assert number.std == pytest.approx(0.012583057392117917)  # sqrt(0.000475 / 3)
     assert number.best == 0.91
     assert group(found, "dgl").numbers["seconds"].best == 6.0
-    assert found.baseline is group(found, "backprop")
+    assert group(found, "dgl").baseline == "backprop"
     assert group(found, "backprop").numbers["test/accuracy"].difference is None
 
 
@@ -152,7 +152,7 @@ def test_groups_differ_in_what_decides_learning_and_nothing_else(tmp_path):
     ]
     assert found.common["model.width"] == 8
     assert "optim.lr" not in found.common
-    assert found.baseline is None
+    assert not any(g.baseline for g in found.groups)
     assert any("no run with strategy=backprop" in problem for problem in found.problems)
 
 
@@ -261,7 +261,7 @@ def test_a_table_is_whole_in_any_width(width, longest):
     """Every cell stands on one line behind the name of its row, if that is possible; every line fits."""
     head = ["run", *(f"column {k}" for k in range(9)), "settings"]
     rows = [[f"{'name ' * 3}{n}", *(f"{n}{k:06}" for k in range(9)), "x" * longest] for n in range(3)]
-    lines = grids([[head, *rows]], width).splitlines()
+    lines = table([head, *rows], width, rule=True).splitlines()
     assert max(map(len, lines)) <= width
     for row in rows:
         mine = "".join(line for line in lines if row[0] in line)

@@ -20,12 +20,12 @@ from helpers.commands import run
 from locallearn.data import Data, DataSource
 from locallearn.data.benchmarks import CIFAR10, MNIST, FashionMNIST
 from locallearn.data.cora import Cora
-from locallearn.data.decode import read_image
 from locallearn.data.digits import Digits
 from locallearn.data.fingerprint import fingerprint
 from locallearn.data.folder import Folder
 from locallearn.data.names import Names
 from locallearn.data.normalise import Normalisation
+from locallearn.data.stream import read_image
 from locallearn.data.synthetic import Synthetic
 from locallearn.data.tishby import Tishby
 from locallearn.errors import UserError

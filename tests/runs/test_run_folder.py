@@ -13,7 +13,8 @@ import pytest
 
 from locallearn.errors import RunError, UserError
 from locallearn.runs import folder as run_folder
-from locallearn.runs.folder import RunFolder, safe_name, strict_json
+from locallearn.runs.files import strict_json
+from locallearn.runs.folder import RunFolder, safe_name
 
 LOCKER = """
 import sys, time

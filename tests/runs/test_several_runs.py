@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from locallearn.training import session
 
-SMALL = ["model=mlp", "model.width=8", "auxiliary=linear", "batch_size=256", "threads=1", "max_steps=2", "blocks=2"]
+SETTINGS = [*SMALL, "auxiliary=linear", "batch_size=256", "max_steps=2", "blocks=2"]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def runs(tmp_path_factory) -> list[str]:
     from locallearn import train
 
     out = tmp_path_factory.mktemp("several") / "out=a b"
-    settings = dict(word.split("=") for word in SMALL if "." not in word and not word.startswith("auxiliary"))
+    settings = dict(word.split("=") for word in SETTINGS if "." not in word and not word.startswith("auxiliary"))
     numbers = {key: int(value) if value.isdigit() else value for key, value in settings.items()}
     return [
         str(train(quiet=True, seed=seed, out=out, auxiliary="linear", **{"model.width": 8}, **numbers).run_dir)

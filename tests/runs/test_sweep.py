@@ -17,7 +17,7 @@ import yaml
 from hydra.errors import MissingConfigException
 from safetensors.torch import load_file
 
-from helpers.commands import obey_signals, run
+from helpers.commands import SMALL, obey_signals, run
 from locallearn.config.compose import compose, explain, multirun
 from locallearn.config.experiment import experiment
 from locallearn.runs.folder import RunFolder
@@ -25,7 +25,7 @@ from locallearn.studies import runner, sweep
 from locallearn.training.environment import peak_memory_bytes, process_settings
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-SMALL = ["model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "epochs=2", "batch_size=256", "threads=1"]
+SETTINGS = [*SMALL, "auxiliary=linear", "epochs=2", "batch_size=256"]
 DIVERGES = ["optim.lr=0.01,1e30", "optim.schedule=constant"]
 
 
@@ -55,11 +55,11 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def config(*overrides: str) -> dict:
-    return compose([*SMALL, *overrides])[0]
+    return compose([*SETTINGS, *overrides])[0]
 
 
 def test_folders_say_what_differs_and_a_second_start_repeats_nothing(capsys):
-    command = ["-m", "strategy=backprop,dgl", "seed=0,1", *SMALL]
+    command = ["-m", "strategy=backprop,dgl", "seed=0,1", *SETTINGS]
     code, out, _ = run(*command, capsys=capsys)
     assert code == 0
     assert "4 runs: 4 new" in out
@@ -81,9 +81,9 @@ def test_folders_say_what_differs_and_a_second_start_repeats_nothing(capsys):
 
 
 def test_a_wider_sweep_in_another_order_runs_what_is_new(capsys):
-    run("-m", "strategy=backprop,dgl", "seed=0", *SMALL, capsys=capsys)
+    run("-m", "strategy=backprop,dgl", "seed=0", *SETTINGS, capsys=capsys)
     before = times()
-    code, out, _ = run("-m", "seed=0", "strategy=dgl,shallow,backprop", *SMALL, "record=jsonl", capsys=capsys)
+    code, out, _ = run("-m", "seed=0", "strategy=dgl,shallow,backprop", *SETTINGS, "record=jsonl", capsys=capsys)
     assert code == 0
     assert "3 runs: 1 new, 2 done before" in out
     assert "result" in out, "the new one prints its own"
@@ -126,7 +126,7 @@ def test_names_with_special_characters(differs, name, tmp_path):
 
 @pytest.mark.fault("F29")
 def test_a_failing_job_is_shown_and_the_others_go_on(capsys):
-    command = ["-m", "strategy=dgl", *SMALL, "optim.lr=0.01,1e30,0.02", "optim.schedule=constant"]
+    command = ["-m", "strategy=dgl", *SETTINGS, "optim.lr=0.01,1e30,0.02", "optim.schedule=constant"]
     code, out, err = run(*command, capsys=capsys)
     assert code == 1
     assert "lower optim.lr" in err
@@ -143,11 +143,11 @@ def test_a_failing_job_is_shown_and_the_others_go_on(capsys):
 
 @pytest.mark.fault("F29")
 def test_a_job_that_means_nothing_is_its_own_failure(capsys):
-    code, out, err = run("-m", "optim.lr=0.01,abc", *SMALL, capsys=capsys)
+    code, out, err = run("-m", "optim.lr=0.01,abc", *SETTINGS, capsys=capsys)
     assert code == 2
     assert "optim.lr=abc: must be a number" in err
     assert "2 runs: 1 new, 1 failed" in out
-    code, out, err = run("-m", "optim.lr=0.01", "seed=0,${oc.env:HOME}", *SMALL, capsys=capsys)
+    code, out, err = run("-m", "optim.lr=0.01", "seed=0,${oc.env:HOME}", *SETTINGS, capsys=capsys)
     assert code == 2
     assert "environment variables" in err
     assert "1 done before, 1 failed" in out
@@ -155,7 +155,7 @@ def test_a_job_that_means_nothing_is_its_own_failure(capsys):
 
 @pytest.mark.fault("F29")
 def test_fail_fast_begins_no_other(capsys):
-    code, out, _ = run("-m", *SMALL, "seed=0,1", "optim.lr=1e30,0.01", "sweep.fail_fast=true", capsys=capsys)
+    code, out, _ = run("-m", *SETTINGS, "seed=0,1", "optim.lr=1e30,0.01", "sweep.fail_fast=true", capsys=capsys)
     assert code == 1
     assert "4 runs: 1 failed, 3 not begun" in out
     assert begun(out) == ["[1/4] seed=0 optim.lr=1e+30"]
@@ -174,7 +174,7 @@ def test_fail_fast_begins_no_other(capsys):
 )
 def test_a_sweep_that_cannot_begin_leaves_nothing(arguments, sentence, capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    code, out, err = run("-m", *SMALL, *arguments, capsys=capsys)
+    code, out, err = run("-m", *SETTINGS, *arguments, capsys=capsys)
     assert code == 2
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
@@ -191,7 +191,7 @@ def test_a_launcher_that_is_not_installed():
 
 def test_settings_of_a_choice_that_varies(capsys):
     """`strategy.width` is no key of the default strategy; what has no such key says so."""
-    small = [word for word in SMALL if not word.startswith("auxiliary")]
+    small = [word for word in SETTINGS if not word.startswith("auxiliary")]
     code, out, err = run("-m", "strategy=dni,backprop", "strategy.width=4", *small, capsys=capsys)
     assert code == 2
     assert "unknown key strategy.width" in err
@@ -203,7 +203,7 @@ def test_what_varies_may_stand_in_a_yaml(capsys, tmp_path):
     conf.mkdir(parents=True)
     text = "# @package _global_\nepochs: 2\nhydra:\n  sweeper:\n    params:\n      seed: 0,1\n      batch_size: 256\n"
     (conf / "seeds.yaml").write_text(text)
-    command = ["-m", "--config-dir", str(conf.parent), "+experiment=seeds", "strategy=dgl", *SMALL]
+    command = ["-m", "--config-dir", str(conf.parent), "+experiment=seeds", "strategy=dgl", *SETTINGS]
     code, out, err = run(*command, capsys=capsys)
     assert code == 0, err
     assert "2 runs: 2 new" in out
@@ -224,7 +224,7 @@ def test_a_strategy_from_outside(capsys, tmp_path):
     )
     (folder.parent / "sweep_strategy.py").write_text(f"{code}class Mine(DGL):\n    '''DGL.'''\n")
     (folder / "mine.yaml").write_text("# Mine.\n_target_: sweep_strategy.Mine\n")
-    command = ["-m", "--config-dir", str(folder.parent), "strategy=mine,dgl", *SMALL]
+    command = ["-m", "--config-dir", str(folder.parent), "strategy=mine,dgl", *SETTINGS]
     assert run(*command, capsys=capsys)[0] == 0
     code, out, _ = run(*command, capsys=capsys)
     assert code == 0
@@ -234,11 +234,11 @@ def test_a_strategy_from_outside(capsys, tmp_path):
 @pytest.mark.slow
 def test_a_run_in_a_sweep_has_the_bits_of_one_alone(capsys):
     """The job before it has another seed, more threads, another precision, deterministic algorithms."""
-    noise = ["-m", "strategy=dgl", "seed=7", *SMALL[:-1], "threads=2", "deterministic=true", "model.width=8,16"]
-    assert run("strategy=dgl", *SMALL, "out=alone", capsys=capsys)[0] == 0
+    noise = ["-m", "strategy=dgl", "seed=7", *SETTINGS[:-1], "threads=2", "deterministic=true", "model.width=8,16"]
+    assert run("strategy=dgl", *SETTINGS, "out=alone", capsys=capsys)[0] == 0
     assert run(*noise, "out=noise", capsys=capsys)[0] == 0
     facts = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype()
-    assert run("-m", "deterministic=true,false", "precision=fp64,fp32", *SMALL, capsys=capsys)[0] == 0
+    assert run("-m", "deterministic=true,false", "precision=fp64,fp32", *SETTINGS, capsys=capsys)[0] == 0
     assert facts == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype())
     (alone,) = folders("alone")
     (same,) = [
@@ -266,7 +266,7 @@ def test_the_memory_of_an_earlier_job_does_not_count():
 
 
 def make(seed: int) -> tuple[runner.Experiment, Path]:
-    exp = experiment(*compose([*SMALL, f"seed={seed}", "out=runs"]))
+    exp = experiment(*compose([*SETTINGS, f"seed={seed}", "out=runs"]))
     return exp, runner.place("runs", [f"seed={seed}"], exp.config)
 
 
@@ -323,7 +323,7 @@ def wait_for(condition, seconds: float = 120.0) -> None:
         time.sleep(0.02)
 
 
-LONG = ["strategy=dgl", "seed=0,1,2", *SMALL[:-3], "epochs=60", "batch_size=32", "threads=1"]
+LONG = ["strategy=dgl", "seed=0,1,2", *SETTINGS[:-3], "epochs=60", "batch_size=32", "threads=1"]
 
 
 @pytest.mark.slow
@@ -363,7 +363,7 @@ def test_two_shells_share_a_sweep():
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers(launcher, capsys):
-    command = ["-m", "strategy=dgl", *SMALL[:-1], *DIVERGES, f"hydra/launcher={launcher}"]
+    command = ["-m", "strategy=dgl", *SETTINGS[:-1], *DIVERGES, f"hydra/launcher={launcher}"]
     done = subprocess.run([*PROGRAM, *command], capture_output=True, text=True, env=ALONE)
     assert done.returncode == 1, done.stderr
     assert "2 runs: 1 new, 1 failed\n  failed: optim.lr=1e+30: block 0" in done.stdout
@@ -377,7 +377,7 @@ def test_launchers(launcher, capsys):
     assert manifest["threads"] == 1
     assert f"hydra/launcher={launcher}" in manifest["command"], "a command that no user has typed"
     before = times()[good]
-    code, out, _ = run("-m", "strategy=dgl", *SMALL, *DIVERGES, capsys=capsys)
+    code, out, _ = run("-m", "strategy=dgl", *SETTINGS, *DIVERGES, capsys=capsys)
     assert code == 1
     assert "1 done before, 1 failed" in out
     assert times()[good] == before
@@ -402,7 +402,7 @@ def test_jobs_side_by_side_get_a_thread_and_a_device_each(monkeypatch):
 def test_a_sweep_under_torchrun_is_refused(capsys, monkeypatch, tmp_path):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
-    code, _, err = run("-m", "seed=0,1", *SMALL, capsys=capsys)
+    code, _, err = run("-m", "seed=0,1", *SETTINGS, capsys=capsys)
     assert code == 2
     assert "without it" in err
     assert not list(tmp_path.iterdir())

@@ -14,8 +14,8 @@ from locallearn.api import _overrides
 from locallearn.config.compose import compose
 from locallearn.errors import UserError
 
-SMALL = {"model": "mlp", "model.width": 8, "auxiliary": "linear", "epochs": 1, "max_steps": 1, "threads": 1}
-WORDS = [f"{key}={value}" for key, value in SMALL.items()]
+SETTINGS = {"model": "mlp", "model.width": 8, "auxiliary": "linear", "epochs": 1, "max_steps": 1, "threads": 1}
+WORDS = [f"{key}={value}" for key, value in SETTINGS.items()]
 TEXTS = [
     "20240101", "true", "False", "1e3", "0x10", "1_000", "null", "NaN", "inf", "-1", "+x", "[a]", "{a:1}", "[", "}",
     "a=b", "=", "${x}", "${oc.env:HOME}", r"\${x}", r"a\\${x}", "${", "$HOME", "1,2", "a,b", " ", " a ", "a b", "a: b",
@@ -36,7 +36,7 @@ def test_a_text_from_python_is_a_text(text):
 
 @pytest.mark.parametrize("out", ["r/2024", "20240101", "true", "1e3", "r/a\\b", "r/a\nb", "null", "a=b", "${x}", "1,2"])
 def test_a_run_goes_into_the_folder_that_was_said(out, elsewhere, tmp_path):
-    result = locallearn.train(quiet=True, out=out, **SMALL)
+    result = locallearn.train(quiet=True, out=out, **SETTINGS)
     assert result.run_dir.parent == tmp_path / out
     assert locallearn.load(str(result.run_dir)).training is False
 
@@ -50,7 +50,7 @@ def test_what_no_setting_can_be_is_refused(elsewhere, tmp_path):
         ({"runtime": "replay", "runtime.slow": {2: 1.5, "a,b": 1}}, "cannot be a key"),
     ]:
         with pytest.raises(UserError, match=said):
-            locallearn.train(quiet=True, **{**SMALL, **settings})
+            locallearn.train(quiet=True, **{**SETTINGS, **settings})
     assert not list(tmp_path.iterdir())
 
 
@@ -63,7 +63,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_tilde_is_the_home_folder_from_python_and_on_the_command_line(home, elsewhere, capsys):
-    result = locallearn.train(quiet=True, out="~/a b", **SMALL)
+    result = locallearn.train(quiet=True, out="~/a b", **SETTINGS)
     assert result.run_dir.parent == home / "a b"
     assert locallearn.load(f"~/a b/{result.run_dir.name}").training is False
     code, out, err = run(*WORDS, "out=~/c", capsys=capsys)
@@ -74,7 +74,7 @@ def test_a_tilde_is_the_home_folder_from_python_and_on_the_command_line(home, el
 
 @pytest.mark.slow
 def test_a_tilde_is_the_home_folder_in_every_command(home, elsewhere, capsys):
-    result = locallearn.train(quiet=True, out=Path("~/a b"), **SMALL)
+    result = locallearn.train(quiet=True, out=Path("~/a b"), **SETTINGS)
     assert result.run_dir.parent == home / "a b"
     code, out, err = run(*WORDS, "out='~/c'", capsys=capsys)
     assert code == 0, err
@@ -99,7 +99,7 @@ def test_a_tilde_is_the_home_folder_in_every_command(home, elsewhere, capsys):
 
 def test_what_is_expanded_is_not_expanded_again(home, elsewhere, tmp_path, capsys):
     """A folder whose own name begins with ~."""
-    result = locallearn.train(quiet=True, out="./~x", **SMALL)
+    result = locallearn.train(quiet=True, out="./~x", **SETTINGS)
     assert result.run_dir.parent == tmp_path / "~x"
     assert run("evaluate", f"./~x/{result.run_dir.name}", capsys=capsys)[0] == 0
     assert run("report", "./~x", capsys=capsys)[0] == 0
@@ -136,8 +136,8 @@ def test_the_home_of_nobody(words, elsewhere, capsys, tmp_path):
 
 def test_the_home_of_nobody_from_python(elsewhere, tmp_path):
     for call in (
-        lambda: locallearn.train(quiet=True, out="~nobody9/y", **SMALL),
-        lambda: locallearn.train(quiet=True, **{**SMALL, "data.root": "~nobody9/y"}),
+        lambda: locallearn.train(quiet=True, out="~nobody9/y", **SETTINGS),
+        lambda: locallearn.train(quiet=True, **{**SETTINGS, "data.root": "~nobody9/y"}),
         lambda: locallearn.load("~nobody9/y"),
         lambda: locallearn.load(Path("~nobody9/y")),
     ):

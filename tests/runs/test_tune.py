@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from locallearn.config.compose import choices, compose
 from locallearn.config.experiment import experiment
 from locallearn.errors import UserError
@@ -20,8 +20,7 @@ from locallearn.studies.tune import Range, override, space_of
 from locallearn.training.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-SMALL = ["strategy=dgl", "model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "epochs=2"]
-SMALL += ["batch_size=256", "threads=1"]
+SETTINGS = [*SMALL, "strategy=dgl", "auxiliary=linear", "epochs=2", "batch_size=256"]
 NAMES = {"optim": "adam", "strategy": "dgl"}
 
 
@@ -36,7 +35,7 @@ def accuracy(folder: Path) -> float:
 @pytest.mark.slow
 def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     """Two trials; then four, the third of which is stopped half way; then the same command again."""
-    code, out, err = run("tune", *SMALL, "trials=2", capsys=capsys)
+    code, out, err = run("tune", *SETTINGS, "trials=2", capsys=capsys)
     assert code == 0, err
     first = {path: (path / "status.json").stat().st_mtime_ns for path in folders()}
     assert len(first) == 2
@@ -56,31 +55,31 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
         raise Interrupted(2)
 
     monkeypatch.setattr(module.runner.session, "start", stopped)
-    code, out, err = run("tune", *SMALL, "trials=4", capsys=capsys)
+    code, out, err = run("tune", *SETTINGS, "trials=4", capsys=capsys)
     assert code == 130
     assert "the same command goes on with it" in err
     monkeypatch.setattr(module.runner.session, "start", start)
-    code, out, _ = run("tune", *SMALL, "trials=4", capsys=capsys)
+    code, out, _ = run("tune", *SETTINGS, "trials=4", capsys=capsys)
     assert code == 0
     assert "trial 3 of 4" in out
     assert "(resumed)" in out
     assert "4 trials, in runs" in out
     assert len(folders()) == 4, "a trial was done twice"
     assert first.items() <= {path: (path / "status.json").stat().st_mtime_ns for path in folders()}.items()
-    code, out, _ = run("tune", *SMALL, "trials=4", capsys=capsys)
+    code, out, _ = run("tune", *SETTINGS, "trials=4", capsys=capsys)
     assert code == 0
     assert out.startswith("4 trials, in runs\nbest: "), "it tried something again"
 
 
 def test_what_diverges_is_worse_than_what_does_not(capsys, tmp_path):
     (tmp_path / "wild.yaml").write_text("optim.lr: [0.01, 1e30]\noptim.schedule: [constant]\n")
-    code, out, _ = run("tune", *SMALL, "space=wild.yaml", "trials=3", capsys=capsys)
+    code, out, _ = run("tune", *SETTINGS, "space=wild.yaml", "trials=3", capsys=capsys)
     assert code == 0
     assert "failed: block 0 of 2" in out
     assert "more failed" in out
     assert "best: optim.lr=0.01 optim.schedule=constant" in out
     (tmp_path / "all.yaml").write_text("optim.lr: [1e29, 1e30]\n")
-    code, out, _ = run("tune", *SMALL, "optim.schedule=constant", "space=all.yaml", "trials=1", capsys=capsys)
+    code, out, _ = run("tune", *SETTINGS, "optim.schedule=constant", "space=all.yaml", "trials=1", capsys=capsys)
     assert code == 1
     assert "0 trials, 1 more failed" in out
 
@@ -107,7 +106,7 @@ def test_what_diverges_is_worse_than_what_does_not(capsys, tmp_path):
 def test_bad_input(arguments, sentence, capsys, tmp_path):
     (tmp_path / "file.yaml").write_text("- 1\n")
     (tmp_path / "wrong.yaml").write_text("optim.rl: {low: 1, high: 2}\n")
-    code, out, err = run("tune", *SMALL, *arguments, capsys=capsys)
+    code, out, err = run("tune", *SETTINGS, *arguments, capsys=capsys)
     assert code == 2, out
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
@@ -116,7 +115,7 @@ def test_bad_input(arguments, sentence, capsys, tmp_path):
 
 def test_without_optuna(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    code, _, err = run("tune", *SMALL, capsys=capsys)
+    code, _, err = run("tune", *SETTINGS, capsys=capsys)
     assert code == 2
     assert err == "locallearn: tune needs optuna: pip install 'locallearn[tune]'\n"
 
@@ -124,7 +123,7 @@ def test_without_optuna(capsys, monkeypatch):
 def test_a_record_that_is_none(capsys, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tune.db").write_text("this is no database, whatever its name says " * 50)
-    code, _, err = run("tune", *SMALL, capsys=capsys)
+    code, _, err = run("tune", *SETTINGS, capsys=capsys)
     assert code == 2
     assert "is no record of a search" in err
     assert len(err.strip().splitlines()) == 1

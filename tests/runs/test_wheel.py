@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import Installed, obey_signals
+from helpers.commands import SMALL, Installed, obey_signals
 
 MINE = '''
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Mine(DGL):
     def loss(self, block, h, packet):
         return self.beta * super().loss(block, h, packet)
 '''
-SMALL = ["model=mlp", "model.width=16", "auxiliary=linear", "epochs=1", "max_steps=3"]
+SETTINGS = [*SMALL, "auxiliary=linear", "epochs=1", "max_steps=3"]
 PROGRAMS = [["locallearn"], ["python", "-m", "locallearn"]]
 
 
@@ -38,7 +38,7 @@ def test_it_is_the_wheel_that_runs(installed: Installed, tmp_path: Path) -> None
 
 
 def test_console_script_trains_in_an_empty_folder(installed: Installed, tmp_path: Path) -> None:
-    done = installed.run("locallearn", "strategy=dgl", *SMALL, folder=tmp_path)
+    done = installed.run("locallearn", "strategy=dgl", *SETTINGS, folder=tmp_path)
     assert done.code == 0, done.err
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
 
@@ -79,7 +79,7 @@ def test_a_run_is_used_from_another_directory(
     here, other = tmp_path / "here", tmp_path / "other"
     here.mkdir()
     other.mkdir()
-    done = installed.run(*program, "strategy=dgl", *SMALL, folder=here, terminal=terminal)
+    done = installed.run(*program, "strategy=dgl", *SETTINGS, folder=here, terminal=terminal)
     assert done.code == 0, done.err
     (run,) = here.glob("runs/*/")
     assert done.out.rstrip().endswith(str(run.relative_to(here)))
@@ -97,7 +97,7 @@ def test_a_strategy_of_ones_own_in_one_file_and_one_yaml(installed: Installed, t
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "my_conf" / "strategy" / "mine.yaml").write_text("# Mine.\n_target_: mine.Mine\nbeta: 0.9\n")
     for program in PROGRAMS:
-        done = installed.run(*program, "--config-dir", "my_conf", "strategy=mine", *SMALL, folder=tmp_path)
+        done = installed.run(*program, "--config-dir", "my_conf", "strategy=mine", *SETTINGS, folder=tmp_path)
         assert done.code == 0, done.err
         run = done.out.splitlines()[-1]
         assert json.loads((tmp_path / run / "status.json").read_text())["state"] == "done"

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2] / "src" / "locallearn"
-FLOORS = [
-    {"errors", "seeds", "stored", "paths", "figures", "analysis"},
-    {"contract", "models", "auxiliary", "data"},
-    {"objectives"},
-    {"strategies", "engine"},
-    {"probes", "runtime", "plan"},
-    {"config"},
-    {"runs"},
-    {"training"},
-    {"report"},
-    {"studies"},
-    {"cli", "api"},
-    {"__main__", "__init__"},
-]
-"""The rooms of the house from the ground up. A room imports from floors below its own, and from those beside it that it
-names in `BESIDE`."""
-BESIDE = {
-    "paths": {"errors"},
-    "figures": {"errors"},
-    "analysis": {"errors", "seeds", "figures"},
-    "auxiliary": {"models"},
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOT = REPOSITORY / "src" / "locallearn"
+ROW = re.compile(r"^\| (\d+) \| `(\w+)` \| [^|]+ \| ([\w, ]*)\| ([\w, ]*)\|$", re.MULTILINE)
+"""A row of the table of rooms in CONTRIBUTING.md: floor, room, what it may import beside it, what it never may."""
+ROOMS = {
+    room: (int(floor), set(re.findall(r"\w+", beside)), set(re.findall(r"\w+", never)))
+    for floor, room, beside, never in ROW.findall((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"))
 }
-NEVER = {
-    "contract": set(),
-    "strategies": {"models", "data"},
-    "objectives": {"models", "data"},
-    "data": {"models", "auxiliary"},
-    "models": {"auxiliary", "data", "contract"},
-}
-"""What a room may not know although it lies below."""
 KNOW_HYDRA = {"cli/main.py", "config/compose.py", "config/explain.py"}
 FILES = sorted(ROOT.rglob("*.py"))
 WITHOUT_TORCH = [
@@ -64,14 +42,20 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
+def test_every_room_is_in_the_table():
+    assert {part(path) for path in FILES} == ROOMS.keys()
+    floors = [floor for floor, *_ in ROOMS.values()]
+    assert floors == sorted(floors)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_room_imports_from_below(path):
     names = imported(ast.parse(path.read_text()))
     room = part(path)
-    floor = next(number for number, rooms in enumerate(FLOORS) if room in rooms)
-    below = set().union(*FLOORS[:floor]) - NEVER.get(room, set()) | BESIDE.get(room, set())
+    floor, beside, never = ROOMS[room]
+    below = {name for name, (lower, *_) in ROOMS.items() if lower < floor} | beside
     others = {n.split(".")[1] for n in names if n.startswith("locallearn.")} - {room, "__version__"}
-    assert others <= below, f"{path} must not import {others - below}"
+    assert others <= below - never, f"{path} must not import {others - (below - never)}"
     if any(n.split(".")[0] in ("hydra", "omegaconf") for n in names):
         assert str(path.relative_to(ROOT)) in KNOW_HYDRA, f"{path} knows Hydra"
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from bench.goals import GOALS, Report  # noqa: E402
-from bench.method import LOUD, TRIES, Bench, Sample, Series, exact, mark  # noqa: E402
+from bench.method import LOUD, TRIES, Bench, Sample, Series, between, exact, mark  # noqa: E402
 from bench.pipeline import cut_by_time  # noqa: E402
 from bench.report import page  # noqa: E402
 
@@ -63,14 +62,17 @@ def test_a_ratio_is_the_median_of_the_rounds_in_which_both_are_quiet():
 
 
 def test_the_work_of_another_process_is_foreign_and_that_of_ones_own_is_not():
-    burn = [sys.executable, "-c", "import time\nend = time.time() + 1.5\nwhile time.time() < end: pass"]
-    other = subprocess.Popen(burn)
-    start = mark([os.getpid(), other.pid]), mark([os.getpid()])
-    time.sleep(1.0)
-    end = mark([os.getpid(), other.pid]), mark([os.getpid()])
-    other.wait()
-    known, unknown = ((b.busy - a.busy) - (b.own - a.own) for a, b in zip(start, end, strict=True))
-    assert 0.2 < unknown - known < 1.2  # seconds; the other process may have to share a core
+    """Half a second of CPU time of another process, however long the machine takes over it."""
+    burn = "import sys, time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\nsys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        pids = [os.getpid(), other.pid]
+        start, mine = mark(pids), mark(pids[:1]).own
+        other.stdout.readline()
+        end, mine_then = mark(pids), mark(pids[:1]).own
+        other.stdin.close()
+    known = between(start, end)
+    unknown = between(start._replace(own=mine), end._replace(own=mine_then))
+    assert 0.4 < (unknown.foreign - known.foreign) * known.seconds < 1.0
 
 
 def test_the_cut_leaves_the_smallest_slowest_block(monkeypatch):

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from helpers.commands import run
-from locallearn.data.decode import FORMATS, read_image
 from locallearn.data.scan import SUFFIXES
+from locallearn.data.stream import FORMATS, read_image
 from locallearn.errors import UserError
 
 LOSSLESS = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True, "exact": True}}

@@ -15,7 +15,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 from locallearn.analysis.decoder import decoder, kept, reconstruct, ridge, standardised
-from locallearn.analysis.features import as_maps, first_filters, maps, tiles
+from locallearn.analysis.features import as_maps, as_pixels, first_filters, maps, tiles
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
@@ -23,7 +23,7 @@ from locallearn.models.plain import mlp
 from locallearn.models.recurrent import rnn
 from locallearn.probes import Moment, Probe, Row
 from locallearn.probes.depth import sample
-from locallearn.probes.features import Features, as_pixels
+from locallearn.probes.features import Features
 from locallearn.probes.filters import Filters
 from locallearn.probes.reconstruction import Reconstruction
 from locallearn.training.probing import START, look
@@ -297,7 +297,7 @@ def test_reconstruction_by_hand(learner, data):
     std = h[0].double().std((0, 2, 3), correction=0, keepdim=True)
     least, most = h[0].amin((0, 2, 3), keepdim=True), h[0].amax((0, 2, 3), keepdim=True)
     flat = [((part.double().clamp(least, most) - mean) / std).flatten(1) for part in h]
-    x, truth = (as_pixels(images, data).flatten(1) for images in (train, test))
+    x, truth = (as_pixels(images, data.pixels).flatten(1) for images in (train, test))
     _, penalty = ridge(flat[0], x, flat[1])
     theirs = r2_score(truth, Ridge(alpha=penalty).fit(flat[0], x).predict(flat[1]), multioutput="variance_weighted")
     (row,) = seen.rows

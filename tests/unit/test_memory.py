@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from locallearn.analysis.memory import SavedBytes
 from locallearn.auxiliary import Linear, MLPSpatialReduction
 from locallearn.engine import SGD, assemble
-from locallearn.engine.memory import SavedBytes
 from locallearn.models.vgg import vgg
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop, Checkpoint

@@ -10,11 +10,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from helpers.commands import one_sentence, run
+from helpers.commands import SMALL, one_sentence, run
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
+from locallearn.analysis.memory import SavedBytes
 from locallearn.auxiliary import Linear
 from locallearn.contract import Route
-from locallearn.engine.memory import SavedBytes
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
 from locallearn.plan.devices import stages
@@ -284,12 +284,12 @@ def test_the_table_has_every_schedule():
     assert {"route neighbor", "route broadcast, M=4"} <= speed.keys()
 
 
-SMALL = ["model=mlp", "model.width=16", "model.depth=3", "batch_size=32", "threads=1"]
+SETTINGS = [*SMALL, "model.width=16", "model.depth=3", "batch_size=32"]
 
 
 def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):
     for name in ("a.svg", "folder/b.png"):
-        code, out, err = run("plan", *SMALL, "stages=3", "bandwidth=1", f"picture={tmp_path / name}", capsys=capsys)
+        code, out, err = run("plan", *SETTINGS, "stages=3", "bandwidth=1", f"picture={tmp_path / name}", capsys=capsys)
         assert code == 0, err
         assert (tmp_path / name).stat().st_size > 10_000
     assert out.startswith("mlp in 4 blocks on 3 devices, batch 32") or out.startswith("mlp in 3 blocks on 3 devices")
@@ -297,7 +297,7 @@ def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):
     assert sum(line.startswith("*  route none") for line in lines) == 1
     for word in ("one device", "model parallel", "GPipe, M=4", "1F1B, M=4", "delayed gradients", "route neighbor"):
         assert any(word in line for line in lines)
-    code, out, _ = run("plan", *SMALL, "stages=30", "depth=10", "strategy=backprop", capsys=capsys)
+    code, out, _ = run("plan", *SETTINGS, "stages=30", "depth=10", "strategy=backprop", capsys=capsys)
     assert code == 0
     assert out.startswith("10 x mlp")
 
@@ -319,14 +319,14 @@ def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):
     ],
 )
 def test_what_a_plan_refuses(words, expected, capsys):
-    code, _, err = run("plan", *SMALL, *words, capsys=capsys)
+    code, _, err = run("plan", *SETTINGS, *words, capsys=capsys)
     assert code == 2
     assert expected in one_sentence(err)
 
 
 def test_a_picture_without_matplotlib(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, err = run("plan", *SMALL, "picture=plan.svg", capsys=capsys)
+    code, _, err = run("plan", *SETTINGS, "picture=plan.svg", capsys=capsys)
     assert code == 2
     assert "pip install matplotlib" in one_sentence(err)
 

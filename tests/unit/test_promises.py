@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import nn
 
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from helpers.nets import tiny_batches, tiny_learner
 from locallearn.auxiliary import Linear
 from locallearn.config.compose import choices
@@ -21,7 +21,7 @@ from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop
 
-SMALL = ["model=mlp", "model.width=8", "model.depth=2", "threads=1", "epochs=1", "max_steps=1"]
+SETTINGS = [*SMALL, "epochs=1", "max_steps=1"]
 HEAD = """
 from dataclasses import dataclass
 from torch import nn
@@ -199,7 +199,7 @@ def test_a_run_with_it_writes_nothing(source, capsys, monkeypatch):
     name = f"mine{list(SOURCES).index(source)}"
     (folder.parent / f"{name}.py").write_text(HEAD + "@dataclass(frozen=True)\n" + source + "\n")
     (folder / "mine.yaml").write_text(f"_target_: {name}.Mine\n")
-    code, _, err = run("--config-dir", "conf", "strategy=mine", *SMALL, capsys=capsys)
+    code, _, err = run("--config-dir", "conf", "strategy=mine", *SETTINGS, capsys=capsys)
     assert code == (1 if "cannot take a step" in err else 2), err  # a bug is no mistake in what was asked for
     assert SOURCES[source] in err
     assert err.count("\n") == 1

@@ -13,22 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from locallearn.data.folder import Folder
 from locallearn.data.scan import scan
 from locallearn.errors import UserError
 
 CPU = torch.device("cpu")
-SMALL = [
-    "data=folder",
-    "data.size=8",
-    "model=mlp",
-    "model.width=8",
-    "strategy=backprop",
-    "epochs=1",
-    "threads=1",
-    "batch_size=8",
-]
+SETTINGS = [*SMALL, "data=folder", "data.size=8", "strategy=backprop", "epochs=1", "batch_size=8"]
 
 
 def fill(folder: Path, images: int, suffix: str = ".png", kind: str = "PNG") -> None:
@@ -102,14 +93,14 @@ def test_other_suffixes_are_counted_by_doctor_and_by_the_run(root, tmp_path, cap
     fill(root / "dog", 5, "", "PNG")
     others = "18 others left out (.gif 8, .jfif 5, no suffix 5)"
     assert files_line(root, capsys) == f"every one of 20 files can be read, {others}"
-    code, out, err = run(*SMALL, f"data.root={root}", f"out={tmp_path / 'runs'}", capsys=capsys)
+    code, out, err = run(*SETTINGS, f"data.root={root}", f"out={tmp_path / 'runs'}", capsys=capsys)
     assert (code, err) == (0, "")
     assert out.splitlines()[1] == others
 
 
 def test_a_folder_that_is_all_pictures_has_nothing_to_say(root, tmp_path, capsys):
     assert files_line(root, capsys) == "every one of 20 files can be read"
-    code, out, _ = run(*SMALL, f"data.root={root}", f"out={tmp_path / 'runs'}", capsys=capsys)
+    code, out, _ = run(*SETTINGS, f"data.root={root}", f"out={tmp_path / 'runs'}", capsys=capsys)
     assert code == 0
     assert "left out" not in out
 
@@ -242,7 +233,7 @@ def test_splits_that_are_not_understood_are_refused(names, said, tmp_path, capsy
     root = splits(tmp_path, *names)
     with pytest.raises(UserError, match=said) as caught:
         Folder(root=str(root), size=8).load(0, CPU)
-    code, _, err = run(*SMALL, f"data.root={root}", f"out={tmp_path / 'runs'}", capsys=capsys)
+    code, _, err = run(*SETTINGS, f"data.root={root}", f"out={tmp_path / 'runs'}", capsys=capsys)
     assert code == 2
     assert str(caught.value) in err
     assert not (tmp_path / "runs").exists()
@@ -304,7 +295,7 @@ def test_classes_that_are_classes(make: Callable[[Path], None], tmp_path):
 
 def test_a_share_beside_a_validation_folder_is_refused(tmp_path, capsys):
     root = splits(tmp_path, "train", "valid", "test")
-    words = [*SMALL, f"data.root={root}", f"out={tmp_path / 'runs'}"]
+    words = [*SETTINGS, f"data.root={root}", f"out={tmp_path / 'runs'}"]
     code, _, err = run(*words, "data.validation=0.2", capsys=capsys)
     assert code == 2
     assert "data.validation=0.2 is read only with data=NAME without a validation part of its own" in err

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 import locallearn
 from locallearn.auxiliary import Linear
 from locallearn.data.cora import Cora
+from locallearn.data.dataset import GraphData
 from locallearn.data.doctor import diagnose
-from locallearn.data.graph import GraphData
 from locallearn.data.names import Names, ascii_letters, encode
 from locallearn.data.source import DataSource
 from locallearn.data.tishby import Tishby

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 import locallearn
-from helpers.commands import run
+from helpers.commands import SMALL, run
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
 from locallearn.api import BUILT, SHARES
 from locallearn.auxiliary import Auxiliary, Linear
@@ -39,7 +39,7 @@ from locallearn.strategies.pgi import TAPS
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 GROUPS = ("objective", "auxiliary")
-SMALL = ["model=mlp", "model.width=8", "model.depth=2", "threads=1", "epochs=1", "max_steps=1"]
+SETTINGS = [*SMALL, "epochs=1", "max_steps=1"]
 WORDS = {"anneal": ANNEAL, "projection": PROJECTIONS, "init": STD, "combine": COMBINE, "taps": TAPS}
 WORDS |= {"last": LAST, "schedule": SCHEDULES, "task": ("cross_entropy", "supcon")}
 
@@ -288,7 +288,7 @@ def test_a_run_refuses_what_only_its_blocks_can_tell(capsys):
         (["strategy=dgl", "auxiliary.convolutions=1"], "model=NAME whose blocks emit maps"),
         (["strategy=dgl", "objective=simclr", "objective.flip=true"], "data=NAME of colour images"),
     ):
-        code, _, err = run(*SMALL, *words, capsys=capsys)
+        code, _, err = run(*SETTINGS, *words, capsys=capsys)
         assert code == 2, words
         assert f"{words[-1]} is read only with {reader}" in err
         assert err.count("\n") == 1
@@ -299,20 +299,20 @@ def test_a_run_refuses_what_only_its_blocks_can_tell(capsys):
 
 
 def test_a_sweep_leaves_alone_what_is_meant_for_its_other_runs(capsys):
-    code, out, err = run("-m", "strategy=backprop,dgl", "objective=predsim", *SMALL, capsys=capsys)
+    code, out, err = run("-m", "strategy=backprop,dgl", "objective=predsim", *SETTINGS, capsys=capsys)
     assert code == 0, err
     assert "2 runs: 2 new" in out
 
 
 def test_a_sweep_in_which_nobody_reads_it_is_refused(capsys):
-    code, out, err = run("-m", "strategy=backprop,dfa", "objective=predsim", *SMALL, capsys=capsys)
+    code, out, err = run("-m", "strategy=backprop,dfa", "objective=predsim", *SETTINGS, capsys=capsys)
     assert code == 2
     assert err.count("objective=predsim is read only with strategy=deep_supervision") == 2
     assert "2 runs: 2 failed" in out
 
 
 def test_a_run_that_would_only_seem_to_differ_is_refused(capsys):
-    code, out, err = run("-m", "strategy=backprop,dgl", "objective=predsim,supcon", *SMALL, capsys=capsys)
+    code, out, err = run("-m", "strategy=backprop,dgl", "objective=predsim,supcon", *SETTINGS, capsys=capsys)
     assert code == 2
     assert "4 runs: 2 new, 2 failed" in out
     assert "objective=supcon is read only with" in err
@@ -333,7 +333,7 @@ OPTIM = "optim:\n  milestones: [0.5]\n  schedule: step\n"
 
 def test_the_file_of_an_experiment_must_read_what_it_sets(capsys):
     place = own_experiment(CONTRADICTS_ITSELF)
-    words = ["--config-dir", str(place), "+experiment=mine", *SMALL]
+    words = ["--config-dir", str(place), "+experiment=mine", *SETTINGS]
     code, _, err = run(*words, capsys=capsys)
     assert code == 2
     assert "objective=predsim of +experiment=mine is read only with strategy=" in err
@@ -342,7 +342,7 @@ def test_the_file_of_an_experiment_must_read_what_it_sets(capsys):
 
 def test_what_an_experiment_sets_is_meant_for_its_own_strategy(capsys):
     place = own_experiment(CONTRADICTS_ITSELF.replace("backprop", "dgl") + OPTIM)
-    words = ["--config-dir", str(place), "+experiment=mine", *SMALL]
+    words = ["--config-dir", str(place), "+experiment=mine", *SETTINGS]
     assert run(*words, "strategy=dfa", "optim.schedule=linear", capsys=capsys)[0] == 0
     code, _, err = run(*words, "strategy=dfa", "auxiliary=cnn", capsys=capsys)
     assert (code, "auxiliary=cnn is read only with" in err) == (2, True)
@@ -350,7 +350,7 @@ def test_what_an_experiment_sets_is_meant_for_its_own_strategy(capsys):
 
 def test_a_run_folder_is_never_refused(capsys):
     """What was composed before goes on, also where its strategy reads neither objective nor auxiliary network."""
-    result = locallearn.train(quiet=True, strategy="backprop", data="digits", **settings(SMALL))
+    result = locallearn.train(quiet=True, strategy="backprop", data="digits", **settings(SETTINGS))
     config = yaml.safe_load((result.run_dir / "config.yaml").read_text())
     config |= {"objective": yaml.safe_load(choices("objective")["infopro"].read_text())}
     config["optim"]["milestones"] = [0.1]
@@ -360,7 +360,7 @@ def test_a_run_folder_is_never_refused(capsys):
 
 
 def test_what_is_said_beside_a_run_folder_is_read_or_refused(capsys):
-    result = locallearn.train(quiet=True, strategy="dgl", data="digits", **settings(SMALL))
+    result = locallearn.train(quiet=True, strategy="dgl", data="digits", **settings(SETTINGS))
     plane = ["probe=information_plane", "probe.information_plane.samples=8", "probe.information_plane.bins=5"]
     for words in (
         ["probe", str(result.run_dir), *plane],
@@ -376,7 +376,7 @@ def test_what_is_said_beside_a_run_folder_is_read_or_refused(capsys):
 def test_nothing_is_printed_in_the_place_of_a_run_that_was_asked_for(capsys):
     with pytest.raises(UserError, match="dry_run=true is read only with the command line"):
         locallearn.train(dry_run=True)
-    code, _, err = run("tune", "dry_run=true", *SMALL, capsys=capsys)
+    code, _, err = run("tune", "dry_run=true", *SETTINGS, capsys=capsys)
     assert (code, "dry_run=true is read only with one run or a sweep" in err) == (2, True)
 
 
@@ -393,7 +393,7 @@ def says(text: str) -> bool:
 
 def test_one_run_does_not_drop_the_sweep_of_an_experiment(capsys):
     place = own_experiment(SWEEP)
-    words = ["--config-dir", str(place), "+experiment=mine", *SMALL]
+    words = ["--config-dir", str(place), "+experiment=mine", *SETTINGS]
     code, _, err = run(*words, capsys=capsys)
     assert code == 2
     assert says(err)
@@ -405,7 +405,7 @@ def test_one_run_does_not_drop_the_sweep_of_an_experiment(capsys):
 
 @pytest.mark.slow
 def test_tune_searches_in_one_run_of_a_sweep(capsys):
-    words = ["--config-dir", str(own_experiment(SWEEP)), "+experiment=mine", *SMALL]
+    words = ["--config-dir", str(own_experiment(SWEEP)), "+experiment=mine", *SETTINGS]
     code, _, err = run("tune", "trials=1", *words, capsys=capsys)
     assert (code, says(err.replace("over seed=0,1:", "over seed=0,1 optim.lr=0.01:"))) == (2, True)
     assert run("tune", "trials=1", *words, "seed=1", capsys=capsys)[0] == 0, "the rate is what tune searches for"
@@ -428,7 +428,7 @@ def test_nor_do_the_commands_and_the_keywords(name, capsys):
 def test_two_experiments_with_sweeps_are_not_one_sweep(capsys):
     place = own_experiment(SWEEP)
     own_experiment("seed: 3\n", "other")
-    words = ["--config-dir", str(place), "+experiment=mine,other", *SMALL]
+    words = ["--config-dir", str(place), "+experiment=mine,other", *SETTINGS]
     for flags in ([], ["-m"]):
         code, _, err = run(*flags, *words, capsys=capsys)
         assert (code, "-m +experiment=mine, then -m +experiment=other" in err) == (2, True)
@@ -446,7 +446,7 @@ def test_sinks_add_up(capsys, monkeypatch):
     for key in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("HOME", str(Path.cwd()))
-    code, _, err = run(*SMALL, "record=[wandb,tensorboard]", "record.wandb.mode=offline", "out=both", capsys=capsys)
+    code, _, err = run(*SETTINGS, "record=[wandb,tensorboard]", "record.wandb.mode=offline", "out=both", capsys=capsys)
     assert code == 0, err
     (path,) = Path("both").iterdir()
     folder = RunFolder.open(path)
@@ -454,7 +454,7 @@ def test_sinks_add_up(capsys, monkeypatch):
     assert list((path / "tensorboard").glob("events*"))
     assert Path(folder.read_json("wandb.json")["path"]).is_dir()
     assert folder.read_metrics()
-    code, out, err = run("-m", *SMALL, "record=jsonl,tensorboard", "out=each", capsys=capsys)
+    code, out, err = run("-m", *SETTINGS, "record=jsonl,tensorboard", "out=each", capsys=capsys)
     assert (code, "2 runs" in out) == (0, True), err
 
 
@@ -488,16 +488,16 @@ def test_build_refuses_shares_of_training_without_its_length(key):
 
 
 def test_a_batch_above_the_set_is_said(capsys):
-    code, _, err = run(*SMALL, "batch_size=5000", capsys=capsys)
+    code, _, err = run(*SETTINGS, "batch_size=5000", capsys=capsys)
     assert code == 0
     assert "warning: batch_size=5000 is more than the 1294 training samples: every epoch is one step on 1294" in err
 
 
 def test_a_probe_that_leaves_one_sample_is_refused_in_a_sentence(capsys):
     probe = ["probe=gradient_snr", "probe.gradient_snr.batch_size=1", "probe.gradient_snr.batches=2"]
-    code, _, err = run(*SMALL, *probe, capsys=capsys)
+    code, _, err = run(*SETTINGS, *probe, capsys=capsys)
     assert code == 2
     assert "probe.gradient_snr hands a batch norm one sample" in err
     assert err.count("\n") == 1
     assert not Path("runs").exists()
-    assert run(*SMALL, *probe, "model.batch_norm=false", "strategy=backprop", capsys=capsys)[0] == 0
+    assert run(*SETTINGS, *probe, "model.batch_norm=false", "strategy=backprop", capsys=capsys)[0] == 0

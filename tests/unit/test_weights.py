@@ -16,7 +16,8 @@ from torch.nn import functional as F
 import locallearn
 from helpers.nets import tiny_batches, tiny_model
 from locallearn.analysis.fisher import fisher_diagonal
-from locallearn.analysis.task2vec import Pooled, embedding, head, task_distance, task_norm
+from locallearn.analysis.readout import linear_head
+from locallearn.analysis.task2vec import Pooled, embedding, task_distance, task_norm
 from locallearn.analysis.weight_noise import cross_entropy, gaussian_information, tolerated_noise
 from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
@@ -302,7 +303,7 @@ def test_the_head_is_the_regression_that_was_fitted(classes):
 
     x, y = digits(classes, 0)
     features = x.flatten(1)
-    layer = head(features, y)
+    layer = linear_head(features, y)
     standard = StandardScaler().fit_transform(features.double().numpy())
     truth = LogisticRegression(max_iter=200, tol=1e-3).fit(standard, y.numpy()).predict_proba(standard)
     assert np.allclose(layer(features).softmax(dim=1).detach().numpy(), truth, atol=1e-4)

@@ -14,16 +14,16 @@ from locallearn.seeds import generator, stream
 BATCH = 32
 WIDTH = 16
 RATES = {True: 1e-2, False: 1e-3}
-"""Adam's for the decoder of maps, and of vectors."""
+"""Adam's, for the decoder of maps and for that of vectors."""
 PENALTIES = 10.0 ** torch.arange(-8, 3, dtype=torch.float64)
 """Penalties that `ridge` tries, in units of the mean eigenvalue of the features' Gram matrix."""
 
 
 class Kept(NamedTuple):
-    """What of held-out inputs [N, *image] came back.
+    """How well held-out inputs [N, *image] were put back.
 
     mse                 mean squared error over samples and numbers
-    explained_variance  1 - mse / variance, of the inputs about their mean (scikit-learn's `r2_score` with
+    explained_variance  1 - mse / variance of the inputs about their mean (scikit-learn's `r2_score` with
                         `variance_weighted`): 1 is perfect, 0 is what the mean alone gives
     psnr                10 log10(peak^2 / mse) in dB, or None if it is infinite
     """
@@ -34,8 +34,7 @@ class Kept(NamedTuple):
 
 
 def kept(decoded: Tensor, truth: Tensor, peak: float = 1.0) -> Kept:
-    """The numbers for decoded [N, ...] and true inputs [N, ...]; `peak` is the range of the inputs. Inputs that do not
-    vary have an explained variance of 0."""
+    """Compare decoded [N, ...] with true inputs [N, ...] of range `peak`; of constant ones nothing is explained."""
     truth, decoded = truth.double(), decoded.double()
     mse = float((decoded - truth).square().mean())
     variance = float((truth - truth.mean(0)).square().mean())
@@ -45,7 +44,7 @@ def kept(decoded: Tensor, truth: Tensor, peak: float = 1.0) -> Kept:
 
 class MapDecoder(nn.Module):
     """From maps to an image: a 1x1 convolution gives each position the patch that it stands for, a 3x3 convolution of
-    these and of their ReLU goes over the seams, and the middle is cut out. No normalisation, no sigmoid.
+    these and of their ReLU smooths the seams, and the middle is cut out. No normalisation, no sigmoid.
     [B, C, h, w] -> [B, *image]"""
 
     def __init__(self, channels: int, sides: tuple[int, int], image: tuple[int, ...], width: int = WIDTH) -> None:
@@ -75,9 +74,9 @@ def standardised(h: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     W] or [N, C, D, H, W] and by number of everything else. What varies by less than 1e-5 of its mean counts as
     constant: that is rounding, not information.
 
-    `others` are cut to the range that `h` has. A unit that is all but dead among the samples of `h` has a tiny variance
-    there, and one ordinary activation elsewhere would be thousands of deviations from its mean: a decoder that was
-    fitted to `h` knows nothing there, and would be wrong without bound.
+    `others` are clamped to the range of `h`. A unit that is all but dead in `h` has a tiny variance there; one ordinary
+    activation elsewhere would lie thousands of deviations from its mean, where a decoder that was fitted to `h` knows
+    nothing and would be wrong without bound.
     """
     dims = (0, *range(2, h.dim())) if h.dim() > 3 else (0,)
     variance, mean = torch.var_mean(h.double(), dims, correction=0, keepdim=True)
@@ -88,12 +87,12 @@ def standardised(h: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruct(h: Tensor, inputs: Tensor, held_out: Tensor, *, steps: int = 300, seed: int = 0) -> Tensor:
-    """What a small decoder makes of the held-out features [M, ...], after learning to put the inputs [N, *image] back
-    from theirs, h [N, ...]. Returns [M, *image] in float32.
+    """Train a small decoder to put inputs [N, *image] back from their features h [N, ...], and decode held-out features
+    [M, ...]. Returns [M, *image] in float32.
 
     Adam (rate 1e-2 for maps, 1e-3 for vectors, falling to 0 as a cosine) on the mean squared error, `steps` batches of
-    32, features standardised. The decoder adds to an image that is learned, too, from the mean input on. Its initial
-    weights and its batches come from `seed` alone.
+    32, features standardised. The output is added to an image that is learned too, from the mean input on. Initial
+    weights and batches depend on `seed` alone.
     """
     _check(h, inputs)
     h, held_out = standardised(h.detach(), held_out.detach())
@@ -116,18 +115,20 @@ def reconstruct(h: Tensor, inputs: Tensor, held_out: Tensor, *, steps: int = 300
 
 
 def ridge(h: Tensor, inputs: Tensor, held_out: Tensor, penalty: float | None = None) -> tuple[Tensor, float]:
-    """Linear reconstruction in closed form: ridge regression with intercept from features h [N, ...] to inputs
-    [N, *image], and what it makes of held-out features [M, ...]: [M, *image] in float64, and the penalty.
+    """Ridge regression with intercept, in closed form, from features h [N, ...] to inputs [N, *image]. Returns what it
+    predicts for held-out features [M, ...], [M, *image] in float64, and the penalty.
 
     In the dual form, so that N decides the cost (N^2 * features + N^3) and not the number of features. Without a
-    penalty, that of the least generalised cross-validation error (Golub, Heath & Wahba 1979) is taken. Sums are in
+    penalty, the one with the least generalised cross-validation error (Golub, Heath & Wahba 1979) is taken. Sums are in
     float64: in float32 rounding passes for small eigenvalues, and far too little penalty is chosen.
     """
     _check(h, inputs)
     mean_x, n = inputs.double().mean(0, keepdim=True), len(h)
-    products = _products(torch.cat([h, held_out]), n)  # [N + M, N]
-    gram = products[:n]
-    values, vectors = torch.linalg.eigh(gram)
+    products = torch.zeros(n + len(held_out), n, dtype=torch.float64, device=h.device)  # of centred features
+    for part in torch.cat([h, held_out]).flatten(1).split(2048, 1):  # no float64 copy of all features is held
+        centred = part.double() - part[:n].double().mean(0)
+        products += centred @ centred[:n].T
+    values, vectors = torch.linalg.eigh(products[:n])
     values = values.clamp(min=0)
     target = vectors.T @ (inputs.double() - mean_x).flatten(1)  # [N, numbers], in the basis of the eigenvectors
     if penalty is None:
@@ -135,17 +136,6 @@ def ridge(h: Tensor, inputs: Tensor, held_out: Tensor, penalty: float | None = N
     weights = vectors @ (target / (values + penalty)[:, None])
     decoded = products[n:] @ weights
     return decoded.unflatten(1, tuple(inputs.shape[1:])) + mean_x, penalty
-
-
-def _products(h: Tensor, n: int) -> Tensor:
-    """Inner products of all features [N + M, ...] with the first N, less the mean of these: float64 [N + M, N]. In
-    parts of the features, so that no float64 copy of all is held."""
-    flat = h.flatten(1)
-    total = torch.zeros(len(h), n, dtype=torch.float64, device=h.device)
-    for part in flat.split(2048, 1):
-        centred = part.double() - part[:n].double().mean(0)
-        total += centred @ centred[:n].T
-    return total
 
 
 def _penalty(values: Tensor, energy: Tensor) -> float:

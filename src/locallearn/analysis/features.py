@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,8 +34,7 @@ class Maps(NamedTuple):
 
 
 def maps(h: Tensor, channels: int = 6) -> Maps:
-    """The maps of one sample's output h: [C, H, W]; a sequence [T, D] is one map, and so is a vector [D], folded into
-    rows and filled up with its mean."""
+    """The maps of one sample's output [C, H, W]; a sequence [T, D] is one map, as is a vector [D], folded into rows."""
     h = as_maps(h.detach()).double()
     flat = h.flatten(1)  # [C, positions]
     centred = flat - flat.mean(1, keepdim=True)
@@ -71,6 +71,15 @@ def as_maps(h: Tensor) -> Tensor:
     return torch.cat([h, h.mean().expand(rows * columns - len(h))]).reshape(1, rows, columns)
 
 
+def as_pixels(inputs: Tensor, pixels: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
+    """Inputs [N, C, H, W] in float64 on the scale from 0 (black) to 1 (white), given what a black and a white pixel
+    became in each channel (see `Data.pixels`); inputs that are no such images, or where that is None, as they are."""
+    if pixels is None or inputs.dim() != 4:
+        return inputs
+    black, white = (torch.tensor(x, dtype=torch.float64, device=inputs.device)[:, None, None] for x in pixels)
+    return (inputs.double() - black) / (white - black)
+
+
 def first_filters(model: nn.Module, image: tuple[int, ...]) -> tuple[str, Tensor]:
     """Name and weights of the first layer that reads images [C, H, W]: of a convolution [filters, C, h, w], of a fully
     connected layer [units, C, H, W]. Raises UserError if there is none."""
@@ -92,8 +101,7 @@ def first_filters(model: nn.Module, image: tuple[int, ...]) -> tuple[str, Tensor
 
 def tiles(filters: Tensor) -> Tensor:
     """Filters [F, C, h, w] side by side in one picture [rows, columns, 3] of numbers from 0 to 1, a thin white line
-    between: in colour if C = 3, else a grey tile for each channel. Each filter has its own scale, with 0 in the middle
-    of the range."""
+    between: in colour if C = 3, else a grey tile for each channel. Each filter has its own scale; 0 is grey."""
     filters = filters.detach().cpu().float()
     if filters.shape[1] != 3:
         filters = filters.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,24 +30,20 @@ def fisher_diagonal(
     (Amari 1998; in nats^2 per squared unit of the weight). It is not the empirical Fisher information, which takes the
     labels of the data (Kunstner et al. 2019, arXiv 1905.12558).
 
-    model   [B, ...] -> logits [B, classes]; run in eval mode, so that samples are independent. Nothing in it changes
-    inputs  [N, ...]
-    random  a CPU generator for the labels: the same draws on every device
-    nodes   for a model that reads all inputs at once (a graph): the places [M] of the samples to take; None for all
-            other models
+    Args:
+        model: [B, ...] -> logits [B, classes]; run in eval mode, so that samples are independent, and left unchanged.
+        inputs: [N, ...].
+        random: a CPU generator for the labels: the same draws on every device.
+        nodes: for a model that reads all inputs at once (a graph), the places [M] of the samples to take.
 
     Costs two forwards and backwards per sample, a chunk of samples at a time (`vmap`); one by one where convolutions
     have many weights and for modules that `vmap` cannot take.
     """
     weights = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}  # the values are shared
     totals = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in weights.items()}
+    of = _of_samples if nodes is None else partial(_of_nodes, nodes)
     with evaluating(model), torch.enable_grad():
-        chunks = (
-            _of_samples(model, weights, inputs, random)
-            if nodes is None
-            else _of_nodes(model, weights, inputs, nodes, random)
-        )
-        for squares in chunks:
+        for squares in of(model, weights, inputs, random):
             for name, square in squares.items():
                 totals[name] += square
     samples = len(inputs) if nodes is None else len(nodes)
@@ -96,44 +94,40 @@ def _dense(model: nn.Module, one: Tensor) -> dict[str, nn.Linear]:
         if type(m) is nn.Linear and name and all(owners[p] == 1 for p in m.parameters())
     }
     seen: dict[str, list[torch.Size]] = {name: [] for name in layers}
-    handles = [
-        m.register_forward_hook(lambda _, args, out, name=name: seen[name].append(args[0].shape))
-        for name, m in layers.items()
-    ]
-    try:
-        with torch.no_grad():
-            model(one)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: m for name, m in layers.items() if len(seen[name]) == 1 and seen[name][0] == (1, m.in_features)}
+    with torch.no_grad(), _hooked(layers, lambda name, read, out: seen[name].append(read.shape)):
+        model(one)
+    return {name: m for name, m in layers.items() if seen[name] == [(1, m.in_features)]}
+
+
+@contextmanager
+def _hooked(layers: Mapping[str, nn.Module], hook: Callable[[str, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+    """While it lasts, `hook` sees the name of a layer that runs, its input and its output, which it may replace."""
+    with ExitStack() as stack:
+        for name, m in layers.items():
+            handle = m.register_forward_hook(lambda _, args, out, name=name: hook(name, args[0], out))
+            stack.callback(handle.remove)
+        yield
 
 
 def _dense_squares(
     model: nn.Module, weights: dict[str, Tensor], dense: dict[str, nn.Linear], xs: Tensor, random: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Labels drawn for the samples, and the sums of the squared gradients of `dense` layers by parameter name."""
-    read: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     emitted: dict[str, Tensor] = {}
 
-    def record(name: str, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        read[name], emitted[name] = args[0].detach(), out
+    def record(name: str, read: Tensor, out: Tensor) -> Tensor:
+        inputs[name], emitted[name] = read.detach(), out
         return out.clone()  # what follows may work in place
 
-    handles = [
-        m.register_forward_hook(lambda _, args, out, name=name: record(name, args, out)) for name, m in dense.items()
-    ]
-    try:
+    with _hooked(dense, record):
         logits = functional_call(model, weights, (xs,))
-    finally:
-        for handle in handles:
-            handle.remove()
     ys = _drawn(logits.detach(), random)
     squares: dict[str, Tensor] = {}
     if dense:
         value = logits.log_softmax(dim=1).gather(1, ys[:, None]).sum()
         grads = torch.autograd.grad(value, list(emitted.values()), allow_unused=True)
-        for (name, x), g in zip(read.items(), grads, strict=True):
+        for (name, x), g in zip(inputs.items(), grads, strict=True):
             if g is not None:
                 squares[f"{name}.weight"] = g.square().T @ x.square()
                 if dense[name].bias is not None:
@@ -142,7 +136,7 @@ def _dense_squares(
 
 
 def _of_nodes(
-    model: nn.Module, weights: dict[str, Tensor], inputs: Tensor, nodes: Tensor, random: torch.Generator
+    nodes: Tensor, model: nn.Module, weights: dict[str, Tensor], inputs: Tensor, random: torch.Generator
 ) -> Iterator[dict[str, Tensor]]:
     """Squared gradients of one node after the other, of one forward."""
     logits = functional_call(model, weights, (inputs,))[nodes]

@@ -86,8 +86,7 @@ def transition(epochs: Sequence[int], snr: Sequence[float]) -> int | None:
     """The epoch from which the signal-to-noise ratio stays below 1 to the end: drift becomes diffusion. None if it does
     not end below 1; the first epoch if it never was above.
 
-    Of a running median over five looks (fewer at both ends), so that one or two outlying looks neither make nor hide
-    it.
+    Of a running median over five looks (fewer at both ends): one or two outlying looks neither make nor hide it.
     """
     found = None
     for epoch, value in zip(reversed(epochs), reversed(running_median(snr)), strict=True):

@@ -22,9 +22,8 @@ _SHOWN = 12
 
 
 def choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Module]:
-    """The modules of `model` by name that match one of the patterns (see `Tracker`), in the model's order; None: those
-    without children. The model itself goes by the name of its class. A module of several names has the first that
-    matches."""
+    """The modules of `model` that match one of the patterns (see `Tracker`), in the model's order; None: those without
+    children. The model itself goes by the name of its class, a module of several names by the first that matches."""
     known = {name or type(model).__name__: m for name, m in model.named_modules(remove_duplicate=False)}
     if patterns is None:
         return _once((name, m) for name, m in known.items() if not list(m.children()))
@@ -78,8 +77,7 @@ class Hooks:
             yield
 
     def back(self, loss: Tensor, share: float) -> None:
-        """Send `share` of the loss back to what the layers emitted since the last call. No parameter gets a gradient
-        and no hook of an optimizer runs."""
+        """Send `share` of the loss back to what the layers emitted since the last call, and to no parameter."""
         edges, self._edges = self._edges, []
         if loss.numel() != 1:
             raise UserError(f"the loss has shape {list(loss.shape)}: it must be one number, averaged over the samples")

@@ -41,8 +41,7 @@ def buffers_kept(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(*modules: nn.Module, gradients: bool = False) -> Iterator[None]:
-    """Evaluation mode, with or without gradients; afterwards modes, buffers and the global random state are as
-    before."""
+    """Evaluation mode, with or without gradients; modes, buffers and the global random state are put back."""
     gpus = {t.device for root in modules for t in (*root.parameters(), *root.buffers()) if t.is_cuda}
     with (
         torch.random.fork_rng(devices=list(gpus)),

@@ -4,8 +4,7 @@
     FOLDER/epoch-00003/conv1.activations.npy    [N, ...]
     FOLDER/epoch-00003/conv1.gradients.npy      the same shape
 
-An epoch is written under another name beside its place and committed by one rename: one that was cut short by a kill
-is not counted.
+An epoch is written under another name and committed by one rename: one that was cut short by a kill does not count.
 """
 
 from __future__ import annotations
@@ -140,8 +139,7 @@ class _Rows:
         self.count = 0
 
     def put(self, values: np.ndarray[Any, Any], start: int) -> None:
-        """Rows [B, ...] at the place `start`. Opened each time: a deep network has more layers than a process may have
-        files."""
+        """Rows [B, ...] from row `start` on. Opened each time: a net may have more layers than a process files."""
         if self._row is None:
             self._row = values.shape[1:]
             with _explained(self._path), self._path.open("wb") as file:

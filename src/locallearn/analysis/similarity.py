@@ -16,8 +16,7 @@ def cka(a: Tensor, b: Tensor, unbiased: bool = True) -> float:
     It does not change when either side is shifted, scaled or rotated. `unbiased` takes HSIC_1 (Song et al. 2012; as
     Nguyen et al. 2021), which is 0 on average, and can be a little below it, for independent activations; the published
     estimator of 2019 (`unbiased=False`) is between 0 and 1 but grows with the width: 0.9 for independent noise of 5000
-    features and 500 samples. NaN where a side is constant over the samples, since then there is nothing to compare, or
-    has a NaN.
+    features and 500 samples. NaN where a side is constant over the samples or has a NaN.
     """
     return float(cka_matrix([a], [b], unbiased)[0, 0])
 

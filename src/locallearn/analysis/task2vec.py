@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.analysis.fisher import fisher_diagonal
 from locallearn.analysis.quiet import evaluating
-from locallearn.analysis.readout import pooled
+from locallearn.analysis.readout import linear_head, pooled
 from locallearn.errors import UserError
 
 BATCH = 256
@@ -35,10 +33,12 @@ def embedding(
 
     Embeddings can be compared only if they are of the same network with the same weights.
 
-    network  [B, ...] -> features [B, C], [B, C, H, W] or [B, T, C], without its own head; nothing in it changes
-    inputs, labels  the task: [N, ...] and int64 [N] with at least two classes; those below 0 are left out
-    random   a CPU generator for the labels that are drawn from the fitted head
-    joint    the network reads all inputs at once (a graph)
+    Args:
+        network: [B, ...] -> features [B, C], [B, C, H, W] or [B, T, C], without its own head; nothing in it changes.
+        inputs: of the task, [N, ...].
+        labels: of at least two classes, [N]; samples with a label below 0 are left out.
+        random: a CPU generator for the labels that are drawn from the fitted head.
+        joint: the network reads all inputs at once (a graph).
     """
     known = labels >= 0
     if len(labels[known].unique()) < 2:
@@ -48,36 +48,13 @@ def embedding(
     body = nn.Sequential(network, Pooled())
     with torch.no_grad(), evaluating(network):
         features = torch.cat([body(x) for x in inputs.split(len(inputs) if joint else BATCH)])
-    model = nn.Sequential(body, head(features[known], labels[known]))
+    model = nn.Sequential(body, linear_head(features[known], labels[known]))
     nodes = known.nonzero().squeeze(1) if joint else None
     diagonal = fisher_diagonal(model, inputs, random, nodes=nodes)
     filters = [d.flatten(1).mean(dim=1) for name, d in diagonal.items() if name.startswith("0.") and d.dim() > 1]
     if not filters:
         raise UserError("a probe network needs weights with filters or output units, but this one has none")
     return torch.cat(filters)
-
-
-def head(features: Tensor, labels: Tensor) -> nn.Linear:
-    """Multinomial logistic regression [C] -> [classes that occur] on features [N, C] (standardised while it is fitted,
-    L2 penalty 1) and labels [N], as a layer for the features as they are."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    x = features.double().cpu()
-    mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
-    std = torch.where(std > 0, std, 1.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the head need not be the very best one
-        fitted = LogisticRegression(max_iter=200, tol=1e-3).fit(((x - mean) / std).numpy(), labels.cpu().numpy())
-    weight, bias = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
-    if len(weight) == 1:  # two classes: the logit of the second against 0
-        weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
-    weight = weight / std
-    layer = nn.Linear(weight.shape[1], len(weight)).to(features)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias - weight @ mean)
-    return layer
 
 
 def task_distance(a: Tensor, b: Tensor) -> float:

@@ -35,16 +35,19 @@ class Tracker(Recording):
         with tracker.watch(epoch):
             loss(model(images), labels).backward()
 
-    layers     names as in `model.named_modules()`, or patterns: `*` is any part of a name up to the next dot (`units.*`
-               are the units of a `BlockModel`), `**` any with dots. None: every module that has no children
-    precision  float16, float32 or float64 on disk. Gradients below 6e-8 are zero in float16
-    gradients  also record the gradient of the loss for what each layer emits
-
     Of a module that returns several tensors, such as an LSTM, the first is taken; a recurrent module's [T, B, D] is
     turned to [B, T, D]. A module that runs again within one forward of the model, such as a shared activation, is
     recorded as `relu`, then `relu@2`, ... NaN and infinity are recorded as they are. A layer that is named must run and
-    emit samples; one that only a pattern matches is else left out, with a warning if it ran. Hooks are on the model
-    only during `record` and `watch`; a module that was compiled does not call them. One tracker per folder at a time.
+    emit samples; one that only a pattern matches is otherwise left out, with a warning if it ran. Hooks are on the
+    model only during `record` and `watch`; a compiled module does not call them. One tracker per folder at a time.
+
+    Args:
+        layers: names as in `model.named_modules()`, or patterns: `*` is any part of a name up to the next dot
+            (`units.*` are the units of a `BlockModel`), `**` any with dots. None: every module without children.
+        precision: float16, float32 or float64 on disk. Gradients below 6e-8 are zero in float16.
+        gradients: also record the gradient of the loss with respect to what each layer emits.
+
+    Raises UserError for a layer that the model does not have, and for an unknown precision.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Tracker(Recording):
 
     @staticmethod
     def open(folder: str | Path) -> Recording:
-        """What is recorded in `folder`, to read it without the model."""
+        """Read what is recorded in `folder`, without the model. Raises UserError where nothing is."""
         recording = Recording(folder)
         if not recording.epochs:
             raise UserError(f"{folder} holds no recorded epoch; give the folder of a Tracker")
@@ -95,10 +98,15 @@ class Tracker(Recording):
         """Run the model on fixed examples in eval mode and record what the layers emit as that of `epoch`; an epoch
         that is there already is replaced. Modes, buffers, gradients and PyTorch's generators are put back.
 
-        inputs      a tensor [N, ...], or a tuple of what the model's forward takes, each [N, ...]; moved to the model
-        targets     [N, ...] for the loss; needed for gradients only
-        loss        of (output, targets), averaged over samples: gradients are those of all N as one batch
-        batch_size  samples at a time; None runs all at once, as a graph needs: `record((x, edges), batch_size=None)`
+        Args:
+            inputs: a tensor [N, ...], or a tuple of what the model's forward takes, each [N, ...]; moved to the model.
+            targets: [N, ...] for the loss; needed for gradients only.
+            epoch: the number under which the arrays are kept, at least 0.
+            loss: of (output, targets), averaged over samples: gradients are those of all N as one batch.
+            batch_size: samples at a time; None runs all at once, as a graph needs: `record((x, edges),
+                batch_size=None)`.
+
+        Raises UserError where a named layer does not run or emits no samples, and RunError where the disk fails.
         """
         if self._with_gradients and targets is None and loss is F.cross_entropy:
             raise UserError("a tracker with gradients=True needs targets for its loss: record(inputs, targets, ...)")
@@ -117,8 +125,7 @@ class Tracker(Recording):
     def watch(self, epoch: int) -> Iterator[None]:
         """While it lasts, record what passes by as that of `epoch`: the outputs of every forward, one batch after the
         other, and the gradient of every backward (of two through one output, the last; zero where none comes). It
-        counts once the block has ended without an error. Under gradient checkpointing layers run, and are recorded,
-        twice."""
+        counts once the block has ended without an error. Gradient checkpointing runs, and records, layers twice."""
         with self._hooked(epoch):
             yield
 

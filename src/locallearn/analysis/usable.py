@@ -46,8 +46,7 @@ def reader(size: tuple[int, ...], classes: int, width: int = 64) -> nn.Module:
 def usable_information(
     h: Tensor, labels: Tensor, held_out: Tensor, truth: Tensor, *, classes: int, steps: int = 300, seed: int = 0
 ) -> Usable:
-    """What a small network, trained on features h [N, ...] and labels [N], reads from held-out features [M, ...] whose
-    labels are truth [M].
+    """What a small net, trained on features h [N, ...] and labels [N], reads from held-out ones [M, ...] (truth [M]).
 
     I(h; Y) >= H(Y) - E[-log2 q(y | h)] for any classifier q (Barber & Agakov 2003); with q from a family of networks it
     is the predictive V-information (Xu et al. 2020, arXiv 2002.10689), and with an auxiliary network the estimate of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -60,12 +61,15 @@ def tolerated_noise(loss: Loss, weights: Mapping[str, Tensor], tolerance: float,
 
     Costs 2 x draws evaluations of the loss for each of about ten sigmas. `weights` are not changed.
     """
+    from scipy.optimize import brentq
+
     if tolerance <= 0 or draws < 1:
         raise UserError(f"tolerance={tolerance}, draws={draws}: choose a tolerance above 0 and at least 1 draw")
     count = sum(w.numel() for w in weights.values())
     scale = math.sqrt(sum(float(w.double().square().sum()) for w in weights.values()) / max(1, count)) or 1.0
     before = loss(weights)
 
+    @cache  # the search begins at two that are known
     def excess(log_sigma: float) -> float:
         """The logarithm of the rise of the loss over the tolerance: nearly linear, as the rise is nearly quadratic."""
         total = 0.0
@@ -83,16 +87,9 @@ def tolerated_noise(loss: Loss, weights: Mapping[str, Tensor], tolerance: float,
     while low <= (there := here + direction) <= high:
         next_value = excess(there)
         if (next_value > 0) != (value > 0):
-            return _between(excess, {here: value, there: next_value})
+            return math.exp(brentq(excess, here, there, xtol=PRECISION))
         here, value = there, next_value
     return 0.0 if value > 0 else math.inf
-
-
-def _between(excess: Callable[[float], float], ends: Mapping[float, float]) -> float:
-    """Where the excess changes its sign between two logarithms of sigma, at which it is known."""
-    from scipy.optimize import brentq
-
-    return math.exp(brentq(lambda x: ends[x] if x in ends else excess(x), *ends, xtol=PRECISION))
 
 
 def gaussian_information(weights: Mapping[str, Tensor], sigma: float, prior_variance: float | None = None) -> float:

@@ -30,6 +30,7 @@ from locallearn.config.compose import (
     searched,
 )
 from locallearn.errors import RunError, UserError, described, did_you_mean, memory_ran_out, place, printable
+from locallearn.names import SELECTED_BY
 from locallearn.runs import again
 
 DEBUG = "LOCALLEARN_DEBUG"
@@ -243,7 +244,7 @@ def job(config: Any) -> float | None:
             print(session.dry_run(exp))
             return None
         result = session.start(exp)
-        return result.metrics.get("validation/accuracy") if result else None
+        return result.metrics.get(SELECTED_BY) if result else None
     except Exception as error:
         code = _said(error)
         if code > 128:  # the user asked to stop: other runs stop, too
@@ -284,7 +285,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
             raise SystemExit(code) from error
         return None
     journal.add(sweep.Job(number, label, how, folder=path.name))
-    return numbers.get("validation/accuracy")
+    return numbers.get(SELECTED_BY)
 
 
 def _config_dirs() -> list[Path]:

@@ -1,4 +1,4 @@
-"""The commands that read run folders: resume, repeat, evaluate, probe, report, compare. torch where needed."""
+"""The commands that take the folder of a run: resume, repeat, evaluate, probe. torch where needed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from locallearn import paths
-from locallearn.cli import outside
+from locallearn.cli import outside, reports
 from locallearn.cli.arguments import Parser, trust
 from locallearn.config.compose import choices, compose
 from locallearn.errors import RunError, UserError
 from locallearn.figures.text import columns, table
+from locallearn.names import BLOCK, divided
 
 
 def _on_runs(command: str, text: str, more: str, settings: bool = True) -> Parser:
@@ -38,8 +39,8 @@ def _one(command: str, words: Sequence[str]) -> tuple[Path, list[str]]:
     """The run folder and the settings of a command for one run. Raises UserError."""
     runs, settings = _divided(words)
     if len(runs) != 1:
-        said = f"not {len(runs)}: {', '.join(map(str, runs))}" if runs else "such as runs/RUN"
-        raise UserError(f"{command} takes one run folder, {said}")
+        which = f"not {len(runs)}: {', '.join(map(str, runs))}" if runs else "such as runs/RUN"
+        raise UserError(f"{command} takes one run folder, {which}")
     return runs[0], settings
 
 
@@ -78,9 +79,9 @@ def _repeat(arguments: list[str]) -> int:
 
     run, settings = _one("repeat", options.words)
     _only(settings, r"$^", "repeat", "none: it does what the run did")
-    found = repeat(run, outside.trusted(options.config_dir, options.allow))
-    print(found)
-    return 1 if found.differences else 0
+    comparison = repeat(run, outside.trusted(options.config_dir, options.allow))
+    print(comparison)
+    return 1 if comparison.differences else 0
 
 
 def _other_runtime(settings: list[str], config_dirs: list[Path]) -> tuple[str, dict] | None:
@@ -157,19 +158,17 @@ def _refuse_unread_data(settings: Sequence[str], linear: bool) -> None:
 
 def _table_of(runs: Sequence[Path], numbers: Callable[[Path], dict[str, float]]) -> int:
     """A line with the numbers of each run; of one that has none, the reason on stderr. The exit code is the worst."""
-    found, codes = {}, [0]
+    results, codes = {}, [0]
     for run in runs:
         try:
-            found[run] = numbers(run)
+            results[run] = numbers(run)
         except (UserError, RunError) as error:
             print(f"locallearn: {error}", file=sys.stderr)
             codes.append(2 if isinstance(error, UserError) else 1)
-    if found:
-        every = dict.fromkeys(name for own in found.values() for name in own)
-        names = sorted(every, key=lambda name: name.split("/")[:-1])
-        rows = [[str(run), *(f"{own[n]:.4f}" if n in own else "-" for n in names)] for run, own in found.items()]
-        head = ["run", *(re.sub(r"^block/(\d+)/", r"\1/", name) for name in names)]
-        print(table([head, *rows], columns()))
+    if results:
+        every = sorted(dict.fromkeys(name for own in results.values() for name in own), key=lambda n: divided(n)[0])
+        rows = [[str(run), *(f"{own[n]:.4f}" if n in own else "-" for n in every)] for run, own in results.items()]
+        print(table([["run", *(name.removeprefix(f"{BLOCK}/") for name in every)], *rows], columns()))
     return max(codes)
 
 
@@ -203,30 +202,6 @@ example:
     return 0
 
 
-def _report(arguments: list[str]) -> int:
-    from locallearn.cli import reports
-
-    parser = Parser(
-        "report",
-        "What runs say together: means over seeds, differences to backprop, and why a run is not done.",
-        """\
-example:
-  locallearn report runs/first --to report   Markdown, CSV, LaTeX, one HTML page, pictures as SVG and PNG""",
-    )
-    return reports.report(parser, arguments)
-
-
-def _compare(arguments: list[str]) -> int:
-    from locallearn.cli import reports
-
-    parser = Parser(
-        "compare",
-        "What differs between runs: their settings, machines, final numbers and curves, in columns side by side.",
-        "example:\n  locallearn compare runs/first/RUN runs/first/RUN2",
-    )
-    return reports.compare(parser, arguments)
-
-
 def _only(settings: Iterable[str], pattern: str, command: str, kind: str) -> None:
     """Raise UserError for a setting that the command on a run folder does not take."""
     for setting in settings:
@@ -239,7 +214,7 @@ COMMANDS = {
     "repeat": _repeat,
     "evaluate": _evaluate,
     "probe": _probe,
-    "report": _report,
-    "compare": _compare,
+    "report": reports.report,
+    "compare": reports.compare,
     "stage": _stage,
 }

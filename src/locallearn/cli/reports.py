@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from locallearn.cli.arguments import Parser, path
-from locallearn.errors import UserError, printable
+from locallearn.errors import UserError
+from locallearn.figures.text import columns, put
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,39 +23,51 @@ def show(folders: Sequence[Path]) -> Study:
     """Print what the runs in these folders say together. Raises UserError if there is none."""
     from locallearn.report import read, study, tables
 
-    found = study(read(folders))
-    _print(tables.terminal(found, _width()))
-    return found
+    result = study(read(folders))
+    put(tables.terminal(result, columns() or WIDE))
+    return result
 
 
-def report(parser: Parser, arguments: list[str]) -> int:
+def report(arguments: list[str]) -> int:
     """`locallearn report FOLDER... [--to DIR]`"""
+    parser = Parser(
+        "report",
+        "What runs say together: means over seeds, differences to backprop, and why a run is not done.",
+        """\
+example:
+  locallearn report runs/first --to report   Markdown, CSV, LaTeX, one HTML page, pictures as SVG and PNG""",
+    )
     parser.add_argument(
         "folders", nargs="+", type=path, metavar="FOLDER", help="folders with runs in them, at any depth"
     )
     parser.add_argument("--to", type=path, metavar="DIR", help="write Markdown, CSV, LaTeX, HTML and pictures here")
     options = parser.read(arguments)
-    found = show(options.folders)
+    result = show(options.folders)
     if options.to is None:
         return 0
     from locallearn.report import tables
     from locallearn.report.figures import draw
     from locallearn.report.html import page
 
-    figures = draw(found)
+    figures = draw(result)
     texts = {
-        "report.md": tables.markdown(found, [f"{name}.svg" for name in figures]),
-        "report.csv": tables.as_csv(found),
+        "report.md": tables.markdown(result, [f"{name}.svg" for name in figures]),
+        "report.csv": tables.as_csv(result),
         "report.tex": tables.latex_document("report-table"),
-        "report-table.tex": tables.latex(found),
-        "report.html": page(found),
+        "report-table.tex": tables.latex(result),
+        "report.html": page(result),
     }
     _write(options.to, texts, figures)
     return 0
 
 
-def compare(parser: Parser, arguments: list[str]) -> int:
+def compare(arguments: list[str]) -> int:
     """`locallearn compare RUN RUN... [--to DIR]`"""
+    parser = Parser(
+        "compare",
+        "What differs between runs: their settings, machines, final numbers and curves, in columns side by side.",
+        "example:\n  locallearn compare runs/first/RUN runs/first/RUN2",
+    )
     parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help="the folders of two runs or more")
     parser.add_argument("--to", type=path, metavar="DIR", help="write the text and the pictures of the curves here")
     options = parser.read(arguments)
@@ -65,10 +76,10 @@ def compare(parser: Parser, arguments: list[str]) -> int:
 
     if len(options.runs) < 2:
         raise UserError("compare: one run alone has nothing to be compared with: locallearn compare RUN RUN...")
-    found = comparing.compare([one(run) for run in options.runs])
-    _print(comparing.terminal(found, _width()))
+    comparison = comparing.compare([one(run) for run in options.runs])
+    put(comparing.terminal(comparison, columns() or WIDE))
     if options.to is not None:
-        _write(options.to, {"compare.txt": comparing.terminal(found, WIDE) + "\n"}, comparing.draw(found))
+        _write(options.to, {"compare.txt": comparing.terminal(comparison, WIDE) + "\n"}, comparing.draw(comparison))
     return 0
 
 
@@ -85,20 +96,4 @@ def _write(folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(f"cannot write into {folder}: {reason}; choose another folder: --to DIR") from None
     for file in (*(folder / name for name in texts), *pictures):
-        _print(str(file))
-
-
-def _width() -> int:
-    """Columns of the terminal; a file is as wide as it needs to be."""
-    return max(60, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDE
-
-
-def _print(text: str) -> None:
-    """Print, also where the terminal is not UTF-8."""
-    text = printable(text)
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.replace("±", "+-").encode(encoding, "replace").decode(encoding)
-    print(text)
+        put(str(file))

@@ -18,7 +18,7 @@ class MNIST(VisionSet):
     """60,000 and 10,000 grey 28x28 digits. torchvision knows the sums of the archives only, hence those given here."""
 
     name: ClassVar[str] = "mnist"
-    base: ClassVar[str] = "MNIST"  # torchvision's name for the class and its folder
+    base: ClassVar[str] = "MNIST"
     labels: ClassVar[tuple[str, ...]] = DIGITS
     sums: ClassVar[dict[str, str]] = {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -31,11 +31,7 @@ class MNIST(VisionSet):
         return {f"{self.base}/raw/{file}": md5 for file, md5 in self.sums.items()}
 
     def archives(self) -> dict[str, str]:
-        kind = getattr(torchvision_datasets(), self.base)
-        return {f"{self.base}/raw/{file}": md5 for file, md5 in kind.resources}
-
-    def fetch(self, root: str) -> None:
-        getattr(torchvision_datasets(), self.base)(root, download=True)
+        return {f"{self.base}/raw/{file}": md5 for file, md5 in self.kind().resources}
 
     def part(self, root: str, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         # Not through the class of torchvision: it prefers files of an old format, unchecked, where there are any.
@@ -63,33 +59,33 @@ class FashionMNIST(MNIST):
 
 
 @dataclass(frozen=True)
-class CIFAR10(VisionSet):
-    """50,000 and 10,000 colour 32x32 photographs of 10 classes."""
-
-    name: ClassVar[str] = "cifar10"
-    base: ClassVar[str] = "CIFAR10"
+class Archived(VisionSet):
+    """A set of colour photographs that torchvision keeps in one archive, with lists of the files inside."""
 
     crop: int = 4
     flip: bool = True
 
     def files(self) -> dict[str, str]:
-        kind = self._kind()
-        listed = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
-        return {f"{kind.base_folder}/{file}": md5 for file, md5 in listed}
+        kind = self.kind()
+        meta = getattr(kind, "meta", None)
+        names = [(meta["filename"], meta["md5"])] if meta else []
+        return {f"{kind.base_folder}/{file}": md5 for file, md5 in [*kind.train_list, *kind.test_list, *names]}
 
     def archives(self) -> dict[str, str]:
-        return {self._kind().filename: self._kind().tgz_md5}
+        return {self.kind().filename: self.kind().tgz_md5}
 
-    def fetch(self, root: str) -> None:
-        self._kind()(root, download=True)
+
+@dataclass(frozen=True)
+class CIFAR10(Archived):
+    """50,000 and 10,000 colour 32x32 photographs of 10 classes."""
+
+    name: ClassVar[str] = "cifar10"
+    base: ClassVar[str] = "CIFAR10"
 
     def part(self, root: str, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        found = self._kind()(root, train=train)  # checks the sums once more, just before it unpickles
-        images = torch.from_numpy(found.data).permute(0, 3, 1, 2)  # [N, 32, 32, 3] -> [N, 3, 32, 32]
-        return images, torch.tensor(found.targets), tuple(found.classes)
-
-    def _kind(self) -> Any:
-        return getattr(torchvision_datasets(), self.base)
+        read = self.kind()(root, train=train)  # checks the sums once more, just before it unpickles
+        images = torch.from_numpy(read.data).permute(0, 3, 1, 2)  # [N, 32, 32, 3] -> [N, 3, 32, 32]
+        return images, torch.tensor(read.targets), tuple(read.classes)
 
 
 @dataclass(frozen=True)
@@ -105,9 +101,10 @@ class SVHN(VisionSet):
     """73,257 and 26,032 colour 32x32 house numbers; the extra training images are not used. Never flipped: digits."""
 
     name: ClassVar[str] = "svhn"
+    base: ClassVar[str] = "SVHN"
 
     def files(self) -> dict[str, str]:
-        listed = torchvision_datasets().SVHN.split_list
+        listed = self.kind().split_list
         return {file: md5 for _, file, md5 in (listed["train"], listed["test"])}
 
     def archives(self) -> dict[str, str]:
@@ -115,38 +112,26 @@ class SVHN(VisionSet):
 
     def fetch(self, root: str) -> None:
         for split in ("train", "test"):
-            torchvision_datasets().SVHN(root, split=split, download=True)
+            self.kind()(root, split=split, download=True)
 
     def part(self, root: str, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        found = torchvision_datasets().SVHN(root, split="train" if train else "test")
-        return torch.from_numpy(found.data), torch.from_numpy(found.labels), DIGITS
+        read = self.kind()(root, split="train" if train else "test")
+        return torch.from_numpy(read.data), torch.from_numpy(read.labels), DIGITS
 
 
 @dataclass(frozen=True)
-class STL10(VisionSet):
+class STL10(Archived):
     """5,000 and 8,000 colour 96x96 photographs of 10 classes; the 100,000 without labels are not used."""
 
     name: ClassVar[str] = "stl10"
+    base: ClassVar[str] = "STL10"
 
-    crop: int = 4
-    flip: bool = True
-
-    def files(self) -> dict[str, str]:
-        kind = self._kind()
-        return {f"{kind.base_folder}/{file}": md5 for file, md5 in [*kind.train_list, *kind.test_list]}
-
-    def archives(self) -> dict[str, str]:
-        return {self._kind().filename: self._kind().tgz_md5}
-
-    def fetch(self, root: str) -> None:
-        self._kind()(root, download=True)
+    def kind(self) -> Any:
+        """torchvision's class without the 2.6 GB of images without labels, which it would check at every start."""
+        whole = super().kind()
+        return type("STL10", (whole,), {"train_list": whole.train_list[:2]})
 
     def part(self, root: str, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        found = self._kind()(root, split="train" if train else "test")
+        read = self.kind()(root, split="train" if train else "test")
         names = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-        return torch.from_numpy(found.data), torch.from_numpy(found.labels).long(), names
-
-    def _kind(self) -> Any:
-        """torchvision's class without the 2.6 GB of images without labels, which it would check at every start."""
-        kind = torchvision_datasets().STL10
-        return type("STL10", (kind,), {"train_list": kind.train_list[:2]})
+        return torch.from_numpy(read.data), torch.from_numpy(read.labels).long(), names

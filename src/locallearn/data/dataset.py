@@ -1,4 +1,5 @@
-"""What a run works with: three splits, and batches that are a pure function of (seed, epoch, step)."""
+"""What a run works with: three splits, and batches that are a pure function of (seed, epoch, step); or one graph whose
+nodes are the samples, every batch being the whole graph."""
 
 from __future__ import annotations
 
@@ -8,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from locallearn.data.augment import Augment, draw
-from locallearn.data.deficit import Deficit
+from locallearn.data.augment import Augment, Deficit, draw
 from locallearn.data.normalise import Normaliser
-from locallearn.data.store import Size, Store
+from locallearn.data.store import Memory, Size, Store
 from locallearn.errors import UserError
 from locallearn.seeds import generator
+
+HIDDEN = -100
+"""The label of a node that is not asked for: below 0, as of every sample without one."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ class Data:
         return max(1, len(self.train) // _positive(batch_size))
 
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches (inputs [B, *image], labels [B]) of one epoch, shuffled, augmented and normalised, and in
-        the epochs of a deficit under it.
+        """Training batches (inputs [B, *image], labels [B]) of one epoch: shuffled, under a deficit if it is its time,
+        augmented and normalised.
 
         `start` skips that many steps: what follows is exactly what an uninterrupted epoch would have given.
         Raises UserError for a batch size below 1 or, with a streamed folder, for an image that cannot be read.
@@ -120,6 +123,43 @@ class Data:
 
     def _normalise(self, images: Tensor) -> Tensor:
         return images if self.normaliser is None else self.normaliser(images)
+
+
+class GraphData(Data):
+    """`Data` of one graph: inputs are all nodes [N, D], labels [N] with -100 outside the split in question.
+
+    graph  directed edges, int64 [2, E] on the device: a model whose builder declares `graph` gets them
+    An epoch is one step, whatever the batch size; nothing is shuffled.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: tuple[str, ...],
+        nodes: Memory,
+        graph: Tensor,
+        splits: tuple[Split, Split, Split],
+        seed: int,
+    ) -> None:
+        super().__init__(name, classes, splits, seed, Augment(), None)
+        self.nodes, self.graph = nodes, graph
+
+    def batch(self, batch_size: int) -> int:
+        return len(self.nodes)
+
+    def steps(self, batch_size: int) -> int:
+        return 1
+
+    def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The one step of an epoch: all nodes, with the training labels."""
+        if not start:
+            yield from self.evaluation(self.train, batch_size)
+
+    def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All nodes, with the labels of one split."""
+        labels = torch.full((len(self.nodes),), HIDDEN, device=split.labels.device)
+        labels[split.index.to(labels.device)] = split.labels
+        yield self.nodes.samples, labels
 
 
 def _positive(batch_size: int) -> int:

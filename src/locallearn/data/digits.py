@@ -13,11 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from locallearn.data.source import DataSource, Part, Raw
-from locallearn.data.split import stratified
-from locallearn.data.store import Memory
+from locallearn.data.source import DataSource, Raw, with_fixed_test
 from locallearn.errors import UserError
-from locallearn.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,7 @@ class Digits(DataSource):
         labels = rows[:, 64].long()
         pixels = rows[:, :64].float().view(-1, 1, 8, 8) * (255 / 16)
         images = F.interpolate(pixels, (32, 32), mode="bilinear").round().clamp(0, 255).to(torch.uint8)
-        train, test = stratified(labels, len(labels) - len(labels) // 5, generator(0, "digits", "test"))
-        return Raw(
-            classes=tuple(map(str, range(10))),
-            train=Part(Memory(images[train]), labels[train]),
-            test=Part(Memory(images[test]), labels[test]),
-        )
+        return with_fixed_test(self.name, tuple(map(str, range(10))), images, labels, len(labels) // 5)
 
 
 def _rows() -> np.ndarray:

@@ -7,8 +7,9 @@ import time
 import torch
 from torch import Tensor
 
-from locallearn.data.dataset import Data, Split
+from locallearn.data.dataset import Data
 from locallearn.data.source import DataSource
+from locallearn.figures.text import table
 
 
 def diagnose(source: DataSource, seed: int = 0, batch_size: int = 8) -> str:
@@ -33,8 +34,7 @@ def diagnose(source: DataSource, seed: int = 0, batch_size: int = 8) -> str:
         "training batch": _range(inputs),
         "normalised by": _normalised_by(data),
     }
-    width = max(map(len, lines))
-    return "\n".join([*(f"{name:<{width}}  {text}" for name, text in lines.items()), "", *_classes(data)])
+    return f"{table([*lines.items()], left=(0, 1))}\n\n{_classes(data)}"
 
 
 def _range(values: Tensor) -> str:
@@ -51,19 +51,12 @@ def _normalised_by(data: Data) -> str:
     return f"mean {mean}; std {std} (of pixels from 0 to 1)"
 
 
-def _classes(data: Data) -> list[str]:
+def _classes(data: Data) -> str:
     """A table of the classes and how many samples of each there are in each part."""
-
-    def counts(split: Split) -> list[int]:
-        return torch.bincount(split.labels, minlength=len(data.classes)).tolist()
-
-    parts = zip(data.classes, counts(data.train), counts(data.validation), counts(data.test), strict=True)
-    rows = [("class", "training", "validation", "test"), *(tuple(map(str, row)) for row in parts)]
-    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        f"{row[0]:<{width[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True))
-        for row in rows
-    ]
+    splits = (data.train, data.validation, data.test)
+    counts = [torch.bincount(split.labels, minlength=len(data.classes)).tolist() for split in splits]
+    rows = zip(data.classes, *(map(str, column) for column in counts), strict=True)
+    return table([("class", "training", "validation", "test"), *rows])
 
 
 def torchvision_version() -> str:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from locallearn.errors import UserError
 
+ALL_CHECKED = "every file has the right checksum"
+WHERE = "set data.root or the environment's LOCALLEARN_DATA to"
+
 
 def checked_root(name: str, root: Path) -> Path:
     """The folder of the data, which need not be there yet. Raises UserError where none can be."""
@@ -21,9 +24,7 @@ def checked_root(name: str, root: Path) -> Path:
         return root
     except (OSError, ValueError) as error:  # below a file, a loop, not allowed, too long, a zero byte
         reason = getattr(error, "strerror", None) or str(error)
-    raise UserError(
-        f"data={name}: {root} cannot be read ({reason}): set data.root or the environment's LOCALLEARN_DATA to a folder"
-    )
+    raise UserError(f"data={name}: {root} cannot be read ({reason}): {WHERE} a folder")
 
 
 @contextmanager
@@ -38,6 +39,23 @@ def reading(name: str, root: Path) -> Iterator[None]:
         ) from error
 
 
+def check_sum(file: Path, kind: str, expected: str, advice: str) -> None:
+    """Raise UserError, with what to do about it, unless the checksum (md5 or sha256) is the expected one."""
+    with file.open("rb") as stream:
+        actual = hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+        size = stream.tell()
+    if actual != expected:
+        raise UserError(
+            f"{file} is damaged or another file ({size} bytes; expected {kind} {expected}, found {actual}): {advice}"
+        )
+
+
+def has_no(name: str, root: Path, missing: list[str]) -> str:
+    """The beginning of the sentence about missing files."""
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    return f"data={name}: {root} has no {missing[0]}{more}"
+
+
 def check_files(name: str, root: Path, sums: Mapping[str, str], source: str) -> None:
     """Insist on every file of `sums` (its sha256 by path below `root`). `source` says where to get them.
 
@@ -46,18 +64,8 @@ def check_files(name: str, root: Path, sums: Mapping[str, str], source: str) -> 
     checked_root(name, root)
     with reading(name, root):
         missing = [path for path in sums if not (root / path).is_file()]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(
-            f"data={name}: {root} has no {missing[0]}{more}: get {source}, and set data.root or the environment's "
-            f"LOCALLEARN_DATA to the folder that has {Path(missing[0]).parts[0]}"
-        )
-    for path, expected in sums.items():
-        with reading(name, root), (root / path).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-            size = stream.tell()
-        if found != expected:
-            raise UserError(
-                f"{root / path} is damaged or another file ({size} bytes; expected sha256 {expected}, found {found}): "
-                f"get {source}"
-            )
+        if missing:
+            folder = f"the folder that has {Path(missing[0]).parts[0]}"
+            raise UserError(f"{has_no(name, root, missing)}: get {source}, and {WHERE} {folder}")
+        for path, expected in sums.items():
+            check_sum(root / path, "sha256", expected, f"get {source}")

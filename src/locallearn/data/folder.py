@@ -25,7 +25,7 @@ class Folder(DataSource):
 
     With both ROOT/val and ROOT/test the former is the validation split, and nothing is drawn for it. Without either,
     or with ROOT/CLASS/* alone, a fixed fifth of each class is the test set; it does not depend on the seed of a run.
-    `scan` says which other names of splits are known, and what is left out; `decode`, what becomes of a picture.
+    `scan` says what other names splits may have and what is left out; `read_image`, what becomes of a picture.
 
     size          side in pixels to which every image is scaled and cut
     memory_share  the set is kept in memory if it takes no more than this share of it (of the machine's and of the

@@ -5,18 +5,18 @@ from __future__ import annotations
 import string
 import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from locallearn.data.files import check_files
-from locallearn.data.source import DataSource, Part, Raw
-from locallearn.data.split import stratified
-from locallearn.data.store import Memory
-from locallearn.seeds import generator
+from locallearn.data.files import ALL_CHECKED, check_files
+from locallearn.data.source import DataSource, Raw, with_fixed_test
 
+ORIGIN = (
+    "the folder names of https://download.pytorch.org/tutorial/data.zip, or data/names of "
+    "github.com/spro/practical-pytorch at commit 5e79b65"
+)
 LETTERS = string.ascii_letters + " .,;'"
 SUMS = {  # of github.com/spro/practical-pytorch at 5e79b652c199421f54e11534b6bdf6257637a49b, before names were mended
     "Arabic": "6f424a8dbe51cbbbabab7a57d38b617210125e4e3991f3c657cb79b8f104bafc",
@@ -50,33 +50,17 @@ class Names(DataSource):
     """
 
     name: ClassVar[str] = "names"
-
-    def verify(self) -> str:
-        return "every file has the right checksum"  # `read` insists on it
+    verified: ClassVar[str] = ALL_CHECKED
 
     def read(self, device: torch.device) -> Raw:
         root = self.folder()
-        files = {language: f"names/{language}.txt" for language in SUMS}
-        check_files(
-            self.name,
-            root,
-            dict(zip(files.values(), SUMS.values(), strict=True)),
-            "the folder names of https://download.pytorch.org/tutorial/data.zip, or data/names of "
-            "github.com/spro/practical-pytorch at commit 5e79b65",
-        )
-        found = [_read(root / file) for file in files.values()]
+        sums = {f"names/{language}.txt": sha256 for language, sha256 in SUMS.items()}
+        check_files(self.name, root, sums, ORIGIN)
+        texts = [(root / file).read_text(encoding="utf-8") for file in sums]
+        found = [[ascii_letters(line.strip()) for line in text.strip().split("\n")] for text in texts]
         labels = torch.cat([torch.full((len(names),), label) for label, names in enumerate(found)])
         samples = encode([name for names in found for name in names])
-        train, test = stratified(labels, len(labels) - len(labels) // 10, generator(0, "names", "test"))
-        return Raw(
-            classes=tuple(SUMS),
-            train=Part(Memory(samples[train]), labels[train]),
-            test=Part(Memory(samples[test]), labels[test]),
-        )
-
-
-def _read(file: Path) -> list[str]:
-    return [ascii_letters(line.strip()) for line in file.read_text(encoding="utf-8").strip().split("\n")]
+        return with_fixed_test(self.name, tuple(SUMS), samples, labels, len(labels) // 10)
 
 
 def ascii_letters(name: str) -> str:

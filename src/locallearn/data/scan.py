@@ -16,7 +16,7 @@ from torch import Tensor
 from locallearn.errors import UserError, did_you_mean
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""Of the files that are read; the same as torchvision's ImageFolder reads. `decode.FORMATS` has their decoders."""
+"""Of the files that are read; the same as torchvision's ImageFolder reads. `stream.FORMATS` has their decoders."""
 MADE_BY_SYSTEMS = {"__macosx", "@eadir", "@__thumb", "#recycle", "$recycle.bin", "lost+found", "thumbs.db"}
 """Archives, file servers and viewers leave these behind, in lower case; their pictures are copies or thumbnails."""
 SPLITS = {
@@ -78,24 +78,22 @@ def scan(root: Path) -> Scan:
 
 def subfolders(folder: Path, left_out: Counter[str]) -> list[str]:
     """The folders in `folder` that count, sorted; what else lies there is left out."""
+    entries = _entries(folder, left_out)
+    left_out.update(_suffix(entry.name) for entry in entries if not entry.is_dir())
+    return [entry.name for entry in entries if entry.is_dir()]
+
+
+def _entries(folder: str | Path, left_out: Counter[str]) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted, without what is hidden or was made by a system for itself, which is counted."""
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
-    return [entry.name for entry in ordered if not _not_ours(entry, left_out) and _is_folder(entry, left_out)]
-
-
-def _is_folder(entry: os.DirEntry[str], left_out: Counter[str]) -> bool:
-    if entry.is_dir():
-        return True
-    left_out[_suffix(entry.name)] += 1
-    return False
-
-
-def _not_ours(entry: os.DirEntry[str], left_out: Counter[str]) -> bool:
-    """Whether a file or folder is hidden, or made by a system for itself; it is counted."""
-    if not entry.name.startswith(".") and entry.name.lower() not in MADE_BY_SYSTEMS:
-        return False
-    left_out[f"{entry.name}/" if entry.is_dir() else "hidden" if entry.name[0] == "." else entry.name] += 1
-    return True
+    ours = []
+    for entry in ordered:
+        if not entry.name.startswith(".") and entry.name.lower() not in MADE_BY_SYSTEMS:
+            ours.append(entry)
+        else:
+            left_out[f"{entry.name}/" if entry.is_dir() else "hidden" if entry.name[0] == "." else entry.name] += 1
+    return ours
 
 
 def _suffix(name: str) -> str:
@@ -164,11 +162,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]], files: list[str], left
     if here in above:
         left_out["links back to a folder above"] += 1
         return
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if _not_ours(entry, left_out):
-            continue
+    for entry in _entries(folder, left_out):
         if entry.is_dir():
             _walk(entry.path, above | {here}, files, left_out)
         elif (suffix := _suffix(entry.name)) in SUFFIXES:

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from locallearn import paths
-from locallearn.data.augment import Augment
+from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
-from locallearn.data.deficit import DEFICITS, Deficit
 from locallearn.data.normalise import NORMALISATIONS, Normalisation, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
-from locallearn.data.store import Store, check_samples
+from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError, unknown
 from locallearn.seeds import generator
 
@@ -44,6 +43,13 @@ class Raw(NamedTuple):
     left_out: str = ""
 
 
+def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels: Tensor, test: int) -> Raw:
+    """A set without a test part of its own: `test` of its samples [N, ...] with labels [N] are drawn for it, class by
+    class, the same ones whatever the seed of a run."""
+    train, rest = stratified(labels, len(labels) - test, generator(0, name, "test"))
+    return Raw(classes, Part(Memory(samples[train]), labels[train]), Part(Memory(samples[rest]), labels[rest]))
+
+
 @dataclass(frozen=True)
 class DataSource(ABC):
     """A set that can be loaded.
@@ -59,6 +65,7 @@ class DataSource(ABC):
 
     name: ClassVar[str]
     measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
+    verified: ClassVar[str] = "nothing to check"  # or what `read` insists on
 
     root: str | None = None
     validation: float = 0.1
@@ -97,7 +104,7 @@ class DataSource(ABC):
 
     def verify(self) -> str:
         """Look for faults that `load` may not see; what was checked, in words. Raises UserError."""
-        return "nothing to check"
+        return self.verified
 
     def place(self) -> str:
         """Where the files lie, for a report."""

@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 
 from locallearn.data.files import check_files
-from locallearn.data.source import DataSource, Part, Raw, require
-from locallearn.data.split import stratified
-from locallearn.data.store import Memory
-from locallearn.seeds import generator
+from locallearn.data.source import DataSource, Raw, require, with_fixed_test
 
 FILE = "IDNNs/var_u.mat"
 SHA256 = "0ba9551878a855396a8de0cbaae620788ede1e7b1eb2b8373bbe017d5ea02036"
@@ -28,15 +25,13 @@ class Tishby(DataSource):
     """
 
     name: ClassVar[str] = "tishby"
+    verified: ClassVar[str] = "the file has the right checksum"
 
     test: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.test < 1, "test", self.test, "above 0 and below 1")
-
-    def verify(self) -> str:
-        return "the file has the right checksum"  # `read` insists on it
 
     def read(self, device: torch.device) -> Raw:
         from scipy.io import loadmat
@@ -46,10 +41,4 @@ class Tishby(DataSource):
         found = loadmat(root / FILE)
         patterns = torch.from_numpy(found["F"]).float()  # [4096, 12]
         labels = torch.from_numpy(found["y"][0]).long()  # [4096]
-        keep = len(labels) - round(self.test * len(labels))
-        train, test = stratified(labels, keep, generator(0, "tishby", "test"))
-        return Raw(
-            classes=("0", "1"),
-            train=Part(Memory(patterns[train]), labels[train]),
-            test=Part(Memory(patterns[test]), labels[test]),
-        )
+        return with_fixed_test(self.name, ("0", "1"), patterns, labels, round(self.test * len(labels)))

@@ -6,7 +6,6 @@ are never overwritten. What is missing is downloaded into a temporary folder, ch
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import socket
 import tempfile
@@ -16,13 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.error import URLError
 
 import torch
 from torch import Tensor
 
-from locallearn.data.files import checked_root
+from locallearn.data.files import ALL_CHECKED, WHERE, check_sum, checked_root, has_no
 from locallearn.data.source import DataSource, Part, Raw
 from locallearn.data.store import Memory
 from locallearn.errors import UserError
@@ -32,7 +31,10 @@ TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class VisionSet(DataSource):
-    """A set of torchvision, as a subclass describes it."""
+    """A set of torchvision, as a subclass describes it. `base` is the name of torchvision's class."""
+
+    base: ClassVar[str]
+    verified: ClassVar[str] = ALL_CHECKED
 
     @abstractmethod
     def files(self) -> dict[str, str]:
@@ -42,16 +44,17 @@ class VisionSet(DataSource):
     def archives(self) -> dict[str, str]:
         """The md5 of what torchvision downloads, by path below the root; it is used if it is there already."""
 
-    @abstractmethod
+    def kind(self) -> Any:
+        """torchvision's class."""
+        return getattr(torchvision_datasets(), self.base)
+
     def fetch(self, root: str) -> None:
         """Let torchvision download and unpack below `root`."""
+        self.kind()(root, download=True)
 
     @abstractmethod
     def part(self, root: str, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """Images uint8 [N, C, H, W], labels int64 [N] and class names, from files that were checked."""
-
-    def verify(self) -> str:
-        return "every file has the right checksum"  # `read` insists on it
 
     def read(self, device: torch.device) -> Raw:
         root = checked_root(self.name, self.folder())
@@ -60,9 +63,7 @@ class VisionSet(DataSource):
             missing = [path for path in self.files() if not (root / path).is_file()]
             if missing:
                 self._check(root, self.archives())
-        if missing:
-            self._download(root, missing)
-        with _quiet(self.name, root):
+                self._download(root, missing)
             images, labels, classes = self.part(str(root), train=True)
             test_images, test_labels, _ = self.part(str(root), train=False)
         return Raw(classes, Part(Memory(images), labels), Part(Memory(test_images), test_labels))
@@ -70,15 +71,9 @@ class VisionSet(DataSource):
     def _check(self, root: Path, sums: Mapping[str, str]) -> None:
         """Raise UserError for the first file that is there but has another checksum."""
         for path, expected in sums.items():
-            file = root / path
-            if not file.is_file():
-                continue
-            with file.open("rb") as stream:
-                found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-            if found != expected:
-                raise UserError(
-                    f"{file} is damaged or another file ({file.stat().st_size} bytes; expected md5 {expected}, found "
-                    f"{found}): delete it to have it downloaded again, or put the right one there"
+            if (root / path).is_file():
+                check_sum(
+                    root / path, "md5", expected, "delete it to have it downloaded again, or put the right one there"
                 )
 
     def _download(self, root: Path, missing: list[str]) -> None:
@@ -95,11 +90,10 @@ class VisionSet(DataSource):
                     (root / path).parent.mkdir(parents=True, exist_ok=True)
                     (Path(temporary) / path).replace(root / path)
         except Exception as error:  # urllib, tarfile, sockets and torchvision each have their own
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise UserError(
-                f"data={self.name}: {root} has no {missing[0]}{more}, and the download failed ({_first_line(error)}): "
-                f"put {', '.join(self.archives())} (or what is inside) into that folder, or set data.root or the "
-                "environment's LOCALLEARN_DATA to the folder that has them"
+                f"{has_no(self.name, root, missing)}, and the download failed ({_first_line(error)}): put "
+                f"{', '.join(self.archives())} (or what is inside) into that folder, or {WHERE} the folder that has "
+                "them"
             ) from error
 
 
@@ -119,7 +113,7 @@ def torchvision_datasets() -> Any:
 
 @contextmanager
 def _quiet(name: str, root: Path) -> Iterator[None]:
-    """Turn what a reader raises into one sentence."""
+    """No warnings, and what a reader raises turned into one sentence."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -132,13 +126,11 @@ def _quiet(name: str, root: Path) -> Iterator[None]:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """A server that does not answer is given up after a while (torchvision would wait for ever), without warnings."""
+    """A server that does not answer is given up after a while; torchvision would wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         socket.setdefaulttimeout(before)
 

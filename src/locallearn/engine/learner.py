@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from locallearn import names
 from locallearn.analysis.quiet import Rerun, evaluating
 from locallearn.contract import Packet, Strategy
 from locallearn.engine.batch import Gate
@@ -105,7 +106,7 @@ class Learner:
             block.reset()
         self._learn(images.to(self.device), labels.to(self.device))
         found = {block.spec.index: block.read() for block in self.blocks}
-        result = {f"block/{k:02d}/{name}": value for k, numbers in found.items() for name, value in numbers.items()}
+        result = names.of_blocks(found)
         top = max((k for k, numbers in found.items() if "loss" in numbers), default=None)
         if top is None:
             return {"loss": 0.0} | result if bool((labels < 0).all()) else result

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
-from locallearn.figures.style import by_depth, epoch_axis, panels
+from locallearn.figures.style import by_depth, epoch_axis, panels, spaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path]) -> None:
         axes.add_collection(lines)
         epochs, x, y = zip(*points, strict=True)
         axes.scatter(x, y, s=7, c=epochs, cmap="plasma", norm=norm)
-        for epoch in _some(epochs):
+        for epoch in spaced(epochs, BARS):
             _bars(axes, path[epoch], to_hex(colours.cmap(norm(epoch))))
         ends[layer] = (x[-1], y[-1])
     axes.autoscale_view()
@@ -120,13 +120,6 @@ def _bars(axes: Axes, numbers: Mapping[str, float], colour: str) -> None:
             continue
         across = [numbers[other]] * 2
         axes.plot(*((ends, across) if horizontal else (across, ends)), color=colour, alpha=0.35, linewidth=0.7)
-
-
-def _some(epochs: Sequence[int]) -> list[int]:
-    """The first, the last and some between, evenly spaced."""
-    if len(epochs) <= BARS:
-        return list(epochs)
-    return [epochs[round(k * (len(epochs) - 1) / (BARS - 1))] for k in range(BARS)]
 
 
 def _against_epoch(axes: Axes, path: Path, colour: str, label: str) -> None:

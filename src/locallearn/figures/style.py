@@ -4,37 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from torch import Tensor
 
+T = TypeVar("T")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")  # Okabe-Ito
 _STRATEGIES = {
-    "backprop": COLOURS[7],
-    "deep_supervision": COLOURS[4],
-    "pgi": COLOURS[3],
-    "dgl": COLOURS[0],
-    "greedy": COLOURS[6],
-    "loco": COLOURS[2],
-    "cdni": COLOURS[1],
-    "dni": COLOURS[5],
-    "fa": "#8C564B",
-    "dfa": "#6A3D9A",
-    "infomax": "#B2DF8A",
-    "shallow": "#C0C0C0",
-    "checkpoint": "#5A5A5A",
-    "usf": "#17BECF",
-    "brsf": "#9C9E1C",
-    "frsf": "#843C39",
+    "backprop": COLOURS[7], "deep_supervision": COLOURS[4], "pgi": COLOURS[3], "dgl": COLOURS[0], "greedy": COLOURS[6],
+    "loco": COLOURS[2], "cdni": COLOURS[1], "dni": COLOURS[5], "fa": "#8C564B", "dfa": "#6A3D9A", "infomax": "#B2DF8A",
+    "shallow": "#C0C0C0", "checkpoint": "#5A5A5A", "usf": "#17BECF", "brsf": "#9C9E1C", "frsf": "#843C39",
     "pgi_causal": "#F781BF",
-}
+}  # fmt: skip
 LONG = 50
 """From so many epochs on their axis is logarithmic."""
+CELL = 0.75
+"""Inches of the side of one map or image among many."""
+TITLE, LEGEND = 8, 7
+"""Points, at most; other text has 8."""
 _STYLE: Any = {  # matplotlib types this as a mapping of its 300 keys
     "font.size": 8,
+    "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -63,16 +57,23 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     for axes in figure.axes:  # titles and legends are made after `panels`, outside of the style
-        axes.title.set_fontsize(min(float(axes.title.get_fontsize()), 9))
-        if (legend := axes.get_legend()) is not None:
-            legend.set_frame_on(False)
-            for text in legend.get_texts():
-                text.set_fontsize(min(float(text.get_fontsize()), 8))
+        axes.title.set_fontsize(min(float(axes.title.get_fontsize()), TITLE))
+    for legend in filter(None, [*figure.legends, *(axes.get_legend() for axes in figure.axes)]):
+        legend.set_frame_on(False)
+        for text in (legend.get_title(), *legend.get_texts()):
+            text.set_fontsize(min(float(text.get_fontsize()), LEGEND))
     files = [path.with_name(f"{path.name}.{ending}") for ending in ("svg", "png")]
     with matplotlib.rc_context(_STYLE):
         figure.savefig(files[0], metadata={"Date": None})
         figure.savefig(files[1], dpi=200, metadata={"Software": None})
     return files
+
+
+def spaced(values: Sequence[T], most: int) -> list[T]:
+    """At most so many of the values, evenly spaced from the first to the last."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(k * (len(values) - 1) / (most - 1))] for k in range(most)]
 
 
 def by_depth(count: int) -> list[str]:
@@ -105,6 +106,46 @@ def epoch_axis(axes: Axes, epochs: Iterable[Any]) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def percent(axis: Axis) -> None:
+    """Write shares from 0 to 1 as percentages."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1))
+
+
+def bare(axes: Axes, title: str = "", label: str = "") -> None:
+    """Take ticks, grid and frame from a picture."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=7)
+    axes.set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+
+
+def show(axes: Axes, image: Tensor) -> None:
+    """An image [C, H, W] from 0 to 1, three channels in colour, others as their mean in grey; or a map [H, W]."""
+    if image.dim() == 2:
+        axes.imshow(image.numpy(), cmap="viridis", interpolation="nearest", aspect="auto")
+        axes.set_box_aspect(1)
+    elif len(image) == 3:
+        axes.imshow(image.clamp(0, 1).permute(1, 2, 0).float().numpy(), interpolation="nearest")
+    else:
+        axes.imshow(image.float().mean(0).numpy(), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
+
+
+def gallery(lines: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]]) -> Figure:
+    """Images and maps, each with its title, in lines, each with its label on the left."""
+    columns = max(len(images) for _, images in lines)
+    figure, axes = panels(columns, len(lines), CELL, CELL)
+    for axis in axes:
+        bare(axis)
+    for k, (label, images) in enumerate(lines):
+        for i, (title, image) in enumerate(images):
+            show(axes[k * columns + i], image)
+            bare(axes[k * columns + i], title, "" if i else label)
+    return figure
 
 
 def by_strategy(name: str) -> str:

@@ -21,27 +21,14 @@ LAST = frozenset(["linear", "bilinear", "layer_norm", "rms_norm", "multi_head_at
 GIVE_LAST = frozenset(["embedding", "scaled_dot_product_attention"])
 JOINS = frozenset(["cat", "concat", "concatenate"])
 PRODUCTS = frozenset(["matmul", "__matmul__", "mm"])
-_ACTIVATIONS = (
-    "relu",
-    "relu_",
-    "relu6",
-    "leaky_relu",
-    "elu",
-    "gelu",
-    "silu",
-    "hardswish",
-    "hardtanh",
-    "sigmoid",
-    "tanh",
-)
+_ACTIVATIONS = ("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "hardswish", "hardtanh", "sigmoid")
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-PASS = frozenset([*_ACTIVATIONS, *_DROPOUTS, "pad", "clone", "contiguous", "detach"])
+PASS = frozenset([*_ACTIVATIONS, "tanh", *_DROPOUTS, "pad", "clone", "contiguous", "detach"])
 """Functions whose result has the axes of their first argument: the common ones, and those that draw or fill in."""
 SPREAD = 1e-4
 
 Place: TypeAlias = int | Tensor | None
-"""The axis of a tensor's features; or, where they lie across several axes for the moment, numbers that tell them apart;
-or None if nobody knows."""
+"""The axis of a tensor's features; where they lie across several, numbers that tell them apart; or None."""
 
 
 def usual(dim: int) -> int:

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from locallearn.analysis.memory import SavedBytes
 from locallearn.analysis.quiet import undisturbed
-from locallearn.errors import UserError
+from locallearn.errors import UserError, unknown
 from locallearn.models import cut
 from locallearn.models.axes import Axes, usual
 
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
+BALANCES = ("flops", "memory", "time")
+MEMORY_BATCH = 128
+"""Images for which balance=memory weighs activations against weights."""
+
+
+class UnitCost(NamedTuple):
+    """One unit: the shape that it emits (without the batch), its parameters, and per image the floating-point
+    operations of the forward pass and the bytes that autograd saves for the backward pass."""
+
+    name: str
+    shape: Size
+    parameters: int
+    flops: int
+    memory: int
 
 
 class BlockModel(nn.Module):
     """An ordered list of units and a head.
 
-    units   each maps [B, ...] -> [B, ...]; the smallest pieces that a cut may separate. A unit never begins with an
-            in-place operation: that would write into what the block below still needs
-    head    maps the last unit's output -> [B, classes]
-    names   one per unit, for tables and messages
-    samples the only batch that the model reads (all nodes of its graph), or None for any
-    channels_first  an input of two axes is [C, L] and not [T, D]
-
     What a unit emits has its features where everything that reads them expects them: [B, D], [B, T, D], [B, C, H, W] or
     [B, C, D, H, W].
+
+    Args:
+        units: the smallest pieces that a cut may separate, each [B, ...] -> [B, ...], from the input upward, or these
+            by name. None begins with an in-place operation, which would write into what the block below still needs.
+        head: the last unit's output -> logits [B, classes].
+        image: shape of one input, without the batch.
+        classes: number of logits.
+        name: of the model, for tables and messages.
+        names: one per unit.
+
+    `samples` is the only batch size that the model reads (all nodes of its graph), or None for any; `channels_first`
+    says that an input of two axes is [C, L] and not [T, D].
     """
 
     units: nn.ModuleList
@@ -37,7 +60,7 @@ class BlockModel(nn.Module):
 
     def __init__(
         self,
-        units: Iterable[nn.Module],
+        units: Mapping[str, nn.Module] | Iterable[nn.Module],
         head: nn.Module,
         *,
         image: Size,
@@ -46,6 +69,8 @@ class BlockModel(nn.Module):
         names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(units, Mapping):
+            units, names = units.values(), [*units]
         self.units = nn.ModuleList(units)
         self.head = head
         self.image: Size = tuple(image)
@@ -64,24 +89,107 @@ class BlockModel(nn.Module):
         return nn.Sequential(*(self.units[i] for i in units))
 
     def cut(self, blocks: int | str | Sequence[int], balance: str = "flops") -> list[range]:
-        """The units of each block. `blocks` is a number of blocks of equal cost (`balance`: flops, memory or time),
-        "max" for one unit per block, or the cut points themselves: [2, 4, 7] cuts after 2, 4 and 7 units."""
-        return cut.cut(self, blocks, balance)
+        """Divide the units among blocks.
+
+        Args:
+            blocks: a number of blocks of about equal cost, "max" for one unit per block, or the cut points themselves:
+                [2, 4, 7] cuts after 2, 4 and 7 units.
+            balance: what cost is: flops (forward, per image), memory (activations of 128 images and weights, bytes) or
+                time (of a forward and backward on this machine).
+
+        Returns: the units of each block, from the input upward.
+
+        Raises UserError for a number or cut points that the model does not have.
+        """
+        if balance not in BALANCES:
+            raise unknown("balance", balance, BALANCES)
+        return cut.ranges(self.name, len(self.units), blocks, lambda: _costs(self, balance))
+
+    def blank(self, batch: int = 2) -> Tensor:
+        """A batch of zeros [B, *image] on the model's device and in its type; of the model's own size if it has one.
+        Of one image a `squeeze` in a user's module would drop the batch."""
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        return like.new_zeros((self.samples or batch, *self.image), requires_grad=False)
 
     def shapes(self) -> list[Size]:
-        """What each unit emits, without the batch; found by a small forward that leaves no trace. Raises UserError for
-        a unit whose features are in another place (those of `as_blocks` have been turned)."""
+        """What each unit emits, without the batch, by a small forward that leaves no trace. Raises UserError for a unit
+        whose features are in another place (those of `as_blocks` have been turned)."""
         shapes = []
         with undisturbed(self), Axes() as axes:
-            h = cut.blank(self)
+            h = self.blank()
             for name, unit in zip(self.names, self.units, strict=True):
-                h = cut.emitted(self, name, unit(h))
-                found, expected = axes.of(h), usual(h.dim())
-                if found not in (None, expected) and not isinstance(unit, fx.GraphModule):
+                h = _one_tensor(self, name, unit(h))
+                axis, expected = axes.of(h), usual(h.dim())
+                if axis not in (None, expected) and not isinstance(unit, fx.GraphModule):
                     raise UserError(
                         f"unit {name!r} of {self.name} emits batches of {list(h.shape)} with the features in axis "
-                        f"{found}, and blocks read them in axis {expected}: end it with .movedim({found}, {expected}) "
-                        f"and begin the next one with .movedim({expected}, {found})"
+                        f"{axis}, and blocks read them in axis {expected}: end it with .movedim({axis}, {expected}) "
+                        f"and begin the next one with .movedim({expected}, {axis})"
                     )
                 shapes.append(tuple(h.shape[1:]))
         return shapes
+
+
+def measure(model: BlockModel) -> list[UnitCost]:
+    """What each unit costs per image, counted in one small forward in evaluation mode that leaves no trace.
+
+    Memory: every storage that autograd saves, once, at the first unit that saves it, but for weights and buffers.
+    """
+    costs, graphs = [], []
+    with undisturbed(model, gradients=True):
+        h = model.blank()
+        batch = len(h)
+        saved = SavedBytes((*model.parameters(), *model.buffers()))
+        for name, unit in zip(model.names, model.units, strict=True):
+            before = saved.now
+            with saved, FlopCounterMode(display=False) as counter:
+                h = _one_tensor(model, name, unit(h.detach().requires_grad_()))
+            graphs.append(h)  # what a unit has saved stays counted
+            flops, memory = counter.get_total_flops() // batch, (saved.now - before) // batch
+            parameters = sum(p.numel() for p in unit.parameters())
+            costs.append(UnitCost(name, tuple(h.shape[1:]), parameters, flops, memory))
+    return costs
+
+
+def _one_tensor(model: BlockModel, name: str, h: object) -> Tensor:
+    """What a unit has returned. Raises UserError for anything but one tensor."""
+    if not isinstance(h, Tensor):
+        raise UserError(
+            f"unit {name!r} of {model.name} returns a {type(h).__name__}, but what goes from block to block is one "
+            "tensor: wrap it in a module that returns the features alone"
+        )
+    return h
+
+
+def _costs(model: BlockModel, balance: str) -> list[float]:
+    """What `balance` weighs a unit by. Memory is all that autograd holds in a step: activations and, once, weights."""
+    if balance == "time":
+        return _seconds(model)
+    if balance == "memory":
+        return [unit.memory * MEMORY_BATCH + 4 * unit.parameters for unit in measure(model)]
+    return [unit.flops for unit in measure(model)]
+
+
+def _seconds(model: BlockModel, batch: int = 8, repeats: int = 3) -> list[float]:
+    """Seconds of forward and backward per unit: the fastest of a few runs after one to warm up. Synchronises."""
+    seconds = []
+    with undisturbed(model, gradients=True):
+        h = model.blank(batch)
+        for name, unit in zip(model.names, model.units, strict=True):
+            wanted = [p for p in unit.parameters() if p.requires_grad]
+            runs = []
+            for _ in range(1 + repeats):
+                x = h.detach().requires_grad_()
+                start = _now(x)
+                h_next = _one_tensor(model, name, unit(x))
+                torch.autograd.grad(h_next.sum(), [x, *wanted], allow_unused=True)  # `.grad` is left alone
+                runs.append(_now(x) - start)
+            seconds.append(min(runs[1:]))
+            h = h_next
+    return seconds
+
+
+def _now(t: Tensor) -> float:
+    if t.is_cuda:
+        torch.cuda.synchronize(t.device)
+    return time.perf_counter()

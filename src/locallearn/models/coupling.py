@@ -35,17 +35,15 @@ class Coupling(nn.Module):
         x2 = y2 - self.g(y1)
         return torch.cat([y1 - self.f(x2), x2], dim=1)
 
-    def pull_back(self, y: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, dict[nn.Parameter, Tensor]]:
-        """From the output and its gradient: the input, its gradient, and those of the parameters. One evaluation of f
-        and g serves both the inverse and the gradients, and only one of their graphs is alive at a time."""
+    def pull_back(self, y: Tensor, grad: Tensor, grads: dict[nn.Parameter, Tensor]) -> tuple[Tensor, Tensor]:
+        """From the output and its gradient: the input and its gradient; those of the parameters are added to `grads`.
+        One evaluation of f and g serves the inverse and the gradients; only one of their graphs is alive at a time."""
         (y1, y2), (grad1, grad2) = y.chunk(2, dim=1), grad.chunk(2, dim=1)
-        g, through_g, found = _vjp(self.g, y1, grad2)
+        g, through_g = _vjp(self.g, y1, grad2, grads)
         grad1 = grad1 + through_g
         x2 = y2 - g
-        f, through_f, more = _vjp(self.f, x2, grad1)
-        for p, value in more.items():
-            found[p] = found[p] + value if p in found else value
-        return torch.cat([y1 - f, x2], dim=1), torch.cat([grad1, grad2 + through_f], dim=1), found
+        f, through_f = _vjp(self.f, x2, grad1, grads)
+        return torch.cat([y1 - f, x2], dim=1), torch.cat([grad1, grad2 + through_f], dim=1)
 
 
 class Reversible(nn.Module):
@@ -86,13 +84,11 @@ class _Reverse(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y = ctx.saved_tensors[0]
         enabled, dtype = ctx.autocast
-        found: dict[nn.Parameter, Tensor] = {}
+        grads: dict[nn.Parameter, Tensor] = {}
         with torch.autocast(ctx.device, dtype, enabled), ctx.rerun:
             for unit in reversed(ctx.units):
-                y, grad, more = unit.pull_back(y, grad)
-                for p, value in more.items():
-                    found[p] = found[p] + value if p in found else value
-        return grad.to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, *map(found.get, ctx.parameters)
+                y, grad = unit.pull_back(y, grad, grads)
+        return grad.to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, *map(grads.get, ctx.parameters)
 
 
 _apply = torch.compiler.disable(_Reverse.apply)  # it calls autograd inside, which torch.compile cannot trace
@@ -109,12 +105,14 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype.itemsize >= 4 else x.float()
 
 
-def _vjp(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, dict[nn.Parameter, Tensor]]:
-    """The module's value at x, and `grad` pulled back to x and to its parameters (those that it used)."""
+def _vjp(module: nn.Module, x: Tensor, grad: Tensor, grads: dict[nn.Parameter, Tensor]) -> tuple[Tensor, Tensor]:
+    """The module's value at x, and `grad` pulled back to x; pulled back to the parameters it is added to `grads`."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         out = module(x)
-    through, *grads = torch.autograd.grad(out, [x, *parameters], grad.to(out.dtype), allow_unused=True)
-    through = torch.zeros_like(x) if through is None else through
-    return out.detach(), through, {p: g for p, g in zip(parameters, grads, strict=True) if g is not None}
+    through, *own = torch.autograd.grad(out, [x, *parameters], grad.to(out.dtype), allow_unused=True)
+    for p, g in zip(parameters, own, strict=True):
+        if g is not None:
+            grads[p] = grads[p] + g if p in grads else g
+    return out.detach(), torch.zeros_like(x) if through is None else through

@@ -28,48 +28,45 @@ def as_blocks(
     name: str | None = None,
     axes: str | Mapping[str, str] | None = None,
 ) -> BlockModel:
-    """A BlockModel that computes what `module` computes, with the same parameters and buffers (shared, not copied).
-
-    cuts     names of submodules behind which a unit ends, e.g. ["layer1", "layer2.0"]; without them there are as many
-             units as there are places for a cut, each beginning at a layer with a weight matrix
-    image    shape of one input; classes is found by a dry run and only checked when given
-    axes     channels_first or channels_last, of all units or by the name of the submodule behind which one ends: where
-             the output has its features. Without it the layers tell; where they do not, there is no place for a cut
+    """Any classifier as a BlockModel that computes the same with the same parameters and buffers (shared, not copied).
 
     A unit hands on [D], [T, D] or [C, H, W] (or [C, D, H, W]): one that ends in other axes ends in a view that turns
     them, and the next unit begins with a view that turns them back. The head is the last layer with weights and the
     pooling or flattening before it. An operation that would write into what was handed over a cut works on a copy.
+
+    Args:
+        module: [B, *image] -> logits [B, classes]. A submodule that torch.fx cannot follow stays in one piece.
+        cuts: names of submodules behind which a unit ends, e.g. ["layer1", "layer2.0"]; without them there are as many
+            units as there are places for a cut, each beginning at a layer with a weight matrix.
+        image: shape of one input, without the batch.
+        classes: only checked when given; a dry run tells.
+        name: of the model; the module's class by default.
+        axes: channels_first or channels_last, of all units or by the name of the submodule behind which one ends: where
+            the output has its features. Without it the layers tell; where they do not, there is no place for a cut.
+
+    Raises UserError for a module that returns no logits [B, classes], that cannot be traced or cut as asked, or that
+    computes something else when it is cut.
     """
-    name = name or type(module).__name__
-    with restored(module):
-        return _as_blocks(module, cuts, tuple(image), classes, name, axes)
-
-
-def _as_blocks(
-    module: nn.Module,
-    cuts: Sequence[str] | None,
-    image: Size,
-    classes: int | None,
-    name: str,
-    axes: str | Mapping[str, str] | None,
-) -> BlockModel:
+    name, image = name or type(module).__name__, tuple(image)
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    noise = torch.rand(2, *image, generator=torch.Generator().manual_seed(0))
-    sample = noise.to(like.device, like.dtype)
     if like.is_meta:
         raise UserError(f"{name} is on the meta device, where weights have no values; give it some with .to_empty")
-    found = _classes(module, name, sample)
-    if classes not in (None, found):
-        raise UserError(f"classes={classes} but {name} returns {found} logits; build it with num_classes={classes}")
-    flow = Flow(module, name, sample.clone(), axes)
-    edges = [flow.image, *seams(flow, name, cuts), flow.logits]
-    *units, head = (_piece(flow, before, after) for before, after in pairwise(edges))
-    _separate_modes([*units, head])
-    names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
-    model = BlockModel(units, head, image=image, classes=found, name=name, names=names)
-    model.channels_first = len(image) == 2 and flow.axes.of(flow.values[flow.image]) == 1
-    _check_faithful(model, module, sample)
-    return model
+    sample = torch.rand(2, *image, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+    with restored(module):
+        outputs = _classes(module, name, sample)
+        if classes not in (None, outputs):
+            raise UserError(
+                f"classes={classes} but {name} returns {outputs} logits; build it with num_classes={classes}"
+            )
+        flow = Flow(module, name, sample.clone(), axes)
+        edges = [flow.image, *seams(flow, name, cuts), flow.logits]
+        *units, head = (_piece(flow, before, after) for before, after in pairwise(edges))
+        _separate_modes([*units, head])
+        names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
+        model = BlockModel(units, head, image=image, classes=outputs, name=name, names=names)
+        model.channels_first = len(image) == 2 and flow.axes.of(flow.values[flow.image]) == 1
+        _check_faithful(model, module, sample)
+        return model
 
 
 def _classes(module: nn.Module, name: str, sample: Tensor) -> int:

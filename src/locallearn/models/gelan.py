@@ -115,17 +115,10 @@ class ELAN(nn.Module):
 
 
 def gelan(
-    image: Size,
-    classes: int,
-    *,
-    block: str = "csp",
-    elan_depth: int = 2,
-    csp_depth: int = 1,
-    width: float = 1.0,
+    image: Size, classes: int, *, block: str = "csp", elan_depth: int = 2, csp_depth: int = 1, width: float = 1.0
 ) -> BlockModel:
     """The trunk of YOLOv9's GELAN (Wang, Yeh & Liao, 2024), in the widths of gelan-s, with a linear head: four stages
-    of one ELAN unit, with strided 3x3 convolutions between. Up to 64x64 the stem keeps the resolution; above it halves
-    it twice.
+    of one ELAN unit, with strided 3x3 convolutions between. Above 64x64 the stem halves the resolution twice.
 
     block       the computational block (the paper's table 2): conv, res, dark or csp
     elan_depth  branches of a unit; csp_depth: blocks in a branch (table 3)
@@ -168,4 +161,4 @@ def _trunk(name: str, image: Size, classes: int, width: float, unit: Callable[[i
             units[f"down{stage + 1}"] = conv(widths[stage - 1], outputs, 3, 2)
         units[f"{kind}{stage + 1}"] = unit(outputs)
     head = pooled_head(widths[-1], classes)
-    return BlockModel(units.values(), head, image=image, classes=classes, name=name, names=list(units))
+    return BlockModel(units, head, image=image, classes=classes, name=name)

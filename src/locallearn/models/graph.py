@@ -37,13 +37,7 @@ class GraphLayer(nn.Module):
 
 
 def gcn(
-    image: Size,
-    classes: int,
-    graph: Tensor | None = None,
-    *,
-    width: int = 16,
-    depth: int = 3,
-    dropout: float = 0.5,
+    image: Size, classes: int, graph: Tensor | None = None, *, width: int = 16, depth: int = 3, dropout: float = 0.5
 ) -> BlockModel:
     """`depth` graph convolutions (Kipf & Welling, 2017), the last of which gives the classes: it is the head, so there
     are `depth` - 1 units. Dropout comes before each, as in the paper. Uses torch_geometric's GCNConv.
@@ -59,10 +53,11 @@ def gcn(
     conv, normalised = _torch_geometric()
     edges, weights = normalised(graph, num_nodes=int(graph.max()) + 1)
     sizes = [image[0], *[width] * (depth - 1)]
-    layers = [GraphLayer(conv(n, width), edges, weights, dropout, nn.ReLU()) for n in sizes[:-1]]
+    layers = {
+        f"gcn{i + 1}": GraphLayer(conv(n, width), edges, weights, dropout, nn.ReLU()) for i, n in enumerate(sizes[:-1])
+    }
     head = GraphLayer(conv(width, classes), edges, weights, dropout, nn.Identity())
-    names = [f"gcn{i + 1}" for i in range(depth - 1)]
-    model = BlockModel(layers, head, image=image, classes=classes, name="gcn", names=names)
+    model = BlockModel(layers, head, image=image, classes=classes, name="gcn")
     model.samples = head.nodes
     return model
 

@@ -40,6 +40,12 @@ def check_depth(depth: int, known: Sequence[int], name: str) -> None:
         raise UserError(f"depth={depth} but {name} comes with {', '.join(map(str, known))} layers; choose one of these")
 
 
+def check_stages(depth: int, per_stage: int, name: str, choices: str) -> None:
+    """Refuse a depth other than `per_stage` layers for each n, and 2."""
+    if depth < per_stage + 2 or depth % per_stage != 2:
+        raise UserError(f"depth={depth} but a {name} has {per_stage}n+2 layers; choose {choices}")
+
+
 def check_dropout(dropout: float) -> float:
     if not 0 <= dropout < 1:
         raise UserError(f"dropout={dropout} but a dropout rate lies in [0, 1); choose 0 for none")
@@ -65,9 +71,9 @@ def conv_units(image: Size, plan: Sequence[int | str], *, kernel: int = 3) -> tu
     return units, (channels, *sides)
 
 
-def conv_bn(channels: int, width: int, *, kernel: int = 3, act: str = "relu") -> list[nn.Module]:
-    """[B, channels, H, W] -> [B, width, H, W]: a convolution without bias, as BN has one, BN, activation."""
-    conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
+def conv_bn(channels: int, width: int, *, kernel: int = 3, stride: int = 1, act: str = "relu") -> list[nn.Module]:
+    """[B, channels, H, W] -> [B, width, H/stride, W/stride]: convolution without bias (BN has one), BN, activation."""
+    conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(width), activation(act)]
 
 
@@ -100,6 +106,14 @@ def begin_rectified(modules: Iterable[nn.Module]) -> None:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+
+def begin_residual(modules: Iterable[nn.Module]) -> None:
+    """Draw the weights of convolutions as He et al., 2016, do."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
 def pooled_head(channels: int, classes: int) -> nn.Sequential:

@@ -7,21 +7,12 @@ from math import prod
 from torch import nn
 
 from locallearn.errors import UserError
+from locallearn.models import layers
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.layers import (
-    POOL,
-    check_depth,
-    check_dropout,
-    check_image,
-    conv_bn,
-    dense_unit,
-    linear_head,
-    max_pool,
-)
 
 PLANS: dict[int, list[int | str]] = {
-    8: [128, 256, POOL, 256, 512, POOL, 512, POOL, 512, POOL],
-    11: [128, 128, 128, 256, POOL, 256, 512, POOL, 512, 512, POOL, 512, POOL],
+    8: [128, 256, layers.POOL, 256, 512, layers.POOL, 512, layers.POOL, 512, layers.POOL],
+    11: [128, 128, 128, 256, layers.POOL, 256, 512, layers.POOL, 512, 512, layers.POOL, 512, layers.POOL],
 }
 
 
@@ -43,9 +34,9 @@ def vgg_b(
     layer: so they are the first thing in the next unit here (in the head, after the last one). Their convolutions also
     have biases, which the batch norm behind them undoes: 2,176 parameters more for vgg8b.
     """
-    check_depth(depth, list(PLANS), "vgg_b")
-    channels, *sides = check_image(image, f"vgg{depth}b")
-    check_dropout(dropout)
+    layers.check_depth(depth, list(PLANS), "vgg_b")
+    channels, *sides = layers.check_image(image, f"vgg{depth}b")
+    layers.check_dropout(dropout)
     if width < 1:
         raise UserError(f"width={width} but it multiplies the channels of a vgg{depth}b; choose at least 1")
     units: dict[str, nn.Module] = {}
@@ -53,11 +44,12 @@ def vgg_b(
     for step in PLANS[depth]:
         if isinstance(step, int):
             outputs = step * width
-            units[f"conv{len(units) + 1}"] = nn.Sequential(*between, *conv_bn(channels, outputs, act=activation))
+            units[f"conv{len(units) + 1}"] = nn.Sequential(*between, *layers.conv_bn(channels, outputs, act=activation))
             between, channels = [nn.Dropout2d(dropout)] if dropout else [], outputs
         else:
-            pool, sides = max_pool(sides)
+            pool, sides = layers.max_pool(sides)
             between += pool
-    units["fc1"] = nn.Sequential(*between, *dense_unit(channels * prod(sides), 1024, act=activation, batch_norm=True))
-    head = linear_head(1024, classes, dropout, zero_head)
-    return BlockModel(units.values(), head, image=image, classes=classes, name=f"vgg{depth}b", names=list(units))
+    hidden = layers.dense_unit(channels * prod(sides), 1024, act=activation, batch_norm=True)
+    units["fc1"] = nn.Sequential(*between, *hidden)
+    head = layers.linear_head(1024, classes, dropout, zero_head)
+    return BlockModel(units, head, image=image, classes=classes, name=f"vgg{depth}b")

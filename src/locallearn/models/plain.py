@@ -10,16 +10,6 @@ from torch import nn
 from locallearn.errors import UserError
 from locallearn.models import layers
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.layers import (
-    POOL,
-    begin_rectified,
-    check_dropout,
-    check_image,
-    conv_units,
-    dense_unit,
-    flat_head,
-    linear_head,
-)
 
 
 def mlp(
@@ -43,15 +33,14 @@ def mlp(
     widths = [width] * depth if isinstance(width, int) else width
     if not widths or min(widths) < 1:
         raise UserError(f"depth={depth}, width={width} but an mlp needs both; choose at least 1 hidden layer of 1 unit")
-    check_dropout(dropout)
+    layers.check_dropout(dropout)
     sizes = [prod(image), *widths]
-    units = [
-        dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
+    units = {
+        f"fc{i + 1}": layers.dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
         for i, (n, m) in enumerate(pairwise(sizes))
-    ]
-    head = linear_head(widths[-1], classes, dropout, zero_head)
-    names = [f"fc{i + 1}" for i in range(len(widths))]
-    return BlockModel(units, head, image=image, classes=classes, name="mlp", names=names)
+    }
+    head = layers.linear_head(widths[-1], classes, dropout, zero_head)
+    return BlockModel(units, head, image=image, classes=classes, name="mlp")
 
 
 def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
@@ -60,19 +49,19 @@ def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
     The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5. With rectifiers
     the hidden layers begin as He et al., 2015, say, with tanh as PyTorch's layers do.
     """
-    channels, height, width = check_image(image, "lenet", smallest=12)
+    channels, height, width = layers.check_image(image, "lenet", smallest=12)
     padding = 0 if min(height, width) >= 32 else 2
     sides = [((side + 2 * padding - 4) // 2 - 4) // 2 for side in (height, width)]
     units = {
         "conv1": _lenet_conv(channels, 6, padding, activation),  # [B, 6, 14, 14]
         "conv2": _lenet_conv(6, 16, 0, activation),  # [B, 16, 5, 5]
-        "fc1": dense_unit(16 * prod(sides), 120, act=activation),
-        "fc2": dense_unit(120, 84, act=activation),
+        "fc1": layers.dense_unit(16 * prod(sides), 120, act=activation),
+        "fc2": layers.dense_unit(120, 84, act=activation),
     }
     if activation != "tanh":
-        begin_rectified(units.values())
+        layers.begin_rectified(units.values())
     head = nn.Linear(84, classes)
-    return BlockModel(units.values(), head, image=image, classes=classes, name="lenet", names=list(units))
+    return BlockModel(units, head, image=image, classes=classes, name="lenet")
 
 
 def _lenet_conv(inputs: int, outputs: int, padding: int, act: str) -> nn.Sequential:
@@ -85,14 +74,14 @@ def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256)
     The net on which Belilovsky et al., 2020, compare DNI and DGL, in the form of its replication by AlonNT
     (github.com/AlonNT/Thesis): the original pools by 3 and has no hidden layer. `hidden=0` leaves that out.
     """
-    check_image(image, "basic_cnn")
+    layers.check_image(image, "basic_cnn")
     if width < 1 or hidden < 0:
         raise UserError(f"width={width}, hidden={hidden} but a basic_cnn needs at least 1 channel; hidden=0 is none")
-    units, emits = conv_units(image, [width, POOL] * 3, kernel=5)
+    units, emits = layers.conv_units(image, [width, layers.POOL] * 3, kernel=5)
     if hidden:
-        units["fc1"] = dense_unit(prod(emits), hidden)
-    head = flat_head(hidden or prod(emits), classes)
-    return BlockModel(units.values(), head, image=image, classes=classes, name="basic_cnn", names=list(units))
+        units["fc1"] = layers.dense_unit(prod(emits), hidden)
+    head = layers.flat_head(hidden or prod(emits), classes)
+    return BlockModel(units, head, image=image, classes=classes, name="basic_cnn")
 
 
 def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> BlockModel:
@@ -102,48 +91,33 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
     biases begin at one: a class whose scores are all below the rectifier gets no gradient, and from zero Adam takes
     every class there in its first steps, for good. The hidden layers begin as He et al., 2015, say for rectifiers.
     """
-    channels, height, width = check_image(image, "allcnn", smallest=3)
-    rates = check_dropout(input_dropout), check_dropout(dropout)
+    channels, height, width = layers.check_image(image, "allcnn", smallest=3)
+    rates = layers.check_dropout(input_dropout), layers.check_dropout(dropout)
     last = 0 if min(height, width) >= 9 else 1  # the paper's unpadded 3x3 needs a map of 3x3; pad below that
-    plan = [  # width, kernel, stride, padding
-        (96, 3, 1, 1),
-        (96, 3, 1, 1),
-        (96, 3, 2, 1),
-        (192, 3, 1, 1),
-        (192, 3, 1, 1),
-        (192, 3, 2, 1),
-        (192, 3, 1, last),
-        (192, 1, 1, 0),
-    ]
-    units = []
-    for outputs, kernel, stride, padding in plan:
-        unit = nn.Sequential(nn.Conv2d(channels, outputs, kernel, stride, padding), nn.ReLU())
-        if stride == 2:
-            unit.append(nn.Dropout(rates[1]))
-        units.append(unit)
+    wide = [(192, 3, 1, 1), (192, 3, 1, 1), (192, 3, 2, 1), (192, 3, 1, last), (192, 1, 1, 0)]
+    units: dict[str, nn.Module] = {}
+    for outputs, kernel, stride, padding in [(96, 3, 1, 1), (96, 3, 1, 1), (96, 3, 2, 1), *wide]:
+        before = [] if units else [nn.Dropout(rates[0])]
+        behind = [nn.Dropout(rates[1])] if stride == 2 else []
+        conv = nn.Conv2d(channels, outputs, kernel, stride, padding)
+        units[f"conv{len(units) + 1}"] = nn.Sequential(*before, conv, nn.ReLU(), *behind)
         channels = outputs
-    units[0].insert(0, nn.Dropout(rates[0]))
-    begin_rectified(units)
+    layers.begin_rectified(units.values())
     scores = nn.Conv2d(channels, classes, 1)
     nn.init.ones_(scores.bias)  # type: ignore[arg-type]
     head = nn.Sequential(scores, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    names = [f"conv{i + 1}" for i in range(len(units))]
-    return BlockModel(units, head, image=image, classes=classes, name="allcnn", names=names)
+    return BlockModel(units, head, image=image, classes=classes, name="allcnn")
 
 
 def plainnet(image: Size, classes: int, *, depth: int = 20) -> BlockModel:
     """The plain nets to which He et al., 2016, compare the CIFAR ResNets: the same 6n+2 layers and parameters (depth
     20: 0.27 M), widths 16-32-64, without the shortcuts. One unit per convolution, conv-BN-ReLU."""
-    if depth < 8 or depth % 6 != 2:
-        raise UserError(f"depth={depth} but a plain net has 6n+2 layers; choose 20, 32, 44, 56 or 110")
-    channels, *_ = check_image(image, "plainnet")
+    layers.check_stages(depth, 6, "plain net", "20, 32, 44, 56 or 110")
+    channels, *_ = layers.check_image(image, "plainnet")
     widths = [16, *(w for w in (16, 32, 64) for _ in range(depth // 3))]
-    units: list[nn.Module] = []
+    units: dict[str, nn.Module] = {}
     for before, width in pairwise((channels, *widths)):
         stride = 2 if units and width > before else 1
-        conv = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        units.append(nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU()))
-    names = [f"conv{i + 1}" for i in range(len(units))]
-    head = layers.pooled_head(64, classes)
-    return BlockModel(units, head, image=image, classes=classes, name=f"plain{depth}", names=names)
+        units[f"conv{len(units) + 1}"] = unit = nn.Sequential(*layers.conv_bn(before, width, stride=stride))
+        layers.begin_residual([unit])
+    return BlockModel(units, layers.pooled_head(64, classes), image=image, classes=classes, name=f"plain{depth}")

@@ -48,7 +48,6 @@ def rnn(image: Size, classes: int, *, width: int = 128, depth: int = 3) -> Block
             f"rnn reads sequences (steps, features), but the data has shape {list(image)}; "
             "use data=names, or another model, such as mlp"
         )
-    units = [Recurrent(inputs, width) for inputs in [image[1], *[width] * (depth - 1)]]
-    names = [f"layer{i + 1}" for i in range(depth)]
+    units = {f"layer{i + 1}": Recurrent(width if i else image[1], width) for i in range(depth)}
     head = nn.Sequential(LastStep(), nn.Linear(width, classes))
-    return BlockModel(units, head, image=image, classes=classes, name="rnn", names=names)
+    return BlockModel(units, head, image=image, classes=classes, name="rnn")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.layers import check_depth, check_image, pooled_head
+from locallearn.models.layers import begin_residual, check_depth, check_image, check_stages, conv_bn, pooled_head
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 SMALL = 64
@@ -78,23 +77,19 @@ def resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
     """ResNet-18 or -34 with 1x1 shortcuts. Up to 64x64 the stem is one 3x3 convolution (11.17 M parameters for
     CIFAR-10), above it ImageNet's 7x7 of stride 2 and max-pool."""
     check_depth(depth, list(STAGES), "resnet")
-    name = f"resnet{depth}"
-    channels, *sides = check_image(image, name)
-    units: dict[str, nn.Module] = {"stem": _stem(channels, small=max(sides) <= SMALL)}
-    _stack(units, STAGES[depth], 64, 64, lambda i, o, s: BasicBlock(i, o, s, projection))
-    return _finish(units, pooled_head(512, classes), image, classes, name)
+    channels, *sides = check_image(image, f"resnet{depth}")
+    stem = nn.Sequential(*conv_bn(channels, 64)) if max(sides) <= SMALL else _large_stem(channels)
+    block = lambda inputs, outputs, stride: BasicBlock(inputs, outputs, stride, projection)  # noqa: E731
+    return _build(f"resnet{depth}", image, classes, stem, STAGES[depth], 64, block)
 
 
 def preact_resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
     """Pre-activation ResNet-18 or -34; the last BN-ReLU, which closes the trunk, is part of the head."""
     check_depth(depth, list(STAGES), "preact_resnet")
-    name = f"preact_resnet{depth}"
-    channels, *sides = check_image(image, name)
-    small = max(sides) <= SMALL
-    units: dict[str, nn.Module] = {"stem": conv3x3(channels, 64) if small else _stem(channels, small=False)}
-    _stack(units, STAGES[depth], 64, 64, PreactBlock)
-    head = nn.Sequential(nn.BatchNorm2d(512), nn.ReLU(), *pooled_head(512, classes))
-    return _finish(units, head, image, classes, name)
+    channels, *sides = check_image(image, f"preact_resnet{depth}")
+    stem = conv3x3(channels, 64) if max(sides) <= SMALL else _large_stem(channels)
+    closing = (nn.BatchNorm2d(512), nn.ReLU())
+    return _build(f"preact_resnet{depth}", image, classes, stem, STAGES[depth], 64, PreactBlock, closing)
 
 
 def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: str = "A") -> BlockModel:
@@ -102,42 +97,36 @@ def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: str = 
 
     `shortcut` A pads new channels with zeros, as the paper does on CIFAR; B is a 1x1 convolution with BN.
     """
-    if depth < 8 or depth % 6 != 2:
-        raise UserError(f"depth={depth} but a CIFAR ResNet has 6n+2 layers; choose 20, 32, 44, 56 or 110")
+    check_stages(depth, 6, "CIFAR ResNet", "20, 32, 44, 56 or 110")
     shortcuts: dict[str, Shortcut] = {"A": Pad, "B": projection}
     if shortcut not in shortcuts:
         raise UserError(
             f"shortcut={shortcut} but a CIFAR ResNet knows A (zero padding) and B (1x1); choose one of these"
         )
-    name = f"resnet{depth}"
-    channels, *_ = check_image(image, name)
-    units: dict[str, nn.Module] = {"stem": nn.Sequential(conv3x3(channels, 16), nn.BatchNorm2d(16), nn.ReLU())}
-    _stack(units, 3 * (depth // 6,), 16, 16, lambda i, o, s: BasicBlock(i, o, s, shortcuts[shortcut]))
-    return _finish(units, pooled_head(64, classes), image, classes, name)
+    channels, *_ = check_image(image, f"resnet{depth}")
+    block = lambda inputs, outputs, stride: BasicBlock(inputs, outputs, stride, shortcuts[shortcut])  # noqa: E731
+    stem = nn.Sequential(*conv_bn(channels, 16))
+    return _build(f"resnet{depth}", image, classes, stem, 3 * (depth // 6,), 16, block)
 
 
-def _stem(channels: int, *, small: bool) -> nn.Sequential:
-    if small:
-        return nn.Sequential(conv3x3(channels, 64), nn.BatchNorm2d(64), nn.ReLU())
-    conv = nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))  # [B, 64, H/4, W/4]
+def _large_stem(channels: int) -> nn.Sequential:
+    return nn.Sequential(*conv_bn(channels, 64, kernel=7, stride=2), nn.MaxPool2d(3, 2, padding=1))  # [B, 64, H/4, W/4]
 
 
-def _stack(units: dict[str, nn.Module], stages: tuple[int, ...], inputs: int, width: int, block: Shortcut) -> None:
-    """Append the stages: the width doubles and the side halves from the second one on."""
+def _build(
+    name: str, image: Size, classes: int, stem: nn.Module, stages: Sequence[int], width: int, block: Shortcut,
+    closing: Sequence[nn.Module] = (),
+) -> BlockModel:  # fmt: skip
+    """Stem, stages and a pooled head, with He's initialisation of every convolution; the width doubles and the side
+    halves from the second stage on."""
+    units: dict[str, nn.Module] = {"stem": stem}
+    inputs = width
     for stage, count in enumerate(stages):
-        outputs = width * 2**stage
         for i in range(count):
-            stride = 2 if stage and i == 0 else 1
+            outputs, stride = width * 2**stage, 2 if stage and i == 0 else 1
             units[f"layer{stage + 1}.{i}"] = block(inputs, outputs, stride)
             inputs = outputs
-
-
-def _finish(units: dict[str, nn.Module], head: nn.Module, image: Size, classes: int, name: str) -> BlockModel:
-    """The model with He's initialisation of every convolution."""
-    model = BlockModel(units.values(), head, image=image, classes=classes, name=name, names=list(units))
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    head = nn.Sequential(*closing, *pooled_head(inputs, classes))
+    model = BlockModel(units, head, image=image, classes=classes, name=name)
+    begin_residual([model])
     return model

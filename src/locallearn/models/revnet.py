@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.coupling import Coupling, Reversible
-from locallearn.models.layers import check_image, pooled_head
+from locallearn.models.layers import begin_residual, check_image, check_stages, conv_bn, pooled_head
 from locallearn.models.resnet import conv3x3
 
 
@@ -49,14 +48,8 @@ class Downsample(nn.Module):
 
 def residual(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """conv(relu BN conv(relu BN(x)))"""
-    return nn.Sequential(
-        nn.BatchNorm2d(inputs),
-        nn.ReLU(),
-        conv3x3(inputs, outputs, stride),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-        conv3x3(outputs, outputs),
-    )
+    first = [nn.BatchNorm2d(inputs), nn.ReLU(), conv3x3(inputs, outputs, stride)]
+    return nn.Sequential(*first, nn.BatchNorm2d(outputs), nn.ReLU(), conv3x3(outputs, outputs))
 
 
 def revnet(image: Size, classes: int, *, depth: int = 38) -> BlockModel:
@@ -65,25 +58,19 @@ def revnet(image: Size, classes: int, *, depth: int = 38) -> BlockModel:
 
     The first unit of the second and third stage is not reversible. The closing BN-ReLU is part of the head.
     """
-    if depth < 14 or depth % 12 != 2:
-        raise UserError(
-            f"depth={depth} but a RevNet has 12n+2 layers; choose 38 or 110, or another such as 14, 26 or 50"
-        )
+    check_stages(depth, 12, "RevNet", "38 or 110, or another such as 14, 26 or 50")
     name = f"revnet{depth}"
     channels, *_ = check_image(image, name)
     widths = (32, 64, 112 if depth <= 38 else 128)
-    units: dict[str, nn.Module] = {"stem": nn.Sequential(conv3x3(channels, 32), nn.BatchNorm2d(32), nn.ReLU())}
+    units: dict[str, nn.Module] = {"stem": nn.Sequential(*conv_bn(channels, 32))}
     for stage, width in enumerate(widths):
         for i in range(depth // 12):
-            half = width // 2
-            down = stage and i == 0
-            unit = (
-                Downsample(widths[stage - 1], width) if down else Coupling(residual(half, half), residual(half, half))
-            )
+            if stage and i == 0:
+                unit: nn.Module = Downsample(widths[stage - 1], width)
+            else:
+                unit = Coupling(residual(width // 2, width // 2), residual(width // 2, width // 2))
             units[f"stage{stage + 1}.{i}"] = unit
     head = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(), *pooled_head(widths[-1], classes))
-    model = RevNet(units.values(), head, image=image, classes=classes, name=name, names=list(units))
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    model = RevNet(units, head, image=image, classes=classes, name=name)
+    begin_residual([model])
     return model

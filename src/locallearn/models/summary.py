@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from locallearn.analysis.quiet import undisturbed
 from locallearn.figures.text import fitted, table
-from locallearn.models.base import BlockModel, Size
-from locallearn.models.cut import blank, measure
+from locallearn.models.base import BlockModel, Size, measure
 
 HEAD = ("block", "units", "emits", "parameters", "FLOPs", "aux parameters", "aux FLOPs", "aux share")
 
@@ -38,9 +37,8 @@ class BlockRow(NamedTuple):
 def summary(
     model: BlockModel, cut: Sequence[range], auxiliary: Sequence[Mapping[str, nn.Module]] = ()
 ) -> list[BlockRow]:
-    """A row for each block of `cut`, with the auxiliary modules of the same index. The model's head counts into the
-    last block. Nothing is changed."""
-    costs, inputs = measure(model), blank(model)
+    """A row for each block of `cut` with the auxiliary modules of its index; the head belongs to the last block."""
+    costs, inputs = measure(model), model.blank()
     rows = []
     for k, units in enumerate(cut):
         own = [costs[i] for i in units]
@@ -57,8 +55,7 @@ def summary(
 
 
 def totals(rows: Sequence[BlockRow]) -> dict[str, int | None]:
-    """Forward FLOPs of one image through the whole model, and through what only trains it (None where a part of that
-    is unknown)."""
+    """Forward FLOPs of one image through the model, and through what only trains it (None where that is unknown)."""
     auxiliary = [row.aux_flops for row in rows]
     known = [flops for flops in auxiliary if flops is not None]
     return {
@@ -88,25 +85,19 @@ def _flops(modules: Sequence[nn.Module], h: Tensor) -> int | None:
 
 def render(rows: Sequence[BlockRow], width: int | None = None) -> str:
     """The rows as text of at most `width` columns, and what is dropped at inference."""
-    cells = [HEAD, *(_cells(row) for row in rows)]
-    return "\n".join([table(cells, width, left=(1, 2), again=2), fitted(_dropped(rows), width)])
-
-
-def _cells(row: BlockRow) -> tuple[str, ...]:
-    aux = "n/a" if row.aux_flops is None else short(row.aux_flops)
-    share = "n/a" if row.share is None else f"{row.share:.1%}"
-    units = row.units if len(row.units) <= 24 else f"{row.units[:9]}...{row.units[-12:]}"
-    emits = "x".join(map(str, row.emits))
-    numbers = short(row.parameters), short(row.flops), short(row.aux_parameters), aux, share
-    return (str(row.block), units, emits, *numbers)
-
-
-def _dropped(rows: Sequence[BlockRow]) -> str:
+    cells: list[tuple[str, ...]] = [HEAD]
+    for row in rows:
+        units = row.units if len(row.units) <= 24 else f"{row.units[:9]}...{row.units[-12:]}"
+        aux_flops = "n/a" if row.aux_flops is None else short(row.aux_flops)
+        share = "n/a" if row.share is None else f"{row.share:.1%}"
+        numbers = short(row.parameters), short(row.flops), short(row.aux_parameters), aux_flops, share
+        cells.append((str(row.block), units, "x".join(map(str, row.emits)), *numbers))
     kept, aux = sum(row.parameters for row in rows), sum(row.aux_parameters for row in rows)
-    if not aux:
-        return f"inference keeps all {short(kept)} parameters: no auxiliary network has any"
-    both = kept + aux
-    return f"inference drops the auxiliary networks: {short(aux)} of {short(both)} parameters ({aux / both:.1%})"
+    said = f"keeps all {short(kept)} parameters: no auxiliary network has any"
+    if aux:
+        share = f"{aux / (kept + aux):.1%}"
+        said = f"drops the auxiliary networks: {short(aux)} of {short(kept + aux)} parameters ({share})"
+    return "\n".join([table(cells, width, left=(1, 2), again=2), fitted(f"inference {said}", width)])
 
 
 def short(number: float) -> str:

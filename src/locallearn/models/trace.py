@@ -30,8 +30,7 @@ class Frozen(Exception):
 
 class Tracer(fx.Tracer):
     """fx's tracer, which follows only the first argument, keeps as one piece any submodule that fx cannot look into or
-    would freeze, and lets `self.training` be read when the graph runs, so that one graph serves training and
-    evaluation."""
+    would freeze, and reads `self.training` when the graph runs: one graph serves training and evaluation."""
 
     proxy_buffer_attributes = True  # a buffer is read when the graph runs
 
@@ -76,7 +75,7 @@ class Tracer(fx.Tracer):
         node = obj.node
         if node.op == "get_attr" and not self.module_stack and str(node.target).split(".")[-1] == "training":
             self.asked_mode = True
-            return bool(self.root.__dict__["training"])
+            return bool(self.root._buffers["training"])
         return super().to_bool(obj)
 
     def _forget(self, path: str, start: int) -> None:
@@ -116,23 +115,18 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def _mode_as_value(tracer: Tracer, root: nn.Module) -> Iterator[None]:
-    """While it lasts, `self.training` of root's modules reads as a node of the graph. fx patches nn.Module, too."""
-    paths = {id(module): path for path, module in root.named_modules()}
-
-    def read(module: nn.Module) -> Any:
-        if id(module) not in paths:
-            return module.__dict__["training"]
-        return tracer.create_proxy("get_attr", f"{paths[id(module)]}.training".lstrip("."), (), {})
-
-    def write(module: nn.Module, mode: bool) -> None:
-        module.__dict__["training"] = mode
-
-    setattr(nn.Module, "training", property(read, write))  # noqa: B010  (mypy: it is declared as bool)
+def _mode_as_value(root: nn.Module) -> Iterator[None]:
+    """While it lasts, the mode of each module is a buffer named `training`, which the tracer reads like any other."""
+    traced = [m for m in root.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    modes = [(m, m.__dict__.pop("training")) for m in traced]
+    for module, mode in modes:
+        module._buffers["training"] = torch.tensor(mode)
     try:
         yield
     finally:
-        delattr(nn.Module, "training")
+        for module, mode in modes:
+            module._buffers.pop("training", None)
+            module.__dict__["training"] = mode
 
 
 def trace(module: nn.Module, name: str) -> tuple[Tracer, fx.Graph]:
@@ -148,7 +142,7 @@ def trace(module: nn.Module, name: str) -> tuple[Tracer, fx.Graph]:
             try:
                 if any(getattr(module, hooks) for hooks in HOOKS):
                     raise Frozen("has hooks")
-                with _mode_as_value(tracer, module), _NoDraws():
+                with _mode_as_value(module), _NoDraws():
                     graphs.append(tracer.trace(module))
                 if change := watch.change():
                     raise Frozen(change)

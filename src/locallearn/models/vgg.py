@@ -24,4 +24,4 @@ def vgg(image: Size, classes: int, *, depth: int = 16) -> BlockModel:
     check_image(image, f"vgg{depth}")
     units, emits = conv_units(image, PLANS[depth])
     head = pooled_head(emits[0], classes)
-    return BlockModel(units.values(), head, image=image, classes=classes, name=f"vgg{depth}", names=list(units))
+    return BlockModel(units, head, image=image, classes=classes, name=f"vgg{depth}")

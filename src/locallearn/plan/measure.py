@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from locallearn.analysis.memory import SavedBytes
 from locallearn.contract import Block, Feedback, Packet, Send, Step, Strategy
 from locallearn.engine import Learner, Stage, TrainedBlock
-from locallearn.engine.memory import SavedBytes
 from locallearn.engine.promises import check_learned
 
 SAMPLES = 16  # below it some CPU kernels are other ones than in training

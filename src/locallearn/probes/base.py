@@ -6,13 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from locallearn import names
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
+from locallearn.figures import panels
+from locallearn.figures.curves import over_depth, over_epochs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 Row: TypeAlias = dict[str, Any]
 """One line of a probe's `rows.jsonl`: numbers, texts, None. `block` or `layer` (a number from the input upward) says
 what it is about; texts say by which convention a number was made."""
+Arrays: TypeAlias = Mapping[int, Mapping[str, Tensor]]
+"""The arrays of each look, by epoch."""
+Pictures: TypeAlias = "dict[str, Figure]"
+"""By file name without ending."""
 
 PER_DECADE = 10
 
@@ -32,37 +39,57 @@ class Moment(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What one look found: `rows` of numbers, and `arrays` that only a picture needs (kept of every look as
-    `epoch-00003.npz`)."""
+    """The result of one look: `rows` of numbers, and `arrays` that only a picture needs, kept as `epoch-00003.npz`."""
 
     rows: list[Row]
     arrays: Mapping[str, Tensor] = {}
 
 
+class Curve(NamedTuple):
+    """One panel of a picture.
+
+    key    of the number in the rows
+    label  of its axis
+    log    whether that is logarithmic
+    level  what a grey line marks: a value, or the key of one
+    depth  the number is shown over depth, a line for some of the looks, and not over epochs, a line for each layer
+    """
+
+    key: str
+    label: str
+    log: bool = False
+    level: float | str | None = None
+    depth: bool = False
+
+
 @dataclass(frozen=True)
 class Probe(ABC):
-    """A measurement of a learner. Concrete ones are frozen dataclasses of typed options.
+    """A measurement of a learner. Concrete ones are frozen dataclasses of typed options, which write `look` and name
+    their `curves`; `depth` has the samples to look at and what each layer makes of them.
 
-    every  look after every so many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for each
-           factor of ten); in any case at the initial weights and after the last epoch
+    every   look after every so many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for each
+            factor of ten); in any case at the initial weights and after the last epoch
     """
 
     every: int | str = field(default=1, kw_only=True)
+    curves: ClassVar[Sequence[Curve]] = ()
 
     def __post_init__(self) -> None:
         if self.every != "log" and (isinstance(self.every, str) or self.every < 1):
-            raise UserError(f"{self._name}.every={self.every}: must be a whole number of epochs, at least 1, or log")
+            raise UserError(
+                f"probe.{self.name}.every={self.every}: must be a whole number of epochs, at least 1, or log"
+            )
 
     @property
-    def _name(self) -> str:
-        """`probe.NAME`, as settings say it: NAME is that of the file."""
-        return f"probe.{type(self).__module__.rpartition('.')[2]}"
+    def name(self) -> str:
+        """As settings and folders say it: the name of the probe's file."""
+        return type(self).__module__.rpartition(".")[2]
 
     def _at_least(self, **least: int) -> None:
         """Raise UserError for an option that is below its least value."""
         for option, limit in least.items():
             if (value := getattr(self, option)) < limit:
-                raise UserError(f"{self._name}.{option}={value}: must be at least {limit}")
+                raise UserError(f"probe.{self.name}.{option}={value}: must be at least {limit}")
 
     def unread(self) -> Mapping[str, str]:
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
@@ -70,13 +97,50 @@ class Probe(ABC):
 
     @abstractmethod
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
-        """Measure. Modes, buffers, gradients and the generators of PyTorch are put back by the caller (see
-        `engine.gradients.unchanged`); parameters must not be touched, or be put back bit for bit."""
+        """Measure.
 
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        """Pictures of all looks so far, by file name without ending. `rows` have `epoch` and `step`; `arrays` are those
-        of each look, by epoch."""
-        return {}
+        The caller puts back modes, buffers, gradients and PyTorch's generators (see `engine.gradients.unchanged`);
+        parameters must not be touched, or be put back bit for bit.
+
+        Args:
+            learner: the model with its blocks and strategy, in this process as a whole.
+            data: the set of the run.
+            at: when the look takes place.
+
+        Returns: the rows of this look, and arrays for the pictures.
+
+        Raises UserError where the model or the data cannot be measured; at the initial weights that ends the run.
+        """
+
+    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
+        """Draw all looks so far: the curves, and a snapshot of the first and of the last one.
+
+        Args:
+            rows: of every look, with `epoch` and `step`.
+            arrays: of every look.
+
+        Returns: pictures by file name; none where there is nothing to show.
+        """
+        pictures = {}
+        if any(curve.key in row for curve in self.curves for row in rows):
+            pictures[self.name], axes = panels(len(self.curves), width=3.6)
+            for axis, curve in zip(axes, self.curves, strict=True):
+                if curve.level is not None:
+                    level = rows[0][curve.level] if isinstance(curve.level, str) else curve.level
+                    axis.axhline(level, color="#999999", linewidth=0.8)
+                (over_depth if curve.depth else over_epochs)(axis, rows, curve.key)
+                axis.set(ylabel=curve.label, yscale="log" if curve.log else "linear")
+            axes[0].legend(title="epoch" if self.curves[0].depth else None)
+        for epoch in sorted({min(arrays), max(arrays)}) if arrays else ():
+            of = [row for row in rows if row["epoch"] == epoch]
+            if arrays[epoch] and (figure := self.snapshot(of, arrays[epoch])) is not None:
+                figure.suptitle("initial weights" if epoch == 0 else f"after epoch {epoch}", fontsize=8)
+                pictures[f"{self.name}-{epoch:05d}"] = figure
+        return pictures
+
+    def snapshot(self, rows: Sequence[Row], arrays: Mapping[str, Tensor]) -> Figure | None:
+        """A picture of one look, drawn of the first and the last one, or None."""
+        return None
 
     def due(self, epoch: int) -> bool:
         """Whether to look after `epoch` epochs."""
@@ -87,10 +151,10 @@ class Probe(ABC):
 
 def numbers(rows: Iterable[Row]) -> dict[str, float]:
     """The numbers of rows by the name they get in the record of an epoch: `block/00/update_cosine`, `layer/03/snr`."""
-    found: dict[str, float] = {}
+    record: dict[str, float] = {}
     for row in rows:
-        place = next((f"{key}/{int(row[key]):02d}/" for key in ("block", "layer") if key in row), "")
+        place = next((key for key in (names.BLOCK, names.LAYER) if key in row), None)
         for name, value in row.items():
-            if name not in ("block", "layer", "epoch", "step") and isinstance(value, int | float):
-                found[f"{place}{name}"] = float(value)
-    return found
+            if name not in (names.BLOCK, names.LAYER, "epoch", "step") and isinstance(value, int | float):
+                record[names.at(place, int(row[place]), name) if place else name] = float(value)
+    return record

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from locallearn.analysis.features import maps
+from locallearn.analysis.features import as_pixels, maps
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
-from locallearn.figures import panels
+from locallearn.figures.style import gallery, spaced
 from locallearn.probes.base import Moment, Probe, Row, Seen
-from locallearn.probes.depth import outputs
+from locallearn.probes.depth import chosen, outputs
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LAYERS = 6
-CELL = 0.75  # inches
+MAPS = ("mean", "component", "channels", "numbers")
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ class Features(Probe):
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, place = self._input(data)
-        units = chosen("features", self.layers, spaced(len(learner.model.units)), learner)
+        units = chosen(self.name, self.layers, spaced(range(len(learner.model.units)), LAYERS), learner)
         rows: list[Row] = []
-        arrays = {"input": as_pixels(inputs[place : place + 1], data)[0].float()}
+        arrays = {"input": as_pixels(inputs[place : place + 1], data.pixels)[0].float()}
         for i, h in enumerate(outputs(learner, inputs)):
             if i not in units:
                 continue
@@ -62,8 +61,7 @@ class Features(Probe):
             shape = "x".join(map(str, h.shape[1:]))
             shares: Row = {"component_share": found.share, "dead_share": found.dead}
             rows.append({"layer": i, "name": learner.model.names[i], "shape": shape, **shares})
-            for name in ("mean", "component", "channels", "numbers"):
-                arrays[f"{i:03d}/{name}"] = getattr(found, name)
+            arrays |= {f"{i:03d}/{name}": getattr(found, name) for name in MAPS}
         return Seen(rows, arrays)
 
     def _input(self, data: Data) -> tuple[Tensor, int]:
@@ -80,77 +78,12 @@ class Features(Probe):
             return nodes, self.image
         return next(data.evaluation(test.at(torch.tensor([self.image])), 1))[0], 0
 
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        return {f"features-{epoch:05d}": _picture(rows, arrays[epoch], epoch) for epoch in ends(arrays)}
-
-
-def spaced(units: int, most: int = LAYERS) -> list[int]:
-    """At most so many units, evenly spaced from the first to the last."""
-    count = min(most, units)
-    return [round(k * (units - 1) / max(1, count - 1)) for k in range(count)]
-
-
-def chosen(probe: str, layers: Sequence[int] | None, otherwise: list[int], learner: Learner) -> list[int]:
-    """The units to look at. Raises UserError for one that the model does not have."""
-    last = len(learner.model.units) - 1
-    for i in layers or ():
-        if not 0 <= i <= last:
-            raise UserError(f"probe.{probe}.layers={list(layers or ())}: {learner.model.name} has units 0-{last}")
-    return sorted(set(layers)) if layers else otherwise
-
-
-def as_pixels(inputs: Tensor, data: Data) -> Tensor:
-    """Inputs [N, C, H, W] on the scale from 0 (black) to 1 (white); others as they are."""
-    if data.pixels is None or inputs.dim() != 4:
-        return inputs
-    black, white = (torch.tensor(x, dtype=torch.float64, device=inputs.device)[:, None, None] for x in data.pixels)
-    return (inputs.double() - black) / (white - black)
-
-
-def ends(arrays: Mapping[int, Any]) -> list[int]:
-    """The epochs of the first and of the last look."""
-    return sorted({min(arrays), max(arrays)}) if arrays else []
-
-
-def bare(axis: Axes, title: str = "", label: str = "") -> None:
-    """Take ticks, grid and frame from a picture."""
-    axis.set(xticks=[], yticks=[])
-    axis.grid(False)
-    axis.spines[:].set_visible(False)
-    axis.set_title(title, fontsize=7)
-    axis.set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
-
-
-def show(axis: Axes, image: Tensor) -> None:
-    """An image [C, H, W] on the scale from 0 to 1: three channels in colour, others as their mean in grey."""
-    if len(image) == 3:
-        axis.imshow(image.clamp(0, 1).permute(1, 2, 0).float().numpy(), interpolation="nearest")
-    else:
-        axis.imshow(image.float().mean(0).numpy(), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
-
-
-def _picture(rows: Sequence[Row], arrays: Mapping[str, Tensor], epoch: int) -> Figure:
-    """Layers downward, the image on the left; to the right the mean, the first component and single channels."""
-    layers = sorted({name.split("/")[0] for name in arrays if "/" in name})
-    about = {row["layer"]: row for row in rows if row["epoch"] == epoch}
-    columns = 3 + max(len(arrays[f"{layer}/channels"]) for layer in layers)
-    figure, axes = panels(columns, len(layers), CELL, CELL)
-    for axis in axes:
-        bare(axis)
-    if arrays["input"].dim() == 3:
-        show(axes[0], arrays["input"])
-        bare(axes[0], "image")
-    for k, layer in enumerate(layers):
-        line = axes[k * columns + 1 : (k + 1) * columns]
-        row = about[int(layer)]
-        found = [arrays[f"{layer}/mean"], arrays[f"{layer}/component"], *arrays[f"{layer}/channels"]]
-        for axis, found_map in zip(line, found, strict=False):
-            axis.imshow(found_map.numpy(), cmap="viridis", interpolation="nearest", aspect="auto")
-            axis.set_box_aspect(1)
-        bare(line[0], "" if k else "mean", f"{row['name']}\n{row['shape']}")
-        bare(line[1], "" if k else "1st component")
-        for axis, index in zip(line[2:], arrays[f"{layer}/numbers"].tolist(), strict=False):
-            bare(axis, f"ch. {index}")
-    when = "initial weights" if epoch == 0 else f"after epoch {epoch}"
-    figure.suptitle(f"Feature maps, {when}", fontsize=8)
-    return figure
+    def snapshot(self, rows: Sequence[Row], arrays: Mapping[str, Tensor]) -> Figure:
+        """Layers downward; the mean, the first component and single channels to the right."""
+        lines = [("image", [("", arrays["input"])])] if arrays["input"].dim() == 3 else []
+        for row in rows:
+            mean, component, channels, numbers = (arrays[f"{row['layer']:03d}/{name}"] for name in MAPS)
+            images = [("mean", mean), ("1st component", component)]
+            images += [(f"ch. {number}", channel) for number, channel in zip(numbers.tolist(), channels, strict=True)]
+            lines.append((f"{row['name']}\n{row['shape']}", images))
+        return gallery(lines)

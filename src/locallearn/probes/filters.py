@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from torch.nn.functional import normalize
 
 from locallearn.analysis.features import first_filters, tiles
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.figures import panels
-from locallearn.probes.base import Moment, Probe, Row, Seen
-from locallearn.probes.features import bare, ends
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from locallearn.figures.style import bare, panels
+from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
 
 
 @dataclass(frozen=True)
@@ -43,20 +37,20 @@ class Filters(Probe):
         name, weights = first_filters(learner.model.units, tuple(data.image))
         layer = int(name.partition(".")[0])
         flat = weights.flatten(1).double()  # [F, numbers]
-        unit = torch.nn.functional.normalize(flat, dim=1)
+        unit = normalize(flat, dim=1)
         count = len(unit)
         cosine = float(((unit @ unit.T).abs().sum() - unit.square().sum()) / max(1, count * (count - 1)))
         row: Row = {"layer": layer, "name": learner.model.names[layer], "filters": count}
         row |= {"norm": float(flat.norm(dim=1).mean()), "cosine": cosine}
         return Seen([row], {"filters": weights[: self.filters].float()})
 
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        looks = ends(arrays)
-        if not looks:
+    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
+        if not arrays:
             return {}
+        looks = sorted({min(arrays), max(arrays)})
         figure, axes = panels(len(looks), 1, 3.0, 3.2)
         figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
         for axis, epoch in zip(axes, looks, strict=True):
             axis.imshow(tiles(arrays[epoch]["filters"]).numpy(), interpolation="nearest")
-            bare(axis, "initial weights" if epoch == 0 else f"after epoch {epoch}")
-        return {"filters": figure}
+            bare(axis, f"after epoch {epoch}" if epoch else "initial weights")
+        return {self.name: figure}

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from locallearn import figures
 from locallearn.analysis.fisher import fisher_diagonal
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.probes import curves
-from locallearn.probes.base import Moment, Probe, Row, Seen
-from locallearn.probes.depth import sample
+from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
+from locallearn.probes.depth import layers, sample
 from locallearn.seeds import generator
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -36,6 +26,10 @@ class Fisher(Probe):
     """
 
     samples: int = 512
+    curves = (
+        Curve("fisher_trace", "trace of the Fisher information (nats²)", log=True),
+        Curve("fisher_trace_per_parameter", "the same per parameter (nats²)", log=True),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,30 +37,16 @@ class Fisher(Probe):
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)
-        nodes = (labels >= 0).nonzero().squeeze(1)[: self.samples] if learner.model.samples is not None else None
+        model = learner.model
+        nodes = (labels >= 0).nonzero().squeeze(1)[: self.samples] if model.samples is not None else None
         random = generator(data.seed, "fisher", at.step)
-        diagonal = fisher_diagonal(learner.model, learner.prepare(inputs), random, nodes=nodes)
-        return Seen(traces(learner, diagonal))
-
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        figure, (total, mean) = figures.panels(columns=2, width=3.6)
-        curves.lines(total, rows, "layer", "fisher_trace")
-        curves.lines(mean, rows, "layer", "fisher_trace_per_parameter")
-        total.set(yscale="log", ylabel="trace of the Fisher information (nats²)")
-        mean.set(yscale="log", ylabel="the same per parameter (nats²)")
-        total.legend(fontsize=6, frameon=False)
-        return {"fisher": figure}
-
-
-def traces(learner: Learner, diagonal: Mapping[str, Tensor]) -> list[Row]:
-    """A row per layer of the model, and one for its head, from the diagonal by parameter name."""
-    model = learner.model
-    rows: list[Row] = []
-    for i, name in enumerate([*model.names, "head"]):
-        prefix = "head." if i == len(model.units) else f"units.{i}."
-        own = [torch.sum(d.double()) for key, d in diagonal.items() if key.startswith(prefix)]
-        count = sum(d.numel() for key, d in diagonal.items() if key.startswith(prefix))
-        if count:
-            trace = float(torch.stack(own).sum())
-            rows.append({"layer": i, "name": name, "fisher_trace": trace, "fisher_trace_per_parameter": trace / count})
-    return rows
+        diagonal = fisher_diagonal(model, learner.prepare(inputs), random, nodes=nodes)
+        traces = {p: float(diagonal[name].double().sum()) for name, p in model.named_parameters()}
+        rows: list[Row] = []
+        for row, layer in layers(model):
+            own = {p: traces.pop(p) for p in layer.parameters() if p in traces}  # shared weights count once
+            if own:
+                trace = sum(own.values())
+                mean = trace / sum(p.numel() for p in own)
+                rows.append(row | {"fisher_trace": trace, "fisher_trace_per_parameter": mean})
+        return Seen(rows)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from locallearn import figures
 from locallearn.analysis.gradient_noise import Noise, gradient_noise, norm, running_median, transition
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import strategy_gradients
 from locallearn.errors import UserError
-from locallearn.probes import curves
-from locallearn.probes.base import Moment, Probe, Row, Seen
+from locallearn.figures import panels
+from locallearn.figures.curves import over_epochs, series
+from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
+from locallearn.probes.depth import layers
 from locallearn.seeds import generator
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,8 @@ class GradientSNR(Probe):
     root of the batch size. Of a graph, a minibatch is `batch_size` of its labelled training nodes. Layers that learn
     nothing at the moment are left out.
 
-    A triangle in the picture marks the look from which the running median of the ratio, over five looks, stays below 1
-    to the end, at the height of that median (see `analysis.gradient_noise.transition`); also the first look, where it
-    never was above.
+    A triangle marks the look from which the running median of the ratio over five looks stays below 1 to the end, at
+    the height of that median (see `analysis.gradient_noise.transition`); the first look, where it never was above.
 
     batches, batch_size  minibatches and the samples in each; fewer samples where the training set has not so many
     """
@@ -55,52 +51,41 @@ class GradientSNR(Probe):
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         return Seen(gradient_snr(learner, _minibatches(data, self.batches, self.batch_size)))
 
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        figure, (ratio, sizes) = figures.panels(columns=2, width=3.6)
-        colours = figures.by_depth(1 + max((int(row["layer"] or 0) for row in rows if "layer" in row), default=0))
-        for i, name, epochs, values in curves.series(rows, "layer", "gradient_snr"):
+    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
+        figure, (ratio, sizes) = panels(2, width=3.6)
+        over_epochs(ratio, rows, "gradient_snr")
+        for line, (name, colour, epochs, values) in zip(ratio.lines[:], series(rows, "gradient_snr"), strict=True):
             at = transition(epochs, values)
-            marker = "." if len(epochs) < 3 else None
-            ratio.plot(
-                epochs,
-                values,
-                color=colours[i],
-                marker=marker,
-                label=name if at is None else f"{name} (< 1 from {at})",
-            )
             if at is not None:
-                ratio.plot([at], [running_median(values)[epochs.index(at)]], "v", color=colours[i])
+                line.set_label(f"{name} (< 1 from {at})")
+                ratio.plot([at], [running_median(values)[epochs.index(at)]], "v", color=colour)
         ratio.axhline(1, color="#999999", linewidth=0.8)
-        curves.lines(sizes, rows, "layer", "gradient_mean_over_weights", labelled=False)
-        curves.lines(sizes, rows, "layer", "gradient_std_over_weights", style="--", labelled=False)
-        figures.epoch_axis(ratio, (row["epoch"] for row in rows))
+        for key, style, what in (("mean", "-", "mean"), ("std", "--", "standard deviation")):
+            over_epochs(sizes, rows, f"gradient_{key}_over_weights", style, labelled=False)
+            sizes.plot([], [], style, color="black", label=what)
         ratio.set(yscale="log", ylabel="gradient signal-to-noise ratio")
         sizes.set(yscale="log", ylabel="gradient norm / weight norm")
-        for style, what in (("-", "mean"), ("--", "standard deviation")):
-            sizes.plot([], [], style, color="black", label=what)
-        for axes in (ratio, sizes):
-            axes.legend(fontsize=6, frameon=False)
-        return {"gradient_snr": figure}
+        ratio.legend()
+        sizes.legend()
+        return {self.name: figure}
 
 
 def gradient_snr(learner: Learner, minibatches: Iterable[tuple[Tensor, Tensor]]) -> list[Row]:
     """The numbers of `GradientSNR` for minibatches (inputs [B, ...], labels [B]): a row per layer, then per block."""
-    model = learner.model
-    own = [list(unit.parameters()) for unit in (*model.units, model.head)]
+    own = [list(layer.parameters()) for _, layer in layers(learner.model)]
     learned: dict[int, list[nn.Parameter]] = {}
 
     def gradients() -> Iterator[dict[int, list[Tensor]]]:
         for inputs, labels in minibatches:
-            found = {p: g for block in strategy_gradients(learner, inputs, labels) for p, g in block.parameters.items()}
-            for i, parameters in enumerate(own):
-                learned[i] = [p for p in parameters if p in found]
-            yield {i: [found[p] for p in parameters] for i, parameters in learned.items() if parameters}
+            of = {p: g for block in strategy_gradients(learner, inputs, labels) for p, g in block.parameters.items()}
+            learned.update((i, [p for p in parameters if p in of]) for i, parameters in enumerate(own))
+            yield {i: [of[p] for p in parameters] for i, parameters in learned.items() if parameters}
 
     noise = gradient_noise(gradients())
-    names = [*model.names, "head"]
-    rows: list[Row] = [{"layer": i, "name": names[i], **_numbers(n, norm(learned[i]))} for i, n in noise.items()]
+    starts = [row for row, _ in layers(learner.model)]
+    rows: list[Row] = [starts[i] | _numbers(n, norm(learned[i])) for i, n in noise.items()]
     for k, units in enumerate(learner.cut):
-        within = [*units, len(model.units)] if k == len(learner.cut) - 1 else units
+        within = [*units, len(own) - 1] if k == len(learner.cut) - 1 else units
         parts = [noise[i] for i in within if i in noise]
         if parts:
             mean, std = math.hypot(*(n.mean for n in parts)), math.hypot(*(n.std for n in parts))

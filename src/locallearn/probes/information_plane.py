@@ -17,21 +17,20 @@ from locallearn.analysis.information import (
     information,
     noise_from_distances,
 )
-from locallearn.analysis.information.noise import DIVISOR
+from locallearn.analysis.information.pairwise import DIVISOR
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError, unknown
-from locallearn.figures import COLOURS, panels
 from locallearn.figures.plane import plane
-from locallearn.probes.base import Moment, Probe, Row, Seen
-from locallearn.probes.depth import SPLITS, outputs, sample
+from locallearn.figures.style import COLOURS, panels, spaced
+from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
+from locallearn.probes.depth import SPLITS, by_layer, outputs, sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = 8
 Pair: TypeAlias = tuple[Information | None, Information]
-Broken: TypeAlias = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,17 @@ class InformationPlane(Probe):
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, self.split, self.samples)
         arrays: dict[str, Tensor] = {}
-        found = []
+        pairs = []
         for k, t in enumerate(outputs(learner, inputs)):
             variance = self.noise_variance
             if variance == "distances" and self.estimator != "binned":
-                drawn = noise_from_distances(t)
-                variance = drawn.noise_variance
-                noise = drawn.edges.new_tensor(drawn.noise_variance)
-                arrays |= {f"counts-{k:02d}": drawn.counts, f"edges-{k:02d}": drawn.edges, f"noise-{k:02d}": noise}
-            found.append(self._estimate(t, labels, inputs, variance))
-        broken = data_processing([upper for _, upper in found])
-        names = learner.model.names
-        return Seen([_row(k, names[k], *pair, broken) for k, pair in enumerate(found)], arrays)
+                variance, _, counts, edges = noise_from_distances(t)
+                arrays |= {f"counts-{k:02d}": counts, f"edges-{k:02d}": edges}
+                arrays[f"noise-{k:02d}"] = edges.new_tensor(variance)
+            pairs.append(self._estimate(t, labels, inputs, variance))
+        broken = data_processing([upper for _, upper in pairs])
+        sentences = ([text for layer, text in broken if layer == k] for k in range(len(pairs)))
+        return Seen(by_layer(learner, map(_row, pairs, sentences)), arrays)
 
     def _estimate(self, t: Tensor, labels: Tensor, inputs: Tensor, variance: float | str | None) -> Pair:
         """Of one layer's activations [N, D...]: by the lower bound (None of other estimators), and by the upper."""
@@ -107,27 +105,21 @@ class InformationPlane(Probe):
         x = inputs if self.estimator in NEED_X else None
         return None, information(t, labels, self.estimator, variance, self.bins, x)
 
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
+    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
         figures = {"plane": plane([rows])}
         if any(arrays.values()):
             figures["distances"] = _draw_distances(arrays)
         return figures
 
 
-def _row(layer: int, name: str, lower: Information | None, found: Information, broken: Sequence[Broken]) -> Row:
-    """The row of one layer, with the sentences of `data_processing` about it."""
-    sentences = [*found.warnings, *(sentence for k, sentence in broken if k == layer)]
-    row: Row = {"layer": layer, "name": name, "i_x_t": found.x, "i_t_y": found.y}
+def _row(pair: Pair, broken: Sequence[str]) -> Row:
+    """The numbers of one layer, with the sentences of `data_processing` about it."""
+    lower, upper = pair
+    row: Row = {"i_x_t": upper.x, "i_t_y": upper.y}
     if lower is not None:
-        row |= {"i_x_t_lower": lower.x, "i_x_t_upper": found.x, "i_t_y_lower": lower.y, "i_t_y_upper": found.y}
-    return row | {
-        "h_y": found.h_y,
-        "estimator": found.estimator,
-        "noise_variance": found.noise_variance,
-        "bins": found.bins,
-        "samples": found.samples,
-        "warnings": "; ".join(sentences) or None,
-    }
+        row |= {"i_x_t_lower": lower.x, "i_x_t_upper": upper.x, "i_t_y_lower": lower.y, "i_t_y_upper": upper.y}
+    row |= {name: getattr(upper, name) for name in ("h_y", "estimator", "noise_variance", "bins", "samples")}
+    return row | {"warnings": "; ".join([*upper.warnings, *broken]) or None}
 
 
 def _draw_distances(arrays: Mapping[int, Mapping[str, Tensor]]) -> Figure:
@@ -135,7 +127,7 @@ def _draw_distances(arrays: Mapping[int, Mapping[str, Tensor]]) -> Figure:
     look; a panel for each of up to eight layers."""
     looks = [epoch for epoch in sorted(arrays) if arrays[epoch]]
     layers = sorted(int(key.removeprefix("counts-")) for key in arrays[looks[-1]] if key.startswith("counts-"))
-    chosen = layers if len(layers) <= PANELS else [layers[round(i * (len(layers) - 1) / 7)] for i in range(PANELS)]
+    chosen = spaced(layers, PANELS)
     columns = min(4, len(chosen))
     figure, axes = panels(columns, -(-len(chosen) // columns), width=2.1, height=1.9)
     for panel, layer in zip(axes, chosen, strict=False):
@@ -148,10 +140,8 @@ def _draw_distances(arrays: Mapping[int, Mapping[str, Tensor]]) -> Figure:
             panel.stairs(density.tolist(), edges.tolist(), color=colour, label=f"epoch {epoch}: {float(variance):.2g}")
         panel.axvline(1.0, color=COLOURS[6], linestyle="--", linewidth=0.8)
         panel.set_xlim(0, 3)
-        panel.set_title(f"layer {layer}", fontsize=8)
-        panel.set_xlabel("squared distance / 90th percentile", fontsize=7)
-        panel.set_ylabel("density of pairs", fontsize=7)
-        panel.legend(fontsize=6, title="noise variance", title_fontsize=6, frameon=False)
+        panel.set(title=f"layer {layer}", xlabel="squared distance / 90th percentile", ylabel="density of pairs")
+        panel.legend(title="noise variance")
     for panel in axes[len(chosen) :]:
         panel.set_visible(False)
     return figure

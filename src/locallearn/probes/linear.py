@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from locallearn.analysis.readout import linear_accuracy, neighbour_accuracy, pooled
+from locallearn.analysis.readout import features, linear_accuracy, neighbour_accuracy
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.figures import COLOURS, by_depth, epoch_axis, name_layers, panels
-from locallearn.probes.base import Moment, Probe, Row, Seen
-from locallearn.probes.depth import outputs, sample
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from locallearn.figures.curves import over_epochs
+from locallearn.figures.style import COLOURS, name_layers, panels, percent
+from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
+from locallearn.probes.depth import by_layer, outputs, sample
 
 BATCH = 256
 KINDS = {
@@ -28,10 +25,8 @@ KINDS = {
     "block_accuracy": "Block's own head",
 }
 LEGEND: dict[str, Any] = {
-    "fontsize": 6,
     "loc": "lower center",
     "bbox_to_anchor": (0.5, 1.0),
-    "frameon": False,
     "handlelength": 1.5,
     "columnspacing": 1.0,
 }
@@ -61,65 +56,52 @@ class Linear(Probe):
         self._at_least(samples=1, neighbours=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
-        train, labels, _ = _read(learner, *sample(data, "train", self.samples))
-        test, truth, heads = _read(learner, *sample(data, "test", self.samples), heads=True)
+        (inputs, known), (others, asked) = (sample(data, split, self.samples) for split in ("train", "test"))
+        train, labels = features(_batches(learner, inputs, known), lambda x: outputs(learner, x))
+        test, truth = features(_batches(learner, others, asked), lambda x: outputs(learner, x))
         rows: list[Row] = []
-        for i, (fit_on, score_on) in enumerate(zip(train, test, strict=True)):
-            row: Row = {"layer": i, "name": learner.model.names[i]}
-            row["linear_accuracy"] = linear_accuracy(fit_on, labels, score_on, truth)
-            row["neighbour_accuracy"] = neighbour_accuracy(fit_on, labels, score_on, truth, self.neighbours)
-            rows.append(row | ({"block_accuracy": heads[i]} if i in heads else {}))
-        return Seen(rows)
+        for fit_on, score_on in zip(train, test, strict=True):
+            linear = linear_accuracy(fit_on, labels, score_on, truth)
+            neighbours = neighbour_accuracy(fit_on, labels, score_on, truth, self.neighbours)
+            rows.append({"linear_accuracy": linear, "neighbour_accuracy": neighbours})
+        for unit, accuracy in _heads(learner, others, asked).items():
+            rows[unit]["block_accuracy"] = accuracy
+        return Seen(by_layer(learner, rows))
 
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
+    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
         epochs = sorted({row["epoch"] for row in rows})
         figure, (depth, time) = panels(2, width=3.4, height=2.9)
         for colour, (kind, label) in zip(COLOURS, KINDS.items(), strict=False):
-            if epochs[0] != epochs[-1] and kind != "block_accuracy":
-                _by_depth(depth, rows, epochs[0], kind, colour, ".:", f"{label}, epoch {epochs[0]}")
-            line = "x" if kind == "block_accuracy" else ".-"
-            _by_depth(depth, rows, epochs[-1], kind, colour, line, f"{label}, epoch {epochs[-1]}")
+            shown = {epochs[0]: ".:", epochs[-1]: ".-"} if kind != "block_accuracy" else {epochs[-1]: "x"}
+            for epoch, style in shown.items():
+                values = {r["layer"]: r[kind] for r in rows if r["epoch"] == epoch and r.get(kind) is not None}
+                if values:
+                    depth.plot([*values], [*values.values()], style, color=colour, label=f"{label}, epoch {epoch}")
         names = {row["layer"]: row["name"] for row in rows}
         name_layers(depth.xaxis, [names[i] for i in sorted(names)])
-        depth.set(xlabel="Layer", ylabel="Test accuracy (%)")
+        depth.set(xlabel="Layer", ylabel="Test accuracy")
         depth.legend(**LEGEND, ncols=2)
-        for (i, name), colour in zip(sorted(names.items()), by_depth(len(names)), strict=True):
-            found = {r["epoch"]: r["linear_accuracy"] for r in rows if r["layer"] == i}
-            shown = name if len(names) <= 8 or i in (0, len(names) - 1) else None
-            time.plot(list(found), [_percent(v) for v in found.values()], color=colour, marker=".", label=shown)
-        time.set_ylabel("Linear classifier, accuracy (%)")
-        epoch_axis(time, epochs)
-        time.legend(**LEGEND, ncols=4)
+        over_epochs(time, rows, "linear_accuracy")
+        time.set_ylabel("Linear classifier, accuracy")
+        if time.lines:
+            time.legend(**LEGEND, ncols=4)
         time.sharey(depth)
-        return {"linear": figure}
+        percent(depth.yaxis)
+        return {self.name: figure}
 
 
-def _by_depth(axes: Axes, rows: Sequence[Row], epoch: int, kind: str, colour: str, line: str, label: str) -> None:
-    found = {row["layer"]: row[kind] for row in rows if row["epoch"] == epoch and kind in row}
-    if found:
-        axes.plot(list(found), [_percent(v) for v in found.values()], line, color=colour, label=label)
-
-
-def _percent(value: float | None) -> float:
-    return math.nan if value is None else 100 * value
+def _batches(learner: Learner, inputs: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = len(inputs) if learner.model.samples is not None else BATCH
+    return zip(inputs.split(size), labels.split(size), strict=True)
 
 
 @torch.no_grad()
-def _read(
-    learner: Learner, inputs: Tensor, labels: Tensor, heads: bool = False
-) -> tuple[list[Tensor], Tensor, dict[int, float]]:
-    """Pooled features [N, D] of every unit and labels [N] of the samples that have one, on the CPU; with `heads` the
-    accuracy of the blocks that can predict, by the unit each ends with."""
-    size = len(inputs) if learner.model.samples is not None else BATCH
-    features: list[list[Tensor]] = [[] for _ in learner.model.units]
+def _heads(learner: Learner, inputs: Tensor, labels: Tensor) -> dict[int, float]:
+    """The accuracy of the blocks that can predict, by the unit that each ends with."""
     correct: dict[int, float] = {}
-    for x, y in zip(inputs.split(size), labels.split(size), strict=True):
-        for found, h in zip(features, outputs(learner, x), strict=True):
-            found.append(pooled(h)[y >= 0].float().cpu())
-        for units, logits in zip(learner.cut, learner.predict(x) if heads else (), strict=heads):
+    for x, y in _batches(learner, inputs, labels):
+        for units, logits in zip(learner.cut, learner.predict(x), strict=True):
             if logits is not None:
-                right = float((logits.argmax(dim=1) == y).sum())
-                correct[units[-1]] = correct.get(units[-1], 0.0) + right
+                correct[units[-1]] = correct.get(units[-1], 0.0) + float((logits.argmax(dim=1) == y).sum())
     known = int((labels >= 0).sum())
-    shares = {i: n / known if known else math.nan for i, n in correct.items()}
-    return [torch.cat(found) for found in features], labels[labels >= 0].cpu(), shares
+    return {unit: n / known if known else math.nan for unit, n in correct.items()}

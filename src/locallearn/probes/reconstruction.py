@@ -12,13 +12,13 @@ from torch import Tensor
 
 from locallearn import seeds
 from locallearn.analysis.decoder import kept, reconstruct, ridge, standardised
+from locallearn.analysis.features import as_pixels
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError, unknown
-from locallearn.figures import by_depth, panels
-from locallearn.probes.base import Moment, Probe, Row, Seen
-from locallearn.probes.depth import outputs, sample
-from locallearn.probes.features import CELL, as_pixels, bare, chosen, ends, show
+from locallearn.figures.style import gallery
+from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
+from locallearn.probes.depth import chosen, outputs, sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +53,7 @@ class Reconstruction(Probe):
     samples: int = 2000
     decoder: str = "linear"
     steps: int = 300
+    curves = (Curve("explained_variance", "explained variance of the input", depth=True),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +66,7 @@ class Reconstruction(Probe):
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         batch, train, test = _samples(data, self.samples)
-        truth = as_pixels(batch, data)
+        truth = as_pixels(batch, data.pixels)
         peak = 1.0 if data.pixels is not None else float(truth[test].max() - truth[test].min())
         images = len(data.image) == 3
         tops = [units.stop - 1 for units in learner.cut]
@@ -82,21 +83,16 @@ class Reconstruction(Probe):
         return Seen(rows, arrays)
 
     def _decode(self, h: Tensor, inputs: Tensor, held_out: Tensor, seed: int) -> Tensor:
-        if self.decoder == "linear":
-            return ridge(*_between(h, inputs, held_out))[0]
-        return reconstruct(h, inputs, held_out, steps=self.steps, seed=seed)
+        if self.decoder == "network":
+            return reconstruct(h, inputs, held_out, steps=self.steps, seed=seed)
+        h, held_out = standardised(h, held_out)
+        return ridge(h, inputs, held_out)[0]
 
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        figures = {"reconstruction": _curves(rows)} if rows else {}
-        for epoch in ends(arrays):
-            figures[f"reconstruction-{epoch:05d}"] = _images(rows, arrays[epoch], epoch)
-        return figures
-
-
-def _between(h: Tensor, inputs: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments of `ridge`, features standardised."""
-    h, held_out = standardised(h, held_out)
-    return h, inputs, held_out
+    def snapshot(self, rows: Sequence[Row], arrays: Mapping[str, Tensor]) -> Figure:
+        """Originals in the first line, below them what was put back from each layer."""
+        lines = [("image", arrays["input"])]
+        lines += [(f"{r['name']}\n{r['explained_variance']:.2f}", arrays[f"{r['layer']:03d}"]) for r in rows]
+        return gallery([(label, [("", image) for image in images]) for label, images in lines])
 
 
 def _samples(data: Data, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,36 +114,3 @@ def _output(learner: Learner, batch: Tensor, unit: int, whole: bool) -> Tensor:
     """What a unit emits for a batch [N, ...], in float32."""
     parts = [batch] if whole else batch.split(CHUNK)
     return torch.cat([next(islice(outputs(learner, part), unit, None)).float() for part in parts])
-
-
-def _curves(rows: Sequence[Row]) -> Figure:
-    """Explained variance by depth, a line for each of at most six looks."""
-    epochs = sorted({int(row["epoch"] or 0) for row in rows})
-    shown = [epochs[round(k * (len(epochs) - 1) / 5)] for k in range(6)] if len(epochs) > 6 else epochs
-    figure, (axis, *_) = panels()
-    for epoch, colour in zip(shown, by_depth(len(shown)), strict=True):
-        of = [row for row in rows if row["epoch"] == epoch]
-        kept_shares = [float(row["explained_variance"] or 0) for row in of]
-        axis.plot([float(row["layer"] or 0) for row in of], kept_shares, "o-", ms=3, color=colour, label=f"{epoch}")
-    axis.set(xlabel="Layer (unit)", ylabel="Explained variance of the input", ylim=(min(0, axis.get_ylim()[0]), 1))
-    axis.locator_params(axis="x", integer=True)
-    axis.legend(title="Epoch", fontsize=7, title_fontsize=7, frameon=False)
-    return figure
-
-
-def _images(rows: Sequence[Row], arrays: Mapping[str, Tensor], epoch: int) -> Figure:
-    """Originals in the first row, below them what was put back from each layer."""
-    layers = sorted(name for name in arrays if name != "input")
-    about = {row["layer"]: row for row in rows if row["epoch"] == epoch}
-    columns = len(arrays["input"])
-    figure, axes = panels(columns, 1 + len(layers), CELL, CELL)
-    for k, name in enumerate(["input", *layers]):
-        line = axes[k * columns : (k + 1) * columns]
-        for axis, image in zip(line, arrays[name], strict=True):
-            show(axis, image)
-            bare(axis)
-        row = about[int(name)] if k else {}
-        bare(line[0], label=f"{row['name']}\n{row['explained_variance']:.2f}" if row else "image")
-    when = "initial weights" if epoch == 0 else f"after epoch {epoch}"
-    figure.suptitle(f"Reconstruction and explained variance, {when}", fontsize=8)
-    return figure

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -17,11 +16,8 @@ from locallearn.engine import Learner
 from locallearn.errors import UserError, unknown
 from locallearn.figures import name_layers, panels
 from locallearn.models import BlockModel
-from locallearn.probes.base import Moment, Probe, Row, Seen
-from locallearn.probes.depth import SPLITS, outputs, sample
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
+from locallearn.probes.depth import SPLITS, by_layer, outputs, sample
 
 FILE = "model.safetensors"
 
@@ -64,25 +60,23 @@ class Similarity(Probe):
             if self.other is not None:
                 yield from outputs(learner, inputs, _model(learner.model, Path(self.other) / FILE))
 
-        found = cka_matrix(layers())
-        own, other = found[: depth + 1, : depth + 1], found[1 : depth + 1, depth + 1 :]
+        matrix = cka_matrix(layers())
+        own, other = matrix[: depth + 1, : depth + 1], matrix[1 : depth + 1, depth + 1 :]
         kind = f"linear CKA, unbiased, {len(inputs)} samples"
         rows: list[Row] = []
-        for i, name in enumerate(learner.model.names):
-            row: Row = {"layer": i, "name": name, "estimator": kind}
-            row |= {"cka_input": float(own[i + 1, 0]), "cka_below": float(own[i + 1, i])}
-            row |= {"cka_last": float(own[i + 1, depth])}
+        for i, line in enumerate(own[1:].tolist()):
+            row: Row = {"estimator": kind, "cka_input": line[0], "cka_below": line[i], "cka_last": line[depth]}
             rows.append(row | ({"cka_other": float(other[i, i])} if self.other is not None else {}))
-        return Seen(rows, {"cka": own} | ({"cka_other": other} if self.other is not None else {}))
+        return Seen(by_layer(learner, rows), {"cka": own} | ({} if self.other is None else {"cka_other": other}))
 
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
+    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
         names = {row["layer"]: row["name"] for row in rows}
         own = ["input", *(names[i] for i in sorted(names))]
-        maps = [(f"Epoch {epoch}", arrays[epoch]["cka"], own) for epoch in sorted({min(arrays), max(arrays)})]
-        last = arrays[max(arrays)]
-        if "cka_other" in last:
-            title = f"Epoch {max(arrays)} and {Path(self.other or 'another run').name}"
-            maps.append((title, last["cka_other"], own[1:]))
+        first, last = min(arrays), max(arrays)
+        maps = [(f"Epoch {epoch}", arrays[epoch]["cka"], own) for epoch in sorted({first, last})]
+        if "cka_other" in arrays[last]:
+            title = f"Epoch {last} and {Path(self.other or 'another run').name}"
+            maps.append((title, arrays[last]["cka_other"], own[1:]))
         figure, axes = panels(len(maps), width=3.0)
         for panel, (title, matrix, layers) in zip(axes, maps, strict=True):
             picture = panel.imshow(matrix.numpy(), vmin=0, vmax=1, cmap="viridis", origin="lower")
@@ -90,13 +84,13 @@ class Similarity(Probe):
             panel.grid(False)
             name_layers(panel.xaxis, layers)
             name_layers(panel.yaxis, layers)
-            panel.set_title(title, fontsize=8)
-        if "cka_other" in last:
+            panel.set_title(title)
+        if "cka_other" in arrays[last]:
             axes[-1].set(xlabel="Layer of the other run", ylabel="Layer")
         bar = figure.colorbar(picture, ax=axes, shrink=0.8)
         bar.ax.tick_params(labelsize=8)
         bar.set_label("Linear CKA", size=8)
-        return {"similarity": figure}
+        return {self.name: figure}
 
 
 def _model(like: BlockModel, file: Path) -> BlockModel:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from locallearn import figures
 from locallearn.analysis.task2vec import embedding, task_distance, task_norm
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.probes.base import Moment, Probe, Row, Seen
+from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
 from locallearn.probes.depth import sample
 from locallearn.seeds import generator
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,8 @@ class Task2Vec(Probe):
     task_norm   L1 norm of the embedding
     filters     its length
 
-    The embedding [filters] is kept in the arrays of the look. `analysis.task2vec.task_distance` compares tasks that
-    were embedded by the same network with the same weights: the initial ones of runs with one seed, or one trained
-    model.
+    The embedding [filters] is kept in the arrays. `analysis.task2vec.task_distance` compares tasks that were embedded
+    by one network with the same weights: the initial ones of runs with one seed, or one trained model.
 
     samples  training samples; of a graph, all that have a label
     """
@@ -43,30 +38,24 @@ class Task2Vec(Probe):
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)
+        body = nn.Sequential(*learner.model.units)
         random = generator(data.seed, "task2vec")
-        found = embedding(
-            nn.Sequential(*learner.model.units),
-            learner.prepare(inputs),
-            labels,
-            random,
-            joint=learner.model.samples is not None,
-        )
-        return Seen([{"task_norm": task_norm(found), "filters": len(found)}], {"embedding": found})
+        joint = learner.model.samples is not None
+        vector = embedding(body, learner.prepare(inputs), labels, random, joint=joint)
+        return Seen([{"task_norm": task_norm(vector), "filters": len(vector)}], {"embedding": vector})
 
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        figure, (sizes, moved, filters) = figures.panels(columns=3, width=3.2)
-        epochs = [int(row["epoch"] or 0) for row in rows]
-        sizes.plot(epochs, [float(row["task_norm"] or 0) for row in rows], ".-", color=figures.COLOURS[0])
-        sizes.set(yscale="log", ylabel="L1 norm of the embedding (nats²)")
+    def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
+        figure, (sizes, moved, filters) = figures.panels(3)
+        epochs = [row["epoch"] for row in rows]
         looks = sorted(arrays)
         last = arrays[looks[-1]]["embedding"]
-        distances = [task_distance(arrays[epoch]["embedding"], last) for epoch in looks]
-        moved.plot(looks, distances, ".-", color=figures.COLOURS[0])
+        sizes.plot(epochs, [row["task_norm"] for row in rows], ".-")
+        sizes.set(yscale="log", ylabel="L1 norm of the embedding (nats²)")
+        moved.plot(looks, [task_distance(arrays[epoch]["embedding"], last) for epoch in looks], ".-")
         moved.set(ylabel="distance to the last embedding", ylim=(0, None))
+        filters.plot(last.cpu().numpy(), ".", markersize=2)
+        filters.set(yscale="log", xlabel="filter, from the input upward")
+        filters.set_ylabel(f"Fisher information, epoch {looks[-1]}")
         for axes in (sizes, moved):
             figures.epoch_axis(axes, epochs)
-        filters.plot(last.cpu().numpy(), ".", markersize=2, color=figures.COLOURS[0])
-        filters.set(
-            yscale="log", xlabel="filter, from the input upward", ylabel=f"Fisher information, epoch {looks[-1]}"
-        )
-        return {"task2vec": figure}
+        return {self.name: figure}

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from locallearn import figures
 from locallearn.analysis.weight_noise import cross_entropy, gaussian_information, tolerated_noise
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
-from locallearn.probes import curves
-from locallearn.probes.base import Moment, Probe, Row, Seen
-from locallearn.probes.depth import sample
+from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
+from locallearn.probes.depth import layers, sample
 from locallearn.seeds import derive
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,10 @@ class WeightInformation(Probe):
     tolerance: float = 0.1
     samples: int = 256
     draws: int = 4
+    curves = (
+        Curve("tolerated_noise_over_weights", "tolerated noise / rms weight", log=True),
+        Curve("weight_information_per_parameter", "information (bits per weight)"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,27 +53,18 @@ class WeightInformation(Probe):
         inputs, labels = sample(data, "train", self.samples)
         model = learner.model.eval()  # put back by the caller
         h = learner.prepare(inputs)
-        units = [*model.units, model.head]
         rows: list[Row] = []
-        for i, name in enumerate([*model.names, "head"]):
-            weights = {f"0.{key}": p.detach() for key, p in units[i].named_parameters()}
+        modules = [layer for _, layer in layers(model)]
+        for i, (row, layer) in enumerate(layers(model)):
+            weights = {f"0.{key}": p.detach() for key, p in layer.named_parameters()}
             if weights:  # what lies below the layer stays as it is
-                loss = cross_entropy(nn.Sequential(*units[i:]), h, labels, batch=model.samples or 512)
+                loss = cross_entropy(nn.Sequential(*modules[i:]), h, labels, batch=model.samples or 512)
                 seed = derive(data.seed, "weight_information", i)
                 sigma = tolerated_noise(loss, weights, self.tolerance, seed, self.draws)
-                rows.append({"layer": i, "name": name, **_numbers(weights, sigma), "tolerance": self.tolerance})
+                rows.append({**row, **_numbers(weights, sigma), "tolerance": self.tolerance})
             with torch.no_grad():
-                h = units[i](h)
+                h = layer(h)
         return Seen(rows)
-
-    def draw(self, rows: Sequence[Row], arrays: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Figure]:
-        figure, (noise, information) = figures.panels(columns=2, width=3.6)
-        curves.lines(noise, rows, "layer", "tolerated_noise_over_weights")
-        curves.lines(information, rows, "layer", "weight_information_per_parameter")
-        noise.set(yscale="log", ylabel="tolerated noise / rms weight")
-        information.set(ylabel="information (bits per weight)")
-        noise.legend(fontsize=6, frameon=False)
-        return {"weight_information": figure}
 
 
 def _numbers(weights: Mapping[str, Tensor], sigma: float) -> Row:
@@ -83,11 +72,7 @@ def _numbers(weights: Mapping[str, Tensor], sigma: float) -> Row:
     size = math.sqrt(sum(float(w.double().square().sum()) for w in weights.values()) / count)
     row: Row = {}
     if math.isfinite(sigma):
-        row |= (
-            {"tolerated_noise": sigma, "tolerated_noise_over_weights": sigma / size}
-            if size
-            else {"tolerated_noise": sigma}
-        )
+        row |= {"tolerated_noise": sigma} | ({"tolerated_noise_over_weights": sigma / size} if size else {})
     information = gaussian_information(weights, sigma)
     if math.isfinite(information):
         row |= {"weight_information": information, "weight_information_per_parameter": information / count}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, stdev
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from locallearn import names
 from locallearn.figures import COLOURS, by_strategy, epoch_axis, panels
 from locallearn.report.grouping import label, written
-from locallearn.report.numbers import Number, is_finite
+from locallearn.report.numbers import COSTS, Number, mean_and_deviation
+from locallearn.report.series import curve
 from locallearn.report.study import Group, Study
 from locallearn.runs.read import Run
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 MOST = 12
 """So many groups can be told apart in one picture."""
-CURVES = ("train/loss", "validation/accuracy", "test/accuracy")
-_LINES = ("-", "--", ":", "-.")
-_BLOCK = re.compile(r"block/(\d+)/test_accuracy")
-_MARKERS = "osD^vP*X<>hd"
+CURVES = (names.on(names.TRAIN, names.LOSS), names.SELECTED_BY, names.TEST_ACCURACY)
+DRAWN_COSTS = ("seconds", "peak_memory_bytes")
+LINES = ("-", "--", ":", "-.")
+MARKERS = "osD^vP*X<>hd"
 Look: TypeAlias = tuple[str, str, str]
 """Colour, line style and marker of a group."""
 
 
 def draw(study: Study) -> dict[str, Figure]:
     """Every picture that the runs have numbers for, by name."""
-    groups = shown(study)
+    groups = drawn(study)
     named = dict(zip(short_labels(groups), groups, strict=True))
     looks = dict(zip(named, looks_of(groups), strict=True))
     numbers = {name: group.numbers for name, group in named.items()}
-    found = {
+    every = {
         "learning_curves": learning_curves({name: group.counted for name, group in named.items()}, looks),
         "accuracy_by_block": accuracy_by_block(numbers, looks),
         "cost": _cost(study.score, numbers, looks),
     }
-    figures = {name: figure for name, figure in found.items() if figure is not None}
+    figures = {name: figure for name, figure in every.items() if figure is not None}
     left_out = sum(bool(group.counted) for group in study.groups) - len(groups)
     if left_out:
         for figure in figures.values():
@@ -48,18 +48,11 @@ def draw(study: Study) -> dict[str, Figure]:
     return figures
 
 
-def shown(study: Study) -> list[Group]:
-    """The groups that are drawn: all with a finished run, or of many those with the best validation accuracy."""
+def drawn(study: Study) -> list[Group]:
+    """All groups with a finished run, or of many those with the best validation accuracy."""
     groups = [group for group in study.groups if group.counted]
-    if len(groups) <= MOST:
-        return groups
-    kept = sorted(groups, key=_by_validation)[:MOST]
-    return [group for group in groups if group in kept]
-
-
-def _by_validation(group: Group) -> float:
-    number = group.numbers.get("validation/accuracy")
-    return -number.mean if number else 0.0
+    best = sorted(groups, key=lambda group: group.rank)[:MOST]
+    return [group for group in groups if group in best]
 
 
 def short_labels(groups: Sequence[Group]) -> list[str]:
@@ -77,23 +70,13 @@ def looks_of(groups: Sequence[Group]) -> list[Look]:
     have colours of their own."""
     alone = len({group.strategy for group in groups}) == 1 and len(groups) > 1
     before: Counter[str] = Counter()
-    found = []
+    looks = []
     for k, group in enumerate(groups):
         number = before[group.strategy]
         before[group.strategy] += 1
         colour = COLOURS[k % len(COLOURS)] if alone else by_strategy(group.strategy)
-        found.append((colour, _LINES[number % len(_LINES)], _MARKERS[k % len(_MARKERS)]))
-    return found
-
-
-def curve(runs: Iterable[Run], metric: str) -> dict[int, list[float]]:
-    """The finite values of a metric over runs, by epoch."""
-    found: dict[int, list[float]] = {}
-    for run in runs:
-        for record in run.history:
-            if is_finite(record.get(metric)) and isinstance(record.get("epoch"), int):
-                found.setdefault(record["epoch"], []).append(record[metric])
-    return dict(sorted(found.items()))
+        looks.append((colour, LINES[number % len(LINES)], MARKERS[k % len(MARKERS)]))
+    return looks
 
 
 def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Figure | None:
@@ -107,24 +90,24 @@ def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]
         for name, points in curves[metric].items():
             _band(place, points, looks[name], name)
         epoch_axis(place, [epoch for points in curves[metric].values() for epoch in points])
-        place.set_ylabel(metric.replace("/", " "))
+        place.set_ylabel(names.in_words(metric))
     if any(len(own) > 1 for own in runs.values()):
         axes[0].set_title("mean over seeds; band: one standard deviation", fontsize=7, loc="left")
     _legend(figure, axes[0])
     return figure
 
 
-def _band(axes: Axes, points: Mapping[int, Sequence[float]], look: Look, name: str) -> None:
+def _band(axes: Axes, points: Mapping[float, Sequence[float]], look: Look, name: str) -> None:
     """The mean, and one standard deviation to each side where there are several values."""
     if not points:
         return
     colour, style, marker = look
-    xs, means = list(points), [fmean(v) for v in points.values()]
+    xs, at_each = list(points), [mean_and_deviation(values) for values in points.values()]
+    means, spread = [mean for mean, _ in at_each], [deviation or 0.0 for _, deviation in at_each]
     (line,) = axes.plot(xs, means, color=colour, linestyle=style, label=name, marker=marker, markersize=3)
     line.set_markevery(max(1, len(xs) // 10))
     if len(xs) == 1:  # else hidden where lines of others end
         line.set(markersize=9, markerfacecolor="none")
-    spread = [stdev(v) if len(v) > 1 else 0.0 for v in points.values()]
     if any(spread):
         low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -134,15 +117,12 @@ def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
     """Test accuracy of every block that can predict, by label; a network of one predicting block is a point."""
     from matplotlib.ticker import MaxNLocator
 
-    blocks = {
-        name: {int(m[1]): n.values for metric, n in own.items() if (m := _BLOCK.fullmatch(metric))}
-        for name, own in numbers.items()
-    }
-    if not any(len(found) > 1 for found in blocks.values()):
+    blocks = {name: names.by_block(own, "test_accuracy") for name, own in numbers.items()}
+    if not any(len(own) > 1 for own in blocks.values()):
         return None
     figure, (axes,) = panels(width=4.2)
-    for name, found in blocks.items():
-        _band(axes, dict(sorted(found.items())), looks[name], name)
+    for name, own in blocks.items():
+        _band(axes, {block: number.values for block, number in own.items()}, looks[name], name)
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("test accuracy")
@@ -152,13 +132,12 @@ def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
 
 def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look]) -> Figure | None:
     """Score against seconds and against peak memory, a point with bars of one standard deviation for each label."""
-    costs = {"seconds": ("seconds", 1.0), "peak_memory_bytes": ("peak memory [MiB]", 2.0**20)}
-    drawn = [name for name in costs if any({name, score} <= own.keys() for own in numbers.values())]
+    drawn = [name for name in DRAWN_COSTS if any({name, score} <= own.keys() for own in numbers.values())]
     if not drawn:
         return None
     figure, axes = panels(len(drawn), 1)
     for place, cost in zip(axes, drawn, strict=True):
-        title, unit = costs[cost]
+        unit = COSTS[cost].unit
         for name, own in numbers.items():
             if not {cost, score} <= own.keys():
                 continue
@@ -167,8 +146,8 @@ def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
             spread = (x.std or 0.0) / unit
             bars = place.errorbar(x.mean / unit, y.mean, y.std or 0.0, spread, fmt=marker, color=colour, linewidth=0.8)
             bars.set_label(name)
-        place.set_xlabel(title)
-        place.set_ylabel(score.replace("/", " "))
+        place.set_xlabel(COSTS[cost].axis)
+        place.set_ylabel(names.in_words(score))
     _legend(figure, axes[0])
     return figure
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.resources import files
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from locallearn.report import grouping, html_tables
-from locallearn.report.html_data import embedded, looked_at, payload
+from locallearn.report import cells, grouping
+from locallearn.report.series import embedded, payload
 from locallearn.report.study import Study
-from locallearn.report.tables import notes, summary
+from locallearn.report.tables import counted, notes, summary
+from locallearn.runs.files import PROBES
 from locallearn.runs.read import Run
 
 SCRIPTS = ("page_tables.js", "page_chart.js", "page_figures.js")
@@ -26,6 +29,13 @@ PICTURED = ("features", "filters", "reconstruction", "similarity", "task2vec")
 """Probes with pictures that their rows do not give."""
 PICTURE_BYTES = 1_200_000
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+CHOICES = (6, 30)
+"""A filter is offered for so many settings at most, each with so many values at most."""
+CAPTIONS = {
+    "results": "Results by group: mean ± standard deviation over seeds. The buttons in the headings sort.",
+    "settings": "What differs between groups, and the command that does a group again.",
+    "runs": "Every run that was found, with its state, the reason where it is not done, and its command.",
+}
 
 
 def page(study: Study) -> str:
@@ -41,13 +51,12 @@ def page(study: Study) -> str:
     text = template.render(
         title=_title(study),
         counts=f"{summary(study)}; groups differ in {', '.join(study.differs) or 'the seed only'}.",
-        sections=_sections(study, bool(pictures)),
         problems=study.problems,
-        results=html_tables.results(study),
+        results=_table("results", cells.results(study)),
         notes=_notes(study),
-        settings=html_tables.settings(study),
+        settings=_table("settings", cells.settings(study)),
         common=[(key, grouping.text(value)) for key, value in sorted(study.common.items())],
-        runs=html_tables.runs(study),
+        runs=_table("runs", cells.runs(study)),
         pictures=pictures,
         pictures_note="Of the first run of each group." + (f" {left_out} more are in the folders." if left_out else ""),
         footer=f"Made by locallearn report on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
@@ -70,54 +79,62 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def _table(name: str, table: cells.Table) -> dict[str, Any]:
+    """A table as the template shows it, with the filters that it offers."""
+    keys = table.keys or []
+    choices = []
+    for key in dict.fromkeys(key for row in keys for key in row):
+        values = list(dict.fromkeys(row[key] for row in keys if key in row))
+        if 2 <= len(values) <= CHOICES[1]:
+            choices.append({"key": key, "values": values})
+    return {
+        "id": f"{name}-table",
+        "what": f"table of {name}",
+        "caption": CAPTIONS[name],
+        "columns": table.columns,
+        "rows": list(zip(*(column.cells for column in table.columns), strict=True)),
+        "keys": [json.dumps(row) for row in keys],
+        "choices": None if table.keys is None else choices[: CHOICES[0]],
+    }
+
+
 def _title(study: Study) -> str:
-    models, sets = ({run.names.get(kind, "") for run in study.runs} - {""} for kind in ("model", "data"))
-    what = [", ".join(sorted(found)) if len(found) < 4 else f"{len(found)} {kind}" for found, kind in
-            ((models, "models"), (sets, "data sets"))]  # fmt: skip
-    return f"{' on '.join(w for w in what if w) or 'Runs'}: {_count(len(study.groups), 'group')} compared"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _sections(study: Study, pictures: bool) -> list[tuple[str, str]]:
-    found = [("results", "Results"), ("figures", "Figures"), ("settings", "Configuration"), ("runs", "Runs")]
-    return [*([("problems", "Problems")] if study.problems else []), *found, *([("pictures", "Pictures")] * pictures)]
+    kinds = {"models": "model", "data sets": "data"}
+    chosen = {kind: {run.names.get(key, "") for run in study.runs} - {""} for kind, key in kinds.items()}
+    what = [", ".join(sorted(own)) if len(own) < 4 else f"{len(own)} {kind}" for kind, own in chosen.items() if own]
+    return f"{' on '.join(what) or 'Runs'}: {counted(len(study.groups), 'group')} compared"
 
 
 def _notes(study: Study) -> list[str]:
-    found = ["only runs that are done count, the newest of each seed; ± needs two seeds"]
+    sentences = ["only runs that are done count, the newest of each seed; ± needs two seeds"]
     if any(group.baseline for group in study.groups):
-        found.append("×: how many times that of backprop")
-    return [*found, *notes(study)]
+        sentences.append("×: how many times that of backprop")
+    return [*sentences, *notes(study)]
 
 
 def _pictures(study: Study) -> tuple[list[dict[str, str]], int]:
-    """Pictures of probes that rows do not give, of one run per group, and how many found no room."""
-    found, left_out, room = [], 0, PICTURE_BYTES
+    """Pictures of probes that rows do not give, of one run per group, and how many had no room."""
+    shown, left_out, room = [], 0, PICTURE_BYTES
     for group in study.groups:
-        for probe, stem, content, kind in _files(looked_at(group)[:1]):
+        for probe, stem, content, kind in _files(group.shown[0]):
             if len(content) > room:
                 left_out += 1
                 continue
             room -= len(content)
-            caption = f"{probe}: {stem}, {group.label}"
             source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
             alt = f"Picture {stem} of the probe {probe} for {group.label}; its numbers are in the figure of that probe"
-            found.append({"source": source, "alt": alt, "caption": caption})
-    return found, left_out
+            shown.append({"source": source, "alt": alt, "caption": f"{probe}: {stem}, {group.label}"})
+    return shown, left_out
 
 
-def _files(runs: Sequence[Run]) -> Iterator[tuple[str, str, bytes, str]]:
+def _files(run: Run) -> Iterator[tuple[str, str, bytes, str]]:
     """Probe, name, content and type of each picture, in the smaller of its formats."""
-    for run in runs:
-        for probe in PICTURED:
-            stems = sorted({file.stem for file in (run.path / "probes" / probe).glob("*") if file.suffix in TYPES})
-            for stem in stems:
-                formats = [run.path / "probes" / probe / f"{stem}{suffix}" for suffix in TYPES]
-                try:
-                    file = min((f for f in formats if f.is_file()), key=lambda f: f.stat().st_size)
-                    yield probe, stem, file.read_bytes(), TYPES[file.suffix]
-                except (OSError, ValueError):
-                    continue
+    for probe in PICTURED:
+        folder = run.path / PROBES / probe
+        for stem in sorted({file.stem for file in folder.glob("*") if file.suffix in TYPES}):
+            formats = [folder / f"{stem}{suffix}" for suffix in TYPES]
+            try:
+                file = min((f for f in formats if f.is_file()), key=lambda f: f.stat().st_size)
+                yield probe, stem, file.read_bytes(), TYPES[file.suffix]
+            except (OSError, ValueError):
+                continue

@@ -8,16 +8,18 @@ pairs' differences, d +- t(0.975, n - 1) s / sqrt(n).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from locallearn.names import ACCURACY, LOSS, SELECTED_BY, TEST, TRAIN, VALIDATION, on
 from locallearn.report.grouping import BACKPROP, common, differing, is_method, label, order, settings_of, written
 from locallearn.report.numbers import Number, numbers, paired, values
 from locallearn.report.published import Published, published
 from locallearn.runs.read import Run
 
-SCORES = ("test/accuracy", "validation/accuracy", "test/loss", "validation/loss", "train/accuracy", "train/loss")
+_EVALUATED = [on(split, metric) for metric in (ACCURACY, LOSS) for split in (TEST, VALIDATION)]
+SCORES = (*_EVALUATED, on(TRAIN, ACCURACY), on(TRAIN, LOSS))
 """What a run is judged by: the first of them that any run has."""
 
 
@@ -44,6 +46,16 @@ class Group:
     def strategy(self) -> str:
         return self.runs[0].strategy
 
+    @property
+    def shown(self) -> list[Run]:
+        """The runs that are drawn: those that count, or, while none is done, all."""
+        return self.counted or self.runs
+
+    @property
+    def rank(self) -> float:
+        """What groups are sorted by, the best by validation accuracy first."""
+        return -self.numbers[SELECTED_BY].mean if SELECTED_BY in self.numbers else 0.0
+
 
 @dataclass(frozen=True)
 class Study:
@@ -51,17 +63,14 @@ class Study:
 
     differs   keys that vary between groups, `strategy` first
     common    keys and values that all runs share
-    baseline  the backprop group, if there is but one
     ungrouped runs without a readable configuration
-    metrics   names of all numbers, the score first
+    problems  sentences on what makes the numbers less than they seem
     """
 
     groups: list[Group]
     differs: list[str]
     common: dict[str, Any]
-    baseline: Group | None
     ungrouped: list[Run]
-    metrics: list[str]
     problems: list[str]
 
     @property
@@ -73,9 +82,15 @@ class Study:
         return [run for run in self.runs if not run.done]
 
     @property
+    def metrics(self) -> list[str]:
+        """The names of all numbers, the score first."""
+        names = dict.fromkeys(name for group in self.groups for name in group.numbers)
+        return list(dict.fromkeys([*[name for name in SCORES if name in names][:1], *names]))
+
+    @property
     def score(self) -> str:
         """The metric that groups are judged by; empty if no run has a number."""
-        return self.metrics[0] if self.metrics else ""
+        return next(iter(self.metrics), "")
 
 
 def study(runs: Sequence[Run]) -> Study:
@@ -83,36 +98,24 @@ def study(runs: Sequence[Run]) -> Study:
     known = [run for run in runs if run.config]
     settings = [settings_of(run) for run in known]
     differs = differing(known, settings)
-    members: dict[str, list[Run]] = {}
-    own: dict[str, dict[str, Any]] = {}
-    for run, setting in zip(known, settings, strict=True):
-        varying = {key: setting[key] for key in differs if key in setting}
-        members.setdefault(written(varying), []).append(run)
-        own.setdefault(written(varying), varying)
+    members: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+    for run, own in zip(known, settings, strict=True):
+        varying = {key: own[key] for key in differs if key in own}
+        members.setdefault(written(varying), (varying, []))[1].append(run)
     problems: list[str] = []
-    groups = [_group(members[key], own[key], problems) for key in members]
+    groups = [_group(varying, own, problems) for varying, own in members.values()]
     groups.sort(key=lambda group: order(group.settings, differs))
-    groups = [_compared(group, _baseline(group, groups, differs)) for group in groups]
-    problems += _shared_problems(runs, groups)
-    backprop = [group for group in groups if group.strategy == BACKPROP]
-    return Study(
-        groups=groups,
-        differs=differs,
-        common=common(settings, differs),
-        baseline=backprop[0] if len(backprop) == 1 else None,
-        ungrouped=[run for run in runs if not run.config],
-        metrics=_metrics(groups),
-        problems=problems,
-    )
+    groups = [_compared(group, groups, differs) for group in groups]
+    result = Study(groups, differs, common(settings, differs), [run for run in runs if not run.config], problems)
+    problems += _problems(runs, result)
+    return result
 
 
-def _group(runs: list[Run], settings: dict[str, Any], problems: list[str]) -> Group:
+def _group(settings: dict[str, Any], runs: list[Run], problems: list[str]) -> Group:
     """The runs as a group, without its difference to backprop."""
     name = label(settings, runs[0])
-    newest: dict[int | None, Run] = {}
     done = sorted((run for run in runs if run.done), key=lambda run: run.ended)
-    for run in done:
-        newest[run.seed] = run
+    newest = {run.seed: run for run in done}
     repeated = sorted(str(seed) for seed in newest if sum(run.seed == seed for run in done) > 1)
     if repeated:
         which = f"seed {repeated[0]} was" if len(repeated) == 1 else f"seeds {', '.join(repeated)} were"
@@ -121,57 +124,35 @@ def _group(runs: list[Run], settings: dict[str, Any], problems: list[str]) -> Gr
     return Group(name, settings, runs, numbers(counted), counted, published=published((counted or runs)[0]))
 
 
-def _baseline(group: Group, groups: Iterable[Group], differs: Sequence[str]) -> Group | None:
-    """The backprop group on the same task that differs in the fewest settings; of several the one with the best
-    validation accuracy."""
-    if group.strategy == BACKPROP:
-        return None
-    same = [
-        other
-        for other in groups
-        if other.strategy == BACKPROP
-        and other.counted
-        and all(other.settings.get(k) == group.settings.get(k) for k in differs if not is_method(k))
-    ]
+def _compared(group: Group, groups: Sequence[Group], differs: Sequence[str]) -> Group:
+    """The group with its differences to backprop: to the group on the same task that differs in the fewest settings,
+    and of several to the one with the best validation accuracy."""
 
-    def rank(other: Group) -> tuple[int, float]:
-        accuracy = other.numbers.get("validation/accuracy")
-        others = sum(other.settings.get(k) != group.settings.get(k) for k in differs)
-        return others, -accuracy.mean if accuracy else 0.0
+    def apart(base: Group) -> list[str]:
+        return [key for key in differs if base.settings.get(key) != group.settings.get(key)]
 
-    return min(same, key=rank, default=None)
-
-
-def _compared(group: Group, baseline: Group | None) -> Group:
-    """The group with its differences to backprop."""
-    if baseline is None:
+    bases = [g for g in groups if g.strategy == BACKPROP and g.counted and all(map(is_method, apart(g)))]
+    if group.strategy == BACKPROP or not bases:
         return group
+    base = min(bases, key=lambda base: (len(apart(base)), base.rank))
     both = {
-        name: paired(number, baseline.numbers[name]) if name in baseline.numbers else number
+        name: paired(number, base.numbers[name]) if name in base.numbers else number
         for name, number in group.numbers.items()
     }
-    return replace(group, numbers=both, baseline=baseline.label)
+    return replace(group, numbers=both, baseline=base.label)
 
 
-def _metrics(groups: Iterable[Group]) -> list[str]:
-    names = dict.fromkeys(name for group in groups for name in group.numbers)
-    first = next((name for name in SCORES if name in names), None)
-    return [first, *(name for name in names if name != first)] if first else list(names)
-
-
-def _shared_problems(runs: Sequence[Run], groups: Sequence[Group]) -> list[str]:
-    """Sentences on what makes numbers less than they seem."""
-    found = [f"{run.path}: {problem}" for run in runs for problem in run.problems]
-    counted = [run for group in groups for run in group.counted]
-    score = (_metrics(groups) or [""])[0]
-    for group in groups:
-        if without := sum(values(run).get(score) is None for run in group.counted):
-            found.append(f"{group.label}: {without} of {len(group.counted)} finished runs have no finite {score}")
+def _problems(runs: Sequence[Run], result: Study) -> list[str]:
+    sentences = [f"{run.path}: {problem}" for run in runs for problem in run.problems]
+    score = result.score
+    for group in result.groups:
+        if without := sum(score not in values(run) for run in group.counted):
+            sentences.append(f"{group.label}: {without} of {len(group.counted)} finished runs have no finite {score}")
     for name, fact in (("device", "devices"), ("threads", "numbers of threads")):
-        seen = sorted({str(run.manifest[name]) for run in counted if name in run.manifest})
+        manifests = [run.manifest for group in result.groups for run in group.counted]
+        seen = sorted({str(manifest[name]) for manifest in manifests if name in manifest})
         if len(seen) > 1:
-            found.append(f"the runs had different {fact} ({', '.join(seen)}): their seconds do not compare")
-    strategies = {group.strategy for group in groups}
-    if groups and BACKPROP not in strategies:
-        found.append("there is no run with strategy=backprop, so no difference to it")
-    return found
+            sentences.append(f"the runs had different {fact} ({', '.join(seen)}): their seconds do not compare")
+    if result.groups and all(group.strategy != BACKPROP for group in result.groups):
+        sentences.append("there is no run with strategy=backprop, so no difference to it")
+    return sentences

@@ -7,14 +7,13 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from locallearn.report.grid import Table, grids
-from locallearn.report.numbers import Number
-from locallearn.report.study import Group, Study
+from locallearn.figures.text import table as aligned
+from locallearn.report.cells import results
+from locallearn.report.study import Study
 from locallearn.runs.read import STATES
 
-SHARES = ("accuracy", "_share")  # endings of metrics that are shown in percent
 LATEX_ROWS = 40  # of one tabular, which does not break over pages
 LATEX_LABEL = 60  # characters; longer ones are broken into lines
 NOTES = {
@@ -23,112 +22,35 @@ NOTES = {
     "FLOPs": "FLOPs: forward pass of one image through the model; aux FLOPs: through what only trains it, if known",
     "aux %": "aux %: parameters of auxiliary networks, in percent of the model's",
 }
-COSTS = {
-    "seconds": "time",
-    "peak_memory_bytes": "memory",
-    "flops": "FLOPs",
-    "auxiliary_flops": "aux FLOPs",
-    "auxiliary_share": "aux %",
-}
-"""What a run costs, and the head of its column."""
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """What begins so is computed by a spreadsheet that opens a CSV."""
 
 
-def table(study: Study) -> Table:
-    """The head, then a row for each group; a column that would be empty is left out."""
-    score = study.score
-    columns: list[tuple[str, Callable[[Group], str]]] = [
-        ("run", lambda g: g.label),
-        ("done", lambda g: f"{len(g.counted)} of {len({run.seed for run in g.runs})}"),
-        (title(score), lambda g: spread(score, g.numbers.get(score))),
-        ("published", lambda g: g.published.value if g.published else ""),
-        ("best", lambda g: shown(score, number.best) if (number := g.numbers.get(score)) else ""),
-        ("vs backprop", lambda g: difference(score, g.numbers.get(score))),
-        *((head, _mean_of(name)) for name, head in COSTS.items()),
-    ]
-    cells = [[head, *(cell(group) for group in study.groups)] for head, cell in columns]
-    full = [column for column in cells if column[0] in ("run", "done") or any(column[1:])]
-    return [list(row) for row in zip(*full, strict=True)]
-
-
-def _mean_of(name: str) -> Callable[[Group], str]:
-    return lambda group: shown(name, group.numbers[name].mean) if name in group.numbers else ""
-
-
-def title(metric: str) -> str:
-    """`test/accuracy` -> `test accuracy %`"""
-    words = metric.replace("/", " ").replace("_", " ")
-    return f"{words} %" if metric.endswith(SHARES) else words
-
-
-def spread(metric: str, number: Number | None) -> str:
-    """Mean and deviation in the unit of the mean, `821 ± 35 MiB`; what a configuration decides has no deviation."""
-    if number is None:
-        return ""
-    size, unit = _unit(metric, number.mean)
-    if number.std is None or metric.endswith(("flops", "share")):
-        return shown(metric, number.mean)
-    if metric.endswith(SHARES):
-        return f"{shown(metric, number.mean)} ± {shown(metric, number.std)}"
-    if not unit:
-        return f"{number.mean:.4g} ± {_digits(number.std, 2)}"
-    return f"{_digits(number.mean / size, 3)} ± {_digits(number.std / size, 2)} {unit}"
-
-
-def difference(metric: str, number: Number | None) -> str:
-    """`-1.20 [-2.10, -0.30]`; without the interval for one pair."""
-    if number is None or number.difference is None:
-        return ""
-    if number.ci_low is None or number.ci_high is None:
-        return f"{shown(metric, number.difference, '+')} (1 pair)"
-    low, high = (shown(metric, end, "+") for end in (number.ci_low, number.ci_high))
-    return f"{shown(metric, number.difference, '+')} [{low}, {high}]"
-
-
-def shown(metric: str, value: float | None, sign: str = "") -> str:
-    """A value in the unit of its metric."""
-    if value is None:
-        return ""
-    if metric.endswith(SHARES):
-        return f"{100 * value:{sign}.2f}"
-    size, unit = _unit(metric, value)
-    return f"{_digits(value / size, 3)} {unit}" if unit else f"{value:{sign}.4g}"
-
-
-def _unit(metric: str, value: float) -> tuple[float, str]:
-    """Size and name of the unit in which a value is read best; (1, "") without one."""
-    if metric.endswith("seconds"):
-        return next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if value >= 2 * size), (1, "s"))
-    if metric.endswith("bytes"):
-        return next(((2**k, unit) for k, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")) if value >= 2**k), (1, "B"))
-    if metric.endswith("flops"):
-        return next(((10**k, unit) for k, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")) if value >= 10**k), (1, ""))
-    return 1, ""
-
-
-def _digits(value: float, count: int) -> str:
-    """That many significant digits, never as 1e+03."""
-    return f"{value:.0f}" if abs(value) >= 10**count - 0.5 else f"{value:.{count}g}"
+def table(study: Study) -> list[list[str]]:
+    """The head, then a row for each group."""
+    return results(study).brief()
 
 
 def summary(study: Study) -> str:
     """One line: how many runs, in how many groups, and what became of them."""
     counts = Counter(run.state for run in study.runs)
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    groups = f"{len(study.groups)} group{'s' * (len(study.groups) != 1)}"
-    return f"{len(study.runs)} run{'s' * (len(study.runs) != 1)} in {groups}: {states}"
+    return f"{counted(len(study.runs), 'run')} in {counted(len(study.groups), 'group')}: {states}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 group`, `2 groups`"""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def notes(study: Study) -> list[str]:
     """What the heads of the table mean, as far as it has them, and whom groups are compared with."""
     heads = table(study)[0]
-    found = [text for head, text in NOTES.items() if head in heads]
-    found += dict.fromkeys(group.published.note for group in study.groups if group.published)
-    several = {group.baseline for group in study.groups if group.baseline}
-    if len(several) > 1:
-        found.append("each group is compared with the backprop group of the same task, closest in its other settings")
-    return found
+    sentences = [text for head, text in NOTES.items() if head in heads]
+    sentences += dict.fromkeys(group.published.note for group in study.groups if group.published)
+    if len({group.baseline for group in study.groups if group.baseline}) > 1:
+        sentences.append("each group is compared with the backprop group of the same task, closest in its settings")
+    return sentences
 
 
 def unfinished(study: Study) -> list[str]:
@@ -139,7 +61,8 @@ def unfinished(study: Study) -> list[str]:
 def terminal(study: Study, width: int) -> str:
     """The report as text of at most `width` columns."""
     lines = [*notes(study), *unfinished(study), *(f"note: {problem}" for problem in study.problems)]
-    return "\n".join([summary(study), grids([table(study)] if study.groups else [], width), *lines])
+    rows = [aligned(table(study), width, rule=True), ""] if study.groups else []
+    return "\n".join([summary(study), "", *rows, *lines])
 
 
 def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
@@ -154,9 +77,7 @@ def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
         "Not done": [_plain(line) for line in unfinished(study)],
         "Notes": [_plain(problem) for problem in study.problems],
         "The same in all runs": [f"{_code(key)}: {_code(value)}" for key, value in study.common.items()],
-        "To repeat": [
-            f"{_plain(group.label)}: {_code((group.counted or group.runs)[0].repeat)}" for group in study.groups
-        ],
+        "To repeat": [f"{_plain(group.label)}: {_code(group.shown[0].repeat)}" for group in study.groups],
     }
     for name, entries in sections.items():
         if entries:
@@ -252,13 +173,10 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def escaped(text: str) -> str:
     """Text that LaTeX prints as it is; letters that an article's fonts lack become their plain ones, or `?`."""
-    found = []
-    for c in text:
-        if c in _LATEX:
-            found.append(_LATEX[c])
-        elif c.isascii():
-            found.append(c if c.isprintable() else " ")
-        else:
-            plain = unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode()
-            found.append("".join(_LATEX.get(p, p) for p in plain) or "?")
-    return "".join(found)
+
+    def plain(c: str) -> str:
+        if c.isascii() or c in _LATEX:
+            return c if c.isprintable() else " "
+        return unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
+
+    return "".join(_LATEX.get(c, c) for c in "".join(map(plain, text)))

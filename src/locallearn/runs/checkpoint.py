@@ -25,7 +25,7 @@ from torch import Tensor
 from locallearn import stored
 from locallearn.config.typed import checked
 from locallearn.errors import RunError, UserError
-from locallearn.runs.folder import remove_orphans
+from locallearn.runs import files
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -38,7 +38,7 @@ class Newer(UserError):
 
 
 @dataclass(frozen=True)
-class State:
+class SavedState:
     """What `state.json` must hold: after how many steps it was saved, where the next epoch goes on, how long training
     took until then, and the running sums of every block."""
 
@@ -47,11 +47,11 @@ class State:
     epoch: int
     offset: int
     seconds: float
-    blocks: list[Running]
+    blocks: list[BlockSums]
 
 
 @dataclass(frozen=True)
-class Running:
+class BlockSums:
     """What `TrainedBlock.running` gives."""
 
     totals: list[float]
@@ -83,7 +83,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     temporary = folder / f".tmp-{os.getpid()}-{target.name}"
     try:
         folder.mkdir(exist_ok=True)
-        remove_orphans(folder, _TEMPORARY)
+        files.remove_orphans(folder, _TEMPORARY)
         _check_space(folder, tensors)
         temporary.mkdir()
         save_file(distinct(tensors), temporary / _FILES[0])
@@ -91,11 +91,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in _FILES)
         (temporary / "SHA256SUMS").write_text(sums)
         for name in (*_FILES, "SHA256SUMS"):
-            _sync(temporary / name)
+            files.sync(temporary / name)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
-        _sync(folder)
+        files.sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(f"checkpoint {target} could not be written: {error}; earlier checkpoints are intact") from error
@@ -110,10 +110,10 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     A damaged one is reported through `warn` and skipped. Raises UserError when there are some and all are damaged.
     """
     paths = _committed(folder)
-    found = next(_read_all(paths, warn), None)
-    if paths and found is None:
+    checkpoint = next(_read_all(paths, warn), None)
+    if paths and checkpoint is None:
         raise UserError(f"all {len(paths)} checkpoints under {folder} are damaged; start the run anew")
-    return found
+    return checkpoint
 
 
 def sound(folder: Path, warn: Callable[[str], None]) -> Iterator[Checkpoint]:
@@ -139,12 +139,12 @@ def _read(path: Path) -> Checkpoint:
         if _sha256(path / name) != sums.get(name):
             raise ValueError(f"{name} does not match its SHA-256 sum")
     state = stored.mapping(path / "state.json")
-    made_by = state.get("format")
-    if isinstance(made_by, int) and made_by > FORMAT:
+    version = state.get("format")
+    if isinstance(version, int) and version > FORMAT:
         raise Newer(
-            f"checkpoint {path} has format {made_by}; this locallearn reads up to {FORMAT}: install a newer one"
+            f"checkpoint {path} has format {version}; this locallearn reads up to {FORMAT}: install a newer one"
         )
-    checked(State, state, "state.json")
+    checked(SavedState, state, "state.json")
     if path.name != f"step-{state['step']:08d}":
         raise ValueError(f"state.json is of step {state['step']}")
     return Checkpoint(path, stored.tensors(path / "tensors.safetensors"), state)
@@ -154,8 +154,8 @@ def _committed(folder: Path) -> list[Path]:
     """Committed checkpoints, newest first; everything else in the folder is left alone."""
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
+    committed = [p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(committed, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
 
 
 def _check_space(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -181,11 +181,3 @@ def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import sys
 import time
@@ -16,18 +15,29 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from locallearn import names
+from locallearn.errors import printable
+from locallearn.figures.text import put, table
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 REFRESH_SECONDS = 0.25  # a refresh of the bar costs about 1 ms
 SHORTEST_BAR = 10  # columns; before a bar gets shorter, the least important fact goes
+RESULT = (  # title, name, scale and digits of the numbers below those of accuracy
+    ("images per second", "images_per_second", 1.0, 0),
+    ("peak memory (MiB)", "peak_memory_bytes", 2.0**-20, 1),
+    ("parameters", "parameters", 1.0, 0),
+    ("auxiliary parameters", "auxiliary_parameters", 1.0, 0),
+    ("seconds", "seconds", 1.0, 1),
+)
 _FAILURES = (OSError, ValueError)  # a broken pipe or full disk; a closed stream
 
 
 def warn(text: str, kind: str = "warning") -> None:
     """One line on stderr, if there is one."""
     with suppress(*_FAILURES, AttributeError):
-        print(f"{kind}: {_clean(text)}", file=sys.stderr, flush=True)
+        print(f"{kind}: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class Console:
@@ -36,12 +46,8 @@ class Console:
     def __init__(self, quiet: bool = False) -> None:
         self._silent = quiet or sys.stdout is None
         self._bar: Progress | None = None
-        self._epochs = 0
-        self._steps_per_epoch = 0
-        self._last_step = 0
-        self._step = 0
-        self._first_step = 0
-        self._images = 0
+        self._epochs = self._steps_per_epoch = self._last_step = 0
+        self._step = self._first_step = self._images = 0
         self._so_far: Callable[[], str] = str
         self._started = self._shown = time.monotonic()
 
@@ -55,11 +61,8 @@ class Console:
         last_step: int | None = None,
         so_far: Callable[[], str] = str,
     ) -> None:
-        """Begin to count.
-
-        first_step  how many steps were done before (a resumed run)
-        last_step   the step at which training ends, if that is before the end of the last epoch
-        so_far      says how good the running epoch is, such as "loss 0.412"; called only when the bar is drawn
+        """Begin to count, after `first_step` steps of a resumed run, up to `last_step` if that is before the end of the
+        last epoch. `so_far` says how good the running epoch is, as in "loss 0.412", whenever the bar is drawn.
         """
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._last_step = epochs * steps_per_epoch if last_step is None else last_step
@@ -71,7 +74,7 @@ class Console:
         if not self._silent and _is_terminal():
             self._bar = _bar(self._last_step, first_step)
             self._show(self._bar.start)
-            self._refresh(self._started)
+            self._refresh()
 
     def advance(self, images: int) -> None:
         """One step is done; about 0.3 us unless the bar is due, so it may be called every step."""
@@ -79,58 +82,46 @@ class Console:
         self._images += images
         if self._bar is not None and (now := time.monotonic()) - self._shown >= REFRESH_SECONDS:
             self._shown = now
-            self._refresh(now)
+            self._refresh()
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """One line for an epoch; `record["epoch"]` counts finished epochs. What the record lacks is left out."""
         parts = [f"epoch {record.get('epoch', '?'):>{len(str(self._epochs))}}/{self._epochs}"]
-        train = [_number(record[key]) for key in ("train/loss", "train/accuracy") if key in record]
-        parts += [f"train {' / '.join(train)}"] if train else []
-        for split in ("validation", "test"):
-            if f"{split}/accuracy" in record:
-                parts.append(f"{split} {_number(record[f'{split}/accuracy'])}")
-        blocks = _blocks(record, "test_accuracy") or _blocks(record, "accuracy")
+        for split, metrics in {
+            names.TRAIN: (names.LOSS, names.ACCURACY),
+            names.VALIDATION: (names.ACCURACY,),
+            names.TEST: (names.ACCURACY,),
+        }.items():
+            values = [_number(record[name]) for metric in metrics if (name := names.on(split, metric)) in record]
+            parts += [f"{split} {' / '.join(values)}"] if values else []
+        blocks = names.by_block(record, "test_accuracy") or names.by_block(record, names.ACCURACY)
         parts += [f"block {' '.join(map(_number, blocks.values()))}"] if blocks else []
         if record.get("images_per_second") is not None:
             parts.append(f"{record['images_per_second']:.0f} images/s")
         if self._step < self._last_step:
-            parts.append(f"{self._remaining(time.monotonic())} left")
+            parts.append(f"{self._remaining()} left")
         self.line("  ".join(parts))
-        if self._bar is not None:
-            self._refresh(time.monotonic())
+        self._refresh()
 
     def line(self, text: str) -> None:
         """A line of text as it is, above the bar if there is one."""
-        if self._silent:
-            return
-        text = _clean(text)
-        if self._bar is not None:
-            bar = self._bar
-            self._show(lambda: bar.console.print(text, markup=False, highlight=False, soft_wrap=True))
+        if (bar := self._bar) is not None:
+            self._show(lambda: bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True))
         else:
-            self._show(lambda: _print(text))
+            self._show(lambda: put(text))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table as aligned text; all but the first column to the right."""
-        cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        forms = [f"<{widths[0]}", *(f">{width}" for width in widths[1:])]
-        lines = ["  ".join(map(format, row, forms)) for row in cells]
-        rule = "  ".join("-" * width for width in widths)
-        self.line("\n".join(["", title, "", lines[0], rule, *lines[1:], ""]))
+        """A table below its title; all but the first column to the right."""
+        if not self._silent:
+            self.line("\n".join(["", title, "", table([columns, *([str(cell) for cell in row] for row in rows)]), ""]))
 
     def final_table(self, summary: Mapping[str, Any], blocks: int) -> None:
         """The closing table of a run: how good, how fast, how large. What the summary lacks is left out."""
-        keys = [("test accuracy", "test/accuracy", 1.0, 4), ("validation accuracy", "validation/accuracy", 1.0, 4)]
-        keys += [(f"test accuracy at block {k}", f"block/{k:02d}/test_accuracy", 1.0, 4) for k in range(blocks)]
-        keys += [
-            ("images per second", "images_per_second", 1.0, 0),
-            ("peak memory (MiB)", "peak_memory_bytes", 2.0**-20, 1),
-            ("parameters", "parameters", 1.0, 0),
-            ("auxiliary parameters", "auxiliary_parameters", 1.0, 0),
-            ("seconds", "seconds", 1.0, 1),
-        ]
-        rows = [(title, f"{summary[k] * scale:,.{n}f}") for title, k, scale, n in keys if summary.get(k) is not None]
+        scores = {names.in_words(name): name for name in (names.TEST_ACCURACY, names.SELECTED_BY)}
+        for k in range(blocks):
+            scores[f"test accuracy at block {k}"] = names.at(names.BLOCK, k, "test_accuracy")
+        facts = [*((title, name, 1.0, 4) for title, name in scores.items()), *RESULT]
+        rows = [(title, f"{summary[k] * scale:,.{n}f}") for title, k, scale, n in facts if summary.get(k) is not None]
         self.table("result", ("", "value"), rows)
 
     def stop(self) -> None:
@@ -142,31 +133,33 @@ class Console:
     def finish(self, path: str | os.PathLike[str]) -> None:
         """The run folder alone on the last line, never wrapped, for scripts to read."""
         self.stop()
-        if not self._silent:
-            self._show(lambda: _print(os.fspath(path)))
+        self._show(lambda: put(os.fspath(path)))
 
-    def _refresh(self, now: float) -> None:
-        bar = self._bar
-        if bar is None:  # the screen is gone
+    def _refresh(self) -> None:
+        if (bar := self._bar) is None:  # there is none, or the screen is gone
             return
-        done = min(self._step // max(self._steps_per_epoch, 1) + 1, self._epochs)
+        epoch = min(self._step // max(self._steps_per_epoch, 1) + 1, self._epochs)
         facts = [  # the most important first
             f"{100 * self._step // max(self._last_step, 1)}%",
-            f"{self._remaining(now)} left",
+            f"{self._remaining()} left",
             f"step {self._step}/{self._last_step}",
             self._so_far(),
-            f"epoch {done}/{self._epochs}",
-            f"{self._images / max(now - self._started, 1e-9):.0f} images/s",
+            f"epoch {epoch}/{self._epochs}",
+            f"{self._images / max(time.monotonic() - self._started, 1e-9):.0f} images/s",
         ]
         shown = _fitting([fact for fact in facts if fact], bar.console.width - SHORTEST_BAR - 1)
         self._show(lambda: bar.update(bar.task_ids[0], completed=self._step, refresh=True, facts=shown))
 
-    def _remaining(self, now: float) -> str:
+    def _remaining(self) -> str:
         """Time left at the pace since `start`, evaluations included."""
         done = self._step - self._first_step
-        return "?" if done <= 0 else _clock((self._last_step - self._step) * (now - self._started) / done)
+        if done <= 0:
+            return "?"
+        seconds = round((self._last_step - self._step) * (time.monotonic() - self._started) / done)
+        hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
+        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
-    def _show(self, write: Any) -> None:
+    def _show(self, write: Callable[[], Any]) -> None:
         """Run something that prints; the first failure ends all printing of this run."""
         if self._silent:
             return
@@ -204,12 +197,8 @@ def _bar(total: int, completed: int) -> Progress:
 
 def _fitting(facts: Sequence[str], columns: int) -> str:
     """As many of the facts, from the first on, as fit into one line."""
-    shown = facts[0]
-    for fact in facts[1:]:
-        if len(shown) + 2 + len(fact) > columns:
-            break
-        shown += f"  {fact}"
-    return shown
+    count = next((n for n in range(len(facts), 1, -1) if len("  ".join(facts[:n])) <= columns), 1)
+    return "  ".join(facts[:count])
 
 
 def _is_terminal() -> bool:
@@ -218,27 +207,5 @@ def _is_terminal() -> bool:
     return False
 
 
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except UnicodeEncodeError:  # a terminal that is not UTF-8
-        encoding = sys.stdout.encoding
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-
-
-def _clean(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if math.isfinite(value) else str(float(value))
-
-
-def _blocks(record: Mapping[str, Any], what: str) -> dict[str, Any]:
-    return {key: record[key] for key in sorted(record) if re.fullmatch(rf"block/\d+/{what}", key)}
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,8 +1,6 @@
-"""The folder of one run: made exclusively, written atomically, locked while a process writes it.
+"""The folder of a run for those who write it: made exclusively, written atomically, locked by one process at a time.
 
-It holds `config.yaml`, `status.json` (what became of the run), `metrics.jsonl` (the record that the sinks copy) and
-what the other modules add. A file is either its old or its new content, never half of one: written beside, synced,
-renamed. `metrics.jsonl` is the one file that grows; a line counts once its newline is there.
+Whoever only reads one, in whatever state it is, takes `read`; what stands in it and how is in `files`.
 """
 
 from __future__ import annotations
@@ -10,26 +8,22 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
-import json
-import math
 import os
 import re
-import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from locallearn import paths, stored
 from locallearn.errors import RunError, UserError, did_you_mean
+from locallearn.runs import files
 from locallearn.runs.console import warn
+from locallearn.runs.files import strict_json
 
-STATES = ("running", "done", "failed", "interrupted")
 NAME_LIMIT = 100  # characters, with room below the 255 bytes of file systems for what others append
 _SUFFIX_ROOM = 5
-_TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
-_NEEDED = ("config.yaml", "overrides.yaml", "manifest.json")  # to go on with the run
 
 
 def safe_name(name: str) -> str:
@@ -38,33 +32,27 @@ def safe_name(name: str) -> str:
     return clean[:NAME_LIMIT] or "run"
 
 
-def strict_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every parser reads: NaN and infinities become null, array scalars numbers, anything else text."""
-    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
+def similar(folder: Path) -> str:
+    """`did you mean 'NAME'? ` for a folder beside one that is not there, else an empty string."""
+    try:
+        return did_you_mean(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])
+    except OSError:
+        return ""
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):  # a NumPy or torch scalar; on a GPU this synchronises
-        return _plain(value.item())
-    return str(value)
-
-
-def remove_orphans(folder: Path, pattern: re.Pattern[str]) -> None:
-    """Remove our own temporary files and folders, whose names give their process, once it is gone."""
-    for path in folder.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine, or of another on the same file system, writes the run folder `path`."""
+    try:
+        handle = os.open(path / files.LOCK, os.O_RDONLY)
+    except OSError:
+        return False  # copied without it, so copied while it ran
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 class Busy(UserError):
@@ -95,7 +83,6 @@ class RunFolder:
                 except FileExistsError:
                     if only:
                         raise Busy(f"{path} is being written by another process that has just begun it") from None
-                    continue
         except OSError as error:
             reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
             raise UserError(f"cannot make a run folder in {out}: {reason}; choose a folder you can write") from None
@@ -109,10 +96,9 @@ class RunFolder:
         path = paths.expanded(path)
         try:
             if not path.is_dir():
-                siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-                hint = did_you_mean(path.name, siblings) or "give the folder that the run named in its last line"
+                hint = similar(path) or "give the folder that the run named in its last line"
                 raise UserError(f"there is no run folder {path}: {hint.rstrip()}")
-            for name in ("config.yaml", "status.json"):
+            for name in (files.CONFIG, files.STATUS):
                 if not (path / name).is_file():
                     raise UserError(f"{path} is not a run folder: it has no {name}")
         except OSError as error:
@@ -128,7 +114,7 @@ class RunFolder:
         except ValueError as error:
             raise UserError(str(error)) from None
         try:
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            handle = os.open(self.path / files.LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise UserError(f"cannot write into the run folder {self.path}: {error.strerror}") from None
         try:
@@ -151,8 +137,8 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what killed processes have left half written."""
-        for folder in (self.path, *self.path.glob("probes/*")):
-            remove_orphans(folder, _TEMPORARY)
+        for folder in (self.path, *self.path.glob(f"{files.PROBES}/*")):
+            files.remove_orphans(folder)
 
     @property
     def locks(self) -> list[int]:
@@ -161,8 +147,8 @@ class RunFolder:
 
     def remember(self) -> None:
         """Keep what is needed to go on with the run, for `made_again`."""
-        paths = [self.path / name for name in _NEEDED]
-        self._remembered = {path.name: path.read_bytes() for path in paths if path.is_file()}
+        needed = [self.path / name for name in files.NEEDED]
+        self._remembered = {path.name: path.read_bytes() for path in needed if path.is_file()}
 
     def made_again(self) -> bool:
         """Make the folder again if somebody has deleted it, with what `remember` kept; whether it had to. Raises
@@ -187,14 +173,18 @@ class RunFolder:
 
     @property
     def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / files.METRICS
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Replace the file `name` as a whole. Raises RunError if it cannot be written; then the old content stays."""
+        files.replace(self.path / name, [content])
 
     def write_text(self, name: str, text: str) -> None:
-        """Replace the file `name` as a whole. Raises RunError if it cannot be written; then the old content stays."""
+        """`write_bytes` of a text."""
         self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, obj: Any) -> None:
-        """Replace the file `name` by `obj` as strict JSON (see `strict_json`). Raises RunError as `write_text`."""
+        """`write_bytes` of `obj` as strict JSON."""
         self.write_text(name, strict_json(obj, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -204,22 +194,27 @@ class RunFolder:
         except FileNotFoundError:
             raise UserError(f"the run folder {self.path} has no {name}") from None
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.path / name}: {error}") from None
+            raise UserError(f"cannot read {self.path / name}: {files.reason(error)}") from None
 
     def status(self, state: str, **facts: Any) -> None:
         """Say in `status.json` what became of the run; `facts` are such as epoch, step, reason."""
-        assert state in STATES, state
+        assert state in files.STATES, state
         stamp = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "pid": os.getpid()}
-        self.write_json("status.json", {"state": state, **stamp, "host": socket.gethostname(), **facts})
+        self.write_json(files.STATUS, {"state": state, **stamp, "host": socket.gethostname(), **facts})
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records in the order written, without a torn last line. Raises UserError for damage elsewhere."""
-        return list(self.records(self.metrics_path.name))
+        return list(self.records(files.METRICS))
+
+    def records(self, name: str) -> Iterator[dict[str, Any]]:
+        """The lines of a `.jsonl` file, without a torn last one. Raises UserError for damage elsewhere."""
+        return (record for _, record in self._lines(name))
 
     def truncate_metrics(self, step: int) -> int:
         """Forget what was recorded after `step`, also by probes (a resumed run writes it again); returns the records of
         metrics.jsonl that were dropped."""
-        dropped = dict.fromkeys((self.metrics_path, *self.path.glob("probes/*/rows.jsonl")), 0)
+        rows = self.path.glob(f"{files.PROBES}/*/{files.ROWS}")
+        dropped = dict.fromkeys((path for path in (self.metrics_path, *rows) if path.exists()), 0)
 
         def kept(path: Path) -> Iterator[bytes]:
             for line, record in self._lines(str(path.relative_to(self.path))):
@@ -229,51 +224,19 @@ class RunFolder:
                     dropped[path] += 1
 
         for path in dropped:
-            if path.exists():
-                self._replace(path, kept(path))
-        return dropped[self.metrics_path]
-
-    def records(self, name: str) -> Iterator[dict[str, Any]]:
-        """The lines of a `.jsonl` file, without a torn last one. Raises UserError for damage elsewhere."""
-        return (record for _, record in self._lines(name))
+            files.replace(path, kept(path))
+        return dropped.get(self.metrics_path, 0)
 
     def _lines(self, name: str) -> Iterator[tuple[bytes, dict[str, Any]]]:
         path = self.path / name
         try:
-            for number, line in enumerate(stored.lines(path), start=1):
-                if not line.endswith(b"\n"):
+            for line in files.lines(path):
+                if line.torn:
                     return
-                record = stored.record(line)
-                if record is None:
-                    raise UserError(f"{path} is damaged in line {number}: not a JSON object of numbers and texts")
-                yield line, record
+                if line.record is None:
+                    raise ValueError(f"it is damaged in line {line.number}: not a JSON object of numbers and texts")
+                yield line.content, line.record
         except FileNotFoundError:
             return
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"cannot read {path}: {error}") from None
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Replace the file `name` as a whole. Raises RunError as `write_text`."""
-        self._replace(self.path / name, [content])
-
-    def _replace(self, path: Path, chunks: Iterable[bytes]) -> None:
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                file.writelines(chunks)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)  # else a power cut may undo the rename
-            finally:
-                os.close(directory)
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}") from None
-        finally:
-            temporary.unlink(missing_ok=True)  # it is there only where something went wrong
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {files.reason(error)}") from None

@@ -5,6 +5,7 @@ The file is the truth; the others may be slow, refuse or fail, and training does
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,11 +14,12 @@ from typing import Any, Protocol
 
 from locallearn.config.record import RecordSettings
 from locallearn.errors import RunError, UserError, in_one_line
+from locallearn.names import of_probe
 from locallearn.runs.console import warn
-from locallearn.runs.folder import RunFolder, strict_json
+from locallearn.runs.files import scalar, strict_json
+from locallearn.runs.folder import RunFolder
 
 Value = float | int | str | None
-CHUNK = 1 << 16  # bytes read at once
 SINK_FAILURES = 5  # a sink that raised this often is not called again
 
 
@@ -31,6 +33,36 @@ class Sink(Protocol):
     def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None: ...
 
     def close(self, status: str, summary: Mapping[str, Any]) -> None: ...
+
+
+class TensorBoardSink:
+    """A copy of each number as TensorBoard event files under `tensorboard/`, at its step; texts are left out."""
+
+    name = "TensorBoard"
+
+    def __init__(self, folder: RunFolder) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"))  # writes from a thread of its own
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        step = int(record.get("step", 0))
+        for key, value in record.items():
+            if key != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(key, value, step)
+
+    def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+        import numpy as np
+        from PIL import Image
+
+        for picture in pictures:
+            with Image.open(picture, formats=["PNG"]) as image:
+                pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
+            self._writer.add_image(of_probe(name, picture.stem), pixels, dataformats="HWC")
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None:
+        self._writer.add_text("status", status)
+        self._writer.close()
 
 
 class Recorder:
@@ -51,7 +83,7 @@ class Recorder:
     def log(self, record: Mapping[str, Value]) -> None:
         """Record numbers and texts under their keys, with `step`. Raises RunError if the file cannot grow."""
         assert self._file is not None, "the recorder is closed"
-        record = {key: _scalar(value) for key, value in record.items()}
+        record = {key: scalar(value) for key, value in record.items()}
         self._append((strict_json(record) + "\n").encode())
         for sink in self._sinks:
             self._guard(sink, "log", dict(record))
@@ -71,7 +103,7 @@ class Recorder:
     def write_again(self) -> None:
         """Put the records so far back in their place after the file was deleted. Raises RunError."""
         assert self._file is not None, "the recorder is closed"
-        content = b"".join(os.pread(self._file, CHUNK, at) for at in range(0, self._size, CHUNK))
+        content = os.pread(self._file, self._size, 0)
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
@@ -110,45 +142,25 @@ class Recorder:
                 warn(f"{sink.name} failed in {method}: {in_one_line(error)}; {self._path.name} has every record")
 
 
-def _scalar(value: Any) -> Value:
-    """A NumPy or torch scalar as a number (on a GPU this synchronises), anything else as it is."""
-    return value.item() if hasattr(value, "item") else value
-
-
 def _end_of_last_line(file: int) -> int:
-    """The size of the file in bytes up to its last newline, read backwards."""
-    end = os.fstat(file).st_size
-    while end > 0:
-        start = max(0, end - CHUNK)
-        newline = os.pread(file, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
+    """The size of the file in bytes up to its last newline."""
+    if not os.fstat(file).st_size:  # which cannot be mapped
+        return 0
+    with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as content:
+        return content.rfind(b"\n") + 1
 
 
-def open_recorder(
-    folder: RunFolder,
-    settings: RecordSettings,
-    *,
-    config: Mapping[str, Any],
-    name: str,
-    group: str | None = None,
-    job_type: str | None = None,
-    tags: Sequence[str] = (),
-) -> Recorder:
+def open_recorder(folder: RunFolder, settings: RecordSettings, **about: Any) -> Recorder:
     """The recorder of a run. Raises UserError if the file cannot be written.
 
-    `config` is sent to W&B as it is: hand over no secrets. `group` yields to `settings.wandb.group`.
+    `about` goes to W&B as it is, so hand over no secrets: the configuration `config`, `name`, and where there are such
+    `group` (that of the settings wins), `job_type` and `tags`.
     """
     sinks: list[Sink] = []
     if settings.tensorboard is not None:
-        from locallearn.runs.tensorboard_sink import TensorBoardSink
-
         sinks.append(TensorBoardSink(folder))
     if settings.wandb is not None and settings.wandb.mode != "disabled":
         from locallearn.runs.wandb_sink import WandbSink
 
-        about = {"name": name, "group": group, "job_type": job_type, "config": config, "tags": list(tags)}
         sinks.append(WandbSink(folder, settings.wandb, about))
     return Recorder(folder, sinks)

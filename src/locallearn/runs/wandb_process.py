@@ -1,60 +1,32 @@
 """The process that talks to W&B for one run, started by `wandb_sink` and not meant to be started by hand.
 
-It reads JSON lines from stdin (`{"setup": ...}`, then `{"log": ...}`, at last `{"finish": ...}`) and answers the first
-and the last with one JSON line on stdout. If stdin ends early or the parent is gone, the run ends as failed. It imports
-nothing of locallearn, hence no torch, so that it starts in a second and can be killed at any moment.
+Over the connection with the number argv[1] it gets JSON messages (`{"setup": ...}`, then `{"log": ...}` or
+`{"show": ...}`, at last `{"finish": ...}`) and answers the first and the last. If the connection ends early or the
+parent is gone, the run ends as failed. It imports nothing of locallearn, hence no torch, so that it starts in a second
+and can be killed at any moment.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 PARENT_CHECK_SECONDS = 2.0
-METRICS = ("train/*", "validation/*", "test/*", "block/*", "layer/*", "probe/*")
 
 
-def messages(parent: int) -> Iterator[dict[str, Any]]:
-    """The parent's messages until stdin ends or the parent is gone (a forked worker may hold stdin open)."""
-    buffer = b""
-    while True:
-        ready, _, _ = select.select([0], [], [], PARENT_CHECK_SECONDS)
-        if not ready:
-            if os.getppid() != parent:
+def messages(connection: Connection, parent: int) -> Iterator[dict[str, Any]]:
+    """The parent's messages until it closes or is gone (a forked worker may hold its end open)."""
+    while connection.poll(PARENT_CHECK_SECONDS) or os.getppid() == parent:
+        if connection.poll():
+            try:
+                yield json.loads(connection.recv_bytes())
+            except EOFError:
                 return
-            continue
-        chunk = os.read(0, 1 << 16)
-        if not chunk:
-            return
-        *lines, buffer = (buffer + chunk).split(b"\n")
-        yield from map(json.loads, lines)
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"strategy": {"rate": 1}}` as `{"strategy.rate": 1}`, so that sweep panels and filters find the keys."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def start(setup: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The W&B run, or None; and the answer for the parent, with any problem."""
-    try:
-        run = open_run(setup, setup["mode"])
-    except Exception as error:
-        return None, {"mode": None, "problem": sentence(error)}
-    offline = bool(run.offline)
-    found = "disabled" if run.disabled else "offline" if offline else "online"
-    return run, {"mode": found, "path": run.settings.sync_dir, "url": None if offline else run.url, "id": run.id}
 
 
 def sentence(error: BaseException) -> str:
@@ -63,8 +35,19 @@ def sentence(error: BaseException) -> str:
     return type(error).__name__ if text in ("", "<no message>") else text
 
 
-def open_run(setup: dict[str, Any], mode: str | None) -> Any:
-    """Start the run; mode None leaves the choice to W&B's own settings (WANDB_MODE, `wandb offline`)."""
+def start(setup: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The W&B run, or None; and the answer for the parent, with any problem."""
+    try:
+        run = open_run(setup)
+    except Exception as error:
+        return None, {"mode": None, "problem": sentence(error)}
+    offline = bool(run.offline)
+    mode = "disabled" if run.disabled else "offline" if offline else "online"
+    return run, {"mode": mode, "path": run.settings.sync_dir, "url": None if offline else run.url, "id": run.id}
+
+
+def open_run(setup: dict[str, Any]) -> Any:
+    """Start the run; a mode None leaves the choice to W&B's own settings (WANDB_MODE, `wandb offline`)."""
     import wandb
 
     wanted = {
@@ -80,22 +63,10 @@ def open_run(setup: dict[str, Any], mode: str | None) -> Any:
         "x_stats_pid": os.getppid(),  # the memory and processor time of the training, not of this process
     }
     known = wandb.Settings.model_fields  # older versions lack some and refuse unknown ones
-    run = wandb.init(
-        mode=mode,  # type: ignore[arg-type]
-        dir=setup["dir"],
-        id=setup["id"],
-        resume=setup["resume"],
-        project=setup["project"],
-        entity=setup["entity"],
-        name=setup["name"],
-        group=setup["group"],
-        job_type=setup["job_type"],
-        tags=setup["tags"],
-        config=flatten(setup["config"]),
-        settings=wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
-    )
+    settings = wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
+    run = wandb.init(**setup["init"], settings=settings)
     run.define_metric("step", hidden=True)
-    for pattern in METRICS:
+    for pattern in setup["curves"]:
         run.define_metric(pattern, step_metric="step")
     return run
 
@@ -108,35 +79,33 @@ def log(run: Any, record: dict[str, Any]) -> None:
         print(f"not logged: {error}", file=sys.stderr)
 
 
-def show(run: Any, name: str, rows: list[dict[str, Any]], pictures: list[str]) -> None:
-    """Hand the table and the pictures of a probe to W&B, under `probe/NAME/`."""
+def show(run: Any, tables: dict[str, list[dict[str, Any]]], images: dict[str, str]) -> None:
+    """Hand rows and the files of pictures to W&B, under their names."""
     try:
         import wandb
 
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        # W&B wants one type in a column: what is missing among numbers is NaN
-        texts = {key for row in rows for key, value in row.items() if isinstance(value, str)}
-        empty = {key: "" if key in texts else float("nan") for key in columns}
-        data = [[empty[key] if row.get(key) is None else row[key] for key in columns] for row in rows]
-        found: dict[str, Any] = {f"probe/{name}/rows": wandb.Table(columns=columns, data=data, allow_mixed_types=True)}
-        for picture in pictures:
-            title = os.path.splitext(os.path.basename(picture))[0]
-            found[f"probe/{name}/{title}"] = wandb.Image(picture)
-        run.log(found)
+        shown: dict[str, Any] = {name: wandb.Image(picture) for name, picture in images.items()}
+        for name, rows in tables.items():
+            columns = list(dict.fromkeys(key for row in rows for key in row))
+            # W&B wants one type in a column: what is missing among numbers is NaN
+            texts = {key for row in rows for key, value in row.items() if isinstance(value, str)}
+            empty = {key: "" if key in texts else float("nan") for key in columns}
+            data = [[empty[key] if row.get(key) is None else row[key] for key in columns] for row in rows]
+            shown[name] = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+        run.log(shown)
     except Exception as error:
-        print(f"probe {name} not shown: {error}", file=sys.stderr)
+        print(f"{', '.join(tables)}: not shown: {error}", file=sys.stderr)
 
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what W&B prints goes to the log file, not among the answers
-    incoming = messages(parent=int(sys.argv[1]))
+    connection = Connection(int(sys.argv[1]))
+    incoming = messages(connection, parent=int(sys.argv[2]))
     first = next(incoming, None)
     if first is None:
         return 1
     run, answer = start(first["setup"])
-    print(json.dumps(answer), file=answers)
+    connection.send_bytes(json.dumps(answer).encode())
     if run is None:
         return 1
     end: dict[str, Any] = {"exit_code": 1, "summary": {}}  # what holds if the parent never says how it ended
@@ -154,9 +123,10 @@ def main() -> int:
         run.finish(exit_code=end["exit_code"])
     except BaseException as error:
         problem = sentence(error)
-    print(json.dumps({"problem": problem}), file=answers)
-    answers.flush()
-    os._exit(0 if problem is None else 1)  # W&B's exit hooks may wait for a server that is gone
+    try:
+        connection.send_bytes(json.dumps({"problem": problem}).encode())
+    finally:  # the parent may be gone
+        os._exit(0 if problem is None else 1)  # W&B's exit hooks may wait for a server that is gone
 
 
 if __name__ == "__main__":

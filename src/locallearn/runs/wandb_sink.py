@@ -10,21 +10,22 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import IO, Any
 
 from locallearn.config.record import WandbSettings
 from locallearn.errors import UserError
+from locallearn.names import PATTERNS, of_probe
 from locallearn.runs.console import warn
+from locallearn.runs.files import flat
 from locallearn.runs.folder import RunFolder
 
 INIT_SECONDS = 10.0  # for the server's answer to a new run; then offline
@@ -53,19 +54,19 @@ class WandbSink:
     name = "W&B"
 
     def __init__(self, folder: RunFolder, settings: WandbSettings, about: Mapping[str, Any]) -> None:
-        """`about` holds name, group, job_type, tags and config."""
+        """`about` holds config and name, and may hold group, job_type and tags."""
         self._folder = folder
         self._identity = _identity(folder)
-        ours = {**about, "project": "locallearn", "entity": None, "dir": str(folder.path), "resume": "allow"}
-        said: dict[str, Any] = {"project": settings.project, "entity": settings.entity, "group": settings.group}
+        ours = {"group": None, "job_type": None, "tags": [], **about, "project": "locallearn", "entity": None}
+        ours |= {"dir": str(folder.path), "resume": "allow"}
+        users: dict[str, Any] = {"project": settings.project, "entity": settings.entity, "group": settings.group}
         if settings.tags:
-            said["tags"] = [*settings.tags, *about["tags"]]
-        self._setup = {
-            **{name: said.get(name) or _unless_in_the_environment(name, value) for name, value in ours.items()},
+            users["tags"] = [*settings.tags, *ours["tags"]]
+        self._init = {
+            **{name: users.get(name) or _unless_in_the_environment(name, value) for name, value in ours.items()},
+            "config": flat(about["config"]),  # flat, so that panels and filters of W&B find the keys
             "mode": _mode(settings.mode),
             "id": self._identity["id"],
-            "init_seconds": INIT_SECONDS,
-            "finish_seconds": FINISH_SECONDS * 2 / 3,
         }
         self._queue: deque[Mapping[str, Any]] = deque(maxlen=QUEUE_RECORDS)
         self._dropped = 0
@@ -82,7 +83,9 @@ class WandbSink:
 
     def show(self, name: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
         """Queue the table and the pictures of a probe."""
-        self._put({"show": {"name": name, "rows": [dict(row) for row in rows], "pictures": [*map(str, pictures)]}})
+        tables = {of_probe(name, "rows"): [dict(row) for row in rows]}
+        images = {of_probe(name, picture.stem): str(picture) for picture in pictures}
+        self._put({"show": {"tables": tables, "images": images}})
 
     def _put(self, message: Mapping[str, Any]) -> None:
         with self._changed:
@@ -129,9 +132,10 @@ class WandbSink:
     def _open_child(self) -> _Child:
         """A process with a started run, and a line that says where that is. Raises RuntimeError if none starts."""
         problem = None
-        for mode in dict.fromkeys((self._setup["mode"], "offline")):
+        limits = {"init_seconds": INIT_SECONDS, "finish_seconds": FINISH_SECONDS * 2 / 3}
+        for mode in dict.fromkeys((self._init["mode"], "offline")):
             self._child = _Child(self._folder.path / "wandb")
-            self._child.send({"setup": {**self._setup, "mode": mode}})
+            self._child.send({"setup": {"init": {**self._init, "mode": mode}, "curves": PATTERNS, **limits}})
             answer = self._child.answer(INIT_SECONDS + HANG_SECONDS)
             problem = problem or answer.get("problem")
             if answer.get("mode") is not None:
@@ -170,41 +174,33 @@ class _Child:
     def __init__(self, folder: Path) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(NOT_FOR_WANDB)}
         environment.setdefault("WANDB_ERROR_REPORTING", "false")
+        self._connection, theirs = Pipe()
         # By path and with -P instead of -m: imports no locallearn (hence no torch) and works however we were started.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py")), str(os.getpid())]
-        with _log_file(folder) as log:
+        program = str(Path(__file__).with_name("wandb_process.py"))
+        command = [sys.executable, "-P", program, str(theirs.fileno()), str(os.getpid())]
+        with theirs, _log_file(folder) as log:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
                 stderr=log,
                 env=environment,
-                bufsize=0,
+                pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._received = b""
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Blocks while the process is busy and the pipe is full; raises OSError when the process is gone."""
-        assert self._process.stdin is not None
-        line = memoryview((json.dumps(message, default=_plain) + "\n").encode())
-        while line:
-            line = line[self._process.stdin.write(line) :]
+        """Blocks while the process is busy and much is under way; raises OSError when the process is gone."""
+        self._connection.send_bytes(json.dumps(message, default=_plain).encode())
 
     def answer(self, seconds: float) -> dict[str, Any]:
         """The next answer; after `seconds`, or when the process is gone, that as its `problem`."""
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._received:
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([self._process.stdout], [], [], left)[0]:
-                return {"problem": f"the W&B process did not answer within {seconds:g} s"}
-            chunk = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not chunk:
-                return {"problem": "the W&B process ended unexpectedly"}
-            self._received += chunk
-        line, self._received = self._received.split(b"\n", 1)
-        return dict(json.loads(line))
+        try:
+            if self._connection.poll(seconds):
+                return dict(json.loads(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            return {"problem": "the W&B process ended unexpectedly"}
+        return {"problem": f"the W&B process did not answer within {seconds:g} s"}
 
     def kill(self) -> None:
         """End it now; W&B's service, its child, follows by itself within seconds."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from locallearn.names import TEST_ACCURACY
 from locallearn.runs.read import Run
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Runs:
 
     def accuracy(self, row: str) -> list[float]:
         """Test accuracy in percent, by seed."""
-        return [100 * run.summary["test/accuracy"] for run in self.by_row[row]]
+        return [100 * run.summary[TEST_ACCURACY] for run in self.by_row[row]]
 
     def rows(self, row: str, probe: str) -> list[list[dict[str, Any]]]:
         """What a probe has recorded, by seed; `epoch` 0 is the initial weights."""

@@ -26,9 +26,10 @@ import yaml
 from locallearn.config.compose import choices, explained, header, multirun
 from locallearn.config.typed import checked
 from locallearn.errors import UserError, unknown
+from locallearn.names import TEST_ACCURACY
 
 UNITS = {"percent": 100.0, "GB": 1e-9, "GiB": 2.0**-30, "MiB": 2.0**-20, "": 1.0}
-ACCURACY = "test/accuracy in percent"
+ACCURACY = f"{TEST_ACCURACY} in percent"
 SHARED = ("common", "seeds", "metric", "readout", "choose")
 """What may stand above the parts of a study and holds for each."""
 

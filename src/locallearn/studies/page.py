@@ -16,6 +16,7 @@ import torch
 
 from locallearn.errors import UserError
 from locallearn.figures import save
+from locallearn.names import in_words
 from locallearn.studies.analysis import Analysis, spread, table
 from locallearn.studies.definition import Study
 
@@ -91,7 +92,7 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
     """The rows of one part; a column that would be empty is left out."""
     rows, control = part["rows"], part["control"]
     seeds = len(part["seeds"])
-    head = part["metric"].replace("/", " ").replace("_", " ") + (f" [{part['unit']}]" if part["unit"] else "")
+    head = in_words(part["metric"]) + (f" [{part['unit']}]" if part["unit"] else "")
     columns = {
         "row": [row["name"] for row in rows],
         "chosen": [" ".join(f"{key}={value}" for key, value in row["chosen"].items()) for row in rows],

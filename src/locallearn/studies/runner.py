@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.settings import WHERE
 from locallearn.errors import RunError, UserError, described
+from locallearn.names import TEST_ACCURACY
 from locallearn.runs.console import Console
-from locallearn.runs.folder import Busy, RunFolder, safe_name, strict_json
+from locallearn.runs.files import strict_json
+from locallearn.runs.folder import Busy, RunFolder, safe_name
 from locallearn.training import session
 from locallearn.training.saved import evaluate_run
 from locallearn.training.stopping import Interrupted
@@ -201,6 +203,6 @@ def _do(task: Task) -> Outcome:
         return Outcome("failed", " ".join((str(error) if known else described(error)).split()))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    accuracy = numbers.get("test/accuracy")
+    accuracy = numbers.get(TEST_ACCURACY)
     shown = "" if accuracy is None else f"test accuracy {accuracy:.4f}, "
     return Outcome(how, f"{shown}{numbers['seconds']:.0f} s")

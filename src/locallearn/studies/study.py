@@ -17,14 +17,13 @@ from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.config.targets import reach
 from locallearn.errors import UserError, unknown
+from locallearn.names import SELECTED_BY, by_block
 from locallearn.report.published import published
 from locallearn.runs.read import Run, read_run
 from locallearn.studies import page
 from locallearn.studies.analysis import Analysis, Runs
 from locallearn.studies.definition import UNITS, Part, Study, load
 from locallearn.studies.runner import READOUT, Task, identity, place, run_all
-
-CHOSEN_BY = "validation/accuracy"
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _chosen(cell: Cell, done: Mapping[Path, Run]) -> list[Run]:
     runs = [[done[task.folder] for task in of_seeds if task.folder in done] for of_seeds in cell.tasks]
 
     def judged(own: list[Run]) -> float:
-        return fmean(run.summary.get(CHOSEN_BY, 0.0) for run in own) if own else -1.0
+        return fmean(run.summary.get(SELECTED_BY, 0.0) for run in own) if own else -1.0
 
     return max(runs, key=judged)
 
@@ -194,8 +193,7 @@ def _numbers(part: Part, row: str, runs: Mapping[str, list[Run]]) -> dict[str, A
 
 def _by_block(runs: Sequence[Run], name: str) -> list[float]:
     """The mean over the runs of each block's number, for the blocks that have it."""
-    keys = sorted(key for key in runs[0].summary if key.endswith(f"/{name}"))
-    return [fmean(run.summary[key] for run in runs) for key in keys]
+    return [fmean(values) for values in zip(*(by_block(run.summary, name).values() for run in runs), strict=True)]
 
 
 def _spent(run: Run) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 from locallearn.errors import UserError
 from locallearn.runs import again
-from locallearn.runs.folder import strict_json
+from locallearn.runs.files import strict_json
 from locallearn.runtime.world import started_together
 
 JOURNALS = ".multirun"

@@ -19,12 +19,12 @@ from locallearn.config.compose import choices, compose, explained, quoted, swept
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.given import Unread
 from locallearn.errors import RunError, UserError, unknown
+from locallearn.names import SELECTED_BY
 from locallearn.runs import again
 from locallearn.studies import runner
 from locallearn.studies.options import TuneOptions
 
 STORE = "tune.db"
-JUDGE = "validation/accuracy"
 EDGE = 0.05  # of a range: a best value this near to an end may lie beyond it
 Scalar = float | int | str | bool | None
 
@@ -175,8 +175,8 @@ class Search:
         said = f"trial {trial.number + 1} of {self.trials}: {' '.join(texts)}"
         try:
             how, numbers = runner.run(exp, path, quiet=True)
-            if how != "busy" and JUDGE not in numbers:
-                raise UserError(f"{path} has no {JUDGE}: tune needs a data set with a validation part and labels")
+            if how != "busy" and SELECTED_BY not in numbers:
+                raise UserError(f"{path} has no {SELECTED_BY}: tune needs a data set with a validation part and labels")
         except RunError as error:
             self.study.tell(trial.number, state=TrialState.PRUNED)
             print(f"{said}: failed: {error}", flush=True)
@@ -187,9 +187,9 @@ class Search:
             if how == "busy":
                 print(f"{said}: left to another process", flush=True)
                 return
-            self.study.tell(trial.number, numbers[JUDGE])
+            self.study.tell(trial.number, numbers[SELECTED_BY])
             before = {"resumed": " (resumed)", "done": " (done before)"}.get(how, "")
-            print(f"{said}: validation accuracy {numbers[JUDGE]:.4f}{before}", flush=True)
+            print(f"{said}: validation accuracy {numbers[SELECTED_BY]:.4f}{before}", flush=True)
 
     def texts(self, trial: Any) -> list[str]:
         return [override(key, trial.params[key]) for key in self.space]

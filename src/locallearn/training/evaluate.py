@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from locallearn import names
 from locallearn.engine import Learner
 
 
@@ -37,4 +38,4 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     shares = (correct / samples).tolist()
     result = {"loss": loss.item() / samples, "accuracy": shares[-1]} if learner.blocks[-1].last else {}
     indices = [block.spec.index for block in learner.blocks]
-    return result | {f"block/{i:02d}/accuracy": shares[k] for k, i in enumerate(indices) if predicts[k]}
+    return result | names.of_blocks({i: {"accuracy": shares[k]} for k, i in enumerate(indices) if predicts[k]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from locallearn import names
 from locallearn.engine.block import added, means
 
 Running = Sequence[tuple[int, Mapping[str, Any]]]
@@ -27,9 +28,8 @@ def joined(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[str, flo
     numbers = {k: means(running) for k, running in sums([r["blocks"] for r in reports], replicas).items()}
     record: dict[str, float] = {}
     for found in numbers.values():
-        record |= {f"train/{name}": value for name, value in found.items() if name in ("loss", "accuracy")}
-    for k, found in numbers.items():
-        record |= {f"block/{k:02d}/{name}": value for name, value in found.items()}
+        record |= {names.on(names.TRAIN, n): value for n, value in found.items() if n in (names.LOSS, names.ACCURACY)}
+    record |= names.of_blocks(numbers)
     for report in reports:
         record |= report["numbers"]
     record["learning_rate"] = reports[-1]["learning_rate"]
@@ -37,7 +37,6 @@ def joined(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[str, flo
     if len(reports) > 1:
         for rank, report in enumerate(reports):
             if rank % replicas == 0:
-                stage = f"stage/{rank // replicas:02d}"
-                record[f"{stage}/peak_memory_bytes"] = report["peak_memory_bytes"]
-                record[f"{stage}/waiting"] = report["waiting"]
+                for name in ("peak_memory_bytes", "waiting"):
+                    record[names.at(names.STAGE, rank // replicas, name)] = report[name]
     return record

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from locallearn import names
 from locallearn.config.settings import Settings
 from locallearn.data import Data
 from locallearn.engine import Learner
@@ -187,13 +188,11 @@ class Training:
     def evaluate(self) -> dict[str, float]:
         """Accuracies and losses of this stage's blocks on the validation and test sets; the first replica does it."""
         record: dict[str, float] = {}
-        for name, split in (("validation", self.data.validation), ("test", self.data.test)):
+        for name, split in ((names.VALIDATION, self.data.validation), (names.TEST, self.data.test)):
             if self.team.replica:
                 break
             found = evaluate(self.learner, self.data.evaluation(split, EVALUATION_BATCH))
-            for key, value in found.items():
-                head, _, tail = key.rpartition("/")
-                record[f"{head}/{name}_{tail}" if head else f"{name}/{tail}"] = value
+            record |= {names.on(name, key): value for key, value in found.items()}
         return record
 
     def look(self, at: Moment, last: bool) -> dict[str, float]:

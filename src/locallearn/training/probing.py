@@ -23,10 +23,13 @@ from locallearn.engine import Learner
 from locallearn.engine.gradients import unchanged
 from locallearn.errors import RunError, UserError, in_one_line, needs_several_values
 from locallearn.figures import save
+from locallearn.figures.text import table
+from locallearn.names import of_probe
 from locallearn.probes import Moment, Probe, Row, Seen
 from locallearn.probes.base import numbers
 from locallearn.runs.console import warn
-from locallearn.runs.folder import RunFolder, strict_json
+from locallearn.runs.files import strict_json
+from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder
 
 PROBES = "probes"
@@ -77,7 +80,7 @@ class Watch:
                 warn(f"probe {name} failed after epoch {at.epoch} ({in_one_line(error)}); training goes on")
                 continue
             self.folders[name].add(seen, at)
-            found |= numbers(seen.rows) | {f"probe/{name}/seconds": time.perf_counter() - started}
+            found |= numbers(seen.rows) | {of_probe(name, "seconds"): time.perf_counter() - started}
         return found
 
     def draw(self, recorder: Recorder) -> None:
@@ -156,12 +159,10 @@ def _table(rows: Sequence[Row], most: int = 40) -> str:
     """Rows as columns of text; of many the last. Sentences stand below, each once, with the number of its rows."""
     long = {key for row in rows for key, value in row.items() if isinstance(value, str) and len(value) >= 25}
     columns = [k for k in dict.fromkeys(k for row in rows for k in row if row[k] is not None) if k not in long]
-    lines = [columns] + [[_cell(row.get(key)) for key in columns] for row in rows[-most:]]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
+    cells = [columns, *([_cell(row.get(key)) for key in columns] for row in rows[-most:])]
     said = Counter(row[key] for key in sorted(long) for row in rows if row.get(key))
     return "\n".join(
-        ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in lines]
-        + [f"{count} of {len(rows)} rows: {sentence}" for sentence, count in said.most_common()]
+        [table(cells, left=()), *(f"{count} of {len(rows)} rows: {text}" for text, count in said.most_common())]
     )
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import torch
-from torch import Tensor
-
-from locallearn.analysis.readout import linear_accuracy, pooled
+from locallearn import names
+from locallearn.analysis.readout import features, linear_accuracy
 from locallearn.data import Data
 from locallearn.engine import Learner
 
@@ -20,22 +16,10 @@ def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
 
     Maps are averaged over space and sequences over time. Holds the pooled features of the training split in memory.
     """
-    train, labels = _features(learner, data.evaluation(data.train, BATCH))
-    test, truth = _features(learner, data.evaluation(data.test, BATCH))
-    found = {}
-    for k, (fit_on, score_on) in enumerate(zip(train, test, strict=True)):
-        found[f"block/{k:02d}/linear_accuracy"] = linear_accuracy(fit_on, labels, score_on, truth)
-    return {"linear_accuracy": found[f"block/{len(train) - 1:02d}/linear_accuracy"]} | found
-
-
-@torch.no_grad()
-def _features(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
-    """Pooled features [N, C] of each block, and the labels [N], of the samples that have one; on the CPU."""
-    rows: list[list[Tensor]] = [[] for _ in learner.blocks]
-    labels = []
-    for inputs, y in batches:
-        known = y >= 0
-        labels.append(y[known].cpu())
-        for row, h in zip(rows, learner.features(inputs), strict=True):
-            row.append(pooled(h)[known].float().cpu())
-    return [torch.cat(row) for row in rows], torch.cat(labels)
+    train, labels = features(data.evaluation(data.train, BATCH), learner.features)
+    test, truth = features(data.evaluation(data.test, BATCH), learner.features)
+    scores = {
+        k: {"linear_accuracy": linear_accuracy(fit_on, labels, score_on, truth)}
+        for k, (fit_on, score_on) in enumerate(zip(train, test, strict=True))
+    }
+    return scores[len(train) - 1] | names.of_blocks(scores)

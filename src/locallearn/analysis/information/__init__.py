@@ -4,13 +4,11 @@ A deterministic layer on continuous inputs has infinite I(X;T) (Goldfeld et al. 
 a convention, the noise or the bins that it was made with, which every result carries.
 """
 
-from locallearn.analysis.information.checks import data_processing
 from locallearn.analysis.information.estimate import ESTIMATORS, NEED_X, information
 from locallearn.analysis.information.gaussian import gaussian_channel
 from locallearn.analysis.information.mine import Mine, mine
-from locallearn.analysis.information.noise import Distances, noise_from_distances
-from locallearn.analysis.information.pairwise import bounds
-from locallearn.analysis.information.result import Information
+from locallearn.analysis.information.pairwise import Distances, bounds, noise_from_distances
+from locallearn.analysis.information.result import Information, data_processing
 
 __all__ = [
     "ESTIMATORS",

@@ -8,8 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import checked
-from locallearn.analysis.information.result import Array, Information, Samples, entropy, samples
+from locallearn.analysis.information.result import Array, Information, Samples, checked, entropy, samples
 from locallearn.errors import UserError
 
 Bins: TypeAlias = int | float | str | Sequence[float] | Tensor
@@ -31,7 +30,7 @@ def binned(t: Array, y: Array | None = None, bins: Bins = 30) -> Information:
     """
     data = samples(t, y)
     codes, said = _codes(data.t, bins)
-    words = _words(codes)
+    words = codes.unique(dim=0, return_inverse=True)[1]  # [N], equal for samples with equal codes
     x = entropy(torch.bincount(words))
     of_y, h_y = None, data.h_y
     if data.y is not None and h_y is not None:
@@ -71,23 +70,3 @@ def _codes(t: Tensor, bins: Bins) -> tuple[Tensor, str]:
         raise UserError("bins must be a number of bins, their width, or at least two ascending edges")
     inner = torch.bucketize(t.double(), edges[1:-1].contiguous(), right=True)  # a value on an edge: the bin above
     return inner, f"{len(edges) - 1} from {float(edges[0]):g} to {float(edges[-1]):g}"
-
-
-def _words(codes: Tensor) -> Tensor:
-    """A number for each sample [N], equal for equal rows of codes [N, D]. Exact: as many columns at a time as fit into
-    64 bits are joined, and the words so far numbered anew."""
-    n = len(codes)
-    words = torch.zeros(n, dtype=torch.int64, device=codes.device)
-    joined, size = words, n  # `size` bounds what `joined` can hold
-    for column in codes.T:
-        values = int(column.max()) + 1
-        if values > LARGEST // n:
-            column = column.unique(return_inverse=True)[1]
-            values = n
-        if size * values > LARGEST:
-            words = joined.unique(return_inverse=True)[1]
-            if int(words.max()) == n - 1:  # all differ already
-                return words
-            joined, size = words, n
-        joined, size = joined * values + column, size * values
-    return joined.unique(return_inverse=True)[1]

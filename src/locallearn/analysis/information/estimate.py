@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from locallearn.analysis.information.binned import Bins, binned
-from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.gaussian import gaussian
 from locallearn.analysis.information.mine import mine, one_hot
 from locallearn.analysis.information.neighbours import ksg
-from locallearn.analysis.information.noise import noise_from_distances, with_noise
-from locallearn.analysis.information.pairwise import bounds
+from locallearn.analysis.information.pairwise import bounds, noise_from_distances, with_noise
 from locallearn.analysis.information.renyi import renyi
-from locallearn.analysis.information.result import Array, Information, samples
+from locallearn.analysis.information.result import Array, Information, checked, samples
 from locallearn.errors import UserError, unknown
 
 ESTIMATORS = ("binned", "gaussian", "kde_lower", "kde_upper", "ksg", "mine", "renyi")
@@ -27,20 +25,28 @@ def information(
     bins: Bins = 30,
     x: Array | None = None,
 ) -> Information:
-    """Mutual information in bits of a layer's activations t [N, D...] with its input, and with labels y [N] (below 0:
-    no label, left out): I(X;T) as `.x`, I(T;Y) as `.y`, with the convention and the warnings that belong to them.
+    """Mutual information of a layer with its input and with the label.
 
-    estimator
-        kde_upper, kde_lower  pairwise bounds on the Gaussian mixture around the activations (Kolchinsky and Tracey);
-            I(T;Y) by the class-conditional mixtures (Saxe et al.); `.x_range` and `.y_range` are what the truth lies in
-        binned    entropy of binned activations; `bins` an int (on the layer's range), a float (width), edges, or "tanh"
-        ksg       nearest neighbours (Kraskov et al.; Ross for labels); I(X;T) needs x
-        renyi     matrix-based entropy with a = 1.01, up to 5000 samples; with x, of both kernels
-        mine      a network learns a lower bound (Belghazi et al.); I(X;T) needs x; `.curve` is its training
-        gaussian  closed form for jointly Gaussian variables; without x of a layer with noise; no I(T;Y)
-    noise_variance  of the Gaussian noise on t; "distances" for the 90th percentile of the squared pairwise distances of
-        t over 1000. Without: 0.1 for kde (Saxe et al.), none for ksg, mine and gaussian, Silverman's rule for renyi
-    x   inputs [N, Dx...]. Without them, X is which of the N samples it is, and T a function of X with noise or bins
+    Args:
+        t: activations [N, D...].
+        y: labels [N], for I(T;Y); samples with a label below 0 have none and are left out.
+        estimator:
+            kde_upper, kde_lower: pairwise bounds on the Gaussian mixture around the activations (Kolchinsky and Tracey
+                2017); I(T;Y) by the class-conditional mixtures (Saxe et al. 2018); `.x_range`, `.y_range` bound both
+            binned: entropy of binned activations (Shwartz-Ziv and Tishby 2017)
+            ksg: nearest neighbours (Kraskov et al. 2004; Ross 2014 for labels); I(X;T) needs x
+            renyi: matrix-based entropy with a = 1.01 (Sanchez Giraldo et al. 2015), up to 5000 samples; with x, of both
+                kernels
+            mine: a network learns a lower bound (Belghazi et al. 2018); I(X;T) needs x; `.curve` is its training
+            gaussian: closed form for jointly Gaussian variables; without x, of a layer with noise; no I(T;Y)
+        noise_variance: of the Gaussian noise on t; "distances" for the 90th percentile of the squared pairwise
+            distances of t over 1000. By default 0.1 for kde, Silverman's rule for renyi, none for the others.
+        bins: of binned: an int (so many on the layer's range), a float (their width), edges, or "tanh".
+        x: inputs [N, Dx...]. Without them X is which of the N samples it is, and T a function of X with noise or bins.
+
+    Returns: I(X;T) as `.x` and I(T;Y) as `.y`, in bits, with the convention and the warnings that belong to them.
+
+    Raises UserError for an unknown estimator, for activations that are not finite, and where x, y or noise is needed.
     """
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)

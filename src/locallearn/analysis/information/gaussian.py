@@ -7,14 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import checked
-from locallearn.analysis.information.result import Array, Information, positive, samples
+from locallearn.analysis.information.result import Array, Information, checked, positive, samples
 from locallearn.errors import UserError
 
 
 def gaussian_channel(weight: Tensor, covariance: Tensor, noise_variance: float) -> float:
-    """I(X;T) = 1/2 log2 |I + W C W' / s2| bits of T = W x + N(0, s2 I), for W [D, Dx] and x Gaussian with covariance
-    C [Dx, Dx]; exact."""
+    """I(X;T) = 1/2 log2 |I + W C W' / s2| bits, exact for T = W x + N(0, s2 I), W [D, Dx], x ~ N(0, C [Dx, Dx])."""
     variance = positive("noise_variance", noise_variance)
     w, c = weight.detach().double(), covariance.detach().double()
     if w.dim() != 2 or c.shape != (w.shape[1], w.shape[1]):
@@ -33,9 +31,9 @@ def gaussian(
     """
     data = samples(t, y, x)
     n, warnings = len(data.t), []
-    c = _covariance(data.t.double())
     if data.x is None:
-        found = _channel(c, positive("noise_variance", noise_variance))
+        covariance = torch.atleast_2d(torch.cov(data.t.double().T, correction=0))
+        found = _channel(covariance, positive("noise_variance", noise_variance))
     else:
         variance = 0.0 if noise_variance is None else positive("noise_variance", noise_variance)
         found = _joint(data.x.double(), data.t.double(), variance)
@@ -71,8 +69,3 @@ def _joint(x: Tensor, t: Tensor, variance: float) -> float:
     if bool((squared > 1 - 1e-12).any()):
         return math.inf
     return float(-torch.log1p(-squared).sum()) / (2 * math.log(2))
-
-
-def _covariance(samples: Tensor) -> Tensor:
-    centred = samples - samples.mean(0)
-    return centred.T @ centred / len(samples)

@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import checked
-from locallearn.analysis.information.noise import with_noise
-from locallearn.analysis.information.result import Array, Information, samples
+from locallearn.analysis.information.pairwise import with_noise
+from locallearn.analysis.information.result import Array, Information, checked, samples
 
 NEIGHBOURS = 3
 BLOCK = 512

@@ -10,9 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.checks import checked
 from locallearn.analysis.information.pairwise import distances
-from locallearn.analysis.information.result import Array, Information, positive, samples
+from locallearn.analysis.information.result import Array, Information, checked, positive, samples
 from locallearn.errors import UserError
 
 ALPHA = 1.01

@@ -1,11 +1,12 @@
-"""What an estimator is given, checked, and what it returns."""
+"""What an estimator is given, checked; what it returns; and signs that a number does not mean what it seems to."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from locallearn.errors import UserError
 
 Array: TypeAlias = Tensor | np.ndarray | Sequence[float] | Sequence[int] | Sequence[Sequence[float]]
+NEAR = 0.99
+"""An estimate above this share of log2 N is saturated."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,7 @@ def entropy(counts: Tensor) -> float:
 
 
 def samples(t: Array, y: Array | None = None, x: Array | None = None) -> Samples:
-    """Check activations [N, D...], labels [N] and inputs [N, Dx...], and flatten them; samples with a label below 0 are
-    left out. Raises UserError."""
+    """Check and flatten activations [N, D...], labels [N] and inputs [N, Dx...]; drop samples with a label below 0."""
     flat = _flat("t", t)
     inputs = None if x is None else _flat("x", x).to(flat.device)
     if inputs is not None and len(inputs) != len(flat):
@@ -121,3 +123,56 @@ def positive(name: str, value: float | None) -> float:
     if value is None or isinstance(value, str) or not math.isfinite(value) or value <= 0:
         raise UserError(f"{name}={value}: must be a finite number above 0")
     return float(value)
+
+
+def checked(
+    data: Samples, estimator: str, x: float | None, y: float | None, warnings: Sequence[str] = (), **convention: Any
+) -> Information:
+    """I(X;T) and I(T;Y) in bits with the estimator's convention, its own warnings, and those that hold for all."""
+    most = math.inf if estimator == "gaussian" else math.log2(len(data.t))  # the closed form knows no samples
+    said = (*warnings, *_warnings(data, most, x, y))
+    return Information(x, y, estimator, samples=len(data.t), h_y=data.h_y, warnings=said, **convention)
+
+
+def _warnings(data: Samples, most: float, x: float | None, y: float | None) -> Iterator[str]:
+    if bool((data.t == data.t[:1]).all()):
+        yield "all activations are equal: the layer carries nothing"
+    if x is not None and x > NEAR * most:
+        said = f"I(X;T) = {x:.2f} bits is saturated at log2 N = {most:.2f}: nearly every sample stands alone"
+        yield said if y is None else f"{said}, and I(T;Y) would be H(Y) for random labels too"
+    if data.y is not None:
+        sizes = data.counts
+        lonely, classes = int((sizes == 1).sum()), len(sizes)
+        if lonely:
+            which = "every class has" if lonely == classes else f"{lonely} of {classes} classes have"
+            yield f"{which} one sample: I(T;Y) is too large, whatever the layer does; give more samples"
+        h_y = data.h_y or 0.0
+        if y is not None and y > h_y + 1e-6:
+            yield f"I(T;Y) = {y:.3f} bits is above H(Y) = {h_y:.3f}: the estimate is wrong by that much at least"
+
+
+def data_processing(layers: Sequence[Information]) -> tuple[tuple[int, str], ...]:
+    """Where the successive layers of a feed-forward net break the data-processing inequality: I(X;T) or I(T;Y) that
+    rises from one layer to the next: the upper layer's number, and a sentence.
+
+    Of pairwise bounds, where the whole range of a layer lies above that of the one below. Of others, where the rise
+    exceeds log2(N) / sqrt(N) bits: the standard deviation of a plug-in entropy from N samples is at most that
+    (Antos and Kontoyiannis 2001). A break is a fault of the convention, not of the net: noise or bins that are added to
+    each layer on its own, at its own scale, do not make a Markov chain.
+    """
+    breaks: list[tuple[int, str]] = []
+    for what, name in (("I(X;T)", "x"), ("I(T;Y)", "y")):
+        for k, (below, above) in enumerate(pairwise(layers), 1):
+            if getattr(below, name) is None or getattr(above, name) is None:
+                continue
+            bounded, n = getattr(above, f"{name}_range"), min(below.samples, above.samples)
+            tolerance = 1e-6 if bounded else math.log2(n) / math.sqrt(n)
+            low = bounded[0] if bounded else getattr(above, name)
+            high = (getattr(below, f"{name}_range") or [getattr(below, name)])[-1]
+            if low - high > tolerance:
+                sentence = (
+                    f"{what} rises by {low - high:.2f} bits from layer {k - 1} to {k}, against the data-processing "
+                    "inequality: the layers' scales differ against the noise or the bins"
+                )
+                breaks.append((k, sentence))
+    return tuple(breaks)

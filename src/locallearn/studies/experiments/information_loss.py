@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.analysis.decoder import kept, ridge, standardised
-from locallearn.analysis.features import maps
+from locallearn.analysis.features import as_pixels, maps
 from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.data import Data
-from locallearn.figures import COLOURS, by_strategy, panels
+from locallearn.figures.style import COLOURS, bare, by_strategy, panels
 from locallearn.models.gelan import CSP, ELAN, Residual, conv
 from locallearn.probes.depth import sample
-from locallearn.probes.features import as_pixels, bare
 from locallearn.studies.analysis import Analysis, Runs, spread, table, verdicts
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class InformationLoss(Analysis):
         for (net, seed), own in zip(tasks, points, strict=True):
             initial[net].append([p if seed == SEEDS[0] else {**p, "map": None} for p in own])  # one seed is drawn
         return {
-            "image": _levels(as_pixels(test[IMAGE], data)[0]),
+            "image": _levels(as_pixels(test[IMAGE], data.pixels)[0]),
             "steps": {net: step for net, (step, _) in NETS.items()},
             "initial": initial,
             "warm_up": {name: _warmed_up(runs, name) for name in STRATEGIES},
@@ -145,7 +144,7 @@ def _untrained(
     """Unit by unit: at the first one that reaches each of `depths`, what is kept of the test images, and a map of one
     of them."""
     step, units = stack
-    pixels = as_pixels(train, data), as_pixels(test, data)
+    pixels = as_pixels(train, data.pixels), as_pixels(test, data.pixels)
     points: list[dict[str, Any]] = []
     left = list(depths)
     for k, unit in enumerate(units):

@@ -1,0 +1,78 @@
+"""The names of a run's numbers in records, summaries, pages and trackers: they are made and taken apart only here.
+
+    loss                        of the model, in one step or one evaluation
+    train/loss, test/accuracy   of the model on a split
+    block/00/accuracy           of a block on the training batches
+    block/00/test_accuracy      of a block on another split
+    layer/03/snr                of a layer, seen by a probe
+    stage/00/waiting            of one process of a pipeline
+    probe/linear/seconds        of a probe itself
+
+The metric is a value everywhere, so that a task may bring its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+LOSS, ACCURACY = "loss", "accuracy"
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+BLOCK, LAYER, STAGE, PROBE = "block", "layer", "stage", "probe"
+PATTERNS = tuple(f"{place}/*" for place in (TRAIN, VALIDATION, TEST, BLOCK, LAYER, PROBE))
+"""Every number that is a curve over steps."""
+_AT_BLOCK = re.compile(rf"{BLOCK}/(\d{{1,4}})/(.+)")
+Value = TypeVar("Value")
+
+
+def at(place: str, index: int, metric: str) -> str:
+    """at("block", 0, "loss") -> `block/00/loss`"""
+    return f"{place}/{index:02d}/{metric}"
+
+
+def on(split: str, name: str) -> str:
+    """on("test", "loss") -> `test/loss`; on("test", "block/00/loss") -> `block/00/test_loss`"""
+    place, metric = divided(name)
+    return f"{place}/{split}_{metric}" if place else f"{split}/{metric}"
+
+
+def of_blocks(blocks: Mapping[int, Mapping[str, Value]]) -> dict[str, Value]:
+    """of_blocks({0: {"loss": 0.5}}) -> {"block/00/loss": 0.5}"""
+    return {at(BLOCK, index, metric): value for index, own in blocks.items() for metric, value in own.items()}
+
+
+def of_probe(probe: str, what: str) -> str:
+    """of_probe("linear", "seconds") -> `probe/linear/seconds`"""
+    return f"{PROBE}/{probe}/{what}"
+
+
+def divided(name: str) -> tuple[str, str]:
+    """The place and the metric: `block/00/loss` -> ("block/00", "loss"); `loss` -> ("", "loss")."""
+    place, _, metric = name.rpartition("/")
+    return place, metric
+
+
+def by_block(numbers: Mapping[str, Value], metric: str) -> dict[int, Value]:
+    """The values of a metric, such as `loss` or `test_accuracy`, by the index of the block."""
+    matches = {name: match for name in numbers if (match := _AT_BLOCK.fullmatch(name)) and match[2] == metric}
+    return dict(sorted((int(match[1]), numbers[name]) for name, match in matches.items()))
+
+
+def in_words(name: str) -> str:
+    """`test/top_accuracy` -> `test top accuracy`"""
+    return name.replace("/", " ").replace("_", " ")
+
+
+def higher_is_better(name: str) -> bool | None:
+    """Whether more of a number is better; None where neither is."""
+    if name.endswith((ACCURACY, "images_per_second")):
+        return True
+    if name.endswith((LOSS, "seconds", "bytes", "flops", "idle")):
+        return False
+    return None
+
+
+TEST_ACCURACY = on(TEST, ACCURACY)
+SELECTED_BY = on(VALIDATION, ACCURACY)
+"""What choices between runs are made by: never the test set."""
