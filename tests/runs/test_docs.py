@@ -116,7 +116,7 @@ class Reader:
             self.type(["locallearn", "strategy=dgl", "model=lenet", f"out={folder}"])
 
     def short(self, words: list[str]) -> list[str]:
-        if words[0] == "study":  # its runs take hours
+        if words[0] == "study" and "--config-dir" not in words:  # its runs take hours
             return ["list", *words[:2]]
         if words[0] == "tune":
             return [*(word for word in words if not word.startswith("trials")), "trials=2", *SHORT[:2]]
