@@ -62,9 +62,8 @@ def page(report: Report, about: dict[str, Any]) -> str:
 
 def _row(f: Finding) -> str:
     goal = GOALS[f.goal]
-    limit = f"{'<=' if goal.most else '>='} {goal.limit:,.4g} {goal.unit}".strip() if f.judged else ""
-    if goal.limit >= 10_000 and f.judged:
-        limit = f">= {goal.limit:,.0f} {goal.unit}"
+    sign, places = (">=" if goal.most is None else "<="), ",.0f" if goal.limit >= 10_000 else ",.4g"
+    limit = f"{sign} {goal.limit:{places}} {goal.unit}".strip() if f.judged else ""
     found = "none" if f.found.value is None else f"{number(f.found.value)} {goal.unit}".strip()
     if f.found.low is not None and f.found.low != f.found.high:
         found += f" ({number(f.found.low)} to {number(f.found.high or 0.0)})"

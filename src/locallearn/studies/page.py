@@ -80,7 +80,8 @@ def render(record: dict[str, Any], analysis: Analysis | None, pictures: Iterable
         lines += [part["text"], ""] if part["text"] else []
         lines += [f"**{part['note']}**", ""] if part.get("note") else []
         seeds = ",".join(map(str, part["seeds"]))
-        lines += [f"    python -m locallearn -m ROW {part['common']} threads=1 seed={seeds} data.root=DATA", ""]
+        root = " data.root=DATA" if "--data" in record["command"] else ""
+        lines += [f"    python -m locallearn -m ROW {part['common']} threads=1 seed={seeds}{root}", ""]
         lines += [*_table(part), ""]
     if analysis is not None and record["results"] is not None:
         lines += [*analysis.tell(record["results"]), ""]

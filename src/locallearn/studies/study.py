@@ -134,6 +134,7 @@ def _record(whole: Study, options: StudyOptions, cells: list[Cell], analysis: An
         kept: dict[str, Any] = {"title": part.title, "text": part.text, "common": part.common, "control": part.control}
         kept |= {"metric": part.number, "unit": part.unit, "seeds": part.seeds}
         parts.append({**kept, "rows": [_numbers(part, row, runs) for row, own in runs.items() if own]})
+    dirs = [f"--config-dir {folder}" for folder in options.config_dirs]
     numbers = None
     if analysis is not None and all(task.folder in done for task in every):
         known = {name: row for part in whole.parts for name, row in part.rows.items() if row.published is not None}
@@ -145,7 +146,7 @@ def _record(whole: Study, options: StudyOptions, cells: list[Cell], analysis: An
         "text": whole.text,
         "page": whole.page,
         "table": whole.table,
-        "command": f"locallearn study {whole.name} --data DATA",
+        "command": " ".join(["locallearn study", whole.name, *dirs, *(["--data DATA"] if options.data else [])]),
         "machine": page.machine(),
         "quick": options.quick,
         "seconds": round(sum(map(_spent, done.values()))),
