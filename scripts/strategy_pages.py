@@ -122,10 +122,10 @@ def logged(name: str) -> str:
 
 def run(overrides: list[str]) -> dict[str, Any]:
     """The summary of a run."""
-    from locallearn.training import session
+    from locallearn.training.run import start
 
     config, names = compose(overrides)
-    result = session.start(experiment(config, names, overrides), quiet=True)
+    result = start(experiment(config, names, overrides), quiet=True)
     assert result is not None
     return json.loads((result.run_dir / "summary.json").read_text())
 

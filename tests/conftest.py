@@ -1,4 +1,4 @@
-"""What several test files share: a small model with everything that makes training order-dependent, and real data."""
+"""Fixtures of all tests: real data, an installed wheel, an empty folder, no network."""
 
 from __future__ import annotations
 
@@ -24,11 +24,15 @@ from locallearn.engine import Learner
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The faults that a test injects go into the JUnit file, from which `make test-faults` makes its table."""
+    """The faults that a test injects go into the JUnit file, from which `make test-faults` makes its table. One worker
+    builds the wheel, for all tests that use it."""
     for item in items:
         for mark in item.iter_markers("fault"):
             item.user_properties.append(("faults", " ".join(mark.args)))
+        if "installed" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("wheel"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from locallearn.auxiliary import Linear, MLPSpatialReduction
 from locallearn.contract import Feedback, Packet, Strategy
-from locallearn.engine import SGD, Adam, Learner, Optim, assemble
+from locallearn.engine import SGD, Adam, Learner, Optim, Place, Setup, assemble
 from locallearn.models import BlockModel
 from locallearn.models.resnet import cifar_resnet
 from locallearn.models.vgg import vgg
@@ -57,9 +57,12 @@ def batch_of(quick: bool, size: int | None = None) -> tuple[Tensor, Tensor]:
     return x, torch.randint(CLASSES, (size,), generator=g)
 
 
-def learner_of(model: BlockModel, strategy: str, cut: list[range], optim: Optim = OPTIM, **options: Any) -> Learner:
-    """A learner over a copy of the model, in channels_last."""
-    return assemble(copy.deepcopy(model), STRATEGIES[strategy](), optim, cut, channels_last=True, **options)
+def learner_of(
+    model: BlockModel, strategy: str, cut: list[range], optim: Optim = OPTIM, micro_batches: int = 1, **place: Any
+) -> Learner:
+    """A learner over a copy of the model, in channels_last; `place` has the fields of `Place`."""
+    setup = Setup(channels_last=True, micro_batches=micro_batches)
+    return assemble(copy.deepcopy(model), STRATEGIES[strategy](), optim, cut, setup, Place(**place))
 
 
 def optimizer_of(*modules: nn.Module, optim: Optim = OPTIM) -> torch.optim.Optimizer:
@@ -97,17 +100,17 @@ class Recorded:
         self.below, self.above = packet is not None, feedback is not None
         self._packet, self._feedback = packet, feedback
 
-    def take(self) -> Packet:
+    def recv_forward(self) -> Packet:
         assert self._packet is not None
         return self._packet
 
-    def give(self, packet: Packet) -> None:
+    def send_forward(self, packet: Packet) -> None:
         pass
 
-    def listen(self) -> Feedback | None:
+    def recv_backward(self) -> Feedback | None:
         return self._feedback
 
-    def answer(self, feedback: Feedback | None) -> None:
+    def send_backward(self, feedback: Feedback | None) -> None:
         pass
 
 

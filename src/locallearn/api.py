@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from locallearn import seeds
 from locallearn.config.compose import compose, quoted
 from locallearn.config.experiment import Experiment, experiment
-from locallearn.config.given import Unread
+from locallearn.config.explicit import Unread
 from locallearn.config.settings import Settings
 from locallearn.config.unread import in_blocks
-from locallearn.engine import Learner, assemble
-from locallearn.engine.assemble import Pixels, unchanged_if_refused
+from locallearn.engine import Learner
+from locallearn.engine.assemble import unchanged_if_refused
+from locallearn.engine.setup import Pixels
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
-from locallearn.training import session
-from locallearn.training.environment import choose_device
-from locallearn.training.saved import load
-from locallearn.training.train import Result
+from locallearn.training.prepare import assembled, stage_of
+from locallearn.training.run import start
+from locallearn.training.saved import Result, load
 
 BUILT = ("seed", "blocks", "balance", "device", "precision", "channels_last", "compile", "micro_batches", "allow")
 """The settings that `build` reads."""
@@ -40,18 +40,26 @@ _PIXELS = (
 
 
 def train(quiet: bool = False, **settings: Any) -> Result:
-    """Run one experiment, as the command line does; every setting and group of it is a keyword.
+    """Run one experiment, as the command line does.
 
     train(strategy="dgl", model="vgg16", data="digits", blocks=4, epochs=2, seed=0, optim={"lr": 0.1})
 
-    A group takes a name, or a mapping of its options as `optim` above; both at once take a dotted key:
-    data="mnist", **{"data.root": "/data"}. Returns a Result with .metrics, .model and .run_dir.
-    Raises UserError for a mistake in the settings, RunError when training had to stop.
+    Args:
+        quiet: Print nothing.
+        settings: Any setting or group of the command line. A group takes a name, or a mapping of its options as
+            `optim` above; both at once take a dotted key: data="mnist", **{"data.root": "/data"}.
+
+    Returns:
+        What the run has left: `.metrics`, `.model`, `.run_dir` and `.history`.
+
+    Raises:
+        UserError: For a mistake in the settings, before anything is written.
+        RunError: When training had to stop, as for a loss that is not finite or a full disk.
     """
     overrides = list(_overrides(settings))
     exp = experiment(*compose(overrides), overrides)
-    exp.given.refuse([Unread("dry_run", "the command line, which prints the blocks")])
-    result = session.start(exp, quiet=quiet)
+    exp.explicit.refuse([Unread("dry_run", "the command line, which prints the blocks")])
+    result = start(exp, quiet=quiet)
     assert result is not None, "torchrun is for the command line"
     return result
 
@@ -68,52 +76,42 @@ def build(
     axes: str | Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Learner:
-    """A learner for a loop of one's own: `.step(images, labels) -> dict`, `.model`, `.blocks`.
+    """Build a learner for a training loop of one's own.
 
-    model  a name of the zoo, or any module whose forward is a sequence (see `as_blocks`), which is trained in place
-    image, classes  shape of one input without the batch, and the number of classes
-    graph  edges between the samples, int64 [2, E], for a model that reads them (gcn)
-    steps  how many steps there will be, for the learning-rate schedule; without it the rate is constant
-    pixels  what a black and a white pixel are in the inputs, one number per channel each. Objectives that reconstruct
-        images by cross-entropy need it, and take the squared error without: ((0, 0, 0), (1, 1, 1)) where nothing is
-        normalised, else (0 - mean) / std and (1 - mean) / std
-    axes   of what a module's layers hand on, where they do not tell: see `as_blocks`
-    The other keywords are those of `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
+    Args:
+        strategy: A name such as "dgl", or a mapping of its options.
+        model: A name of the zoo, or any module whose forward is a sequence (see `as_blocks`), which is trained in
+            place.
+        image: The shape of one input, without the batch.
+        classes: The number of classes.
+        graph: Edges between the samples, int64 [2, E], for a model that reads them (gcn).
+        steps: How many steps there will be, for the learning-rate schedule; without it the rate is constant.
+        pixels: What a black and a white pixel are in the inputs, one number per channel each: ((0, 0, 0), (1, 1, 1))
+            where nothing is normalised, else (0 - mean) / std and (1 - mean) / std. Objectives that reconstruct images
+            by cross-entropy need it, and take the squared error without.
+        axes: The axes of what a module's layers hand on, where the layers do not tell: see `as_blocks`.
+        settings: As in `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
+
+    Returns:
+        A learner with `.step(inputs [B, *image], labels [B]) -> dict`, `.predict`, `.model` and `.blocks`.
+
+    Raises:
+        UserError: For a mistake, also for a setting that only `train` reads; a module is then left as it was.
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
     overrides = list(_overrides({"strategy": strategy, **named, **settings}))
     exp = experiment(*compose([*_any_batch(settings), *overrides]), overrides)
-    exp.given.refuse(_read_by_train(exp, steps))
-    chosen = exp.settings
-    stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, chosen.micro_batches)
+    exp.explicit.refuse(_read_by_train(exp, steps))
+    stage = stage_of(exp)
     network = _network(exp, model, tuple(image), classes, graph, axes)
     with unchanged_if_refused(network):
-        learner = assemble(
-            network,
-            exp.strategy,
-            exp.optim,
-            network.cut(chosen.blocks_for(len(network.units)), chosen.balance),
-            seed=chosen.seed,
-            device=choose_device(chosen.device),
-            precision=chosen.precision,
-            channels_last=chosen.channels_last,
-            compiled=chosen.compile,
-            micro_batches=chosen.micro_batches,
-            total_steps=steps,
-            pixels=_pixels(pixels, exp, network.image),
-            stage=stage,
-        )
-        exp.given.refuse(in_blocks(exp, learner))
+        learner = assembled(exp, network, stage, steps=steps, pixels=_pixels(pixels, exp, network.image))
+        exp.explicit.refuse(in_blocks(exp, learner))
     return learner
 
 
 def _network(
-    exp: Experiment,
-    model: str | Mapping[str, Any] | nn.Module,
-    image: tuple[int, ...],
-    classes: int,
-    graph: Tensor | None,
-    axes: str | Mapping[str, str] | None,
+    exp: Experiment, model: Any, image: tuple[int, ...], classes: int, graph: Tensor | None, axes: Any
 ) -> BlockModel:
     if isinstance(model, nn.Module) and not isinstance(model, BlockModel):
         return as_blocks(model, image=image, classes=classes, axes=axes)
@@ -140,10 +138,9 @@ def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
         yield from (Unread(key, "steps=NUMBER") for key in SHARES)
 
 
-def _pixels(given: Pixels | None, exp: Experiment, image: tuple[int, ...]) -> Pixels | None:
-    """Black and white as numbers, one for each channel of the image; None, with a warning where they are missed. Raises
-    UserError for what is no such pair."""
-    if given is None:
+def _pixels(pixels: Pixels | None, exp: Experiment, image: tuple[int, ...]) -> Pixels | None:
+    """Check `pixels` of `build`, and warn where they are missing. Raises UserError for what is no such pair."""
+    if pixels is None:
         objective = getattr(exp.strategy, "objective", None)
         if len(image) == 3 and objective is not None and objective.reconstructs:
             name, loss = exp.names["objective"], "reconstructs by squared error, not by the cross-entropy of pixels"
@@ -152,11 +149,11 @@ def _pixels(given: Pixels | None, exp: Experiment, image: tuple[int, ...]) -> Pi
             )
         return None
     try:
-        black, white = (tuple(float(number) for number in side) for side in given)
+        black, white = (tuple(float(number) for number in side) for side in pixels)
     except (TypeError, ValueError):
         black = white = ()
     if not len(black) == len(white) == image[0] or any(b == w for b, w in zip(black, white, strict=True)):
-        raise UserError(f"pixels={given} for inputs {list(image)}: {_PIXELS}")
+        raise UserError(f"pixels={pixels} for inputs {list(image)}: {_PIXELS}")
     return black, white
 
 

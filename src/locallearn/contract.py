@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from locallearn.options import Options
+
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
 
@@ -148,11 +150,13 @@ class Block(Protocol):
 Step: TypeAlias = Generator[Send, Feedback | None, Feedback | None]
 
 
-class Strategy(ABC):
+class Strategy(Options, ABC):
     """Who gets which gradient. Concrete ones are frozen dataclasses; their fields are typed, checked hyper-parameters.
 
     A strategy that has a field `objective` or `auxiliary` gets the chosen local loss and auxiliary network there.
     """
+
+    _group = "strategy"
 
     route: ClassVar[Route]
     """Of the strategy with its default options; an option that needs feedback from further away (mixing in the true

@@ -59,8 +59,8 @@ def in_one_line(error: Exception) -> str:
 
 def described(error: BaseException) -> str:
     """An exception that no rule foresaw, in one line: its type, what it says, and the place if that is the user's."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}{place(error)}" if said else f"{type(error).__name__}{place(error)}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place(error)}"
 
 
 def place(error: BaseException) -> str:

@@ -17,11 +17,11 @@ def written(text: str | os.PathLike[str]) -> str:
     path = os.fspath(text)
     if "\x00" in path:
         raise UserError(f"{path!r} is no path: it has a null character in it")
-    found = os.path.expanduser(path)
-    if path.startswith("~") and found == path:
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
         user = path.partition("/")[0]
         raise UserError(f"{path}: there is no home folder for {user}; give the whole path, or ./{path} for a file here")
-    return os.path.abspath(found) if os.path.normpath(found).startswith("~") else found
+    return os.path.abspath(expanded) if os.path.normpath(expanded).startswith("~") else expanded
 
 
 def expanded(text: str | os.PathLike[str]) -> Path:

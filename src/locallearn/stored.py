@@ -12,6 +12,7 @@ import stat
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -100,20 +101,6 @@ def tensors(file: Path) -> dict[str, Tensor]:
         raise ValueError(str(error)) from error
 
 
-def refuse_ways_out(folder: Path) -> None:
-    """A run folder may come from a stranger: what is written into it must not end up elsewhere. W&B's own folder has
-    links into its cache, and nothing of ours is written there."""
-    for here, below, files in os.walk(folder):
-        for path in (Path(here, name) for name in (*below, *files)):
-            kind = stat.S_IFMT(path.lstat().st_mode)
-            true = os.path.realpath(path)
-            if kind == stat.S_IFLNK and os.path.commonpath([true, os.path.realpath(folder)]) != str(folder.resolve()):
-                raise ValueError(f"{path} is a link out of the run folder, to {true}: put there what it leads to")
-            if kind not in (stat.S_IFLNK, stat.S_IFREG, stat.S_IFDIR):
-                raise ValueError(f"{path} is neither a file nor a folder: take it out of the run folder")
-        below[:] = [name for name in below if name != "wandb"]
-
-
 def _check_header(file: Path) -> None:
     """What the library takes and we do not: a header of 100 MB, a name twice, many dimensions, numbers of 4 bits."""
     if not file.is_file():  # else opening it may wait for ever
@@ -165,12 +152,10 @@ def _refuse_twice(keys: Iterable[Any]) -> None:
         seen.add(key)
 
 
-def _refuse_deep(events: Iterator[Any]) -> None:
-    depth = 0
-    for event in events:
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEPTH:
-            raise ValueError("it is nested too deeply")
+def _refuse_deep(events: Iterable[Any]) -> None:
+    kinds = ((isinstance(e, yaml.CollectionStartEvent), isinstance(e, yaml.CollectionEndEvent)) for e in events)
+    if any(depth > DEPTH for depth in accumulate(begins - ends for begins, ends in kinds)):
+        raise ValueError("it is nested too deeply")
 
 
 def _refuse_endless(content: Any) -> None:

@@ -132,7 +132,7 @@ def test_noise_is_new_in_every_step_and_uniform():
     ("options", "said"),
     [
         ({"deficit": "blurr"}, "did you mean 'blur'"),
-        ({"deficit_from": -1}, "data.deficit_from=-1: must be at least 0"),
+        ({"deficit_from": -1}, "data.deficit_from=-1: must be a whole number of at least 0"),
         ({"deficit": "blur", "deficit_from": 4, "deficit_until": 3}, "data.deficit_until=3: must be at least .*=4"),
     ],
 )

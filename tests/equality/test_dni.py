@@ -58,7 +58,7 @@ def test_with_the_true_gradient_mixed_in_wholly_it_is_backprop(kind, options):
     batches = tiny_batches()
     strategy = kind(**options)
     assert strategy.route is Route.CHAIN
-    assert DNI.route is Route.NEIGHBOR
+    assert kind().route is Route.NEIGHBOR
     learner = trained(strategy, batches)
     assert_same(learner.model, bare_backprop(tiny_model(), batches))
     for block in learner.blocks[:-1]:

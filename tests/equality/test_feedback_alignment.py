@@ -412,7 +412,7 @@ def test_weight_matrices_of_other_kinds_are_refused(module):
 
 
 def test_init_is_checked():
-    with pytest.raises(UserError, match=r"unknown strategy.init 'xavie': did you mean 'xavier'"):
+    with pytest.raises(UserError, match=r"strategy.init=xavie: did you mean 'xavier'"):
         UniformSign(init="xavie")
 
 

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import locallearn
-from helpers.nets import tiny_batches, tiny_model
+from helpers.nets import assembled, tiny_batches, tiny_model
 from helpers.objectives import FILES as OBJECTIVES
 from helpers.objectives import make as make_objective
 from helpers.strategies import FILES, make
 from locallearn.auxiliary import Linear
 from locallearn.config.targets import instantiate
 from locallearn.contract import cross_entropy
-from locallearn.engine import SGD, Learner, assemble
+from locallearn.engine import SGD, Learner
 from locallearn.engine.gradients import true_gradients
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.greedy import DGL
@@ -35,7 +35,7 @@ def learner_of(strategy, micro_batches: int = 1) -> Learner:
     for unit in model.units:
         unit[1] = nn.Identity()
     options = {"precision": "fp64", "total_steps": 1, "micro_batches": micro_batches}
-    learner = assemble(model, strategy, PLAIN, model.cut("max"), **options)
+    learner = assembled(model, strategy, PLAIN, model.cut("max"), **options)
     for block in learner.blocks:
         for module in block.auxiliary.modules():
             for name, child in module.named_children():

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from helpers.nets import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny_model, trained
 from locallearn.auxiliary import MLP, Auxiliary, Linear
 from locallearn.contract import BlockSpec, Packet, Route
-from locallearn.engine import SGD, assemble
+from locallearn.engine import SGD, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-from locallearn.objectives import CrossEntropy, Objective, PredSim
+from locallearn.objectives import CrossEntropy, LossAndLogits, Objective, PredSim
 from locallearn.strategies.greedy import DGL, Greedy
 from locallearn.strategies.overlapping import Overlapping
 
@@ -33,7 +33,7 @@ class Quadratic(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"head": nn.Linear(spec.emits[0], spec.classes, bias=False)}
 
-    def loss(self, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> LossAndLogits:
         logits = modules["head"](h)
         return 0.5 * (logits - F.one_hot(packet.y, 3)).pow(2).sum() / len(h), logits
 
@@ -50,7 +50,7 @@ class Views(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"projector": nn.Linear(spec.emits[0], 3)}
 
-    def loss(self, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: Mapping[str, nn.Module], h: Tensor, packet: Packet) -> LossAndLogits:
         assert packet.side[0].shape[1:] == (2, 6, 6), "the image did not travel"
         return views_loss(modules["projector"], h), None
 
@@ -121,7 +121,7 @@ def test_pairs_of_a_linear_net_by_matrix_formulas(combine):
     model = BlockModel(units, nn.Linear(4, 3, bias=False), image=(4,), classes=3, name="linear")
     strategy = Overlapping(objective=Quadratic(), auxiliary=Linear(), combine=combine)
     plain = SGD(lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant")
-    learner = assemble(model, strategy, plain, model.cut(3), precision="fp64")
+    learner = assemble(model, strategy, plain, model.cut(3), Setup(precision="fp64"))
     x, y = torch.randn(7, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0, 0])
 
     a, b, c = (unit.weight.detach().numpy().copy() for unit in learner.model.units)
@@ -464,7 +464,11 @@ def test_routes_follow_the_reach():
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"reach": 0}, "must be at least 1"), ({"combine": "nxt"}, "did you mean 'next'"), ({"combine": "max"}, "choose")],
+    [
+        ({"reach": 0}, "must be a whole number of at least 1"),
+        ({"combine": "nxt"}, "did you mean 'next'"),
+        ({"combine": "max"}, "must be sum, mean or next"),
+    ],
 )
 def test_options_are_refused_in_a_sentence(options, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -526,5 +530,5 @@ def test_local_greedy_learns_a_block_a_phase_and_the_head_in_the_last():
 
 @pytest.mark.parametrize("strategy", [DGL, Greedy, Overlapping])
 def test_other_words_for_the_last_block_are_refused(strategy):
-    with pytest.raises(UserError, match=r"unknown strategy.last 'locla': did you mean 'local'"):
+    with pytest.raises(UserError, match=r"strategy.last=locla: did you mean 'local'"):
         strategy(**LOCAL, last="locla")

@@ -14,7 +14,7 @@ from locallearn.config.compose import choices, compose
 from locallearn.config.experiment import model_builder
 from locallearn.config.matrix import Matrix, matrix
 from locallearn.config.settings import AUTO_BLOCKS
-from locallearn.engine import SGD, assemble
+from locallearn.engine import SGD, Setup, assemble
 from locallearn.errors import UserError
 
 MODELS = choices("model")
@@ -76,9 +76,9 @@ def test_what_the_table_says_is_true(name):
         made = make(strategy)
         if reason is not None:
             with pytest.raises(UserError, match="block"):
-                assemble(model, made, SGD(lr=1e-4, schedule="constant"), cut, total_steps=2)
+                assemble(model, made, SGD(lr=1e-4, schedule="constant"), cut, Setup(total_steps=2))
             continue
-        learner = assemble(model, made, SGD(lr=1e-4, schedule="constant"), cut, total_steps=2)
+        learner = assemble(model, made, SGD(lr=1e-4, schedule="constant"), cut, Setup(total_steps=2))
         assert all(torch.isfinite(torch.tensor(v)) for v in learner.step(x, y).values()), strategy
 
 

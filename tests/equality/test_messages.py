@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers import ROOT, TESTS
-from helpers.message_worker import FAMILIES, STRATEGIES, learner_of, train
+from helpers.message_worker import FAMILIES, learner_of, train
 from helpers.nets import tiny_learner, tiny_model
 from helpers.strategies import make
 from locallearn.contract import Packet
@@ -169,15 +169,14 @@ def finished(tmp_path_factory) -> Path:
 @pytest.mark.xdist_group("pipeline")
 @pytest.mark.fault("R6")
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_stages_of_every_family_end_as_one_process(family, strategy, channels_last, finished):
+def test_two_stages_of_every_family_end_as_one_process(family, channels_last, finished):
     """At 32x32 the maps of most become 1x1 on the way."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    serial = train(learner_of(family, strategy, channels_last), lowest=True)
+    serial = train(learner_of(family, channels_last), lowest=True)
     torch.set_num_threads(threads)
-    states = [load_file(finished / f"{family}-{strategy}-{channels_last}-{rank}.safetensors") for rank in range(2)]
+    states = [load_file(finished / f"{family}-{channels_last}-{rank}.safetensors") for rank in range(2)]
     joined = states[0] | states[1]
     expected = serial.state()
     assert joined.keys() == expected.keys()

@@ -11,10 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.nets import SGD_CONSTANT, assert_same, bare_backprop, tiny_batches, tiny_learner, tiny_model, trained
+from helpers.nets import (
+    SGD_CONSTANT,
+    assembled,
+    assert_same,
+    bare_backprop,
+    tiny_batches,
+    tiny_learner,
+    tiny_model,
+    trained,
+)
 from locallearn.auxiliary import CNN, MLP, Linear
 from locallearn.auxiliary.branch import Level, Routing, Stem
-from locallearn.engine import SGD, assemble
+from locallearn.engine import SGD
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.strategies.backprop import Backprop
@@ -322,7 +331,7 @@ def test_two_samples_are_enough(form, kind, auxiliary):
     model = MODELS[kind]()
     strategy = form(auxiliary=auxiliary, width=4)
     for options in ({"precision": "fp64"}, {"precision": "bf16", "channels_last": True}):
-        learner = assemble(copy.deepcopy(model), strategy, SGD_CONSTANT, model.cut("max"), **options)
+        learner = assembled(copy.deepcopy(model), strategy, SGD_CONSTANT, model.cut("max"), **options)
         for x, y in batches_for(model, steps=2, batch=2):
             learner.learn(x, y)
         assert all(torch.isfinite(p).all() for _, p in learner.parameters())
@@ -373,12 +382,12 @@ def test_integer_inputs_are_read():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"weight": -1.0}, "weight=-1.0: must be at least 0"),
-        ({"weight": math.inf}, "must be at least 0"),
+        ({"weight": -1.0}, "weight=-1.0: must be a number of at least 0"),
+        ({"weight": math.inf}, "must be a finite number"),
         ({"taps": "detach"}, "did you mean 'detached'"),
-        ({"width": 7}, "must be even"),
+        ({"width": 7}, "must be a whole number of at least 2 and divisible by 2"),
         ({"width": 0}, "at least 2"),
-        ({"couplings": 0}, "couplings=0: must be at least 1"),
+        ({"couplings": 0}, "couplings=0: must be a whole number of at least 1"),
     ],
 )
 def test_options_are_refused_in_a_sentence(form, options, sentence):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from helpers import ROOT, TESTS
 from helpers.nets import tiny_learner, tiny_model
-from helpers.pipeline_worker import STRATEGIES, settings, train
+from helpers.pipeline_worker import STEPS, STRATEGIES, settings, train
 from helpers.strategies import make
 from locallearn.engine import Stage
 
@@ -53,7 +53,7 @@ def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, staleness, finis
     serial = tiny_learner(
         make(name),
         tiny_model(dropout=0.2),
-        total_steps=8,
+        total_steps=STEPS,
         micro_batches=micro_batches,
         stage=partial(Stage, staleness=staleness),
         channels_last=True,

@@ -27,7 +27,7 @@ from locallearn.objectives import CrossEntropy
 from locallearn.runs import checkpoint
 from locallearn.runtime.replay import Buffer, ReplayStage, ticks
 from locallearn.strategies.greedy import DGL
-from locallearn.training import session
+from locallearn.training.run import resume
 
 
 def dgl() -> DGL:
@@ -233,8 +233,8 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert json.loads((folder / "status.json").read_text())["state"] == "running", "it was done before it was killed"
     serial = "serial", {"_target_": "locallearn.runtime.choice.Serial", "staleness": 0}
     with pytest.raises(UserError, match="goes on only as such"):
-        session.resume(folder, [], quiet=True, runtime=serial)
-    session.resume(folder, [], quiet=True)
+        resume(folder, [], quiet=True, runtime=serial)
+    resume(folder, [], quiet=True)
     assert_same_run(reference, folder)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert {f"block/0{k}/{n}" for k in (1, 2, 3) for n in ("staleness", "uses", "idle")} <= last.keys()
@@ -282,8 +282,8 @@ def test_looking_at_gradients_moves_nothing():
         (["strategy=dni"], "dni has route neighbor"),
         (["strategy=greedy"], "Greedy trains one after the other"),
         (["micro_batches=2"], "but micro_batches=2: choose micro_batches=1"),
-        (["runtime.buffer=0"], "runtime.buffer=0: must be at least 1"),
-        (["runtime.slow={1: 0.9}"], "runtime.slow={1: 0.9}: must be at least 1"),
+        (["runtime.buffer=0"], "runtime.buffer=0: must be a whole number of at least 1"),
+        (["runtime.slow={1: 0.9}"], "runtime.slow.1=0.9: must be a number of at least 1"),
         (["runtime.slow={3: 1.2}"], "names block 3, but the model is cut into 2 blocks: choose from 0 to 1"),
         (["runtime.slow={1: fast}"], "runtime.slow"),
     ],

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from helpers.nets import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny_model
+from helpers.nets import SGD_CONSTANT, assembled, assert_same, tiny_batches, tiny_learner, tiny_model
 from helpers.strategies import FILES, make
 from locallearn.analysis.quiet import Rerun, undisturbed
-from locallearn.engine import assemble
 from locallearn.engine.gradients import strategy_gradients, true_gradients
 from locallearn.models import BlockModel
 from locallearn.models.coupling import Coupling, Reversible
@@ -97,7 +96,7 @@ def model(request) -> BlockModel:
 
 def learner_of(model: BlockModel, strategy, **options):
     model = copy.deepcopy(model)
-    return assemble(model, strategy, SGD_CONSTANT, model.cut("max"), precision="fp64", **options)
+    return assembled(model, strategy, SGD_CONSTANT, model.cut("max"), precision="fp64", **options)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])

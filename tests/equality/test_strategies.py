@@ -21,7 +21,7 @@ from locallearn.auxiliary import MLP
 from locallearn.config.compose import header
 from locallearn.config.targets import instantiate
 from locallearn.contract import Route, Send, Strategy
-from locallearn.engine import SGD, assemble
+from locallearn.engine import SGD, Setup, assemble
 from locallearn.engine.assemble import check_ownership
 from locallearn.engine.block import TrainedBlock
 from locallearn.errors import RunError, UserError
@@ -51,7 +51,7 @@ def test_yaml_names_every_option_the_paper_and_the_route(name):
     assert set(config) == options
     assert facts["summary"].endswith(".")
     assert facts["paper"]
-    assert facts["route"] == target.route.value
+    assert facts["route"] == make(name).route.value
 
 
 def test_first_losses(name):
@@ -293,7 +293,7 @@ def test_learns_to_memorise_64_real_images(name):
     steps = 120
     optim = SGD(lr=0.05, momentum=0.9, schedule="constant")
     strategy = make(name)
-    learner = assemble(model, strategy, optim, model.cut(3), total_steps=steps)
+    learner = assemble(model, strategy, optim, model.cut(3), Setup(total_steps=steps))
     for _ in range(steps):
         learner.learn(x, y)
     accuracy = (learner.predict(x)[-1].argmax(1) == y).float().mean().item()
@@ -305,7 +305,7 @@ def test_options_are_checked():
     config = yaml.safe_load(Path(FILES["deep_supervision"]).read_text())
     given = {"objective": CrossEntropy(), "auxiliary": MLP()}
     for bad, sentence in [
-        ({"weight": -1.0}, "must be at least 0"),
+        ({"weight": -1.0}, "must be a number of at least 0"),
         ({"weight": "abc"}, "must be a number"),
         ({"anneal": "cosin"}, "did you mean 'cosine'"),
         ({"wieght": 1.0}, "did you mean 'weight'"),

@@ -57,7 +57,7 @@ from typing import ClassVar
 
 import torch
 from locallearn.data import DataSource
-from locallearn.data.source import Part, Raw
+from locallearn.data.source import RawSplit, Raw
 from locallearn.data.store import Memory
 
 
@@ -101,7 +101,7 @@ class Broken(DataSource):
             test = torch.zeros(8, 1, 6, 6, dtype=torch.uint8), test[1]
         elif self.fault == "a test of another size":
             test = test[0][:, :11], test[1]
-        return Raw(classes, Part(Memory(samples), labels), Part(Memory(test[0]), test[1]))
+        return Raw(classes, RawSplit(Memory(samples), labels), RawSplit(Memory(test[0]), test[1]))
 '''
 FAULTS = {
     "label too large": "the training labels hold 2; with 2 classes they must be 0-1",

@@ -88,12 +88,12 @@ def test_five_hundred_runs_in_one_folder(run, tmp_path, load):
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
 
 
-LINES = 1_000_000
+LINES = 200_000
 
 
 @pytest.fixture
 def long_run(run, tmp_path) -> Path:
-    """A run with a metrics file of a million lines."""
+    """A run with more epochs than anybody trains."""
     copy = Path(shutil.copytree(run, tmp_path / "runs" / "long"))
     record = json.loads((copy / "metrics.jsonl").read_text())
     head, tail = json.dumps(record | {"epoch": 0, "step": 0}).split('"epoch": 0, "step": 0')
@@ -103,16 +103,16 @@ def long_run(run, tmp_path) -> Path:
     return copy
 
 
-def test_a_report_of_a_million_lines(long_run, tmp_path, load):
-    found = load("report of a metrics file of a million lines", "report", long_run.parent, "--to", tmp_path / "report")
+def test_a_report_of_a_long_run(long_run, tmp_path, load):
+    found = load(f"report of a metrics file of {LINES:,} lines", "report", long_run.parent, "--to", tmp_path / "report")
     assert found.code == 0
 
 
-def test_resuming_a_run_of_a_million_lines(long_run, load):
+def test_resuming_a_long_run(long_run, load):
     """All but the first two lines are after the checkpoint, and are dropped."""
     status = json.loads((long_run / "status.json").read_text())
     (long_run / "status.json").write_text(json.dumps(status | {"state": "interrupted"}))
-    found = load("resume of a run with a metrics file of a million lines", "resume", long_run)
+    found = load(f"resume of a run with a metrics file of {LINES:,} lines", "resume", long_run)
     assert found.code == 0
     lines = (long_run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
@@ -120,14 +120,14 @@ def test_resuming_a_run_of_a_million_lines(long_run, load):
 
 NETS = [
     ("a model of 1,000 units in 64 blocks", ["model.depth=1000", "blocks=64"]),
-    ("a model of 1,000 units, each a block", ["model.depth=1000", "blocks=max"]),
-    ("backprop through 1,000 units", ["model.depth=1000", "blocks=64", "strategy=backprop"]),
+    ("a model of 500 units, each a block", ["model.depth=500", "blocks=max"]),
+    ("backprop through 500 units", ["model.depth=500", "blocks=64", "strategy=backprop"]),
     ("64 blocks", ["model.depth=64", "blocks=64"]),
     ("64 blocks with decoupled synthesizers", ["model.depth=64", "blocks=64", "strategy=dni"]),
     ("64 blocks in a pipeline of 2 stages", ["model.depth=64", "blocks=64", "runtime=pipeline", "runtime.stages=2"]),
     (
-        "a pipeline of 16 stages on this machine",
-        ["model.depth=64", "blocks=64", "runtime=pipeline", "runtime.stages=16"],
+        "a pipeline of 8 stages on this machine",
+        ["model.depth=64", "blocks=64", "runtime=pipeline", "runtime.stages=8"],
     ),
     ("64 blocks under replay", ["model.depth=64", "blocks=64", "runtime=replay"]),
 ]

@@ -170,14 +170,14 @@ def test_settings_from_the_shipped_yaml() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"wnadb": None}, "unknown setting of record 'wnadb': did you mean 'wandb'"),
-        ({"wandb": {"projct": "x"}}, "unknown setting of record.wandb 'projct': did you mean 'project'"),
-        ({"wandb": {"mode": "ofline"}}, "unknown value of record.wandb.mode 'ofline': did you mean 'offline'"),
-        ({"wandb": {"mode": False}}, "unknown value of record.wandb.mode 'False'"),
-        ({"wandb": {"group": 3}}, "record.wandb.group=3 must be null or some text"),
-        ({"wandb": {"tags": "a,b"}}, "record.wandb.tags='a,b' must be a list"),
-        ({"wandb": True}, "record.wandb=True must be null or a group"),
-        ({"tensorboard": {"dir": "x"}}, "unknown setting record.tensorboard.dir"),
+        ({"wnadb": None}, "unknown key record.wnadb: did you mean 'wandb'"),
+        ({"wandb": {"projct": "x"}}, "unknown key record.wandb.projct: did you mean 'project'"),
+        ({"wandb": {"mode": "ofline"}}, "record.wandb.mode=ofline: did you mean 'offline'"),
+        ({"wandb": {"mode": False}}, "record.wandb.mode=false: must be auto, online, offline or disabled"),
+        ({"wandb": {"group": 3}}, "record.wandb.group=3: must be a text that is not empty, or null"),
+        ({"wandb": {"tags": "a,b"}}, "record.wandb.tags=a,b: must be a list of texts"),
+        ({"wandb": True}, "record.wandb=true: must be a mapping or null"),
+        ({"tensorboard": {"dir": "x"}}, "unknown key record.tensorboard.dir"),
     ],
 )
 def test_mistakes_in_settings_are_sentences(settings: dict[str, Any], sentence: str) -> None:

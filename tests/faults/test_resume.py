@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 import locallearn
-from helpers.runs import assert_same_run, start, wait_for_steps, whole
+from helpers import killed
+from helpers.runs import SETTINGS, assert_same_run, start, wait_for_steps, whole
 from locallearn.errors import UserError
-from locallearn.training import session
+from locallearn.training.run import resume
 
 pytestmark = pytest.mark.xdist_group("resume")  # one worker makes the runs that the tests share
 
@@ -44,7 +45,7 @@ def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
     time.sleep(2 + 6 * moment.random())
     again.kill()
     again.communicate()
-    result = session.resume(run, [], quiet=True)
+    result = resume(run, [], quiet=True)
     assert result.run_dir == run
     assert_same_run(reference, run)
     assert not list(run.glob("checkpoints/.tmp*"))
@@ -61,7 +62,7 @@ def test_a_signal_saves_and_leaves(number, code, tmp_path):
     assert process.returncode == code
     assert "Traceback" not in err
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
-    assert_same_run(whole(tmp_path / "whole", "strategy=dgl"), session.resume(run, [], quiet=True).run_dir)
+    assert_same_run(whole(tmp_path / "whole", "strategy=dgl"), resume(run, [], quiet=True).run_dir)
 
 
 @pytest.mark.slow
@@ -79,13 +80,13 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
-    """A run folder that was left in the middle, with three checkpoints."""
+    """A run of 100 steps that was killed in step 38, with three checkpoints."""
     folder = tmp_path_factory.mktemp("stopped")
-    process = start(folder, "strategy=dgl", "checkpoint.keep=3")
-    run = wait_for_steps(folder, 35)
-    process.kill()
-    process.communicate()
-    return run
+    words = [*SETTINGS, "strategy=dgl", "blocks=4", "max_steps=100", "checkpoint.keep=3", f"out={folder / 'runs'}"]
+    process = killed.begin(words, folder / "log.txt", "after a block's update", 150)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return next(path for path in (folder / "runs").iterdir() if path.is_dir())
 
 
 def copy_of(run: Path, tmp_path: Path) -> Path:
@@ -112,11 +113,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, 
     (newest / name).write_bytes(b"" if damage == "empty" else data)
     if damage == "gone":
         (newest / name).unlink()
-    result = session.resume(run, [], quiet=False)
+    result = resume(run, [], quiet=False)
     out, err = capsys.readouterr()
     assert newest.name in err
     assert f"step {int(second.name.removeprefix('step-'))}" in out
-    assert result.metrics["epoch"] == 6
+    assert result.metrics["step"] == 100
 
 
 @pytest.mark.fault("F3", "R3")
@@ -126,7 +127,7 @@ def test_all_checkpoints_damaged_is_refused(stopped, tmp_path):
         path.write_text("{}")
     before = (run / "metrics.jsonl").read_bytes() if (run / "metrics.jsonl").exists() else b""
     with pytest.raises(UserError, match="damaged"):
-        session.resume(run, [], quiet=True)
+        resume(run, [], quiet=True)
     assert ((run / "metrics.jsonl").read_bytes() if before else b"") == before
 
 
@@ -137,7 +138,7 @@ def test_foreign_files_among_checkpoints_are_left_alone(stopped, tmp_path):
     (folder / "step-abc").mkdir()
     (folder / "notes.txt").write_text("mine")
     (folder / "step-99999999").symlink_to(folder / "step-99999999")
-    session.resume(run, [], quiet=True)
+    resume(run, [], quiet=True)
     assert (folder / "step-abc").is_dir()
     assert (folder / "notes.txt").read_text() == "mine"
 
@@ -153,7 +154,7 @@ def test_checkpoints_of_another_model_are_refused(stopped, tmp_path, record_prop
         shutil.copytree(other / "checkpoints", run / "checkpoints")
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
         with pytest.raises(UserError, match=r"the checkpoint does not fit this run: .*(is|expected|missing)"):
-            session.resume(run, [], quiet=True)
+            resume(run, [], quiet=True)
         assert {path: path.read_bytes() for path in before} == before
     record_property("injected", len(others))
 
@@ -165,7 +166,7 @@ def test_what_changes_the_bits_is_said(stopped, tmp_path, capsys):
     manifest = json.loads((run / "manifest.json").read_text())
     manifest |= {"threads": 64, "device": "an abacus", "versions": {**manifest["versions"], "torch": "1.0"}}
     (run / "manifest.json").write_text(json.dumps(manifest))
-    assert session.resume(run, [], quiet=True).metrics["epoch"] == 6
+    assert resume(run, [], quiet=True).metrics["step"] == 100
     error = capsys.readouterr().err
     assert "warning: not bit-exact with the first part of the run: threads was 64, is 1; device was an abacus" in error
     assert "torch was 1.0, is" in error
@@ -179,17 +180,17 @@ def test_hostile_files_run_no_code(stopped, tmp_path):
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("locallearn.strategies.greedy.DGL", "os.system"))
     with pytest.raises(UserError, match="lies outside locallearn"):
-        session.resume(run, [], quiet=True)
+        resume(run, [], quiet=True)
     (run / "config.yaml").write_text(f"a: !!python/object/apply:os.system ['touch {canary}']\n")
     with pytest.raises(UserError):
-        session.resume(run, [], quiet=True)
+        resume(run, [], quiet=True)
     assert not canary.exists()
 
 
 def test_resume_of_a_finished_run_says_so(tmp_path, capsys):
     run = whole(tmp_path, "strategy=shallow", "max_steps=5")
     before = (run / "metrics.jsonl").read_bytes()
-    result = session.resume(run, [])
+    result = resume(run, [])
     assert "done already" in capsys.readouterr().out
     assert result.metrics["step"] == 5
     assert (run / "metrics.jsonl").read_bytes() == before

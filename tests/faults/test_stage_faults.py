@@ -147,7 +147,8 @@ def test_a_stage_that_stops_answering_ends_the_run(stage, running):
     run.hit(stage, signal.SIGSTOP, f"stage {stage} has not answered for 20 seconds")
 
 
-@pytest.mark.parametrize("block", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [0, 1, 2])
 @pytest.mark.fault("F13")
 def test_an_exception_in_one_stage(block, running, tmp_path):
     folder = tmp_path / "mine" / "strategy"

@@ -20,9 +20,9 @@ import pytest
 
 from helpers.wandb import KEY, Server
 from locallearn.config.record import RecordSettings, WandbSettings
+from locallearn.config.registry import flat
 from locallearn.figures import panels, save
 from locallearn.runs import wandb_sink
-from locallearn.runs.files import flat
 from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder, open_recorder
 
@@ -319,7 +319,7 @@ import os, sys, time
 from pathlib import Path
 from locallearn.config.record import RecordSettings, WandbSettings
 from locallearn.runs.recorder import open_recorder
-from locallearn.runs.files import flat
+from locallearn.config.registry import flat
 from locallearn.runs.folder import RunFolder
 folder = RunFolder.create(Path(sys.argv[1]), "killed")
 recorder = open_recorder(folder, RecordSettings(wandb=WandbSettings(mode="offline")), config={}, name="killed")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from locallearn.contract import Strategy
-from locallearn.engine import SGD, Learner, assemble
+from locallearn.engine import SGD, Learner, Setup, assemble
 from locallearn.models import BlockModel
 from locallearn.models.plain import mlp
 
@@ -149,7 +149,7 @@ def digits(
     units = [*net.units, net.head]
     model = net if classifier == "head" else BlockModel(units, nn.Identity(), image=(64,), classes=10, name="mlp")
     optim = SGD(lr=0.05, momentum=0.9, schedule="constant")
-    learner = assemble(model, strategy, optim, model.cut("max"), seed=seed)
+    learner = assemble(model, strategy, optim, model.cut("max"), Setup(seed=seed))
     return learner, torch.tensor(images, dtype=torch.float32) / 8 - 1, torch.tensor(labels)
 
 

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from locallearn.cli import main as cli
+from locallearn.config import experiment
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.runs import checkpoint
 from locallearn.runs import folder as run_folder
 from locallearn.runs import recorder as record
+from locallearn.training import run
 
+HEAVY = ["hydra", "torch._dynamo", run.__name__, experiment.__name__]
+"""What every run imports; torch._dynamo with its first optimizer."""
 SERVER = multiprocessing.get_context("forkserver")
-HEAVY = ["helpers.killed", "hydra", "locallearn.training.session", "locallearn.config.experiment"]
 SERVER.set_forkserver_preload(HEAVY)
 
 

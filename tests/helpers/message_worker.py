@@ -10,31 +10,28 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from helpers.nets import assembled
 from locallearn import seeds
 from locallearn.auxiliary import Linear
-from locallearn.contract import Strategy
-from locallearn.engine import SGD, Learner, assemble
+from locallearn.engine import SGD, Learner
 from locallearn.models.foreign import torchvision_model
 from locallearn.objectives import CrossEntropy
 from locallearn.runtime.link import Pipe
-from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.deep_supervision import DeepSupervision
 
 FAMILIES = ["mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5"]
 FAMILIES += ["efficientnet_b0", "densenet121", "resnet18", "regnet_y_400mf", "googlenet"]
-STRATEGIES: dict[str, Strategy] = {
-    "backprop": Backprop(),
-    "deep_supervision": DeepSupervision(objective=CrossEntropy(), auxiliary=Linear()),
-}
+STRATEGY = DeepSupervision(objective=CrossEntropy(), auxiliary=Linear())
+"""Messages both ways, as of backprop, and a network at the border that reads what arrives."""
 SIZE = {"squeezenet1_1": 33}  # at 32 its last pool has nothing left
 
 
-def learner_of(family: str, strategy: str, channels_last: bool, **options) -> Learner:
+def learner_of(family: str, channels_last: bool, **options) -> Learner:
     size = SIZE.get(family, 32)
     with seeds.stream(0, "model"):
         model = torchvision_model((3, size, size), 4, name=family)
     options |= {"channels_last": channels_last, "total_steps": 2}
-    return assemble(model, STRATEGIES[strategy], SGD(lr=0.05), model.cut(2), **options)
+    return assembled(model, STRATEGY, SGD(lr=0.05), model.cut(2), **options)
 
 
 def train(learner: Learner, lowest: bool) -> Learner:
@@ -52,14 +49,13 @@ def main(rank: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     for family in FAMILIES:
-        for strategy in STRATEGIES:
-            for channels_last in (False, True):
-                pipe = Pipe(0 if rank else None, None if rank else 1, torch.device("cpu"), None)
-                learner = learner_of(family, strategy, channels_last, own=range(rank, rank + 1), link=pipe)
-                train(learner, lowest=rank == 0)
-                pipe.close()
-                state = {n: t.contiguous().clone() for n, t in learner.state().items()}
-                save_file(state, folder / f"{family}-{strategy}-{channels_last}-{rank}.safetensors")
+        for channels_last in (False, True):
+            pipe = Pipe(0 if rank else None, None if rank else 1, torch.device("cpu"), None)
+            learner = learner_of(family, channels_last, own=range(rank, rank + 1), link=pipe)
+            train(learner, lowest=rank == 0)
+            pipe.close()
+            state = {n: t.contiguous().clone() for n, t in learner.state().items()}
+            save_file(state, folder / f"{family}-{channels_last}-{rank}.safetensors")
     dist.destroy_process_group()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from locallearn.engine import SGD, Learner, assemble
+from locallearn.engine import SGD, Learner, Optim, Place, Setup, Stage, assemble
 from locallearn.models import BlockModel
 
 
@@ -41,7 +41,13 @@ def tiny_learner(strategy, model: BlockModel | None = None, blocks=4, **options)
     model = copy.deepcopy(model if model is not None else tiny_model())
     options = {"optim": SGD_CONSTANT, "precision": "fp64", **options}
     optim = options.pop("optim")
-    return assemble(model, strategy, optim, model.cut(blocks), **options)
+    return assembled(model, strategy, optim, model.cut(blocks), **options)
+
+
+def assembled(model: BlockModel, strategy, optim: Optim, cut, *, stage=Stage, **options) -> Learner:
+    """`assemble`, with the fields of `Setup` and `Place` by name."""
+    place = Place(**{name: options.pop(name) for name in Place._fields if name in options})
+    return assemble(model, strategy, optim, cut, Setup(**options), place, stage)
 
 
 def bare_backprop(model: nn.Module, batches) -> nn.Module:

@@ -17,6 +17,7 @@ from locallearn.contract import Route
 from locallearn.engine import Learner, Stage
 from locallearn.runtime.link import Pipe
 
+STEPS = 6
 STRATEGIES = [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3 last=local", "dfa shared=true"]
 
 
@@ -27,10 +28,10 @@ def settings(name: str) -> list[tuple[int, int]]:
 
 
 def train(learner: Learner, lowest: bool) -> None:
-    """Two epochs of four batches; feedback under way is waited for after each."""
-    for i, (x, y) in enumerate(tiny_batches(8)):
+    """Two epochs of three batches; feedback under way is waited for after each."""
+    for i, (x, y) in enumerate(tiny_batches(STEPS)):
         learner.learn(x if lowest else None, y if lowest else None)
-        if i % 4 == 3:
+        if i % 3 == 2:
             learner.stage.drain()
 
 
@@ -46,7 +47,7 @@ def main(rank: int, world: int, folder: Path) -> None:
             learner = tiny_learner(
                 make(name),
                 tiny_model(dropout=0.2),
-                total_steps=8,
+                total_steps=STEPS,
                 micro_batches=micro_batches,
                 stage=partial(Stage, staleness=staleness),
                 own=range(rank * 4 // world, (rank + 1) * 4 // world),

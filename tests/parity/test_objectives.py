@@ -107,7 +107,7 @@ def test_similarity_matching(size: tuple[int, ...], parity: Parity) -> None:
     spec = BlockSpec(0, 4, (3, 8, 8), (3, 8, 8), size, 3)
     modules = nn.ModuleDict(Similarity().modules(spec, Linear())).double()
     h, y = randn(8, *size).requires_grad_(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
-    ours, _ = Similarity().loss(modules, h, Packet(h, y))
+    ours, _ = Similarity().loss(spec, modules, h, Packet(h, y))
     (weight,) = modules.parameters()
     g = F.conv2d(h, weight, padding=1) if len(size) == 3 else h @ weight.T
     wide = len(size) == 3 and size[0] > 3 and size[1] > 1

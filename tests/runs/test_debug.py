@@ -44,9 +44,9 @@ class Mine(Digits):
 """,
     "probe": """
 from dataclasses import dataclass
-from locallearn.probes.linear import Linear
+from locallearn.probes.linear import LinearProbe
 @dataclass(frozen=True)
-class Mine(Linear):
+class Mine(LinearProbe):
     def __post_init__(self):
         open("/no/such/file")  # HERE
 """,

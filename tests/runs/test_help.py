@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -62,11 +63,8 @@ def test_the_page_lists_every_flag_that_is_taken(capsys):
     from locallearn.cli.arguments import of_a_run
 
     out = run("-h", capsys=capsys)[1]
-    assert not [flag for flag in of_a_run().flags() if flag not in out and flag not in UNNAMED]
+    assert not [flag for flag in of_a_run().flags() if flag not in out]
     assert run("strategy=dgl", "--help", "-m", capsys=capsys)[1] == out
-
-
-UNNAMED = {"--help", "--run", "--resolve", "--package", "--shell-completion"}  # obvious, or under their short names
 
 
 def test_versions(capsys):
@@ -96,11 +94,13 @@ def test_one_choice_by_the_plural_and_by_a_wrong_name(capsys):
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_long_lines_go_on_below_their_column(width):
-    from locallearn.cli.listing import FLAGS
-
-    shown = fitted(FLAGS, width)
+    flags = """\
+  --config-dir DIR, -cd DIR     a folder of your own yaml files, such as DIR/strategy/mine.yaml; may be given again
+  --info [defaults|...]         show how Hydra has put the configuration together
+Flags, settings and the name of a command may stand in any order."""
+    shown = fitted(flags, width)
     assert max(map(len, shown.splitlines())) <= width
-    assert shown.split() == FLAGS.split()
+    assert shown.split() == flags.split()
     for line, after in zip(shown.splitlines(), shown.splitlines()[1:], strict=False):
         assert len(after) - len(after.lstrip()) in (0, 2, 32) or "-" not in line
 
@@ -326,13 +326,19 @@ def test_nothing_is_printed_into_the_prompt(monkeypatch, capsys):
     assert "bash or zsh" in err
 
 
-def test_bash_completes(tmp_path):
-    """With the words as bash cuts them, at = and at :."""
+@pytest.fixture
+def path(tmp_path):
+    """The path of the shell, with `locallearn` on it, in a folder with one run."""
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "status.json").write_text("{}")
     program = tmp_path / "locallearn"
     program.write_text(f'#!/bin/bash\nexec {shlex.quote(sys.executable)} -m locallearn "$@"\n')
     program.chmod(0o755)
+    return f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_bash_completes(path, tmp_path):
+    """With the words as bash cuts them, at = and at :."""
     script = """
 eval "$(locallearn -sc install=bash)" || exit 1
 ask() { COMP_LINE="$1"; COMP_POINT=${#1}; shift; COMP_WORDS=("$@"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
@@ -342,12 +348,26 @@ ask "locallearn strategy=dg" locallearn strategy = dg
 ask "locallearn optim=" locallearn optim =
 ask "locallearn resume runs/" locallearn resume runs/
 """
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PATH": path}
     )
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["resume", "dgl", "adam adamw sgd", "runs/one"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_completes(path, tmp_path):
+    """In a terminal, with the Tab key."""
+    pexpect = pytest.importorskip("pexpect")
+    env = {**os.environ, "PATH": path, "TERM": "dumb", "HOME": str(tmp_path)}
+    shell = pexpect.spawn("zsh", ["-f", "-i"], cwd=tmp_path, env=env, encoding="utf-8", timeout=60)
+    shell.sendline('PS1=; eval "$(locallearn -sc install=zsh)"; echo rea"d"y')
+    shell.expect("ready\r")
+    for typed, completed in (("resu", "resume "), ("strategy=dg", "strategy=dgl "), ("resume runs/o", "runs/one ")):
+        shell.send(f"locallearn {typed}\t")
+        shell.expect_exact(completed)
+        shell.sendcontrol("u")  # takes the line away
+    shell.close(force=True)
 
 
 def test_options_of_a_yaml_of_ones_own(capsys, tmp_path):

@@ -145,7 +145,7 @@ def test_any_folder_survives_the_shell(folder, tmp_path):
 def test_the_words_name_a_program_that_is_there():
     """With the environment of this Python on the PATH, and without it."""
     bare = {**os.environ, "PATH": "/usr/bin:/bin"}
-    script = "from locallearn import again; print(again.command('--version'))"
+    script = "from locallearn.runs import again; print(again.command('--version'))"
     for path in (bare["PATH"], f"{Path(sys.executable).parent}:{bare['PATH']}"):
         env = {**bare, "PATH": path}
         said = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)

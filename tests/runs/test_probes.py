@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ import yaml
 from safetensors.torch import load_file
 
 import locallearn
+from locallearn.config import targets
 from locallearn.config.compose import choices
+from locallearn.config.targets import RENAMED
 from locallearn.data import Split
 from locallearn.errors import UserError
 from locallearn.probes.base import numbers
@@ -128,6 +131,20 @@ def test_afterwards_equals_beside(tmp_path):
     done = run("probe", beside.run_dir, "probe=alignment")
     assert done.returncode == 0, done.stderr
     assert rows(beside.run_dir, "alignment-2") == rows(beside.run_dir, "alignment")
+
+
+def test_a_run_made_before_probes_were_renamed_still_loads(probed, tmp_path, monkeypatch):
+    folder = shutil.copytree(probed.run_dir, tmp_path / "old")
+    text = (folder / "config.yaml").read_text()
+    for old, new in RENAMED.items():
+        assert new in text
+        text = text.replace(new, old)
+    (folder / "config.yaml").write_text(text)
+    for name, weight in locallearn.load(folder).state_dict().items():
+        assert torch.equal(weight, probed.model.state_dict()[name])
+    monkeypatch.setattr(targets, "RENAMED", {})
+    with pytest.raises(UserError, match="has no"):
+        locallearn.load(folder)
 
 
 @pytest.mark.slow

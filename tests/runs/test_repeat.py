@@ -105,11 +105,16 @@ def test_under_torchrun_it_is_refused(copied, capsys, monkeypatch):
     assert "torchrun" in capsys.readouterr().err
 
 
+OF_EACH_ROUTE = ("backprop", "dfa", "dgl", "dni")
+REPEATED = [(strategy, runtime) for strategy in choices("strategy") for runtime in ("serial", "replay")]
+REPEATED += [(strategy, "pipeline") for strategy in OF_EACH_ROUTE]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["serial", "pipeline", "replay"])
-@pytest.mark.parametrize("strategy", choices("strategy"))
+@pytest.mark.parametrize(("strategy", "runtime"), REPEATED)
 @pytest.mark.fault("R6")
 def test_every_strategy_and_runtime_repeats(strategy, runtime, tmp_path, capsys):
+    """Pipelines of one strategy a route: equality/test_pipeline.py has all of them end as the serial run."""
     more = {"pipeline": ["runtime.stages=2"], "serial": [], "replay": []}[runtime]
     small = MAPS if strategy == "infomax" else SETTINGS
     words = [*small, f"strategy={strategy}", f"runtime={runtime}", *more, f"out={tmp_path}"]

@@ -187,7 +187,7 @@ from typing import ClassVar
 
 import torch
 from locallearn.data import DataSource
-from locallearn.data.source import Part, Raw
+from locallearn.data.source import RawSplit, Raw
 from locallearn.data.store import Memory
 
 
@@ -209,7 +209,7 @@ class Own(DataSource):
         elif self.kind == "float":
             samples = samples.view(60, 1, 3, 4)
         labels = torch.arange(60) % len(classes)
-        return Raw(classes, Part(Memory(samples[:40]), labels[:40]), Part(Memory(samples[40:]), labels[40:]))
+        return Raw(classes, RawSplit(Memory(samples[:40]), labels[:40]), RawSplit(Memory(samples[40:]), labels[40:]))
 '''
 
 

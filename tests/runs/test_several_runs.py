@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import SMALL, run
-from locallearn.training import session
+from locallearn.training import run as one_run
 
 SETTINGS = [*SMALL, "auxiliary=linear", "batch_size=256", "max_steps=2", "blocks=2"]
 
@@ -99,10 +99,8 @@ def test_compare_of_three_runs(runs, capsys, tmp_path):
 @pytest.mark.parametrize("words", [[], ["--run"], ["-m"]])
 def test_without_arguments_it_is_the_default_run(words, elsewhere, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr(session, "start", lambda exp, *rest: started.append(exp.title))
+    monkeypatch.setattr(one_run, "start", lambda exp, *rest: started.append(exp.title))
     if words == ["-m"]:
-        from locallearn.studies import runner
-
         monkeypatch.setattr(runner, "run", lambda exp, path: (started.append(exp.title), ("new", {}))[1])
     code, _, err = run(*words, capsys=capsys)
     assert (code, err) == (0, "")

@@ -26,8 +26,8 @@ from locallearn.studies import page
 from locallearn.studies.analysis import Analysis, Runs, averaged, spread, verdicts
 from locallearn.studies.definition import load
 from locallearn.studies.study import _analysis
+from locallearn.training.evaluate import linear_readout
 from locallearn.training.prepare import prepare
-from locallearn.training.readout import linear_readout
 from locallearn.training.saved import saved_experiment
 
 DOCS = ROOT / "docs"

@@ -286,8 +286,8 @@ def test_a_run_that_another_process_writes_is_left_to_it(capsys):
 @pytest.mark.fault("F32")
 def test_a_run_that_another_process_begins_meanwhile_is_left_to_it(monkeypatch):
     exp, path = make(0)
-    start = runner.session.start
-    monkeypatch.setattr(runner.session, "start", lambda *a: RunFolder.create(Path("runs"), path.name) and start(*a))
+    start = runner.start
+    monkeypatch.setattr(runner, "start", lambda *a: RunFolder.create(Path("runs"), path.name) and start(*a))
     assert runner.run(exp, path) == ("busy", {})
 
 

@@ -45,7 +45,7 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     assert of[lr] == max(of.values())
     assert f"best: optim.lr={lr:.3g}, validation accuracy {of[lr]:.4f}" in out
 
-    start = module.runner.session.start
+    start = module.runner.start
 
     def stopped(*arguments):
         start(*arguments)
@@ -54,11 +54,11 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
         (path / "summary.json").unlink()
         raise Interrupted(2)
 
-    monkeypatch.setattr(module.runner.session, "start", stopped)
+    monkeypatch.setattr(module.runner, "start", stopped)
     code, out, err = run("tune", *SETTINGS, "trials=4", capsys=capsys)
     assert code == 130
     assert "the same command goes on with it" in err
-    monkeypatch.setattr(module.runner.session, "start", start)
+    monkeypatch.setattr(module.runner, "start", start)
     code, out, _ = run("tune", *SETTINGS, "trials=4", capsys=capsys)
     assert code == 0
     assert "trial 3 of 4" in out
@@ -87,7 +87,7 @@ def test_what_diverges_is_worse_than_what_does_not(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["trials=0"], "trials=0: must be a whole number, at least 1"),
+        (["trials=0"], "trials=0: must be a whole number of at least 1"),
         (["trials=many"], "at least 1"),
         (["space=lr_decya"], "did you mean 'lr_decay'?"),
         (["space=nowhere.yaml"], "cannot be read"),

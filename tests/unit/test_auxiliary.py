@@ -15,7 +15,7 @@ from locallearn.config.targets import instantiate
 from locallearn.contract import BlockSpec, Packet
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy, PredSim, Similarity
-from locallearn.objectives.similarity import Projection, similarity_matrix
+from locallearn.objectives.similarity import SimilarityProjection, similarity_matrix
 
 SIZES = [(8, 16, 16), (8, 5, 7), (512, 1, 1), (3, 2, 2), (20,), (5, 12)]
 RECIPES = [Linear(), Linear(64, True), MLP(), MLPSpatialReduction(), CNN(), ConvFC(), Projector(), Projector(6)]
@@ -193,16 +193,16 @@ def test_similarity_loss_of_perfect_features_is_zero():
     nn.init.eye_(modules["similarity"].layer.weight)
     y = torch.tensor([0, 1, 1, 3])
     h = torch.eye(5)[y]
-    loss, logits = Similarity().loss(modules, h, Packet(h, y))
+    loss, logits = Similarity().loss(spec((5,), 5), modules, h, Packet(h, y))
     assert loss.item() < 1e-9
     assert logits is None
 
 
 def test_constant_maps_have_finite_gradients():
     h = torch.ones(4, 8, 4, 4, requires_grad=True)
-    projection = Projection((8, 4, 4), 3)
+    projection = SimilarityProjection((8, 4, 4))
     nn.init.zeros_(projection.layer.weight)
-    loss, _ = Similarity().loss({"similarity": projection}, h, Packet(h, torch.tensor([0, 1, 2, 0])))
+    loss, _ = Similarity().loss(spec(), {"similarity": projection}, h, Packet(h, torch.tensor([0, 1, 2, 0])))
     loss.backward()
     assert math.isfinite(loss.item())
     assert torch.isfinite(h.grad).all()
@@ -212,9 +212,9 @@ def test_constant_maps_have_finite_gradients():
 def test_predsim_mixes_prediction_and_similarity():
     h, y = torch.randn(6, 8, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
     modules = PredSim().modules(spec(), Linear())
-    pred, _ = CrossEntropy().loss(modules, h, Packet(h, y))
-    sim, _ = Similarity().loss(modules, h, Packet(h, y))
-    mixed, logits = PredSim(beta=0.9).loss(modules, h, Packet(h, y))
+    pred, _ = CrossEntropy().loss(spec(), modules, h, Packet(h, y))
+    sim, _ = Similarity().loss(spec(), modules, h, Packet(h, y))
+    mixed, logits = PredSim(beta=0.9).loss(spec(), modules, h, Packet(h, y))
     assert torch.allclose(mixed, 0.1 * pred + 0.9 * sim)
     assert torch.equal(logits, modules["classifier"](h))
-    assert torch.equal(PredSim(beta=0.0).loss(modules, h, Packet(h, y))[0], pred)
+    assert torch.equal(PredSim(beta=0.0).loss(spec(), modules, h, Packet(h, y))[0], pred)

@@ -562,5 +562,5 @@ def test_objectives_read_maps_of_three_dimensions_by_channel():
     dropout = InformationDropout().modules(spec, Linear())
     assert dropout["noise"].layer.in_channels == 7
     for objective, modules in ((Similarity(), similar), (InformationDropout(), dropout)):
-        loss, _ = objective.loss(modules, h, Packet(h, y))
+        loss, _ = objective.loss(spec, modules, h, Packet(h, y))
         assert torch.isfinite(loss)

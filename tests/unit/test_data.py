@@ -23,7 +23,7 @@ from locallearn.data.augment import Augment, draw
 from locallearn.data.benchmarks import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionMNIST
 from locallearn.data.digits import Digits
 from locallearn.data.doctor import diagnose
-from locallearn.data.source import Part, Raw
+from locallearn.data.source import Raw, RawSplit
 from locallearn.data.split import noisy, stratified
 from locallearn.data.store import Memory
 from locallearn.data.synthetic import Synthetic
@@ -46,7 +46,9 @@ class Given(DataSource):
 
     def read(self, device: torch.device) -> Raw:
         test = self.labels if self.test_labels is None else self.test_labels
-        return Raw(self.names, Part(Memory(self.samples), self.labels), Part(Memory(self.samples[: len(test)]), test))
+        return Raw(
+            self.names, RawSplit(Memory(self.samples), self.labels), RawSplit(Memory(self.samples[: len(test)]), test)
+        )
 
 
 def given(samples: torch.Tensor, labels: torch.Tensor | None = None, **options: object) -> Data:
@@ -85,13 +87,13 @@ def test_yaml_says_what_the_class_says(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"validation": 1.5}, "data.validation=1.5: must be at least 0 and below 1"),
+        ({"validation": 1.5}, "data.validation=1.5: must be a number of at least 0 and below 1"),
         ({"validation": 1.0}, "data.validation=1.0: must be"),
         ({"validation": float("nan")}, "data.validation=nan: must be"),
-        ({"fraction": 0.0}, "data.fraction=0.0: must be above 0 and at most 1"),
+        ({"fraction": 0.0}, "data.fraction=0.0: must be a number above 0 and at most 1"),
         ({"label_noise": -0.1}, "data.label_noise=-0.1: must be"),
-        ({"crop": -1}, "data.crop=-1: must be at least 0"),
-        ({"cutout": -1}, "data.cutout=-1: must be at least 0"),
+        ({"crop": -1}, "data.crop=-1: must be a whole number of at least 0"),
+        ({"cutout": -1}, "data.cutout=-1: must be a whole number of at least 0"),
         ({"normalise": "standart"}, "did you mean 'standard'"),
     ],
 )

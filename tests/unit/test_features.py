@@ -25,7 +25,7 @@ from locallearn.probes import Moment, Probe, Row
 from locallearn.probes.depth import sample
 from locallearn.probes.features import Features
 from locallearn.probes.filters import Filters
-from locallearn.probes.reconstruction import Reconstruction
+from locallearn.probes.reconstruction import ReconstructionProbe
 from locallearn.training.probing import START, look
 
 CONF = Path(__file__).parents[2] / "conf" / "probe"
@@ -273,7 +273,7 @@ def drawn(probe: Probe, learner: Learner, data: Data) -> tuple[list[Row], dict[s
 @pytest.mark.parametrize("network", [False, True])
 def test_each_probe_gives_rows_and_pictures_and_changes_nothing(network, learner, data):
     before = {n: t.clone() for n, t in learner.state().items()}
-    decoded = Reconstruction(samples=40, decoder="network" if network else "linear", steps=3)
+    decoded = ReconstructionProbe(samples=40, decoder="network" if network else "linear", steps=3)
     rows, pictures = drawn(decoded, learner, data)
     assert [(r["block"], r["layer"]) for r in rows] == [(0, 0), (1, 3)] * 2
     assert rows[:2] == [{**r, "epoch": 0, "step": 0} for r in rows[2:]], "the same weights, the same numbers"
@@ -289,7 +289,7 @@ def test_each_probe_gives_rows_and_pictures_and_changes_nothing(network, learner
 
 def test_reconstruction_by_hand(learner, data):
     """The second unit's output of 60 training images, scikit-learn's ridge with the probe's own penalty."""
-    seen = Reconstruction(layers=(1,), samples=60).look(learner, data, START)
+    seen = ReconstructionProbe(layers=(1,), samples=60).look(learner, data, START)
     train, test = sample(data, "train", 60)[0], sample(data, "test", 500)[0]
     with torch.no_grad():
         h = [learner.model.units[1](learner.model.units[0](x)) for x in (train, test)]
@@ -313,7 +313,7 @@ def test_the_yaml_has_the_defaults_and_the_class(name):
     assert text.startswith(f"# @package probe.{name}\n")
     assert text.splitlines()[2].startswith("# paper: ")
     options = yaml.safe_load(text)
-    cls = {"features": Features, "filters": Filters, "reconstruction": Reconstruction}[name]
+    cls = {"features": Features, "filters": Filters, "reconstruction": ReconstructionProbe}[name]
     assert options.pop("_target_") == f"{cls.__module__}.{cls.__name__}"
     assert cls(**options) == cls(every="log")
 
@@ -323,10 +323,10 @@ def test_the_yaml_has_the_defaults_and_the_class(name):
     [
         (lambda learner, data: Features(image=999).look(learner, data, START), "has 359 samples; choose 0-358"),
         (lambda learner, data: Features(layers=(9,)).look(learner, data, START), "layers=[9]: lenet has units 0-3"),
-        (lambda learner, data: Features(image=-1), "probe.features.image=-1: must be at least 0"),
-        (lambda learner, data: Filters(filters=0), "probe.filters.filters=0: must be at least 1"),
-        (lambda learner, data: Reconstruction(decoder="liner"), "did you mean 'linear'?"),
-        (lambda learner, data: Reconstruction(layers=(4,)).look(learner, data, START), "lenet has units 0-3"),
+        (lambda learner, data: Features(image=-1), "probe.features.image=-1: must be a whole number of at least 0"),
+        (lambda learner, data: Filters(filters=0), "probe.filters.filters=0: must be a whole number of at least 1"),
+        (lambda learner, data: ReconstructionProbe(decoder="liner"), "did you mean 'linear'?"),
+        (lambda learner, data: ReconstructionProbe(layers=(4,)).look(learner, data, START), "lenet has units 0-3"),
     ],
 )
 def test_a_mistake_is_one_sentence(call, said, learner, data):

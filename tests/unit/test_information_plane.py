@@ -120,11 +120,11 @@ def test_the_plane_is_a_mean_over_seeds():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"estimator": "kd"}, "probe.information_plane.estimator 'kd': did you mean 'kde'"),
+        ({"estimator": "kd"}, "probe.information_plane.estimator=kd: did you mean 'kde'"),
         ({"split": "tset"}, "did you mean 'test'"),
-        ({"samples": 1}, "probe.information_plane.samples=1: must be at least 2"),
+        ({"samples": 1}, "probe.information_plane.samples=1: must be a whole number of at least 2"),
         ({"noise_variance": -0.1}, "probe.information_plane.noise_variance=-0.1: must be"),
-        ({"noise_variance": "distance"}, "noise_variance=distance: must be"),
+        ({"noise_variance": "distance"}, "noise_variance=distance: did you mean 'distances'"),
         ({"estimator": "gaussian"}, "give probe.information_plane.noise_variance="),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from importlib import import_module
 from pathlib import Path
 
@@ -54,7 +55,7 @@ ALL = ["gelan", "cspnet", "revnet", "rnn", "gcn"]
 def test_yaml_gives_the_defaults_of_the_builder(name):
     options = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     module, _, function = options.pop("_target_").rpartition(".")
-    assert getattr(import_module(module), function).__kwdefaults__ == options
+    assert inspect.unwrap(getattr(import_module(module), function)).__kwdefaults__ == options
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -387,23 +388,23 @@ def test_torch_geometric_is_missing(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: gelan((3, 8, 8), 10, block="cps"), "unknown block 'cps': did you mean 'csp'?"),
-        (lambda: gelan((3, 8, 8), 10, elan_depth=0), "elan_depth=0, csp_depth=1 but"),
-        (lambda: gelan((3, 8, 8), 10, width=0.0), "width=0.0 but"),
-        (lambda: cspnet((3, 8, 8), 10, depth=0), "depth=0 but a stage of a cspnet"),
+        (lambda: gelan((3, 8, 8), 10, block="cps"), "model.block=cps: did you mean 'csp'?"),
+        (lambda: gelan((3, 8, 8), 10, elan_depth=0), "model.elan_depth=0: must be"),
+        (lambda: gelan((3, 8, 8), 10, width=0.0), "model.width=0.0: must be a number above 0"),
+        (lambda: cspnet((3, 8, 8), 10, depth=0), "model.depth=0: must be"),
         (
             lambda: gelan((19, 57), 10),
             "gelan reads images (channels, height, width), but the data has shape [19, 57]; use rnn",
         ),
-        (lambda: revnet((3, 8, 8), 10, depth=20), "depth=20 but a RevNet has 12n+2 layers; choose 38 or 110"),
+        (lambda: revnet((3, 8, 8), 10, depth=20), "model.depth=20: must be 12n+2 layers for a RevNet, such as 38, 110"),
         (
             lambda: rnn((3, 8, 8), 10),
             "rnn reads sequences (steps, features), but the data has shape [3, 8, 8]; use data=names",
         ),
-        (lambda: rnn((5, 3), 10, depth=0), "depth=0, width=128 but"),
+        (lambda: rnn((5, 3), 10, depth=0), "model.depth=0: must be"),
         (lambda: gcn((6,), 3), "gcn reads the nodes of a graph, and the data have none; use data=cora"),
-        (lambda: gcn((6,), 3, RING, depth=1), "depth=1, width=16 but a gcn has at least 2 convolutions"),
-        (lambda: gcn((6,), 3, RING, dropout=1.0), "dropout=1.0 but"),
+        (lambda: gcn((6,), 3, RING, depth=1), "model.depth=1: must be a whole number of at least 2"),
+        (lambda: gcn((6,), 3, RING, dropout=1.0), "model.dropout=1.0: must be"),
         (lambda: made("gcn")(torch.zeros(4, 6)), "a graph of 5 nodes, but this batch has 4"),
         (lambda: vgg((12,), 10), "[12]; use mlp"),
     ],

@@ -36,7 +36,6 @@ from locallearn.objectives import (
 )
 from locallearn.objectives.contrastive import contrast
 from locallearn.objectives.infonce import info_nce
-from locallearn.objectives.infopro import Weights
 from locallearn.objectives.reconstruction import Reconstructor
 from locallearn.strategies.deep_supervision import DeepSupervision
 from locallearn.strategies.greedy import DGL
@@ -89,7 +88,7 @@ def contrast_by_hand(z: np.ndarray, y: list[int], temperature: float) -> float:
 def test_supcon_pair_by_pair(y):
     z = torch.randn(6, 5, dtype=torch.float64)
     modules = {"projection": nn.Identity()}
-    loss, logits = SupCon(temperature=0.3).loss(modules, z, Packet(z, torch.tensor(y)))
+    loss, logits = SupCon(temperature=0.3).loss(spec(), modules, z, Packet(z, torch.tensor(y)))
     assert logits is None
     assert loss.item() == pytest.approx(contrast_by_hand(z.numpy(), y, 0.3), rel=1e-12)
 
@@ -120,7 +119,7 @@ def test_simclr_is_nt_xent_of_the_two_halves():
         s = [math.exp(unit[i] @ unit[k] / temperature) for k in range(8)]
         losses.append(-math.log(s[j] / (sum(s) - s[i])))
     for y in (torch.zeros(8, dtype=torch.int64), torch.full((8,), -100)):
-        loss, _ = SimCLR(temperature=temperature).loss({"projection": nn.Identity()}, z, Packet(z, y))
+        loss, _ = SimCLR(temperature=temperature).loss(spec(), {"projection": nn.Identity()}, z, Packet(z, y))
         assert loss.item() == pytest.approx(np.mean(losses), rel=1e-12)
 
 
@@ -179,7 +178,9 @@ def test_infonce_with_zero_scores_is_log_17():
     modules = modules_of(InfoNCE(), spec((4, 7, 7)))
     for layer in modules["predictions"].layers:
         nn.init.zeros_(layer.weight)
-    loss, logits = InfoNCE().loss(modules, torch.randn(3, 4, 7, 7), Packet(torch.empty(0), torch.empty(0)))
+    loss, logits = InfoNCE().loss(
+        spec((4, 7, 7)), modules, torch.randn(3, 4, 7, 7), Packet(torch.empty(0), torch.empty(0))
+    )
     assert logits is None
     assert loss.item() == pytest.approx(math.log(17), rel=1e-6)
 
@@ -219,7 +220,7 @@ def test_infonce_position_by_position(same_position):
     objective = InfoNCE(steps=2, negatives=6, same_position=same_position)
     modules = modules_of(objective, spec((4, 5, 2))).double()
     torch.manual_seed(9)
-    loss, _ = objective.loss(modules, h, Packet(h, torch.full((3,), -100)))
+    loss, _ = objective.loss(spec(), modules, h, Packet(h, torch.full((3,), -100)))
     torch.manual_seed(9)
     means = []
     for k, layer in zip((2, 3), modules["predictions"].layers, strict=True):
@@ -262,7 +263,7 @@ def test_reconstruction_is_binary_cross_entropy_against_unnormalised_pixels():
     reconstructor.decoder = Says(logits)
     q = 1 / (1 + np.exp(-logits.numpy()))
     expected = -(p * np.log(q) + (1 - p) * np.log(1 - q)).mean()
-    loss, _ = Reconstruction().loss({"decoder": reconstructor}, image, Packet(image, torch.zeros(2), (image,)))
+    loss, _ = Reconstruction().loss(spec(), {"decoder": reconstructor}, image, Packet(image, torch.zeros(2), (image,)))
     assert loss.item() == pytest.approx(expected, rel=1e-6), "black and white are kept in float32"
 
 
@@ -300,7 +301,7 @@ def test_inpainting_hides_a_square_and_reads_nothing_else(mask):
     reconstructor = Reconstructor(spec())
     said = torch.randn(40, 3, 8, 8, requires_grad=True)
     reconstructor.decoder = Says(said)
-    loss, _ = objective.loss({"decoder": reconstructor}, x, packet)
+    loss, _ = objective.loss(spec(), {"decoder": reconstructor}, x, packet)
     loss.backward()
     assert not said.grad[~hidden.expand_as(x)].any()
     assert said.grad[hidden.expand_as(x)].all()
@@ -336,8 +337,10 @@ def test_infopro_is_the_weighted_sum_of_its_parts(task):
     modules = modules_of(objective, spec()).eval()
     h, image, y = torch.randn(6, *MAPS), torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
     packet = objective.begin(Packet(image, y)).at(h)
-    loss, logits = objective.loss(modules, h, packet)
-    expected = 3.0 * Reconstruction().loss(modules, h, packet)[0] + 0.25 * task.loss(modules, h, packet)[0]
+    loss, logits = objective.loss(spec(), modules, h, packet)
+    expected = (
+        3.0 * Reconstruction().loss(spec(), modules, h, packet)[0] + 0.25 * task.loss(spec(), modules, h, packet)[0]
+    )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert (logits is None) == (name == "supcon") == (objective.predict(modules, h) is None)
 
@@ -345,10 +348,9 @@ def test_infopro_is_the_weighted_sum_of_its_parts(task):
 def test_what_infopro_weighs_nothing_it_does_not_build():
     objective = InfoPro(reconstruction_first=1.0, task_first=0.0, reconstruction_last=0.0, task_last=1.0)
     first, last = modules_of(objective, spec(index=0)), modules_of(objective, spec(index=2))
-    assert set(first) == {"weights", "decoder"}
-    assert set(last) == {"weights", "classifier"}
+    assert set(first) == {"decoder"}
+    assert set(last) == {"classifier"}
     assert objective.predict(first, torch.randn(2, *MAPS)) is None
-    assert isinstance(first["weights"], Weights)
 
 
 def test_infopro_without_reconstruction_is_dgl_bit_for_bit():
@@ -374,7 +376,7 @@ def test_vib_charges_the_nats_of_its_code():
     unit = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     nats = torch.distributions.kl_divergence(normal, unit).sum(1).mean()
     modules.eval()
-    loss, logits = objective.loss(modules, h, Packet(h, y))
+    loss, logits = objective.loss(spec(), modules, h, Packet(h, y))
     assert torch.allclose(logits, code.classifier(mean)), "no noise in eval mode"
     assert loss.item() == pytest.approx((F.cross_entropy(logits, y) + 0.5 * nats).item(), rel=1e-12)
     assert torch.equal(objective.predict(modules, h), logits)
@@ -405,7 +407,7 @@ def test_information_dropout_by_its_definition():
     assert nats.item() == pytest.approx(-(alpha / 0.6).log().mean().item(), rel=1e-9)
     modules.eval()
     y = torch.tensor([1])
-    loss, logits = objective.loss(modules, h, Packet(h, y))
+    loss, logits = objective.loss(spec(), modules, h, Packet(h, y))
     assert torch.equal(logits, modules["classifier"](h)), "no noise in eval mode"
     assert loss.item() == pytest.approx((F.cross_entropy(logits, y) + 2.0 * nats).item(), rel=1e-9)
 
@@ -450,7 +452,7 @@ def run_on(objective: Objective, size, batch=4, dtype=torch.float32, y=None):
     y = torch.arange(batch) % 3 if y is None else y
     packet = objective.begin(Packet(torch.randn(batch, *block.image, dtype=dtype), y))
     h = torch.randn(len(packet.h), *size, dtype=dtype, requires_grad=True)
-    loss, logits = objective.loss(modules, h, packet.at(h))
+    loss, logits = objective.loss(block, modules, h, packet.at(h))
     loss.backward()
     assert loss.shape == ()
     assert torch.isfinite(loss)
@@ -491,7 +493,7 @@ def test_inputs_that_are_no_images(objective, image):
         modules = modules_of(objective, block)
         packet = objective.begin(Packet(torch.randn(4, *image), torch.arange(4) % 3))
         h = torch.randn(4, *VECTOR, requires_grad=True)
-        loss, _ = objective.loss(modules, h, packet.at(h))
+        loss, _ = objective.loss(block, modules, h, packet.at(h))
         loss.backward()
         assert torch.isfinite(h.grad).all()
 
@@ -514,10 +516,10 @@ def test_bf16(objective):
     packet = objective.begin(Packet(torch.randn(8, 3, 8, 8), torch.arange(8) % 3))
     h = torch.randn(len(packet.h), *MAPS, requires_grad=True)
     torch.manual_seed(1)
-    exact, _ = objective.loss(modules, h, packet.at(h))
+    exact, _ = objective.loss(spec(), modules, h, packet.at(h))
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = objective.loss(modules, h.bfloat16(), packet.at(h))
+        rounded, _ = objective.loss(spec(), modules, h.bfloat16(), packet.at(h))
     rounded.backward()
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
@@ -543,8 +545,8 @@ def test_negative_labels_are_not_read(objective, hidden):
     run_on(objective, MAPS, 7, y=y)
     if isinstance(objective, CrossEntropy | PredSim | Similarity | SupCon):
         modules, h, there = modules_of(objective, spec()).eval(), torch.randn(7, *MAPS), y >= 0
-        all_of_them, _ = objective.loss(modules, h, Packet(h, y))
-        labelled, _ = objective.loss(modules, h[there], Packet(h[there], y[there]))
+        all_of_them, _ = objective.loss(spec(), modules, h, Packet(h, y))
+        labelled, _ = objective.loss(spec(), modules, h[there], Packet(h[there], y[there]))
         assert all_of_them.item() == pytest.approx(labelled.item(), rel=1e-5)
     if not objective.labels:
         assert run_on(objective, MAPS, 7, y=y)[0].item() == run_on(objective, MAPS, 7, y=y * 0)[0].item()
@@ -570,7 +572,7 @@ def test_similarity_with_every_label_has_the_bits_of_the_plain_formula(dtype, ba
         return (x @ x.T).clamp(-1, 1)
 
     plain = F.mse_loss(cosines(modules["similarity"](h)), cosines(F.one_hot(y, 3).to(dtype)))
-    ours, _ = Similarity().loss(modules, h, Packet(h, y))
+    ours, _ = Similarity().loss(spec(), modules, h, Packet(h, y))
     assert torch.equal(ours, plain)
     for weight in (1.0, 0.99):
         a, b = (torch.autograd.grad(weight * loss, h, retain_graph=True)[0] for loss in (ours, plain))
@@ -626,7 +628,7 @@ def test_no_gradient_crosses_a_border_and_the_read_out_sends_none(objective):
             reached[block.spec.index] = {n for n, g in zip(names, grads, strict=True) if g is not None}
             if block.last and not self.objective.labels:
                 torch.manual_seed(7)
-                alone, _ = self.objective.loss(block.auxiliary, h, packet)
+                alone, _ = self.objective.loss(block.spec, block.auxiliary, h, packet)
                 mine, its = (torch.autograd.grad(part, h, retain_graph=True)[0] for part in (loss, alone))
                 assert torch.equal(mine, its), "the head's loss reached the features"
             return loss
@@ -659,19 +661,19 @@ def test_infomax_ignores_labels_below_the_head():
 @pytest.mark.parametrize(
     ("target", "options", "sentence"),
     [
-        (SupCon, {"temperature": 0.0}, "temperature=0.0: must be above 0"),
-        (SupCon, {"features": 0}, "features=0: must be at least 1"),
-        (SimCLR, {"crop": 0.0}, "crop=0.0: must be above 0"),
-        (SimCLR, {"jitter": 1.0}, "jitter=1.0: must be at least 0 and below 1"),
-        (InfoNCE, {"steps": 0}, "steps=0 of InfoNCE: must be at least 1"),
-        (Infomax, {"negatives": 0}, "negatives=0 of InfoNCE: must be at least 1"),
+        (SupCon, {"temperature": 0.0}, "temperature=0.0: must be a number above 0"),
+        (SupCon, {"features": 0}, "features=0: must be a whole number of at least 1"),
+        (SimCLR, {"crop": 0.0}, "crop=0.0: must be a number above 0"),
+        (SimCLR, {"jitter": 1.0}, "jitter=1.0: must be a number of at least 0 and below 1"),
+        (InfoNCE, {"steps": 0}, "steps=0: must be a whole number of at least 1"),
+        (Infomax, {"negatives": 0}, "negatives=0: must be a whole number of at least 1"),
         (InfoPro, {"task": "supcom"}, "did you mean 'supcon'"),
-        (InfoPro, {"task_first": -1.0}, "task_first=-1.0: must be at least 0"),
+        (InfoPro, {"task_first": -1.0}, "task_first=-1.0: must be a number of at least 0"),
         (InfoPro, {"task_last": 0.0, "reconstruction_last": 0.0}, "the last local block would learn nothing"),
-        (Inpainting, {"mask": 0.0}, "mask=0.0: must be above 0"),
-        (VIB, {"beta": -1.0}, "beta=-1.0: must be at least 0"),
-        (VIB, {"features": 0}, "features=0: must be at least 1"),
-        (InformationDropout, {"alpha_max": math.inf}, "alpha_max=inf: must be at least 0"),
+        (Inpainting, {"mask": 0.0}, "mask=0.0: must be a number above 0"),
+        (VIB, {"beta": -1.0}, "beta=-1.0: must be a number of at least 0"),
+        (VIB, {"features": 0}, "features=0: must be a whole number of at least 1"),
+        (InformationDropout, {"alpha_max": math.inf}, "alpha_max=inf: must be a finite number"),
     ],
 )
 def test_options_are_checked(target, options, sentence):

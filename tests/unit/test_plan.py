@@ -17,11 +17,10 @@ from locallearn.auxiliary import Linear
 from locallearn.contract import Route
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
-from locallearn.plan.devices import stages
-from locallearn.plan.measure import BlockCost, BlockTimes, block_costs, block_times
+from locallearn.plan.measure import BlockCost, BlockTimes, Measured, block_costs, block_times
 from locallearn.plan.options import PlanOptions
-from locallearn.plan.schedules import Measured, divide, memory, predict, rows
-from locallearn.plan.simulate import QUEUE, SCHEDULES, graphs, simulate
+from locallearn.plan.schedules import divide, memory, predict, rows
+from locallearn.plan.simulate import QUEUE, SCHEDULES, graphs, simulate, stages
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dni import DNI
 from locallearn.strategies.greedy import DGL, Greedy
@@ -310,11 +309,11 @@ def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):
         (["stages=9"], "depth=3"),
         (["stages=7", "depth=2"], "choose a multiple of 2"),
         (["stages=3", "blocks=2"], "choose blocks=3"),
-        (["bandwidth=0"], "must be above 0"),
+        (["bandwidth=0"], "must be a number above 0"),
         (["picture=plan.pdf"], "must end in .svg or .png"),
         (["micro_batches=5"], "does not divide a batch of 32"),
         (["strategy=greedy"], "there is no pipeline to plan"),
-        (["stages=5000", "depth=5000"], "at most 4096"),
+        (["stages=5000", "depth=5000"], "must be a whole number from 1 to 4096"),
         (["modell=vgg16"], "did you mean 'model'?"),
     ],
 )
@@ -335,5 +334,5 @@ def test_options_are_taken_out_of_the_settings():
     options, rest = PlanOptions.parse(["model=vgg16", "stages=8", "latency=1.5", "optim.lr=1"])
     assert options == PlanOptions(stages=8, latency=1.5)
     assert rest == ["model=vgg16", "optim.lr=1"]
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="micro_batches=0: must be a whole number from 1 to 4096"):
         PlanOptions(micro_batches=0)

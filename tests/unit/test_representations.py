@@ -25,8 +25,8 @@ from locallearn.config.experiment import experiment
 from locallearn.errors import UserError
 from locallearn.probes.base import Moment
 from locallearn.probes.depth import sample
-from locallearn.probes.linear import Linear
-from locallearn.probes.similarity import Similarity
+from locallearn.probes.linear import LinearProbe
+from locallearn.probes.similarity import SimilarityProbe
 from locallearn.training.prepare import prepare
 
 MOMENT = Moment(0, 0)
@@ -215,7 +215,7 @@ def by_unit(model, x):
 def test_linear_probe(trained):
     learner, data = trained
     before = copy.deepcopy(learner.model)
-    rows = Linear(samples=200, neighbours=3).look(learner, data, MOMENT).rows
+    rows = LinearProbe(samples=200, neighbours=3).look(learner, data, MOMENT).rows
     assert_same(before, learner.model)
     assert [row["layer"] for row in rows] == [0, 1, 2, 3]
     assert [row["name"] for row in rows] == learner.model.names
@@ -239,14 +239,14 @@ def test_linear_probe_of_a_broken_model(trained):
     with torch.no_grad():
         next(learner.model.units[2].parameters()).fill_(torch.nan)
     try:
-        rows = Linear(samples=50).look(learner, data, MOMENT).rows
-        similar = Similarity(samples=50).look(learner, data, MOMENT)
+        rows = LinearProbe(samples=50).look(learner, data, MOMENT).rows
+        similar = SimilarityProbe(samples=50).look(learner, data, MOMENT)
     finally:
         learner.model.units[2].load_state_dict(broken.state_dict())
     assert [math.isnan(row["linear_accuracy"]) for row in rows] == [False, False, True, True]
     assert [math.isnan(row["cka_input"]) for row in similar.rows] == [False, False, True, True]
     drawn = [{**row, "cka_input": None, "linear_accuracy": None, "epoch": 0, "step": 0} for row in rows]
-    assert Linear().draw(drawn, {}).keys() == {"linear"}
+    assert LinearProbe().draw(drawn, {}).keys() == {"linear"}
 
 
 @torch.no_grad()
@@ -257,7 +257,7 @@ def test_similarity_probe_between_depths_and_runs(trained, tmp_path):
         p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
     save_file(contiguous(other), tmp_path / "model.safetensors")
     before = copy.deepcopy(learner.model)
-    seen = Similarity(samples=60, other=str(tmp_path)).look(learner, data, MOMENT)
+    seen = SimilarityProbe(samples=60, other=str(tmp_path)).look(learner, data, MOMENT)
     assert_same(before, learner.model)
     x, _ = sample(data, "test", 60)
     mine = [x, *by_unit(learner.model, x)]
@@ -275,17 +275,17 @@ def test_similarity_probe_between_depths_and_runs(trained, tmp_path):
         assert row["cka_last"] == seen.arrays["cka"][i + 1, 4]
         assert row["cka_other"] == seen.arrays["cka_other"][i, i] < 1 - 1e-6
     save_file(contiguous(learner.model), tmp_path / "model.safetensors")
-    seen = Similarity(samples=60, other=str(tmp_path)).look(learner, data, MOMENT)
+    seen = SimilarityProbe(samples=60, other=str(tmp_path)).look(learner, data, MOMENT)
     np.testing.assert_allclose(seen.arrays["cka_other"], seen.arrays["cka"][1:, 1:], atol=1e-6)
 
 
 def test_another_run_that_does_not_fit(trained, tmp_path):
     learner, data = trained
     with pytest.raises(UserError, match=r"probe\.similarity\.other=.*no model\.safetensors there"):
-        Similarity(other=str(tmp_path))
+        SimilarityProbe(other=str(tmp_path))
     state = contiguous(learner.model)
     first = next(iter(state))
-    probe = lambda: Similarity(samples=20, other=str(tmp_path)).look(learner, data, MOMENT)  # noqa: E731
+    probe = lambda: SimilarityProbe(samples=20, other=str(tmp_path)).look(learner, data, MOMENT)  # noqa: E731
     for tensors, message in [
         ({**state, first: torch.zeros(3)}, f"does not fit this run's model: size mismatch for {first}"),
         ({n: t for n, t in state.items() if n != first}, f"{first} are not in both"),
@@ -300,16 +300,16 @@ def test_another_run_that_does_not_fit(trained, tmp_path):
 
 def test_options_are_checked():
     for make, message in [
-        (lambda: Linear(samples=0), r"probe\.linear\.samples=0"),
-        (lambda: Linear(neighbours=0), r"probe\.linear\.neighbours=0"),
-        (lambda: Similarity(samples=3), r"probe\.similarity\.samples=3: must be at least 4"),
-        (lambda: Similarity(split="tset"), "did you mean 'test'"),
+        (lambda: LinearProbe(samples=0), r"probe\.linear\.samples=0"),
+        (lambda: LinearProbe(neighbours=0), r"probe\.linear\.neighbours=0"),
+        (lambda: SimilarityProbe(samples=3), r"probe\.similarity\.samples=3: must be a whole number of at least 4"),
+        (lambda: SimilarityProbe(split="tset"), "did you mean 'test'"),
     ]:
         with pytest.raises(UserError, match=message):
             make()
 
 
-@pytest.mark.parametrize("probe", [Linear(samples=40), Similarity(samples=40)], ids=["linear", "similarity"])
+@pytest.mark.parametrize("probe", [LinearProbe(samples=40), SimilarityProbe(samples=40)], ids=["linear", "similarity"])
 def test_pictures(probe, trained, tmp_path):
     learner, data = trained
     rows, arrays = [], {}
@@ -341,9 +341,9 @@ def test_graph_models():
 
         validation = range(0)
 
-    rows = Linear().look(learner, Nodes(), MOMENT).rows
+    rows = LinearProbe().look(learner, Nodes(), MOMENT).rows
     assert len(rows) == 2
     assert all(0 <= row["linear_accuracy"] <= 1 and round(10 * row["block_accuracy"], 6) % 1 == 0 for row in rows)
-    seen = Similarity().look(learner, Nodes(), MOMENT)
+    seen = SimilarityProbe().look(learner, Nodes(), MOMENT)
     assert seen.arrays["cka"].shape == (3, 3)
     assert "30 samples" in seen.rows[0]["estimator"]

@@ -21,15 +21,15 @@ from locallearn.data.doctor import diagnose
 from locallearn.data.names import Names, ascii_letters, encode
 from locallearn.data.source import DataSource
 from locallearn.data.tishby import Tishby
-from locallearn.engine import SGD, assemble
+from locallearn.engine import SGD, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.models.graph import gcn
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.greedy import DGL
 from locallearn.training.evaluate import evaluate
+from locallearn.training.run import resume
 from locallearn.training.saved import evaluate_run, load
-from locallearn.training.session import resume
 
 CPU = torch.device("cpu")
 
@@ -65,7 +65,7 @@ def test_tishby_labels_are_those_of_the_file(real_root: Path) -> None:
             assert [table[tuple(map(int, row))] for row in samples.tolist()] == labels.tolist()
     assert len(data.test) == 2048
     assert data.pixels is None
-    with pytest.raises(UserError, match=r"data\.test=1\.0: must be above 0 and below 1"):
+    with pytest.raises(UserError, match=r"data\.test=1\.0: must be a number above 0 and below 1"):
         Tishby(test=1.0)
 
 
@@ -179,8 +179,8 @@ def test_labelled_nodes_are_drawn_by_the_seed_outside_validation_and_test(real_r
     ("options", "said"),
     [
         ({"validation": 0.1}, r"data\.validation=0\.1: must be 0, as the 500 validation nodes"),
-        ({"labelled": 6}, r"data\.labelled=6: must be from 7"),
-        ({"labelled": 1209}, r"data\.labelled=1209: must be from 7"),
+        ({"labelled": 6}, r"data\.labelled=6: must be a whole number from 7"),
+        ({"labelled": 1209}, r"data\.labelled=1209: must be a whole number from 7"),
     ],
 )
 def test_cora_options_out_of_range(options: dict[str, float], said: str) -> None:
@@ -264,7 +264,7 @@ def learner_on(cora: GraphData, strategy: object, seed: int = 0, **options: obje
     torch.manual_seed(seed)
     model = gcn(cora.image, 7, cora.graph, **options)  # type: ignore[arg-type]
     optim = SGD(lr=0.5, momentum=0.0, weight_decay=0.0, schedule="constant")
-    return assemble(model, strategy, optim, model.cut(2), precision="fp64")  # type: ignore[arg-type]
+    return assemble(model, strategy, optim, model.cut(2), Setup(precision="fp64"))  # type: ignore[arg-type]
 
 
 def test_backprop_over_two_blocks_is_autograd_over_the_training_nodes(cora: GraphData) -> None:

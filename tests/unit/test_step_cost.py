@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from locallearn import seeds
-from locallearn.engine import SGD, Adam, AdamW, Learner, assemble
+from locallearn.engine import SGD, Adam, AdamW, Learner, Setup, assemble
 from locallearn.engine.optim import take_step
 from locallearn.engine.totals import HELD, Totals
 from locallearn.models.plain import mlp
@@ -38,7 +38,7 @@ class Operations(TorchDispatchMode):
 def learner(blocks: int = 1) -> Learner:
     torch.manual_seed(0)
     model = mlp((12,), 3, width=5, depth=4)
-    return assemble(model, Backprop(), SGD(lr=0.1), model.cut(blocks), total_steps=100)
+    return assemble(model, Backprop(), SGD(lr=0.1), model.cut(blocks), Setup(total_steps=100))
 
 
 def operations(step: Callable[[], object]) -> Counter[str]:
@@ -167,7 +167,7 @@ def test_hooks_on_an_optimizer_run(everywhere):
 def test_fused_kernels_compute_what_the_plain_ones_do(optim):
     torch.manual_seed(0)
     model = mlp((12,), 3, width=5, depth=4).double()
-    trained = assemble(model, Backprop(), optim, model.cut(3), precision="fp64")
+    trained = assemble(model, Backprop(), optim, model.cut(3), Setup(precision="fp64"))
     other = copy.deepcopy(model).train()
     (group,) = optim.groups(list(other.parameters()), [])
     plain = type(optim.build([group]))([{k: v for k, v in group.items() if k != "base_lr"}], **plain_options(optim))

@@ -23,25 +23,17 @@ from locallearn.config.compose import choices, compose, conf_dir
 from locallearn.config.experiment import experiment
 from locallearn.config.settings import Settings
 from locallearn.config.targets import instantiate, resolve
-from locallearn.config.typed import fields_of
 from locallearn.contract import BlockSpec
 from locallearn.engine.optim import SCHEDULES, Optim
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.objectives import CrossEntropy, Objective
+from locallearn.options import fields_of, names_in
 from locallearn.runs.folder import RunFolder
-from locallearn.strategies.deep_supervision import ANNEAL
-from locallearn.strategies.dfa import PROJECTIONS
-from locallearn.strategies.feedback_alignment import STD
-from locallearn.strategies.greedy import LAST
-from locallearn.strategies.overlapping import COMBINE
-from locallearn.strategies.pgi import TAPS
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 GROUPS = ("objective", "auxiliary")
 SETTINGS = [*SMALL, "epochs=1", "max_steps=1"]
-WORDS = {"anneal": ANNEAL, "projection": PROJECTIONS, "init": STD, "combine": COMBINE, "taps": TAPS}
-WORDS |= {"last": LAST, "schedule": SCHEDULES, "task": ("cross_entropy", "supcon")}
 
 
 def target(group: str, name: str) -> Any:
@@ -132,10 +124,10 @@ def build(*overrides: str) -> Any:
 # Options: what is declared to be unread changes nothing, and everything else changes something
 
 
-def others(option: str, value: Any) -> Iterator[Any]:
+def others(hint: Any, value: Any) -> Iterator[Any]:
     """Other values that an option may have."""
-    if option in WORDS:
-        yield from (word for word in WORDS[option] if word != value)
+    if names := names_in(hint):
+        yield from (word for word in names if word != value)
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int):
@@ -148,15 +140,15 @@ def others(option: str, value: Any) -> Iterator[Any]:
 
 def variants(recipe: Any) -> Iterator[tuple[str, list[Any]]]:
     """Each option of a frozen dataclass, and the recipe with other values of it."""
-    for field in dataclasses.fields(recipe):
+    for option, (hint, _) in fields_of(type(recipe)).items():
         found = []
-        for value in others(field.name, getattr(recipe, field.name)) if field.init else ():
+        for value in others(hint, getattr(recipe, option)):
             try:
-                found.append(dataclasses.replace(recipe, **{field.name: value}))
+                found.append(dataclasses.replace(recipe, **{option: value}))
             except UserError:
                 continue
         if found:
-            yield field.name, found
+            yield option, found
 
 
 MAPS = tiny_model()

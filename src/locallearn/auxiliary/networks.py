@@ -12,17 +12,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from locallearn.errors import UserError
+from locallearn.options import Options
 
 Size = tuple[int, ...]
 MAPS = "model=NAME whose blocks emit maps"
 
 
-class Auxiliary(ABC):
+class Auxiliary(Options, ABC):
     """A recipe for an auxiliary network. Concrete ones are frozen dataclasses of typed options."""
+
+    _group = "auxiliary"
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
         """Options that nothing reads for blocks that emit [B, *size]; see `Strategy.unread`."""
@@ -44,11 +48,8 @@ class Linear(Auxiliary):
     zero_init  start with a zero weight, so that the first gradient into the block is zero (same paper)
     """
 
-    features: int = 0
+    features: Annotated[int, Ge(0)] = 0
     zero_init: bool = False
-
-    def __post_init__(self) -> None:
-        _at_least("features", self.features, 0)
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
         return {} if any(len(size) > 2 for size in sizes) else {"features": MAPS}
@@ -71,13 +72,9 @@ class MLP(Auxiliary):
     batch_norm  false leaves the normalisation out, for batches of few samples
     """
 
-    layers: int = 3
-    width: int = 0
+    layers: Annotated[int, Ge(0)] = 3
+    width: Annotated[int, Ge(0)] = 0
     batch_norm: bool = True
-
-    def __post_init__(self) -> None:
-        _at_least("layers", self.layers, 0)
-        _at_least("width", self.width, 0)
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
         return {} if self.layers else {"width": "auxiliary.layers=1 or more"}
@@ -109,11 +106,7 @@ class MLPSpatialReduction(MLP):
     """DGL's MLP-SR-aux: average-pool to ceil(H/4) x ceil(W/4), `convolutions` times [1x1 conv C->C without bias, BN,
     ReLU], then MLP-aux. Vectors have no space to reduce: there it is MLP-aux."""
 
-    convolutions: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _at_least("convolutions", self.convolutions, 0)
+    convolutions: Annotated[int, Ge(0)] = 3
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
         return super().unread(sizes) if _maps(sizes) else {"convolutions": MAPS, **super().unread(sizes)}
@@ -132,10 +125,7 @@ class CNN(Auxiliary):
     (a map of one position becomes four equal ones), BN over the C channels, Linear. About twice the cost of the layer
     it trains. For vectors the convolutions are linear layers, and so they are for sequences, after the mean over T."""
 
-    layers: int = 2
-
-    def __post_init__(self) -> None:
-        _at_least("layers", self.layers, 0)
+    layers: Annotated[int, Ge(0)] = 2
 
     def build(self, size: Size, classes: int) -> nn.Module:
         if len(size) != 3:
@@ -165,14 +155,9 @@ class ConvFC(Auxiliary):
     sequences have no convolution.
     """
 
-    convolutions: int = 1
-    layers: int = 2
-    width: int = 128
-
-    def __post_init__(self) -> None:
-        _at_least("convolutions", self.convolutions, 0)
-        _at_least("layers", self.layers, 1)
-        _at_least("width", self.width, 1)
+    convolutions: Annotated[int, Ge(0)] = 1
+    layers: Annotated[int, Ge(1)] = 2
+    width: Annotated[int, Ge(1)] = 128
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
         found = {} if self.layers > 1 else {"width": "auxiliary.layers=2 or more"}
@@ -201,10 +186,7 @@ class Projector(Auxiliary):
     width  of the hidden layer; 0 means that of its input, C
     """
 
-    width: int = 0
-
-    def __post_init__(self) -> None:
-        _at_least("width", self.width, 0)
+    width: Annotated[int, Ge(0)] = 0
 
     def build(self, size: Size, classes: int) -> nn.Module:
         pool, inputs = _pooled(size, (1, 1))
@@ -254,8 +236,3 @@ def _windows(size: Size, features: int) -> tuple[list[nn.Module], int]:
 def _maps(sizes: Sequence[Size]) -> bool:
     """Whether any of them is that of maps."""
     return any(len(size) == 3 for size in sizes)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"auxiliary.{name}={value}: must be at least {least}")

@@ -91,33 +91,39 @@ def trust(parser: argparse.ArgumentParser) -> None:
 
 def of_a_run() -> Parser:
     """The flags of a run, or of a sweep of runs, with -m."""
-    parser = Parser("", "", add_help=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--version", action="store_true")
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-r", "--run", action="store_true")
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
-    parser.add_argument("-p", "--package")
-    parser.add_argument("--resolve", action="store_true")
-    parser.add_argument("-i", "--info", nargs="?", const="all", choices=INFO)
-    parser.add_argument("-sc", "--shell-completion", action="store_true")
+    parser = Parser("", "", add_help=False, usage=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+    on: dict[str, Any] = {"action": "store_true"}
+    for names, help_text, options in (
+        ("-m --multirun", "a sweep: one run for each combination of values, as in seed=0,1,2", on),
+        ("-r --run", "one run, which needs no flag", on),
+        ("--dry-run", "show the blocks, and train nothing", on),
+        ("-c --cfg", "show the configuration instead of running",
+         {"choices": ["job", "hydra", "all"], "metavar": "job"}),
+        ("-p --package", "with --cfg: show one part of it, such as optim", {"metavar": "GROUP"}),
+        ("--resolve", "with --cfg: with the values of references", on),
+        ("-i --info", "show how Hydra has put the configuration together: defaults, ...",
+         {"nargs": "?", "const": "all", "choices": INFO, "metavar": "WHAT"}),
+        ("-sc --shell-completion", 'completion: eval "$(locallearn -sc install=bash)", or zsh', on),
+        ("--version", "show the versions of locallearn and of torch", on),
+        ("-h --help", "show this page", on),
+    ):  # fmt: skip
+        parser.add_argument(*names.split(), help=help_text, **options)
     trust(parser)
     for flag, (short, _) in ELSEWHERE.items():
-        parser.add_argument(flag, *([short] if short else []), nargs="?", const="", dest=flag)
+        parser.add_argument(*filter(None, (flag, short)), nargs="?", const="", dest=flag, help=argparse.SUPPRESS)
     return parser
 
 
 def check(options: argparse.Namespace) -> None:
     """Raise UserError for flags of a run that go with nothing, or not with each other."""
-    for flag, (_, said) in ELSEWHERE.items():
+    for flag, (_, instead) in ELSEWHERE.items():
         if getattr(options, flag) is not None:
-            raise UserError(f"{flag} is not taken: {said}")
+            raise UserError(f"{flag} is not taken: {instead}")
     names = ("multirun", "cfg", "info")
-    given = [f"--{name}" for name in names if getattr(options, name)]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} exclude each other: leave one out")
+    flags = [f"--{name}" for name in names if getattr(options, name)]
+    if len(flags) > 1:
+        raise UserError(f"{' and '.join(flags)} exclude each other: leave one out")
     for name, flag in (("resolve", "--resolve"), ("package", f"--package {options.package}")):
         if getattr(options, name) and not options.cfg:
             raise UserError(f"{flag} says how --cfg shows the configuration: write --cfg job {flag}")

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
 
 from locallearn.cli import listing, on_runs, outside
 from locallearn.cli.arguments import Parser, trust
@@ -53,10 +52,10 @@ examples:
     parser.add_argument("--matrix", action="store_true", help="which strategy trains which model, found out now")
     trust(parser)
     options = parser.read(arguments)
-    outside.trusted(options.config_dir, options.allow)
+    allow = outside.trusted(options.config_dir, options.allow)
     if options.matrix:
         return listing.matrix(options.config_dir)
-    return listing.show(options.group, options.name, options.config_dir)
+    return listing.show(options.group, options.name, options.config_dir, allow)
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -71,10 +70,12 @@ settings (KEY=VALUE):
 example:
   locallearn doctor data=folder data.root=DIR""",
     )
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of a run, such as data=mnist")
     options, settings = _settings(parser, arguments)
     if odd := [word for word in settings if "=" not in word and not word.startswith("~")]:
         raise UserError(f"doctor takes settings such as data=folder data.root=DIR, not {odd[0]!r}")
+    on_runs.only(
+        settings, r"~|\+?(data[.=]|experiment=|short=)|seed=|allow=", "doctor", "data, such as data=mnist, and seed"
+    )
     config, _ = compose(settings, options.config_dir)
     import torch
 
@@ -92,6 +93,7 @@ example:
 
 def _settings(parser: Parser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of a command that takes the settings of a run, and these settings."""
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="options and settings, in any order")
     trust(parser)
     options = parser.read(arguments)
     allow = outside.trusted(options.config_dir, options.allow)
@@ -114,34 +116,40 @@ settings (KEY=VALUE):
 example:
   locallearn plan strategy=dgl model=vgg16 stages=8 picture=plan.svg""",
     )
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="options and settings, in any order")
-    given, words = _settings(parser, arguments)
+    flags, words = _settings(parser, arguments)
     options, settings = PlanOptions.parse(words)
-    known = known_keys(settings, given.config_dir)
+    known = known_keys(settings, flags.config_dir)
     for word in settings:
         name = word.partition("=")[0].lstrip("+~")
         if name not in known and (hint := did_you_mean(name, [*PlanOptions.names(), *known])) and "." not in name:
+            *names, last = PlanOptions.names()
             raise UserError(
-                f"unknown option {name}: {hint}plan takes the settings of a run, {_and(PlanOptions.names())}"
+                f"unknown option {name}: {hint}plan takes the settings of a run, {', '.join(names)} and {last}"
             )
     from locallearn.config.experiment import experiment
-    from locallearn.training.planning import plan
+    from locallearn.plan.schedules import cut_for
+    from locallearn.plan.table import plan
+    from locallearn.training.environment import process_settings
+    from locallearn.training.prepare import prepare
 
     reference = [s for s in settings if not s.startswith("strategy")] + ["strategy=backprop"]
-    exp = experiment(*compose(settings, given.config_dir), settings, given.config_dir)
-    print(plan(exp, experiment(*compose(reference, given.config_dir)), options))
+    exp = experiment(*compose(settings, flags.config_dir), settings, flags.config_dir)
+    backprop = experiment(*compose(reference, flags.config_dir))
+    with process_settings(exp.settings):
+        learner, data = prepare(exp)
+        cut = cut_for(options, learner.model, exp.settings.blocks, exp.settings.balance)
+        learners = {exp.names["strategy"]: learner if cut == learner.cut else prepare(exp, cut)[0]}
+        if backprop.strategy != exp.strategy:
+            learners["backprop"] = prepare(backprop, cut)[0]
+        print(plan(learners, data.batch(exp.settings.batch_size), options))
     return 0
 
 
 def _described(options: type) -> str:
     """What the docstring of a class of options says of each, with its default."""
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    told = re.findall(r"^ +(\w+)  +(\S.*)$", options.__doc__ or "", re.MULTILINE)
-    return "".join(f"  {name + '=' + str(defaults[name]):<18} {text}\n" for name, text in told if name in defaults)
-
-
-def _and(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    lines = re.findall(r"^ +(\w+)  +(\S.*)$", options.__doc__ or "", re.MULTILINE)
+    return "".join(f"  {name + '=' + str(defaults[name]):<18} {text}\n" for name, text in lines if name in defaults)
 
 
 def _tune(arguments: list[str]) -> int:
@@ -159,7 +167,6 @@ settings (KEY=VALUE):
 example:
   locallearn tune strategy=dgl model=lenet trials=20 out=runs/tune""",
     )
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="options and settings, in any order")
     options, settings = _settings(parser, arguments)
     from locallearn.studies.tune import tune
     from locallearn.training.stopping import Interrupted

@@ -57,20 +57,20 @@ def suggestions(line: str) -> list[str]:
     dirs = [Path(value) for flag, value in pairwise(before) if flag in ("--config-dir", "-cd")]
     if before[-1:] and before[-1] in ("--config-dir", "-cd", "--to", "--allow"):
         return []  # folders, by the shell itself
-    found: list[str] = []
+    candidates: list[str] = []
     if last.startswith("-"):
-        found = of_a_run().flags()
+        candidates = of_a_run().flags()
     elif command == "list":
         group = next((word for word in before if word in GROUPS or word in APPENDED), None)
-        found = list(choices(group, dirs)) if group else [*GROUPS, *APPENDED]
+        candidates = list(choices(group, dirs)) if group else [*GROUPS, *APPENDED]
     elif command == "study":
-        found = list(choices("study", dirs) | choices("experiment", dirs))
+        candidates = list(choices("study", dirs) | choices("experiment", dirs))
     elif command in on_runs.COMMANDS and "=" not in last:
-        found = list(_folders(last))
+        candidates = list(_folders(last))
     else:
-        found = list(_settings(last, before, dirs))
-        found += [] if command or any("=" in word for word in before) else COMMANDS
-    return sorted(word for word in dict.fromkeys(found) if word.startswith(last))
+        candidates = list(_settings(last, before, dirs))
+        candidates += [] if command or any("=" in word for word in before) else COMMANDS
+    return sorted(word for word in dict.fromkeys(candidates) if word.startswith(last))
 
 
 def _settings(last: str, before: Sequence[str], dirs: Sequence[Path]) -> Iterator[str]:

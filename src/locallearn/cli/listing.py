@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from locallearn import __version__
+from locallearn.cli.arguments import of_a_run
 from locallearn.config.compose import compose
 from locallearn.config.registry import APPENDED, choices, conf_dir, header, options
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, unknown
 from locallearn.figures.text import columns, fitted
+from locallearn.options import alternatives, described, with_rules
 
 LISTED = (*GROUPS, *APPENDED, "study")
 COMMAND_OF = {"study": "locallearn study ", **{name: f"+{name}=" for name in APPENDED}}
@@ -27,17 +32,6 @@ EXAMPLES = """\
   locallearn -m strategy=dgl seed=0,1    a sweep
   locallearn blocks=4 --dry-run          the blocks, without training
 """
-FLAGS = """\
-  -m, --multirun                a sweep: one run for each combination of values, as in seed=0,1,2
-  --dry-run                     show the blocks, and train nothing
-  --config-dir DIR, -cd DIR     a folder of your own yaml files, such as DIR/strategy/mine.yaml; may be given again
-  --allow PACKAGE               a package outside locallearn whose classes a yaml may name (as allow=[PACKAGE] does)
-  --debug                       show the whole traceback of an error (as LOCALLEARN_DEBUG=1 does)
-  --cfg job, -c job             show the configuration instead of running; with -p GROUP one part of it; --resolve
-  --info [defaults|...]         show how Hydra has put the configuration together
-  --version                     show the versions of locallearn and of torch
-  -sc install=bash              print what lets the shell complete: eval "$(locallearn -sc install=bash)"; or zsh
-Flags, settings and the name of a command may stand in any order."""
 
 
 def version() -> int:
@@ -61,7 +55,8 @@ def help_page(commands: Mapping[str, str]) -> int:
     text = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
     for line in text[text.index("seed:") : text.index("hydra:\n")].rstrip().splitlines():
         _print(f"  {line}")
-    _print(f"\nFlags\n{FLAGS}")
+    print(f"\nFlags\n{of_a_run().format_help().partition('options:')[2].strip(chr(10))}")
+    _print("Flags, settings and the name of a command may stand in any order.")
     return 0
 
 
@@ -69,7 +64,9 @@ def _print(text: str) -> None:
     print(fitted(text, columns()))
 
 
-def show(group: str | None, name: str | None = None, config_dirs: Sequence[Path] = ()) -> int:
+def show(
+    group: str | None, name: str | None = None, config_dirs: Sequence[Path] = (), allow: Sequence[str] = ()
+) -> int:
     """A line for each choice of a group, or of all, with route and paper; or everything about one. Raises UserError."""
     wanted = PLURALS.get(group or "", group)
     if wanted and wanted not in LISTED:
@@ -78,12 +75,12 @@ def show(group: str | None, name: str | None = None, config_dirs: Sequence[Path]
             raise UserError(f"{wanted!r} is no group but a choice of {' and '.join(homes)}: {asked}")
         raise unknown("group", wanted, LISTED)
     if wanted and name:
-        return _one(wanted, name, config_dirs)
+        return _one(wanted, name, config_dirs, allow)
     for each in [wanted] if wanted else LISTED:
         print(COMMAND_OF.get(each, f"{each}=").rstrip())
-        found = {name: header(file) for name, file in choices(each, config_dirs).items()}
-        longest = max(map(len, found), default=0)
-        for name, facts in found.items():
+        headers = {name: header(file) for name, file in choices(each, config_dirs).items()}
+        longest = max(map(len, headers), default=0)
+        for name, facts in headers.items():
             notes = [f"route {facts['route']}"] if "route" in facts else []
             notes += [f"keeps: {facts['keeps']}"] if "keeps" in facts else []
             if each in APPENDED:
@@ -93,12 +90,12 @@ def show(group: str | None, name: str | None = None, config_dirs: Sequence[Path]
     return 0
 
 
-def _one(group: str, name: str, config_dirs: Sequence[Path]) -> int:
-    """One choice: what its file says of it, and its options, each with its default and what it means."""
-    found = choices(group, config_dirs)
-    if name not in found:
-        raise unknown(group, name, found)
-    lines = [line for line in found[name].read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
+def _one(group: str, name: str, config_dirs: Sequence[Path], allow: Sequence[str]) -> int:
+    """One choice: what its file says of it, and its options, each with its default, what it means and its range."""
+    files = choices(group, config_dirs)
+    if name not in files:
+        raise unknown(group, name, files)
+    lines = [line for line in files[name].read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     body = [line for line in lines[len(head) :] if not line.startswith("_target_:")]
     appended = group in (*APPENDED, "study")
@@ -107,14 +104,39 @@ def _one(group: str, name: str, config_dirs: Sequence[Path]) -> int:
         _print(f"  {line.removeprefix('#').removeprefix(' ')}")
     if appended:
         print("\nWhat it sets")
-    elif options(group, name, found[name]):
+    elif options(group, name, files[name]):
         prefix = f"probe.{name}" if group == "probe" else group
         print(f"\nOptions, with their defaults: {prefix}.OPTION=VALUE")
     else:
         print("\nIt has no options.")
-    for line in body:
+    for line in body if appended else _with_ranges(body, _ranges(group, files[name], allow)):
         _print(f"  {line}".rstrip())
     return 0
+
+
+def _ranges(group: str, file: Path, allow: Sequence[str]) -> dict[str, Any]:
+    """The annotations of the options of a choice that say more than a type."""
+    if group == "record":
+        from locallearn.config.record import WandbSettings
+
+        return with_rules(WandbSettings)
+    from locallearn.config.targets import resolve
+
+    target = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("_target_")
+    return with_rules(resolve(target, group, allow)) if target else {}
+
+
+def _with_ranges(lines: Sequence[str], ranges: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a yaml, with the range of each option at the end of its comment, unless that says it already."""
+    for start, line in enumerate(lines):
+        if line.lstrip().startswith("#"):
+            continue
+        text = [line, *itertools.takewhile(lambda more: more.lstrip().startswith("#"), lines[start + 1 :])]
+        comment = " ".join(text).partition("#")[2]
+        hint = ranges.get(line.partition(":")[0].strip())
+        if hint and not all(word in comment for word in alternatives(hint) if word != "null"):
+            text[-1] += f"{';' if comment else '  #'} {described(hint)}"
+        yield from text
 
 
 def _state(name: str, facts: Mapping[str, str]) -> str:
@@ -122,16 +144,16 @@ def _state(name: str, facts: Mapping[str, str]) -> str:
     if "reached" in facts:
         return f"reached {facts['reached']}"
     short = choices("short").get(name)
-    said = header(short) if short else {}
-    return f"not yet run in full; +short={name} keeps: {said['keeps']}" if "reached" in said else "not yet run"
+    kept = header(short) if short else {}
+    return f"not yet run in full; +short={name} keeps: {kept['keeps']}" if "reached" in kept else "not yet run"
 
 
 def matrix(config_dirs: Sequence[Path]) -> int:
     """The table of strategies and models."""
-    from locallearn.config import matrix as found
+    from locallearn.config.matrix import matrix as pairs
 
     if config_dirs:
         raise UserError("list --matrix shows the strategies and models of locallearn; leave --config-dir out")
     config, _ = compose(["auxiliary=linear"])
-    print(found.matrix(choices("strategy"), choices("model"), config).render(columns()))
+    print(pairs(choices("strategy"), choices("model"), config).render(columns()))
     return 0

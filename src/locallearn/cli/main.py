@@ -19,16 +19,7 @@ from typing import Any
 
 from locallearn import paths
 from locallearn.cli import arguments, commands, completion, listing, outside
-from locallearn.config.compose import (
-    conf_dir,
-    explained,
-    for_every_choice,
-    multirun,
-    plain,
-    quoted,
-    refuse_sweep,
-    searched,
-)
+from locallearn.config import compose
 from locallearn.errors import RunError, UserError, described, did_you_mean, memory_ran_out, place, printable
 from locallearn.names import SELECTED_BY
 from locallearn.runs import again
@@ -42,7 +33,7 @@ SHARING = ("joblib", "submitit_local")
 _typed: list[str] = []
 """The command line as the user has typed it, for the manifest; Hydra reads another one."""
 _varied: dict[str, list[str]] = {}
-"""What a sweep varies whose blocks are shown, without training."""
+"""The keys and values of a sweep that only shows blocks (dry_run)."""
 _exit_codes: list[int] = []
 """Of the runs of this command line that ended badly; Hydra carries no return values and prints exceptions twice."""
 
@@ -66,7 +57,7 @@ def main(words: Sequence[str]) -> int:
         try:
             return _run([word for word in words if word != "--debug"])
         except BaseException as error:
-            return _said(error)
+            return _print_error(error)
 
 
 def _run(words: list[str]) -> int:
@@ -102,7 +93,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _said(error: BaseException) -> int:
+def _print_error(error: BaseException) -> int:
     """Print the one sentence for an error, with --debug its traceback before it, and return the exit code."""
     from locallearn.training.stopping import Interrupted
 
@@ -153,24 +144,24 @@ def _hydra(options: Any) -> int:
     _typed[:] = sys.argv
     _exit_codes.clear()
     _varied.clear()
-    with explained(overrides, dirs), ExitStack() as stack:
-        internal = searched(dirs)
+    with compose.explained(overrides, dirs), ExitStack() as stack:
+        internal = compose.searched(dirs)
         if options.multirun:
-            replaced = for_every_choice(overrides)
+            replaced = compose.for_every_choice(overrides)
             modules = [*dirs, Path.cwd()] if packages else []
             overrides = [replaced.get(word, word) for word in overrides]
-            out, varies, total, launcher = multirun(overrides, dirs)
+            out, varies, total, launcher = compose.multirun(overrides, dirs)
             if sweeps:
                 folder = f"{out}/.multirun"
                 variables[JOURNAL] = stack.enter_context(_journal(list(_typed), modules, out, varies, total, launcher))
             else:  # Hydra writes a file for any multirun
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="locallearn-"))
                 _varied.update(varies)
-            internal.append(f"hydra.sweep.dir={quoted(folder)}")
+            internal.append(f"hydra.sweep.dir={compose.quoted(folder)}")
         stack.enter_context(_environment(variables))
         stack.enter_context(_logging_kept())
         sys.argv = [sys.argv[0], *_flags(options), *overrides, *internal]
-        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
+        hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")(job)()
     return max(_exit_codes, default=0)
 
 
@@ -198,6 +189,7 @@ def _journal(
     command: list[str], modules: list[Path], out: str, varies: dict[str, list[str]], total: int, launcher: str
 ) -> Iterator[str]:
     """The path of the journal of a sweep, which says at the end how its jobs went, and decides the exit code."""
+    from locallearn.cli import reports
     from locallearn.studies.sweep import Journal, Plan, summary
 
     folders = [str(folder.resolve()) for folder in modules]
@@ -209,18 +201,11 @@ def _journal(
         jobs = journal.jobs()
         _exit_codes.extend(job.code for job in jobs)
         if jobs:
-            _table([journal.path.parents[1] / job.folder for job in jobs if job.folder])
+            with suppress(UserError):  # not one of them can be read
+                reports.show([journal.path.parents[1] / job.folder for job in jobs if job.folder])
             print(summary(jobs, journal.plan, "not begun" if launcher == "basic" else "not begun or not ended"))
         else:
             journal.discard()
-
-
-def _table(folders: list[Path]) -> None:
-    """What the runs of a sweep say together."""
-    from locallearn.cli import reports
-
-    with suppress(UserError):  # not one of them can be read
-        reports.show(folders)
 
 
 def job(config: Any) -> float | None:
@@ -228,7 +213,7 @@ def job(config: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from locallearn.config.experiment import experiment
-    from locallearn.training import session
+    from locallearn.training.run import dry_run, start
 
     sys.argv = list(_typed) or sys.argv
     hydra_config = HydraConfig.get()
@@ -238,15 +223,15 @@ def job(config: Any) -> float | None:
         return _job_of_a_sweep(config, chosen, overrides, hydra_config.job.num)
     try:
         if not _varied:
-            refuse_sweep(hydra_config.sweeper, overrides)
-        exp = experiment(*plain(config, chosen), overrides, _config_dirs(), _varied or None)
+            compose.refuse_sweep(hydra_config.sweeper, overrides)
+        exp = experiment(*compose.plain(config, chosen), overrides, _config_dirs(), _varied or None)
         if exp.settings.dry_run:
-            print(session.dry_run(exp))
+            print(dry_run(exp))
             return None
-        result = session.start(exp)
+        result = start(exp)
         return result.metrics.get(SELECTED_BY) if result else None
     except Exception as error:
-        code = _said(error)
+        code = _print_error(error)
         if code > 128:  # the user asked to stop: other runs stop, too
             raise SystemExit(code) from error
         _exit_codes.append(code)
@@ -266,7 +251,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
     differs = journal.differs(overrides)
     label = " ".join(differs) or f"run {number}"
     try:
-        values, names = plain(config, chosen)
+        values, names = compose.plain(config, chosen)
         if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
             journal.add(sweep.Job(number, label, "skipped"))
             return None
@@ -277,7 +262,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         path = runner.place(exp.settings.out, differs, exp.config)
         how, numbers = runner.run(exp, path)
     except Exception as error:
-        code = _said(error)
+        code = _print_error(error)
         reason = " ".join((str(error) if isinstance(error, UserError | RunError) else described(error)).split())
         stopped = code > 128  # the user asked to stop: the sweep stops, too
         journal.add(sweep.Job(number, label, "interrupted" if stopped else "failed", reason=reason, code=code))

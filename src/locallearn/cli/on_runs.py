@@ -14,6 +14,7 @@ from locallearn.config.compose import choices, compose
 from locallearn.errors import RunError, UserError
 from locallearn.figures.text import columns, table
 from locallearn.names import BLOCK, divided
+from locallearn.runs.files import ROWS
 
 
 def _on_runs(command: str, text: str, more: str, settings: bool = True) -> Parser:
@@ -61,9 +62,9 @@ examples:
     run, settings = _one("resume", options.words)
     allow = outside.trusted(options.config_dir, options.allow)
     runtime = _other_runtime(settings, options.config_dir)
-    from locallearn.training import session
+    from locallearn.training.run import resume
 
-    session.resume(run, allow, runtime=runtime, said=settings)
+    resume(run, allow, runtime=runtime, overrides=settings)
     return 0
 
 
@@ -78,7 +79,7 @@ def _repeat(arguments: list[str]) -> int:
     from locallearn.studies.repeat import repeat
 
     run, settings = _one("repeat", options.words)
-    _only(settings, r"$^", "repeat", "none: it does what the run did")
+    only(settings, r"$^", "repeat RUN", "none: it does what the run did")
     comparison = repeat(run, outside.trusted(options.config_dir, options.allow))
     print(comparison)
     return 1 if comparison.differences else 0
@@ -86,7 +87,7 @@ def _repeat(arguments: list[str]) -> int:
 
 def _other_runtime(settings: list[str], config_dirs: list[Path]) -> tuple[str, dict] | None:
     """The name and configuration of the runtime that `resume` was told to take."""
-    _only(settings, r"runtime(=|\.(?!staleness))", "resume", "where blocks run, such as runtime=serial")
+    only(settings, r"runtime(=|\.(?!staleness))", "resume RUN", "where blocks run, such as runtime=serial")
     if not settings:
         return None
     named = [] if any(setting.startswith("runtime=") for setting in settings) else ["runtime=pipeline"]
@@ -99,11 +100,11 @@ def _stage(arguments: list[str]) -> int:
     parser = _on_runs("stage", "One process of a run.", "")
     parser.add_argument("--quiet", action="store_true")
     options = parser.read(arguments)
-    from locallearn.training import session
+    from locallearn.training.run import stage
     from locallearn.training.stopping import Interrupted
 
     try:
-        session.stage(options.words[0], options.allow, options.quiet)
+        stage(options.words[0], options.allow, options.quiet)
     except Interrupted as error:  # the process that started this one says it
         return error.exit_code
     return 0
@@ -127,7 +128,7 @@ examples:
     runs, settings = _divided(options.words)
     if not runs:
         raise UserError("evaluate: no run was given: locallearn evaluate RUN... [data=NAME]")
-    _only(settings, r"\+?data[.=]", "evaluate", "data, such as data=mnist")
+    only(settings, r"\+?data[.=]", "evaluate RUN", "data, such as data=mnist")
     _refuse_unread_data(settings, options.linear)
     allow = outside.trusted(options.config_dir, options.allow)
     data = compose(settings, options.config_dir)[0]["data"] if settings else None
@@ -187,7 +188,7 @@ example:
     )
     options = parser.read(arguments)
     run, settings = _one("probe", options.words)
-    _only(settings, r"probe[.=]", "probe", "probe, such as probe=alignment")
+    only(settings, r"probe[.=]", "probe RUN", "probe, such as probe=alignment")
     allow = outside.trusted(options.config_dir, options.allow)
     from locallearn.training.saved import probe_run
 
@@ -197,16 +198,16 @@ example:
         raise UserError(f"probe RUN must be told what looks: probe={names}")
     for folder, pictures in probe_run(run, allow, probes, settings):
         print(folder.table())
-        for file in (folder.path / "rows.jsonl", *pictures):
+        for file in (folder.path / ROWS, *pictures):
             print(file)
     return 0
 
 
-def _only(settings: Iterable[str], pattern: str, command: str, kind: str) -> None:
-    """Raise UserError for a setting that the command on a run folder does not take."""
+def only(settings: Iterable[str], pattern: str, command: str, kind: str) -> None:
+    """Raise UserError for a setting that a command does not take."""
     for setting in settings:
         if not re.match(pattern, setting):
-            raise UserError(f"{command} RUN takes only settings of {kind}, not {setting!r}")
+            raise UserError(f"{command} takes only settings of {kind}, not {setting!r}")
 
 
 COMMANDS = {

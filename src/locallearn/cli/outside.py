@@ -23,14 +23,14 @@ def trusted(config_dirs: Sequence[Path], allow: Sequence[str]) -> list[str]:
 
 def _named_in(folders: Iterable[Path]) -> list[str]:
     """The top-level packages that yaml files in these folders name."""
-    found = set()
+    packages = set()
     for folder in folders:
         for file in folder.glob("*/*.yaml"):
             text = file.read_text(encoding="utf-8", errors="replace")
             match = re.search(r"^_target_:\s*['\"]?([A-Za-z_]\w*)\.", text, re.MULTILINE)
             if match and match[1] != "locallearn":
-                found.add(match[1])
-    return sorted(found)
+                packages.add(match[1])
+    return sorted(packages)
 
 
 def look_for_modules_in(folders: Iterable[Path]) -> None:

@@ -53,7 +53,7 @@ def _expand(config: Any, *keys: str) -> None:
 
 @contextmanager
 def _who_asks_the_environment() -> Iterator[list[str]]:
-    """The keys whose values are made from environment variables meanwhile, however that is spelled."""
+    """The keys whose values come from environment variables, however that is spelled."""
     from omegaconf import OmegaConf
     from omegaconf.resolvers import oc
 
@@ -109,10 +109,10 @@ def refuse_sweep(sweeper: Any, overrides: Iterable[str]) -> None:
 
 def searched(config_dirs: Sequence[Path]) -> list[str]:
     """What adds folders of yaml files to those of locallearn. Raises UserError for a file that these would hide."""
-    found: dict[Path, Path] = {file.relative_to(conf_dir()): file for file in conf_dir().glob("*/*.yaml")}
+    files: dict[Path, Path] = {file.relative_to(conf_dir()): file for file in conf_dir().glob("*/*.yaml")}
     for folder in config_dirs:
         for file in sorted(folder.glob("*/*.yaml")):
-            if (earlier := found.setdefault(file.relative_to(folder), file)).resolve() != file.resolve():
+            if (earlier := files.setdefault(file.relative_to(folder), file)).resolve() != file.resolve():
                 raise UserError(f"{file} has the name of {earlier}, which would hide it: give it another name")
     places = ",".join(quoted(f"file://{folder.resolve()}") for folder in config_dirs)
     return [f"hydra.searchpath=[{places}]"] if places else []
@@ -159,6 +159,6 @@ def swept(overrides: Sequence[str]) -> list[str]:
 
 def quoted(text: str) -> str:
     """A text in the grammar of overrides: any characters, none of which means anything."""
-    text = re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", text)  # for OmegaConf
-    text = re.sub(r"(\\*)'", lambda found: f"{found[1] * 2}\\'", text)
-    return "'" + re.sub(r"(\\+)$", lambda found: found[1] * 2, text) + "'"
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # for OmegaConf
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"

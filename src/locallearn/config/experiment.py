@@ -2,80 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from locallearn.auxiliary import Auxiliary
 from locallearn.config import unread
-from locallearn.config.given import Given, given
+from locallearn.config.explicit import explicit
+from locallearn.config.objects import Experiment, model_builder
 from locallearn.config.record import RecordSettings
 from locallearn.config.settings import GROUPS, Settings
-from locallearn.config.targets import instantiate, resolve
-from locallearn.config.typed import checked, fields_of
-from locallearn.contract import Size, Strategy
-from locallearn.data import DataSource
-from locallearn.engine import Optim
+from locallearn.config.targets import instantiate
 from locallearn.errors import UserError
-from locallearn.models import BlockModel, as_blocks
 from locallearn.objectives import Objective
+from locallearn.options import checked
 from locallearn.probes import Probe
-from locallearn.runtime import Runtime
-
-
-@dataclass(frozen=True)
-class ModelBuilder:
-    """(image, classes, graph) -> BlockModel. A builder of the user's may return any module; it is cut by name.
-
-    reads_graph  whether the target declares `graph`, the edges [2, E] of the data, or None where these have none
-    """
-
-    target: Callable[..., Any]
-    options: Mapping[str, Any]
-    reads_graph: bool
-
-    def __call__(self, image: Size, classes: int, graph: Tensor | None = None) -> BlockModel:
-        given = {"graph": graph} if self.reads_graph else {}
-        try:
-            module = self.target(image=image, classes=classes, **given, **self.options)
-        except UserError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model: {error}") from error
-        if isinstance(module, BlockModel):
-            return module
-        if isinstance(module, nn.Module):
-            return as_blocks(module, image=image, classes=classes)
-        path = f"{self.target.__module__}.{self.target.__qualname__}"
-        raise UserError(f"model._target_={path}: returned {type(module).__name__}, not a torch module")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What a configuration means. `config` is the plain mapping it came from."""
-
-    config: dict[str, Any]
-    settings: Settings
-    strategy: Strategy
-    optim: Optim
-    source: DataSource
-    model: ModelBuilder
-    runtime: Runtime
-    probes: dict[str, Probe]
-    record: RecordSettings
-    names: dict[str, str]
-    """The chosen name in each group, for titles and folder names."""
-    overrides: list[str]
-    """What the user changed on the command line, for `overrides.yaml`."""
-    given: Given = field(default_factory=Given)
-    """What the user has set, and a run must read."""
-
-    @property
-    def title(self) -> str:
-        return f"{self.names['strategy']}-{self.names['model']}-{self.names['data']}-s{self.settings.seed}"
 
 
 def experiment(
@@ -88,7 +29,7 @@ def experiment(
     """Check a plain configuration and make its objects. Raises UserError; nothing is written and nothing is built.
 
     names      the chosen name of each group
-    overrides  what is set; what of it no object reads is refused
+    overrides  what the user has set; what no object reads is refused
     folders    the user's own yaml files
     varies     for a run of a sweep: the keys that the sweep varies, and their values
     """
@@ -118,9 +59,9 @@ def experiment(
         record=record,
         names=chosen,
         overrides=overrides,
-        given=given(overrides, config, chosen, folders, varies),
+        explicit=explicit(overrides, config, chosen, folders, varies),
     )
-    exp.given.refuse(unread.in_settings(exp, folders))
+    exp.explicit.refuse(unread.in_settings(exp, folders))
     return exp
 
 
@@ -129,14 +70,6 @@ def probes_of(config: Mapping[str, Any], name: str | None, allow: Iterable[str])
     if "_target_" in config:
         config = {name or _name(config): config}
     return {str(key): instantiate(_mapping(config, key), f"probe.{key}", allow) for key in config}
-
-
-def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
-    """The builder that a configuration means. Raises UserError."""
-    target = resolve(config.get("_target_"), "model", allow)
-    given = ("image", "classes", *({"graph"} & fields_of(target).keys()))
-    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", given)
-    return ModelBuilder(target, options, "graph" in given)
 
 
 def _mapping(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:

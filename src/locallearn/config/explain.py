@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from locallearn.config.given import declared
+from locallearn.config.explicit import declared
 from locallearn.config.registry import APPENDED, choices, chosen, known_keys, options, owners
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError, did_you_mean, unknown
@@ -69,36 +69,33 @@ def _check_values(overrides: Sequence[str], config_dirs: list[Path]) -> None:
     by tune alone."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    for given in OverridesParser.create().parse_overrides(list(overrides)):
-        key = given.key_or_group
-        if key in APPENDED and given.is_sweep_override() and given.is_discrete_sweep():
-            _refuse_several(key, list(given.sweep_string_iterator()), config_dirs)
-        if given.is_sweep_override() and not given.is_discrete_sweep():
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if not override.is_sweep_override():
+            value = override.value()
+            texts = all(isinstance(name, str) for name in (value if isinstance(value, list) else [value]))
+            if (key in (*GROUPS, *APPENDED) or "/" in key) and not texts:
+                known = LAUNCHERS if key == "hydra/launcher" else choices(key, config_dirs)
+                raise unknown(key, override.get_value_element_as_str(), known)
+        elif not override.is_discrete_sweep():
             raise UserError(
-                f"{given.input_line}: a range is searched by `locallearn tune`: write it into a FILE.yaml, as in "
+                f"{override.input_line}: a range is searched by `locallearn tune`: write it into a FILE.yaml, as in "
                 f"{key}: {{low: 0.001, high: 1.0, log: true}}, and give tune space=FILE.yaml; or give values: {key}=A,B"
             )
-        if (key in (*GROUPS, *APPENDED) or "/" in key) and not given.is_sweep_override():
-            names = given.value()
-            if not all(isinstance(name, str) for name in (names if isinstance(names, list) else [names])):
-                known = LAUNCHERS if key == "hydra/launcher" else choices(key, config_dirs)
-                raise unknown(key, given.get_value_element_as_str(), known)
-
-
-def _refuse_several(key: str, names: list[str], config_dirs: list[Path]) -> None:
-    """Raise UserError for several experiments at once of which one has a sweep: Hydra would drop it."""
-    if any(declared(key, name, config_dirs) for name in names):
-        commands = ", then ".join(f"-m +{key}={name}" for name in names)
-        raise UserError(
-            f"+{key}={','.join(names)}: each is a sweep of its own, so start one after the other: {commands}"
-        )
+        elif key in APPENDED:  # Hydra would drop the sweep of an experiment's file
+            names = list(map(str, override.sweep_string_iterator()))
+            if any(declared(key, name, config_dirs) for name in names):
+                commands = ", then ".join(f"-m +{key}={name}" for name in names)
+                raise UserError(
+                    f"+{key}={','.join(names)}: each is a sweep of its own, so start one after the other: {commands}"
+                )
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path]) -> UserError:
     """The sentence for a composition error: the first override whose group, name or key does not exist."""
     for override in overrides:
-        if said := _wrong(override, error, overrides, config_dirs):
-            return said
+        if sentence := _wrong(override, error, overrides, config_dirs):
+            return sentence
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     detail = lines[0] if lines else type(error).__name__
     if detail.startswith("Ambiguous value"):
@@ -115,8 +112,14 @@ def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path])
 def _wrong(override: str, error: Exception, overrides: Sequence[str], config_dirs: list[Path]) -> UserError | None:
     """What is wrong with one override, if anything is."""
     key, equals, value = override.lstrip("+").partition("=")
+    names = choices(key, config_dirs) if key in (*GROUPS, *APPENDED) else {}
     if key in APPENDED:
-        return _appended(key, override, value, config_dirs)
+        if "," in value and not value.startswith("[") and set(value.split(",")) <= names.keys():
+            return UserError(f"{override} gives several values: add -m to run each")
+        if value not in names:
+            return unknown(key, value, names)
+        added = override.startswith("+")
+        return None if added else UserError(f"{override}: it is added to a run: write +{override}")
     if key == "hydra/launcher" and "hydra/launcher" in str(error):
         if value not in LAUNCHERS:
             return unknown(key, value, LAUNCHERS)
@@ -129,53 +132,37 @@ def _wrong(override: str, error: Exception, overrides: Sequence[str], config_dir
             f"{override!r} is neither a command nor of the form KEY=VALUE: {did_you_mean(key, keys)}see --help"
         )
     if key in GROUPS:
-        names = choices(key, config_dirs)
         wrong = [name for name in re.findall(r"[^,\[\]\s]+", value) or [""] if name not in names and "(" not in value]
         return unknown(key, wrong[0], names) if wrong else None
-    return None if key in keys else _unknown_key(override, overrides, keys, config_dirs)
+    return None if key in keys else _unknown_key(override, chosen(overrides), keys, config_dirs)
 
 
-def _appended(key: str, override: str, value: str, config_dirs: Iterable[Path]) -> UserError | None:
-    """What is wrong with +experiment=NAME or +short=NAME, if anything is."""
-    names = choices(key, config_dirs)
-    if "," in value and not value.startswith("[") and set(value.split(",")) <= set(names):
-        return UserError(f"{override} gives several values: add -m to run each")
-    if value not in names:
-        return unknown(key, value, names)
-    return None if override.startswith("+") else UserError(f"{override}: it is added to a run: write +{override}")
-
-
-def _unknown_key(override: str, overrides: Sequence[str], keys: list[str], config_dirs: list[Path]) -> UserError:
+def _unknown_key(override: str, names: dict[str, str], keys: list[str], config_dirs: list[Path]) -> UserError:
     """What there is instead of a key: of the choice that was made, of another choice, of another group."""
     key = override.partition("=")[0]
     group, _, rest = key.partition(".")
-    ends = {known.split(".")[-1]: known for known in reversed(keys)}
-    end = key.split(".")[-1]
-    close = did_you_mean(key, [known for known in keys if known != group])
-    if group in GROUPS:
-        close = did_you_mean(rest, [known.partition(".")[2] for known in keys if known.startswith(f"{group}.")])
-        close = close.replace("'", f"'{group}.", 1)
-    elif not close and (wanted := difflib.get_close_matches(end, ends, n=1)):
-        close = f"did you mean {ends[wanted[0]]!r}? "
+    end = key.rpartition(".")[2]
     if group not in GROUPS:
+        close = did_you_mean(key, [known for known in keys if known != group])
+        by_end = {known.rpartition(".")[2]: known for known in reversed(keys)}
+        if not close and (ends := difflib.get_close_matches(end, by_end, n=1)):
+            close = f"did you mean {by_end[ends[0]]!r}? "
         return UserError(f"unknown key {key}: {close}`locallearn --help` shows all keys")
-    name = chosen(overrides).get(group, "")
+    close = did_you_mean(rest, [known.partition(".")[2] for known in keys if known.startswith(f"{group}.")])
+    close = close.replace("'", f"'{group}.", 1)
+    name = names.get(group, "")
     file = choices(group, config_dirs).get(name)
-    has = _has(group, name, file)
-    if file and any(folder in file.parents for folder in config_dirs):
+    own = options(group, name, file) if file else []
+    has = f"{group}={name} has {'the options ' + ', '.join(own) if own else 'no options'}"
+    if not file:
+        has = f"`locallearn list {group} NAME` shows the options of each"
+    elif any(folder in file.parents for folder in config_dirs):
         return UserError(
             f"unknown key {key}: {close}{has}; if its class takes {rest}, write `{rest}: VALUE` into {file}, or give "
             f"+{override} here"
         )
     if others := owners(key, config_dirs):
         return UserError(f"{key} belongs to {' or '.join(others)}: choose that, too; {has}")
-    elsewhere = [f"{g}.{end} to {' or '.join(found)}" for g in GROUPS if (found := owners(f"{g}.{end}", config_dirs))]
+    elsewhere = [f"{g}.{end} to {' or '.join(those)}" for g in GROUPS if (those := owners(f"{g}.{end}", config_dirs))]
     there = f"; {', '.join(elsewhere)}".replace(" to ", " belongs to ", 1) if elsewhere else ""
     return UserError(f"unknown key {key}: {close}{has}{there}")
-
-
-def _has(group: str, name: str, file: Path | None) -> str:
-    if file is None:
-        return f"`locallearn list {group} NAME` shows the options of each"
-    own = options(group, name, file)
-    return f"{group}={name} has {'the options ' + ', '.join(own) if own else 'no options'}"

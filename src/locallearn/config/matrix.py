@@ -1,4 +1,4 @@
-"""Which strategy trains which model: found out by putting each pair together on the meta device, where nothing costs
+"""Which strategy trains which model, by putting each pair together on the meta device, where nothing costs
 memory or time. A pair that is refused says why."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 from locallearn.config.experiment import model_builder
 from locallearn.config.settings import AUTO_BLOCKS
 from locallearn.config.targets import instantiate
-from locallearn.engine import Optim, assemble
+from locallearn.engine import Optim, Place, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.figures.text import fitted, table
 from locallearn.models import BlockModel
@@ -25,7 +25,7 @@ CLASSES = 10
 
 @dataclass
 class Matrix:
-    """cells[model][strategy] is None where the pair works, else the reason; `reads` says what each model was given;
+    """cells[model][strategy] is None where the pair works, else the reason; `reads` says what each model read;
     `refused` holds the models that could not be built at all (an extra is missing)."""
 
     strategies: list[str]
@@ -59,20 +59,20 @@ def matrix(strategies: Mapping[str, Path], models: Mapping[str, Path], options: 
     options  the plain configurations of the groups `objective`, `auxiliary` and `optim`, which every pair gets
     """
     objective, auxiliary, optim = (instantiate(options[g], g, []) for g in ("objective", "auxiliary", "optim"))
-    found = Matrix(list(strategies))
+    pairs = Matrix(list(strategies))
     for name, file in models.items():
         try:
-            model, found.reads[name] = _built(yaml.safe_load(file.read_text()))
+            model, pairs.reads[name] = _built(yaml.safe_load(file.read_text()))
         except UserError as error:
-            found.refused[name] = str(error)
+            pairs.refused[name] = str(error)
             continue
-        found.cells[name] = {}
+        pairs.cells[name] = {}
         cut = model.cut(min(AUTO_BLOCKS, len(model.units)))
         for strategy, path in strategies.items():
             config = yaml.safe_load(path.read_text())
-            made = instantiate(config, "strategy", [], objective=objective, auxiliary=auxiliary)
-            found.cells[name][strategy] = _reason(model, made, optim, cut)
-    return found
+            recipe = instantiate(config, "strategy", [], objective=objective, auxiliary=auxiliary)
+            pairs.cells[name][strategy] = _reason(model, recipe, optim, cut)
+    return pairs
 
 
 def _built(config: Mapping[str, Any]) -> tuple[BlockModel, str]:
@@ -91,7 +91,7 @@ def _built(config: Mapping[str, Any]) -> tuple[BlockModel, str]:
 def _reason(model: BlockModel, strategy: Any, optim: Optim, cut: list[range]) -> str | None:
     """None if the pair can be put together, else the sentence that refuses it."""
     try:
-        assemble(model, strategy, optim, cut, device="meta", total_steps=1)
+        assemble(model, strategy, optim, cut, Setup(total_steps=1), Place(torch.device("meta")))
     except UserError as error:
         return str(error)
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ def conf_dir() -> Path:
 
 def choices(group: str, extra: Iterable[Path] = ()) -> dict[str, Path]:
     """The yaml files of a group by name; later folders win. A leading underscore marks a part, not a choice."""
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for folder in (conf_dir(), *extra):
         files = sorted((folder / group).glob("*.yaml"))
-        found |= {f.stem: f for f in files if not f.stem.startswith("_")}
-    return found
+        by_name |= {f.stem: f for f in files if not f.stem.startswith("_")}
+    return by_name
 
 
 def header(file: Path) -> dict[str, str]:
@@ -48,37 +48,37 @@ def header(file: Path) -> dict[str, str]:
             lines[-1] += f" {text}"
         else:
             lines.append(text)
-    found = {"summary": lines[0] if lines else ""}
+    facts = {"summary": lines[0] if lines else ""}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         if colon and re.fullmatch(r"[a-z]+", name):
-            found[name] = value.strip()
-    return found
+            facts[name] = value.strip()
+    return facts
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested mappings under its dotted key."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
+def flat(config: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"optim": {"lr": 0.1}} -> {"optim.lr": 0.1}; lists and empty mappings stay."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{above}{key}"
+        values |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return values
 
 
 def chosen(overrides: Sequence[str]) -> dict[str, str]:
     """The name that each group has by default or by these overrides; none where an experiment may choose another."""
     top = _top()
-    found = {k: v for entry in top["defaults"] if isinstance(entry, dict) for k, v in entry.items() if k in GROUPS}
-    given = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in overrides)}
-    if any(name in given for name in APPENDED):
-        found = {}
-    return found | {group: given[group] for group in GROUPS if group in given}
+    names = {k: v for entry in top["defaults"] if isinstance(entry, dict) for k, v in entry.items() if k in GROUPS}
+    values = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in overrides)}
+    if values.keys() & set(APPENDED):
+        names = {}
+    return names | {group: values[group] for group in GROUPS if group in values}
 
 
 def options(group: str, name: str, file: Path) -> list[str]:
     """The settings of one choice, without the name of the group."""
-    found = (path for path, _ in leaves(_content(group, name, file)))
-    return [path for path in found if path.rpartition(".")[2] not in ("_target_", "defaults")]
+    paths = flat(_content(group, name, file))
+    return [path for path in paths if path.rpartition(".")[2] not in ("_target_", "defaults")]
 
 
 def owners(key: str, config_dirs: Iterable[Path]) -> list[str]:
@@ -91,7 +91,7 @@ def owners(key: str, config_dirs: Iterable[Path]) -> list[str]:
 def known_keys(overrides: Sequence[str], config_dirs: Iterable[Path]) -> list[str]:
     """Every key that may be set: top-level settings, groups, and the keys of the groups' chosen or all yaml files."""
     top = {key: value for key, value in _top().items() if key not in ("defaults", "hydra")}
-    keys = {path for path, _ in leaves(top)} | top.keys() | set(GROUPS)
+    keys = flat(top).keys() | top.keys() | set(GROUPS)
     names = chosen(overrides)
     for group in GROUPS:
         files = choices(group, config_dirs)

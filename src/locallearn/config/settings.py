@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from locallearn.errors import UserError, unknown
+from annotated_types import Ge, MinLen
 
-PRECISIONS = ("fp32", "bf16", "fp64")
-BALANCES = ("flops", "memory", "time")
+from locallearn.errors import UserError
+from locallearn.options import Options
 
 
 @dataclass(frozen=True)
-class CheckpointSettings:
+class CheckpointSettings(Options):
     """every: "1ep" (epochs), "100it" (steps) or "never"; keep: how many of the newest are kept."""
 
+    _group = "checkpoint"
+
     every: int | str = "1ep"
-    keep: int = 2
+    keep: Annotated[int, Ge(1)] = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.every, int):
             n = max(self.every, 1)
             raise UserError(f"checkpoint.every={self.every}: give a unit: {n}ep (epochs), {n}it (steps), or never")
         if self.every != "never" and not re.fullmatch(r"[1-9]\d*(ep|it)", self.every):
             raise UserError(f"checkpoint.every={self.every}: must be like 1ep (epochs), 100it (steps), or never")
-        if self.keep < 1:
-            raise UserError(f"checkpoint.keep={self.keep}: must be at least 1")
 
     def due(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a checkpoint is due after `step` steps in all."""
@@ -48,54 +50,36 @@ WHERE = ("out", "record", "threads", "device", "allocator", "checkpoint", "sweep
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Options):
     """What a user may set beside the groups; the comments in `conf/config.yaml` say what each means."""
 
-    seed: int
-    epochs: int
-    batch_size: int
-    micro_batches: int
-    blocks: int | str | list[int]
-    balance: str
+    seed: Annotated[int, Ge(0)]
+    epochs: Annotated[int, Ge(1)]
+    batch_size: Annotated[int, Ge(1)]
+    micro_batches: Annotated[int, Ge(1)]
+    blocks: int | Literal["auto", "max"] | list[int]
+    balance: Literal["flops", "memory", "time"]
     device: str
-    threads: int | str
-    precision: str
+    threads: Annotated[int, Ge(1)] | Literal["auto"]
+    precision: Literal["fp32", "bf16", "fp64"]
     channels_last: bool
     compile: bool
     allocator: bool
     deterministic: bool
-    evaluate_every: int
+    evaluate_every: Annotated[int, Ge(1)]
     checkpoint: CheckpointSettings
     sweep: SweepSettings
-    out: str
-    max_steps: int | None
+    out: Annotated[str, MinLen(1)]
+    max_steps: Annotated[int, Ge(1)] | None
     dry_run: bool
     allow: list[str]
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "micro_batches", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: must be at least 0")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UserError(f"max_steps={self.max_steps}: must be at least 1, or null for no limit")
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
-        if self.balance not in BALANCES:
-            raise unknown("balance", self.balance, BALANCES)
-        if isinstance(self.blocks, str) and self.blocks not in ("auto", "max"):
-            raise UserError(f"blocks={self.blocks}: must be a number, auto, max, or cut points such as [2,4,7]")
-        if isinstance(self.threads, str) and self.threads != "auto":
-            raise UserError(f"threads={self.threads}: must be a whole number or auto")
-        if isinstance(self.threads, int) and self.threads < 1:
-            raise UserError(f"threads={self.threads}: must be at least 1, or auto")
+        super().__post_init__()
         if self.batch_size % self.micro_batches:
             raise UserError(
                 f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}; choose a divisor"
             )
-        if not self.out:
-            raise UserError("out is empty: give a folder for run folders, such as out=runs")
 
     def blocks_for(self, units: int) -> int | str | list[int]:
         """What `blocks` means for a model of so many units, in the terms of `BlockModel.cut`."""

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from locallearn.config.given import Unread
+from locallearn.config.explicit import Unread
+from locallearn.config.objects import Experiment
 from locallearn.config.registry import choices
 from locallearn.config.targets import resolve
-from locallearn.config.typed import fields_of
 from locallearn.errors import UserError
+from locallearn.options import fields_of
 
 if TYPE_CHECKING:
-    from locallearn.config.experiment import Experiment
     from locallearn.data import Data
     from locallearn.engine import Learner
 
@@ -26,7 +26,7 @@ LOCAL = ("objective", "auxiliary")
 
 
 def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unread]:
-    """What can be told from the settings alone, before data are read and a model is built."""
+    """What the settings alone tell, before data are read and a model is built."""
     fields = fields_of(type(exp.strategy))
     for group in LOCAL:
         if group not in fields:
@@ -44,7 +44,7 @@ def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unrea
         yield Unread("balance", "blocks=NUMBER")
     if exp.settings.checkpoint.every == "never":
         yield Unread("checkpoint.keep", "checkpoint.every=1ep, or another number of epochs or steps")
-    if exp.given.varies is None:
+    if exp.explicit.varies is None:
         yield Unread("sweep", "-m, a sweep of several runs")
 
 
@@ -57,8 +57,8 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
         builds = several if len(specs) == 1 else "strategy=NAME whose modules() build it"
         yield from (Unread(group, builds) for group in LOCAL if _own(exp, group) is not None)
     for group, options in (("strategy", exp.strategy), ("objective", _own(exp, "objective"))):
-        found = options.unread(specs) if options is not None else {}
-        yield from _options(group, {name: reader for name, reader in found.items() if name not in LOCAL})
+        readers = options.unread(specs) if options is not None else {}
+        yield from _options(group, {name: reader for name, reader in readers.items() if name not in LOCAL})
     if (network := _own(exp, "auxiliary")) is not None:
         sizes = [block.spec.emits for block in learner.blocks if len(block.auxiliary)]
         yield from _options("auxiliary", network.unread(sizes))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from locallearn.data.dataset import GraphData, Split
 from locallearn.data.files import ALL_CHECKED, check_files
 from locallearn.data.normalise import Normalisation
-from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.source import DataSource, Raw, RawSplit, require
 from locallearn.data.split import noisy, stratified
 from locallearn.data.store import Memory
 from locallearn.errors import UserError
@@ -53,17 +54,16 @@ class Cora(DataSource):
     verified: ClassVar[str] = ALL_CHECKED
 
     validation: float = 0.0
-    labelled: int = PUBLIC
+    labelled: Annotated[int, Interval(ge=7, le=1208)] = PUBLIC
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.validation == 0, "validation", self.validation, "0, as the 500 validation nodes of Cora are fixed")
-        require(7 <= self.labelled <= 1208, "labelled", self.labelled, "from 7, one of each class, to 1208")
 
     def read(self, device: torch.device) -> Raw:
         """Planetoid's split, without the graph."""
         found = self._read()
-        parts = (Part(Memory(found.x[mask]), found.y[mask]) for mask in _masks(found))
+        parts = (RawSplit(Memory(found.x[mask]), found.y[mask]) for mask in _masks(found))
         train, validation, test = parts
         return Raw(CLASSES, train, test, validation)
 

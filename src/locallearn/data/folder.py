@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Interval
 
 from locallearn.data.files import checked_root, reading
 from locallearn.data.scan import Files, Scan, scan
-from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.source import DataSource, Raw, RawSplit
 from locallearn.data.split import stratified
 from locallearn.data.store import Memory, Store
 from locallearn.data.stream import Stream
@@ -36,15 +37,9 @@ class Folder(DataSource):
     name: ClassVar[str] = "folder"
     measured: ClassVar[int | None] = 10_000
 
-    size: int = 64
-    memory_share: float = 0.25
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.size >= 1, "size", self.size, "at least 1")
-        require(0 <= self.memory_share <= 1, "memory_share", self.memory_share, "at least 0 and at most 1")
-        require(self.workers >= 0, "workers", self.workers, "at least 0")
+    size: Annotated[int, Ge(1)] = 64
+    memory_share: Annotated[float, Interval(ge=0, le=1)] = 0.25
+    workers: Annotated[int, Ge(0)] = 2
 
     def folder(self) -> Path:
         if self.root is None:  # LOCALLEARN_DATA holds many sets: their folders would pass for classes
@@ -64,7 +59,7 @@ class Folder(DataSource):
         found = self._scan()
         needed_bytes = sum(len(files) for files, _ in found.parts.values()) * 3 * self.size**2
         keep = needed_bytes <= self.memory_share * memory_bytes(device)
-        parts = {name: Part(self._store(files, keep), labels) for name, (files, labels) in found.parts.items()}
+        parts = {name: RawSplit(self._store(files, keep), labels) for name, (files, labels) in found.parts.items()}
         return Raw(found.classes, parts["train"], parts["test"], parts.get("validation"), found.others())
 
     def _store(self, files: list[Path], keep: bool) -> Store:

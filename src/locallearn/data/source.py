@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from locallearn import paths
@@ -21,11 +22,12 @@ from locallearn.data.dataset import Data, Split
 from locallearn.data.normalise import NORMALISATIONS, Normalisation, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Memory, Store, check_samples
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
+from locallearn.options import OneOf, Options
 from locallearn.seeds import generator
 
 
-class Part(NamedTuple):
+class RawSplit(NamedTuple):
     """Raw samples and their labels, int64 [N] on the CPU."""
 
     images: Store
@@ -37,9 +39,9 @@ class Raw(NamedTuple):
     `left_out` says what was found and is no part of the set."""
 
     classes: tuple[str, ...]
-    train: Part
-    test: Part
-    validation: Part | None = None
+    train: RawSplit
+    test: RawSplit
+    validation: RawSplit | None = None
     left_out: str = ""
 
 
@@ -47,11 +49,11 @@ def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels
     """A set without a test part of its own: `test` of its samples [N, ...] with labels [N] are drawn for it, class by
     class, the same ones whatever the seed of a run."""
     train, rest = stratified(labels, len(labels) - test, generator(0, name, "test"))
-    return Raw(classes, Part(Memory(samples[train]), labels[train]), Part(Memory(samples[rest]), labels[rest]))
+    return Raw(classes, RawSplit(Memory(samples[train]), labels[train]), RawSplit(Memory(samples[rest]), labels[rest]))
 
 
 @dataclass(frozen=True)
-class DataSource(ABC):
+class DataSource(Options, ABC):
     """A set that can be loaded.
 
     root         folder of the files; without one, the environment's LOCALLEARN_DATA, or ~/.cache/locallearn
@@ -63,20 +65,22 @@ class DataSource(ABC):
     deficit, deficit_from, deficit_until   see `Deficit`
     """
 
+    _group = "data"
+
     name: ClassVar[str]
     measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
     verified: ClassVar[str] = "nothing to check"  # or what `read` insists on
 
     root: str | None = None
-    validation: float = 0.1
-    fraction: float = 1.0
-    label_noise: float = 0.0
-    normalise: str = "standard"
-    crop: int = 0
+    validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    fraction: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    label_noise: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    normalise: Annotated[str, OneOf(NORMALISATIONS)] = "standard"
+    crop: Annotated[int, Ge(0)] = 0
     flip: bool = False
-    cutout: int = 0
-    deficit: str | None = None
-    deficit_from: int = 0
+    cutout: Annotated[int, Ge(0)] = 0
+    deficit: Annotated[str, OneOf(DEFICITS)] | None = None
+    deficit_from: Annotated[int, Ge(0)] = 0
     deficit_until: int | None = None
 
     def unread(self) -> Mapping[str, str]:
@@ -85,16 +89,7 @@ class DataSource(ABC):
         return {} if self.deficit else dict.fromkeys(ends, "data.deficit=blur, flip, permutation or noise")
 
     def __post_init__(self) -> None:
-        require(0 <= self.validation < 1, "validation", self.validation, "at least 0 and below 1")
-        require(0 < self.fraction <= 1, "fraction", self.fraction, "above 0 and at most 1")
-        require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "at least 0 and at most 1")
-        require(self.crop >= 0, "crop", self.crop, "at least 0")
-        require(self.cutout >= 0, "cutout", self.cutout, "at least 0")
-        if self.normalise not in NORMALISATIONS:
-            raise unknown("data.normalise", self.normalise, NORMALISATIONS)
-        if self.deficit is not None and self.deficit not in DEFICITS:
-            raise unknown("data.deficit", self.deficit, DEFICITS)
-        require(self.deficit_from >= 0, "deficit_from", self.deficit_from, "at least 0")
+        super().__post_init__()
         until, least = self.deficit_until, self.deficit_from
         require(until is None or until >= least, "deficit_until", until, f"at least data.deficit_from={least}, or null")
 
@@ -194,5 +189,5 @@ def require(holds: bool, name: str, value: object, rule: str) -> None:
         raise UserError(f"data.{name}={value}: must be {rule}")
 
 
-def _whole(part: Part, device: torch.device) -> Split:
+def _whole(part: RawSplit, device: torch.device) -> Split:
     return Split(part.images.to(device), torch.arange(len(part.images)), part.labels.to(device))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
-from locallearn.data.source import DataSource, Part, Raw, require
+from locallearn.data.source import DataSource, Raw, RawSplit, require
 from locallearn.data.store import Memory
 from locallearn.seeds import generator
 
@@ -29,17 +30,14 @@ class Synthetic(DataSource):
 
     name: ClassVar[str] = "synthetic"
 
-    classes: int = 10
-    images: int = 2000
-    size: int = 32
-    channels: int = 3
+    classes: Annotated[int, Ge(2)] = 10
+    images: Annotated[int, Ge(2)] = 2000
+    size: Annotated[int, Ge(1)] = 32
+    channels: Annotated[int, Ge(1)] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.classes >= 2, "classes", self.classes, "at least 2")
         require(self.images >= self.classes, "images", self.images, f"at least {self.classes}, one for each class")
-        require(self.size >= 1, "size", self.size, "at least 1")
-        require(self.channels >= 1, "channels", self.channels, "at least 1")
 
     def unread(self) -> Mapping[str, str]:
         return {**super().unread(), "root": "data=NAME that has files"}
@@ -56,7 +54,7 @@ class Synthetic(DataSource):
             test=self._part("test", max(self.classes, self.images // 5), patterns),
         )
 
-    def _part(self, part: str, images: int, patterns: Tensor) -> Part:
+    def _part(self, part: str, images: int, patterns: Tensor) -> RawSplit:
         draws = generator(0, "synthetic", part)
         labels = torch.arange(images) % self.classes
         made = torch.empty(images, *patterns.shape[1:], dtype=torch.uint8)
@@ -64,4 +62,4 @@ class Synthetic(DataSource):
             mine = patterns[labels[first : first + CHUNK]]
             noise = torch.randn(mine.shape, generator=draws)
             made[first : first + CHUNK] = (127.5 + 32 * mine + 48 * noise).round().clamp(0, 255).to(torch.uint8)
-        return Part(Memory(made), labels)
+        return RawSplit(Memory(made), labels)

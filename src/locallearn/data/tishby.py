@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Interval
 
 from locallearn.data.files import check_files
-from locallearn.data.source import DataSource, Raw, require, with_fixed_test
+from locallearn.data.source import DataSource, Raw, with_fixed_test
 
 FILE = "IDNNs/var_u.mat"
 SHA256 = "0ba9551878a855396a8de0cbaae620788ede1e7b1eb2b8373bbe017d5ea02036"
@@ -27,11 +28,7 @@ class Tishby(DataSource):
     name: ClassVar[str] = "tishby"
     verified: ClassVar[str] = "the file has the right checksum"
 
-    test: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 < self.test < 1, "test", self.test, "above 0 and below 1")
+    test: Annotated[float, Interval(gt=0, lt=1)] = 0.2
 
     def read(self, device: torch.device) -> Raw:
         from scipy.io import loadmat

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from locallearn.data.files import ALL_CHECKED, WHERE, check_sum, checked_root, has_no
-from locallearn.data.source import DataSource, Part, Raw
+from locallearn.data.source import DataSource, Raw, RawSplit
 from locallearn.data.store import Memory
 from locallearn.errors import UserError
 
@@ -66,7 +66,7 @@ class VisionSet(DataSource):
                 self._download(root, missing)
             images, labels, classes = self.part(str(root), train=True)
             test_images, test_labels, _ = self.part(str(root), train=False)
-        return Raw(classes, Part(Memory(images), labels), Part(Memory(test_images), test_labels))
+        return Raw(classes, RawSplit(Memory(images), labels), RawSplit(Memory(test_images), test_labels))
 
     def _check(self, root: Path, sums: Mapping[str, str]) -> None:
         """Raise UserError for the first file that is there but has another checksum."""

@@ -6,25 +6,21 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.contract import BlockSpec, Strategy
-from locallearn.engine.block import TrainedBlock
+from locallearn.engine.block import BlockModules, TrainedBlock
 from locallearn.engine.learner import Learner
-from locallearn.engine.link import Link
 from locallearn.engine.optim import Optim
 from locallearn.engine.promises import check_class, check_separate, modules_of
-from locallearn.engine.replicas import Replicas
+from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-
-Pixels: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
 def assemble(
@@ -32,56 +28,54 @@ def assemble(
     strategy: Strategy,
     optim: Optim,
     cut: list[range],
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    precision: str = "fp32",
-    channels_last: bool = False,
-    compiled: bool = False,
-    micro_batches: int = 1,
-    total_steps: int | None = None,
-    pixels: Pixels | None = None,
-    own: range | None = None,
-    link: Link | None = None,
-    replicas: Replicas | None = None,
+    setup: Setup = Setup(),  # noqa: B008  # frozen
+    place: Place = Place(),  # noqa: B008
     stage: Callable[..., Stage] = Stage,
 ) -> Learner:
     """Cut a model into blocks, give each its auxiliary modules and optimizers, and join them into a learner.
 
     Auxiliary modules draw from streams of their own, so that every strategy starts from the same model under one seed.
-    Without `total_steps` the learning rate is constant. `pixels` is that of `Data`.
-    A stage of a pipeline makes only its `own` blocks of the cut, and has a `link` to its neighbours. See `Stage` for
-    `replicas`; `stage` makes what drives the blocks.
+
+    Args:
+        model: It is trained in place.
+        strategy: Who gets which gradient.
+        optim: What every block learns with.
+        cut: The units of each block, from the input upward.
+        setup: How blocks compute.
+        place: Where they live; a stage of a pipeline makes its own blocks alone.
+        stage: Makes what drives the blocks.
+
+    Raises:
+        UserError: If strategy, model and cut do not fit together. The model is then as it was.
     """
     check_class(strategy)
-    device, dtype = torch.device(device), DTYPES[precision]
-    if total_steps is None:  # nobody knows how far training is
+    if setup.total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
-    _check_types(model, precision)
-    specs = _specs(model, cut, seed, pixels)
-    move = _Move(device, dtype, channels_last)
+    _check_types(model, setup.precision)
+    specs = _specs(model, cut, setup)
+    move = _Move(place.device, setup.dtype, setup.channels_last)
     with unchanged_if_refused(model):
-        _place(model, cut, own, move._replace(channels_last=False))  # what `adapt` draws fills memory in its order
+        _place(model, cut, place.own, move._replace(channels_last=False))  # `adapt` draws in the order of memory
         blocks = []
-        for spec in specs if own is None else specs[own.start : own.stop]:
-            layers, head, auxiliary = _modules(model, strategy, cut[spec.index], spec, move)
-            if compiled:
-                layers.compile()
-                if head is not None:
-                    head.compile()
-            parts = layers, head, auxiliary, strategy.separate
-            blocks.append(TrainedBlock(spec, *parts, optim, seed, micro_batches, device, replicas))
-        bf16 = precision == "bf16"
-        driver = stage(blocks, strategy, bf16=bf16, micro_batches=micro_batches, link=link, replicas=replicas)
-        learner = Learner(model, driver, cut, total_steps=total_steps, dtype=dtype, channels_last=channels_last)
+        for spec in specs if place.own is None else specs[place.own.start : place.own.stop]:
+            modules = _modules(model, strategy, cut[spec.index], spec, move)
+            if setup.compiled:
+                modules.layers.compile()
+                if modules.head is not None:
+                    modules.head.compile()
+            optimizers = optim.of_block(*modules, strategy.separate)
+            blocks.append(TrainedBlock(spec, modules, optim, optimizers, setup, place))
+        options = {"bf16": setup.precision == "bf16", "micro_batches": setup.micro_batches}
+        driver = stage(blocks, strategy, **options, link=place.link, replicas=place.replicas)
+        learner = Learner(model, driver, cut, setup)
         check_ownership(learner)
     return learner
 
 
-def _specs(model: BlockModel, cut: list[range], seed: int, pixels: Pixels | None) -> list[BlockSpec]:
+def _specs(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpec]:
     shapes = [model.image, *model.shapes()]
     sizes = tuple(shapes[units.stop] for units in cut)
-    of_run = model.classes, sizes, seed, pixels, model.channels_first
+    of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first
     return [BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run) for k, units in enumerate(cut)]
 
 
@@ -105,9 +99,7 @@ class _Move(NamedTuple):
         return t.to(self.device, kind, memory_format=layout)
 
 
-def _modules(
-    model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, move: _Move
-) -> tuple[nn.Module, nn.Module | None, nn.ModuleDict]:
+def _modules(model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, move: _Move) -> BlockModules:
     """The units of a block and, at the last one, the head, as the strategy adapts them; and its auxiliary modules."""
     with seeds.stream(spec.seed, "auxiliary", spec.index):
         auxiliary = modules_of(strategy, spec)
@@ -117,7 +109,7 @@ def _modules(
     for module in (layers, head, auxiliary):
         if module is not None:
             move.module(module)
-    return layers, head, auxiliary
+    return BlockModules(layers, head, auxiliary)
 
 
 def _place(model: BlockModel, cut: list[range], own: range | None, move: _Move) -> None:

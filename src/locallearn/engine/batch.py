@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from locallearn.analysis.quiet import Rerun, evaluating
-from locallearn.errors import RunError, UserError, in_one_line
+from locallearn.engine.stage import Stage
+from locallearn.errors import RunError, UserError, in_one_line, needs_several_values
 from locallearn.models import BlockModel
-
-if TYPE_CHECKING:
-    from locallearn.engine.learner import Learner
 
 SINGLE = (
     "a batch, or each of its parts, has one sample, and a batch norm cannot take the variance of one value: choose "
@@ -22,25 +21,28 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 
 class Gate:
-    """Lets through to a learner what its blocks can read and learn from; what sizes and types do not tell is tried."""
+    """Lets through to a learner what its blocks can read and learn from; what sizes and types do not tell is tried.
 
-    def __init__(self, learner: Learner) -> None:
-        self._learner = learner
+    trial  takes a step on a batch of one sample that changes nothing
+    """
+
+    def __init__(self, model: BlockModel, stage: Stage, trial: Callable[[Tensor, Tensor], object]) -> None:
+        self._model, self._stage, self._trial = model, stage, trial
         self._reads: set[torch.dtype] = set()  # integers that the model is known to read
         self._learns_from_one = False
 
     def check(self, inputs: Any) -> None:
         """Raises UserError for what the learner cannot read."""
-        check_inputs(self._learner.model, inputs)
+        check_inputs(self._model, inputs)
         if inputs.is_floating_point() or inputs.dtype in self._reads:
             return
-        block, samples = self._learner.blocks[0], self._learner.model.samples or 1
+        block, samples = self._stage.blocks[0], self._model.samples or 1
         try:
             with torch.no_grad(), evaluating(block.layers), Rerun(block.layers):
-                block.layers(inputs[:samples].to(self._learner.device))
+                block.layers(inputs[:samples].to(block.device))
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(
-                f"the images are {inputs.dtype}, which {self._learner.model.name} cannot read ({in_one_line(error)}): "
+                f"the images are {inputs.dtype}, which {self._model.name} cannot read ({in_one_line(error)}): "
                 "give floats on the scale of its training, such as images.float() / 255"
             ) from error
         self._reads.add(inputs.dtype)
@@ -49,26 +51,26 @@ class Gate:
         """The labels of a batch as int64 [B]. Raises UserError for a batch that the learner cannot learn from; see
         `checked_labels`."""
         self.check(inputs)
-        model, stage = self._learner.model, self._learner.stage
-        labels = checked_labels(model, inputs, labels, look)
-        parts = stage.micro_batches * (stage.replicas.size if stage.replicas is not None else 1)
+        labels = checked_labels(self._model, inputs, labels, look)
+        replicas = self._stage.replicas
+        parts = self._stage.micro_batches * (replicas.size if replicas is not None else 1)
         if len(inputs) % parts:
-            what = f"micro_batches={parts}" if stage.replicas is None else f"micro_batches times replicas, {parts},"
+            what = f"micro_batches={parts}" if replicas is None else f"micro_batches times replicas, {parts},"
             raise UserError(f"{what} does not divide a batch of {len(inputs)}; choose a divisor")
-        if len(inputs) == parts and model.samples is None and not self._learns_from_one:
-            self._try_one(inputs[:1], labels[:1])
+        if len(inputs) == parts and self._model.samples is None:
+            self.check_single(inputs[:1], labels[:1])
         return labels
 
-    def _try_one(self, inputs: Tensor, labels: Tensor) -> None:
+    def check_single(self, inputs: Tensor, labels: Tensor) -> None:
         """Refuse a single sample where a batch norm has one value of each channel; it depends on the sizes of maps, in
         auxiliary networks too. A step that changes nothing shows it, once."""
-        from locallearn.engine.gradients import strategy_gradients  # which needs a learner, and so this module
-
-        if self._learner.stage.link is None:  # a stage of a pipeline was tried before there were stages
+        if self._learns_from_one:
+            return
+        if self._stage.link is None:  # a stage of a pipeline was tried before there were stages
             try:
-                strategy_gradients(self._learner, inputs.to(self._learner.device), labels.to(self._learner.device))
+                self._trial(inputs, labels)
             except ValueError as error:
-                if "more than 1 value per channel" in str(error):
+                if needs_several_values(error):
                     raise UserError(SINGLE) from error
             except RunError:  # numbers that are not finite: the step itself says it
                 return

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,57 +17,58 @@ from locallearn.analysis.quiet import Rerun
 from locallearn.contract import BlockSpec
 from locallearn.engine.modes import Modes
 from locallearn.engine.optim import Optim, take_step
-from locallearn.engine.replicas import Replicas, Sum
-from locallearn.engine.totals import Totals
+from locallearn.engine.replicas import Sum
+from locallearn.engine.setup import Place, Setup
+from locallearn.engine.totals import BlockTotals, Totals
 from locallearn.errors import RunError, UserError
 
 HALVES = ("forward", "backward", "begin")
 """The parts of a step that have a random stream of their own."""
 
 
+class BlockModules(NamedTuple):
+    """See `contract.Block`."""
+
+    layers: nn.Module
+    head: nn.Module | None
+    auxiliary: nn.ModuleDict
+
+
 class TrainedBlock:
     """Implements `contract.Block`. One object per block, in the process where the block lives.
 
-    totals, notes  what was reported and noted since `reset`
-    updates        steps of its optimizers so far
-    updated        whether the strategy has ever called `update`
+    totals   what was reported and noted since `reset`
+    updates  steps of its optimizers so far
+    updated  whether the strategy has ever called `update`
     """
 
     def __init__(
         self,
         spec: BlockSpec,
-        layers: nn.Module,
-        head: nn.Module | None,
-        auxiliary: nn.ModuleDict,
-        separate: frozenset[str],
+        modules: BlockModules,
         optim: Optim,
-        seed: int,
-        micro_batches: int,
-        device: torch.device,
-        replicas: Replicas | None = None,
+        optimizers: dict[str, Optimizer | None],
+        setup: Setup,
+        place: Place,
     ) -> None:
         self.spec = spec
-        self.layers = layers
-        self.head = head
-        self.auxiliary = auxiliary
+        self.layers, self.head, self.auxiliary = modules
         self.optim = optim
-        self.micro_batches = micro_batches
-        self.replicas = replicas
+        self.micro_batches = setup.micro_batches
+        self.replicas = place.replicas
+        self.device = place.device
         self.progress = 0.0
         self.step = 0
         self.micro = 0
-        self.predicts = False
         self.updates = 0
         self.updated = False
-        self.modes = Modes(self.roots(), auxiliary)
-        self._seeds = seeds.StepSeeds(seeds.derive(seed, "block", spec.index), len(HALVES))
-        self.optimizers = _optimizers(layers, head, auxiliary, separate, optim)
+        self.modes = Modes(self.roots(), self.auxiliary)
+        self._seeds = seeds.StepSeeds(seeds.derive(setup.seed, "block", spec.index), len(HALVES))
+        self.optimizers = optimizers
         self._pending = dict.fromkeys(self.optimizers, 0)
         self._sums: deque[tuple[Optimizer, list[Tensor], float, Sum]] = deque()
-        self.device = device
-        self.totals = Totals(device)
-        self.notes: dict[str, Totals] = {}
-        self._norms = Totals(device)
+        self.totals = BlockTotals(self.device)
+        self._norms = Totals(self.device)
 
     @property
     def last(self) -> bool:
@@ -155,23 +156,19 @@ class TrainedBlock:
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
         """Add to the totals. On the CPU a loss that is not finite is refused here, before anything learns from it; on a
         GPU reading it would synchronise, so `check` does it every some steps."""
-        self.predicts |= logits is not None and y is not None
-        value = self.totals.add(loss, logits, y)
+        value = self.totals.report(loss, logits, y)
         if value is not None and not math.isfinite(value):
             raise self._not_finite("loss", value)
 
     def note(self, name: str, value: Tensor) -> None:
         """Add to the running mean of one more number; like `report` it refuses what is not finite."""
-        if name not in self.notes:
-            self.notes[name] = Totals(self.device)
-        found = self.notes[name].add(value)
-        if found is not None and not math.isfinite(found):
-            raise self._not_finite(name.replace("_", " "), found)
+        number = self.totals.note(name, value)
+        if number is not None and not math.isfinite(number):
+            raise self._not_finite(name.replace("_", " "), number)
 
     def check(self) -> None:
         """Refuse totals and weights that are not finite. Synchronises a GPU, and reads every weight."""
-        for name, totals in {"loss": self.totals, "norm of the gradient": self._norms, **self.notes}.items():
-            total = totals.read()[0]
+        for name, total in (*self.totals.sums(), ("norm of the gradient", self._norms.read()[0])):
             if not math.isfinite(total):
                 raise self._not_finite(name.replace("_", " "), total)
         if weight := self.broken_weight():
@@ -179,12 +176,10 @@ class TrainedBlock:
 
     def read(self) -> dict[str, float]:
         """Mean loss, accuracy and notes since `reset`; only what this block reported. Synchronises a GPU."""
-        return means(self.running())
+        return self.totals.means(self.totals.state())
 
     def reset(self) -> None:
-        self.totals.write([0.0, 0.0, 0.0])
-        self.notes.clear()
-        self.predicts = False
+        self.totals.reset()
 
     def forget(self) -> None:
         """Clear what a step leaves behind that broke off: gradients, counts, sums, and the running means."""
@@ -196,18 +191,13 @@ class TrainedBlock:
         self._norms.write([0.0, 0.0, 0.0])
         self.reset()
 
-    def running(self) -> dict:
-        """What was reported since `reset`: sums, for a checkpoint, or to be added to those of replicas."""
-        notes = {name: totals.read() for name, totals in self.notes.items()}
-        return {"totals": self.totals.read(), "predicts": self.predicts, "notes": notes}
+    def running(self) -> dict[str, Any]:
+        """The state of the totals; see `BlockTotals`."""
+        return self.totals.state()
 
-    def resume(self, running: dict) -> None:
+    def resume(self, running: Mapping[str, Any]) -> None:
         """Go on from what `running` gave."""
-        self.totals.write(running["totals"])
-        self.predicts = running["predicts"]
-        self.notes = {name: Totals(self.device) for name in running["notes"]}
-        for name, sums in running["notes"].items():
-            self.notes[name].write(sums)
+        self.totals.load_state(running)
 
     def again(self) -> AbstractContextManager[None]:
         """A second forward in one step: the dropout and the buffers of the first one, and no buffer moves. Made before
@@ -235,42 +225,6 @@ class TrainedBlock:
         )
 
 
-def means(running: Mapping) -> dict[str, float]:
-    """Mean loss, accuracy and notes of the sums that `TrainedBlock.running` gives; only what was reported."""
-    found: dict[str, float] = {}
-    loss, correct, samples = running["totals"]
-    if samples:
-        found["loss"] = loss / samples
-    if samples and running["predicts"]:
-        found["accuracy"] = correct / samples
-    return found | {name: value / count for name, (value, _, count) in running["notes"].items()}
-
-
-def added(parts: Sequence[Mapping]) -> dict[str, Any]:
-    """The sums of the replicas of one block, together."""
-
-    def total(sums: Sequence[Sequence[float]]) -> list[float]:
-        return [sum(column) for column in zip(*sums, strict=True)]
-
-    return {
-        "totals": total([part["totals"] for part in parts]),
-        "predicts": parts[0]["predicts"],
-        "notes": {name: total([part["notes"][name] for part in parts]) for name in parts[0]["notes"]},
-    }
-
-
-def _optimizers(
-    layers: nn.Module, head: nn.Module | None, auxiliary: nn.ModuleDict, separate: frozenset[str], optim: Optim
-) -> dict[str, Optimizer | None]:
-    """One optimizer for the main part and one for each auxiliary module that has its own; None where nothing learns."""
-    main = [*layers.parameters(), *(head.parameters() if head is not None else ())]
-    joint = [p for name, m in auxiliary.items() if name not in separate for p in m.parameters()]
-    parts = {"main": optim.groups(_trainable(main), _trainable(joint))}
-    for name in sorted(separate & set(auxiliary)):
-        parts[name] = optim.groups([], _trainable(list(auxiliary[name].parameters())))
-    return {name: optim.build(groups) if groups else None for name, groups in parts.items()}
-
-
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
     return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
@@ -278,7 +232,3 @@ def _gradients(optimizer: Optimizer) -> list[Tensor]:
 def _sum_of_norms(gradients: list[Tensor]) -> Tensor:
     """Not finite if any number is not; half the time of `nn.utils.get_total_norm`."""
     return torch.stack(torch._foreach_norm(gradients)).sum()
-
-
-def _trainable(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    return list(dict.fromkeys(p for p in parameters if p.requires_grad))

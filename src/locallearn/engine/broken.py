@@ -17,7 +17,7 @@ def abandon(stage: Stage, step: int) -> None:
     Under chain and broadcast, weights of which a part has learned are those of no step: then, and where feedback of
     earlier steps is lost, further steps are refused (`stage.broken`) until a state is loaded.
     """
-    waiting = [[running for running in queue if running.moment.step != step] for queue in stage._waiting]
+    waiting = [[pending for pending in queue if pending.moment.step != step] for queue in stage._waiting]
     late, counts, updates = stage._before
     messages = [list(queue)[:count] for queue, count in zip(stage._messages, counts, strict=False)]
     whole = sum(map(len, waiting)) == late and sum(block.updates for block in stage.blocks) == updates

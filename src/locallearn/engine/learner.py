@@ -15,7 +15,9 @@ from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, clear
 from locallearn.engine.promises import check_learned
+from locallearn.engine.setup import Setup
 from locallearn.engine.stage import Stage
+from locallearn.engine.trial import trial_step
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
 
@@ -34,25 +36,14 @@ class Learner:
     cut     the units of each block
     """
 
-    def __init__(
-        self,
-        model: BlockModel,
-        stage: Stage,
-        cut: list[range],
-        *,
-        total_steps: int | None,
-        dtype: torch.dtype,
-        channels_last: bool,
-    ) -> None:
+    def __init__(self, model: BlockModel, stage: Stage, cut: list[range], setup: Setup) -> None:
         self.model = model
         self.stage = stage
         self.cut = cut
+        self.setup = setup
         self.step_count = 0
-        self.total_steps = total_steps
-        self.dtype = dtype
-        self.channels_last = channels_last
-        self.gate = Gate(self)
-        if total_steps is None and len(stage.strategy.phases(len(stage.blocks))) > 1:
+        self.gate = Gate(model, stage, self._trial)
+        if setup.total_steps is None and len(stage.strategy.phases(len(stage.blocks))) > 1:
             raise UserError(f"{type(stage.strategy).__name__} trains in phases and must know how long: give steps=")
 
     @property
@@ -117,7 +108,7 @@ class Learner:
             raise UserError(self.stage.broken)
         prepared = None if inputs is None else self.prepare(inputs)
         try:
-            self.stage.step(prepared, labels, self.step_count, self.total_steps)
+            self.stage.step(prepared, labels, self.step_count, self.setup.total_steps)
         except BaseException as error:
             abandon(self.stage, self.step_count)
             if isinstance(error, RunError) and (cause := self._cause(prepared)):
@@ -129,11 +120,18 @@ class Learner:
         if self.step_count % CHECK_STEPS == 0:
             self.check()
 
+    def _trial(self, inputs: Tensor, labels: Tensor) -> None:
+        """A step of every phase that changes nothing; raises what training would."""
+        inputs, labels = self.prepare(inputs.to(self.device)), labels.to(self.device)
+        phases = len(self.strategy.phases(len(self.cut)))
+        for phase in range(phases):
+            trial_step(self.stage, inputs, labels, phase, phases)
+
     def prepare(self, inputs: Tensor) -> Tensor:
         """Inputs in the dtype and memory layout of the model (integers, such as indices, stay integers)."""
         if inputs.is_floating_point():
-            inputs = inputs.to(self.dtype)
-        if self.channels_last and inputs.dim() == 4:
+            inputs = inputs.to(self.setup.dtype)
+        if self.setup.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
 
@@ -151,7 +149,7 @@ class Learner:
         it under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
         link = self.stage.link
         if link is not None and link.below:
-            h = link.take().h
+            h = link.recv_forward().h
         else:
             self.gate.check(inputs)
             h = self.prepare(inputs)
@@ -161,7 +159,7 @@ class Learner:
                     h = block.layers(h)
                 yield h
         if link is not None and link.above:
-            link.give(Packet(h, h.new_empty(0, dtype=torch.int64)))
+            link.send_forward(Packet(h, h.new_empty(0, dtype=torch.int64)))
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, under a name that does not depend on the cut for those of the model. A stage has those

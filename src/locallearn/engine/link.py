@@ -16,19 +16,19 @@ class Link(Protocol):
     below: bool  # whether there is a stage below this one
     above: bool
 
-    def take(self) -> Packet:
+    def recv_forward(self) -> Packet:
         """The next packet from the stage below."""
         ...
 
-    def give(self, packet: Packet) -> None:
+    def send_forward(self, packet: Packet) -> None:
         """A packet, without a graph, for the stage above."""
         ...
 
-    def listen(self) -> Feedback | None:
+    def recv_backward(self) -> Feedback | None:
         """The next feedback from the stage above."""
         ...
 
-    def answer(self, feedback: Feedback | None) -> None:
+    def send_backward(self, feedback: Feedback | None) -> None:
         """Feedback for the stage below."""
         ...
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 from torch.optim import SGD as TorchSGD
 from torch.optim import Adam as TorchAdam
@@ -15,7 +17,8 @@ from torch.optim import AdamW as TorchAdamW
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
+from locallearn.options import OneOf, Options
 
 SCHEDULES: dict[str, Callable[[float, Optim], float]] = {
     "constant": lambda p, o: 1.0,
@@ -26,7 +29,7 @@ SCHEDULES: dict[str, Callable[[float, Optim], float]] = {
 
 
 @dataclass(frozen=True)
-class Optim(ABC):
+class Optim(Options, ABC):
     """What every optimizer shares.
 
     lr, weight_decay  of a block's units and head
@@ -37,27 +40,17 @@ class Optim(ABC):
     auxiliary_lr, auxiliary_weight_decay   of the auxiliary modules; None: as the units
     """
 
-    lr: float = 0.05
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    warmup: float = 0.0
-    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
-    decay: float = 0.1
-    clip: float = 0.0
-    auxiliary_lr: float | None = None
-    auxiliary_weight_decay: float | None = None
+    _group = "optim"
 
-    def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "clip", "auxiliary_lr", "auxiliary_weight_decay", "decay"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UserError(f"optim.{name}={value}: must be a finite number, at least 0")
-        if self.schedule not in SCHEDULES:
-            raise unknown("optim.schedule", self.schedule, SCHEDULES)
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"optim.warmup={self.warmup}: must be a share of training, at least 0 and below 1")
-        if any(not 0 <= m <= 1 for m in self.milestones):
-            raise UserError(f"optim.milestones={self.milestones}: must be shares of training, from 0 to 1")
+    lr: Annotated[float, Ge(0)] = 0.05
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"
+    warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    milestones: list[Annotated[float, Interval(ge=0, le=1)]] = field(default_factory=lambda: [0.5, 0.75])
+    decay: Annotated[float, Ge(0)] = 0.1
+    clip: Annotated[float, Ge(0)] = 0.0
+    auxiliary_lr: Annotated[float, Ge(0)] | None = None
+    auxiliary_weight_decay: Annotated[float, Ge(0)] | None = None
 
     def unread(self) -> Mapping[str, str]:
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
@@ -68,6 +61,18 @@ class Optim(ABC):
         if progress < self.warmup:
             return progress / self.warmup
         return SCHEDULES[self.schedule]((progress - self.warmup) / (1 - self.warmup), self)
+
+    def of_block(
+        self, layers: nn.Module, head: nn.Module | None, auxiliary: nn.ModuleDict, separate: frozenset[str]
+    ) -> dict[str, Optimizer | None]:
+        """One optimizer for the `main` part of a block, and one for each auxiliary module that has its own; None where
+        nothing learns."""
+        main = [*layers.parameters(), *(head.parameters() if head is not None else ())]
+        joint = [p for name, m in auxiliary.items() if name not in separate for p in m.parameters()]
+        parts = {"main": self.groups(_trainable(main), _trainable(joint))}
+        for name in sorted(separate & set(auxiliary)):
+            parts[name] = self.groups([], _trainable(auxiliary[name].parameters()))
+        return {name: self.build(groups) if groups else None for name, groups in parts.items()}
 
     def groups(self, main: list[nn.Parameter], auxiliary: list[nn.Parameter]) -> list[dict]:
         """Parameter groups of one optimizer; `base_lr` is what the schedule multiplies."""
@@ -82,6 +87,10 @@ class Optim(ABC):
     @abstractmethod
     def build(self, groups: list[dict]) -> Optimizer:
         """The PyTorch optimizer over these groups."""
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return list(dict.fromkeys(p for p in parameters if p.requires_grad))
 
 
 def take_step(optimizer: Optimizer) -> None:
@@ -126,13 +135,11 @@ def _differs(a: Tensor, b: Tensor) -> bool:
 class SGD(Optim):
     """Stochastic gradient descent with momentum."""
 
-    momentum: float = 0.9
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
     nesterov: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"optim.momentum={self.momentum}: must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:
             raise UserError("optim.nesterov=true needs a momentum: set optim.momentum=0.9 or optim.nesterov=false")
 
@@ -144,18 +151,10 @@ class SGD(Optim):
 class Adam(Optim):
     """Adam (Kingma & Ba 2015); `weight_decay` is an L2 term in the gradient."""
 
-    lr: float = 2e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optim.{name}={getattr(self, name)}: must be at least 0 and below 1")
-        if not self.eps > 0:
-            raise UserError(f"optim.eps={self.eps}: must be above 0")
+    lr: Annotated[float, Ge(0)] = 2e-3
+    beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.999
+    eps: Annotated[float, Gt(0)] = 1e-8
 
     def build(self, groups: list[dict]) -> Optimizer:
         return TorchAdam(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=fusable(groups))
@@ -165,7 +164,7 @@ class Adam(Optim):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Ge(0)] = 0.01
 
     def build(self, groups: list[dict]) -> Optimizer:
         return TorchAdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=fusable(groups))

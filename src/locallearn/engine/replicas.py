@@ -1,8 +1,9 @@
-"""Copies of a stage that share every batch: gradients are summed over them while the next block computes."""
+"""Replicas of a stage, which share every batch: gradients are summed over them while the next block computes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -11,15 +12,21 @@ from torch import Tensor
 from locallearn.errors import RunError
 
 
-class NeighbourGone(RunError):
-    """Another process of the run is gone; why, that one knows."""
+class LostProcess(RunError):
+    """Another process of the run is gone; that process knows why."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(f"lost another process ({str(error).splitlines()[0]})")
+
+@contextmanager
+def lost_process() -> Iterator[None]:
+    """Raises LostProcess for the errors of torch.distributed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcess(f"lost another process ({str(error).splitlines()[0]})") from error
 
 
 class Replicas:
-    """The copies of one stage: this one is number `index` of `size`."""
+    """The replicas of one stage, of which this one is number `index` of `size`."""
 
     def __init__(self, group: dist.ProcessGroup, index: int, size: int) -> None:
         self.group, self.index, self.size = group, index, size
@@ -38,10 +45,8 @@ class Sum:
         self._work = dist.all_reduce(self._flat, group=group, async_op=True)
 
     def finish(self) -> None:
-        try:
+        with lost_process():
             self._work.wait()
-        except RuntimeError as error:
-            raise NeighbourGone(error) from error
         parts = self._flat.split([t.numel() for t in self.tensors])
         with torch.no_grad():
             for t, part in zip(self.tensors, parts, strict=True):

@@ -39,7 +39,7 @@ from locallearn.engine.replicas import Replicas
 from locallearn.errors import UserError
 
 
-class Moment(NamedTuple):
+class MicroStep(NamedTuple):
     """When a half runs: it decides the random streams and the learning rate."""
 
     step: int
@@ -47,12 +47,12 @@ class Moment(NamedTuple):
     micro: int
 
 
-class Running(NamedTuple):
+class PendingBackward(NamedTuple):
     """A block whose forward half is done."""
 
     block: TrainedBlock
     generator: Step
-    moment: Moment
+    moment: MicroStep
 
 
 class Stage:
@@ -89,12 +89,14 @@ class Stage:
         self.replicas = replicas
         self.delays = [staleness * (depth - 1 - block.spec.index) for block in blocks]
         self.longest_delay = staleness * (depth - 1)
-        self._bf16 = bf16
+        self.bf16 = bf16
         self._phases = phases_of(strategy, depth)
         self._plain = nullcontext()
         self.random_state = seeds.Undisturbed(blocks[0].device)
-        self._late: Running | None = None  # waits for feedback that is under way from the stage above
-        self._waiting: list[deque[Running]] = [deque() for _ in blocks]  # for feedback, under CHAIN and BROADCAST
+        self._late: PendingBackward | None = None  # waits for feedback that is under way from the stage above
+        self._waiting: list[deque[PendingBackward]] = [
+            deque() for _ in blocks
+        ]  # for feedback, under CHAIN and BROADCAST
         self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]  # what each will be sent
         self._now = 0
         self._before = 0, [0], 0  # when the step began: what waited, messages for each block, updates of all blocks
@@ -117,7 +119,7 @@ class Stage:
         with self.random_state:
             first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
             for micro, packet in enumerate(self._packets(inputs, labels), first):
-                self._up(packet, Moment(step, progress, micro), learning)
+                self._up(packet, MicroStep(step, progress, micro), learning)
             self._down(step)
 
     def drain(self) -> None:
@@ -142,7 +144,7 @@ class Stage:
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
-        return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self._bf16 else self._plain
+        return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self.bf16 else self._plain
 
     def _packets(self, inputs: Tensor | None, labels: Tensor | None) -> list[Packet | None]:
         """The micro-batches of a batch; None where they come from the stage below."""
@@ -157,25 +159,25 @@ class Stage:
         parts = [Packet(x, y) for x, y in zip(inputs.chunk(count), labels.chunk(count), strict=True)]
         return [*parts[own * self.micro_batches : (own + 1) * self.micro_batches]]
 
-    def _up(self, packet: Packet | None, moment: Moment, learning: range) -> None:
+    def _up(self, packet: Packet | None, at: MicroStep, learning: range) -> None:
         """One micro-batch through the blocks: their forward halves, and what the route allows of the others."""
         if packet is None:
             assert self.link is not None
-            packet = self.link.take()
+            packet = self.link.recv_forward()
         else:
-            self.blocks[0].step, self.blocks[0].progress, self.blocks[0].micro = moment
+            self.blocks[0].step, self.blocks[0].progress, self.blocks[0].micro = at
             self.blocks[0].reseed("begin")
             packet = self.strategy.begin(packet)
-        below: Running | None = None  # under NEIGHBOR, the block that waits for this one
+        below: PendingBackward | None = None  # under NEIGHBOR, the block that waits for this one
         for i, block in enumerate(self.blocks[: max(0, learning.stop - self.blocks[0].spec.index)]):
             if block is self.blocks[-1]:
                 self._finish_late()
             block.settle()
-            block.step, block.progress, block.micro = moment
+            block.step, block.progress, block.micro = at
             if block.spec.index not in learning:  # below the learning ones: frozen
                 with torch.no_grad(), self.autocast():
                     packet = packet.at(block.layers(packet.h))
-                self._hand_over(block, packet, learning)
+                self._send_forward(block, packet, learning)
                 continue
             block.reseed("forward")
             generator = self.strategy.step(block, packet)
@@ -186,29 +188,31 @@ class Stage:
             packet = send.ahead.detach()
             back = send.back
             del send  # it may hold the graph, which must be gone before the next block runs
-            self._hand_over(block, packet, learning)
-            running = Running(block, generator, moment)
+            self._send_forward(block, packet, learning)
+            pending = PendingBackward(block, generator, at)
             if self.strategy.route is Route.NONE:
-                self._finish(running, None)
+                self._finish(pending, None)
             elif self.strategy.route is Route.NEIGHBOR:
-                below = self._meet(below, running, back)
+                below = self._meet(below, pending, back)
             else:
-                self._waiting[i].append(running)
+                self._waiting[i].append(pending)
         if self.link is not None and self.link.above and learning.stop <= self.blocks[-1].spec.index + 1:
-            self.link.give(NOTHING)
+            self.link.send_forward(NOTHING)
 
-    def _meet(self, below: Running | None, running: Running, back: Feedback | None) -> Running | None:
+    def _meet(
+        self, below: PendingBackward | None, pending: PendingBackward, back: Feedback | None
+    ) -> PendingBackward | None:
         """Under NEIGHBOR: give the block below what it waits for. Returns the one that now waits in this stage."""
         if below is not None:
             self._finish(below, back)
         elif self.link is not None and self.link.below:
-            self.link.answer(back)
-        if running.block is not self.blocks[-1]:
-            return running
-        if running.block.last:
-            self._finish(running, None)
+            self.link.send_backward(back)
+        if pending.block is not self.blocks[-1]:
+            return pending
+        if pending.block.last:
+            self._finish(pending, None)
         else:
-            self._late = running
+            self._late = pending
         return None
 
     def _stashed(self, i: int) -> AbstractContextManager[object]:
@@ -220,23 +224,23 @@ class Stage:
         weights = {p.untyped_storage().data_ptr() for group in groups for p in group["params"]}
         return saved_tensors_hooks(lambda t: t.clone() if t.untyped_storage().data_ptr() in weights else t, lambda t: t)
 
-    def _hand_over(self, block: TrainedBlock, packet: Packet, learning: range) -> None:
+    def _send_forward(self, block: TrainedBlock, packet: Packet, learning: range) -> None:
         """Send what the stage's last block emits, before that block learns from it: the stage above may start."""
         if block is self.blocks[-1] and block.spec.index < learning.stop - 1:
             assert self.link is not None
-            self.link.give(packet)
+            self.link.send_forward(packet)
 
     def _down(self, now: int) -> None:
         """Under CHAIN and BROADCAST: the backward halves that are due after the forward halves of step `now`."""
         for _ in range(self.micro_batches):
             for i in reversed(range(len(self.blocks))):
                 if self._waiting[i] and self._waiting[i][0].moment.step + self.delays[i] <= now:
-                    running = self._waiting[i].popleft()
-                    answer = self._finish(running, self._message(i))
+                    pending = self._waiting[i].popleft()
+                    feedback = self._finish(pending, self._message(i))
                     if self.strategy.route is Route.CHAIN:
-                        self._pass_down(i - 1, answer)
-                    elif running.block.last:
-                        self._broadcast(i, answer)
+                        self._pass_down(i - 1, feedback)
+                    elif pending.block.last:
+                        self._broadcast(i, feedback)
 
     def _message(self, i: int) -> Feedback | None:
         """The oldest feedback for block i of this stage."""
@@ -245,7 +249,7 @@ class Stage:
         if self.blocks[i].last:
             return None
         assert self.link is not None
-        message = self.link.listen()
+        message = self.link.recv_backward()
         if self.strategy.route is Route.BROADCAST:
             self._broadcast(i, message)
         return message
@@ -261,19 +265,19 @@ class Stage:
         if i >= 0:
             self._messages[i].append(message)
         elif self.link is not None and self.link.below:
-            self.link.answer(message)
+            self.link.send_backward(message)
 
     def _finish_late(self) -> None:
         if self._late is not None:
             assert self.link is not None
-            running, self._late = self._late, None
-            self._finish(running, self.link.listen())
+            pending, self._late = self._late, None
+            self._finish(pending, self.link.recv_backward())
 
-    def _finish(self, running: Running, message: Feedback | None) -> Feedback | None:
+    def _finish(self, pending: PendingBackward, message: Feedback | None) -> Feedback | None:
         """Run a backward half with its message; returns what it has for the block below."""
-        block, generator, moment = running
+        block, generator, at = pending
         block.settle()
-        block.step, block.progress, block.micro = moment
+        block.step, block.progress, block.micro = at
         block.reseed("backward")
         try:
             with self.autocast():

@@ -1,6 +1,9 @@
-"""Running sums of a block's loss and correct predictions, cheap enough for every step."""
+"""What a block reports, as sums over samples: its loss, correct predictions and notes; cheap enough for every step."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,3 +84,73 @@ def _alike(held: tuple[float, Tensor, Tensor | None], logits: Tensor | None, y: 
     _, labels, first = held
     same = first is logits is None or (first is not None and logits is not None and first.shape == logits.shape)
     return same and labels.shape == y.shape
+
+
+class BlockTotals:
+    """The sums of one block since `reset`: of its loss and accuracy, and of each number that it noted.
+
+    Their `state` is plain: {"totals": [loss, correct, samples], "predicts": bool, "notes": {name: [sum, 0, count]}}.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._loss = Totals(device)
+        self._notes: dict[str, Totals] = {}
+        self._predicts = False
+
+    def report(self, loss: Tensor, logits: Tensor | None, y: Tensor | None) -> float | None:
+        """Add a loss [] and, if there are any, logits [B, classes] for y [B]; returns the loss on the CPU."""
+        self._predicts |= logits is not None and y is not None
+        return self._loss.add(loss, logits, y)
+
+    def note(self, name: str, value: Tensor) -> float | None:
+        """Add a number [] under a name of its own; returns it on the CPU."""
+        if name not in self._notes:
+            self._notes[name] = Totals(self._device)
+        return self._notes[name].add(value)
+
+    def sums(self) -> Iterator[tuple[str, float]]:
+        """The sum under each name, which is finite if all that was added is. Synchronises a GPU."""
+        yield from ((name, totals.read()[0]) for name, totals in {"loss": self._loss, **self._notes}.items())
+
+    def reset(self) -> None:
+        self._loss.write([0.0, 0.0, 0.0])
+        self._notes.clear()
+        self._predicts = False
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, for `means` and for `merge`. Synchronises a GPU."""
+        notes = {name: totals.read() for name, totals in self._notes.items()}
+        return {"totals": self._loss.read(), "predicts": self._predicts, "notes": notes}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.reset()
+        self._loss.write(state["totals"])
+        self._predicts = state["predicts"]
+        for name, sums in state["notes"].items():
+            self._notes[name] = Totals(self._device)
+            self._notes[name].write(sums)
+
+    @staticmethod
+    def merge(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The state of a block from those of its replicas."""
+
+        def total(sums: Sequence[Sequence[float]]) -> list[float]:
+            return [sum(column) for column in zip(*sums, strict=True)]
+
+        first = states[0]
+        return {
+            "totals": total([state["totals"] for state in states]),
+            "predicts": first["predicts"],
+            "notes": {name: total([state["notes"][name] for state in states]) for name in first["notes"]},
+        }
+
+    @staticmethod
+    def means(state: Mapping[str, Any]) -> dict[str, float]:
+        """Mean loss, accuracy and notes of a state; only what was reported."""
+        loss, correct, samples = state["totals"]
+        means = {"loss": loss / samples} if samples else {}
+        if samples and state["predicts"]:
+            means["accuracy"] = correct / samples
+        return means | {name: value / count for name, (value, _, count) in state["notes"].items()}

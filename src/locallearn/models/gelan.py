@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from locallearn.errors import UserError, unknown
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.layers import check_image, pooled_head
 from locallearn.models.resnet import SMALL
+from locallearn.options import OneOf, within_ranges
 
 WIDTHS = (64, 128, 192, 256)
 
@@ -114,8 +116,15 @@ class ELAN(nn.Module):
         return self.join(torch.cat(parts, dim=1))
 
 
+@within_ranges("model")
 def gelan(
-    image: Size, classes: int, *, block: str = "csp", elan_depth: int = 2, csp_depth: int = 1, width: float = 1.0
+    image: Size,
+    classes: int,
+    *,
+    block: Annotated[str, OneOf(BLOCKS)] = "csp",
+    elan_depth: Annotated[int, Ge(1)] = 2,
+    csp_depth: Annotated[int, Ge(1)] = 1,
+    width: Annotated[float, Gt(0)] = 1.0,
 ) -> BlockModel:
     """The trunk of YOLOv9's GELAN (Wang, Yeh & Liao, 2024), in the widths of gelan-s, with a linear head: four stages
     of one ELAN unit, with strided 3x3 convolutions between. Above 64x64 the stem halves the resolution twice.
@@ -128,28 +137,23 @@ def gelan(
     inference. Theirs differs in what is around the units: gelan-s has its units in stages two to four only and averages
     before it strides (AConv, ADown); BN has eps 1e-3 and momentum 0.03, here PyTorch's 1e-5 and 0.1.
     """
-    if block not in BLOCKS:
-        raise unknown("block", block, BLOCKS)
-    if min(elan_depth, csp_depth) < 1:
-        raise UserError(f"elan_depth={elan_depth}, csp_depth={csp_depth} but a gelan needs both; choose at least 1")
     return _trunk("gelan", image, classes, width, lambda channels: ELAN(channels, block, elan_depth, csp_depth))
 
 
-def cspnet(image: Size, classes: int, *, depth: int = 2, width: float = 1.0) -> BlockModel:
+@within_ranges("model")
+def cspnet(
+    image: Size, classes: int, *, depth: Annotated[int, Ge(1)] = 2, width: Annotated[float, Gt(0)] = 1.0
+) -> BlockModel:
     """CSPNet (Wang et al., 2020, "CSPNet: A New Backbone that can Enhance Learning Capability of CNN") on the trunk of
     `gelan`: four stages of one partial unit, in which half of the channels passes `depth` residual blocks.
 
     width  multiplies the channels 64-128-192-256
     """
-    if depth < 1:
-        raise UserError(f"depth={depth} but a stage of a cspnet has residual blocks; choose at least 1")
     return _trunk("cspnet", image, classes, width, lambda channels: CSP(channels, depth))
 
 
 def _trunk(name: str, image: Size, classes: int, width: float, unit: Callable[[int], nn.Module]) -> BlockModel:
     """Stem, four stages of one `unit` (channels -> module) with strided convolutions between, and a pooled head."""
-    if width <= 0:
-        raise UserError(f"width={width} but it multiplies the channels; choose a number above 0")
     channels, *sides = check_image(image, name)
     widths = [max(8, round(width * w / 8) * 8) for w in WIDTHS]
     large = max(sides) > SMALL

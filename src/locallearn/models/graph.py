@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.layers import check_dropout
+from locallearn.options import within_ranges
 
 
 class GraphLayer(nn.Module):
@@ -36,8 +37,15 @@ class GraphLayer(nn.Module):
         return self.activation(self.conv(self.dropout(x), self.edges, self.weights))
 
 
+@within_ranges("model")
 def gcn(
-    image: Size, classes: int, graph: Tensor | None = None, *, width: int = 16, depth: int = 3, dropout: float = 0.5
+    image: Size,
+    classes: int,
+    graph: Tensor | None = None,
+    *,
+    width: Annotated[int, Ge(1)] = 16,
+    depth: Annotated[int, Ge(2)] = 3,
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.5,
 ) -> BlockModel:
     """`depth` graph convolutions (Kipf & Welling, 2017), the last of which gives the classes: it is the head, so there
     are `depth` - 1 units. Dropout comes before each, as in the paper. Uses torch_geometric's GCNConv.
@@ -47,9 +55,6 @@ def gcn(
     """
     if graph is None or len(image) != 1:
         raise UserError("gcn reads the nodes of a graph, and the data have none; use data=cora, or another model")
-    if depth < 2 or width < 1:
-        raise UserError(f"depth={depth}, width={width} but a gcn has at least 2 convolutions of at least 1 unit")
-    check_dropout(dropout)
     conv, normalised = _torch_geometric()
     edges, weights = normalised(graph, num_nodes=int(graph.max()) + 1)
     sizes = [image[0], *[width] * (depth - 1)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
 from locallearn.models.base import Size
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
@@ -14,8 +14,6 @@ POOL = "P"
 
 
 def activation(name: str) -> nn.Module:
-    if name not in ACTIVATIONS:
-        raise unknown("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]()
 
 
@@ -35,21 +33,10 @@ def check_image(image: Size, name: str, smallest: int = 1) -> Size:
     return channels, height, width
 
 
-def check_depth(depth: int, known: Sequence[int], name: str) -> None:
-    if depth not in known:
-        raise UserError(f"depth={depth} but {name} comes with {', '.join(map(str, known))} layers; choose one of these")
-
-
 def check_stages(depth: int, per_stage: int, name: str, choices: str) -> None:
     """Refuse a depth other than `per_stage` layers for each n, and 2."""
     if depth < per_stage + 2 or depth % per_stage != 2:
-        raise UserError(f"depth={depth} but a {name} has {per_stage}n+2 layers; choose {choices}")
-
-
-def check_dropout(dropout: float) -> float:
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout={dropout} but a dropout rate lies in [0, 1); choose 0 for none")
-    return dropout
+        raise UserError(f"model.depth={depth}: must be {per_stage}n+2 layers for a {name}, such as {choices}")
 
 
 def conv_units(image: Size, plan: Sequence[int | str], *, kernel: int = 3) -> tuple[dict[str, nn.Module], Size]:

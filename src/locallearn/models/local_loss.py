@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Annotated
 
+from annotated_types import Ge, Interval
 from torch import nn
 
-from locallearn.errors import UserError
 from locallearn.models import layers
 from locallearn.models.base import BlockModel, Size
+from locallearn.options import OneOf, within_ranges
 
 PLANS: dict[int, list[int | str]] = {
     8: [128, 256, layers.POOL, 256, 512, layers.POOL, 512, layers.POOL, 512, layers.POOL],
@@ -16,14 +18,15 @@ PLANS: dict[int, list[int | str]] = {
 }
 
 
+@within_ranges("model")
 def vgg_b(
     image: Size,
     classes: int,
     *,
-    depth: int = 8,
-    width: int = 1,
-    dropout: float = 0.0,
-    activation: str = "relu",
+    depth: Annotated[int, OneOf(PLANS)] = 8,
+    width: Annotated[int, Ge(1)] = 1,
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    activation: Annotated[str, OneOf(layers.ACTIVATIONS)] = "relu",
     zero_head: bool = False,
 ) -> BlockModel:
     """vgg8b (7.3 M parameters on MNIST, 8.9 M on CIFAR-10) or vgg11b (11.6 M): convolutions, one hidden layer of 1024,
@@ -34,11 +37,7 @@ def vgg_b(
     layer: so they are the first thing in the next unit here (in the head, after the last one). Their convolutions also
     have biases, which the batch norm behind them undoes: 2,176 parameters more for vgg8b.
     """
-    layers.check_depth(depth, list(PLANS), "vgg_b")
     channels, *sides = layers.check_image(image, f"vgg{depth}b")
-    layers.check_dropout(dropout)
-    if width < 1:
-        raise UserError(f"width={width} but it multiplies the channels of a vgg{depth}b; choose at least 1")
     units: dict[str, nn.Module] = {}
     between: list[nn.Module] = []  # the last convolution and what comes next
     for step in PLANS[depth]:

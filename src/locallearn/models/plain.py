@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
+from typing import Annotated
 
+from annotated_types import Ge, Interval, MinLen
 from torch import nn
 
-from locallearn.errors import UserError
 from locallearn.models import layers
 from locallearn.models.base import BlockModel, Size
+from locallearn.options import OneOf, within_ranges
 
 
+@within_ranges("model")
 def mlp(
     image: Size,
     classes: int,
     *,
-    width: int | list[int] = 1024,
-    depth: int = 3,
+    width: Annotated[int, Ge(1)] | Annotated[list[Annotated[int, Ge(1)]], MinLen(1)] = 1024,
+    depth: Annotated[int, Ge(1)] = 3,
     batch_norm: bool = True,
-    dropout: float = 0.0,
-    activation: str = "relu",
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    activation: Annotated[str, OneOf(layers.ACTIVATIONS)] = "relu",
     zero_head: bool = False,
 ) -> BlockModel:
     """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head. A list of widths,
@@ -31,9 +34,6 @@ def mlp(
     and with local losses the head's weight starts at zero there (`zero_head`).
     """
     widths = [width] * depth if isinstance(width, int) else width
-    if not widths or min(widths) < 1:
-        raise UserError(f"depth={depth}, width={width} but an mlp needs both; choose at least 1 hidden layer of 1 unit")
-    layers.check_dropout(dropout)
     sizes = [prod(image), *widths]
     units = {
         f"fc{i + 1}": layers.dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
@@ -43,7 +43,8 @@ def mlp(
     return BlockModel(units, head, image=image, classes=classes, name="mlp")
 
 
-def lenet(image: Size, classes: int, *, activation: str = "relu") -> BlockModel:
+@within_ranges("model")
+def lenet(image: Size, classes: int, *, activation: Annotated[str, OneOf(layers.ACTIVATIONS)] = "relu") -> BlockModel:
     """LeNet-5 (LeCun et al., 1998) as it is used today: max-pooling, ReLU, a linear head. 61,706 parameters on MNIST.
 
     The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5. With rectifiers
@@ -68,15 +69,16 @@ def _lenet_conv(inputs: int, outputs: int, padding: int, act: str) -> nn.Sequent
     return nn.Sequential(nn.Conv2d(inputs, outputs, 5, padding=padding), layers.activation(act), nn.MaxPool2d(2))
 
 
-def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256) -> BlockModel:
+@within_ranges("model")
+def basic_cnn(
+    image: Size, classes: int, *, width: Annotated[int, Ge(1)] = 128, hidden: Annotated[int, Ge(0)] = 256
+) -> BlockModel:
     """Three times (5x5 convolution, BN, ReLU, 2x2 max-pool), one hidden layer, a linear head.
 
     The net on which Belilovsky et al., 2020, compare DNI and DGL, in the form of its replication by AlonNT
     (github.com/AlonNT/Thesis): the original pools by 3 and has no hidden layer. `hidden=0` leaves that out.
     """
     layers.check_image(image, "basic_cnn")
-    if width < 1 or hidden < 0:
-        raise UserError(f"width={width}, hidden={hidden} but a basic_cnn needs at least 1 channel; hidden=0 is none")
     units, emits = layers.conv_units(image, [width, layers.POOL] * 3, kernel=5)
     if hidden:
         units["fc1"] = layers.dense_unit(prod(emits), hidden)
@@ -84,7 +86,14 @@ def basic_cnn(image: Size, classes: int, *, width: int = 128, hidden: int = 256)
     return BlockModel(units, head, image=image, classes=classes, name="basic_cnn")
 
 
-def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> BlockModel:
+@within_ranges("model")
+def allcnn(
+    image: Size,
+    classes: int,
+    *,
+    input_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.2,
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.5,
+) -> BlockModel:
     """All-CNN-C (Springenberg et al., 2015, "Striving for Simplicity"): strided convolutions instead of pools.
 
     1.37 M parameters. The head is the 1x1 convolution to the classes, rectified, and the average over positions. Its
@@ -92,13 +101,12 @@ def allcnn(image: Size, classes: int, *, input_dropout: float = 0.2, dropout: fl
     every class there in its first steps, for good. The hidden layers begin as He et al., 2015, say for rectifiers.
     """
     channels, height, width = layers.check_image(image, "allcnn", smallest=3)
-    rates = layers.check_dropout(input_dropout), layers.check_dropout(dropout)
     last = 0 if min(height, width) >= 9 else 1  # the paper's unpadded 3x3 needs a map of 3x3; pad below that
     wide = [(192, 3, 1, 1), (192, 3, 1, 1), (192, 3, 2, 1), (192, 3, 1, last), (192, 1, 1, 0)]
     units: dict[str, nn.Module] = {}
     for outputs, kernel, stride, padding in [(96, 3, 1, 1), (96, 3, 1, 1), (96, 3, 2, 1), *wide]:
-        before = [] if units else [nn.Dropout(rates[0])]
-        behind = [nn.Dropout(rates[1])] if stride == 2 else []
+        before = [] if units else [nn.Dropout(input_dropout)]
+        behind = [nn.Dropout(dropout)] if stride == 2 else []
         conv = nn.Conv2d(channels, outputs, kernel, stride, padding)
         units[f"conv{len(units) + 1}"] = nn.Sequential(*before, conv, nn.ReLU(), *behind)
         channels = outputs

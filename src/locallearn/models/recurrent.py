@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
+from locallearn.options import within_ranges
 
 
 class Recurrent(nn.Module):
@@ -36,13 +40,14 @@ class LastStep(nn.Module):
         return h[:, -1]
 
 
-def rnn(image: Size, classes: int, *, width: int = 128, depth: int = 3) -> BlockModel:
+@within_ranges("model")
+def rnn(
+    image: Size, classes: int, *, width: Annotated[int, Ge(1)] = 128, depth: Annotated[int, Ge(1)] = 3
+) -> BlockModel:
     """`depth` recurrent layers of `width`, each of which emits its whole sequence, and a linear head on the last step.
 
     Gradients run back through all steps within a layer; between layers they run as the strategy says.
     """
-    if depth < 1 or width < 1:
-        raise UserError(f"depth={depth}, width={width} but an rnn needs both; choose at least 1 layer of 1 unit")
     if len(image) != 2:
         raise UserError(
             f"rnn reads sequences (steps, features), but the data has shape {list(image)}; "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.layers import begin_residual, check_depth, check_image, check_stages, conv_bn, pooled_head
+from locallearn.models.layers import begin_residual, check_image, check_stages, conv_bn, pooled_head
+from locallearn.options import OneOf, within_ranges
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 SMALL = 64
@@ -73,36 +73,33 @@ class PreactBlock(nn.Module):
         return h + (x if self.shortcut is None else self.shortcut(a))
 
 
-def resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
+@within_ranges("model")
+def resnet(image: Size, classes: int, *, depth: Annotated[int, OneOf(STAGES)] = 18) -> BlockModel:
     """ResNet-18 or -34 with 1x1 shortcuts. Up to 64x64 the stem is one 3x3 convolution (11.17 M parameters for
     CIFAR-10), above it ImageNet's 7x7 of stride 2 and max-pool."""
-    check_depth(depth, list(STAGES), "resnet")
     channels, *sides = check_image(image, f"resnet{depth}")
     stem = nn.Sequential(*conv_bn(channels, 64)) if max(sides) <= SMALL else _large_stem(channels)
     block = lambda inputs, outputs, stride: BasicBlock(inputs, outputs, stride, projection)  # noqa: E731
     return _build(f"resnet{depth}", image, classes, stem, STAGES[depth], 64, block)
 
 
-def preact_resnet(image: Size, classes: int, *, depth: int = 18) -> BlockModel:
+@within_ranges("model")
+def preact_resnet(image: Size, classes: int, *, depth: Annotated[int, OneOf(STAGES)] = 18) -> BlockModel:
     """Pre-activation ResNet-18 or -34; the last BN-ReLU, which closes the trunk, is part of the head."""
-    check_depth(depth, list(STAGES), "preact_resnet")
     channels, *sides = check_image(image, f"preact_resnet{depth}")
     stem = conv3x3(channels, 64) if max(sides) <= SMALL else _large_stem(channels)
     closing = (nn.BatchNorm2d(512), nn.ReLU())
     return _build(f"preact_resnet{depth}", image, classes, stem, STAGES[depth], 64, PreactBlock, closing)
 
 
-def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: str = "A") -> BlockModel:
+@within_ranges("model")
+def cifar_resnet(image: Size, classes: int, *, depth: int = 20, shortcut: Literal["A", "B"] = "A") -> BlockModel:
     """The CIFAR nets of He et al., 2016: 6n+2 layers, widths 16-32-64 (depth 20: 0.27 M parameters, 110: 1.73 M).
 
     `shortcut` A pads new channels with zeros, as the paper does on CIFAR; B is a 1x1 convolution with BN.
     """
     check_stages(depth, 6, "CIFAR ResNet", "20, 32, 44, 56 or 110")
     shortcuts: dict[str, Shortcut] = {"A": Pad, "B": projection}
-    if shortcut not in shortcuts:
-        raise UserError(
-            f"shortcut={shortcut} but a CIFAR ResNet knows A (zero padding) and B (1x1); choose one of these"
-        )
     channels, *_ = check_image(image, f"resnet{depth}")
     block = lambda inputs, outputs, stride: BasicBlock(inputs, outputs, stride, shortcuts[shortcut])  # noqa: E731
     stem = nn.Sequential(*conv_bn(channels, 16))

@@ -58,7 +58,7 @@ def revnet(image: Size, classes: int, *, depth: int = 38) -> BlockModel:
 
     The first unit of the second and third stage is not reversible. The closing BN-ReLU is part of the head.
     """
-    check_stages(depth, 12, "RevNet", "38 or 110, or another such as 14, 26 or 50")
+    check_stages(depth, 12, "RevNet", "38, 110, 14, 26 or 50")
     name = f"revnet{depth}"
     channels, *_ = check_image(image, name)
     widths = (32, 64, 112 if depth <= 38 else 128)

@@ -1,6 +1,6 @@
 """Local losses: what a block that is not the last one minimises."""
 
-from locallearn.objectives.base import Objective, ObjectiveModules
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules
 from locallearn.objectives.bottleneck import VIB, InformationDropout
 from locallearn.objectives.contrastive import SimCLR, SupCon
 from locallearn.objectives.cross_entropy import CrossEntropy
@@ -16,6 +16,7 @@ __all__ = [
     "InfoPro",
     "InformationDropout",
     "Inpainting",
+    "LossAndLogits",
     "Objective",
     "ObjectiveModules",
     "PredSim",

@@ -12,17 +12,21 @@ from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
+from locallearn.options import Options
 
 ObjectiveModules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
+LossAndLogits: TypeAlias = tuple[Tensor, Tensor | None]
 
 
-class Objective(ABC):
+class Objective(Options, ABC):
     """A local loss. Concrete ones are frozen dataclasses of typed options; they hold no parameters themselves.
 
     labels  whether the loss reads labels. One that does not trains every block, the last one too, by itself; the head
             is then a read-out that learns on the finished features and sends nothing into them.
     reads_auxiliary  whether the loss has the chosen auxiliary network between a block's output and itself
     """
+
+    _group = "objective"
 
     labels: ClassVar[bool] = True
     reads_auxiliary: ClassVar[bool] = True
@@ -55,10 +59,18 @@ class Objective(ABC):
         """The auxiliary modules the loss reads at one block, by name. Raises UserError for sizes it cannot read."""
 
     @abstractmethod
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
-        """The loss [] of a block's output h [B, ...] (with its graph), and its logits [B, classes] if it has any.
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
+        """The local loss of one block.
 
-        `packet` is what the block read, so `packet.y` are the labels and `packet.side` what `begin` put there."""
+        Args:
+            spec: the block, as `modules` got it.
+            modules: what `modules` returned for it.
+            h: the block's output [B, *spec.emits], with its graph.
+            packet: what the block read: the labels are `packet.y` [B], and `packet.side` is what `begin` put there.
+
+        Returns:
+            The loss [], and logits [B, classes] or None if the loss trains no classifier.
+        """
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         """Logits [B, classes] for h, or None if this loss trains no classifier."""

@@ -5,17 +5,17 @@ The noise is that of the loss alone: the block above reads h as it is, and so do
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, cross_entropy
-from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, wide
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,14 @@ class VIB(Objective):
     features  of the code
     """
 
-    beta: float = 1e-3
-    features: int = 256
-
-    def __post_init__(self) -> None:
-        _at_least_zero("beta", self.beta)
-        if self.features < 1:
-            raise UserError(f"objective.features={self.features}: must be at least 1")
+    beta: Annotated[float, Ge(0)] = 1e-3
+    features: Annotated[int, Ge(1)] = 256
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         encoder = auxiliary.build(spec.emits, 2 * self.features)
         return {"classifier": GaussianCode(encoder, nn.Linear(self.features, spec.classes))}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         logits, nats = modules["classifier"](h)
         return cross_entropy(logits, packet.y) + self.beta * nats, logits
 
@@ -80,12 +75,8 @@ class InformationDropout(Objective):
     alpha_max  largest standard deviation of the noise's logarithm
     """
 
-    beta: float = 0.1
-    alpha_max: float = 0.7
-
-    def __post_init__(self) -> None:
-        _at_least_zero("beta", self.beta)
-        _at_least_zero("alpha_max", self.alpha_max)
+    beta: Annotated[float, Ge(0)] = 0.1
+    alpha_max: Annotated[float, Ge(0)] = 0.7
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         classifier = auxiliary.build(spec.emits, spec.classes)
@@ -94,7 +85,7 @@ class InformationDropout(Objective):
         layer = conv(size[0], size[0], 1) if conv else nn.Linear(size[-1], size[-1])
         return {"classifier": classifier, "noise": LogNormalNoise(layer, self.alpha_max)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         z, nats = modules["noise"](h)
         logits = modules["classifier"](z)
         return cross_entropy(logits, packet.y) + self.beta * nats, logits
@@ -117,8 +108,3 @@ class LogNormalNoise(nn.Module):
         if self.training:
             h = h * (self.alpha_max * x.sigmoid() * torch.randn_like(x)).exp()
         return h, nats
-
-
-def _at_least_zero(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"objective.{name}={value}: must be at least 0")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules, exact, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, exact, wide
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,13 @@ class SupCon(Objective):
     anchor lacks a positive; InfoPro's copy of it divides by all anchors, those without a positive too.
     """
 
-    features: int = 128
-    temperature: float = 0.07
-
-    def __post_init__(self) -> None:
-        check_contrast(self.features, self.temperature)
+    features: Annotated[int, Ge(1)] = 128
+    temperature: Annotated[float, Gt(0)] = 0.07
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"projection": auxiliary.build(spec.emits, self.features)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         return contrast(modules["projection"](h), packet.y, self.temperature), None
 
 
@@ -58,19 +55,12 @@ class SimCLR(Objective):
     jitter    strength of the random contrast (times 1 +- jitter) and brightness (plus +- jitter standard deviations)
     """
 
-    features: int = 128
-    temperature: float = 0.5
-    crop: float = 0.25
+    features: Annotated[int, Ge(1)] = 128
+    temperature: Annotated[float, Gt(0)] = 0.5
+    crop: Annotated[float, Interval(gt=0, le=1)] = 0.25
     flip: bool = True
-    jitter: float = 0.4
+    jitter: Annotated[float, Interval(ge=0, lt=1)] = 0.4
     labels: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_contrast(self.features, self.temperature)
-        if not 0 < self.crop <= 1:
-            raise UserError(f"objective.crop={self.crop}: must be above 0 and at most 1, which shows the whole image")
-        if not 0 <= self.jitter < 1:
-            raise UserError(f"objective.jitter={self.jitter}: must be at least 0 and below 1")
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         return {} if specs[0].image[0] == 3 else {"flip": "data=NAME of colour images"}
@@ -103,7 +93,7 @@ class SimCLR(Objective):
         self.check(spec.image)
         return {"projection": auxiliary.build(spec.emits, self.features)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         image = torch.arange(len(h) // 2, device=h.device).repeat(2)
         return contrast(modules["projection"](h), image, self.temperature), None
 
@@ -124,10 +114,3 @@ def contrast(z: Tensor, y: Tensor, temperature: float) -> Tensor:
     count = positive.sum(dim=1)
     losses = -((scores - log_sum) * positive).sum(dim=1) / count.clamp(min=1)
     return losses.sum() / count.count_nonzero().clamp(min=1)
-
-
-def check_contrast(features: int, temperature: float) -> None:
-    if features < 1:
-        raise UserError(f"objective.features={features}: must be at least 1")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise UserError(f"objective.temperature={temperature}: must be above 0")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, cross_entropy
-from locallearn.objectives.base import Objective, ObjectiveModules
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class CrossEntropy(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"classifier": auxiliary.build(spec.emits, spec.classes)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         logits = modules["classifier"](h)
         return cross_entropy(logits, packet.y), logits
 

@@ -4,16 +4,17 @@ Gradient-Isolated Learning of Representations", arXiv 1905.11786)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules, exact, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, exact, wide
 
 GRID = 7  # positions to a side, as in Greedy InfoMax: 64 x 64 crops in half-overlapping patches of 16
 
@@ -38,16 +39,11 @@ class InfoNCE(Objective):
     same_position  false: negatives from any position, as in the paper
     """
 
-    steps: int = 5
-    negatives: int = 16
+    steps: Annotated[int, Ge(1)] = 5
+    negatives: Annotated[int, Ge(1)] = 16
     same_position: bool = True
     labels: ClassVar[bool] = False
     reads_auxiliary: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        for name, value in (("steps", self.steps), ("negatives", self.negatives)):
-            if value < 1:
-                raise UserError(f"{name}={value} of InfoNCE: must be at least 1")
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         if len(spec.emits) != 3 or spec.emits[1] < 2:
@@ -58,7 +54,7 @@ class InfoNCE(Objective):
             )
         return {"predictions": Predictions(spec.emits, self.steps, self.negatives, self.same_position)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         return modules["predictions"](h), None
 
 

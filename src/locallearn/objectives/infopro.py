@@ -3,20 +3,22 @@ an Alternative to End-to-end Training", arXiv 2101.10832)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet
-from locallearn.errors import UserError, unknown
-from locallearn.objectives.base import Objective, ObjectiveModules
+from locallearn.errors import UserError
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules
 from locallearn.objectives.contrastive import SupCon
 from locallearn.objectives.cross_entropy import CrossEntropy
 from locallearn.objectives.reconstruction import Reconstructor, reconstruct, with_image
+from locallearn.options import OneOf
 
 TASKS: dict[str, Objective] = {"cross_entropy": CrossEntropy(), "supcon": SupCon()}
 
@@ -38,19 +40,14 @@ class InfoPro(Objective):
     task_last             t at the last local block
     """
 
-    task: str = "cross_entropy"
-    reconstruction_first: float = 5.0
-    reconstruction_last: float = 0.0
-    task_first: float = 0.5
-    task_last: float = 1.0
+    task: Annotated[str, OneOf(TASKS)] = "cross_entropy"
+    reconstruction_first: Annotated[float, Ge(0)] = 5.0
+    reconstruction_last: Annotated[float, Ge(0)] = 0.0
+    task_first: Annotated[float, Ge(0)] = 0.5
+    task_last: Annotated[float, Ge(0)] = 1.0
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise unknown("objective.task", self.task, TASKS)
-        for name in ("reconstruction_first", "reconstruction_last", "task_first", "task_last"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"objective.{name}={value}: must be at least 0")
+        super().__post_init__()
         for end in ("first", "last"):
             if getattr(self, f"reconstruction_{end}") == 0 == getattr(self, f"task_{end}"):
                 raise UserError(
@@ -79,33 +76,21 @@ class InfoPro(Objective):
         return with_image(packet) if self.reconstructs else packet
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        weights = Weights(*self.weights(spec.index, spec.depth))
-        modules: dict[str, nn.Module] = {"weights": weights}
-        if weights.task:  # first, so that it starts as DGL's does
-            modules |= TASKS[self.task].modules(spec, auxiliary)
-        if weights.reconstruction:
+        reconstruction, task = self.weights(spec.index, spec.depth)
+        modules = TASKS[self.task].modules(spec, auxiliary) if task else {}  # first, so that it starts as DGL's does
+        if reconstruction:
             modules["decoder"] = Reconstructor(spec)
         return modules
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
-        weights, logits = modules["weights"], None
-        assert isinstance(weights, Weights)
-        loss = torch.zeros((), device=h.device)
-        if weights.task:
-            task, logits = TASKS[self.task].loss(modules, h, packet)
-            loss = loss + weights.task * task
-        if weights.reconstruction:
-            loss = loss + weights.reconstruction * reconstruct(modules, h, packet.side[0])
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
+        r, t = self.weights(spec.index, spec.depth)
+        loss, logits = torch.zeros((), device=h.device), None
+        if t:
+            task, logits = TASKS[self.task].loss(spec, modules, h, packet)
+            loss = loss + t * task
+        if r:
+            loss = loss + r * reconstruct(modules, h, packet.side[0])
         return loss, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return TASKS[self.task].predict(modules, h) if "classifier" in modules else None
-
-
-class Weights(nn.Identity):
-    """r and t of one block. A module because modules are all that a loss gets of its block; it does nothing."""
-
-    def __init__(self, reconstruction: float, task: float) -> None:
-        super().__init__()
-        self.reconstruction = reconstruction
-        self.task = task

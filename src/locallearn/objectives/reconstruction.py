@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary, Decoder
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, wide
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Reconstruction(Objective):
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"decoder": Reconstructor(spec)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         return reconstruct(modules, h, packet.side[0]), None
 
 
@@ -50,13 +51,9 @@ class Inpainting(Objective):
     mask  share of the height and of the width that is hidden
     """
 
-    mask: float = 0.5
+    mask: Annotated[float, Interval(gt=0, le=1)] = 0.5
     labels: ClassVar[bool] = False
     reads_auxiliary: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mask <= 1:
-            raise UserError(f"objective.mask={self.mask}: must be above 0 and at most 1, which hides the whole image")
 
     @property
     def reconstructs(self) -> bool:
@@ -86,7 +83,7 @@ class Inpainting(Objective):
         self.check(spec.image)
         return {"decoder": Reconstructor(spec)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         image, hidden = packet.side
         return reconstruct(modules, h, image, hidden), None
 

@@ -4,16 +4,16 @@ Signals", arXiv 1901.06656)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
-from locallearn.errors import UserError
-from locallearn.objectives.base import Objective, ObjectiveModules, exact, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, exact, wide
 from locallearn.objectives.cross_entropy import CrossEntropy
 
 
@@ -29,14 +29,12 @@ class Similarity(Objective):
     reads_auxiliary: ClassVar[bool] = False
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        return {"similarity": Projection(spec.emits, spec.classes)}
+        return {"similarity": SimilarityProjection(spec.emits)}
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
-        projection = modules["similarity"]
-        assert isinstance(projection, Projection)
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         # Not one_hot, which fails on the negative label of an unlabelled sample and waits for a GPU to see that.
-        onehot = packet.y[:, None] == torch.arange(projection.classes, device=packet.y.device)
-        found = similarity_matrix(projection(h))
+        onehot = packet.y[:, None] == torch.arange(spec.classes, device=packet.y.device)
+        found = similarity_matrix(modules["similarity"](h))
         target = similarity_matrix(onehot.to(torch.promote_types(h.dtype, torch.float32)))
         counts = (packet.y >= 0)[:, None] & (packet.y >= 0)  # [B, B]
         # A pair without labels is its own target. With every label there the factor is exactly 1 (number / tensor would
@@ -52,35 +50,30 @@ class PredSim(Objective):
 
     A head that only reads out learns from (1 - beta) times its loss, as in the authors' code."""
 
-    beta: float = 0.99
+    beta: Annotated[float, Interval(ge=0, le=1)] = 0.99
 
     @property
     def head_weight(self) -> float:
         return 1 - self.beta
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise UserError(f"objective.beta={self.beta}: must be from 0 (prediction alone) to 1 (similarity alone)")
-
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return CrossEntropy().modules(spec, auxiliary) | Similarity().modules(spec, auxiliary)
 
-    def loss(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> tuple[Tensor, Tensor | None]:
-        prediction, logits = CrossEntropy().loss(modules, h, packet)
-        similarity, _ = Similarity().loss(modules, h, packet)
+    def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
+        prediction, logits = CrossEntropy().loss(spec, modules, h, packet)
+        similarity, _ = Similarity().loss(spec, modules, h, packet)
         return (1 - self.beta) * prediction + self.beta * similarity, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return CrossEntropy().predict(modules, h)
 
 
-class Projection(nn.Module):
+class SimilarityProjection(nn.Module):
     """g: 3x3 convolution C -> C for maps [C, H, W], linear D -> D for everything else, without bias; then maps to
     [B, C]. A sequence [T, D] is its mean over T."""
 
-    def __init__(self, size: Size, classes: int) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
-        self.classes = classes
         conv = {3: nn.Conv2d, 4: nn.Conv3d}.get(len(size))
         self.layer: nn.Module = (
             conv(size[0], size[0], 3, padding=1, bias=False) if conv else nn.Linear(size[-1], size[-1], bias=False)

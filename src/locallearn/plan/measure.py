@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from locallearn.analysis.memory import SavedBytes
-from locallearn.contract import Block, Feedback, Packet, Send, Step, Strategy
+from locallearn.contract import Block, Feedback, Packet, Route, Send, Step, Strategy
 from locallearn.engine import Learner, Stage, TrainedBlock
 from locallearn.engine.promises import check_learned
 
 SAMPLES = 16  # below it some CPU kernels are other ones than in training
 REPEATS = 3
-_METERED = 8
+_WEIGHED = 8  # samples that bytes are counted with
 
 
 class BlockTimes(NamedTuple):
@@ -50,6 +51,34 @@ class BlockCost(NamedTuple):
     fixed: int
 
 
+class Measured(NamedTuple):
+    """The blocks of one strategy, for a whole batch run at once and in micro-batches."""
+
+    name: str
+    route: Route
+    whole: list[BlockCost]
+    parts: list[BlockCost]
+
+
+def measure(
+    learners: Mapping[str, Learner], batch: int, micro_batches: int, samples: int, rounds: int, repeats: int
+) -> list[Measured]:
+    """What the blocks of each learner cost, with the batch whole and in `micro_batches`. The learners take turns, so
+    that whatever else the machine does hits all alike."""
+    best: dict[tuple[str, int], list[BlockTimes]] = {}
+    for _ in range(rounds):
+        for name, learner in learners.items():
+            for m in sorted({1, micro_batches}):
+                times = block_times(learner, batch, m, samples, repeats)
+                best[name, m] = _fastest(times, best.get((name, m), times))
+    measured = []
+    for name, learner in learners.items():
+        whole = block_costs(learner, batch, best[name, 1])
+        parts = [cost._replace(times=times) for cost, times in zip(whole, best[name, micro_batches], strict=True)]
+        measured.append(Measured(name, learner.strategy.route, whole, parts))
+    return measured
+
+
 def block_times(
     learner: Learner, batch: int, micro_batches: int = 1, samples: int = SAMPLES, repeats: int = REPEATS
 ) -> list[BlockTimes]:
@@ -63,57 +92,55 @@ def block_times(
         return _measured(learner, learner.model.samples or batch, micro_batches, repeats)
     full = micro_batches * max(samples // micro_batches, 1)
     half = micro_batches * max(full // 2 // micro_batches, 1)
+
+    def line(few: float, many: float) -> float:
+        """Seconds for `batch`, given those for `half` and `full` samples; noise cannot bend them far."""
+        slope = (many - few) / (full - half) if half < full else many / full
+        return many + (batch - full) * min(max(slope, 0.5 * many / full), many / full)
+
     sizes = (half, full) if half < full else (full,)
     runs = [_measured(learner, count, micro_batches, repeats) for count in sizes]
-    line = [(_line(few, many, half, full, batch)) for few, many in zip(runs[0], runs[-1], strict=True)]
-    return [BlockTimes(*halves) for halves in line]
-
-
-def _line(few: BlockTimes, many: BlockTimes, half: int, full: int, batch: int) -> list[float]:
-    """Seconds of both halves for `batch`, given those for `half` and `full` samples; noise cannot bend them far."""
-    found = []
-    for a, b in zip(few, many, strict=True):
-        slope = (b - a) / (full - half) if half < full else b / full
-        found.append(b + (batch - full) * min(max(slope, 0.5 * b / full), b / full))
-    return found
+    return [BlockTimes(*map(line, few, many)) for few, many in zip(runs[0], runs[-1], strict=True)]
 
 
 def _measured(learner: Learner, count: int, micro_batches: int, repeats: int) -> list[BlockTimes]:
-    watch = _Watch(learner.strategy, learner.device)
-    twin = _twin(learner, watch, micro_batches)
-    runs: list[dict[int, BlockTimes]] = []
+    observed = _Observed(learner.strategy, learner.device)
+    stage = _stage_copy(learner, observed, micro_batches)
+    runs = []
     for _ in range(1 + repeats):
-        watch.seconds = {}
-        _run(learner, twin, count)
-        runs.append(watch.seconds)
-    return [
-        BlockTimes(min(run[k].forward for run in runs[1:]), min(run[k].backward for run in runs[1:]))
-        for k in range(len(twin.blocks))
-    ]
+        observed.times = {}
+        _run(learner, stage, count)
+        runs.append([observed.times[k] for k in range(len(stage.blocks))])
+    return _fastest(*runs[1:])
+
+
+def _fastest(*runs: Sequence[BlockTimes]) -> list[BlockTimes]:
+    """For each block the shortest time of each half."""
+    return [BlockTimes(*map(min, zip(*times, strict=True))) for times in zip(*runs, strict=True)]
 
 
 def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> list[BlockCost]:
     """The `times` of each block with its bytes: from one step on a few samples, in proportion to the batch."""
-    count = learner.model.samples or min(batch, _METERED)
-    meter = _Meter(learner.strategy)
-    twin = _twin(learner, meter, 1)
-    _run(learner, twin, count)
+    count = learner.model.samples or min(batch, _WEIGHED)
+    observed = _Observed(learner.strategy, learner.device, weigh=True)
+    stage = _stage_copy(learner, observed, 1)
+    _run(learner, stage, count)
     scale = 1.0 if learner.model.samples else batch / count
     costs = []
-    for k, block in enumerate(twin.blocks):
-        up, down, held, peak = (round(scale * n) for n in meter.found[k])
+    for k, block in enumerate(stage.blocks):
+        up, down, held, peak = (round(scale * n) for n in observed.bytes[k])
         costs.append(BlockCost(times[k], up, down, held, peak, _fixed(block)))
     return costs
 
 
 def rehearse(learner: Learner, inputs: Tensor, labels: Tensor) -> None:
     """A step of every phase on inputs [B, ...] and labels [B], on a copy of the blocks; raises what training would."""
-    twin = _twin(learner, learner.strategy, 1)
-    _phases(learner, twin, inputs, labels)
-    check_learned(learner.strategy, twin.blocks)
+    stage = _stage_copy(learner, learner.strategy, 1)
+    _phases(learner, stage, inputs, labels)
+    check_learned(learner.strategy, stage.blocks)
 
 
-def _twin(learner: Learner, watched: Strategy, micro_batches: int) -> Stage:
+def _stage_copy(learner: Learner, strategy: Strategy, micro_batches: int) -> Stage:
     """A copy of the blocks whose weights stay as they are, however many steps it takes: the optimizer does its work at
     rate 0. Nothing is late and nothing is sent, whatever the runtime."""
     assert len(learner.blocks) == len(learner.cut), "all blocks must be in this process"
@@ -123,31 +150,37 @@ def _twin(learner: Learner, watched: Strategy, micro_batches: int) -> Stage:
         for optimizer in block.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["base_lr"] = 0.0
-    with learner.stage.autocast():
-        bf16 = torch.is_autocast_enabled(learner.device.type)
-    return Stage(blocks, watched, bf16=bf16, micro_batches=micro_batches)
+    return Stage(blocks, strategy, bf16=learner.stage.bf16, micro_batches=micro_batches)
 
 
-def _run(learner: Learner, twin: Stage, samples: int) -> None:
+def _run(learner: Learner, stage: Stage, samples: int) -> None:
     """One step of every phase of the strategy on noise, so that each block learns once."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(samples, *learner.model.image, generator=generator).to(learner.device)
     labels = torch.randint(learner.model.classes, (samples,), generator=generator).to(learner.device)
-    _phases(learner, twin, inputs, labels)
+    _phases(learner, stage, inputs, labels)
 
 
-def _phases(learner: Learner, twin: Stage, inputs: Tensor, labels: Tensor) -> None:
-    phases = len(twin.strategy.phases(len(twin.blocks)))
+def _phases(learner: Learner, stage: Stage, inputs: Tensor, labels: Tensor) -> None:
+    phases = len(stage.strategy.phases(len(stage.blocks)))
     for phase in range(phases):
-        twin.step(learner.prepare(inputs), labels, phase, phases)
+        stage.step(learner.prepare(inputs), labels, phase, phases)
 
 
-class _Watched(Strategy):
-    """A strategy that looks at the halves of another one's step."""
+class _Observed(Strategy):
+    """Another strategy whose halves are timed, and with `weigh` also weighed, which spoils the times.
 
-    def __init__(self, inner: Strategy) -> None:
+    times  by block, of all its micro-batches
+    bytes  by block: up, down, held and peak, as in `BlockCost`
+    """
+
+    def __init__(self, inner: Strategy, device: torch.device, weigh: bool = False) -> None:
         self.inner = inner
         self.route = inner.route  # type: ignore[misc]  # an instance may have another one than its class
+        self.times: dict[int, BlockTimes] = {}
+        self.bytes: dict[int, tuple[int, int, int, int]] = {}
+        self._device = device
+        self._weigh = weigh
 
     def begin(self, packet: Packet) -> Packet:
         return self.inner.begin(packet)
@@ -155,53 +188,31 @@ class _Watched(Strategy):
     def phases(self, depth: int) -> list[range]:
         return self.inner.phases(depth)
 
-
-class _Watch(_Watched):
-    """Takes the time. seconds: by block, of all its micro-batches."""
-
-    def __init__(self, inner: Strategy, device: torch.device) -> None:
-        super().__init__(inner)
-        self.seconds: dict[int, BlockTimes] = {}
-        self._device = device
-
     def step(self, block: Block, packet: Packet) -> Step:
+        saved = SavedBytes(_parameters(block)) if self._weigh else None
         generator = self.inner.step(block, packet)
         start = self._now()
-        sent = [next(generator)]
+        sent: list[Send] = []
+        with saved or nullcontext():
+            sent.append(next(generator))
         forward = self._now() - start
+        up, down = _bytes((sent[0].ahead.h, sent[0].ahead.y, *sent[0].ahead.side)), _bytes(sent[0].back or ())
+        held = saved.now if saved else 0
         message = yield sent.pop()  # no reference stays behind: it may hold the graph
         start = self._now()
-        answer = _finish(generator, message)
+        with saved or nullcontext():
+            answer = _finish(generator, message)
         backward = self._now() - start
-        before = self.seconds.get(block.spec.index, BlockTimes(0.0, 0.0))
-        self.seconds[block.spec.index] = BlockTimes(before.forward + forward, before.backward + backward)
+        k = block.spec.index
+        before = self.times.get(k, BlockTimes(0.0, 0.0))
+        self.times[k] = BlockTimes(before.forward + forward, before.backward + backward)
+        self.bytes[k] = up, max(down, _bytes(answer or ())), held, saved.peak if saved else 0
         return answer
 
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
-
-
-class _Meter(_Watched):
-    """Counts bytes. found: by block, (up, down, held, peak)."""
-
-    def __init__(self, inner: Strategy) -> None:
-        super().__init__(inner)
-        self.found: dict[int, tuple[int, int, int, int]] = {}
-
-    def step(self, block: Block, packet: Packet) -> Step:
-        saved = SavedBytes(p for m in _modules(block) for p in m.parameters())
-        generator = self.inner.step(block, packet)
-        sent: list[Send] = []
-        with saved:
-            sent.append(next(generator))
-        up, down, held = _bytes(_tensors(sent[0].ahead)), _bytes(sent[0].back or ()), saved.now
-        message = yield sent.pop()
-        with saved:
-            answer = _finish(generator, message)
-        self.found[block.spec.index] = up, max(down, _bytes(answer or ())), held, saved.peak
-        return answer
 
 
 def _finish(generator: Step, message: Feedback | None) -> Feedback | None:
@@ -213,12 +224,9 @@ def _finish(generator: Step, message: Feedback | None) -> Feedback | None:
     raise AssertionError("a strategy yields exactly once")
 
 
-def _modules(block: Block) -> list[nn.Module]:
-    return [m for m in (block.layers, block.head, block.auxiliary) if m is not None]
-
-
-def _tensors(packet: Packet) -> tuple[Tensor, ...]:
-    return (packet.h, packet.y, *packet.side)
+def _parameters(block: Block) -> list[Tensor]:
+    modules = [m for m in (block.layers, block.head, block.auxiliary) if m is not None]
+    return list({id(p): p for m in modules for p in m.parameters()}.values())
 
 
 def _bytes(tensors: Iterable[Tensor | None]) -> int:
@@ -227,15 +235,9 @@ def _bytes(tensors: Iterable[Tensor | None]) -> int:
 
 def _fixed(block: TrainedBlock) -> int:
     """After a step, when the optimizer has its state; gradients count as long as they are there, before the update."""
-    modules = _modules(block)
-    parameters = list({id(p): p for m in modules for p in m.parameters()}.values())
-    buffers = list({id(b): b for m in modules for b in m.buffers()}.values())
-    states = [
-        t
-        for optimizer in block.optimizers.values()
-        if optimizer is not None
-        for state in optimizer.state.values()
-        for t in state.values()
-        if isinstance(t, Tensor)
-    ]
-    return _bytes(parameters) + _bytes(p for p in parameters if p.requires_grad) + _bytes(buffers) + _bytes(states)
+    parameters = _parameters(block)
+    gradients = [p for p in parameters if p.requires_grad]
+    buffers = {id(b): b for module in block.roots() for b in module.buffers()}.values()
+    optimizers = [optimizer for optimizer in block.optimizers.values() if optimizer is not None]
+    states = [t for o in optimizers for state in o.state.values() for t in state.values() if isinstance(t, Tensor)]
+    return sum(map(_bytes, (parameters, gradients, buffers, states)))

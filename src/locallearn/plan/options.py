@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Sequence
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Interval
 
 from locallearn.errors import UserError
+from locallearn.options import CommandOptions
 
 MOST_STAGES = 4096
 
 
 @dataclass(frozen=True)
-class PlanOptions:
+class PlanOptions(CommandOptions):
     """What `locallearn plan` asks beside the settings of a run.
 
     stages         devices
@@ -25,48 +27,15 @@ class PlanOptions:
     picture        a file for the schedules, .svg or .png
     """
 
-    stages: int = 2
-    micro_batches: int = 4
-    bandwidth: float = 10.0
-    latency: float = 20.0
-    depth: int = 1
+    stages: Annotated[int, Interval(ge=1, le=MOST_STAGES)] = 2
+    micro_batches: Annotated[int, Interval(ge=1, le=MOST_STAGES)] = 4
+    bandwidth: Annotated[float, Gt(0)] = 10.0
+    latency: Annotated[float, Ge(0)] = 20.0
+    depth: Annotated[int, Ge(1)] = 1
     picture: str = ""
 
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> tuple[PlanOptions, list[str]]:
-        """The options among NAME=VALUE arguments, and all others. Raises UserError."""
-        kinds = {"bandwidth": float, "latency": float, "picture": str}
-        given: dict[str, int | float | str] = {}
-        rest = []
-        for argument in arguments:
-            name, _, value = argument.partition("=")
-            if name not in cls.names():
-                rest.append(argument)
-                continue
-            kind = kinds.get(name, int)
-            try:
-                given[name] = kind(value)
-            except ValueError:
-                wanted = "a whole number" if kind is int else "a number"
-                raise UserError(f"{argument}: must be {wanted}, such as {name}={getattr(cls, name)}") from None
-        return cls(**given), rest  # type: ignore[arg-type]
-
-    @classmethod
-    def names(cls) -> list[str]:
-        return [f.name for f in dataclasses.fields(cls)]
-
     def __post_init__(self) -> None:
-        for name in ("stages", "micro_batches", "depth"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        if max(self.stages, self.micro_batches) > MOST_STAGES:
-            raise UserError(
-                f"stages={self.stages} micro_batches={self.micro_batches}: at most {MOST_STAGES} of each are simulated"
-            )
-        if not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
-            raise UserError(f"bandwidth={self.bandwidth}: must be above 0, in GB/s")
-        if not (self.latency >= 0 and math.isfinite(self.latency)):
-            raise UserError(f"latency={self.latency}: must be at least 0, in microseconds")
+        super().__post_init__()
         if self.stages % self.depth:
             raise UserError(
                 f"depth={self.depth} but stages={self.stages}: every copy of the model gets equally many stages; "
@@ -74,3 +43,5 @@ class PlanOptions:
             )
         if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
             raise UserError(f"picture={self.picture}: must end in .svg or .png")
+        if self.picture and importlib.util.find_spec("matplotlib") is None:
+            raise UserError("picture= needs matplotlib: pip install matplotlib, or leave picture= out")

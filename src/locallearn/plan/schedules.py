@@ -10,10 +10,9 @@ from locallearn.contract import Route
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.models.cut import partition
-from locallearn.plan.devices import stages
-from locallearn.plan.measure import BlockCost
+from locallearn.plan.measure import BlockCost, Measured
 from locallearn.plan.options import PlanOptions
-from locallearn.plan.simulate import QUEUE, graphs, simulate
+from locallearn.plan.simulate import QUEUE, graphs, simulate, stages
 
 Division = Sequence[Sequence[BlockCost]]
 GB = 1e9
@@ -21,16 +20,13 @@ GB = 1e9
 
 def cut_for(options: PlanOptions, model: BlockModel, blocks: int | str | list[int], balance: str) -> list[range]:
     """The blocks of one copy of the model; with blocks=auto at least one a stage, of equal measured time."""
-    units, wanted = len(model.units), options.stages // options.depth
+    units, wanted, depth = len(model.units), options.stages // options.depth, options.depth
     if wanted > units:
-        copies = next(
-            d
-            for d in range(options.depth + 1, options.stages + 1)
-            if options.stages // d <= units and not options.stages % d
-        )
+        deeper = range(depth + 1, options.stages + 1)
+        copies = next(d for d in deeper if options.stages % d == 0 and options.stages // d <= units)
         raise UserError(
-            f"stages={options.stages} but {model.name} has {units} units; choose at most {units * options.depth} "
-            f"stages, or simulate a deeper network of {copies} copies of it with depth={copies}"
+            f"stages={options.stages} but {model.name} has {units} units; choose at most {units * depth} stages, or "
+            f"simulate a deeper network of {copies} copies of it with depth={copies}"
         )
     if blocks == "auto":
         return model.cut(max(wanted, min(4, units)), "time" if wanted > 4 else balance)
@@ -38,6 +34,11 @@ def cut_for(options: PlanOptions, model: BlockModel, blocks: int | str | list[in
     if wanted > len(cut):
         raise UserError(f"stages={options.stages} but blocks={blocks} makes {len(cut)} blocks; choose blocks={wanted}")
     return cut
+
+
+def short(number: float) -> str:
+    """Three digits; all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 class Prediction(NamedTuple):
@@ -67,14 +68,12 @@ def predict(
 
 def divide(costs: Sequence[BlockCost], count: int, depth: int = 1) -> list[list[BlockCost]]:
     """`count` stages of consecutive blocks of `depth` copies of these, the slowest as fast as it can be."""
-    copy = list(costs)
-    edges = partition([c.times.total for c in copy], count // depth)
-    first = copy[0]
-    if any(c.down for c in copy[1:]):  # a copy's first block answers the copy below
-        first = first._replace(down=copy[-1].up)
-    found = [copy[a:b] for a, b in pairwise(edges)]
-    again = [[first, *found[0][1:]], *found[1:]]
-    return found + again * (depth - 1)
+    edges = partition([c.times.total for c in costs], count // depth)
+    division = [list(costs[a:b]) for a, b in pairwise(edges)]
+    first, *rest = division[0]
+    if any(c.down for c in costs[1:]):  # a copy's first block answers the copy below
+        first = first._replace(down=costs[-1].up)
+    return division + [[first, *rest], *division[1:]] * (depth - 1)
 
 
 def memory(schedule: str, division: Division, micro_batches: int = 1) -> list[int]:
@@ -85,12 +84,11 @@ def memory(schedule: str, division: Division, micro_batches: int = 1) -> list[in
     else:
         stages_ = graphs(schedule, len(division), micro_batches)
         alive = [[n] * len(blocks) for n, blocks in zip(stages_, division, strict=True)]
-    found = []
-    for s, blocks in enumerate(division):
-        waiting = QUEUE * division[s - 1][-1].up if schedule == "none" and s else 0
-        activations = _activations(schedule, blocks, alive[s])
-        found.append(sum(b.fixed for b in blocks) + round((activations + waiting) / micro_batches))
-    return found
+    waiting = [0, *(QUEUE * blocks[-1].up if schedule == "none" else 0 for blocks in division)]
+    return [
+        sum(b.fixed for b in blocks) + round((_activations(schedule, blocks, alive[s]) + waiting[s]) / micro_batches)
+        for s, blocks in enumerate(division)
+    ]
 
 
 def _activations(schedule: str, blocks: Sequence[BlockCost], alive: Sequence[int]) -> int:
@@ -102,15 +100,6 @@ def _activations(schedule: str, blocks: Sequence[BlockCost], alive: Sequence[int
         two = [low + b.peak for low, b in zip(below, blocks, strict=False)]
         return max(two[-1], max(two[:-1], default=0) + blocks[-1].held)
     return sum(n * b.held for n, b in zip(alive, blocks, strict=True)) + max(b.peak - b.held for b in blocks)
-
-
-class Measured(NamedTuple):
-    """The blocks of one strategy, for a whole batch run at once and in micro-batches."""
-
-    name: str
-    route: Route
-    whole: list[BlockCost]
-    parts: list[BlockCost]
 
 
 class Row(NamedTuple):
@@ -131,35 +120,38 @@ def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_byt
     """Every schedule: those of backprop with its costs, those of the other routes with the strategy's. `error_bytes`:
     of the message of route BROADCAST."""
     m, own = options.micro_batches, strategy.route
-    chain = [("model parallel", "chain", 1), (f"GPipe, M={m}", "chain", m), (f"1F1B, M={m}", "1f1b", m)]
-    chain.append(("delayed gradients", "delayed", 1))
-    cases = [("one device", "", 1, backprop), *((*case, backprop) for case in chain)]
+    cases = [
+        ("one device", "", 1, backprop),
+        ("model parallel", "chain", 1, backprop),
+        (f"GPipe, M={m}", "chain", m, backprop),
+        (f"1F1B, M={m}", "1f1b", m, backprop),
+        ("delayed gradients", "delayed", 1, backprop),
+    ]
     if strategy.name != backprop.name:
         cases.append(("one device", "", 1, strategy))
-    if own is Route.CHAIN and strategy.name != backprop.name:
-        cases.append((f"route chain, M={m}", "chain", m, strategy))
+        if own is Route.CHAIN:
+            cases.append((f"route chain, M={m}", "chain", m, strategy))
     cases += [("route none", "none", 1, strategy), ("route neighbor", "neighbor", 1, strategy)]
     cases.append((f"route broadcast, M={m}", "broadcast", m, strategy))
-    found = []
-    alone = options.depth * sum(c.times.total for c in backprop.whole)
+    table = []
     for label, schedule, micro, measured in cases:
-        costs = measured.whole if micro == 1 else measured.parts
-        costs = _answering(costs, schedule, error_bytes)
-        serial = options.depth * sum(c.times.total for c in measured.whole)
-        division = divide(costs, options.stages if schedule else options.depth, options.depth)
+        costs = _with_feedback(measured.whole if micro == 1 else measured.parts, schedule, error_bytes)
+        serial, reference = (options.depth * sum(c.times.total for c in each.whole) for each in (measured, backprop))
         if schedule:
-            got = predict(schedule, division, micro, options.bandwidth * GB, options.latency * 1e-6)
+            division = divide(costs, options.stages, options.depth)
+            prediction = predict(schedule, division, micro, options.bandwidth * GB, options.latency * 1e-6)
         else:
-            together = [[block for blocks in division for block in blocks]]
+            division = [[block for copy in divide(costs, options.depth, options.depth) for block in copy]]
             kind = "none" if measured.route is Route.NONE else "chain"
-            got = Prediction(serial, 0.0, memory(kind, together))
-        is_own = measured is strategy and (schedule == own.value and (own is not Route.CHAIN or micro > 1 or m == 1))
-        speed = serial / got.step_seconds
-        found.append(Row(label, measured.name, schedule, micro, division, got, speed, alone / got.step_seconds, is_own))
-    return found
+            prediction = Prediction(serial, 0.0, memory(kind, division))
+        speed_up, over_backprop = serial / prediction.step_seconds, reference / prediction.step_seconds
+        is_own = measured is strategy and schedule == own.value and (own is not Route.CHAIN or micro == m)
+        row = Row(label, measured.name, schedule, micro, division, prediction, speed_up, over_backprop, is_own)
+        table.append(row)
+    return table
 
 
-def _answering(costs: Sequence[BlockCost], schedule: str, error_bytes: int) -> list[BlockCost]:
+def _with_feedback(costs: Sequence[BlockCost], schedule: str, error_bytes: int) -> list[BlockCost]:
     """The costs with the feedback that a schedule needs, where the strategy sends none of its own."""
     if schedule not in ("neighbor", "broadcast") or any(c.down for c in costs):
         return list(costs)

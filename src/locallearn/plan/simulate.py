@@ -1,40 +1,144 @@
 """When each stage of a pipeline works and when it waits, by schedule, up to thousands of stages.
 
+A device does its pieces of work in the order of its schedule; a piece starts when the device is free and what it needs
+has arrived. A link carries one message at a time: it takes bytes / bandwidth, and arrives `latency` later. Sending
+costs a device nothing.
+
 Each schedule is written as waves: what a wave needs has been sent in an earlier one, so that all devices of a wave are
 computed at once. N batches of M micro-batches on S stages take O(N (M + S)) array operations and O(N M S) arithmetic:
-seconds for S = M = 4096. What devices and links do is in `devices`.
+seconds for S = M = 4096.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from locallearn.plan.devices import Devices, Items, Piece, Seconds, Stages
+from locallearn.plan.measure import BlockCost
 
+Seconds: TypeAlias = NDArray[np.float64]
+Items: TypeAlias = NDArray[np.int64]
 QUEUE = 4
 """Packets between two stages that nobody has taken yet; who is further ahead waits. `link.UNDER_WAY` at each end."""
 FORWARD, BACKWARD = "forward", "backward"
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What was simulated.
+class Stages(NamedTuple):
+    """S stages from the input upward: seconds [S] for one micro-batch.
 
-    done    seconds [batches]: when the last device was done with a batch (delayed: with a step)
-    pieces  every piece of work of the devices that were asked for
+    forward, backward  all blocks of the stage
+    first              the forward half of its lowest block, after which the stage below gets its feedback
+    top, own           the forward and the backward half of its top block
+    under              the backward half of the block under the top one
+    single             whether it has one block only
+    up, down           a message upward and downward on the wire
+    latency            until a message has arrived
     """
 
-    done: Seconds
-    pieces: list[Piece]
+    forward: Seconds
+    backward: Seconds
+    first: Seconds
+    top: Seconds
+    own: Seconds
+    under: Seconds
+    single: NDArray[np.bool_]
+    up: Seconds
+    down: Seconds
+    latency: float
 
     @property
-    def step_seconds(self) -> float:
-        """Seconds per batch once the pipeline is full: over the second half of the run."""
-        half = (len(self.done) - 1) // 2
-        return float(self.done[-1] - self.done[half]) / max(len(self.done) - 1 - half, 1)
+    def busy(self) -> float:
+        """Seconds that all devices together work for one micro-batch."""
+        return float(self.forward.sum() + self.backward.sum())
+
+
+def stages(division: Sequence[Sequence[BlockCost]], micro_batches: int, bandwidth: float, latency: float) -> Stages:
+    """The stages that hold the blocks of `division`, costs for a whole batch. bandwidth in bytes/s, latency in s.
+
+    The optimizer's time is shared among the micro-batches, as everything else is.
+    """
+
+    def each(cost: Callable[[Sequence[BlockCost]], float]) -> Seconds:
+        return np.array([cost(blocks) for blocks in division], dtype=np.float64) / micro_batches
+
+    return Stages(
+        forward=each(lambda blocks: sum(b.times.forward for b in blocks)),
+        backward=each(lambda blocks: sum(b.times.backward for b in blocks)),
+        first=each(lambda blocks: blocks[0].times.forward),
+        top=each(lambda blocks: blocks[-1].times.forward),
+        own=each(lambda blocks: blocks[-1].times.backward),
+        under=each(lambda blocks: blocks[-2].times.backward if len(blocks) > 1 else 0.0),
+        single=np.array([len(blocks) == 1 for blocks in division]),
+        up=each(lambda blocks: blocks[-1].up) / bandwidth,
+        down=each(lambda blocks: blocks[0].down) / bandwidth,
+        latency=latency,
+    )
+
+
+class Piece(NamedTuple):
+    """One piece of work of a device; `item` numbers the micro-batches of the run."""
+
+    device: int
+    kind: str
+    item: int
+    start: float
+    end: float
+
+
+class Devices:
+    """The clocks of S devices and of the links between them. `who` is always a slice of devices.
+
+    free      when a device has done its work so far
+    arrived   [S + 1] at stage s: its newest packet from below
+    answered  [S + 1] at stage s - 1: its newest feedback from above
+    done      when the last device was done with an item
+    pieces    the work of the first `keep` devices
+    """
+
+    def __init__(self, stages: Stages, items: int, keep: int) -> None:
+        self.count = len(stages.forward)
+        self.stages = stages
+        self.free, self._up, self._down = np.zeros((3, self.count))
+        self.arrived, self.answered = np.zeros((2, self.count + 1))
+        self.done = np.zeros(items)
+        self.pieces: list[Piece] = []
+        self._keep = min(keep, self.count)
+
+    def work(self, who: slice, seconds: Seconds, items: Items, kind: str, after: Seconds | None = None) -> Seconds:
+        """One piece of work on each device of `who`, not before `after`; returns when they end, all by device."""
+        start = self.free[who] if after is None else np.maximum(self.free[who], after)
+        end = start + seconds
+        if who.start < self._keep:
+            of_each = zip(range(*who.indices(self._keep)), items, start, end, strict=False)
+            self.pieces += [Piece(d, kind, int(i), float(a), float(b)) for d, i, a, b in of_each if b > a]
+        self.free[who] = end
+        return end
+
+    def forward(self, who: slice, items: Items) -> None:
+        """The forward half of all blocks once the packet is there, which then goes up."""
+        self.send_up(who, self.work(who, self.stages.forward[who], items, FORWARD, self.arrived[:-1][who]))
+
+    def backward(self, who: slice, items: Items, relay: Seconds | None = None, steps: Items | None = None) -> None:
+        """The backward half of all blocks once feedback is there, which goes down at the end, or `relay` after the
+        start. It ends the work on the items, or on other `steps`."""
+        seconds = self.stages.backward[who]
+        end = self.work(who, seconds, items, BACKWARD, self.answered[1:][who])
+        self.send_down(who, end if relay is None else end - seconds + relay[who])
+        self.finish(items if steps is None else steps, end)
+
+    def send_up(self, who: slice, at: Seconds) -> None:
+        self._up[who] = np.maximum(self._up[who], at) + self.stages.up[who]
+        self.arrived[1:][who] = self._up[who] + self.stages.latency
+
+    def send_down(self, who: slice, at: Seconds) -> None:
+        self._down[who] = np.maximum(self._down[who], at) + self.stages.down[who]
+        self.answered[:-1][who] = self._down[who] + self.stages.latency
+
+    def finish(self, items: Items, at: Seconds) -> None:
+        self.done[items] = np.maximum(self.done[items], at)
 
 
 def _wave(tick: int, stride: int, items: int, count: int) -> Iterator[tuple[slice, Items]]:
@@ -48,97 +152,81 @@ def _wave(tick: int, stride: int, items: int, count: int) -> Iterator[tuple[slic
 
 def _from_above(tick: int, stride: int, items: int, count: int) -> Iterator[tuple[slice, Items]]:
     """The same for a wave that begins at the top stage and moves down."""
-    for who, found in _wave(tick, stride, items, count):
+    for who, of_each in _wave(tick, stride, items, count):
         last = range(*who.indices(count))[-1]
-        yield slice(count - 1 - last, count - who.start, stride), found[::-1]
-
-
-def _forward(on: Devices, who: slice, items: Items) -> None:
-    on.send_up(who, on.work(who, on.stages.forward[who], items, FORWARD, on.arrived[:-1][who]))
-
-
-def _backward(on: Devices, who: slice, items: Items) -> None:
-    end = on.work(who, on.stages.backward[who], items, BACKWARD, on.answered[1:][who])
-    on.send_down(who, end)
-    on.finish(items, end)
+        yield slice(count - 1 - last, count - who.start, stride), of_each[::-1]
 
 
 def _none(on: Devices, batches: int, micro: int) -> None:
     """Learn as soon as the packet is there; a bounded queue lets nobody run far ahead."""
-    items = batches * micro
+    total = batches * micro
     taken = np.zeros((QUEUE, on.count + 1))  # when a stage began its last packets, by item modulo QUEUE
-    for tick in range(items + on.count - 1):
-        for who, found in _wave(tick, 1, items, on.count):
+    for tick in range(total + on.count - 1):
+        for who, items in _wave(tick, 1, total, on.count):
             devices = _numbers(who)
-            waits = np.maximum(on.arrived[:-1][who], taken[found % QUEUE, devices + 1])
-            taken[found % QUEUE, devices] = np.maximum(on.free[who], waits)
-            on.send_up(who, on.work(who, on.stages.forward[who], found, FORWARD, waits))
-            on.finish(found, on.work(who, on.stages.backward[who], found, BACKWARD))
+            waits = np.maximum(on.arrived[:-1][who], taken[items % QUEUE, devices + 1])
+            taken[items % QUEUE, devices] = np.maximum(on.free[who], waits)
+            on.send_up(who, on.work(who, on.stages.forward[who], items, FORWARD, waits))
+            on.finish(items, on.work(who, on.stages.backward[who], items, BACKWARD))
 
 
 def _neighbor(on: Devices, batches: int, micro: int) -> None:
-    """The top block of a stage learns from batch t when the stage above has begun with it, and before batch t + 1."""
-    items, s = batches * micro, on.stages
-    for tick in range(2 * items + on.count):
-        for who, found in _wave(tick, 2, items, on.count):
-            here = on.arrived[:-1][who]
-            on.work(who, s.lower[who], found, FORWARD, here)
-            answer = on.free[who] - s.lower[who] + s.first[who]
-            late = np.where(found > 0, s.late[who], 0.0)
-            on.work(who, late, found - 1, BACKWARD, np.where(found > 0, on.answered[1:][who], 0.0))
-            end = on.work(who, s.top[who], found, FORWARD)
+    """The top block of a stage learns from batch t when the stage above has begun with it, and before batch t + 1; all
+    other blocks learn before it hands on batch t, the block under the top one after that."""
+    total, s = batches * micro, on.stages
+    lower = s.forward - s.top + s.backward - s.own - s.under
+    late, at_once = s.own.copy(), s.under.copy()
+    late[-1], at_once[-1] = 0.0, s.under[-1] + s.own[-1]  # the last block waits for nobody
+    for tick in range(2 * total + on.count):
+        for who, items in _wave(tick, 2, total, on.count):
+            on.work(who, lower[who], items, FORWARD, on.arrived[:-1][who])
+            answer = on.free[who] - lower[who] + s.first[who]
+            feedback = np.where(items > 0, on.answered[1:][who], 0.0)
+            on.work(who, np.where(items > 0, late[who], 0.0), items - 1, BACKWARD, feedback)
+            end = on.work(who, s.top[who], items, FORWARD)
             on.send_up(who, end)
             on.send_down(who, np.where(s.single[who], end, answer))
-            on.finish(found, on.work(who, s.after[who], found, BACKWARD))
+            on.finish(items, on.work(who, at_once[who], items, BACKWARD))
 
 
-def _chain(on: Devices, batches: int, micro: int) -> None:
+def _chain(on: Devices, batches: int, micro: int, relay: Seconds | None = None) -> None:
     """All micro-batches up, then all down, oldest first (GPipe); with one micro-batch, naive model parallelism."""
-    for batch in range(batches):
-        for wave, half in ((_wave, _forward), (_from_above, _backward)):
-            for tick in range(micro + on.count - 1):
-                for who, found in wave(tick, 1, micro, on.count):
-                    half(on, who, batch * micro + found)
-
-
-def _1f1b(on: Devices, batches: int, micro: int) -> None:
-    """Stage s runs S - s micro-batches ahead, then one backward half for each forward half; flush after each batch."""
-    for batch in range(batches):
-        for tick in range(2 * (micro + on.count) - 2):
-            for who, found in _wave(tick, 2, micro, on.count):
-                _forward(on, who, batch * micro + found)
-            for who, found in _from_above(tick - on.count, 2, micro, on.count):
-                _backward(on, who, batch * micro + found)
+    for first in range(0, batches * micro, micro):
+        for tick in range(micro + on.count - 1):
+            for who, items in _wave(tick, 1, micro, on.count):
+                on.forward(who, first + items)
+        for tick in range(micro + on.count - 1):
+            for who, items in _from_above(tick, 1, micro, on.count):
+                on.backward(who, first + items, relay)
 
 
 def _broadcast(on: Devices, batches: int, micro: int) -> None:
     """All micro-batches up; then the last block's error goes down, and each stage hands it on before it learns."""
     relay = np.zeros(on.count)
     relay[-1] = on.stages.own[-1]
-    for batch in range(batches):
-        for tick in range(micro + on.count - 1):
-            for who, found in _wave(tick, 1, micro, on.count):
-                _forward(on, who, batch * micro + found)
-        for tick in range(micro + on.count - 1):
-            for who, found in _from_above(tick, 1, micro, on.count):
-                items = batch * micro + found
-                end = on.work(who, on.stages.backward[who], items, BACKWARD, on.answered[1:][who])
-                on.send_down(who, end - on.stages.backward[who] + relay[who])
-                on.finish(items, end)
+    _chain(on, batches, micro, relay)
+
+
+def _1f1b(on: Devices, batches: int, micro: int) -> None:
+    """Stage s runs S - s micro-batches ahead, then one backward half for each forward half; flush after each batch."""
+    for first in range(0, batches * micro, micro):
+        for tick in range(2 * (micro + on.count) - 2):
+            for who, items in _wave(tick, 2, micro, on.count):
+                on.forward(who, first + items)
+            for who, items in _from_above(tick - on.count, 2, micro, on.count):
+                on.backward(who, first + items)
 
 
 def _delayed(on: Devices, batches: int, micro: int) -> None:
     """Delayed gradients (DDG): in step t stage s runs forward on batch t and backward on batch t - (S - 1 - s)."""
     top = on.count - 1
     for tick in range(2 * batches * micro + on.count):
-        for who, found in _wave(tick, 2, batches * micro, on.count):
-            _forward(on, who, found)
-            first = max(who.start, 2 * top - tick)  # below it nothing has come back yet
-            if first < who.stop:
-                who, found = slice(first, who.stop, 2), found[(first - who.start) // 2 :]
-                end = on.work(who, on.stages.backward[who], found - top + _numbers(who), BACKWARD, on.answered[1:][who])
-                on.send_down(who, end)
-                on.finish(found, end)
+        for who, items in _wave(tick, 2, batches * micro, on.count):
+            on.forward(who, items)
+            lowest = max(who.start, 2 * top - tick)  # below it nothing has come back yet
+            if lowest < who.stop:
+                who, steps = slice(lowest, who.stop, 2), items[(lowest - who.start) // 2 :]
+                on.backward(who, steps - top + _numbers(who), steps=steps)
 
 
 def _numbers(who: slice) -> Items:
@@ -153,6 +241,23 @@ SCHEDULES: dict[str, Callable[[Devices, int, int], None]] = {
     "broadcast": _broadcast,
     "delayed": _delayed,
 }
+
+
+class Trace(NamedTuple):
+    """What was simulated.
+
+    done    seconds [batches]: when the last device was done with a batch (delayed: with a step)
+    pieces  every piece of work of the devices that were asked for
+    """
+
+    done: Seconds
+    pieces: list[Piece]
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds per batch once the pipeline is full: over the second half of the run."""
+        half = (len(self.done) - 1) // 2
+        return float(self.done[-1] - self.done[half]) / max(len(self.done) - 1 - half, 1)
 
 
 def simulate(schedule: str, stages: Stages, micro_batches: int = 1, batches: int = 0, keep: int = 0) -> Trace:

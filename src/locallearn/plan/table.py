@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
-from locallearn.figures.text import fitted, table
-from locallearn.plan.measure import BlockCost
+import torch
+
+from locallearn.engine import Learner
+from locallearn.errors import UserError
+from locallearn.figures.text import columns, fitted, table
+from locallearn.plan.draw import draw
+from locallearn.plan.measure import BlockCost, measure
 from locallearn.plan.options import PlanOptions
-from locallearn.plan.schedules import Row
+from locallearn.plan.schedules import Row, rows, short
 
 MB = 1e6
+SAMPLES = 32  # a larger batch is measured with so many
+ROUNDS, REPEATS = 3, 2
 MOST_COLUMNS = 8  # stages whose memory stands in a line of its own numbers
 MOST_LINES = 16  # stages that are listed
 HEAD = ("", "schedule", "strategy", "ms/step", "speed-up", "over backprop", "bubble")
 
 
-def render(
-    title: str,
-    rows: Sequence[Row],
-    options: PlanOptions,
-    names: Sequence[str],
-    cut: Sequence[range],
-    width: int | None = None,
-) -> str:
-    """The table of schedules, that of stages, and the assumptions, in at most `width` columns. `names` of the model's
-    units, `cut` into blocks."""
+def plan(learners: Mapping[str, Learner], batch: int, options: PlanOptions) -> str:
+    """Measure blocks, predict every schedule, and draw it if a picture was asked for: the table of schedules, that of
+    stages, and the assumptions. `learners` has the learner of the strategy by its name and, unless that is backprop,
+    one of `backprop` in the same cut; they stay as they are. Raises UserError for what no pipeline can run."""
+    name, learner = next(iter(learners.items()))
+    model = learner.model
+    if len(learner.strategy.phases(len(learner.blocks))) > 1:
+        raise UserError(f"strategy={name} trains its blocks one after the other: there is no pipeline to plan")
+    if batch % options.micro_batches or (model.samples and options.micro_batches > 1):
+        whole = " as a whole graph" if model.samples else ""
+        raise UserError(
+            f"micro_batches={options.micro_batches} does not divide a batch of {batch}{whole}; choose a divisor"
+        )
+    measured = measure(learners, batch, options.micro_batches, SAMPLES, ROUNDS, REPEATS)
+    schedules = rows(options, measured[0], measured[-1], error_bytes=4 * batch * model.classes)
+    copies = f"{options.depth} x " if options.depth > 1 else ""
+    threads = torch.get_num_threads()
+    title = (
+        f"{copies}{model.name} in {len(learner.cut)} blocks on {options.stages} devices, batch {batch}, measured on "
+        f"{learner.device} with {threads} thread{'s' if threads > 1 else ''}"
+    )
+    if options.picture:
+        draw(schedules, options, title)
     few = options.stages <= MOST_COLUMNS
     head = (*HEAD, "MB of each stage" if few else "MB, largest stage (mean)")
-    lines = table([head, *(_cells(row, few) for row in rows)], width, left=(0, 1, 2, 7), again=3)
-    own = next((row for row in rows if row.own), rows[-1])
-    return "\n\n".join(
-        [fitted(title, width), lines, _stages(own, names, cut, width), _assumptions(rows, options, width)]
-    )
+    width, own = columns(), next((row for row in schedules if row.own), schedules[-1])
+    lines = table([head, *(_cells(row, few) for row in schedules)], width, left=(0, 1, 2, 7), again=3)
+    stages = _stages(own, model.names, learner.cut, width)
+    return "\n\n".join([fitted(title, width), lines, stages, _assumptions(own, options, width)])
 
 
 def _cells(row: Row, few: bool) -> tuple[str, ...]:
@@ -67,11 +86,6 @@ def _stages(row: Row, names: Sequence[str], cut: Sequence[range], width: int | N
     return f"{table(cells, width, left=(1,), again=2)}\n{fitted(balance, width)}"
 
 
-def short(number: float) -> str:
-    """Three digits; all before the point."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
 def _span(units: Sequence[str]) -> str:
     text = units[0] if len(units) == 1 else f"{units[0]} .. {units[-1]}"
     return text if len(text) <= 32 else f"{text[:14]}...{text[-15:]}"
@@ -83,14 +97,13 @@ def _numbers(blocks: Sequence[BlockCost], stage: int, count: int) -> tuple[str, 
     return tuple(map(short, (forward * 1e3, backward * 1e3, up / MB, down / MB)))
 
 
-def _assumptions(rows: Sequence[Row], options: PlanOptions, width: int | None) -> str:
-    own = next((row.strategy for row in rows if row.own), rows[-1].strategy)
-    told = (
-        f"* what the pipeline does with {own}. Predicted, not run: block times are measured here, alone, and every "
-        f"device is taken to be as fast; a message takes {options.latency:g} us + bytes / {options.bandwidth:g} GB/s "
-        "and costs the devices nothing. M: micro-batches. 'over backprop': against backprop on one device. Routes that "
-        f"are not the strategy's own show their schedule at the block times of {own}."
+def _assumptions(own: Row, options: PlanOptions, width: int | None) -> str:
+    text = (
+        f"* what the pipeline does with {own.strategy}. Predicted, not run: block times are measured here, alone, and "
+        f"every device is taken to be as fast; a message takes {options.latency:g} us + bytes / {options.bandwidth:g} "
+        "GB/s and costs the devices nothing. M: micro-batches. 'over backprop': against backprop on one device. Routes "
+        f"that are not the strategy's own show their schedule at the block times of {own.strategy}."
     )
     if options.depth > 1:
-        told += f" The network is {options.depth} copies of the model's blocks, one after the other."
-    return textwrap.fill(told, min(110, width or 110), break_on_hyphens=False)
+        text += f" The network is {options.depth} copies of the model's blocks, one after the other."
+    return textwrap.fill(text, min(110, width or 110), break_on_hyphens=False)

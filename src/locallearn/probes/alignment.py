@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.data import Data
@@ -29,15 +31,11 @@ class Alignment(Probe):
     samples  size of the batch
     """
 
-    samples: int = 256
+    samples: Annotated[int, Ge(2)] = 256
     curves = (
         Curve("update_cosine", "cosine to backpropagation's gradient", level=0),
         Curve("update_angle", "angle to it (degrees)", level=90),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=2)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         return Seen(alignment(learner, *sample(data, "train", self.samples)))

@@ -6,16 +6,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import names
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
 from locallearn.figures import panels
 from locallearn.figures.curves import over_depth, over_epochs
+from locallearn.options import Options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ Arrays: TypeAlias = Mapping[int, Mapping[str, Tensor]]
 Pictures: TypeAlias = "dict[str, Figure]"
 """By file name without ending."""
 
+Every: TypeAlias = Annotated[int, Ge(1)] | Literal["log"]
 PER_DECADE = 10
 
 
@@ -63,7 +65,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Probe(ABC):
+class Probe(Options, ABC):
     """A measurement of a learner. Concrete ones are frozen dataclasses of typed options, which write `look` and name
     their `curves`; `depth` has the samples to look at and what each layer makes of them.
 
@@ -71,25 +73,17 @@ class Probe(ABC):
             factor of ten); in any case at the initial weights and after the last epoch
     """
 
-    every: int | str = field(default=1, kw_only=True)
+    every: Every = field(default=1, kw_only=True)
     curves: ClassVar[Sequence[Curve]] = ()
 
-    def __post_init__(self) -> None:
-        if self.every != "log" and (isinstance(self.every, str) or self.every < 1):
-            raise UserError(
-                f"probe.{self.name}.every={self.every}: must be a whole number of epochs, at least 1, or log"
-            )
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._group = f"probe.{cls.__module__.rpartition('.')[2]}"
 
     @property
     def name(self) -> str:
         """As settings and folders say it: the name of the probe's file."""
-        return type(self).__module__.rpartition(".")[2]
-
-    def _at_least(self, **least: int) -> None:
-        """Raise UserError for an option that is below its least value."""
-        for option, limit in least.items():
-            if (value := getattr(self, option)) < limit:
-                raise UserError(f"probe.{self.name}.{option}={value}: must be at least {limit}")
+        return self._group.removeprefix("probe.")
 
     def unread(self) -> Mapping[str, str]:
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""

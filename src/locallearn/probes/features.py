@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.analysis.features import as_pixels, maps
@@ -14,7 +15,7 @@ from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures.style import gallery, spaced
-from locallearn.probes.base import Moment, Probe, Row, Seen
+from locallearn.probes.base import Every, Moment, Probe, Row, Seen
 from locallearn.probes.depth import chosen, outputs
 
 if TYPE_CHECKING:
@@ -40,14 +41,10 @@ class Features(Probe):
     channels  maps per layer beside the two that sum up all channels
     """
 
-    every: int | str = field(default="log", kw_only=True)
-    image: int = 0
+    every: Every = field(default="log", kw_only=True)
+    image: Annotated[int, Ge(0)] = 0
     layers: tuple[int, ...] | None = None
-    channels: int = 6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(image=0, channels=1)
+    channels: Annotated[int, Ge(1)] = 6
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, place = self._input(data)

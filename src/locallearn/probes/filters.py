@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from annotated_types import Ge
 from torch.nn.functional import normalize
 
 from locallearn.analysis.features import first_filters, tiles
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.figures.style import bare, panels
-from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
+from locallearn.probes.base import Arrays, Every, Moment, Pictures, Probe, Row, Seen
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,8 @@ class Filters(Probe):
     filters  how many are drawn
     """
 
-    every: int | str = field(default="log", kw_only=True)
-    filters: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(filters=1)
+    every: Every = field(default="log", kw_only=True)
+    filters: Annotated[int, Ge(1)] = 64
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         name, weights = first_filters(learner.model.units, tuple(data.image))

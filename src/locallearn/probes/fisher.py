@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
 
 from locallearn.analysis.fisher import fisher_diagonal
 from locallearn.data import Data
@@ -25,15 +28,11 @@ class Fisher(Probe):
     samples  training samples; of a graph, labelled training nodes
     """
 
-    samples: int = 512
+    samples: Annotated[int, Ge(1)] = 512
     curves = (
         Curve("fisher_trace", "trace of the Fisher information (nats²)", log=True),
         Curve("fisher_trace_per_parameter", "the same per parameter (nats²)", log=True),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from locallearn.analysis.gradient_noise import Noise, gradient_noise, norm, running_median, transition
@@ -41,12 +43,8 @@ class GradientSNR(Probe):
     batches, batch_size  minibatches and the samples in each; fewer samples where the training set has not so many
     """
 
-    batches: int = 32
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(batches=2, batch_size=1)
+    batches: Annotated[int, Ge(2)] = 32
+    batch_size: Annotated[int, Ge(1)] = 64
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         return Seen(gradient_snr(learner, _minibatches(data, self.batches, self.batch_size)))

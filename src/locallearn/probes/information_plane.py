@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from locallearn.analysis.information import (
@@ -20,9 +21,10 @@ from locallearn.analysis.information import (
 from locallearn.analysis.information.pairwise import DIVISOR
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
 from locallearn.figures.plane import plane
 from locallearn.figures.style import COLOURS, panels, spaced
+from locallearn.options import OneOf
 from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
 from locallearn.probes.depth import SPLITS, by_layer, outputs, sample
 
@@ -55,26 +57,16 @@ class InformationPlane(Probe):
     split, samples  what is looked at: so many of train, validation, test or all
     """
 
-    estimator: str = "kde"
-    noise_variance: float | str | None = None
-    bins: int | float | str | list[float] = 30
-    split: str = "test"
-    samples: int = 2000
+    estimator: Annotated[str, OneOf((*ESTIMATORS, "kde"))] = "kde"
+    noise_variance: Annotated[float, Gt(0)] | Literal["distances"] | None = None
+    bins: int | float | Literal["tanh"] | list[float] = 30
+    split: Annotated[str, OneOf(SPLITS)] = "test"
+    samples: Annotated[int, Ge(2)] = 2000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = "probe.information_plane"
-        if self.estimator not in (*ESTIMATORS, "kde"):
-            raise unknown(f"{where}.estimator", self.estimator, (*ESTIMATORS, "kde"))
-        if self.split not in SPLITS:
-            raise unknown(f"{where}.split", self.split, SPLITS)
-        self._at_least(samples=2)
-        variance = self.noise_variance
-        if variance != "distances" and variance is not None and (isinstance(variance, str) or variance <= 0):
-            raise UserError(f"{where}.noise_variance={variance}: must be a number above 0, distances or null")
-        if isinstance(self.bins, str) and self.bins != "tanh":
-            raise UserError(f"{where}.bins={self.bins}: must be a number, a width, a list of edges, or tanh")
-        if self.estimator == "gaussian" and variance is None:
+        if self.estimator == "gaussian" and self.noise_variance is None:
+            where = self._group
             raise UserError(f"{where}.estimator=gaussian needs the noise: give {where}.noise_variance=")
 
     def unread(self) -> Mapping[str, str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.analysis.readout import features, linear_accuracy, neighbour_accuracy
@@ -33,7 +34,7 @@ LEGEND: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Linear(Probe):
+class LinearProbe(Probe):
     """Accuracy on the test set of classifiers on each layer's frozen features (Alain & Bengio 2016): maps are averaged
     over space, sequences over time. Per layer (unit of the model):
 
@@ -48,12 +49,8 @@ class Linear(Probe):
     neighbours  how many of them vote
     """
 
-    samples: int = 2000
-    neighbours: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=1, neighbours=1)
+    samples: Annotated[int, Ge(1)] = 2000
+    neighbours: Annotated[int, Ge(1)] = 5
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         (inputs, known), (others, asked) = (sample(data, split, self.samples) for split in ("train", "test"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import seeds
@@ -15,9 +16,10 @@ from locallearn.analysis.decoder import kept, reconstruct, ridge, standardised
 from locallearn.analysis.features import as_pixels
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
 from locallearn.figures.style import gallery
-from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
+from locallearn.options import OneOf
+from locallearn.probes.base import Curve, Every, Moment, Probe, Row, Seen
 from locallearn.probes.depth import chosen, outputs, sample
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ CHUNK = 256
 
 
 @dataclass(frozen=True)
-class Reconstruction(Probe):
+class ReconstructionProbe(Probe):
     """Fits a decoder on the frozen output of each block, in eval mode, that puts the input back (see
     `analysis.decoder`), and tries it on the first 500 test samples:
 
@@ -48,18 +50,12 @@ class Reconstruction(Probe):
     steps    of training the network
     """
 
-    every: int | str = field(default="log", kw_only=True)
+    every: Every = field(default="log", kw_only=True)
     layers: tuple[int, ...] | None = None
-    samples: int = 2000
-    decoder: str = "linear"
-    steps: int = 300
+    samples: Annotated[int, Ge(2)] = 2000
+    decoder: Annotated[str, OneOf(DECODERS)] = "linear"
+    steps: Annotated[int, Ge(1)] = 300
     curves = (Curve("explained_variance", "explained variance of the input", depth=True),)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.decoder not in DECODERS:
-            raise unknown("probe.reconstruction.decoder", self.decoder, DECODERS)
-        self._at_least(samples=2, steps=1)
 
     def unread(self) -> Mapping[str, str]:
         return {} if self.decoder == "network" else {"steps": "probe.reconstruction.decoder=network"}

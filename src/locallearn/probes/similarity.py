@@ -6,16 +6,19 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import stored
 from locallearn.analysis.similarity import cka_matrix
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
 from locallearn.figures import name_layers, panels
 from locallearn.models import BlockModel
+from locallearn.options import OneOf
 from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
 from locallearn.probes.depth import SPLITS, by_layer, outputs, sample
 
@@ -23,7 +26,7 @@ FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Similarity(Probe):
+class SimilarityProbe(Probe):
     """Linear CKA (Kornblith et al. 2019), with the unbiased estimator (Nguyen et al. 2021), between what every two
     layers (units of the model) emit for the same samples. Per layer:
 
@@ -38,15 +41,12 @@ class Similarity(Probe):
     other    folder of a finished run of the same model
     """
 
-    samples: int = 1000
-    split: str = "test"
+    samples: Annotated[int, Ge(4)] = 1000
+    split: Annotated[str, OneOf(SPLITS)] = "test"
     other: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(samples=4)
-        if self.split not in SPLITS:
-            raise unknown("probe.similarity.split", self.split, SPLITS)
         if self.other is not None and not (Path(self.other) / FILE).is_file():
             raise UserError(f"probe.similarity.other={self.other}: no {FILE} there; give the folder of a finished run")
 

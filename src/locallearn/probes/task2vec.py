@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import nn
 
 from locallearn import figures
@@ -30,11 +32,7 @@ class Task2Vec(Probe):
     samples  training samples; of a graph, all that have a label
     """
 
-    samples: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=2)
+    samples: Annotated[int, Ge(2)] = 512
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
 
 from locallearn import seeds
 from locallearn.analysis.usable import label_entropy, usable_information
@@ -23,16 +26,12 @@ class UsableInformation(Probe):
     steps    of training for each unit's reader
     """
 
-    samples: int = 2000
-    steps: int = 300
+    samples: Annotated[int, Ge(10)] = 2000
+    steps: Annotated[int, Ge(1)] = 300
     curves = (
         Curve("usable_information", "I(h; Y) that a net reads, and H(Y) (bits)", level="label_entropy", depth=True),
         Curve("usable_accuracy", "its accuracy", depth=True),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._at_least(samples=10, steps=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from locallearn.analysis.weight_noise import cross_entropy, gaussian_information, tolerated_noise
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.errors import UserError
 from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
 from locallearn.probes.depth import layers, sample
 from locallearn.seeds import derive
@@ -35,19 +36,13 @@ class WeightInformation(Probe):
     draws      pairs of noise and its negative
     """
 
-    tolerance: float = 0.1
-    samples: int = 256
-    draws: int = 4
+    tolerance: Annotated[float, Gt(0)] = 0.1
+    samples: Annotated[int, Ge(1)] = 256
+    draws: Annotated[int, Ge(1)] = 4
     curves = (
         Curve("tolerated_noise_over_weights", "tolerated noise / rms weight", log=True),
         Curve("weight_information_per_parameter", "information (bits per weight)"),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.tolerance > 0:
-            raise UserError(f"probe.weight_information.tolerance={self.tolerance}: must be above 0")
-        self._at_least(samples=1, draws=1)
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

@@ -82,20 +82,13 @@ class Table:
 def results(study: Study) -> Table:
     """A row for each group: what it reached, how that differs from backprop, what it cost. A column that would be empty
     is left out."""
-    score, by_label = study.score, {group.label: group for group in study.groups}
+    score = study.score
 
     def column(head: str, cell: Callable[[Group], Cell], note: str = "", roomy: bool = False) -> Column:
         return Column(head, [cell(group) for group in study.groups], note, roomy)
 
     def of(metric: str, cell: Callable[[str, Number], Cell]) -> Callable[[Group], Cell]:
         return lambda group: cell(metric, group.numbers[metric]) if metric in group.numbers else Cell()
-
-    def cost(metric: str) -> Callable[[Group], Cell]:
-        def cell(group: Group) -> Cell:
-            base = by_label[group.baseline].numbers.get(metric) if group.baseline else None
-            return _cost(metric, group.numbers.get(metric), base)
-
-        return cell
 
     columns = [
         Column("group", [_named(group, k) for k, group in enumerate(study.groups)]),
@@ -105,7 +98,7 @@ def results(study: Study) -> Table:
         column("best", of(score, _best)),
         column("vs backprop", of(score, _difference), "95 % interval"),
         *(column(title(metric), of(metric, _mean), roomy=True) for metric in EXTRA if metric != score),
-        *(column(costs.head, cost(metric)) for metric, costs in COSTS.items()),
+        *(column(cost.head, of(metric, _cost)) for metric, cost in COSTS.items()),
     ]
     full = [column for k, column in enumerate(columns) if k < 2 or not column.empty]
     return Table(full, [_texts(group.settings) for group in study.groups])
@@ -179,11 +172,9 @@ def _difference(metric: str, number: Number) -> Cell:
     return Cell(mean, number.difference, note, brief=f"{mean} {note}")
 
 
-def _cost(metric: str, number: Number | None, base: Number | None) -> Cell:
+def _cost(metric: str, number: Number) -> Cell:
     """A mean; where there is room also its deviation, and how many times that of backprop it is."""
-    if number is None:
-        return Cell()
-    times = f"{number.mean / base.mean:.2f}×" if base is not None and base.mean > 0 else ""
+    times = "" if number.times is None else f"{number.times:.2f}×"
     return Cell(spread(metric, number), number.mean, times, brief=shown(metric, number.mean))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from locallearn.config.registry import flat
 from locallearn.figures import COLOURS, by_strategy
 from locallearn.figures.text import table
 from locallearn.names import BLOCK, PROBE
@@ -13,7 +14,6 @@ from locallearn.report.figures import CURVES, LINES, MARKERS, accuracy_by_block,
 from locallearn.report.grouping import text, written
 from locallearn.report.numbers import numbers, shown, values
 from locallearn.report.series import curve
-from locallearn.runs.files import flat
 from locallearn.runs.read import Run
 
 if TYPE_CHECKING:

@@ -46,9 +46,7 @@ def differing(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> lis
             group = group if "." in key and group in run.names else ""
             values.setdefault((key, group, run.names.get(group, "")), []).append(written(value))
     varying = {
-        key
-        for (key, group, choice), found in values.items()
-        if len(set(found)) > 1 or len(found) < runs_with[group, choice]
+        key for (key, group, choice), own in values.items() if len(set(own)) > 1 or len(own) < runs_with[group, choice]
     }
     order = ["strategy", "objective", "auxiliary", "model", "data"]
     return sorted(varying, key=lambda k: (order.index(k) if k in order else len(order), k))

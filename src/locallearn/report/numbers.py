@@ -47,6 +47,7 @@ class Number:
     difference  mean over seeds of the difference to the same seed of backprop; None without a pair
     ci_low, ci_high  95 % interval of that difference; None for fewer than two pairs
     pairs       seeds that both have
+    times       the mean over that of backprop; None without one above 0
     """
 
     values: tuple[float, ...]
@@ -58,6 +59,7 @@ class Number:
     ci_low: float | None = None
     ci_high: float | None = None
     pairs: int = 0
+    times: float | None = None
 
     @property
     def n(self) -> int:
@@ -104,7 +106,8 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def paired(number: Number, base: Number) -> Number:
-    """With the difference to `base`, paired by seed. Runs without a seed pair with nothing."""
+    """With the difference to `base`, paired by seed, and the ratio. Runs without a seed pair with nothing."""
+    number = replace(number, times=number.mean / base.mean if base.mean > 0 else None)
     others = dict(zip(base.seeds, base.values, strict=True))
     pairs = [v - others[s] for s, v in zip(number.seeds, number.values, strict=True) if s is not None and s in others]
     if not pairs:

@@ -20,11 +20,8 @@ class Score:
 def scores(text: str) -> list[Score]:
     """The numbers of a header's `published:` or `reached:`, such as "strategy=dgl blocks=2 91.3; strategy=dgl blocks=4
     88.5 [R: where from]"; in the unit that `measure:` says."""
-    found = []
-    for part in text.partition("[")[0].split(";"):
-        *settings, value = part.split()
-        found.append(Score(dict(s.split("=", 1) for s in settings), float(value)))
-    return found
+    parts = [part.split() for part in text.partition("[")[0].split(";")]
+    return [Score(dict(s.split("=", 1) for s in settings), float(value)) for *settings, value in parts]
 
 
 @dataclass(frozen=True)
@@ -37,19 +34,19 @@ class Published:
 
 def published(run: Run) -> Published | None:
     """The number that was published for the settings of this run; None if it is not of a published setting."""
-    given = dict(word.lstrip("+").partition("=")[::2] for word in run.overrides)
-    name = given.pop("experiment", "")
+    overrides = dict(word.lstrip("+").partition("=")[::2] for word in run.overrides)
+    name = overrides.pop("experiment", "")
     files = choices("experiment")
     if name not in files:
         return None
     facts = header(files[name])
-    found = scores(facts["published"])
-    score = next((score for score in found if _is_of(score, run)), None)
+    every = scores(facts["published"])
+    score = next((score for score in every if _is_of(score, run)), None)
     if score is None:
         return None
     measure, _, unit = facts["measure"].rpartition(" in ")
-    varied = {key for each in found for key in each.settings} | {"optim.lr", "data.root"}  # the rate is searched for
-    changed = [f"{key}={value}" for key, value in given.items() if key not in varied and not is_where(key)]
+    varied = {key for each in every for key in each.settings} | {"optim.lr", "data.root"}  # the rate is searched for
+    changed = [f"{key}={value}" for key, value in overrides.items() if key not in varied and not is_where(key)]
     note = f"published: {measure} in {unit} of +experiment={name}, {facts['paper']}"
     if changed:
         note += f"; not with {' '.join(changed)}, as here"

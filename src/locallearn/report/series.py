@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from locallearn import names
 from locallearn.figures import by_depth, by_strategy
+from locallearn.figures.style import spaced
 from locallearn.report.numbers import COSTS, is_finite, mean_and_deviation, percent, title
 from locallearn.report.study import SCORES, Study
 from locallearn.runs.read import Run
@@ -99,10 +100,7 @@ def _thin(everything: Sequence[Series]) -> None:
     """Thin each of these series, in place, to a fair share of the page."""
     limit = max(LEAST, min(MOST, POINTS // max(1, len(everything))))
     for series in everything:
-        count = len(series["x"])
-        if count > limit:
-            kept = [round(k * (count - 1) / (limit - 1)) for k in range(limit)]
-            series.update({key: column and [column[k] for k in kept] for key, column in series.items()})
+        series.update({key: column and spaced(column, limit) for key, column in series.items()})
 
 
 def _curves(study: Study) -> list[dict[str, Any]]:

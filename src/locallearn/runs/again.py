@@ -17,8 +17,8 @@ _DIR = ("--config-dir", "-cd")
 def program() -> list[str]:
     """How the shell finds this very installation: by its name if that is on the PATH, else by its Python."""
     here = Path(sys.executable).parent
-    found = shutil.which("locallearn")
-    return ["locallearn"] if found and Path(found).parent == here else [sys.executable, "-m", "locallearn"]
+    on_path = shutil.which("locallearn")
+    return ["locallearn"] if on_path and Path(on_path).parent == here else [sys.executable, "-m", "locallearn"]
 
 
 def command(*words: str | os.PathLike[str], flags: Sequence[str] = ()) -> str:

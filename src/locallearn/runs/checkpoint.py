@@ -23,14 +23,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from locallearn import stored
-from locallearn.config.typed import checked
 from locallearn.errors import RunError, UserError
+from locallearn.options import checked
 from locallearn.runs import files
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-step-\d{8,}")
 _FILES = ("tensors.safetensors", "state.json")
+
+
+class NotSaved(RunError):
+    """A checkpoint that could not be written; the earlier ones are intact."""
 
 
 class Newer(UserError):
@@ -63,7 +67,7 @@ class BlockSums:
             raise UserError("state.json: the sums of a block are three numbers")
 
 
-class Checkpoint(NamedTuple):
+class SavedCheckpoint(NamedTuple):
     """A sound checkpoint, read: tensors by name, and what else was saved."""
 
     path: Path
@@ -74,7 +78,7 @@ class Checkpoint(NamedTuple):
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
     """Commit a checkpoint of `step` under `folder` and remove all but the newest `keep`.
 
-    A sound one of that step stays: it says the same. Raises RunError (with the path and the cause) when it cannot be
+    A sound one of that step stays: it says the same. Raises NotSaved (with the path and the cause) when it cannot be
     written; what was there before stays intact.
     """
     target = folder / f"step-{step:08d}"
@@ -98,13 +102,13 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         files.sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(f"checkpoint {target} could not be written: {error}; earlier checkpoints are intact") from error
+        raise NotSaved(f"checkpoint {target} could not be written: {error}; earlier checkpoints are intact") from error
     for old in _committed(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest(folder: Path, warn: Callable[[str], None]) -> SavedCheckpoint | None:
     """The newest sound checkpoint under `folder`; None if none was ever committed.
 
     A damaged one is reported through `warn` and skipped. Raises UserError when there are some and all are damaged.
@@ -116,12 +120,12 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return checkpoint
 
 
-def sound(folder: Path, warn: Callable[[str], None]) -> Iterator[Checkpoint]:
+def sound(folder: Path, warn: Callable[[str], None]) -> Iterator[SavedCheckpoint]:
     """Every sound checkpoint under `folder`, oldest first; a damaged one is reported through `warn` and skipped."""
     yield from _read_all(reversed(_committed(folder)), warn)
 
 
-def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Checkpoint]:
+def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[SavedCheckpoint]:
     for path in paths:
         try:
             yield _read(path)
@@ -131,7 +135,7 @@ def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Ch
             warn(f"checkpoint {path} is damaged ({error}); it is left out")
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path) -> SavedCheckpoint:
     """Check the sums, then parse. Raises ValueError or OSError for a damaged file, and Newer."""
     lines = stored.read_bytes(path / "SHA256SUMS").decode().splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -147,7 +151,7 @@ def _read(path: Path) -> Checkpoint:
     checked(SavedState, state, "state.json")
     if path.name != f"step-{state['step']:08d}":
         raise ValueError(f"state.json is of step {state['step']}")
-    return Checkpoint(path, stored.tensors(path / "tensors.safetensors"), state)
+    return SavedCheckpoint(path, stored.tensors(path / "tensors.safetensors"), state)
 
 
 def _committed(folder: Path) -> list[Path]:

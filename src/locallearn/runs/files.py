@@ -90,6 +90,19 @@ def replace(path: Path, chunks: Iterable[bytes]) -> None:
         temporary.unlink(missing_ok=True)  # it is there only where something went wrong
 
 
+def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add records to a file, and wait until they are on the disk. Raises RunError if they cannot be written."""
+    content = "".join(strict_json(record) + "\n" for record in records)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -105,12 +118,3 @@ def remove_orphans(folder: Path, pattern: re.Pattern[str] = _TEMPORARY) -> None:
         match = pattern.fullmatch(path.name)
         if match and (int(match[1]) == os.getpid() or not Path("/proc", match[1]).exists()):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def flat(config: Mapping[Any, Any], above: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 0.1}} -> {"optim.lr": 0.1}; lists and empty mappings stay as they are."""
-    options: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{above}{key}"
-        options |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return options

@@ -55,6 +55,20 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def _refuse_ways_out(folder: Path) -> None:
+    """A run folder may come from a stranger: what is written into it must not end up elsewhere. W&B's own folder has
+    links into its cache, and nothing of ours is written there."""
+    inside = folder.resolve()
+    for here, below, names in os.walk(folder):
+        for path in (Path(here, name) for name in (*below, *names)):
+            true = Path(os.path.realpath(path))
+            if path.is_symlink() and not true.is_relative_to(inside):
+                raise UserError(f"{path} is a link out of the run folder, to {true}: put there what it leads to")
+            if not path.is_symlink() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path} is neither a file nor a folder: take it out of the run folder")
+        below[:] = [name for name in below if name != "wandb"]
+
+
 class Busy(UserError):
     """Another process writes the run folder."""
 
@@ -109,10 +123,7 @@ class RunFolder:
         """Refuse a second writer until this process ends or calls `release`. Raises UserError naming the first one."""
         if self._lock is not None:
             return
-        try:
-            stored.refuse_ways_out(self.path)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        _refuse_ways_out(self.path)
         try:
             handle = os.open(self.path / files.LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
@@ -174,6 +185,15 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         return self.path / files.METRICS
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / files.CHECKPOINTS
+
+    @property
+    def state(self) -> str | None:
+        """What `status.json` says, one of STATES. Raises UserError if it cannot be read."""
+        return self.read_json(files.STATUS).get("state")
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Replace the file `name` as a whole. Raises RunError if it cannot be written; then the old content stays."""

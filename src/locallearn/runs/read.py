@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from locallearn import paths, stored
+from locallearn.config.registry import flat
 from locallearn.errors import UserError
 from locallearn.runs import again, files
 from locallearn.runs.folder import is_locked, similar
@@ -160,7 +161,7 @@ def _read(path: Path) -> Run:
         name=path.resolve().name,
         state=state,
         reason=reason,
-        config=files.flat(config),
+        config=flat(config),
         names=names,
         history=history,
         summary=summary or (history[-1] if history else {}),

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from locallearn.config.record import WandbSettings
+from locallearn.config.registry import flat
 from locallearn.errors import UserError
 from locallearn.names import PATTERNS, of_probe
 from locallearn.runs.console import warn
-from locallearn.runs.files import flat
 from locallearn.runs.folder import RunFolder
 
 INIT_SECONDS = 10.0  # for the server's answer to a new run; then offline
@@ -227,11 +227,10 @@ def _identity(folder: RunFolder) -> dict[str, Any]:
     """The id of the run folder's W&B run, made at the first start: WANDB_RUN_ID, or the folder's name and a random
     part."""
     with suppress(UserError):
-        known = folder.read_json("wandb.json")
-        if isinstance(known, dict) and isinstance(known.get("id"), str):
-            return {"id": known["id"]}
-    made = f"{folder.name[-50:]}-{secrets.token_hex(4)}"  # W&B takes at most 64 characters
-    identity = {"id": os.environ.get("WANDB_RUN_ID") or made}
+        if isinstance(known := folder.read_json("wandb.json").get("id"), str):
+            return {"id": known}
+    # W&B takes at most 64 characters
+    identity = {"id": os.environ.get("WANDB_RUN_ID") or f"{folder.name[-50:]}-{secrets.token_hex(4)}"}
     folder.write_json("wandb.json", identity)
     return identity
 

@@ -6,17 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from locallearn.contract import Strategy
 from locallearn.engine import Stage
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
 from locallearn.models.cut import partition
+from locallearn.options import Options
 
-MESSAGES = ("exact", "bf16")
 
-
-class Runtime:
+class Runtime(Options):
     """Where blocks run. Concrete ones are frozen dataclasses of typed options."""
+
+    _group = "runtime"
 
     staleness: int = 0
     """Steps by which feedback is late at each boundary between blocks: see `engine.Stage`."""
@@ -40,10 +44,7 @@ class Runtime:
 class Serial(Runtime):
     """All blocks in this process."""
 
-    staleness: int = 0
-
-    def __post_init__(self) -> None:
-        _at_least("staleness", self.staleness, 0)
+    staleness: Annotated[int, Ge(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -56,22 +57,16 @@ class Pipeline(Runtime):
     message   exact, or bf16 for activations and gradients on their way
     """
 
-    stages: int = 2
-    replicas: int = 1
-    split: str | list[int] = "auto"
-    message: str = "exact"
-    staleness: int = 0
+    stages: Annotated[int, Ge(1)] = 2
+    replicas: Annotated[int, Ge(1)] = 1
+    split: Literal["auto"] | list[Annotated[int, Ge(1)]] = "auto"
+    message: Literal["exact", "bf16"] = "exact"
+    staleness: Annotated[int, Ge(0)] = 0
 
     def __post_init__(self) -> None:
-        _at_least("stages", self.stages, 1)
-        _at_least("replicas", self.replicas, 1)
-        _at_least("staleness", self.staleness, 0)
-        if self.message not in MESSAGES:
-            raise unknown("runtime.message", self.message, MESSAGES)
-        if isinstance(self.split, str) and self.split != "auto":
-            raise UserError(f"runtime.split={self.split}: must be auto, or the blocks of each stage, such as [2,2]")
-        if isinstance(self.split, list) and (len(self.split) != self.stages or min(self.split, default=0) < 1):
-            raise UserError(f"runtime.split={self.split}: must name {self.stages} stages of at least one block each")
+        super().__post_init__()
+        if isinstance(self.split, list) and len(self.split) != self.stages:
+            raise UserError(f"runtime.split={self.split}: must name {self.stages} stages")
 
     @property
     def processes(self) -> int:
@@ -97,8 +92,3 @@ class Pipeline(Runtime):
         else:
             edges = partition(seconds or [1.0] * blocks, self.stages)
         return [range(a, b) for a, b in pairwise(edges)]
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"runtime.{name}={value}: must be at least {least}")

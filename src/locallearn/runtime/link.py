@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from locallearn.contract import Feedback, Packet
-from locallearn.engine.replicas import NeighbourGone
+from locallearn.engine.replicas import LostProcess, lost_process
 from locallearn.runtime.message import HEADER, header, layouts, values
 
-AHEAD, BACK = 1, 2  # tags: packets go up, feedback goes down
+FORWARD, BACKWARD = 1, 2  # tags: packets go up, feedback goes down
 CLOSED, STOPPED = -1, -2  # in the place of a header's count: no more messages; stop here
 CLOSING_SECONDS = 0.05
 UNDER_WAY = 2  # messages of a sender that nobody has taken yet; the next one waits
@@ -42,12 +42,12 @@ class Pipe:
         late: int = 0,
     ) -> None:
         self.below, self.above = below is not None, above is not None
-        self._ups = None if above is None else Outbox(above, AHEAD, message)
-        self._downs = None if below is None else Outbox(below, BACK, message)
-        self._packets = None if below is None else Inbox(below, AHEAD, device, UNDER_WAY)
-        self._feedback = None if above is None else Inbox(above, BACK, device, UNDER_WAY + late)
+        self._ups = None if above is None else Outbox(above, FORWARD, message)
+        self._downs = None if below is None else Outbox(below, BACKWARD, message)
+        self._packets = None if below is None else Inbox(below, FORWARD, device, UNDER_WAY)
+        self._feedback = None if above is None else Inbox(above, BACKWARD, device, UNDER_WAY + late)
 
-    def take(self) -> Packet:
+    def recv_forward(self) -> Packet:
         assert self._packets is not None
         try:
             h, y, *side = self._packets.get()
@@ -58,22 +58,22 @@ class Pipe:
         assert y is not None
         return Packet(h, y, tuple(t for t in side if t is not None))
 
-    def give(self, packet: Packet) -> None:
+    def send_forward(self, packet: Packet) -> None:
         assert self._ups is not None
         self._ups.put((packet.h, packet.y, *packet.side))
 
-    def listen(self) -> Feedback | None:
+    def recv_backward(self) -> Feedback | None:
         assert self._feedback is not None
         return self._feedback.get() or None
 
-    def answer(self, feedback: Feedback | None) -> None:
+    def send_backward(self, feedback: Feedback | None) -> None:
         assert self._downs is not None
         self._downs.put(feedback or ())
 
     def stop(self, step: int) -> None:
         """Tell the stages above to stop as this one has, with `step` steps done."""
         if self._ups is not None:
-            self._ups.say(STOPPED, step)
+            self._ups.put_word(STOPPED, step)
 
     def close(self) -> None:
         """Say that nothing follows, and wait until the neighbours have said so, too. What nobody has taken is lost."""
@@ -112,14 +112,14 @@ class Outbox:
         sent = [None if t is None else values(t, self._message) for t in tensors]
         self._send(header(tensors, sent), *(numbers for numbers in sent if numbers is not None))
 
-    def say(self, word: int, number: int = 0) -> None:
+    def put_word(self, word: int, number: int = 0) -> None:
         """A message of one word."""
         words = torch.zeros(HEADER, dtype=torch.int64)
         words[:2] = torch.tensor([word, number])
         self._send(words)
 
     def close(self) -> None:
-        self.say(CLOSED)
+        self.put_word(CLOSED)
         while self._pending:
             self._wait()
 
@@ -129,11 +129,9 @@ class Outbox:
 
     def _wait(self) -> None:
         started = time.perf_counter()
-        try:
+        with lost_process():
             for work in self._pending.popleft():
                 work.wait()
-        except RuntimeError as error:
-            raise NeighbourGone(error) from error
         self.waited += time.perf_counter() - started
 
 
@@ -163,10 +161,11 @@ class Inbox:
 
     def _run(self) -> None:
         try:
-            while (message := self._receive()) is not None:
-                self._queue.put(message)
-        except RuntimeError as error:
-            self._queue.put(NeighbourGone(error))
+            with lost_process():
+                while (message := self._receive()) is not None:
+                    self._queue.put(message)
+        except LostProcess as error:
+            self._queue.put(error)
 
     def _receive(self) -> tuple[Tensor | None, ...] | None:
         words = torch.zeros(HEADER, dtype=torch.int64)

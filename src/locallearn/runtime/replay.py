@@ -14,16 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import seeds
 from locallearn.contract import Packet, Route, Strategy
 from locallearn.engine import Stage, TrainedBlock
 from locallearn.engine.modes import set_modes
-from locallearn.engine.stage import Moment, Running
+from locallearn.engine.stage import MicroStep, PendingBackward
 from locallearn.errors import UserError
 from locallearn.runtime.choice import Runtime
 
@@ -36,15 +37,8 @@ class Replay(Runtime):
     slow    factors by which blocks are slower, by their number, such as {2: 1.2}; None: all are equally fast
     """
 
-    buffer: int = 10
-    slow: dict[int, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.buffer < 1:
-            raise UserError(f"runtime.buffer={self.buffer}: must be at least 1")
-        for block, factor in (self.slow or {}).items():
-            if factor < 1:
-                raise UserError(f"runtime.slow={{{block}: {factor:g}}}: must be at least 1, which is no slow-down")
+    buffer: Annotated[int, Ge(1)] = 10
+    slow: dict[int, Annotated[float, Ge(1)]] | None = None
 
     def stage(self, name: str, strategy: Strategy, micro_batches: int) -> Callable[..., Stage]:
         if strategy.route is not Route.NONE:
@@ -201,8 +195,8 @@ class ReplayStage(Stage):
     def _learn(self, k: int, packet: Packet, batch: int) -> None:
         """One update of block k; what it emits, computed before that update, goes to the buffer above."""
         block = self.blocks[k]
-        moment = Moment(self.updates[k], block.progress, 0)
-        block.step, block.micro = moment.step, 0
+        at = MicroStep(self.updates[k], block.progress, 0)
+        block.step, block.micro = at.step, 0
         block.reseed("forward")
         generator = self.strategy.step(block, packet)
         with self.autocast():
@@ -212,7 +206,7 @@ class ReplayStage(Stage):
             if dropped is not None:
                 self._note(k + 1, "uses", dropped.uses)
         del send  # it may hold the graph
-        self._finish(Running(block, generator, moment), None)
+        self._finish(PendingBackward(block, generator, at), None)
         self.updates[k] += 1
         self._note(k, "idle", 0)
 

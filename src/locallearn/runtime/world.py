@@ -1,5 +1,5 @@
-"""The processes of a run: who this one is, what they tell each other beside the messages of the blocks, and how each
-notices that another has gone."""
+"""The processes of a run: which one this is, what they send each other beside the messages of the blocks, and how each
+notices that another is gone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from locallearn.engine.replicas import Replicas
+from locallearn.engine.replicas import Replicas, lost_process
 from locallearn.errors import RunError
-from locallearn.runtime.link import NeighbourGone
 from locallearn.runtime.message import DTYPES
 
 BEAT_SECONDS = 1.0
@@ -30,8 +29,47 @@ GATHER = 3  # the tag of tensors on their way to rank 0
 
 
 class World:
-    """Implements `Team` for several processes. Made by `join`, left by `close`. Nothing is pickled: JSON and plain
-    tensors."""
+    """The processes of a run: here this one alone. In a `JoinedWorld` they stand stage after stage, the replicas of a
+    stage next to each other.
+
+    rank, size         of this process among all processes
+    stage, stages      which part of the blocks it runs, from the input upward
+    replica, replicas  which copy of its stage it is; copy 0 evaluates and saves
+    """
+
+    rank, size, replicas = 0, 1, 1
+
+    @property
+    def stage(self) -> int:
+        return self.rank // self.replicas
+
+    @property
+    def stages(self) -> int:
+        return self.size // self.replicas
+
+    @property
+    def replica(self) -> int:
+        return self.rank % self.replicas
+
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON `value` of every process, by rank, at rank 0; an empty list elsewhere. All must call it."""
+        return [value]
+
+    def broadcast(self, value: Any = None) -> Any:
+        """The JSON value of rank 0, in every process. All must call it."""
+        return value
+
+    def gather_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the first replica of every stage at rank 0, on the CPU; nothing elsewhere. All must call."""
+        return dict(tensors)
+
+    def broadcast_to_replicas(self, number: int) -> int:
+        """The number of the first replica of this stage. Its replicas must call it at the same step."""
+        return number
+
+
+class JoinedWorld(World):
+    """Several processes. Made by `join`, left by `close`. Nothing is pickled: JSON and plain tensors."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, replicas: int) -> None:
         self.rank, self.size, self.replicas = rank, size, replicas
@@ -51,25 +89,17 @@ class World:
         return self._done.is_set()
 
     @property
-    def stage(self) -> int:
-        return self.rank // self.replicas
-
-    @property
-    def replica(self) -> int:
-        return self.rank % self.replicas
-
-    @property
-    def below(self) -> int | None:
+    def rank_below(self) -> int | None:
         """The rank that sends packets to this one."""
         return self.rank - self.replicas if self.stage else None
 
     @property
-    def above(self) -> int | None:
+    def rank_above(self) -> int | None:
         """The rank that packets go to."""
-        return self.rank + self.replicas if self.rank + self.replicas < self.size else None
+        return self.rank + self.replicas if self.stage + 1 < self.stages else None
 
     @property
-    def twins(self) -> Replicas | None:
+    def replica_group(self) -> Replicas | None:
         """The replicas of this stage, if it has any."""
         return Replicas(self._groups[self.stage], self.replica, self.replicas) if self._groups else None
 
@@ -78,40 +108,36 @@ class World:
         self._store.set(f"{key}/{self.rank}", json.dumps(value))
         return [json.loads(self._store.get(f"{key}/{rank}")) for rank in range(self.size)] if self.rank == 0 else []
 
-    def share(self, value: Any = None) -> Any:
-        key = self._key("share")
+    def broadcast(self, value: Any = None) -> Any:
+        key = self._key("broadcast")
         if self.rank == 0:
             self._store.set(key, json.dumps(value))
         return json.loads(self._store.get(key))
 
-    def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors = {} if self.replica else {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
         layouts = self.gather([[name, DTYPES.index(t.dtype), list(t.shape)] for name, t in tensors.items()])
-        try:
+        with lost_process():
             for t in tensors.values() if self.rank else ():
                 dist.send(t, 0, tag=GATHER)
-            for rank, others in enumerate(layouts[1:], 1):
-                for name, kind, shape in others:
+            for rank, sent in enumerate(layouts[1:], 1):
+                for name, kind, shape in sent:
                     tensors[name] = torch.empty(shape, dtype=DTYPES[kind])
                     dist.recv(tensors[name], rank, tag=GATHER)
-        except RuntimeError as error:
-            raise NeighbourGone(error) from error
         return {} if self.rank else tensors
 
-    def agree(self, number: int) -> int:
+    def broadcast_to_replicas(self, number: int) -> int:
         if not self._groups:
             return number
         word = torch.tensor([number])
-        try:
+        with lost_process():
             dist.broadcast(word, self.rank - self.replica, group=self._groups[self.stage])
-        except RuntimeError as error:
-            raise NeighbourGone(error) from error
         return int(word)
 
     def close(self) -> None:
         """Leave together: nobody takes an ordinary end for a failure."""
         self.gather("closing")
-        self.share("closed")
+        self.broadcast("closed")
         self._done.set()
         self._heart.join()
         dist.destroy_process_group()
@@ -156,7 +182,7 @@ class World:
                 self.leave(f"the process that joins the stages is gone ({str(error).splitlines()[0]})", secondary=True)
 
 
-def join(replicas: int) -> World:
+def join(replicas: int) -> JoinedWorld:
     """Meet the other processes of this run, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say (torchrun sets them).
     Raises RunError if they do not come."""
     try:
@@ -169,7 +195,7 @@ def join(replicas: int) -> World:
         )
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the stages did not meet within {START_SECONDS:.0f} seconds: {error}") from error
-    return World(dist.PrefixStore("world", store), rank, size, replicas)
+    return JoinedWorld(dist.PrefixStore("world", store), rank, size, replicas)
 
 
 def started_together() -> int:

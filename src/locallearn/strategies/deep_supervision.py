@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, enter, task_loss
-from locallearn.errors import UserError, unknown
 from locallearn.objectives import Objective
+from locallearn.options import OneOf
 
 ANNEAL = {
     "constant": lambda progress: 1.0,
@@ -34,15 +35,9 @@ class DeepSupervision(Strategy):
 
     objective: Objective = field(kw_only=True)
     auxiliary: Auxiliary = field(kw_only=True)
-    weight: float = 0.3
-    anneal: str = "constant"
+    weight: Annotated[float, Ge(0)] = 0.3
+    anneal: Annotated[str, OneOf(ANNEAL)] = "constant"
     route: ClassVar[Route] = Route.CHAIN
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise UserError(f"strategy.weight={self.weight}: must be at least 0")
-        if self.anneal not in ANNEAL:
-            raise unknown("strategy.anneal", self.anneal, ANNEAL)
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         return {} if len(specs) > 1 else dict.fromkeys(("weight", "anneal"), "blocks=2 or more")
@@ -61,7 +56,7 @@ class DeepSupervision(Strategy):
         if block.last:
             loss = task_loss(block, out.h, out.y)
         else:
-            loss, logits = self.objective.loss(block.auxiliary, out.h, out)
+            loss, logits = self.objective.loss(block.spec, block.auxiliary, out.h, out)
             block.report(loss, logits, out.y)
             loss = loss * (self.weight * ANNEAL[self.anneal](block.progress))
         grads = yield Send(out)

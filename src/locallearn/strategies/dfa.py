@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, cross_entropy
-from locallearn.errors import UserError, unknown
-
-PROJECTIONS = ("full", "channel")
 
 
-class Projection(nn.Module):
+class FeedbackProjection(nn.Module):
     """e [B, classes] -> e B, as large as a block's output [B, *size]; without parameters.
 
     matrix  [classes, n]: n is the product of `size`, or fewer, one for each channel, and then repeated over space
@@ -59,16 +57,10 @@ class DFA(Strategy):
                 whatever the size. ReLU nets without norms die at rates that backprop bears: lower the rate
     """
 
-    projection: str = "full"
+    projection: Literal["full", "channel"] = "full"
     shared: bool = False
-    scale: float = 1.0
+    scale: Annotated[float, Gt(0)] = 1.0
     route: ClassVar[Route] = Route.BROADCAST
-
-    def __post_init__(self) -> None:
-        if self.projection not in PROJECTIONS:
-            raise unknown("strategy.projection", self.projection, PROJECTIONS)
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise UserError(f"strategy.scale={self.scale}: must be above 0; 1 is the usual size")
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         maps = any(len(spec.emits) > 1 for spec in specs)
@@ -82,7 +74,7 @@ class DFA(Strategy):
             uniform = uniform[:, : math.prod(shape)].clone()
         else:
             uniform, size = torch.rand(spec.classes, math.prod(shape)), math.prod(spec.emits)
-        return {"feedback": Projection((2 * uniform - 1) * (self.scale / math.sqrt(size)), shape, spec.emits)}
+        return {"feedback": FeedbackProjection((2 * uniform - 1) * (self.scale / math.sqrt(size)), shape, spec.emits)}
 
     def _shape(self, size: Size) -> Size:
         """The shape of e B for a block that emits `size`, without the batch."""

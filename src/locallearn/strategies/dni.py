@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +26,6 @@ from locallearn.contract import (
     enter,
     task_loss,
 )
-from locallearn.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -51,28 +51,21 @@ class DNI(Strategy):
              the predicted input is what the synthesizer below predicts from that input: the two travel together
     """
 
-    warmup: float = 0.0
-    mix: float = 0.0
-    width: int = 0
-    depth: int = 2
+    warmup: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    mix: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    width: Annotated[int, Ge(0)] = 0
+    depth: Annotated[int, Ge(0)] = 2
     batch_norm: bool = True
     synthetic_inputs: bool = False
-    route: ClassVar[Route] = Route.NEIGHBOR
-    separate: ClassVar[frozenset[str]] = frozenset({"synthesizer", "inputs"})
     conditional: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        for name in ("warmup", "mix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"strategy.{name}={getattr(self, name)}: must be a share, from 0 to 1")
-        if self.width < 0:
-            raise UserError(f"strategy.width={self.width}: must be at least 1, or 0 for that of the activations")
-        if self.depth < 0:
-            raise UserError(f"strategy.depth={self.depth}: must be at least 1, or 0 for linear synthesizers")
-        if not self.synthetic_inputs:
-            object.__setattr__(self, "separate", frozenset({"synthesizer"}))
-        if self.warmup or self.mix:
-            object.__setattr__(self, "route", Route.CHAIN)
+    @property
+    def route(self) -> Route:  # type: ignore[override]  # of the instance: the options decide it
+        return Route.CHAIN if self.warmup or self.mix else Route.NEIGHBOR
+
+    @property
+    def separate(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"synthesizer", "inputs"} if self.synthetic_inputs else {"synthesizer"})
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         if len(specs) == 1:

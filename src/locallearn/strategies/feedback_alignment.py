@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, TypeGuard
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from locallearn import seeds
 from locallearn.contract import BlockSpec
-from locallearn.errors import UserError, unknown
+from locallearn.errors import UserError
+from locallearn.options import OneOf
 from locallearn.strategies.backprop import Backprop
 
 Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -151,12 +152,8 @@ class FeedbackAlignment(Backprop):
     Raises UserError for a module with a weight matrix of its own that is no linear layer or convolution.
     """
 
-    init: str = "xavier"
+    init: Annotated[str, OneOf(STD)] = "xavier"
     layer: ClassVar[type[FeedbackLayer]] = FeedbackLayer
-
-    def __post_init__(self) -> None:
-        if self.init not in STD:
-            raise unknown("strategy.init", self.init, STD)
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
         """A twin of `layers` with the same parameters and buffers, in which weight layers answer through B. It shares

@@ -4,47 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, read_out, task_loss
-from locallearn.errors import unknown
 from locallearn.objectives import Objective
 
-LAST = ("joint", "local")
 
+class LocalLosses(Strategy):
+    """Every block learns from the loss of its `objective` alone; the last one also, or instead, from the true loss."""
 
-@dataclass(frozen=True)
-class DGL(Strategy):
-    """Decoupled greedy learning (Belilovsky, Eickenberg & Oyallon 2020, arXiv 1901.08164).
-
-    L_k = l(a_k(f_k(sg[h_{k-1}])), y) for k < K. Detached at every border; sends nothing down. All blocks learn on the
-    same batch: block k reads what block k-1 computed *before* its own update.
-
-    last  what the last block learns from. joint: the true loss, together with the head (the paper). local: a loss of
-          its own like every other block, and the head reads its detached features (Nokland & Eidnes 2019, arXiv
-          1901.06656). With an objective that reads no labels it is always local
-    """
-
-    objective: Objective = field(kw_only=True)
-    auxiliary: Auxiliary = field(kw_only=True)
-    last: str = "joint"
+    objective: Objective
+    auxiliary: Auxiliary
     route: ClassVar[Route] = Route.NONE
-
-    def __post_init__(self) -> None:
-        if self.last not in LAST:
-            raise unknown("strategy.last", self.last, LAST)
-
-    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
-        return {} if self.objective.labels else {"last": "objective=NAME that reads labels"}
 
     @property
     def joint(self) -> bool:
         """Whether the last block learns together with the head."""
-        return self.last == "joint" and self.objective.labels
+        return False
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         return {} if spec.last and self.joint else self.objective.modules(spec, self.auxiliary)
@@ -63,7 +43,7 @@ class DGL(Strategy):
         """The loss [] of block k for its output h [B, ...]; what a subclass changes."""
         if block.last and self.joint:
             return task_loss(block, h, packet.y)
-        loss, logits = self.objective.loss(block.auxiliary, h, packet)
+        loss, logits = self.objective.loss(block.spec, block.auxiliary, h, packet)
         if block.last:
             block.note("local_loss", loss)
             return loss + self.objective.head_weight * read_out(block, h, packet.y)
@@ -72,6 +52,30 @@ class DGL(Strategy):
 
     def predict(self, block: Block, h: Tensor) -> Tensor | None:
         return block.head(h) if block.head is not None else self.objective.predict(block.auxiliary, h)
+
+
+@dataclass(frozen=True)
+class DGL(LocalLosses):
+    """Decoupled greedy learning (Belilovsky, Eickenberg & Oyallon 2020, arXiv 1901.08164).
+
+    L_k = l(a_k(f_k(sg[h_{k-1}])), y) for k < K. Detached at every border; sends nothing down. All blocks learn on the
+    same batch: block k reads what block k-1 computed *before* its own update.
+
+    last  what the last block learns from. joint: the true loss, together with the head (the paper). local: a loss of
+          its own like every other block, and the head reads its detached features (Nokland & Eidnes 2019, arXiv
+          1901.06656). With an objective that reads no labels it is always local
+    """
+
+    objective: Objective = field(kw_only=True)
+    auxiliary: Auxiliary = field(kw_only=True)
+    last: Literal["joint", "local"] = "joint"
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        return {} if self.objective.labels else {"last": "objective=NAME that reads labels"}
+
+    @property
+    def joint(self) -> bool:
+        return self.last == "joint" and self.objective.labels
 
 
 @dataclass(frozen=True)

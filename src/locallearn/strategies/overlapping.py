@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.contract import Block, BlockSpec, Feedback, Packet, Route, Send, Step
-from locallearn.errors import UserError, unknown
 from locallearn.strategies.greedy import DGL
-
-COMBINE = ("sum", "mean", "next")
 
 
 @dataclass(frozen=True)
@@ -36,18 +34,12 @@ class Overlapping(DGL):
     the block for input gradients, beside the pass for the parameters; where the two ask for the same they are one pass.
     """
 
-    reach: int = 2
-    combine: str = "sum"
-    route: ClassVar[Route] = Route.NEIGHBOR
+    reach: Annotated[int, Ge(1)] = 2
+    combine: Literal["sum", "mean", "next"] = "sum"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reach < 1:
-            raise UserError(f"strategy.reach={self.reach}: must be at least 1, a block's own loss alone (which is dgl)")
-        if self.combine not in COMBINE:
-            raise unknown("strategy.combine", self.combine, COMBINE)
-        if self.reach != 2:
-            object.__setattr__(self, "route", Route.NONE if self.reach == 1 else Route.CHAIN)
+    @property
+    def route(self) -> Route:  # type: ignore[override]  # of the instance: the reach decides it
+        return {1: Route.NONE, 2: Route.NEIGHBOR}.get(self.reach, Route.CHAIN)
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         found = dict(super().unread(specs))

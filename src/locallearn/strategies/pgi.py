@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
@@ -24,9 +24,6 @@ from locallearn.contract import (
     enter,
     task_loss,
 )
-from locallearn.errors import UserError, unknown
-
-TAPS = ("gradient", "detached", "local")
 
 
 @dataclass(frozen=True)
@@ -55,21 +52,11 @@ class PGI(Strategy):
     """
 
     auxiliary: Auxiliary = field(kw_only=True)
-    weight: float = 0.25
-    taps: str = "gradient"
-    width: int = 64
-    couplings: int = 1
+    weight: Annotated[float, Ge(0)] = 0.25
+    taps: Literal["gradient", "detached", "local"] = "gradient"
+    width: Annotated[int, Ge(2), MultipleOf(2)] = 64  # a coupling halves it
+    couplings: Annotated[int, Ge(1)] = 1
     route: ClassVar[Route] = Route.CHAIN
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise UserError(f"strategy.weight={self.weight}: must be at least 0")
-        if self.taps not in TAPS:
-            raise unknown("strategy.taps", self.taps, TAPS)
-        if self.width < 2 or self.width % 2:
-            raise UserError(f"strategy.width={self.width}: must be even and at least 2, for a coupling halves it")
-        if self.couplings < 1:
-            raise UserError(f"strategy.couplings={self.couplings}: must be at least 1")
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         options = ("weight", "taps", "width", "couplings")

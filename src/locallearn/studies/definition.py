@@ -24,9 +24,9 @@ from typing import Any
 import yaml
 
 from locallearn.config.compose import choices, explained, header, multirun
-from locallearn.config.typed import checked
 from locallearn.errors import UserError, unknown
 from locallearn.names import TEST_ACCURACY
+from locallearn.options import checked
 
 UNITS = {"percent": 100.0, "GB": 1e-9, "GiB": 2.0**-30, "MiB": 2.0**-20, "": 1.0}
 ACCURACY = f"{TEST_ACCURACY} in percent"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 import torch
 
 from locallearn.errors import UserError
-from locallearn.runs import again
+from locallearn.names import divided
+from locallearn.runs import again, files
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime.world import started_together
-from locallearn.training import session
-from locallearn.training.run_data import noted
+from locallearn.training.prepare import fingerprint_of_run
+from locallearn.training.run import start
 from locallearn.training.saved import model_tensors, saved_experiment
 
 REPEATS = "repeats"
-COST = re.compile(r"(.*/)?(seconds|images_per_second|peak_memory_bytes|waiting)")
+COST = ("seconds", "images_per_second", "peak_memory_bytes", "waiting")
 """Numbers that no run repeats: what it cost."""
 DECIDE = ("threads", "device", "device_type", "precision", "channels_last", "compile", "deterministic", "cut", "delays")
 
@@ -54,12 +54,12 @@ def repeat(path: str | Path, allow: list[str], quiet: bool = False) -> Repetitio
             "torchrun starts the processes of one run: repeat a run without it; its stages start themselves"
         )
     folder = RunFolder.open(Path(path))
-    state = folder.read_json("status.json").get("state")
+    state = folder.state
     if state != "done":
         first = again.resume(folder.path)
         raise UserError(f"{folder.path} is {state}, and only a finished run can be compared; first `{first}`")
     compare(folder, folder)  # what cannot be read is said before a long run, not after it
-    known = folder.read_json("manifest.json")
+    known = folder.read_json(files.MANIFEST)
     changes = {
         "threads": known.get("threads", "auto"),
         "blocks": [start for start, _ in known["cut"][1:]] or 1,  # not as a balance by measured time would cut now
@@ -67,14 +67,14 @@ def repeat(path: str | Path, allow: list[str], quiet: bool = False) -> Repetitio
         "out": str(folder.path / REPEATS),
     }
     exp, _ = saved_experiment(folder, allow, changes=changes)
-    result = session.start(exp, quiet, first=known)
+    result = start(exp, quiet, first=known)
     assert result is not None  # only processes of torchrun have none
     return compare(folder, RunFolder.open(result.run_dir))
 
 
 def compare(folder: RunFolder, again: RunFolder) -> Repetition:
     """What two finished runs left."""
-    first, second = (f.read_json("manifest.json") for f in (folder, again))
+    first, second = (f.read_json(files.MANIFEST) for f in (folder, again))
     causes = [f"{k} {first.get(k)}, now {second.get(k)}" for k in DECIDE if first.get(k) != second.get(k)]
     versions = first.get("versions", {}), second.get("versions", {})
     causes += [
@@ -83,7 +83,7 @@ def compare(folder: RunFolder, again: RunFolder) -> Repetition:
         if versions[0].get(name) != versions[1].get(name)
     ]
     agree = "machine, versions and settings"
-    before, now = noted(first), noted(second)
+    before, now = fingerprint_of_run(first), fingerprint_of_run(second)
     if before and now:
         agree = "machine, versions, settings and data"
         causes += [f"the data differ: {before.change(now)}"] * (before != now)
@@ -116,6 +116,6 @@ def _of_records(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> It
         yield f"metrics.jsonl has {len(first)} records, now {len(second)}"
     for a, b in zip(first, second, strict=False):
         for name in sorted(a.keys() | b.keys()):
-            if not COST.fullmatch(name) and a.get(name) != b.get(name):
+            if divided(name)[1] not in COST and a.get(name) != b.get(name):
                 yield f"metrics.jsonl, from epoch {a.get('epoch')}: {name} {a.get(name)}, now {b.get(name)}"
                 return

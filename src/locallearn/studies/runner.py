@@ -26,9 +26,9 @@ from locallearn.config.settings import WHERE
 from locallearn.errors import RunError, UserError, described
 from locallearn.names import TEST_ACCURACY
 from locallearn.runs.console import Console
-from locallearn.runs.files import strict_json
+from locallearn.runs.files import SUMMARY, strict_json
 from locallearn.runs.folder import Busy, RunFolder, safe_name
-from locallearn.training import session
+from locallearn.training.run import resume, start
 from locallearn.training.saved import evaluate_run
 from locallearn.training.stopping import Interrupted
 
@@ -58,7 +58,7 @@ def place(out: str, differs: Iterable[str], config: Mapping[str, Any]) -> Path:
 def state_of(path: Path) -> str | None:
     """What the folder of a run says became of it; None if it was killed before it had begun, or is not there."""
     try:
-        return RunFolder.open(path).read_json("status.json").get("state")
+        return RunFolder.open(path).state
     except UserError:
         return None
 
@@ -82,13 +82,13 @@ def run(exp: Experiment, path: Path, quiet: bool = False) -> tuple[str, dict[str
         if how == "done":
             Console(quiet).line(f"{path} is done")
         elif how == "resumed":
-            session.resume(path, exp.settings.allow, quiet)
+            resume(path, exp.settings.allow, quiet)
         else:
-            session.start(exp, quiet, path.name)
+            start(exp, quiet, path.name)
     except Busy as error:
         Console(quiet).line(f"{error}: left to that process")
         return "busy", {}
-    return how, folder.read_json("summary.json")
+    return how, folder.read_json(SUMMARY)
 
 
 def _what_to_do(folder: RunFolder) -> str:

@@ -17,7 +17,7 @@ import yaml
 
 from locallearn.config.compose import choices, compose, explained, quoted, swept
 from locallearn.config.experiment import Experiment, experiment
-from locallearn.config.given import Unread
+from locallearn.config.explicit import Unread
 from locallearn.errors import RunError, UserError, unknown
 from locallearn.names import SELECTED_BY
 from locallearn.runs import again
@@ -129,7 +129,7 @@ class Search:
             )
         self.settings, self.config_dirs, self.trials = list(settings), config_dirs, options.trials
         base = self.experiment([])
-        base.given.refuse([Unread("dry_run", "one run or a sweep")])
+        base.explicit.refuse([Unread("dry_run", "one run or a sweep")])
         self.space = space_of(options.space, base.names, config_dirs)
         for text in settings:
             if text.partition("=")[0] in self.space:

@@ -28,12 +28,13 @@ def choose_device(name: str) -> torch.device:
     """The torch device for `device=`; auto is the first GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kinds = UserError(f"device={name}: choose auto, cpu, cuda or cuda:INDEX")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device={name}: choose auto, cpu, cuda or cuda:INDEX") from error
+    except RuntimeError:
+        raise kinds from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={name}: choose auto, cpu, cuda or cuda:INDEX")
+        raise kinds
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; choose device=cpu")
     return device
@@ -98,35 +99,35 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held since the run began: allocated on a GPU, else resident in this process. 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+    return int((_proc("self/status", "VmHWM").split() or ["0"])[0]) * 1024
 
 
-def manifest(settings: Settings, device: torch.device, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _proc(file: str, name: str) -> str:
+    """What the first line of a file of /proc that begins with `name` says; empty where there is none."""
+    with suppress(OSError):
+        for line in Path("/proc", file).read_text().splitlines():
+            if line.startswith(name):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def new_manifest(settings: Settings, device: torch.device, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Versions, machine and command of a run: what decides its bits, and nothing of the environment's variables."""
-    versions = {"locallearn": __version__, "python": platform.python_version()}
+    versions = {"locallearn": __version__, "python": platform.python_version()} | dict.fromkeys(_PACKAGES, "missing")
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "missing"
+    gpu = device.type == "cuda"
+    cpu = _proc("cpuinfo", "model name") or platform.processor() or platform.machine()
     return {
         "versions": versions,
         "command": shlex.join(sys.argv),
         "directory": str(Path.cwd()),
         "git": _git(Path.cwd()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if gpu else cpu,
         "device_type": device.type,
         "system": platform.platform(),
-        "precision": settings.precision,
-        "channels_last": settings.channels_last,
-        "compile": settings.compile,
-        "deterministic": settings.deterministic,
+        **{name: getattr(settings, name) for name in ("precision", "channels_last", "compile", "deterministic")},
         **facts,
     }
 
@@ -143,13 +144,3 @@ def _git(folder: Path) -> dict[str, Any] | None:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

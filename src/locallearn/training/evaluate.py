@@ -1,23 +1,27 @@
-"""Accuracy and loss of every block that can predict, over a whole split, every sample once."""
+"""What a run measures: losses and accuracies of every block, on the training batches and on whole splits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from locallearn import names
+from locallearn.analysis.readout import features, linear_accuracy
+from locallearn.data import Data
 from locallearn.engine import Learner
+from locallearn.engine.totals import BlockTotals
+
+BATCH = 256
 
 
 def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict; a stage
-    of a pipeline gives those of its own blocks.
-
-    Looks and never changes: modes and buffers are afterwards as they were.
-    """
+    """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict, from
+    inputs [B, *image] and labels [B]; a stage of a pipeline gives those of its own blocks. Modes and buffers are
+    afterwards as they were."""
     depth = len(learner.blocks)
     correct = torch.zeros(depth, dtype=torch.float64, device=learner.device)
     loss = torch.zeros((), dtype=torch.float64, device=learner.device)
@@ -36,6 +40,57 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     if not samples:
         return {}
     shares = (correct / samples).tolist()
-    result = {"loss": loss.item() / samples, "accuracy": shares[-1]} if learner.blocks[-1].last else {}
-    indices = [block.spec.index for block in learner.blocks]
-    return result | names.of_blocks({i: {"accuracy": shares[k]} for k, i in enumerate(indices) if predicts[k]})
+    model = {names.LOSS: loss.item() / samples, names.ACCURACY: shares[-1]} if learner.blocks[-1].last else {}
+    blocks = zip(learner.blocks, shares, predicts, strict=True)
+    return model | names.of_blocks({block.spec.index: {names.ACCURACY: share} for block, share, of in blocks if of})
+
+
+def evaluate_splits(learner: Learner, data: Data) -> dict[str, float]:
+    """`evaluate` on the validation and the test split, by the names of an epoch's record."""
+    record: dict[str, float] = {}
+    for split, samples in ((names.VALIDATION, data.validation), (names.TEST, data.test)):
+        metrics = evaluate(learner, data.evaluation(samples, BATCH))
+        record |= {names.on(split, name): value for name, value in metrics.items()}
+    return record
+
+
+def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
+    """`linear_accuracy` (of the last block) and `block/00/linear_accuracy`, ..., as self-supervised runs are scored:
+    logistic regression fitted to the training split's frozen features without augmentation, scored on the test split.
+
+    Maps are averaged over space and sequences over time. Holds the pooled features of the training split in memory.
+    """
+    train, labels = features(data.evaluation(data.train, BATCH), learner.features)
+    test, truth = features(data.evaluation(data.test, BATCH), learner.features)
+    blocks = enumerate(zip(train, test, strict=True))
+    scores = {k: {"linear_accuracy": linear_accuracy(a, labels, b, truth)} for k, (a, b) in blocks}
+    return scores[len(train) - 1] | names.of_blocks(scores)
+
+
+def sums_of_blocks(reports: Iterable[Sequence[tuple[int, Mapping[str, Any]]]]) -> dict[int, dict[str, Any]]:
+    """The sums of every block over the replicas of its stage. Each process reports (index, sums) of its blocks."""
+    parts: dict[int, list[Mapping[str, Any]]] = {}
+    for report in reports:
+        for index, sums in report:
+            parts.setdefault(index, []).append(sums)
+    return {index: BlockTotals.merge(replicas) for index, replicas in sorted(parts.items())}
+
+
+def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[str, float]:
+    """The record of an epoch from the reports of all processes, by rank.
+
+    Losses and accuracies are those on the training batches (`train/` is the last block that learns), then what was
+    evaluated; for each stage of several its memory and the share of the time that it waited for others.
+    """
+    blocks = {k: BlockTotals.means(sums) for k, sums in sums_of_blocks(report["blocks"] for report in reports).items()}
+    record: dict[str, float] = {}
+    for metrics in blocks.values():
+        record |= {names.on(names.TRAIN, n): metrics[n] for n in (names.LOSS, names.ACCURACY) if n in metrics}
+    record |= names.of_blocks(blocks)
+    for report in reports:
+        record |= report["numbers"]
+    record["learning_rate"] = reports[-1]["learning_rate"]
+    record["peak_memory_bytes"] = max(report["peak_memory_bytes"] for report in reports)
+    for stage, report in enumerate(reports[::replicas] if len(reports) > 1 else ()):
+        record |= {names.at(names.STAGE, stage, name): report[name] for name in ("peak_memory_bytes", "waiting")}
+    return record

@@ -1,34 +1,36 @@
-"""From a checked configuration to a learner and its data: all that a run builds before it writes anything."""
+"""From a checked configuration to a learner and its data: all that a run builds before it writes anything.
+
+What belongs to a run and is known only from its data (the shape of an input, the classes, the normalisation and the
+fingerprint of the set) is kept in `manifest.json`, and whatever comes back to the run goes by it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from locallearn import seeds
 from locallearn.config.experiment import Experiment
 from locallearn.config.unread import in_blocks
-from locallearn.data import Data
-from locallearn.engine import Learner, assemble
+from locallearn.contract import Strategy
+from locallearn.data import Data, DataSource
+from locallearn.data.fingerprint import Fingerprint, fingerprint
+from locallearn.data.normalise import Normalisation
+from locallearn.engine import Learner, Place, Setup, Stage, assemble
 from locallearn.engine.batch import SINGLE
-from locallearn.engine.replicas import Replicas
+from locallearn.engine.setup import Pixels
 from locallearn.errors import RunError, UserError, described, in_one_line, memory_ran_out, needs_several_values
+from locallearn.models import BlockModel
+from locallearn.options import convert
 from locallearn.plan.measure import rehearse
-from locallearn.runtime.link import Pipe
+from locallearn.runs.console import warn
 from locallearn.training.environment import choose_device
-from locallearn.training.run_data import as_known
 
-
-class Part(NamedTuple):
-    """What one process of a pipeline has of a run."""
-
-    own: range
-    device: torch.device
-    link: Pipe
-    replicas: Replicas | None
+CLASSES_NAMED = 10
 
 
 @contextmanager
@@ -44,59 +46,83 @@ def fits_in_memory() -> Iterator[None]:
 
 @fits_in_memory()
 def prepare(
-    exp: Experiment, cut: list[range] | None = None, part: Part | None = None, known: Mapping[str, Any] | None = None
+    exp: Experiment,
+    cut: list[range] | None = None,
+    place: Place | None = None,
+    manifest: Mapping[str, Any] | None = None,
 ) -> tuple[Learner, Data]:
-    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `known` the
+    """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `manifest` the
     manifest of that part: its normalisation is used, and its classes must be those of the data. Raises UserError."""
     settings = exp.settings
-    stage = exp.runtime.stage(exp.names["strategy"], exp.strategy, settings.micro_batches)
-    device = choose_device(settings.device) if part is None else part.device
-    data = as_known(exp.source, settings.seed, device, known or {})
+    stage = stage_of(exp)
+    data = load_data(
+        exp.source, settings.seed, place.device if place else choose_device(settings.device), manifest or {}
+    )
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)
     if cut is not None and cut[-1].stop != len(model.units):
         raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
-    learner = assemble(
-        model,
-        exp.strategy,
-        exp.optim,
-        cut or model.cut(settings.blocks_for(len(model.units)), settings.balance),
+    steps = settings.epochs * data.steps(settings.batch_size)
+    learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=place)
+    if place is None:
+        exp.explicit.refuse(in_blocks(exp, learner, data))
+        single = data.graph is None and data.batch(settings.batch_size) == _parts(exp)
+        if single or not _is_ours(exp.strategy):
+            try_step(learner, data, 1 if single else 2)
+    return learner, data
+
+
+def stage_of(exp: Experiment) -> Callable[..., Stage]:
+    """What drives the blocks. Raises UserError for what the runtime cannot do with the strategy."""
+    return exp.runtime.stage(exp.names["strategy"], exp.strategy, exp.settings.micro_batches)
+
+
+def assembled(
+    exp: Experiment,
+    model: BlockModel,
+    stage: Callable[..., Stage],
+    *,
+    steps: int | None,
+    pixels: Pixels | None,
+    cut: list[range] | None = None,
+    place: Place | None = None,
+) -> Learner:
+    """The learner that trains `model` as an experiment says; it has the blocks of this `place`, or all of them."""
+    settings = exp.settings
+    setup = Setup(
         seed=settings.seed,
-        device=device,
         precision=settings.precision,
         channels_last=settings.channels_last,
         compiled=settings.compile,
         micro_batches=settings.micro_batches,
-        total_steps=settings.epochs * data.steps(settings.batch_size),
-        pixels=data.pixels,
-        own=part and part.own,
-        link=part and part.link,
-        replicas=part and part.replicas,
-        stage=stage,
+        total_steps=steps,
+        pixels=pixels,
     )
-    if part is None:
-        exp.given.refuse(in_blocks(exp, learner, data))
-    if part is None and data.graph is None and data.batch(settings.batch_size) == _parts(exp):
-        check_single(learner, data)
-    elif part is None and not type(exp.strategy).__module__.startswith("locallearn."):
-        try_out(learner, data)
-    return learner, data
+    cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)
+    return assemble(model, exp.strategy, exp.optim, cut, setup, place or Place(choose_device(settings.device)), stage)
 
 
-def try_out(learner: Learner, data: Data) -> None:
-    """A step of a strategy of the user's on a copy of the blocks, so that its mistakes are said before a run has a
-    folder. Raises UserError."""
-    name = type(learner.strategy).__name__
+def try_step(learner: Learner, data: Data, samples: int) -> None:
+    """Take a step on a copy of the blocks, so that a mistake in a strategy of the user's is reported before a run has a
+    folder. On one sample it shows whether a batch norm has one value of each channel, and so no variance: that depends
+    on the sizes of maps, in auxiliary networks too. Raises UserError."""
     try:
-        rehearse(learner, *next(iter(data.batches(0, 2))))
-    except (UserError, RunError) as error:
-        if isinstance(error, UserError):
-            raise
+        rehearse(learner, *next(iter(data.batches(0, samples))))
+    except UserError:
+        raise
+    except RunError:  # a loss that is not finite: the run itself will say so
+        return
     except Exception as error:
-        if memory_ran_out(error):
+        if samples == 1 and needs_several_values(error):
+            raise UserError(SINGLE) from error
+        if memory_ran_out(error) or _is_ours(learner.strategy):
             raise
-        raise UserError(f"{name} cannot take a step: {described(error)}") from error
+        raise UserError(f"{type(learner.strategy).__name__} cannot take a step: {described(error)}") from error
+
+
+def _is_ours(strategy: Strategy) -> bool:
+    return type(strategy).__module__.startswith("locallearn.")
 
 
 def _parts(exp: Experiment) -> int:
@@ -104,28 +130,76 @@ def _parts(exp: Experiment) -> int:
     return exp.settings.micro_batches * exp.runtime.replicas
 
 
-def check_single(learner: Learner, data: Data) -> None:
-    """Refuse blocks that cannot learn from a single sample: where a batch norm has one value of each channel, there is
-    no variance. Whether it has depends on the sizes of maps, in auxiliary networks too, so it is tried."""
-    try:
-        rehearse(learner, *next(iter(data.batches(0, 1))))
-    except RunError:  # a loss that is not finite: the run itself will say so
-        return
-    except ValueError as error:
-        if not needs_several_values(error):
-            raise
-        raise UserError(SINGLE) from error
-
-
 def check_batch(exp: Experiment, data: Data) -> None:
     """A batch must be divisible into micro-batches and replicas."""
-    micro_batches, replicas = exp.settings.micro_batches, exp.runtime.replicas
-    names = {"micro_batches": micro_batches, "runtime.replicas": replicas}
-    parts = " and ".join(f"{name}={count}" for name, count in names.items() if count > 1)
+    counts = {"micro_batches": exp.settings.micro_batches, "runtime.replicas": exp.runtime.replicas}
+    several = {name: count for name, count in counts.items() if count > 1}
+    parts = " and ".join(f"{name}={count}" for name, count in several.items())
     if parts and data.graph is not None:
-        each = " and ".join(f"{name}=1" for name, count in names.items() if count > 1)
-        raise UserError(f"{parts} but a graph is not divided; choose {each}")
+        raise UserError(f"{parts} but a graph is not divided; choose {' and '.join(f'{name}=1' for name in several)}")
     batch = data.batch(exp.settings.batch_size)
     if batch % _parts(exp):
-        verb = "do" if " and " in parts else "does"
+        verb = "do" if len(several) > 1 else "does"
         raise UserError(f"{parts} {verb} not divide the batch of {batch} training samples")
+
+
+def facts_of(data: Data) -> dict[str, Any]:
+    """What the manifest keeps of the data."""
+    return {
+        "image": list(data.image),
+        "classes": list(data.classes),
+        "normalisation": asdict(data.normaliser.normalisation) if data.normaliser else None,
+        "data": asdict(fingerprint(data)),
+    }
+
+
+def load_data(source: DataSource, seed: int, device: torch.device, manifest: Mapping[str, Any]) -> Data:
+    """Load a set as the model of the run with this manifest reads it; for a new run that is empty. Raises
+    UserError for a set of other inputs or other classes."""
+    numbers = manifest.get("normalisation")
+    data = source.load(seed, device, Normalisation(**numbers)) if numbers else source.load(seed, device)
+    if not manifest:
+        return data
+    classes = manifest["classes"]
+    if tuple(manifest["image"]) != data.image or len(classes) != len(data.classes):
+        raise UserError(
+            f"the run was trained on {tuple(manifest['image'])} inputs and {len(classes)} classes; this set "
+            f"has {data.image} and {len(data.classes)}"
+        )
+    for label, (name, here) in enumerate(zip(classes, data.classes, strict=True)):
+        if name != here:
+            named = ", ".join(classes[:CLASSES_NAMED]) + (", ..." if len(classes) > CLASSES_NAMED else "")
+            raise UserError(
+                f"label {label} is {name!r} in the run and {here!r} in data={data.name}: choose a set with the "
+                f"classes of the run, in their order ({named})"
+            )
+    if "normalisation" in manifest and (numbers is None) != (data.normaliser is None):
+        kinds = ("float32 samples, used as they are", "pixels, normalised")
+        raise UserError(
+            f"the run was trained on {kinds[numbers is not None]}, and data={data.name} has {kinds[numbers is None]}: "
+            "choose a set of the same kind"
+        )
+    return data
+
+
+def fingerprint_of_run(manifest: Mapping[str, Any]) -> Fingerprint | None:
+    """The set that a run was trained on, from its manifest; None for an older run, which has not noted it."""
+    return None if manifest.get("data") is None else convert(manifest["data"], Fingerprint, "manifest.json: data")
+
+
+def check_data(data: Data, manifest: Mapping[str, Any], train: bool = False) -> None:
+    """Warn when the data are not those of the run any more, or when nobody can know. To `train` on with other splits is
+    refused: what was trained on may be in the test set now. Raises UserError."""
+    before = fingerprint_of_run(manifest)
+    if before is None:
+        warn("the run is of an older version, which did not note its data: whether they have changed is not known")
+        return
+    now = fingerprint(data)
+    if change := before.change(now):
+        changed = f"the data are not those that the run was trained on: {change}"
+        if train and not before.same_parts(now):
+            raise UserError(
+                f"{changed}, so the splits are others, and what was trained on may be tested on; put the set back as "
+                "it was, or start a new run"
+            )
+        warn(changed)

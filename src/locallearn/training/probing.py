@@ -7,10 +7,10 @@ pictures need; the pictures are drawn when the run ends.
 from __future__ import annotations
 
 import io
-import os
+import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,18 @@ from locallearn import seeds
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.gradients import unchanged
-from locallearn.errors import RunError, UserError, in_one_line, needs_several_values
+from locallearn.errors import UserError, in_one_line, needs_several_values
 from locallearn.figures import save
 from locallearn.figures.text import table
 from locallearn.names import of_probe
 from locallearn.probes import Moment, Probe, Row, Seen
 from locallearn.probes.base import numbers
+from locallearn.runs import files
 from locallearn.runs.console import warn
-from locallearn.runs.files import strict_json
 from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder
+from locallearn.runtime.world import World
 
-PROBES = "probes"
 START = Moment(0, 0)
 
 
@@ -57,22 +57,35 @@ def look(name: str, probe: Probe, learner: Learner, data: Data, at: Moment) -> S
 
 
 class Watch:
-    """The probes of a run beside its training."""
+    """The probes of a run beside its training.
 
-    def __init__(self, probes: Mapping[str, Probe], data: Data, folder: RunFolder) -> None:
+    whole  makes a learner with every block of the model; called only where there are several processes
+    """
+
+    def __init__(
+        self, probes: Mapping[str, Probe], data: Data, folder: RunFolder, world: World, whole: Callable[[], Learner]
+    ) -> None:
         self.probes = probes
         self.data = data
+        self.world = world
+        self.whole = whole
         self.folders = {name: ProbeFolder(folder, name) for name in probes}
 
-    def due(self, epoch: int, last: bool) -> list[str]:
-        """The probes that look after `epoch` epochs."""
-        return [name for name, probe in self.probes.items() if last or probe.due(epoch)]
+    def look(self, learner: Learner, at: Moment, last: bool) -> dict[str, float]:
+        """Let the probes look that are due, at rank 0 on the blocks of all stages. All processes must call this.
 
-    def look(self, names: Iterable[str], learner: Learner, at: Moment) -> dict[str, float]:
-        """Let the probes look; returns the numbers for the record of the epoch and what each look cost, in seconds. One
-        that fails costs a warning."""
-        found: dict[str, float] = {}
-        for name in names:
+        Returns the numbers for the record of the epoch and the seconds that each look took. A probe that fails costs a
+        warning.
+        """
+        due = [name for name, probe in self.probes.items() if last or probe.due(at.epoch)]
+        if due and self.world.size > 1:
+            tensors = self.world.gather_tensors(learner.state())
+            if self.world.rank == 0:
+                learner = self.whole()
+                learner.load_state(tensors)
+                learner.step_count = at.step
+        record: dict[str, float] = {}
+        for name in due if self.world.rank == 0 else ():
             started = time.perf_counter()
             try:
                 seen = look(name, self.probes[name], learner, self.data, at)
@@ -80,8 +93,8 @@ class Watch:
                 warn(f"probe {name} failed after epoch {at.epoch} ({in_one_line(error)}); training goes on")
                 continue
             self.folders[name].add(seen, at)
-            found |= numbers(seen.rows) | {of_probe(name, "seconds"): time.perf_counter() - started}
-        return found
+            record |= numbers(seen.rows) | {of_probe(name, "seconds"): time.perf_counter() - started}
+        return record
 
     def draw(self, recorder: Recorder) -> None:
         """The pictures of all looks; one that fails costs a warning."""
@@ -100,39 +113,34 @@ class ProbeFolder:
 
     def __init__(self, folder: RunFolder, name: str) -> None:
         self._folder = folder
-        self.name = f"{PROBES}/{name}"
+        self.name = f"{files.PROBES}/{name}"
         self.path = folder.path / self.name
 
     @classmethod
     def unused(cls, folder: RunFolder, name: str) -> ProbeFolder:
         """The first of NAME, NAME-2, ... that is not there yet."""
-        number, found = 1, cls(folder, name)
-        while found.path.exists():
-            number += 1
-            found = cls(folder, f"{name}-{number}")
-        return found
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(place for place in (cls(folder, n) for n in names) if not place.path.exists())
 
     def add(self, seen: Seen, at: Moment) -> None:
         """Append one look. Raises RunError if it cannot be written."""
-        lines = [strict_json({"epoch": at.epoch, "step": at.step, **row}) + "\n" for row in seen.rows]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with open(self.path / "rows.jsonl", "ab") as file:
-                file.write("".join(lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(f"cannot write {self.path / 'rows.jsonl'}: {error.strerror}") from None
+        files.append(self.path / files.ROWS, ({"epoch": at.epoch, "step": at.step, **row} for row in seen.rows))
         if seen.arrays:
             self._folder.write_bytes(f"{self.name}/epoch-{at.epoch:05d}.npz", _packed(seen.arrays))
 
     def rows(self) -> Iterator[Row]:
         """Every row so far, with `epoch` and `step`."""
-        yield from self._folder.records(f"{self.name}/rows.jsonl")
+        yield from self._folder.records(f"{self.name}/{files.ROWS}")
 
-    def table(self) -> str:
-        """The rows as text, for the screen."""
-        return _table(list(self.rows()))
+    def table(self, most: int = 40) -> str:
+        """The last rows as columns of text. Sentences stand below, each once, with the number of its rows."""
+        rows = list(self.rows())
+        long = {key for row in rows for key, value in row.items() if isinstance(value, str) and len(value) >= 25}
+        columns = [k for k in dict.fromkeys(k for row in rows for k in row if row[k] is not None) if k not in long]
+        cells = [columns, *([_cell(row.get(key)) for key in columns] for row in rows[-most:])]
+        sentences = Counter(row[key] for key in sorted(long) for row in rows if row.get(key))
+        counted = [f"{count} of {len(rows)} rows: {sentence}" for sentence, count in sentences.most_common()]
+        return "\n".join([table(cells, left=()), *counted])
 
     def draw(self, probe: Probe) -> list[Path]:
         """Draw and write the pictures, each as SVG and PNG; returns the PNG files."""
@@ -153,17 +161,6 @@ def _packed(arrays: Mapping[str, Tensor]) -> bytes:
     content: Any = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
     np.savez_compressed(buffer, **content)
     return buffer.getvalue()
-
-
-def _table(rows: Sequence[Row], most: int = 40) -> str:
-    """Rows as columns of text; of many the last. Sentences stand below, each once, with the number of its rows."""
-    long = {key for row in rows for key, value in row.items() if isinstance(value, str) and len(value) >= 25}
-    columns = [k for k in dict.fromkeys(k for row in rows for k in row if row[k] is not None) if k not in long]
-    cells = [columns, *([_cell(row.get(key)) for key in columns] for row in rows[-most:])]
-    said = Counter(row[key] for key in sorted(long) for row in rows if row.get(key))
-    return "\n".join(
-        [table(cells, left=()), *(f"{count} of {len(rows)} rows: {text}" for text, count in said.most_common())]
-    )
 
 
 def _cell(value: Any) -> str:

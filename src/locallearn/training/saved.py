@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,30 +13,42 @@ from torch import Tensor
 
 from locallearn import seeds, stored
 from locallearn.config.experiment import Experiment, experiment
-from locallearn.config.typed import convert, fields_of
 from locallearn.data.fingerprint import Fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-from locallearn.probes import Moment, Probe, Seen
-from locallearn.runs import again, checkpoint
+from locallearn.options import convert, fields_of
+from locallearn.probes import Moment
+from locallearn.runs import again, checkpoint, files
 from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder
 from locallearn.training.environment import process_settings
-from locallearn.training.evaluate import evaluate
-from locallearn.training.loop import EVALUATION_BATCH
-from locallearn.training.prepare import prepare
+from locallearn.training.evaluate import BATCH, evaluate, linear_readout
+from locallearn.training.prepare import check_data, prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks, look
-from locallearn.training.readout import linear_readout
-from locallearn.training.run_data import check_data
-from locallearn.training.train import Result
 
 LARGEST = 1_000_000
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a finished run gives back.
+
+    metrics   final values by the names used in metrics.jsonl, plus parameters, auxiliary_parameters and seconds
+    model     the trained plain model, in eval mode
+    run_dir   where everything was written
+    history   one record per epoch
+    """
+
+    metrics: dict[str, float]
+    model: BlockModel
+    run_dir: Path
+    history: list[dict[str, Any]] = field(repr=False, default_factory=list)
+
+
 def finished(folder: RunFolder, allow: list[str]) -> Result:
     """What a run has left in its folder."""
-    return Result(folder.read_json("summary.json"), load(folder.path, allow), folder.path, folder.read_metrics())
+    return Result(folder.read_json(files.SUMMARY), load(folder.path, allow), folder.path, folder.read_metrics())
 
 
 def saved_experiment(
@@ -44,29 +56,31 @@ def saved_experiment(
     allow: list[str],
     runtime: tuple[str, dict[str, Any]] | None = None,
     changes: Mapping[str, Any] = MappingProxyType({}),
-    said: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment of a run folder, perhaps with another runtime, and its manifest. Targets outside locallearn must
-    be in `allow`. `said`: the settings from which `runtime` or `changes` were made; what of these is not read is
-    refused, what the folder has saved never is."""
-    known = folder.read_json("manifest.json")
+    """The experiment of a run folder, perhaps with another runtime or other `changes`, and its manifest.
+
+    Targets outside locallearn must be in `allow`. `overrides` are the settings from which the changes were made: what
+    is not read of these is refused, what the folder has saved never is.
+    """
+    manifest = folder.read_json(files.MANIFEST)
     try:
-        config = stored.mapping(folder.path / "config.yaml")
+        config = stored.mapping(folder.path / files.CONFIG)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder.path / 'config.yaml'} cannot be read: {error}") from error
-    _check(known, folder.path)
+        raise UserError(f"{folder.path / files.CONFIG} cannot be read: {error}") from error
+    _check(manifest, folder.path)
     if runtime is not None:
         changes = {**changes, "runtime": _elsewhere(config.get("runtime"), *runtime)}
-        known["choices"] = known["choices"] | {"runtime": runtime[0]}
-    return experiment({**config, "dry_run": False, "allow": allow, **changes}, known["choices"], said), known
+        manifest["choices"] = manifest["choices"] | {"runtime": runtime[0]}
+    return experiment({**config, "dry_run": False, "allow": allow, **changes}, manifest["choices"], overrides), manifest
 
 
-def _check(known: Mapping[str, Any], path: Path) -> None:
+def _check(manifest: Mapping[str, Any], path: Path) -> None:
     """Refuse a manifest that no run has written."""
     facts = {name: has_default for name, (_, has_default) in fields_of(Manifest).items()}
-    if not known.keys() >= {name for name, has_default in facts.items() if not has_default}:
+    if not manifest.keys() >= {name for name, has_default in facts.items() if not has_default}:
         raise UserError(f"{path} is not the folder of a run: config.yaml or manifest.json is incomplete")
-    convert({name: known[name] for name in facts if name in known}, Manifest, "manifest.json")
+    convert({name: manifest[name] for name in facts if name in manifest}, Manifest, "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -104,18 +118,35 @@ def _elsewhere(before: Any, name: str, now: Mapping[str, Any]) -> dict[str, Any]
     return {**now, "staleness": before["staleness"]}
 
 
+def ranges(pairs: Any) -> list[range]:
+    """The cut or the stages that a manifest holds."""
+    return [range(*pair) for pair in pairs]
+
+
 def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
-    """The trained plain model of a finished run, in eval mode, on the CPU; no auxiliary parameter is in it."""
+    """Load the model that a finished run has trained.
+
+    Args:
+        path: The run folder.
+        allow: Packages outside locallearn whose classes the run may use.
+
+    Returns:
+        The plain model, in eval mode, on the CPU: inputs [B, *image] -> logits [B, classes]. No auxiliary parameter is
+        in it.
+
+    Raises:
+        UserError: For a folder that is no finished run, or is damaged.
+    """
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow or [])
+    exp, manifest = saved_experiment(folder, allow or [])
     tensors = model_tensors(folder)
     # a graph is no part of the model's weights
     graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
     with seeds.stream(0, "load"):
-        model = exp.model(tuple(known["image"]), len(known["classes"]), graph)
+        model = exp.model(tuple(manifest["image"]), len(manifest["classes"]), graph)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
-    shapes, found = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
-    if names := sorted(name for name in shapes | found if shapes.get(name) != found.get(name)):
+    built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
+    if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
         raise UserError(f"{folder.path}: model.safetensors does not fit its config.yaml: {', '.join(names[:3])}")
     model.load_state_dict(tensors)
     return model.eval()
@@ -123,7 +154,7 @@ def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
 
 def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
     """The weights of the plain model that a finished run has left. Raises UserError."""
-    file = folder.path / "model.safetensors"
+    file = folder.path / files.MODEL
     if not file.is_file():
         raise UserError(f"{folder.path} has no model.safetensors: first end it, `{again.resume(folder.path)}`")
     try:
@@ -135,55 +166,51 @@ def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
 def evaluate_run(
     path: str | Path, allow: list[str], data_config: dict[str, Any] | None = None, linear: bool = False
 ) -> dict[str, float]:
-    """Test loss and accuracy of a run, at every block that can predict, on its own data or on another set, whose images
-    are normalised as those of the run; with `linear` also those of a linear classifier on each block's frozen
-    features."""
+    """Test loss and accuracy of a run at every block that can predict, with `linear` also those of a linear classifier
+    on each block's frozen features. Another data set is normalised as that of the run."""
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
+    exp, manifest = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
     with process_settings(exp.settings):
-        saved = checkpoint.newest(folder.path / "checkpoints", warn)
+        saved = checkpoint.newest(folder.checkpoints, warn)
         if saved is None:
             raise UserError(f"{folder.path} has no checkpoint to evaluate; `{again.resume(folder.path)}` goes on")
-        learner, data = prepare(exp, [range(*pair) for pair in known["cut"]], known=known)
+        learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
         if data_config is None:
-            check_data(data, known)
-        elif "normalisation" not in known:
+            check_data(data, manifest)
+        elif "normalisation" not in manifest:
             warn("the run is of an older version, which did not note its normalisation: that of this set is used")
         learner.load_state(saved.tensors)
-        found = evaluate(learner, data.evaluation(data.test, EVALUATION_BATCH))
-        return found | (linear_readout(learner, data) if linear else {})
+        metrics = evaluate(learner, data.evaluation(data.test, BATCH))
+        return metrics | (linear_readout(learner, data) if linear else {})
 
 
 def probe_run(
-    path: str | Path, allow: list[str], probes: dict[str, Any], said: Sequence[str] = ()
+    path: str | Path, allow: list[str], probes: dict[str, Any], overrides: Sequence[str] = ()
 ) -> list[tuple[ProbeFolder, list[Path]]]:
-    """Let probes look at the initial weights and at every checkpoint of a run. `probes` is their configuration, `said`
-    the settings from which it was made.
+    """Let probes look at the initial weights and at every checkpoint of a run.
 
-    Returns for each its new folder under the run's `probes/` and the pictures in it. Raises UserError.
+    `probes` is their configuration, `overrides` the settings from which it was made. Returns for each its new folder
+    under the run's `probes/` and the pictures in it. Raises UserError.
     """
     folder = RunFolder.open(Path(path))
-    exp, known = saved_experiment(folder, allow, changes={"probe": probes}, said=said)
+    exp, manifest = saved_experiment(folder, allow, changes={"probe": probes}, overrides=overrides)
     with process_settings(exp.settings):
         folder.lock()
         try:
-            learner, data = prepare(exp, [range(*pair) for pair in known["cut"]], known=known)
-            check_data(data, known)
-            found = [(START, first_looks(exp.probes, learner, data))]
-            for saved in checkpoint.sound(folder.path / "checkpoints", warn):
+            learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
+            check_data(data, manifest)
+            looks = [(START, first_looks(exp.probes, learner, data))]
+            for saved in checkpoint.sound(folder.checkpoints, warn):
                 learner.load_state(saved.tensors)
                 learner.step_count = saved.state["step"]
                 at = Moment(saved.state["epoch"], saved.state["step"])
-                found.append((at, {name: look(name, p, learner, data, at) for name, p in exp.probes.items()}))
-            return [_kept(folder, name, p, [(at, seen[name]) for at, seen in found]) for name, p in exp.probes.items()]
+                looks.append((at, {name: look(name, p, learner, data, at) for name, p in exp.probes.items()}))
+            drawn = []
+            for name, probe in exp.probes.items():
+                place = ProbeFolder.unused(folder, name)
+                for at, seen in looks:
+                    place.add(seen[name], at)
+                drawn.append((place, place.draw(probe)))
+            return drawn
         finally:
             folder.release()
-
-
-def _kept(
-    folder: RunFolder, name: str, probe: Probe, looks: list[tuple[Moment, Seen]]
-) -> tuple[ProbeFolder, list[Path]]:
-    place = ProbeFolder.unused(folder, name)
-    for at, seen in looks:
-        place.add(seen, at)
-    return place, place.draw(probe)

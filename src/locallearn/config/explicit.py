@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from locallearn.config.registry import APPENDED, conf_dir, leaves
+from locallearn.config.registry import APPENDED, conf_dir, flat
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError
 
@@ -39,7 +39,7 @@ class Unread(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Given:
+class Explicit:
     """What is set: of each key its level, and how it was written.
 
     declared  keys that the file of an experiment varies: whoever fixes one of them chooses among its runs
@@ -52,35 +52,31 @@ class Given:
     varies: Mapping[str, Sequence[str]] | None = None
 
     def refuse(self, unread: Iterable[Unread]) -> None:
-        """Raise UserError for the first of `unread` that is set, unless it is meant for other runs: those of the same
-        sweep in which what leaves it unread is another, or those of the file that it comes from."""
-        for found in unread:
-            for key in self._of(found.key):
-                if not self._excused(key, found):
+        """Raise UserError for the first option of `unread` that is set, unless it is meant for other runs: those of the
+        same sweep in which what leaves it unread is another, or those of the file that it comes from."""
+        for option in unread:
+            for key in self.levels:
+                if f"{key}.".startswith(f"{option.key}.") and not self._excused(key, option):
                     raise UserError(
-                        f"{self.written[key]} is read only with {found.reader}: choose that, or leave {key} out"
+                        f"{self.written[key]} is read only with {option.reader}: choose that, or leave {key} out"
                     )
 
-    def _of(self, key: str) -> list[str]:
-        """The keys that are set of an option, or of a group."""
-        return [own for own in self.levels if own == key or own.startswith(f"{key}.")]
-
-    def _excused(self, key: str, found: Unread) -> bool:
-        causes = {found.cause, found.cause.partition(".")[0]}
-        varied = [values for cause, values in (self.varies or {}).items() if cause in causes]
-        if varied and key not in (self.varies or {}):
-            return not found.choices or any(found.choices & set(values) for values in varied)
+    def _excused(self, key: str, option: Unread) -> bool:
+        causes = {option.cause, option.cause.partition(".")[0]}
+        sweep = self.varies or {}
+        if key not in sweep and (values := [sweep[cause] for cause in causes & sweep.keys()]):
+            return not option.choices or any(option.choices & set(names) for names in values)
         level = TYPED + 1 if key in self.declared else self.levels[key]
         return any(self.levels.get(cause, level) < level for cause in causes)
 
 
-def given(
+def explicit(
     overrides: Iterable[str],
     config: Mapping[str, Any],
     names: Mapping[str, str],
     folders: Sequence[Path] = (),
     varies: Mapping[str, Sequence[str]] | None = None,
-) -> Given:
+) -> Explicit:
     """What `overrides` set, of the composed `config`. An option that is set to null is not set.
 
     names    the chosen name of each group
@@ -94,14 +90,14 @@ def given(
         key = key.partition("@")[0]
         if key in APPENDED:
             for name in re.findall(r"[^,\[\]\s'\"]+", value):
-                found, varied = _set_by(key, name, TYPED + 1, folders)
-                levels = found | levels
-                written |= {own: f"{own}={names.get(own) or _at(config, own)} of {text}" for own in found}
+                own, varied = _set_by(key, name, TYPED + 1, folders)
+                levels = own | levels
+                written |= {each: f"{each}={names.get(each) or _at(config, each)} of {text}" for each in own}
                 fixed |= varied
         elif not text.startswith("~") and not key.startswith("hydra"):
             levels[key], written[key] = TYPED, f"{key}={value}"
-    set_at_all = {key: level for key, level in levels.items() if _at(config, key) is not None}
-    return Given(set_at_all, written, frozenset(fixed), varies)
+    not_null = {key: level for key, level in levels.items() if _at(config, key) is not None}
+    return Explicit(not_null, written, frozenset(fixed), varies)
 
 
 def declared(group: str, name: str, folders: Sequence[Path] = ()) -> set[str]:
@@ -126,13 +122,13 @@ def _set_by(group: str, name: str, level: int, folders: Sequence[Path]) -> tuple
                 included, varied = included | deeper, varied | too
             elif key in GROUPS:
                 own[key] = level
-    own |= {key: level for key, _ in leaves(content) if key}
+    own |= dict.fromkeys(flat(content), level)
     return included | own, varied
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:
     """The value of a key; of a group its options."""
-    found: Any = config
+    value: Any = config
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return {} if found is None and key in GROUPS else found
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return {} if value is None and key in GROUPS else value

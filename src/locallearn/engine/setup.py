@@ -1,0 +1,55 @@
+"""What all blocks of a learner have in common, and where those of one process live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from locallearn.engine.link import Link
+from locallearn.engine.replicas import Replicas
+
+Pixels: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the blocks of a learner compute, and what is known of the training ahead.
+
+    seed           of auxiliary modules, and of what steps draw at random
+    precision      fp32, bf16 (weights in float32, autocast) or fp64
+    channels_last  the memory layout of maps
+    compiled       whether torch.compile works on units and head
+    micro_batches  parts of a batch whose gradients are averaged
+    total_steps    None if nobody knows; then the learning rate is constant
+    pixels         see `BlockSpec`
+    """
+
+    seed: int = 0
+    precision: str = "fp32"
+    channels_last: bool = False
+    compiled: bool = False
+    micro_batches: int = 1
+    total_steps: int | None = None
+    pixels: Pixels | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of weights."""
+        return DTYPES[self.precision]
+
+
+class Place(NamedTuple):
+    """Where the blocks of one process live, and what joins them to those of other processes.
+
+    own       which blocks of the cut; None: all of them
+    link      to the stages of a pipeline below and above
+    replicas  copies of this stage; see `Stage`
+    """
+
+    device: torch.device = torch.device("cpu")
+    own: range | None = None
+    link: Link | None = None
+    replicas: Replicas | None = None
