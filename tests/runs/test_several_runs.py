@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import SMALL, run
+from locallearn.studies import runner
 from locallearn.training import run as one_run
 
 SETTINGS = [*SMALL, "auxiliary=linear", "batch_size=256", "max_steps=2", "blocks=2"]
