@@ -53,10 +53,10 @@ def measure(bench: Bench, report: Report) -> None:
         "ours, not moved": lambda: _timed(bench, still.batches(0, BATCH), still.steps(BATCH)),
         "torchvision": lambda: _timed(bench, loader, 2 if bench.quick else 32),
     }
-    found = bench.run(variants, bench.rounds(more=2))
-    ours, plain, theirs = (found[name] for name in variants)
+    series = bench.run(variants, bench.rounds(more=2))
+    ours, plain, theirs = (series[name] for name in variants)
     speed = bench.joined([ours], lambda seconds: 1 / seconds)
-    parts = {f"{name}_per_s": s.median and 1 / s.median for name, s in found.items()}
+    parts = {f"{name}_per_s": s.median and 1 / s.median for name, s in series.items()}
     without = bench.joined([ours, plain], lambda a, b: b / a).value
     why = f"taking and normalising alone are {'?' if without is None else f'{without:.0%}'} of the time"
     report.add("P12 speed", "50,000 random images", speed, why, **parts)

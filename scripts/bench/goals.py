@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from bench.method import Found
+from bench.method import Number
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,24 @@ class Finding:
 
     goal: str
     subject: str
-    found: Found
+    number: Number
     why: str = ""
     parts: dict[str, Any] = field(default_factory=dict)
     judged: bool = True
 
     @property
     def verdict(self) -> str:
-        if self.found.value is None:
+        if self.number.value is None:
             return "too loud"
         if not self.judged:
             return "no goal"
-        return "reached" if GOALS[self.goal].reached(self.found.value) else "missed"
+        return "reached" if GOALS[self.goal].reached(self.number.value) else "missed"
 
     def plain(self) -> dict[str, Any]:
         goal, missed = GOALS[self.goal], {"why": self.why} if self.verdict == "missed" else {}
         limit = {"limit": goal.limit, "at": "most" if goal.least is None else "least", "unit": goal.unit}
         about = {"goal": self.goal, "what": goal.what, "subject": self.subject, **limit, "verdict": self.verdict}
-        return {**about, **self.found._asdict(), **missed, "parts": self.parts}
+        return {**about, **self.number._asdict(), **missed, "parts": self.parts}
 
 
 @dataclass
@@ -71,5 +71,5 @@ class Report:
     validation: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def add(self, goal: str, subject: str, found: Found, why: str = "", judged: bool = True, **parts: Any) -> None:
-        self.findings.append(Finding(goal, subject, found, why, parts, judged))
+    def add(self, goal: str, subject: str, number: Number, why: str = "", judged: bool = True, **parts: Any) -> None:
+        self.findings.append(Finding(goal, subject, number, why, parts, judged))

@@ -87,13 +87,13 @@ class Series:
         return "?" if self.median is None else f"{self.median:.3g}"
 
 
-def medians(found: Mapping[str, Series], unit: str) -> dict[str, float | None]:
+def medians(series: Mapping[str, Series], unit: str) -> dict[str, float | None]:
     """The median of every variant as `NAME_UNIT`, from seconds."""
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
-    return {f"{name}_{unit}": None if s.median is None else s.median * scale for name, s in found.items()}
+    return {f"{name}_{unit}": None if s.median is None else s.median * scale for name, s in series.items()}
 
 
-class Found(NamedTuple):
+class Number(NamedTuple):
     """A measured number, None if too few samples were quiet, and its interval."""
 
     value: float | None
@@ -117,14 +117,14 @@ class Bench:
 
     def run(self, variants: Mapping[str, Action], rounds: int, warm: bool = True) -> dict[str, Series]:
         """Samples of each variant in turn, after one round to warm up."""
-        found = {name: Series() for name in variants}
+        series = {name: Series() for name in variants}
         if warm:
             for action in variants.values():
                 action()
         for number in range(rounds):
             for name in list(variants)[:: -1 if number % 2 else 1]:
-                self._sample(variants[name], found[name], number)
-        return found
+                self._sample(variants[name], series[name], number)
+        return series
 
     def _sample(self, action: Action, series: Series, number: int) -> None:
         for _ in range(TRIES):
@@ -136,25 +136,25 @@ class Bench:
                 return
             series.dropped += 1
 
-    def ratio(self, a: Series, b: Series) -> Found:
+    def ratio(self, a: Series, b: Series) -> Number:
         """a / b."""
         return self.joined([a, b], lambda x, y: x / y)
 
-    def single(self, a: Series) -> Found:
+    def single(self, a: Series) -> Number:
         """The samples as they are."""
         return self.joined([a], float)
 
-    def joined(self, series: Sequence[Series], join: Callable[..., float]) -> Found:
+    def joined(self, series: Sequence[Series], join: Callable[..., float]) -> Number:
         """The median over the rounds of what `join` makes of a round's sample of each series."""
         rounds = sorted(set.intersection(*(set(s.kept) for s in series)))
         values = [join(*(s.kept[number] for s in series)) for number in rounds]
         return self.of(values, sum(s.dropped for s in series))
 
-    def of(self, values: Sequence[float], dropped: int = 0) -> Found:
+    def of(self, values: Sequence[float], dropped: int = 0) -> Number:
         """The median of numbers, if there are enough."""
         if len(values) < (1 if self.quick else LEAST):
-            return Found(None, None, None, len(values), dropped)
-        return Found(*interval(values), len(values), dropped)
+            return Number(None, None, None, len(values), dropped)
+        return Number(*interval(values), len(values), dropped)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -164,6 +164,6 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[max(0, n // 2 - away)], ordered[min(n - 1, n // 2 + away)]
 
 
-def exact(value: float) -> Found:
+def exact(value: float) -> Number:
     """A number that is counted, not timed."""
-    return Found(value, value, value, 0, 0)
+    return Number(value, value, value, 0, 0)

@@ -60,14 +60,14 @@ def measure(bench: Bench, report: Report, subject: str) -> None:
         for name, spec in specs.items():
             team.make(name, **spec)
             actions[name] = lambda name=name: _segment(team, name)
-        found = bench.run(actions, bench.rounds(), warm=False)
+        series = bench.run(actions, bench.rounds(), warm=False)
     seconds = {name: [series.median for series in blocks] for name, blocks in apart.items()}
-    _judge(bench, report, subject, found, seconds)
+    _judge(bench, report, subject, series, seconds)
     report.validation[subject] = {
         "units_s": units,
         "cuts": {name: pairs(cut) for name, cut in cuts.items()},
         "blocks_s": seconds,
-        "step_s": {name: series.median for name, series in found.items()},
+        "step_s": {name: series.median for name, series in series.items()},
         "routes": {"none": "dgl", "neighbor": "dni", "chain": "backprop 4", "broadcast": "dfa"},
     }
 
@@ -118,29 +118,29 @@ def _segment(team: Team, name: str) -> Sample:
 
 
 def _judge(
-    bench: Bench, report: Report, subject: str, found: Mapping[str, Series], apart: Mapping[str, list[float | None]]
+    bench: Bench, report: Report, subject: str, series: Mapping[str, Series], apart: Mapping[str, list[float | None]]
 ) -> None:
     """P7, P8, P9 and P15 from the seconds per batch of every variant."""
-    dgl, serial, ceiling = found["dgl"], found["serial dgl 2"], found["unconnected"]
+    dgl, serial, ceiling = series["dgl"], series["serial dgl 2"], series["unconnected"]
     bound, top = bench.ratio(serial, ceiling), bench.ratio(ceiling, dgl)
     why = (
         f"the blocks by themselves allow {_bound(apart['dgl 2'], 1)} (sum / max), both at once on this machine "
         f"{_text(bound.value)}; messages and waiting leave {_text(top.value)} of that"
     )
-    report.add("P7", subject, bench.ratio(serial, dgl), why, **medians(found, "ms"))
+    report.add("P7", subject, bench.ratio(serial, dgl), why, **medians(series, "ms"))
     alike = f"the pipeline takes {_ms(dgl)} ms a batch, its slower stage unconnected {_ms(ceiling)} ms"
     report.add("P8", subject, top, f"{alike}: the rest is messages and waiting")
-    micro = [found[name] for name in RIVALS if "micro_batches" in RIVALS[name]]
+    micro = [series[name] for name in RIVALS if "micro_batches" in RIVALS[name]]
     best = bench.joined([dgl, *micro], lambda ours, *theirs: min(theirs) / ours)
-    rivals = ", ".join(f"{name} {_ms(found[name])} ms" for name in RIVALS)
+    rivals = ", ".join(f"{name} {_ms(series[name])} ms" for name in RIVALS)
     report.add("P9 micro-batches", subject, best, f"{alike}; the rivals: {rivals}")
-    report.add("P9 DDP", subject, bench.ratio(found["DDP 2 x 64"], dgl), f"{alike}; the rivals: {rivals}")
+    report.add("P9 DDP", subject, bench.ratio(series["DDP 2 x 64"], dgl), f"{alike}; the rivals: {rivals}")
     for name in NEIGHBORS:
         why = (
             f"the stages by themselves allow {_bound(apart[name], 2)} (sum / max); the last block of the lower stage "
             "waits before each forward for the feedback to the batch before"
         )
-        speed = bench.ratio(found[f"serial {name}"], found[name])
+        speed = bench.ratio(series[f"serial {name}"], series[name])
         about = f", synthesizers {DNI_WIDTH} wide" if name == "dni" and subject == "vgg16" else ""
         report.add(f"P15 {name}", f"{subject}, 4 blocks{about}", speed, why, blocks_s=apart[name])
 

@@ -64,14 +64,14 @@ def _row(f: Finding) -> str:
     goal = GOALS[f.goal]
     sign, places = (">=" if goal.most is None else "<="), ",.0f" if goal.limit >= 10_000 else ",.4g"
     limit = f"{sign} {goal.limit:{places}} {goal.unit}".strip() if f.judged else ""
-    found = "none" if f.found.value is None else f"{number(f.found.value)} {goal.unit}".strip()
-    if f.found.low is not None and f.found.low != f.found.high:
-        found += f" ({number(f.found.low)} to {number(f.found.high or 0.0)})"
-    samples = f"{f.found.kept}/{f.found.dropped}" if f.found.kept or f.found.dropped else "counted"
-    return f"| {f.goal} | {goal.what} | {f.subject} | {limit} | {found} | {samples} | {f.verdict} |"
+    shown = "none" if f.number.value is None else f"{rounded(f.number.value)} {goal.unit}".strip()
+    if f.number.low is not None and f.number.low != f.number.high:
+        shown += f" ({rounded(f.number.low)} to {rounded(f.number.high or 0.0)})"
+    samples = f"{f.number.kept}/{f.number.dropped}" if f.number.kept or f.number.dropped else "counted"
+    return f"| {f.goal} | {goal.what} | {f.subject} | {limit} | {shown} | {samples} | {f.verdict} |"
 
 
-def number(value: float) -> str:
+def rounded(value: float) -> str:
     """Three decimals of a ratio, no decimals of thousands."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
 
@@ -86,7 +86,7 @@ def _checkpointed(report: Report) -> Iterator[str]:
     for subject, found in report.validation.get("checkpointed backprop, time", {}).items():
         share = next((value for name, value in held.items() if name.startswith(subject)), None)
         if found["value"] is not None and share is not None:
-            time = number(found["value"])
+            time = rounded(found["value"])
             yield f"Checkpointed backprop, {subject}, 4 blocks: holds {share:.3f} of backprop, takes {time} x the time."
 
 

@@ -89,13 +89,13 @@ def loop(bench: Bench, report: Report) -> None:
             runs.append(run)
             return Sample(statistics.median(steps[1:]), foreign)  # the first epoch warms up
 
-        found = bench.run({"harness": harness, "bare": _by_hand(bench, given)}, bench.rounds(more=4))
+        series = bench.run({"harness": harness, "bare": _by_hand(bench, given)}, bench.rounds(more=4))
         line = _line_seconds(runs[-1]) * 1e6
-    both = [found["harness"], found["bare"]]
+    both = [series["harness"], series["bare"]]
     added = bench.joined(both, lambda a, b: (a - b) * 1e6 + line)
     loop = bench.joined(both, lambda a, b: (a - b) * 1e6)
     why = f"the loop adds {'?' if loop.value is None else round(loop.value)} us, a JSON line {line:.0f} us"
-    parts = {"loop_us": loop._asdict(), "line_us": line, **medians(found, "us")}
+    parts = {"loop_us": loop._asdict(), "line_us": line, **medians(series, "us")}
     report.add("P2", f"mlp {DEPTH} x {WIDTH}, 64 inputs, batch {BATCH}", added, why, **parts)
 
 
@@ -149,10 +149,10 @@ def tracked(bench: Bench, report: Report) -> None:
             return Sample(statistics.quantiles(steps, n=4)[0], foreign)
 
         variants = {str(name): (lambda name=name: run(name)) for name in (None, *SERVERS)}
-        found = bench.run(variants, bench.rounds(more=2), warm=False)
+        series = bench.run(variants, bench.rounds(more=2), warm=False)
     for name in SERVERS:
         subject, why = f"W&B's server {name}", "the rounds differ by as much"
-        report.add("P16", subject, bench.ratio(found[name], found["None"]), why)
+        report.add("P16", subject, bench.ratio(series[name], series["None"]), why)
         report.add("P17", subject, bench.of(percents[name]))
 
 

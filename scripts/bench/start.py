@@ -36,14 +36,14 @@ def saving(bench: Bench, report: Report) -> None:
             "checksum": lambda: hashlib.sha256(file.read_bytes()),
             "write, sync": lambda: _synced(lambda: save_file(checkpoint.distinct(tensors), file), file),
         }
-        found = bench.run(variants, bench.rounds(more=2))
+        series = bench.run(variants, bench.rounds(more=2))
         size = file.stat().st_size
     why = (
-        f"of {size / 1e6:.0f} MB SHA-256 takes {found['checksum']} s by itself on this CPU, writing {found['write']} s "
-        f"and, with a sync, {found['write, sync']} s"
+        f"of {size / 1e6:.0f} MB SHA-256 takes {series['checksum']} s by itself here, writing {series['write']} s "
+        f"and, with a sync, {series['write, sync']} s"
     )
-    parts = {"bytes": size, **medians(found, "s")}
-    report.add("P13", f"vgg16, {size / 1e6:.0f} MB", bench.single(found["save"]), why, **parts)
+    parts = {"bytes": size, **medians(series, "s")}
+    report.add("P13", f"vgg16, {size / 1e6:.0f} MB", bench.single(series["save"]), why, **parts)
 
 
 def _synced(write: Callable[[], None], path: Path) -> None:
@@ -66,13 +66,13 @@ def first_step(bench: Bench, report: Report) -> None:
                 "no step": [FIRST, "before", *overrides],
             }
             actions = {name: (lambda command=command: _start(command)) for name, command in commands.items()}
-            found = bench.run(actions, bench.rounds(more=6), warm=False)
+            series = bench.run(actions, bench.rounds(more=6), warm=False)
         why = (
-            f"importing torch takes {found['torch']} s, the bare script {found['bare']} s, the command "
-            f"{found['harness']} s, of which {found['no step']} s until the step begins"
+            f"importing torch takes {series['torch']} s, the bare script {series['bare']} s, the command "
+            f"{series['harness']} s, of which {series['no step']} s until the step begins"
         )
-        ratio = bench.ratio(found["harness"], found["bare"])
-        report.add("P14", f"{model}, backprop, batch 32, 1 thread", ratio, why, **medians(found, "s"))
+        ratio = bench.ratio(series["harness"], series["bare"])
+        report.add("P14", f"{model}, backprop, batch 32, 1 thread", ratio, why, **medians(series, "s"))
 
 
 def _start(command: list[str]) -> Sample:

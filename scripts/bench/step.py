@@ -38,27 +38,29 @@ def measure(bench: Bench, report: Report, subject: str, threads: int = 1, only_h
     torch.set_num_threads(threads)
     variants: dict[str, Callable[[], None]] = {"bare": bare(model, x, y)}
     variants |= {name: (lambda learner=learner: learner.learn(x, y)) for name, learner in learners.items()}
-    found = bench.run(variants, bench.rounds(more=2))
+    series = bench.run(variants, bench.rounds(more=2))
     torch.set_num_threads(1)
-    _against_bare(bench, report, f"{subject}, {threads} thread{'s' if threads > 1 else ''}", found)
+    _against_bare(bench, report, f"{subject}, {threads} thread{'s' if threads > 1 else ''}", series)
     if only_harness:
         return
     for head in ("linear", "mlp_sr"):
-        why = _heads(bench, found, head)
-        report.add(f"P4 {head}", subject, bench.ratio(found[f"dgl {head}"], found["bare"]), why, **medians(found, "ms"))
-    more = bench.ratio(found["checkpoint"], found["bare"])
+        why = _heads(bench, series, head)
+        report.add(
+            f"P4 {head}", subject, bench.ratio(series[f"dgl {head}"], series["bare"]), why, **medians(series, "ms")
+        )
+    more = bench.ratio(series["checkpoint"], series["bare"])
     report.validation.setdefault("checkpointed backprop, time", {})[subject] = more._asdict()
 
 
-def _against_bare(bench: Bench, report: Report, subject: str, found: Mapping[str, Series]) -> None:
-    slower = bench.ratio(found["backprop"], found["bare"])
+def _against_bare(bench: Bench, report: Report, subject: str, series: Mapping[str, Series]) -> None:
+    slower = bench.ratio(series["backprop"], series["bare"])
     noise = slower.low is not None and slower.low <= GOALS["P1"].limit
     why = "the rounds differ by more than the two steps do" if noise else "what blocks, checks and sums add to a step"
-    report.add("P1", subject, slower, why, **medians({name: found[name] for name in ("bare", "backprop")}, "ms"))
+    report.add("P1", subject, slower, why, **medians({name: series[name] for name in ("bare", "backprop")}, "ms"))
 
 
-def _heads(bench: Bench, found: Mapping[str, Series], head: str) -> str:
-    linear = bench.ratio(found["dgl linear"], found["bare"]).value
+def _heads(bench: Bench, series: Mapping[str, Series], head: str) -> str:
+    linear = bench.ratio(series["dgl linear"], series["bare"]).value
     if head == "linear" or linear is None:
         return "all that DGL spares is the input gradient at three borders, and its heads cost"
     return f"without its heads' fully connected layers (linear heads) the step is at {linear:.3f}: the rest is heads"
@@ -73,10 +75,10 @@ def defaults(bench: Bench, report: Report, subject: str, threads: int) -> None:
         ours.make(subject, "harness", model=subject, strategy="backprop", cut=whole)
         teams = {"naive": naive, "harness": ours}
         actions = {name: partial(team.run, subject, 1) for name, team in teams.items()}
-        found = bench.run(actions, bench.rounds(more=2))
+        series = bench.run(actions, bench.rounds(more=2))
     why = "what allocator and layout save depends on the machine: see the milliseconds of both"
-    ratio = bench.ratio(found["harness"], found["naive"])
-    report.add("P3", f"{subject}, {threads} threads", ratio, why, **medians(found, "ms"))
+    ratio = bench.ratio(series["harness"], series["naive"])
+    report.add("P3", f"{subject}, {threads} threads", ratio, why, **medians(series, "ms"))
 
 
 def small(bench: Bench, report: Report, name: str) -> None:
@@ -95,12 +97,12 @@ def small(bench: Bench, report: Report, name: str) -> None:
         with ours.stage.random_state:
             steps = max(1, round(SAMPLE_SECONDS / max(spent(variants["bare"], 5).seconds, 1e-6)))
             timed = {name: partial(spent, action, steps) for name, action in variants.items()}
-            found = bench.run(timed, 6 if bench.quick else ROUNDS)
-        parts = medians(found, "ms")
+            series = bench.run(timed, 6 if bench.quick else ROUNDS)
+        parts = medians(series, "ms")
         more = (parts["harness_ms"] or 0.0) - (parts["bare_ms"] or 0.0)
         why = f"{more:.2f} ms more for {len(cut)} blocks: each has an optimizer, an autograd call and two seeds"
         on = f"{strategy.split()[0]}, {optimizer}, {len(cut)} blocks, batch 64"
-        report.add(f"P18 {name}", on, bench.ratio(found["harness"], found["bare"]), why, **parts)
+        report.add(f"P18 {name}", on, bench.ratio(series["harness"], series["bare"]), why, **parts)
 
 
 def _decoupled(learner: Learner) -> Callable[[Tensor, Tensor], None]:

@@ -73,20 +73,20 @@ def space_of(name: str, names: Mapping[str, str], config_dirs: Sequence[Path] = 
         raise UserError(
             f"space={name}: must map keys to ranges, such as optim.lr: {{low: 0.001, high: 1.0, log: true}}"
         )
-    found: Space = {}
+    space: Space = {}
     for key, entry in content.items():
         group, equals, choice = str(key).partition("=")
         if not equals:
-            found[str(key)] = _entry(entry, f"space={name}: {key}")
+            space[str(key)] = _entry(entry, f"space={name}: {key}")
         elif not isinstance(entry, Mapping):
             raise UserError(f"space={name}: under {key} must stand keys with ranges")
         elif names.get(group) == choice:
-            found |= {str(own): _entry(value, f"space={name}: {own}") for own, value in entry.items()}
-    if not found:
+            space |= {str(own): _entry(value, f"space={name}: {own}") for own, value in entry.items()}
+    if not space:
         raise UserError(
             f"space={name} has no key for optim={names['optim']}; write a FILE.yaml of your own: space=FILE"
         )
-    return found
+    return space
 
 
 def _entry(given: Any, where: str) -> Range | list[Scalar]:
@@ -117,7 +117,7 @@ def override(key: str, value: Scalar) -> str:
 
 
 class Search:
-    """One search: what is tried is what the study says, and the study is told how it went."""
+    """One search: optuna proposes what to try, and learns how it went."""
 
     def __init__(self, settings: Sequence[str], config_dirs: Sequence[Path], options: TuneOptions) -> None:
         """Checks everything before anything is written. Raises UserError."""
@@ -172,24 +172,24 @@ class Search:
         texts = self.texts(trial)
         exp = self.experiment(texts)
         path = runner.place(self.out, texts, exp.config)
-        said = f"trial {trial.number + 1} of {self.trials}: {' '.join(texts)}"
+        label = f"trial {trial.number + 1} of {self.trials}: {' '.join(texts)}"
         try:
             how, numbers = runner.run(exp, path, quiet=True)
             if how != "busy" and SELECTED_BY not in numbers:
                 raise UserError(f"{path} has no {SELECTED_BY}: tune needs a data set with a validation part and labels")
         except RunError as error:
             self.study.tell(trial.number, state=TrialState.PRUNED)
-            print(f"{said}: failed: {error}", flush=True)
+            print(f"{label}: failed: {error}", flush=True)
         except UserError:
             self.study.tell(trial.number, state=TrialState.FAIL)
             raise
         else:
             if how == "busy":
-                print(f"{said}: left to another process", flush=True)
+                print(f"{label}: left to another process", flush=True)
                 return
             self.study.tell(trial.number, numbers[SELECTED_BY])
             before = {"resumed": " (resumed)", "done": " (done before)"}.get(how, "")
-            print(f"{said}: validation accuracy {numbers[SELECTED_BY]:.4f}{before}", flush=True)
+            print(f"{label}: validation accuracy {numbers[SELECTED_BY]:.4f}{before}", flush=True)
 
     def texts(self, trial: Any) -> list[str]:
         return [override(key, trial.params[key]) for key in self.space]
