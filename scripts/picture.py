@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from locallearn.figures import by_depth, panels, save
-from locallearn.names import TEST_ACCURACY, by_block
+from locallearn.names import ACCURACY, TEST, TEST_ACCURACY, by_block
 from locallearn.runs.read import read
 
 
@@ -21,9 +21,9 @@ def main(folder: Path, target: Path) -> None:
     figure, axes = panels(len(runs), width=2.6)
     for axis, run in zip(axes, runs, strict=True):
         epochs = [record["epoch"] for record in run.history]
-        blocks = by_block(run.history[-1], "test_accuracy")
+        blocks = by_block(run.history[-1], ACCURACY, TEST)
         for block, colour in zip(blocks, by_depth(len(blocks)), strict=True):
-            line = [by_block(record, "test_accuracy")[block] for record in run.history]
+            line = [by_block(record, ACCURACY, TEST)[block] for record in run.history]
             axis.plot(epochs, line, "o-", ms=3, color=colour, label=f"block {block}")
         accuracy = run.summary[TEST_ACCURACY]
         axis.set(title=f"{run.strategy} ({accuracy:.3f})", xlabel="epoch", ylim=(0, 1.02), xticks=epochs)

@@ -7,7 +7,7 @@ import torch
 from bench.goals import Report
 from bench.method import Bench, exact
 from bench.subjects import alone, batch_of, learner_of, model_of
-from locallearn.analysis.memory import SavedBytes
+from locallearn.analysis.cost import SavedBytes
 from locallearn.engine import Learner
 from locallearn.models import BlockModel
 
