@@ -221,7 +221,7 @@ def test_a_loop_of_ones_own_has_no_batch_size(parts):
 
 def test_micro_batches_must_be_a_number_all_the_same():
     for wrong in (0, -2):
-        with pytest.raises(UserError, match=f"micro_batches={wrong}: must be at least 1"):
+        with pytest.raises(UserError, match=f"micro_batches={wrong}: must be a whole number of at least 1"):
             build(micro_batches=wrong)
 
 

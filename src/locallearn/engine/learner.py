@@ -217,13 +217,13 @@ class Learner:
         """
         tensors = {name: t for name, t in tensors.items() if self.owns(name)}
         own = {name: t for name, t in self.state().items() if not name.startswith(VARYING)}
-        given = {name: t for name, t in tensors.items() if not name.startswith(VARYING)}
-        problems = [f"{name} is missing" for name in own.keys() - given.keys()]
-        problems += [f"{name} is not part of this run" for name in given.keys() - own.keys()]
+        loaded = {name: t for name, t in tensors.items() if not name.startswith(VARYING)}
+        problems = [f"{name} is missing" for name in own.keys() - loaded.keys()]
+        problems += [f"{name} is not part of this run" for name in loaded.keys() - own.keys()]
         problems += [
-            f"{name} is {list(given[name].shape)} {given[name].dtype}, expected {list(t.shape)} {t.dtype}"
+            f"{name} is {list(loaded[name].shape)} {loaded[name].dtype}, expected {list(t.shape)} {t.dtype}"
             for name, t in own.items()
-            if name in given and (given[name].shape != t.shape or given[name].dtype != t.dtype)
+            if name in loaded and (loaded[name].shape != t.shape or loaded[name].dtype != t.dtype)
         ]
         slots = self._optimizer_slots(tensors, problems)
         if problems:
@@ -233,7 +233,7 @@ class Learner:
         clear(self.stage)
         with torch.no_grad():
             for name, t in own.items():
-                t.copy_(given[name])
+                t.copy_(loaded[name])
         for optimizer in self._optimizers():
             optimizer.state.clear()
         for p, optimizer, key, value in slots:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from locallearn.errors import UserError
 from locallearn.plan.options import PlanOptions
-from locallearn.plan.schedules import GB, Row, short
+from locallearn.plan.schedules import GB, ScheduleRow, short
 from locallearn.plan.simulate import FORWARD, Piece, simulate, stages
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ WIDTH = 10.0  # inches
 COLOURS = {"forward": ("#0072B2", "#5BA9D6"), "backward": ("#E69F00", "#F5CE7A")}  # Okabe-Ito; by even and odd batch
 
 
-def draw(rows: Sequence[Row], options: PlanOptions, title: str) -> None:
+def draw(rows: Sequence[ScheduleRow], options: PlanOptions, title: str) -> None:
     """Write `options.picture`: the first batches of every schedule on the first devices, from empty devices."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -54,13 +54,13 @@ def draw(rows: Sequence[Row], options: PlanOptions, title: str) -> None:
             raise UserError(f"picture={path} cannot be written: {error.strerror or error}") from error
 
 
-def _title(row: Row) -> str:
+def _title(row: ScheduleRow) -> str:
     milliseconds, own = short(row.prediction.step_seconds * 1e3), " *" if row.own else ""
     numbers = f"{milliseconds} ms per batch, {row.prediction.bubble:.0%} bubble, {row.speed_up:.2f} times one device"
     return f"{row.label}, {row.strategy}{own}: {numbers}"
 
 
-def _pieces(row: Row, options: PlanOptions, until: float) -> list[Piece]:
+def _pieces(row: ScheduleRow, options: PlanOptions, until: float) -> list[Piece]:
     """What the first devices do in the first `until` seconds."""
     devices = stages(row.division, row.micro_batches, options.bandwidth * GB, options.latency * 1e-6)
     period, first = row.prediction.step_seconds, float(devices.forward[0])

@@ -102,7 +102,7 @@ def _activations(schedule: str, blocks: Sequence[BlockCost], alive: Sequence[int
     return sum(n * b.held for n, b in zip(alive, blocks, strict=True)) + max(b.peak - b.held for b in blocks)
 
 
-class Row(NamedTuple):
+class ScheduleRow(NamedTuple):
     """One line of the table. `own`: what `runtime=pipeline` does with the strategy that was asked for."""
 
     label: str
@@ -116,7 +116,7 @@ class Row(NamedTuple):
     own: bool
 
 
-def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_bytes: int) -> list[Row]:
+def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_bytes: int) -> list[ScheduleRow]:
     """Every schedule: those of backprop with its costs, those of the other routes with the strategy's. `error_bytes`:
     of the message of route BROADCAST."""
     m, own = options.micro_batches, strategy.route
@@ -146,7 +146,7 @@ def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_byt
             prediction = Prediction(serial, 0.0, memory(kind, division))
         speed_up, over_backprop = serial / prediction.step_seconds, reference / prediction.step_seconds
         is_own = measured is strategy and schedule == own.value and (own is not Route.CHAIN or micro == m)
-        row = Row(label, measured.name, schedule, micro, division, prediction, speed_up, over_backprop, is_own)
+        row = ScheduleRow(label, measured.name, schedule, micro, division, prediction, speed_up, over_backprop, is_own)
         table.append(row)
     return table
 

@@ -14,7 +14,7 @@ from locallearn.figures.text import columns, fitted, table
 from locallearn.plan.draw import draw
 from locallearn.plan.measure import BlockCost, measure
 from locallearn.plan.options import PlanOptions
-from locallearn.plan.schedules import Row, rows, short
+from locallearn.plan.schedules import ScheduleRow, rows, short
 
 MB = 1e6
 SAMPLES = 32  # a larger batch is measured with so many
@@ -55,7 +55,7 @@ def plan(learners: Mapping[str, Learner], batch: int, options: PlanOptions) -> s
     return "\n\n".join([fitted(title, width), lines, stages, _assumptions(own, options, width)])
 
 
-def _cells(row: Row, few: bool) -> tuple[str, ...]:
+def _cells(row: ScheduleRow, few: bool) -> tuple[str, ...]:
     memory = [n / MB for n in row.prediction.memory]
     largest = f"{short(max(memory))} ({short(sum(memory) / len(memory))})"
     return (
@@ -70,7 +70,7 @@ def _cells(row: Row, few: bool) -> tuple[str, ...]:
     )
 
 
-def _stages(row: Row, names: Sequence[str], cut: Sequence[range], width: int | None) -> str:
+def _stages(row: ScheduleRow, names: Sequence[str], cut: Sequence[range], width: int | None) -> str:
     """What each stage holds and does under the strategy's own schedule."""
     division = row.division
     seconds = [sum(b.times.total for b in blocks) for blocks in division]
@@ -97,7 +97,7 @@ def _numbers(blocks: Sequence[BlockCost], stage: int, count: int) -> tuple[str, 
     return tuple(map(short, (forward * 1e3, backward * 1e3, up / MB, down / MB)))
 
 
-def _assumptions(own: Row, options: PlanOptions, width: int | None) -> str:
+def _assumptions(own: ScheduleRow, options: PlanOptions, width: int | None) -> str:
     text = (
         f"* what the pipeline does with {own.strategy}. Predicted, not run: block times are measured here, alone, and "
         f"every device is taken to be as fast; a message takes {options.latency:g} us + bytes / {options.bandwidth:g} "

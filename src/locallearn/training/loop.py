@@ -23,7 +23,7 @@ from locallearn.runtime.world import World
 from locallearn.training.environment import peak_memory_bytes
 from locallearn.training.evaluate import epoch_record, evaluate_splits, sums_of_blocks
 from locallearn.training.output import Output
-from locallearn.training.probing import Watch
+from locallearn.training.probing import Probing
 from locallearn.training.stopping import Interrupted, stop_signals
 
 
@@ -39,7 +39,7 @@ class Training:
     """The training of one learner. In a pipeline every process has one: rank 0, in the lowest stage, decides when to
     stop, records and saves for all."""
 
-    def __init__(self, exp: Experiment, learner: Learner, data: Data, output: Output, watch: Watch, world: World):
+    def __init__(self, exp: Experiment, learner: Learner, data: Data, output: Output, watch: Probing, world: World):
         self.settings = exp.settings
         self.learner = learner
         self.data = data

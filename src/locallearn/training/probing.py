@@ -55,7 +55,7 @@ def look(name: str, probe: Probe, learner: Learner, data: Data, at: Moment) -> S
             ) from error
 
 
-class Watch:
+class Probing:
     """The probes of a run beside its training.
 
     whole  makes a learner with every block of the model; called only where there are several processes

@@ -30,7 +30,7 @@ from locallearn.training.environment import new_manifest, process_settings
 from locallearn.training.loop import Training
 from locallearn.training.output import Output
 from locallearn.training.prepare import check_data, facts_of, prepare
-from locallearn.training.probing import START, ProbeFolder, Watch, first_looks
+from locallearn.training.probing import START, ProbeFolder, Probing, first_looks
 from locallearn.training.saved import Result, finished, ranges, saved_experiment
 from locallearn.training.stopping import Interrupted
 
@@ -160,7 +160,7 @@ def train(
     folder, learner, data, saved = ready
     output = Output(exp, folder, quiet, world)
     with output.ending(world):
-        watch = Watch(exp.probes, data, folder, world, whole or (lambda: learner))
+        watch = Probing(exp.probes, data, folder, world, whole or (lambda: learner))
         training = Training(exp, learner, data, output, watch, world)
         if saved is not None:
             training.restore(saved)
