@@ -158,7 +158,7 @@ def results(name: str) -> str:
 
 
 def percent(row: dict[str, Any]) -> str:
-    return f"{statistics.mean(row['accuracy']):.2f} ± {statistics.stdev(row['accuracy']):.2f}"
+    return f"{statistics.mean(row['values']):.2f} ± {statistics.stdev(row['values']):.2f}"
 
 
 def index() -> str:

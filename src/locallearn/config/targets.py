@@ -99,6 +99,11 @@ class Experiment:
 
 def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any]:
     """The class or function at a dotted path, if it may be reached and is of its group's kind."""
+    return _of_kind(reach(path, group, allow), str(path), group)
+
+
+def reach(path: object, group: str, allow: Iterable[str]) -> Any:
+    """What a dotted path names, if it lies in locallearn or in a package that is allowed. Raises UserError."""
     if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", path):
         raise UserError(f"{group}._target_={path!s:.100}: must be the dotted path of a class, as my_package.mine.Mine")
     prefixes = ["locallearn", *allow]
@@ -118,7 +123,7 @@ def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any
         raise UserError(
             f"{group}._target_={path}: {module_name} has no {name}; {did_you_mean(name, known)}".rstrip("; ")
         )
-    return _of_kind(target, path, group)
+    return target
 
 
 def _of_kind(target: Any, path: str, group: str) -> Callable[..., Any]:
