@@ -31,6 +31,8 @@ Count = Annotated[int, Ge(1)]
     ("hint", "words", "right", "wrong"),
     [
         (Count, "a whole number of at least 1", [1, 7], [0, -1, 1.0, True, "1", None]),
+        (Annotated[int, "of others", Ge(1)], "a whole number of at least 1", [1], [0]),
+        (Annotated[bool, "of others"], "true or false", [True], [1, "true"]),
         (Annotated[float, Gt(0)], "a number above 0", [1, 0.5], [0, -1.0, math.inf, math.nan, False]),
         (Annotated[float, Lt(1)], "a number below 1", [0, -5.0], [1, 2.0]),
         (Annotated[float, Interval(ge=0, le=1)], "a number from 0 to 1", [0, 1.0], [-0.1, 1.1]),
