@@ -19,7 +19,7 @@ from locallearn.cli import main as cli
 from locallearn.config import experiment
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
-from locallearn.runs import checkpoint, files
+from locallearn.runs import checkpoint
 from locallearn.runs import folder as run_folder
 from locallearn.runs import recorder as record
 from locallearn.training import run
@@ -47,7 +47,7 @@ MOMENTS = {
     "before the tensors of a checkpoint": Moment(checkpoint, "save_file"),
     "after the tensors of a checkpoint": Moment(checkpoint, "save_file", after=True),
     "in the sums of a checkpoint": Moment(checkpoint, "_sha256", after=True),
-    "before a sync": Moment(files, "sync"),
+    "before a sync of a checkpoint": Moment(checkpoint, "sync"),
     "before the rename of a checkpoint": Moment(Path, "rename"),
     "after the rename of a checkpoint": Moment(Path, "rename", after=True),
     "before old checkpoints are removed": Moment(checkpoint, "_committed", after=True),

@@ -259,10 +259,9 @@ def test_the_branch_of_pgi_reads_the_channels_of_its_image():
 def test_probes_read_the_channels(kind):
     from locallearn.analysis.decoder import ridge, standardised
     from locallearn.analysis.features import as_maps
-    from locallearn.analysis.readout import pooled
+    from locallearn.analysis.readout import pooled, usable_information
     from locallearn.analysis.similarity import cka_matrix
     from locallearn.analysis.task2vec import embedding
-    from locallearn.analysis.usable import usable_information
 
     built = learner(kind, strategy="backprop")
     x, y = batch(kind)

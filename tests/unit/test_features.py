@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from locallearn.errors import UserError
 from locallearn.models.plain import mlp
 from locallearn.models.recurrent import rnn
 from locallearn.probes import Moment, Probe, Row
-from locallearn.probes.depth import sample
+from locallearn.probes.base import Curve, Seen
+from locallearn.probes.depth import by_layer, outputs, sample
 from locallearn.probes.features import Features
 from locallearn.probes.filters import Filters
 from locallearn.probes.reconstruction import ReconstructionProbe
@@ -268,6 +270,27 @@ def drawn(probe: Probe, learner: Learner, data: Data) -> tuple[list[Row], dict[s
         rows += [{"epoch": epoch, "step": epoch, **row} for row in seen.rows]
         arrays[epoch] = seen.arrays
     return rows, probe.draw(rows, arrays)
+
+
+@dataclass(frozen=True)
+class Sparsity(Probe):
+    """Share of each unit's outputs that are 0."""
+
+    curves = (Curve("zeros", "share of zeros"),)
+
+    def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
+        inputs, _ = sample(data, "test", 50)
+        return Seen(by_layer(learner, ({"zeros": float((h == 0).float().mean())} for h in outputs(learner, inputs))))
+
+
+def test_a_new_probe_is_a_look_and_the_names_of_its_curves(learner, data):
+    rows, pictures = drawn(Sparsity(), learner, data)
+    assert [row["name"] for row in rows] == 2 * learner.model.names
+    assert all(0 < row["zeros"] < 1 for row in rows)
+    (axes,) = pictures["test_features"].axes
+    assert axes.get_ylabel() == "share of zeros"
+    assert [list(line.get_ydata()) for line in axes.lines] == [[row["zeros"]] * 2 for row in rows[:4]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == learner.model.names
 
 
 @pytest.mark.parametrize("network", [False, True])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from locallearn.analysis.memory import SavedBytes
+from locallearn.analysis.cost import SavedBytes
 from locallearn.auxiliary import Linear, MLPSpatialReduction
 from locallearn.engine import SGD, assemble
 from locallearn.models.vgg import vgg

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from helpers.nets import assert_same, tiny_learner
-from locallearn.analysis.memory import SavedBytes
+from locallearn.analysis.cost import SavedBytes
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
 from locallearn.models.coupling import Coupling, Reversible

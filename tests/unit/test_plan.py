@@ -12,7 +12,7 @@ import torch
 
 from helpers.commands import SMALL, one_sentence, run
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
-from locallearn.analysis.memory import SavedBytes
+from locallearn.analysis.cost import SavedBytes
 from locallearn.auxiliary import Linear
 from locallearn.contract import Route
 from locallearn.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from locallearn.analysis.usable import label_entropy, usable_information
+from locallearn.analysis.readout import label_entropy, usable_information
 from locallearn.errors import UserError
 
 

@@ -75,11 +75,11 @@ def gradient_noise(minibatches: Iterable[Mapping[Layer, Sequence[Tensor]]]) -> d
     learning) take the minibatches of one epoch, between which the weights move: what moves counts as noise there. With
     fixed weights it does not. Raises UserError for fewer than two minibatches.
     """
-    found: dict[Layer, Moments] = {}
+    by_layer: dict[Layer, Moments] = {}
     for gradients in minibatches:
         for layer, tensors in gradients.items():
-            found.setdefault(layer, Moments()).add(tensors)
-    return {layer: moments.read() for layer, moments in found.items()}
+            by_layer.setdefault(layer, Moments()).add(tensors)
+    return {layer: moments.read() for layer, moments in by_layer.items()}
 
 
 def transition(epochs: Sequence[int], snr: Sequence[float]) -> int | None:
@@ -88,12 +88,12 @@ def transition(epochs: Sequence[int], snr: Sequence[float]) -> int | None:
 
     Of a running median over five looks (fewer at both ends): one or two outlying looks neither make nor hide it.
     """
-    found = None
+    since = None
     for epoch, value in zip(reversed(epochs), reversed(running_median(snr)), strict=True):
         if not value < 1:
             break
-        found = epoch
-    return found
+        since = epoch
+    return since
 
 
 def running_median(values: Sequence[float]) -> list[float]:

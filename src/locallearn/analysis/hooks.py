@@ -27,7 +27,7 @@ def choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Mod
     known = {name or type(model).__name__: m for name, m in model.named_modules(remove_duplicate=False)}
     if patterns is None:
         return _once((name, m) for name, m in known.items() if not list(m.children()))
-    found: set[str] = set()
+    matching: set[str] = set()
     for pattern in patterns:
         regex = "".join({"**": ".*", "*": "[^.]*"}.get(p, re.escape(p)) for p in re.split(r"(\*\*|\*)", pattern))
         matches = {name for name in known if re.fullmatch(regex, name)}
@@ -38,10 +38,10 @@ def choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Mod
                 f"no module of the model matches {pattern!r}: {did_you_mean(pattern, names)}"
                 f"its modules are {', '.join(names[:_SHOWN])}{more}"
             )
-        found |= matches
-    if not found:
+        matching |= matches
+    if not matching:
         raise UserError("layers=[] tracks nothing: name a module, or leave layers out for all that have no children")
-    return _once((name, m) for name, m in known.items() if name in found)
+    return _once((name, m) for name, m in known.items() if name in matching)
 
 
 def _once(named: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
@@ -93,12 +93,13 @@ class Hooks:
 
     def _saw(self, name: str, module: nn.Module, args: object, output: object) -> None:
         tensor = _first(output)
-        turned = isinstance(module, nn.RNNBase) and not module.batch_first and tensor is not None and tensor.dim() == 3
-        rows = tensor.transpose(0, 1) if turned and tensor is not None else tensor
-        if rows is None or (problem := self._problem(rows)):
-            self._leave_out(name, problem if rows is not None else f"emits {_kind(output)}, which holds no tensor")
-            return
-        assert tensor is not None
+        if tensor is None:
+            kind = f"a {type(output).__name__}" if output is not None else "nothing"
+            return self._leave_out(name, f"emits {kind}, which holds no tensor")
+        turned = isinstance(module, nn.RNNBase) and not module.batch_first and tensor.dim() == 3
+        rows = tensor.transpose(0, 1) if turned else tensor
+        if problem := self._problem(rows):
+            return self._leave_out(name, problem)
         call = 1
         if self._calls is not None:
             call = self._calls[name] = self._calls.get(name, 0) + 1
@@ -128,7 +129,7 @@ class Hooks:
             return f"emits shape {list(rows.shape)}{of}, whose first axis is not the sample"
         return None
 
-    def _leave_out(self, name: str, problem: str | None) -> None:
+    def _leave_out(self, name: str, problem: str) -> None:
         if name in self._named:
             raise UserError(f"layer {name!r} {problem}; track a module around it or inside it")
         if name not in self._warned:
@@ -136,14 +137,14 @@ class Hooks:
             warnings.warn(f"layer {name!r} {problem}: it is not recorded", stacklevel=2)
 
     def _numbers(self, layer: str, rows: Tensor) -> Any:
-        found = rows.detach().to(self._dtype)
-        if rows.dtype != self._dtype and layer not in self._warned and bool((found.isinf() & rows.isfinite()).any()):
+        numbers = rows.detach().to(self._dtype)
+        if rows.dtype != self._dtype and layer not in self._warned and bool((numbers.isinf() & rows.isfinite()).any()):
             self._warned.add(layer)
             warnings.warn(
                 f"layer {layer!r} holds numbers beyond {self._dtype}, recorded as infinity: choose a wider precision",
                 stacklevel=2,
             )
-        return found.cpu().numpy()
+        return numbers.cpu().numpy()
 
 
 def _first(output: object) -> Tensor | None:
@@ -152,13 +153,5 @@ def _first(output: object) -> Tensor | None:
         return output
     if isinstance(output, PackedSequence):
         return None
-    parts: Iterable[object] = ()
-    if isinstance(output, Mapping):
-        parts = output.values()
-    elif isinstance(output, tuple | list):
-        parts = output
-    return next((found for part in parts if (found := _first(part)) is not None), None)
-
-
-def _kind(output: object) -> str:
-    return f"a {type(output).__name__}" if output is not None else "nothing"
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((tensor for part in parts if (tensor := _first(part)) is not None), None)

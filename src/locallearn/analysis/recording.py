@@ -36,8 +36,8 @@ class Recording:
     @property
     def epochs(self) -> list[int]:
         """The epochs that are recorded, in order."""
-        found = (_EPOCH.fullmatch(p.name) for p in self.folder.glob("epoch-*"))
-        return sorted(int(match[1]) for match in found if match)
+        matches = (_EPOCH.fullmatch(p.name) for p in self.folder.glob("epoch-*"))
+        return sorted(int(match[1]) for match in matches if match)
 
     @property
     def layers(self) -> list[str]:
@@ -98,14 +98,14 @@ class EpochWriter:
 
     def append(self, layer: str, values: np.ndarray[Any, Any]) -> int:
         """Add activations [B, ...] of a layer; returns the row of the first. ValueError for rows of another shape."""
-        file = self._file(layer, "activations")
+        file = self._file(layer, "activations", values)
         start = file.count
         file.put(values, start)
         return start
 
     def put_gradients(self, layer: str, values: np.ndarray[Any, Any], start: int) -> None:
         """Write the gradients [B, ...] of the activations that stand at `start`."""
-        self._file(layer, "gradients").put(values, start)
+        self._file(layer, "gradients", values).put(values, start)
 
     def commit(self) -> None:
         """From here on the epoch counts; one that was recorded before under its number is replaced."""
@@ -123,33 +123,29 @@ class EpochWriter:
         self.open = False
         shutil.rmtree(self._place, ignore_errors=True)
 
-    def _file(self, layer: str, kind: str) -> _Rows:
+    def _file(self, layer: str, kind: str, values: np.ndarray[Any, Any]) -> _Rows:
         if (layer, kind) not in self._files:
-            self._files[layer, kind] = _Rows(_path(self._place, layer, kind), self._dtype)
+            self._files[layer, kind] = _Rows(_path(self._place, layer, kind), self._dtype, values.shape[1:])
         return self._files[layer, kind]
 
 
 class _Rows:
-    """A .npy file that grows: numpy leaves room in the header for a longer first axis."""
+    """A .npy file of rows of one shape that grows: numpy leaves room in the header for a longer first axis."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self._path, self._dtype = path, dtype
-        self._row: tuple[int, ...] | None = None
-        self._start = 0
+    def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self._path, self._dtype, self._shape = path, dtype, shape
+        self._row_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         self.count = 0
+        with _explained(path), path.open("wb") as file:
+            self._start = self._header(file, 0)
 
     def put(self, values: np.ndarray[Any, Any], start: int) -> None:
         """Rows [B, ...] from row `start` on. Opened each time: a net may have more layers than a process files."""
-        if self._row is None:
-            self._row = values.shape[1:]
-            with _explained(self._path), self._path.open("wb") as file:
-                self._start = self._header(file, 0)
-        if values.shape[1:] != self._row:
-            raise ValueError(f"{list(values.shape[1:])} after {list(self._row)}")
-        values = np.ascontiguousarray(values, dtype=self._dtype)
+        if values.shape[1:] != self._shape:
+            raise ValueError(f"{list(values.shape[1:])} after {list(self._shape)}")
         with _explained(self._path), self._path.open("r+b") as file:
             file.seek(self._start + start * self._row_bytes)
-            file.write(values.tobytes())
+            file.write(np.ascontiguousarray(values, dtype=self._dtype).tobytes())
         self.count = max(self.count, start + len(values))
 
     def finish(self, count: int) -> None:
@@ -158,15 +154,9 @@ class _Rows:
             assert self._header(file, count) == self._start
             file.truncate(self._start + count * self._row_bytes)
 
-    @property
-    def _row_bytes(self) -> int:
-        assert self._row is not None
-        return int(np.prod(self._row, dtype=np.int64)) * self._dtype.itemsize
-
     def _header(self, file: BinaryIO, count: int) -> int:
-        assert self._row is not None
         descr = np.lib.format.dtype_to_descr(self._dtype)
-        header = {"descr": descr, "fortran_order": False, "shape": (count, *self._row)}
+        header = {"descr": descr, "fortran_order": False, "shape": (count, *self._shape)}
         np.lib.format.write_array_header_1_0(file, header)
         return file.tell()
 

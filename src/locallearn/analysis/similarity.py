@@ -29,14 +29,14 @@ def cka_matrix(a: Iterable[Tensor], b: Iterable[Tensor] | None = None, unbiased:
     sizes = {len(x) for x, _ in (*left, *right)}
     if len(sizes) > 1:
         raise UserError(f"CKA compares the same samples, but the layers have {', '.join(map(str, sorted(sizes)))}")
-    found = torch.empty(len(left), len(right), dtype=torch.float64)
+    matrix = torch.empty(len(left), len(right), dtype=torch.float64)
     for i, one in enumerate(left):
         for j, other in enumerate(right):
             if right is left and j < i:
-                found[i, j] = found[j, i]
+                matrix[i, j] = matrix[j, i]
             else:
-                found[i, j] = _inner(one, other)
-    return found
+                matrix[i, j] = _inner(one, other)
+    return matrix
 
 
 def _compact(x: Tensor, unbiased: bool) -> tuple[Tensor, bool]:

@@ -17,7 +17,7 @@ from locallearn.analysis.quiet import undisturbed
 from locallearn.analysis.recording import EpochWriter, Recording, remove_unfinished
 from locallearn.errors import UserError, unknown
 
-_PRECISIONS = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+_PRECISIONS = ("float16", "float32", "float64")
 
 
 class Tracker(Recording):
@@ -139,7 +139,7 @@ class Tracker(Recording):
             self._running.callback(setattr, self, "_running", None)
             writer = EpochWriter(self.folder, epoch, np.dtype(self._precision))
             self._running.callback(writer.abandon)
-            hooks = Hooks(writer, self._named, _PRECISIONS[self._precision], self._with_gradients)
+            hooks = Hooks(writer, self._named, getattr(torch, self._precision), self._with_gradients)
             self._running.enter_context(hooks.attached(self._model, self._modules))
             yield hooks
             missing = [name for name in self._modules if name in self._named and name not in writer.layers]

@@ -128,6 +128,6 @@ def blurred(images: Tensor) -> Tensor:
 def permutation(classes: int, seed: int) -> Tensor:
     """The label that each class bears, int64 [classes]: one random cycle through all classes, so none keeps its own."""
     order = torch.randperm(classes, generator=generator(seed, "deficit", "labels"))
-    found = torch.empty_like(order)
-    found[order] = order.roll(1)
-    return found
+    labels = torch.empty_like(order)
+    labels[order] = order.roll(1)
+    return labels

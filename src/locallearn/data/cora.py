@@ -62,29 +62,28 @@ class Cora(DataSource):
 
     def read(self, device: torch.device) -> Raw:
         """Planetoid's split, without the graph."""
-        found = self._read()
-        parts = (RawSplit(Memory(found.x[mask]), found.y[mask]) for mask in _masks(found))
-        train, validation, test = parts
+        cora = self._read()
+        train, validation, test = (RawSplit(Memory(cora.x[mask]), cora.y[mask]) for mask in _masks(cora))
         return Raw(CLASSES, train, test, validation)
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> GraphData:
-        found = self._read()
-        nodes = Memory(found.x.to(device))
+        cora = self._read()
+        nodes = Memory(cora.x.to(device))
         self._augment(nodes)
-        train, validation, test = (mask.nonzero().flatten() for mask in _masks(found))
+        train, validation, test = (mask.nonzero().flatten() for mask in _masks(cora))
         if self.labelled != PUBLIC:
-            pool = (~(found.val_mask | found.test_mask)).nonzero().flatten()
-            train = pool[stratified(found.y[pool], self.labelled, generator(seed, "labelled"))[0]]
-        train = train[self._divide(found.y[train], seed, 0.0)[0]]
-        labels = found.y[train]
+            pool = (~(cora.val_mask | cora.test_mask)).nonzero().flatten()
+            train = pool[stratified(cora.y[pool], self.labelled, generator(seed, "labelled"))[0]]
+        train = train[self._divide(cora.y[train], seed, 0.0)[0]]
+        labels = cora.y[train]
         if self.label_noise:
             labels = noisy(labels, self.label_noise, len(CLASSES), generator(seed, "label_noise"))
         splits = (
             Split(nodes, train, labels.to(device)),
-            Split(nodes, validation, found.y[validation].to(device)),
-            Split(nodes, test, found.y[test].to(device)),
+            Split(nodes, validation, cora.y[validation].to(device)),
+            Split(nodes, test, cora.y[test].to(device)),
         )
-        return GraphData(self.name, CLASSES, nodes, found.edge_index.to(device), splits, seed)
+        return GraphData(self.name, CLASSES, nodes, cora.edge_index.to(device), splits, seed)
 
     def _read(self) -> Any:
         """torch_geometric's Data with the features row-normalised. Raises UserError."""
@@ -98,10 +97,10 @@ class Cora(DataSource):
             except ImportError as error:
                 raise UserError("data=cora needs torch_geometric: pip install 'locallearn[graph]'") from error
             # Not through the class Planetoid, which writes into the user's folder.
-            found = read_planetoid_data(str(root / FOLDER), "cora")
-        found.x = found.x / found.x.sum(1, keepdim=True).clamp(min=1)
-        return found
+            cora = read_planetoid_data(str(root / FOLDER), "cora")
+        cora.x = cora.x / cora.x.sum(1, keepdim=True).clamp(min=1)
+        return cora
 
 
-def _masks(found: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return found.train_mask, found.val_mask, found.test_mask
+def _masks(cora: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return cora.train_mask, cora.val_mask, cora.test_mask

@@ -95,11 +95,16 @@ class Data:
         return max(1, len(self.train) // _positive(batch_size))
 
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches (inputs [B, *image], labels [B]) of one epoch: shuffled, under a deficit if it is its time,
-        augmented and normalised.
+        """Training batches of one epoch: shuffled, under a deficit if it is its time, augmented and normalised.
 
-        `start` skips that many steps: what follows is exactly what an uninterrupted epoch would have given.
-        Raises UserError for a batch size below 1 or, with a streamed folder, for an image that cannot be read.
+        Args:
+            epoch: from 0.
+            batch_size: samples in a batch, at least 1; an incomplete last batch is left out.
+            start: steps to skip: what follows is exactly what an uninterrupted epoch would have given.
+
+        Returns: inputs float32 [B, *image] and labels int64 [B] of each step, on the device.
+
+        Raises UserError for a batch size below 1 and, with a streamed folder, for an image that cannot be read.
         """
         size = self.batch(batch_size)
         order = torch.randperm(len(self.train), generator=generator(self.seed, "order", epoch))

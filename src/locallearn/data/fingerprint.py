@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass
 
 from locallearn.data.dataset import Data
-from locallearn.data.store import Store
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,15 @@ class Fingerprint:
 
 
 def fingerprint(data: Data) -> Fingerprint:
-    """The set as it is now. Reads every sample that is in memory (1 GB/s), and of image files only names and sizes."""
+    """The set as it is now. Reads every sample in memory (1 GB/s), of image files names and sizes, and of a store
+    without an `identity` number, shape and type."""
     splits = (data.train, data.validation, data.test)
     stores = {id(split.store): split.store for split in splits}  # training and validation samples lie in one
     digest = hashlib.sha256()
     for store in stores.values():
-        digest.update(_identity(store))
+        own = getattr(store, "identity", None)
+        digest.update(own() if own else repr((len(store), store.image, store.dtype)).encode())
     for numbers in (*(tensor for split in splits for tensor in (split.index, split.labels)), data.graph):
         if numbers is not None:
             digest.update(numbers.cpu().contiguous().numpy().data)
     return Fingerprint(len(data.train), len(data.validation), len(data.test), digest.hexdigest()[:32])
-
-
-def _identity(store: Store) -> bytes:
-    """What the store says of itself; of one that says nothing, number, shape and type."""
-    own = getattr(store, "identity", None)
-    return own() if own else repr((len(store), store.image, store.dtype)).encode()

@@ -47,20 +47,20 @@ class Folder(DataSource):
         return super().folder()
 
     def verify(self) -> str:
-        found = self._scan()
-        files = [path for part in found.parts.values() for path in part.paths]
+        contents = self._scan()
+        files = [path for part in contents.parts.values() for path in part.paths]
         faults = Stream(files, self.size, self.workers).faults()
         if faults:
             raise UserError(f"{len(faults)} of {len(files)} images cannot be read; the first: {faults[0]}")
-        parts = "".join(f", {name}/ for {part}" for part, name in found.folders.items())
-        return ", ".join(filter(None, [f"every one of {len(files)} files can be read{parts}", found.others()]))
+        parts = "".join(f", {name}/ for {part}" for part, name in contents.folders.items())
+        return ", ".join(filter(None, [f"every one of {len(files)} files can be read{parts}", contents.others()]))
 
     def read(self, device: torch.device) -> Raw:
-        found = self._scan()
-        needed_bytes = sum(len(files) for files, _ in found.parts.values()) * 3 * self.size**2
+        contents = self._scan()
+        needed_bytes = sum(len(files) for files, _ in contents.parts.values()) * 3 * self.size**2
         keep = needed_bytes <= self.memory_share * memory_bytes(device)
-        parts = {name: RawSplit(self._store(files, keep), labels) for name, (files, labels) in found.parts.items()}
-        return Raw(found.classes, parts["train"], parts["test"], parts.get("validation"), found.others())
+        parts = {name: RawSplit(self._store(files, keep), labels) for name, (files, labels) in contents.parts.items()}
+        return Raw(contents.classes, parts["train"], parts["test"], parts.get("validation"), contents.others())
 
     def _store(self, files: list[Path], keep: bool) -> Store:
         stream = Stream(files, self.size, self.workers)
@@ -69,7 +69,7 @@ class Folder(DataSource):
         samples = torch.empty(len(files), *stream.image, dtype=torch.uint8)
         for part, images in zip(samples.split(64), stream.take(torch.arange(len(files)), 64), strict=True):
             part.copy_(images)
-        return Memory(samples, stream)
+        return Memory(samples, stream.identity)
 
     def _scan(self) -> Scan:
         """The whole set, with a part for the test in any case."""
@@ -77,13 +77,13 @@ class Folder(DataSource):
         if not root.is_dir():
             raise UserError(f"data.root={root}: there is no such folder; it must hold train/CLASS/*.png or CLASS/*.png")
         with reading(self.name, root):
-            found = scan(root)
-        if "test" in found.parts:
-            return found
-        files, labels = found.parts["train"]
+            whole = scan(root)
+        if "test" in whole.parts:
+            return whole
+        files, labels = whole.parts["train"]
         drawn = stratified(labels, len(files) - len(files) // 5, generator(0, "folder", "test"))
         train, test = (Files([files[i] for i in places], labels[places]) for places in drawn)
-        return found._replace(parts={"train": train, "test": test})
+        return whole._replace(parts={"train": train, "test": test})
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -57,9 +57,9 @@ class Names(DataSource):
         sums = {f"names/{language}.txt": sha256 for language, sha256 in SUMS.items()}
         check_files(self.name, root, sums, ORIGIN)
         texts = [(root / file).read_text(encoding="utf-8") for file in sums]
-        found = [[ascii_letters(line.strip()) for line in text.strip().split("\n")] for text in texts]
-        labels = torch.cat([torch.full((len(names),), label) for label, names in enumerate(found)])
-        samples = encode([name for names in found for name in names])
+        surnames = [[ascii_letters(line.strip()) for line in text.strip().split("\n")] for text in texts]
+        labels = torch.cat([torch.full((len(names),), label) for label, names in enumerate(surnames)])
+        samples = encode([name for names in surnames for name in names])
         return with_fixed_test(self.name, tuple(SUMS), samples, labels, len(labels) // 10)
 
 

@@ -34,8 +34,8 @@ class Normaliser:
         self.shift = (-mean / std).float()[:, None, None].to(device)
 
     @classmethod
-    def of(cls, given: Normalisation, device: torch.device) -> Normaliser:
-        mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (given.mean, given.std))
+    def of(cls, normalisation: Normalisation, device: torch.device) -> Normaliser:
+        mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (normalisation.mean, normalisation.std))
         return cls(mean, std, device)
 
     @property

@@ -69,10 +69,10 @@ def scan(root: Path) -> Scan:
     parts = {"train": files}
     for part, name in splits.items():
         if part != "train":
-            found = subfolders(root / name, left_out)
-            if not found:
+            named = subfolders(root / name, left_out)
+            if not named:
                 raise UserError(f"{root / name} has no class folders: sort its images into them, or take it away")
-            parts[part] = _of_classes(root / name, found, classes, left_out)
+            parts[part] = _of_classes(root / name, named, classes, left_out)
     return Scan(classes, parts, splits, left_out)
 
 
@@ -126,22 +126,22 @@ def _splits(root: Path, folders: Sequence[str]) -> dict[str, str]:
     return splits
 
 
-def _training(folder: Path, found: list[str], left_out: Counter[str]) -> tuple[tuple[str, ...], Files]:
+def _training(folder: Path, folders: list[str], left_out: Counter[str]) -> tuple[tuple[str, ...], Files]:
     """The classes of the training part, and its files."""
-    if len(found) < 2:
-        raise UserError(f"{folder} has {len(found)} class folders; training needs at least 2, one for each class")
-    classes = tuple(found)
-    files = _of_classes(folder, found, classes, left_out)
+    if len(folders) < 2:
+        raise UserError(f"{folder} has {len(folders)} class folders; training needs at least 2, one for each class")
+    classes = tuple(folders)
+    files = _of_classes(folder, folders, classes, left_out)
     _refuse_splits(folder, classes, files)
     return classes, files
 
 
-def _of_classes(folder: Path, found: Sequence[str], classes: Sequence[str], left_out: Counter[str]) -> Files:
+def _of_classes(folder: Path, folders: Sequence[str], classes: Sequence[str], left_out: Counter[str]) -> Files:
     """Every picture below FOLDER/CLASS. Raises UserError for an unknown or empty class."""
     label = {name: i for i, name in enumerate(classes)}
     paths: list[Path] = []
     labels: list[int] = []
-    for name in found:
+    for name in folders:
         if name not in label:
             hint = did_you_mean(name, classes)
             raise UserError(f"{folder / name} is no class of the training folder: {hint}rename it or take it away")

@@ -113,9 +113,15 @@ class DataSource(Options, ABC):
             raise UserError(f"data.root={error}") from None
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
-        """Read the set and put it on `device`. The splits, the label noise and every batch follow from `seed`; the
-        test set does not. `normalisation` is that of a trained model, instead of the one of this training split.
-        Raises UserError for files that are missing or wrong and for options that do not fit."""
+        """Read the set and put it on a device.
+
+        Args:
+            seed: of the run, from which the splits, the label noise and every batch follow, but not the test set.
+            device: where samples in memory lie, and streamed ones go.
+            normalisation: that of a trained model, instead of the one of this training split.
+
+        Raises UserError for files that are missing or wrong and for options that do not fit.
+        """
         raw = self.read(device)
         for name, part in (("training", raw.train), ("test", raw.test), ("validation", raw.validation)):
             if part is not None:
@@ -166,17 +172,17 @@ class DataSource(Options, ABC):
         require(self.cutout <= side, "cutout", self.cutout, f"at most {side}, the side of the image")
         return augment
 
-    def _normaliser(self, train: Split, device: torch.device, given: Normalisation | None) -> Normaliser | None:
+    def _normaliser(self, train: Split, device: torch.device, normalisation: Normalisation | None) -> Normaliser | None:
         if train.store.dtype != torch.uint8:
             return None
         channels = train.store.image[0]
-        if given is not None:
-            if len(given.mean) != channels:
+        if normalisation is not None:
+            if len(normalisation.mean) != channels:
                 raise UserError(
                     f"data={self.name} has images {list(train.store.image)}; the run was trained on images whose "
-                    f"number of channels is {len(given.mean)}"
+                    f"number of channels is {len(normalisation.mean)}"
                 )
-            return Normaliser.of(given, device)
+            return Normaliser.of(normalisation, device)
         if self.normalise == "symmetric":
             half = torch.full((channels,), 0.5, dtype=torch.float64)
             return Normaliser(half, half, device)

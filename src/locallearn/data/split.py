@@ -55,9 +55,9 @@ def check_labels(part: str, labels: Tensor, samples: int, classes: tuple[str, ..
         raise UserError(f"the {part} part has no samples; a data set needs at least one for training and one for test")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(classes):
-        found = low if low < 0 else high
+        label = low if low < 0 else high
         raise UserError(
-            f"the {part} labels hold {found}; with {len(classes)} classes they must be 0-{len(classes) - 1}"
+            f"the {part} labels hold {label}; with {len(classes)} classes they must be 0-{len(classes) - 1}"
         )
 
 

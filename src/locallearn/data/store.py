@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
 
 import torch
@@ -44,39 +44,33 @@ class Store(Protocol):
 
 def check_samples(what: str, store: Store, image: Size) -> None:
     """Refuse samples that would train a wrong model: of another type or shape, or not finite. Raises UserError."""
-    found = f"{str(store.dtype).removeprefix('torch.')} {list(store.image)}"
+    kind = f"{str(store.dtype).removeprefix('torch.')} {list(store.image)}"
     if store.dtype not in (torch.uint8, torch.float32):
-        raise UserError(f"the {what} are {found}; they must be uint8 images or float32")
+        raise UserError(f"the {what} are {kind}; they must be uint8 images or float32")
     if store.dtype == torch.uint8 and len(store.image) != 3:
-        raise UserError(f"the {what} are {found}; images must be uint8 [channels, height, width]")
+        raise UserError(f"the {what} are {kind}; images must be uint8 [channels, height, width]")
     if store.image != image:
-        raise UserError(f"the {what} are {found}; they must be {list(image)} as the training samples")
+        raise UserError(f"the {what} are {kind}; they must be {list(image)} as the training samples")
     if store.dtype == torch.uint8:
         return
     for start, samples in enumerate(store.take(torch.arange(len(store)), CHECKED)):
         bad = (~samples.isfinite()).flatten(1).any(1).nonzero().flatten()
         if len(bad):
             index = start * CHECKED + int(bad[0])
-            raise UserError(
-                f"of the {what} number {index} is not finite (a NaN or an infinity); mend it or take it out"
-            )
-
-
-class Identified(Protocol):
-    def identity(self) -> bytes: ...
+            raise UserError(f"of the {what} number {index} is not finite (a NaN or infinity); mend it or take it out")
 
 
 class Memory:
-    """Samples [N, *image] that lie on the device. `origin`: what they were read from, if that tells them apart from
-    others sooner than their values do."""
+    """Samples [N, *image] that lie on the device. `origin` gives the identity of what they were read from, where that
+    tells them apart from others sooner than their values do."""
 
-    def __init__(self, samples: Tensor, origin: Identified | None = None) -> None:
+    def __init__(self, samples: Tensor, origin: Callable[[], bytes] | None = None) -> None:
         self.samples, self.origin = samples.contiguous(), origin
 
     def identity(self) -> bytes:
         """A sum over every byte, or what `origin` says."""
         if self.origin is not None:
-            return self.origin.identity()
+            return self.origin()
         digest = hashlib.sha256()
         for part in self.samples.split(CHECKED):  # a copy from a GPU is never large
             digest.update(part.cpu().numpy().data)

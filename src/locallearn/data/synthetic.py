@@ -57,9 +57,9 @@ class Synthetic(DataSource):
     def _part(self, part: str, images: int, patterns: Tensor) -> RawSplit:
         draws = generator(0, "synthetic", part)
         labels = torch.arange(images) % self.classes
-        made = torch.empty(images, *patterns.shape[1:], dtype=torch.uint8)
+        samples = torch.empty(images, *patterns.shape[1:], dtype=torch.uint8)
         for first in range(0, images, CHUNK):
             mine = patterns[labels[first : first + CHUNK]]
             noise = torch.randn(mine.shape, generator=draws)
-            made[first : first + CHUNK] = (127.5 + 32 * mine + 48 * noise).round().clamp(0, 255).to(torch.uint8)
-        return RawSplit(Memory(made), labels)
+            samples[first : first + CHUNK] = (127.5 + 32 * mine + 48 * noise).round().clamp(0, 255).to(torch.uint8)
+        return RawSplit(Memory(samples), labels)

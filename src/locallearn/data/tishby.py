@@ -35,7 +35,7 @@ class Tishby(DataSource):
 
         root = self.folder()
         check_files(self.name, root, {FILE: SHA256}, f"data/var_u.mat of github.com/ravidziv/IDNNs as {FILE}")
-        found = loadmat(root / FILE)
-        patterns = torch.from_numpy(found["F"]).float()  # [4096, 12]
-        labels = torch.from_numpy(found["y"][0]).long()  # [4096]
+        content = loadmat(root / FILE)
+        patterns = torch.from_numpy(content["F"]).float()  # [4096, 12]
+        labels = torch.from_numpy(content["y"][0]).long()  # [4096]
         return with_fixed_test(self.name, ("0", "1"), patterns, labels, round(self.test * len(labels)))

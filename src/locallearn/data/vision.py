@@ -72,9 +72,7 @@ class VisionSet(DataSource):
         """Raise UserError for the first file that is there but has another checksum."""
         for path, expected in sums.items():
             if (root / path).is_file():
-                check_sum(
-                    root / path, "md5", expected, "delete it to have it downloaded again, or put the right one there"
-                )
+                check_sum(root / path, "md5", expected, "delete it to have it downloaded, or put the right one there")
 
     def _download(self, root: Path, missing: list[str]) -> None:
         """Download what the set needs and move what is missing into place, whole files only. Raises UserError."""

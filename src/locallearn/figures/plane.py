@@ -17,6 +17,7 @@ Row: TypeAlias = Mapping[str, float | int | str | None]
 Path: TypeAlias = dict[int, dict[str, float]]
 """Of a layer: its numbers by epoch."""
 
+NUMBERS = ("i_x_t", "i_t_y", "i_x_t_lower", "i_x_t_upper", "i_t_y_lower", "i_t_y_upper")
 X, Y = "I(X;T) [bits]", "I(T;Y) [bits]"
 BARS = 6
 """As many points of a path have bars for their bounds; more would hide it."""
@@ -38,23 +39,17 @@ def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
     epoch_axis(right, epochs)
     right.set_ylabel(X)
     right.set_ylim(bottom=0)
-    right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, ncols=1 + len(layers) // 20)
+    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + len(layers) // 20)
     return figure
 
 
 def _mean(seeds: Sequence[Sequence[Row]], layer: int) -> Path:
     """The mean over seeds of every number that all of them have for a layer, by epoch."""
-    found = [{int(r["epoch"] or 0): r for r in rows if r["layer"] == layer} for rows in seeds]
-    common = set.intersection(*(set(rows) for rows in found))
-    names = ("i_x_t", "i_t_y", "i_x_t_lower", "i_x_t_upper", "i_t_y_lower", "i_t_y_upper")
+    by_seed = [{int(r["epoch"] or 0): r for r in rows if r["layer"] == layer} for rows in seeds]
     path: Path = {}
-    for epoch in sorted(common):
-        columns = {name: [rows[epoch].get(name) for rows in found] for name in names}
-        path[epoch] = {
-            name: fmean(float(v) for v in values if v is not None)
-            for name, values in columns.items()
-            if all(v is not None for v in values)
-        }
+    for epoch in sorted(set.intersection(*map(set, by_seed))):
+        values = {name: [rows[epoch].get(name) for rows in by_seed] for name in NUMBERS}
+        path[epoch] = {name: fmean(of) for name, of in values.items() if None not in of}  # type: ignore[arg-type]
     return path
 
 
@@ -105,10 +100,10 @@ def _name(axes: Axes, ends: Mapping[int, tuple[float, float]]) -> None:
         else:
             places.append(((x, y), [layer]))
     for place, names in places:
-        said = ", ".join(map(str, names)) if len(names) < 4 else f"{names[0]} ... {names[-1]}"
+        label = ", ".join(map(str, names)) if len(names) < 4 else f"{names[0]} ... {names[-1]}"
         side = ("right", -4) if place[0] > left + 0.8 * (right - left) else ("left", 4)
         axes.annotate(
-            said, place, xytext=(side[1], 4), textcoords="offset points", ha=side[0], fontsize=7, weight="bold"
+            label, place, xytext=(side[1], 4), textcoords="offset points", ha=side[0], fontsize=7, weight="bold"
         )
 
 
@@ -123,9 +118,9 @@ def _bars(axes: Axes, numbers: Mapping[str, float], colour: str) -> None:
 
 
 def _against_epoch(axes: Axes, path: Path, colour: str, label: str) -> None:
-    found = [(e, n) for e, n in path.items() if "i_x_t" in n]
-    axes.plot([e for e, _ in found], [n["i_x_t"] for _, n in found], color=colour, label=label)
-    band = [(e, n["i_x_t_lower"], n["i_x_t_upper"]) for e, n in found if "i_x_t_lower" in n and "i_x_t_upper" in n]
+    points = [(e, n) for e, n in path.items() if "i_x_t" in n]
+    axes.plot([e for e, _ in points], [n["i_x_t"] for _, n in points], color=colour, label=label)
+    band = [(e, n["i_x_t_lower"], n["i_x_t_upper"]) for e, n in points if "i_x_t_lower" in n and "i_x_t_upper" in n]
     if band:
         epochs, lower, upper = zip(*band, strict=True)
         axes.fill_between(epochs, lower, upper, color=colour, alpha=0.15, linewidth=0)

@@ -24,10 +24,10 @@ LONG = 50
 """From so many epochs on their axis is logarithmic."""
 CELL = 0.75
 """Inches of the side of one map or image among many."""
-TITLE, LEGEND = 8, 7
-"""Points, at most; other text has 8."""
+TEXT, LEGEND = 8, 7
+"""Points of text, at most."""
 _STYLE: Any = {  # matplotlib types this as a mapping of its 300 keys
-    "font.size": 8,
+    "font.size": TEXT,
     "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,14 +54,16 @@ def panels(columns: int = 1, rows: int = 1, width: float = 3.2, height: float = 
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write `path`.svg and `path`.png (200 dots per inch); returns both."""
     import matplotlib
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    for axes in figure.axes:  # titles and legends are made after `panels`, outside of the style
-        axes.title.set_fontsize(min(float(axes.title.get_fontsize()), TITLE))
-    for legend in filter(None, [*figure.legends, *(axes.get_legend() for axes in figure.axes)]):
+    for artist in figure.findobj(Text):  # titles and legends are made after `panels`, outside of the style
+        artist.set_fontsize(min(artist.get_fontsize(), TEXT))
+    for legend in figure.findobj(Legend):
         legend.set_frame_on(False)
-        for text in (legend.get_title(), *legend.get_texts()):
-            text.set_fontsize(min(float(text.get_fontsize()), LEGEND))
+        for artist in legend.findobj(Text):
+            artist.set_fontsize(min(artist.get_fontsize(), LEGEND))
     files = [path.with_name(f"{path.name}.{ending}") for ending in ("svg", "png")]
     with matplotlib.rc_context(_STYLE):
         figure.savefig(files[0], metadata={"Date": None})

@@ -69,30 +69,30 @@ class Axes(TorchFunctionMode):
 
     def _find(self, func: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], results: list[Tensor]) -> list:
         """The place of the features in each result of a function."""
-        name, given = getattr(func, "__name__", ""), _floats((args, kwargs))
+        name, tensors = getattr(func, "__name__", ""), _floats((args, kwargs))
         if name == "layer_norm" and len(kwargs.get("normalized_shape") or args[1]) > 1:
             name = "clone"  # over maps [C, H, W], of which it does not say which is which
-        if name in PRODUCTS and given[-1].dim() == 2 and given[-1] not in self._places:  # x W, with a weight W
+        if name in PRODUCTS and tensors[-1].dim() == 2 and tensors[-1] not in self._places:  # x W, with a weight W
             name = "linear"
         if name in FIRST or name in LAST:
-            self._read(given[:1], first=name in FIRST)
+            self._read(tensors[:1], first=name in FIRST)
             return [1 if name in FIRST else t.dim() - 1 for t in results]
         if name in GIVE_LAST:
             return [t.dim() - 1 for t in results]
-        known = sum(t in self._places for t in given)
+        known = sum(t in self._places for t in tensors)
         if known and name in PASS:
-            return [self._places.get(given[0]) for _ in results]
+            return [self._places.get(tensors[0]) for _ in results]
         if known and name in JOINS:  # with a class token, say, of which nobody knows
-            places = [self._places[t] for t in given if t in self._places]
+            places = [self._places[t] for t in tensors if t in self._places]
             return [places[0] if all(type(p) is int and p == places[0] for p in places) else None]
-        if not known and len(given) == len(results) == 1 and given[0].shape == results[0].shape:
-            self._origins[results[0]] = given[0]
+        if not known and len(tensors) == len(results) == 1 and tensors[0].shape == results[0].shape:
+            self._origins[results[0]] = tensors[0]
         tried = self._tried(func, args, kwargs, several=known == 1) if known else []
         return tried if len(tried) == len(results) else [None for _ in results]
 
-    def _read(self, given: list[Tensor], first: bool) -> None:
+    def _read(self, tensors: list[Tensor], first: bool) -> None:
         """A layer reads a tensor: if no layer has made it, this one tells."""
-        t = given[0] if given else None
+        t = tensors[0] if tensors else None
         while t is not None and t not in self._places:
             self._places[t] = 1 if first else t.dim() - 1
             t = self._origins.get(t)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from locallearn.analysis.memory import SavedBytes
+from locallearn.analysis.cost import SavedBytes, now
 from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError, unknown
 from locallearn.models import cut
@@ -180,16 +179,10 @@ def _seconds(model: BlockModel, batch: int = 8, repeats: int = 3) -> list[float]
             runs = []
             for _ in range(1 + repeats):
                 x = h.detach().requires_grad_()
-                start = _now(x)
+                start = now(x.device)
                 h_next = _one_tensor(model, name, unit(x))
                 torch.autograd.grad(h_next.sum(), [x, *wanted], allow_unused=True)  # `.grad` is left alone
-                runs.append(_now(x) - start)
+                runs.append(now(x.device) - start)
             seconds.append(min(runs[1:]))
             h = h_next
     return seconds
-
-
-def _now(t: Tensor) -> float:
-    if t.is_cuda:
-        torch.cuda.synchronize(t.device)
-    return time.perf_counter()

@@ -6,6 +6,7 @@ A cut may go where exactly one tensor crosses: not beside a residual branch, not
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -69,7 +70,7 @@ class Flow:
         if node.op == "call_module":
             module = self.module.get_submodule(str(node.target))
             return [*module.parameters(), *module.buffers()]
-        values = [_attribute(self.module, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
+        values = [attrgetter(str(n.target))(self.module) for n in node.all_input_nodes if n.op == "get_attr"]
         return [value for value in values if isinstance(value, Tensor)]
 
     def tied_at(self, i: int) -> bool:
@@ -127,9 +128,3 @@ class _Recorder(fx.Interpreter):
         if isinstance(value, Tensor) and n.op != "output":
             self.seen[n] = (value, value._version)
         return value
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for part in path.split("."):
-        module = getattr(module, part)
-    return module

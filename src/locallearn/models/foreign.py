@@ -55,9 +55,7 @@ def as_blocks(
     with restored(module):
         outputs = _classes(module, name, sample)
         if classes not in (None, outputs):
-            raise UserError(
-                f"classes={classes} but {name} returns {outputs} logits; build it with num_classes={classes}"
-            )
+            raise UserError(f"classes={classes} but {name} returns {outputs} logits; build it for {classes} classes")
         flow = Flow(module, name, sample.clone(), axes)
         edges = [flow.image, *seams(flow, name, cuts), flow.logits]
         *units, head = (_piece(flow, before, after) for before, after in pairwise(edges))

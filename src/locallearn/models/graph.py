@@ -31,9 +31,7 @@ class GraphLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) != self.nodes:
-            raise UserError(
-                f"gcn was built for a graph of {self.nodes} nodes, but this batch has {len(x)}; give all of it"
-            )
+            raise UserError(f"gcn was built for a graph of {self.nodes} nodes, but this batch has {len(x)}; give all")
         return self.activation(self.conv(self.dropout(x), self.edges, self.weights))
 
 

@@ -17,10 +17,8 @@ _GLOBAL_POOL_FUNCTIONS = tuple(getattr(F, f"adaptive_{kind}_pool{n}d") for kind 
 
 def seams(flow: Flow, name: str, cuts: Sequence[str] | None) -> list[fx.Node]:
     """The nodes whose values the units emit, in order. What comes after the last one is the head."""
-    natural = _natural(flow)
-    if cuts is None:
-        chosen = natural
-    else:
+    natural = chosen = _natural(flow)
+    if cuts is not None:
         chosen = sorted({_named(flow, name, word) for word in cuts}, key=flow.at.__getitem__)
         last = chosen[-1] if chosen else flow.image
         if natural and any(map(flow.weights, flow.between(last, natural[-1]))):
@@ -54,18 +52,18 @@ def _natural(flow: Flow) -> list[fx.Node]:
     """A unit begins at a layer with a weight matrix; normalisation, activation and pooling belong to the one before,
     but what gives up the map (global pooling, flattening) to the one behind."""
     edges = [flow.image, *flow.bounds, flow.logits]
-    found: list[fx.Node] = []
+    ends: list[fx.Node] = []
     heavy = False
     seam: fx.Node | None = None
     for before, after in pairwise(edges):
         piece = flow.between(before, after)
         if any(_is_matrix(weight) for node in piece for weight in flow.weights(node)):
             if heavy:
-                found.append(seam or before)
+                ends.append(seam or before)
             heavy, seam = True, None
         elif heavy and seam is None and _gives_up_map(flow, before, after, piece):
             seam = before
-    return found
+    return ends
 
 
 def _is_matrix(weight: Tensor) -> bool:
@@ -77,8 +75,8 @@ def _gives_up_map(flow: Flow, before: fx.Node, after: fx.Node, piece: list[fx.No
     if flow.values[after].dim() < flow.values[before].dim():
         return True
     modules = [flow.module.get_submodule(str(n.target)) for n in piece if n.op == "call_module"]
-    functions = [n.target for n in piece if n.op == "call_function"]
-    return any(isinstance(m, _GLOBAL_POOLS) for m in modules) or any(f in _GLOBAL_POOL_FUNCTIONS for f in functions)
+    functions = {n.target for n in piece if n.op == "call_function"}
+    return any(isinstance(m, _GLOBAL_POOLS) for m in modules) or not functions.isdisjoint(_GLOBAL_POOL_FUNCTIONS)
 
 
 def _named(flow: Flow, name: str, word: str) -> fx.Node:

@@ -93,11 +93,11 @@ def render(rows: Sequence[BlockRow], width: int | None = None) -> str:
         numbers = short(row.parameters), short(row.flops), short(row.aux_parameters), aux_flops, share
         cells.append((str(row.block), units, "x".join(map(str, row.emits)), *numbers))
     kept, aux = sum(row.parameters for row in rows), sum(row.aux_parameters for row in rows)
-    said = f"keeps all {short(kept)} parameters: no auxiliary network has any"
+    inference = f"keeps all {short(kept)} parameters: no auxiliary network has any"
     if aux:
         share = f"{aux / (kept + aux):.1%}"
-        said = f"drops the auxiliary networks: {short(aux)} of {short(kept + aux)} parameters ({share})"
-    return "\n".join([table(cells, width, left=(1, 2), again=2), fitted(f"inference {said}", width)])
+        inference = f"drops the auxiliary networks: {short(aux)} of {short(kept + aux)} parameters ({share})"
+    return "\n".join([table(cells, width, left=(1, 2), again=2), fitted(f"inference {inference}", width)])
 
 
 def short(number: float) -> str:

@@ -25,7 +25,7 @@ class Call(NamedTuple):
 
 
 class Frozen(Exception):
-    """A trace would fix what the forward does anew every time. Says what, to follow "its forward"."""
+    """A trace would fix what the module does anew every time; says what that is."""
 
 
 class Tracer(fx.Tracer):
@@ -50,10 +50,10 @@ class Tracer(fx.Tracer):
         watch = None if leaf else Watch(m)
         try:
             if watch is not None and any(getattr(m, hooks, None) for hooks in HOOKS):
-                raise Frozen("has hooks")
+                raise Frozen("it has hooks")
             out = super().call_module(m, forward, args, kwargs)
             if watch is not None and (change := watch.change()):
-                raise Frozen(change)
+                raise Frozen(f"its forward {change}")
         except Exception as error:  # whatever a forward does with a proxy that it would not do with a tensor
             if watch is None:
                 raise
@@ -68,7 +68,7 @@ class Tracer(fx.Tracer):
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         if kind.startswith("call") and _modes() != self.modes:
-            raise Frozen("switches gradients or autocast for a part of it")
+            raise Frozen("its forward switches gradients or autocast for a part of it")
         return super().create_node(kind, *args, **kwargs)
 
     def to_bool(self, obj: fx.proxy.Proxy) -> bool:
@@ -97,21 +97,21 @@ class _NoDraws(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise Frozen("draws random numbers")
+            raise Frozen("its forward draws random numbers")
         return func(*args, **kwargs or {})
 
 
 def reason(error: Exception) -> str:
     """Why fx gave up, in the user's words."""
     if isinstance(error, Frozen):
-        return "it has hooks" if str(error) == "has hooks" else f"its forward {error}"
+        return str(error)
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    known = {
+    reasons = {
         "control flow": "its forward takes a decision on the values of a tensor",
         "cannot be iterated": "its forward loops over a tensor",
         "'len' is not supported": "its forward asks for the length of a tensor",
     }
-    return next((said for part, said in known.items() if part in text), f"torch.fx cannot follow its forward ({text})")
+    return next((why for part, why in reasons.items() if part in text), f"torch.fx cannot follow its forward ({text})")
 
 
 @contextmanager
@@ -141,11 +141,11 @@ def trace(module: nn.Module, name: str) -> tuple[Tracer, fx.Graph]:
             tracer = Tracer()
             try:
                 if any(getattr(module, hooks) for hooks in HOOKS):
-                    raise Frozen("has hooks")
+                    raise Frozen("it has hooks")
                 with _mode_as_value(module), _NoDraws():
                     graphs.append(tracer.trace(module))
                 if change := watch.change():
-                    raise Frozen(change)
+                    raise Frozen(f"its forward {change}")
             except Exception as error:
                 watch.put_back()
                 raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from locallearn.analysis.memory import SavedBytes
+from locallearn.analysis.cost import SavedBytes, now
 from locallearn.contract import Block, Feedback, Packet, Route, Send, Step, Strategy
 from locallearn.engine import Learner, Stage, TrainedBlock
 from locallearn.engine.promises import check_learned
@@ -191,28 +190,23 @@ class _Observed(Strategy):
     def step(self, block: Block, packet: Packet) -> Step:
         saved = SavedBytes(_parameters(block)) if self._weigh else None
         generator = self.inner.step(block, packet)
-        start = self._now()
+        start = now(self._device)
         sent: list[Send] = []
         with saved or nullcontext():
             sent.append(next(generator))
-        forward = self._now() - start
+        forward = now(self._device) - start
         up, down = _bytes((sent[0].ahead.h, sent[0].ahead.y, *sent[0].ahead.side)), _bytes(sent[0].back or ())
         held = saved.now if saved else 0
         message = yield sent.pop()  # no reference stays behind: it may hold the graph
-        start = self._now()
+        start = now(self._device)
         with saved or nullcontext():
             answer = _finish(generator, message)
-        backward = self._now() - start
+        backward = now(self._device) - start
         k = block.spec.index
         before = self.times.get(k, BlockTimes(0.0, 0.0))
         self.times[k] = BlockTimes(before.forward + forward, before.backward + backward)
         self.bytes[k] = up, max(down, _bytes(answer or ())), held, saved.peak if saved else 0
         return answer
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 def _finish(generator: Step, message: Feedback | None) -> Feedback | None:

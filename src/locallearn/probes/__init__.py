@@ -1,5 +1,11 @@
-"""Measurements beside training; `conf/probe/*.yaml` is the list of them."""
+"""Measurements beside training; `conf/probe/*.yaml` is the list of them. All that a probe stands on can be had here."""
 
-from locallearn.probes.base import Moment, Probe, Row, Seen
+from locallearn.data import Data
+from locallearn.engine import Learner
+from locallearn.probes.base import Arrays, Curve, Every, Moment, Pictures, Probe, Row, Seen
+from locallearn.probes.depth import by_layer, chosen, layers, outputs, sample
 
-__all__ = ["Moment", "Probe", "Row", "Seen"]
+__all__ = [
+    "Arrays", "Curve", "Data", "Every", "Learner", "Moment", "Pictures", "Probe", "Row", "Seen", "by_layer",
+    "chosen", "layers", "outputs", "sample",
+]  # fmt: skip

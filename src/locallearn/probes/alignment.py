@@ -10,11 +10,8 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from locallearn.data import Data
-from locallearn.engine import Learner
 from locallearn.engine.gradients import strategy_gradients, true_gradients
-from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
-from locallearn.probes.depth import sample
+from locallearn.probes import Curve, Data, Learner, Moment, Probe, Row, Seen, sample
 
 
 @dataclass(frozen=True)

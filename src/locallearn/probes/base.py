@@ -128,7 +128,7 @@ class Probe(Options, ABC):
         for epoch in sorted({min(arrays), max(arrays)}) if arrays else ():
             of = [row for row in rows if row["epoch"] == epoch]
             if arrays[epoch] and (figure := self.snapshot(of, arrays[epoch])) is not None:
-                figure.suptitle("initial weights" if epoch == 0 else f"after epoch {epoch}", fontsize=8)
+                figure.suptitle("initial weights" if epoch == 0 else f"after epoch {epoch}")
                 pictures[f"{self.name}-{epoch:05d}"] = figure
         return pictures
 

@@ -11,12 +11,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.analysis.features import as_pixels, maps
-from locallearn.data import Data
-from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures.style import gallery, spaced
-from locallearn.probes.base import Every, Moment, Probe, Row, Seen
-from locallearn.probes.depth import chosen, outputs
+from locallearn.probes import Data, Every, Learner, Moment, Probe, Row, Seen, chosen, outputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,11 +51,11 @@ class Features(Probe):
         for i, h in enumerate(outputs(learner, inputs)):
             if i not in units:
                 continue
-            found = maps(h[place], self.channels)
+            shown = maps(h[place], self.channels)
             shape = "x".join(map(str, h.shape[1:]))
-            shares: Row = {"component_share": found.share, "dead_share": found.dead}
+            shares: Row = {"component_share": shown.share, "dead_share": shown.dead}
             rows.append({"layer": i, "name": learner.model.names[i], "shape": shape, **shares})
-            arrays |= {f"{i:03d}/{name}": getattr(found, name) for name in MAPS}
+            arrays |= {f"{i:03d}/{name}": getattr(shown, name) for name in MAPS}
         return Seen(rows, arrays)
 
     def _input(self, data: Data) -> tuple[Tensor, int]:

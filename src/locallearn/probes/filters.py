@@ -10,10 +10,8 @@ from annotated_types import Ge
 from torch.nn.functional import normalize
 
 from locallearn.analysis.features import first_filters, tiles
-from locallearn.data import Data
-from locallearn.engine import Learner
 from locallearn.figures.style import bare, panels
-from locallearn.probes.base import Arrays, Every, Moment, Pictures, Probe, Row, Seen
+from locallearn.probes import Arrays, Data, Every, Learner, Moment, Pictures, Probe, Row, Seen
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from locallearn.analysis.fisher import fisher_diagonal
-from locallearn.data import Data
-from locallearn.engine import Learner
-from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
-from locallearn.probes.depth import layers, sample
+from locallearn.probes import Curve, Data, Learner, Moment, Probe, Row, Seen, layers, sample
 from locallearn.seeds import generator
 
 

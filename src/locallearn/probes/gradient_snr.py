@@ -12,14 +12,11 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from locallearn.analysis.gradient_noise import Noise, gradient_noise, norm, running_median, transition
-from locallearn.data import Data
-from locallearn.engine import Learner
 from locallearn.engine.gradients import strategy_gradients
 from locallearn.errors import UserError
 from locallearn.figures import panels
 from locallearn.figures.curves import over_epochs, series
-from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
-from locallearn.probes.depth import layers
+from locallearn.probes import Arrays, Data, Learner, Moment, Pictures, Probe, Row, Seen, layers
 from locallearn.seeds import generator
 
 

@@ -19,14 +19,12 @@ from locallearn.analysis.information import (
     noise_from_distances,
 )
 from locallearn.analysis.information.pairwise import DIVISOR
-from locallearn.data import Data
-from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures.plane import plane
 from locallearn.figures.style import COLOURS, panels, spaced
 from locallearn.options import OneOf
-from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
-from locallearn.probes.depth import SPLITS, by_layer, outputs, sample
+from locallearn.probes import Arrays, Data, Learner, Moment, Pictures, Probe, Row, Seen, by_layer, outputs, sample
+from locallearn.probes.depth import SPLITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,12 +12,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.analysis.readout import features, linear_accuracy, neighbour_accuracy
-from locallearn.data import Data
-from locallearn.engine import Learner
 from locallearn.figures.curves import over_epochs
 from locallearn.figures.style import COLOURS, name_layers, panels, percent
-from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
-from locallearn.probes.depth import by_layer, outputs, sample
+from locallearn.probes import Arrays, Data, Learner, Moment, Pictures, Probe, Row, Seen, by_layer, outputs, sample
 
 BATCH = 256
 KINDS = {

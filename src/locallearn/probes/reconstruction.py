@@ -14,13 +14,10 @@ from torch import Tensor
 from locallearn import seeds
 from locallearn.analysis.decoder import kept, reconstruct, ridge, standardised
 from locallearn.analysis.features import as_pixels
-from locallearn.data import Data
-from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures.style import gallery
 from locallearn.options import OneOf
-from locallearn.probes.base import Curve, Every, Moment, Probe, Row, Seen
-from locallearn.probes.depth import chosen, outputs, sample
+from locallearn.probes import Curve, Data, Every, Learner, Moment, Probe, Row, Seen, chosen, outputs, sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from locallearn import stored
 from locallearn.analysis.similarity import cka_matrix
-from locallearn.data import Data
-from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures import name_layers, panels
 from locallearn.models import BlockModel
 from locallearn.options import OneOf
-from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
-from locallearn.probes.depth import SPLITS, by_layer, outputs, sample
+from locallearn.probes import Arrays, Data, Learner, Moment, Pictures, Probe, Row, Seen, by_layer, outputs, sample
+from locallearn.probes.depth import SPLITS
 
 FILE = "model.safetensors"
 

@@ -11,10 +11,7 @@ from torch import nn
 
 from locallearn import figures
 from locallearn.analysis.task2vec import embedding, task_distance, task_norm
-from locallearn.data import Data
-from locallearn.engine import Learner
-from locallearn.probes.base import Arrays, Moment, Pictures, Probe, Row, Seen
-from locallearn.probes.depth import sample
+from locallearn.probes import Arrays, Data, Learner, Moment, Pictures, Probe, Row, Seen, sample
 from locallearn.seeds import generator
 
 

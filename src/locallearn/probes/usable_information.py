@@ -8,17 +8,14 @@ from typing import Annotated
 from annotated_types import Ge
 
 from locallearn import seeds
-from locallearn.analysis.usable import label_entropy, usable_information
-from locallearn.data import Data
-from locallearn.engine import Learner
-from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
-from locallearn.probes.depth import by_layer, outputs, sample
+from locallearn.analysis.readout import label_entropy, usable_information
+from locallearn.probes import Curve, Data, Learner, Moment, Probe, Row, Seen, by_layer, outputs, sample
 
 
 @dataclass(frozen=True)
 class UsableInformation(Probe):
     """I(h; Y) as a small network reads it from each unit's output h, and that network's accuracy (see
-    `analysis.usable`): trained on the first `samples` of the training split, measured on as many of the test split.
+    `analysis.readout`): trained on the first `samples` of the training split, measured on as many of the test split.
 
     Per unit: `usable_information` (bits), `usable_accuracy`, `label_entropy` (bits, the most there is).
 

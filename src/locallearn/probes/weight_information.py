@@ -12,10 +12,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from locallearn.analysis.weight_noise import cross_entropy, gaussian_information, tolerated_noise
-from locallearn.data import Data
-from locallearn.engine import Learner
-from locallearn.probes.base import Curve, Moment, Probe, Row, Seen
-from locallearn.probes.depth import layers, sample
+from locallearn.probes import Curve, Data, Learner, Moment, Probe, Row, Seen, layers, sample
 from locallearn.seeds import derive
 
 

@@ -44,7 +44,7 @@ def draw(study: Study) -> dict[str, Figure]:
     left_out = sum(bool(group.counted) for group in study.groups) - len(groups)
     if left_out:
         for figure in figures.values():
-            figure.suptitle(f"{len(groups)} of {len(groups) + left_out} groups, the best by validation", fontsize=8)
+            figure.suptitle(f"{len(groups)} of {len(groups) + left_out} groups, the best by validation")
     return figures
 
 
@@ -117,7 +117,7 @@ def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
     """Test accuracy of every block that can predict, by label; a network of one predicting block is a point."""
     from matplotlib.ticker import MaxNLocator
 
-    blocks = {name: names.by_block(own, "test_accuracy") for name, own in numbers.items()}
+    blocks = {name: names.by_block(own, names.ACCURACY, names.TEST) for name, own in numbers.items()}
     if not any(len(own) > 1 for own in blocks.values()):
         return None
     figure, (axes,) = panels(width=4.2)
@@ -125,7 +125,7 @@ def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
         _band(axes, {block: number.values for block, number in own.items()}, looks[name], name)
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(names.in_words(names.TEST_ACCURACY))
     _legend(figure, axes)
     return figure
 
@@ -163,4 +163,4 @@ def _legend(figure: Figure, axes: Axes) -> None:
     columns = max(1, min(4, len(labels), room // (longest + 6)))
     lines = sum(text.count("\n") + 1 for text in labels) / columns
     figure.set_figheight(figure.get_figheight() + 0.15 * (lines + 0.5))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)

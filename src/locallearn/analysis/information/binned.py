@@ -22,21 +22,23 @@ def binned(t: Array, y: Array | None = None, bins: Bins = 30) -> Information:
     """I(X;T) = H(bin(T)) and I(T;Y) = H(bin(T)) - sum_y p(y) H(bin(T) | y), for a deterministic layer; exact for the
     distribution of the samples given (Shwartz-Ziv and Tishby 2017; Saxe et al. 2018).
 
-    bins  an int: so many bins of equal width over this layer's own range
-          a float: bins of this width, at its multiples (0.07 in the code of Saxe et al.)
-          edges, ascending: the bins between them, with all that is outside in the outermost ones; for instance
-          tanh(linspace(-10, 10, 31)) for bins of equal width in the net input of tanh units
-          "tanh": those of the original for tanh units: 29 of equal width on [-1, 1), and one for exactly 1.0
+    Args:
+        t: activations [N, D...].
+        y: labels [N].
+        bins: an int: so many bins of equal width over this layer's own range; a float: bins of this width, at its
+            multiples (0.07 in the code of Saxe et al.); ascending edges: the bins between them, with all that is
+            outside in the outermost ones, such as tanh(linspace(-10, 10, 31)) for bins of equal width in the net input
+            of tanh units; "tanh": those of the original: 29 of equal width on [-1, 1), and one for exactly 1.0.
     """
     data = samples(t, y)
-    codes, said = _codes(data.t, bins)
+    codes, convention = _codes(data.t, bins)
     words = codes.unique(dim=0, return_inverse=True)[1]  # [N], equal for samples with equal codes
     x = entropy(torch.bincount(words))
     of_y, h_y = None, data.h_y
     if data.y is not None and h_y is not None:
         joint = torch.bincount(words * (int(data.y.max()) + 1) + data.y)
         of_y = max(0.0, x + h_y - entropy(joint))
-    return checked(Samples(codes, data.y, None), "binned", x, of_y, bins=said)  # equal in their bins is equal
+    return checked(Samples(codes, data.y, None), "binned", x, of_y, bins=convention)  # equal in their bins is equal
 
 
 def _codes(t: Tensor, bins: Bins) -> tuple[Tensor, str]:
@@ -56,9 +58,7 @@ def _codes(t: Tensor, bins: Bins) -> tuple[Tensor, str]:
             raise UserError(f"bins={bins}: the width of the bins must be a finite number above 0")
         numbers = (t.double() / bins).floor_()
         if float(numbers.abs().max()) > LARGEST / 2:
-            raise UserError(
-                f"bins={bins}: too narrow for activations up to {float(t.abs().max()):.3g}; give wider bins"
-            )
+            raise UserError(f"bins={bins}: too narrow for activations up to {float(t.abs().max()):.3g}; widen them")
         numbers = numbers.long()
         return numbers - numbers.min(), f"width {bins:g}"
     if isinstance(bins, str):

@@ -6,14 +6,17 @@ from collections.abc import Callable
 
 from locallearn.analysis.information.binned import Bins, binned
 from locallearn.analysis.information.gaussian import gaussian
-from locallearn.analysis.information.mine import mine, one_hot
+from locallearn.analysis.information.mine import mine_information
 from locallearn.analysis.information.neighbours import ksg
-from locallearn.analysis.information.pairwise import bounds, noise_from_distances, with_noise
+from locallearn.analysis.information.pairwise import bounds, noise_from_distances
 from locallearn.analysis.information.renyi import renyi
-from locallearn.analysis.information.result import Array, Information, checked, samples
+from locallearn.analysis.information.result import Array, Information, Samples, samples
 from locallearn.errors import UserError, unknown
 
-ESTIMATORS = ("binned", "gaussian", "kde_lower", "kde_upper", "ksg", "mine", "renyi")
+OTHERS: dict[str, Callable[[Samples, float | None], Information]] = {
+    "gaussian": gaussian, "ksg": ksg, "mine": mine_information, "renyi": renyi
+}  # fmt: skip
+ESTIMATORS = tuple(sorted(["binned", "kde_lower", "kde_upper", *OTHERS]))
 NEED_X = ("ksg", "mine")
 
 
@@ -60,22 +63,6 @@ def information(
         return binned(t, y, bins)
     if estimator in ("kde_lower", "kde_upper"):
         return bounds(t, y, 0.1 if noise_variance is None else noise_variance)[estimator == "kde_upper"]
-    others: dict[str, Callable[..., Information]] = {"ksg": ksg, "renyi": renyi, "mine": _mine, "gaussian": gaussian}
     if estimator == "gaussian" and x is None and noise_variance is None:
         raise UserError("I(X;T) of a layer without noise is infinite: give noise_variance= (or x=, for the gaussian)")
-    return others[estimator](t, y, x=x, noise_variance=noise_variance)
-
-
-def _mine(t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None) -> Information:
-    data = samples(t, y, x)
-    noisy = with_noise(data.t.double(), noise_variance)
-    of_x = None if data.x is None else mine(noisy, data.x)
-    of_y = None if data.y is None else mine(noisy, one_hot(data.y))
-    found = [estimate for estimate in (of_x, of_y) if estimate is not None]
-    x_bits, y_bits = (None if estimate is None else estimate.bits for estimate in (of_x, of_y))
-    warnings = [sentence for estimate in found for sentence in estimate.warnings]
-    if of_x is not None and noise_variance is None:
-        warnings.append(
-            "I(X;T) of a deterministic layer is infinite; MINE gives what it can reach: give noise_variance"
-        )
-    return checked(data, "mine", x_bits, y_bits, warnings, noise_variance=noise_variance, curve=found[0].curve)
+    return OTHERS[estimator](samples(t, y, x), noise_variance)

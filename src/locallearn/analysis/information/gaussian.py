@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from locallearn.analysis.information.result import Array, Information, checked, positive, samples
+from locallearn.analysis.information.result import Information, Samples, checked, positive
 from locallearn.errors import UserError
 
 
@@ -20,33 +20,28 @@ def gaussian_channel(weight: Tensor, covariance: Tensor, noise_variance: float) 
     return _channel(w @ c @ w.T, variance)
 
 
-def gaussian(
-    t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None
-) -> Information:
+def gaussian(data: Samples, noise_variance: float | None) -> Information:
     """I(X;T) from the covariances of samples, as if jointly Gaussian; there is no I(T;Y) for labels.
 
     Without x: of the layer t [N, D] with noise of `noise_variance` on top; exact for a linear layer of a Gaussian
     input, else an upper bound. With x [N, Dx]: of x and t as they were sampled (plus that noise, if given),
     the information of their linear dependence.
     """
-    data = samples(t, y, x)
     n, warnings = len(data.t), []
     if data.x is None:
         covariance = torch.atleast_2d(torch.cov(data.t.double().T, correction=0))
-        found = _channel(covariance, positive("noise_variance", noise_variance))
+        bits = _channel(covariance, positive("noise_variance", noise_variance))
     else:
         variance = 0.0 if noise_variance is None else positive("noise_variance", noise_variance)
-        found = _joint(data.x.double(), data.t.double(), variance)
+        bits = _joint(data.x.double(), data.t.double(), variance)
     dimensions = data.t.shape[1] + (0 if data.x is None else data.x.shape[1])
     if n < 10 * dimensions:
-        warnings.append(
-            f"{n} samples for covariances of {dimensions} dimensions: too large by about as much as it says"
-        )
-    if math.isinf(found):
+        warnings.append(f"{n} samples for covariances of {dimensions} dimensions: too large by about what it says")
+    if math.isinf(bits):
         warnings.append("t is a linear function of x, without noise: I(X;T) is infinite; give noise_variance")
-    if y is not None:
+    if data.y is not None:
         warnings.append("the Gaussian closed form has no I(T;Y) for labels; a varying target can be given as x")
-    return checked(data, "gaussian", found, None, warnings, noise_variance=noise_variance)
+    return checked(data, "gaussian", bits, None, warnings, noise_variance=noise_variance)
 
 
 def _channel(covariance: Tensor, variance: float) -> float:

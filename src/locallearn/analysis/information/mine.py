@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locallearn.analysis.information.result import Array, samples
+from locallearn.analysis.information.pairwise import with_noise
+from locallearn.analysis.information.result import Array, Information, Samples, checked, samples
 from locallearn.errors import UserError
 
 WIDTH, BATCH, RATE, DECAY = 64, 512, 2e-3, 0.99
@@ -29,12 +30,18 @@ class Mine(NamedTuple):
 
 
 def mine(a: Array, b: Array, steps: int = 1000, seed: int = 0) -> Mine:
-    """A lower bound on I(A;B) for paired samples a [N, Da] and b [N, Db]: sup over a network f of E f(a, b) - log E
-    exp f(a, b'), b' shuffled, with the moving average of the denominator that makes its gradient unbiased.
+    """A lower bound on I(A;B): sup over a network f of E f(a, b) - log E exp f(a, b') with b' shuffled, and with the
+    moving average of the denominator that makes its gradient unbiased (Belghazi et al. 2018, section 3).
 
     Learned on three quarters of the samples by Adam, measured on the rest: the mean over the last quarter of the curve.
-    Cannot exceed about the log of the number of held-out samples; its variance grows with exp of the information. Draws
-    from a generator of its own. Raises UserError for fewer than 8 samples.
+    Cannot exceed about the log of the number of held-out samples; its variance grows with exp of the information.
+
+    Args:
+        a, b: paired samples [N, Da] and [N, Db].
+        steps: of training, on batches of 512; at least 50.
+        seed: of the network, the split and the batches; the global generators are not touched.
+
+    Raises UserError for fewer than 8 samples, and where the network diverges.
     """
     data = samples(a, None, b)
     assert data.x is not None
@@ -61,6 +68,19 @@ def mine(a: Array, b: Array, steps: int = 1000, seed: int = 0) -> Mine:
     if deviation > allowed:
         warnings.append(f"MINE varies by {deviation:.2f} bits (standard deviation at the end); give more samples")
     return Mine(max(0.0, bits), tuple(curve), tuple(warnings))
+
+
+def mine_information(data: Samples, noise_variance: float | None) -> Information:
+    """I(X;T) and I(T;Y) by `mine`, of activations with Gaussian noise of this variance."""
+    noisy = with_noise(data.t.double(), noise_variance)
+    of_x = None if data.x is None else mine(noisy, data.x)
+    of_y = None if data.y is None else mine(noisy, F.one_hot(data.y).double())
+    both = [estimate for estimate in (of_x, of_y) if estimate is not None]
+    warnings = [sentence for estimate in both for sentence in estimate.warnings]
+    if of_x is not None and noise_variance is None:
+        warnings.append("I(X;T) of a deterministic layer is infinite; MINE gives what it reaches: give noise_variance")
+    x_bits, y_bits = (estimate and estimate.bits for estimate in (of_x, of_y))
+    return checked(data, "mine", x_bits, y_bits, warnings, noise_variance=noise_variance, curve=both[0].curve)
 
 
 def _learn(train: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], steps: int, draw: torch.Generator) -> list[float]:
@@ -105,11 +125,5 @@ def _network(inputs: int, draw: torch.Generator) -> nn.Module:
 
 def _standard(samples: Tensor) -> Tensor:
     """Columns with mean 0 and variance 1, in float32; constant ones are 0."""
-    centred = samples.double() - samples.mean(0, dtype=torch.float64)
-    deviation = centred.square().mean(0).sqrt()
-    return (centred / torch.where(deviation > 0, deviation, 1.0)).float()
-
-
-def one_hot(y: Tensor) -> Tensor:
-    """Labels [N] as vectors [N, C]."""
-    return F.one_hot(y).double()
+    variance, mean = torch.var_mean(samples.double(), 0, correction=0)
+    return ((samples.double() - mean) / torch.where(variance > 0, variance, 1.0).sqrt()).float()

@@ -8,29 +8,26 @@ import torch
 from torch import Tensor
 
 from locallearn.analysis.information.pairwise import with_noise
-from locallearn.analysis.information.result import Array, Information, checked, samples
+from locallearn.analysis.information.result import Information, Samples, checked
 
 NEIGHBOURS = 3
 BLOCK = 512
 
 
-def ksg(t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None) -> Information:
-    """I(X;T) for inputs x [N, Dx], and I(T;Y) for labels y [N], of activations t [N, D]; largest norm, 3 neighbours.
+def ksg(data: Samples, noise_variance: float | None) -> Information:
+    """I(X;T) and I(T;Y) by the 3 nearest neighbours in the largest norm.
 
     With `noise_variance`, Gaussian noise of it is added to t first (from a generator of its own): without any, I(X;T)
     of a deterministic layer is infinite and the estimate only grows with N. N^2 (D + Dx) operations. Biased downward
     where the information is large against log2 N.
     """
-    data = samples(t, y, x)
     noisy = with_noise(data.t.double(), noise_variance)
     n = len(noisy)
-    found, warnings = None, []
+    of_x, warnings = None, []
     if data.x is not None:
-        found = _continuous(noisy, data.x.double())
+        of_x = _continuous(noisy, data.x.double())
         if noise_variance is None:
-            warnings.append(
-                "I(X;T) of a deterministic layer is infinite; the estimate grows with N: give noise_variance"
-            )
+            warnings.append("I(X;T) of a deterministic layer is infinite: this grows with N; give noise_variance")
     of_y = None if data.y is None else _labels(noisy, data.y, data.counts)
     twice = n - len(noisy.unique(dim=0))
     if twice:
@@ -38,20 +35,18 @@ def ksg(t: Array, y: Array | None = None, x: Array | None = None, noise_variance
             f"{twice} of {n} samples repeat another's activations: estimates from nearest neighbours are wrong there; "
             "give noise_variance, or bin"
         )
-    return checked(data, "ksg", found, of_y, warnings, noise_variance=noise_variance)
+    return checked(data, "ksg", of_x, of_y, warnings, noise_variance=noise_variance)
 
 
 def _continuous(t: Tensor, x: Tensor) -> float:
     """psi(k) + psi(N) - <psi(n_x + 1) + psi(n_t + 1)>, where n counts what is nearer than the k-th joint neighbour."""
     n, k = len(t), min(NEIGHBOURS, len(t) - 1)
-    total = torch.zeros((), dtype=torch.float64, device=t.device)
-    for start in range(0, n, BLOCK):
-        rows = torch.arange(start, min(start + BLOCK, n), device=t.device)
+    total = 0.0
+    for rows in torch.arange(n, device=t.device).split(BLOCK):
         of_t, of_x = _distances(t, rows), _distances(x, rows)
         radius = torch.maximum(of_t, of_x).kthvalue(k, dim=1, keepdim=True).values
-        nearer = [(d < radius).sum(1).double() + 1 for d in (of_t, of_x)]
-        total += torch.digamma(nearer[0]).sum() + torch.digamma(nearer[1]).sum()
-    return max(0.0, (_digamma(k) + _digamma(n) - float(total) / n) / math.log(2))
+        total += sum(float(torch.digamma((d < radius).sum(1).double() + 1).sum()) for d in (of_t, of_x))
+    return max(0.0, (_digamma(k) + _digamma(n) - total / n) / math.log(2))
 
 
 def _labels(t: Tensor, y: Tensor, sizes: Tensor) -> float:
@@ -62,25 +57,21 @@ def _labels(t: Tensor, y: Tensor, sizes: Tensor) -> float:
     n = len(t)
     if not n:
         return 0.0
-    total = torch.zeros((), dtype=torch.float64, device=t.device)
+    total = 0.0
     k = (sizes - 1).clamp(max=NEIGHBOURS)[y]
-    for start in range(0, n, BLOCK):
-        rows = torch.arange(start, min(start + BLOCK, n), device=t.device)
-        found = _distances(t, rows)
-        same = found.masked_fill(y[rows][:, None] != y[None], math.inf)
+    for rows in torch.arange(n, device=t.device).split(BLOCK):
+        apart = _distances(t, rows)
+        same = apart.masked_fill(y[rows][:, None] != y[None], math.inf)
         nearest = same.topk(min(NEIGHBOURS, n), dim=1, largest=False).values
         radius = nearest.gather(1, k[rows][:, None] - 1)
-        within = (found <= radius).sum(1).double()  # the k-th itself is within
-        total += torch.digamma(within).sum()
+        total += float(torch.digamma((apart <= radius).sum(1).double()).sum())  # the k-th itself is within
     classes = torch.digamma(sizes[y].double()).mean() - torch.digamma(k.double()).mean()
-    return max(0.0, (_digamma(n) - float(classes) - float(total) / n) / math.log(2))
+    return max(0.0, (_digamma(n) - float(classes) - total / n) / math.log(2))
 
 
 def _distances(t: Tensor, rows: Tensor) -> Tensor:
     """Largest difference of any coordinate [len(rows), N], infinite from a sample to itself."""
-    found = torch.cdist(t[rows], t, p=math.inf)
-    found[torch.arange(len(rows), device=t.device), rows] = math.inf
-    return found
+    return torch.cdist(t[rows], t, p=math.inf).scatter_(1, rows[:, None], math.inf)
 
 
 def _digamma(n: int) -> float:

@@ -34,11 +34,15 @@ SAMPLES = 1000
 
 
 def bounds(t: Array, y: Array | None = None, noise_variance: float = 0.1) -> tuple[Information, Information]:
-    """Lower (Bhattacharyya) and upper (Kullback-Leibler) estimate for activations t [N, D...] with Gaussian noise of
-    `noise_variance`, and labels y [N], from the same distances.
+    """The lower (Bhattacharyya) and the upper (Kullback-Leibler) estimate, from the same distances.
 
-    N^2 D operations in float64, of which one N x N matrix is never held: a few blocks of 1024 x 1024. The ranges of
-    both results hold for the exact information of the mixture, whose inputs are these N samples, equally likely.
+    N^2 D operations in float64, a few blocks of 1024 x 1024 at a time. The ranges of both results hold for the exact
+    information of the mixture, whose inputs are these N samples, equally likely.
+
+    Args:
+        t: activations [N, D...].
+        y: labels [N], for I(T;Y).
+        noise_variance: of the Gaussian noise on each activation.
     """
     variance = positive("noise_variance", noise_variance)
     data = samples(t, y)
@@ -65,7 +69,7 @@ def kernel_sums(data: Samples, variance: float) -> Tensor:
     """
     n, y = len(data.t), data.y
     order = torch.arange(n, device=data.t.device) if y is None else torch.argsort(y, stable=True)
-    found = torch.zeros(4, n, dtype=torch.float64, device=data.t.device)  # in `order`
+    sums = torch.zeros(4, n, dtype=torch.float64, device=data.t.device)  # in `order`
     classes = None if y is None else y[order]
     for rows, columns, kernel in _blocks(data.t, order, 1 / (8 * variance)):
         kernel = kernel.exp_()
@@ -73,10 +77,10 @@ def kernel_sums(data: Samples, variance: float) -> Tensor:
         for which in (0, 1):
             if which:
                 kernel = kernel.square_().square_()  # exp(-d / 8v)^4 = exp(-d / 2v)
-            _add(found[which], kernel, rows, columns)
+            _add(sums[which], kernel, rows, columns)
             if mask is not None:
-                _add(found[2 + which], kernel if mask is True else kernel * mask, rows, columns)
-    return torch.empty_like(found).index_copy_(1, order, found)
+                _add(sums[2 + which], kernel if mask is True else kernel * mask, rows, columns)
+    return torch.empty_like(sums).index_copy_(1, order, sums)
 
 
 def _same(rows: Tensor, columns: Tensor) -> Tensor | bool | None:
@@ -128,11 +132,11 @@ def _reader(t: Tensor, order: Tensor) -> Reader:
 
 def distances(t: Tensor) -> Tensor:
     """|t_i - t_j|^2 [N, N] in float64, of few enough samples."""
-    found = torch.empty(len(t), len(t), dtype=torch.float64, device=t.device)
+    squared = torch.empty(len(t), len(t), dtype=torch.float64, device=t.device)
     for rows, columns, block in _blocks(t, torch.arange(len(t), device=t.device), 1.0):
-        found[rows, columns] = block.neg_()
-        found[columns, rows] = block.T
-    return found
+        squared[rows, columns] = block.neg_()
+        squared[columns, rows] = block.T
+    return squared
 
 
 def _bits(sums: Tensor, count: int | Tensor) -> float:
@@ -158,11 +162,11 @@ def noise_from_distances(t: Array) -> Distances:
     data = samples(t).t
     few = data[torch.linspace(0, len(data) - 1, min(SAMPLES, len(data)), device=data.device).round().long()]
     upper = torch.triu_indices(len(few), len(few), 1, device=data.device)
-    found = distances(few)[upper[0], upper[1]]
-    largest = float(found.max())
-    percentile = float(found.kthvalue(max(1, round(SHARE * len(found)))).values) or largest
+    squared = distances(few)[upper[0], upper[1]]
+    largest = float(squared.max())
+    percentile = float(squared.kthvalue(max(1, round(SHARE * len(squared)))).values) or largest
     edges = torch.linspace(0.0, largest or 1.0, 65, dtype=torch.float64)
-    counts = torch.histc(found.cpu(), 64, 0.0, largest or 1.0)
+    counts = torch.histc(squared.cpu(), 64, 0.0, largest or 1.0)
     return Distances(percentile / DIVISOR if percentile else 1.0, percentile, counts.long(), edges)
 
 

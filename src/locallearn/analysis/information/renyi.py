@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from locallearn.analysis.information.pairwise import distances
-from locallearn.analysis.information.result import Array, Information, checked, positive, samples
+from locallearn.analysis.information.result import Information, Samples, checked, positive
 from locallearn.errors import UserError
 
 ALPHA = 1.01
@@ -19,15 +19,14 @@ LIMIT = 5000
 """Samples: matrices of 200 MB each, and eigenvalues in tens of seconds on two cores."""
 
 
-def renyi(t: Array, y: Array | None = None, x: Array | None = None, noise_variance: float | None = None) -> Information:
+def renyi(data: Samples, noise_variance: float | None) -> Information:
     """I(A;B) = S(A) + S(B) - S(A o B), with S = 1/(1-a) log2 sum lambda^a over the eigenvalues of the kernel matrix
     with trace 1, o the product of elements, a = 1.01.
 
-    Without inputs x [N, Dx] each sample is an input of its own, and I(X;T) = S(T). Labels have the kernel 1 within a
-    class and 0 else. The kernel of t is Gaussian, of width (median distance) N^(-1/(4+D)) after Silverman's rule, or of
-    `noise_variance`, the width squared; that of x always by the rule. N^2 memory and N^3 time, up to 5000 samples.
+    Without inputs each sample is its own, and I(X;T) = S(T). The kernel of labels is 1 within a class, else 0; that of
+    t is Gaussian, of width (median distance) N^(-1/(4+D)) after Silverman's rule, or of `noise_variance`, the width
+    squared; that of x always by the rule. N^2 memory and N^3 time, up to 5000 samples.
     """
-    data = samples(t, y, x)
     n = len(data.t)
     if n > LIMIT:
         raise UserError(f"renyi with {n} samples needs {n}x{n} matrices and their eigenvalues; give at most {LIMIT}")
@@ -35,10 +34,10 @@ def renyi(t: Array, y: Array | None = None, x: Array | None = None, noise_varian
     kernel, variance = _kernel(data.t, variance)
     of_t = _entropy(kernel)
     if data.x is None:
-        found = of_t
+        of_x = of_t
     else:
         inputs, _ = _kernel(data.x, None)
-        found = max(0.0, of_t + _entropy(inputs) - _entropy(kernel * inputs * n))
+        of_x = max(0.0, of_t + _entropy(inputs) - _entropy(kernel * inputs * n))
     of_y = None
     if data.y is not None:
         # kernel o labels is one block for each class: the eigenvalues of all blocks
@@ -46,7 +45,7 @@ def renyi(t: Array, y: Array | None = None, x: Array | None = None, noise_varian
         blocks = [kernel[rows][:, rows] for rows in members]
         of_labels = _renyi(data.counts.double() / n)
         of_y = max(0.0, of_t + of_labels - _renyi(torch.cat([torch.linalg.eigvalsh(b) for b in blocks])))
-    return checked(data, "renyi", found, of_y, noise_variance=variance)
+    return checked(data, "renyi", of_x, of_y, noise_variance=variance)
 
 
 def _kernel(t: Tensor, variance: float | None) -> tuple[Tensor, float]:

@@ -82,9 +82,7 @@ def samples(t: Array, y: Array | None = None, x: Array | None = None) -> Samples
     if y is not None:
         labels = torch.as_tensor(y, device=flat.device).detach()
         if labels.shape != (len(flat),):
-            raise UserError(
-                f"y has shape {list(labels.shape)}, t has {len(flat)} samples; give one label for each, [N]"
-            )
+            raise UserError(f"y has shape {list(labels.shape)}, t has {len(flat)} samples; give each one label, [N]")
         if labels.is_floating_point() and not torch.equal(labels, labels.round()):
             raise UserError("y must be whole numbers, one class for each sample; targets that vary go to x=")
         known = labels >= 0
@@ -97,11 +95,11 @@ def samples(t: Array, y: Array | None = None, x: Array | None = None) -> Samples
     return Samples(flat, labels, inputs)
 
 
-def _flat(name: str, given: Array) -> Tensor:
+def _flat(name: str, values: Array) -> Tensor:
     """A tensor [N, D] of finite floating-point numbers."""
-    if isinstance(given, np.ndarray) and not given.flags.writeable:  # of a Tracker; PyTorch knows no such tensors
-        given = np.array(given)
-    tensor = torch.as_tensor(given).detach()
+    if isinstance(values, np.ndarray) and not values.flags.writeable:  # of a Tracker; PyTorch knows no such tensors
+        values = np.array(values)
+    tensor = torch.as_tensor(values).detach()
     if not tensor.dim() or not tensor.numel():
         raise UserError(f"{name} has shape {list(tensor.shape)}; give activations [N, D...], one row for each sample")
     flat = tensor.reshape(len(tensor), -1)
@@ -130,16 +128,16 @@ def checked(
 ) -> Information:
     """I(X;T) and I(T;Y) in bits with the estimator's convention, its own warnings, and those that hold for all."""
     most = math.inf if estimator == "gaussian" else math.log2(len(data.t))  # the closed form knows no samples
-    said = (*warnings, *_warnings(data, most, x, y))
-    return Information(x, y, estimator, samples=len(data.t), h_y=data.h_y, warnings=said, **convention)
+    warnings = (*warnings, *_warnings(data, most, x, y))
+    return Information(x, y, estimator, samples=len(data.t), h_y=data.h_y, warnings=warnings, **convention)
 
 
 def _warnings(data: Samples, most: float, x: float | None, y: float | None) -> Iterator[str]:
     if bool((data.t == data.t[:1]).all()):
         yield "all activations are equal: the layer carries nothing"
     if x is not None and x > NEAR * most:
-        said = f"I(X;T) = {x:.2f} bits is saturated at log2 N = {most:.2f}: nearly every sample stands alone"
-        yield said if y is None else f"{said}, and I(T;Y) would be H(Y) for random labels too"
+        more = "" if y is None else ", and I(T;Y) would be H(Y) for random labels too"
+        yield f"I(X;T) = {x:.2f} bits is saturated at log2 N = {most:.2f}: nearly every sample stands alone{more}"
     if data.y is not None:
         sizes = data.counts
         lonely, classes = int((sizes == 1).sum()), len(sizes)

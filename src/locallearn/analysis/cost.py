@@ -1,13 +1,22 @@
-"""How much memory autograd holds: the part of a step that local learning saves."""
+"""What a step costs: seconds, and the memory that autograd holds, which is what local learning saves."""
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class SavedBytes(saved_tensors_hooks):
