@@ -157,7 +157,7 @@ def test_the_pages_are_what_the_results_say(name, tmp_path, capsys):
 
 
 def test_a_study_from_outside(mine, capsys):
-    command = ["study", "mine", "--config-dir", str(mine), "--jobs", "2"]
+    command = ["study", "mine", "--config-dir", str(mine), "--jobs", "2", "--data", str(mine)]
     code, out, err = run(*command, capsys=capsys)
     assert code == 0, err
     assert [line[:5] for line in out.splitlines()[:4]] == [f"[{k}/4]" for k in (1, 2, 3, 4)], "equal settings: one run"

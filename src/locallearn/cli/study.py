@@ -46,14 +46,14 @@ examples:
 
     out = options.out or Path("runs") / (f"{options.name}-quick" if options.quick else options.name)
     to = options.to or out
-    given = StudyOptions(
+    called = StudyOptions(
         out, to, options.data, int(options.jobs), options.quick, options.only, options.config_dir, allow
     )
     if options.report:
-        report(options.name, given)
+        report(options.name, called)
         return 0
     try:
-        return start(options.name, given)
+        return start(options.name, called)
     except KeyboardInterrupt:
         print("locallearn: stopped; the same command goes on with it", file=sys.stderr)
         return 130

@@ -148,11 +148,11 @@ def _parsed(file: Path) -> Study:
         if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
             raise UserError("parts: must be a list, each with a title and rows")
         common, about = shared.pop("common", ""), checked(Study, top, "", ("name", "parts"))
-        made = []
+        tables = []
         for k, part in enumerate(parts):
             own = checked(Part, _rows({**shared, **part}), "" if whole else f"parts[{k}]")
-            made.append(Part(**{**own, "common": f"{common} {own.get('common', '')}".strip()}))
-        return Study(**about, name=file.stem, parts=made)
+            tables.append(Part(**{**own, "common": f"{common} {own.get('common', '')}".strip()}))
+        return Study(**about, name=file.stem, parts=tables)
     except (OSError, ValueError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -190,7 +190,7 @@ def _published(kind: str, name: str, config_dirs: Sequence[Path]) -> Study:
             rows[title or name] = Row(" ".join([*words, *own]))
     metric = facts.get("measure", ACCURACY)
     metric = metric if re.match(r"\w+/|peak_memory", metric) else ACCURACY
-    told = ("paper", "published", "differs", "keeps", "reached")
-    text = " ".join([facts["summary"], *(f"{key.capitalize()}: {facts[key]}." for key in told if key in facts)])
+    shown = ("paper", "published", "differs", "keeps", "reached")
+    text = " ".join([facts["summary"], *(f"{key.capitalize()}: {facts[key]}." for key in shown if key in facts)])
     title = f"{name}, short form" if kind == "short" else name
     return Study(name, title, [Part(rows, metric=metric, choose=choose)], text)

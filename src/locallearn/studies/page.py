@@ -131,10 +131,10 @@ def marks(command: str) -> tuple[str, str]:
 def write_between(page: Path, command: str, lines: Iterable[str]) -> None:
     """Replace what stands between the marks of a command in a page, or put both at its end."""
     begin, end = marks(command)
-    made = "\n".join([begin, "", *lines, "", end])
+    section = "\n".join([begin, "", *lines, "", end])
     text = page.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
-    text = pattern.sub(lambda _: made, text) if pattern.search(text) else f"{text.rstrip()}\n\n{made}\n"
+    text = pattern.sub(lambda _: section, text) if pattern.search(text) else f"{text.rstrip()}\n\n{section}\n"
     page.write_text(text, encoding="utf-8")
 
 

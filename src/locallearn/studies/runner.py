@@ -194,8 +194,8 @@ def _do(task: Task) -> Outcome:
         if how == "busy":
             return Outcome(how, "left to another process")
         if task.readout:
-            found = evaluate_run(task.folder, exp.settings.allow, linear=True)
-            RunFolder.open(task.folder).write_text(READOUT, strict_json(found))
+            readout = evaluate_run(task.folder, exp.settings.allow, linear=True)
+            RunFolder.open(task.folder).write_text(READOUT, strict_json(readout))
     except (Interrupted, KeyboardInterrupt) as error:
         return Outcome("interrupted", str(error) or "stopped at once")
     except Exception as error:

@@ -107,15 +107,17 @@ def _tasks(
     """One run for each seed, with the settings `words`, of which the last are those that are chosen. `folders` has the
     folder of every run by its identity: rows with equal settings share it."""
     merged = {word.lstrip("+~").partition("=")[0]: word for word in [*words, *whole.quick.split()]}
-    where = [f"out={options.out}", *([f"data.root={options.data}"] if options.data else [])]
-    where += [f"allow=[{','.join(options.allow)}]"] if options.allow else []
+    where = [f"out={options.out}", *([f"allow=[{','.join(options.allow)}]"] if options.allow else [])]
     for seed in part.seeds:
         overrides = [*merged.values(), f"seed={seed}", "threads=1", *where]
         try:
             config, names = compose(overrides, options.config_dirs)
-            experiment(config, names, overrides, options.config_dirs)
+            exp = experiment(config, names, overrides, options.config_dirs)
         except UserError as error:
             raise UserError(f"study {whole.name}, row {row!r}: {error}") from error
+        if options.data and "root" not in exp.source.unread():  # some sets have no files
+            overrides.append(f"data.root={options.data}")
+            config["data"]["root"] = str(options.data)
         own = [row, *words[len(words) - len(part.choose) :], f"seed {seed}"]
         title = ", ".join([part.title, *own] if part.title else own)
         folder = folders.setdefault(identity(config), place(str(options.out), own, config))

@@ -116,14 +116,14 @@ class Journal:
         over = threading.Event()
 
         def follow() -> None:
-            said, last = 0, False
+            shown, last = 0, False
             while not last:
                 last = over.wait(1.0)
                 jobs = self._lines()
-                for job in jobs[said:]:
+                for job in jobs[shown:]:
                     how = "" if job.how == BEGUN else f": {job.how}" + (f": {job.reason}" if job.reason else "")
                     print(f"{self.label(job.number, job.name)}{how}", flush=True)
-                said = len(jobs)
+                shown = len(jobs)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -170,8 +170,8 @@ def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:
     begun = sum(counts.values())
     total = max(plan.total, len(jobs))
     counts[rest] = total - begun
-    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    lines = [f"{total} {'run' if total == 1 else 'runs'}: {said}"]
+    counted = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    lines = [f"{total} {'run' if total == 1 else 'runs'}: {counted}"]
     ended_badly = sorted((job for job in jobs if job.code), key=lambda job: job.number)
     lines += [f"  {job.how}: {job.name}: {job.reason}" for job in ended_badly]
     if counts["interrupted"] or counts[rest]:

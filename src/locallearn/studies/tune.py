@@ -38,11 +38,11 @@ class Range:
     log: bool = False
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], where: str) -> Range:
-        if set(given) - {"low", "high", "log"} or not {"low", "high"} <= set(given):
+    def parse(cls, entry: Mapping[str, Any], where: str) -> Range:
+        if set(entry) - {"low", "high", "log"} or not {"low", "high"} <= set(entry):
             raise UserError(f"{where}: must be {{low: NUMBER, high: NUMBER, log: true|false}} or a list of values")
-        low, high = (_number(given[name], f"{where}.{name}") for name in ("low", "high"))
-        log = given.get("log", False)
+        low, high = (_number(entry[name], f"{where}.{name}") for name in ("low", "high"))
+        log = entry.get("log", False)
         if not isinstance(log, bool):
             raise UserError(f"{where}.log={log}: must be true or false")
         if not low < high or (log and low <= 0):
@@ -89,11 +89,11 @@ def space_of(name: str, names: Mapping[str, str], config_dirs: Sequence[Path] = 
     return space
 
 
-def _entry(given: Any, where: str) -> Range | list[Scalar]:
-    if isinstance(given, Mapping):
-        return Range.parse(given, where)
-    if isinstance(given, list) and given and all(isinstance(value, Scalar) for value in given):
-        return given
+def _entry(entry: Any, where: str) -> Range | list[Scalar]:
+    if isinstance(entry, Mapping):
+        return Range.parse(entry, where)
+    if isinstance(entry, list) and entry and all(isinstance(value, Scalar) for value in entry):
+        return entry
     raise UserError(f"{where}: must be {{low: NUMBER, high: NUMBER, log: true|false}} or a list of values")
 
 
