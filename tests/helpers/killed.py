@@ -56,6 +56,7 @@ MOMENTS = {
     "before a file is put in its place": Moment(run_folder.os, "replace"),
     "after a file was put in its place": Moment(run_folder.os, "replace", after=True),
 }
+assert all(hasattr(moment.owner, moment.name) for moment in MOMENTS.values()), "a function has another name now"
 
 
 def begin(
