@@ -39,39 +39,40 @@ def line(name: str, title: str, **options: Any) -> Any:
     return wr.LinePlot(title=title, x="step", y=[name], aggregate=True, groupby_rangefunc="stddev", **options)
 
 
-def results() -> list[Any]:
+def sections(blocks: int) -> dict[str, list[Any]]:
+    """The panels of both pages, by heading."""
     from wandb_workspaces.reports import v2 as wr
 
-    accuracy, memory = wr.SummaryMetric("test/accuracy"), wr.SummaryMetric("peak_memory_bytes")
-    speed = wr.SummaryMetric("images_per_second")
-    return [
-        wr.BarPlot(title="Test accuracy", metrics=["test/accuracy"], groupby_rangefunc="stddev"),
-        wr.ScatterPlot(title="Accuracy and memory", x=memory, y=accuracy),
-        wr.ScatterPlot(title="Accuracy and speed", x=speed, y=accuracy),
-    ]
-
-
-def block(number: int) -> list[Any]:
-    return [line(f"block/{number:02d}/{name}", f"Block {number}: {title}") for name, title in BLOCK.items()]
+    accuracy, *costs = map(wr.SummaryMetric, ("test/accuracy", "peak_memory_bytes", "images_per_second"))
+    results = [wr.BarPlot(title="Test accuracy", metrics=["test/accuracy"], groupby_rangefunc="stddev")]
+    for name, cost in zip(("memory", "speed"), costs, strict=True):
+        results.append(wr.ScatterPlot(title=f"Accuracy and {name}", x=cost, y=accuracy))
+    by_block = {
+        f"Block {k:02d}": [line(f"block/{k:02d}/{name}", f"Block {k}: {title}") for name, title in BLOCK.items()]
+        for k in range(blocks)
+    }
+    return {
+        "Results": results,
+        "Training": [line(*item) for item in TRAINING.items()],
+        **by_block,
+        "Cost": [line(*item) for item in COST.items()],
+        "Settings that differ": [wr.RunComparer(diff_only="split")],
+    }
 
 
 def workspace(entity: str, project: str, blocks: int) -> Any:
     """A view of the project: results, training, every block, cost; runs in groups by strategy."""
     import wandb_workspaces.workspaces as ws
-    from wandb_workspaces.reports import v2 as wr
 
-    sections = [
-        ws.Section(name="Results", panels=results(), is_open=True, pinned=True),
-        ws.Section(name="Training", panels=[line(*item) for item in TRAINING.items()], is_open=True),
-        *(ws.Section(name=f"Block {number:02d}", panels=block(number)) for number in range(blocks)),
-        ws.Section(name="Cost", panels=[line(*item) for item in COST.items()]),
-        ws.Section(name="Settings that differ", panels=[wr.RunComparer(diff_only="split")]),
+    shown = [
+        ws.Section(name=name, panels=panels, is_open=name in ("Results", "Training"), pinned=name == "Results")
+        for name, panels in sections(blocks).items()
     ]
     return ws.Workspace(
         entity=entity,
         project=project,
         name="Strategies, blocks, cost",
-        sections=sections,
+        sections=shown,
         settings=ws.WorkspaceSettings(x_axis="step", group_by_prefix="first", max_runs=50),
         # the job type of a run of locallearn is its strategy
         runset_settings=ws.RunsetSettings(groupby=[ws.Metric("JobType")]),
@@ -83,25 +84,19 @@ def report(entity: str, project: str, blocks: int) -> Any:
     """A page to write on: the same figures with room for words."""
     from wandb_workspaces.reports import v2 as wr
 
-    def grid(panels: Sequence[Any]) -> Any:
+    joined: dict[str, list[Any]] = {}
+    for name, panels in sections(blocks).items():
+        joined.setdefault("Block by block" if name.startswith("Block ") else name, []).extend(panels)
+    parts = []
+    for name, panels in joined.items():
         runs = wr.Runset(entity=entity, project=project, name="by strategy", groupby=["run.jobType"])
-        return wr.PanelGrid(runsets=[runs], panels=list(panels))
-
-    by_block = [panel for number in range(blocks) for panel in block(number)]
-    sections = {
-        "Results": results(),
-        "Training": [line(*item) for item in TRAINING.items()],
-        "Block by block": by_block,
-        "Cost": [line(*item) for item in COST.items()],
-        "Settings that differ": [wr.RunComparer(diff_only="split")],
-    }
-    pages = [part for title, panels in sections.items() for part in (wr.H1(text=title), grid(panels))]
+        parts += [wr.H1(text=name), wr.PanelGrid(runsets=[runs], panels=panels)]
     return wr.Report(
         entity=entity,
         project=project,
         title="Strategies compared",
         description="Local learning and decoupled training",
-        blocks=[wr.TableOfContents(), wr.MarkdownBlock(text=INTRO), *pages],
+        blocks=[wr.TableOfContents(), wr.MarkdownBlock(text=INTRO), *parts],
         width="fluid",
     )
 

@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from junit import Case, cases, write_between
-from reproduce import machine
+from reliability import Case, cases
+
+from locallearn.studies.page import machine, write_between
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parity.md"

@@ -12,10 +12,9 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from reproduce import machine
-
 import locallearn
 from locallearn.config.compose import choices, header
+from locallearn.studies.page import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"strategy": "dgl", "model": "lenet", "data": "mnist", "auxiliary": "mlp", "epochs": 3, "threads": 1}

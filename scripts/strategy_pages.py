@@ -21,6 +21,7 @@ import yaml
 from locallearn.config.compose import choices, compose, header
 from locallearn.config.experiment import experiment
 from locallearn.config.targets import resolve
+from locallearn.names import ACCURACY, BLOCK, TEST, by_block, divided
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "strategies"
@@ -104,9 +105,8 @@ def logged(name: str) -> str:
         overrides = [f"{k}={v}" for k, v in settings.items()]
         overrides += [f"strategy={name}", "max_steps=2", "threads=1", "device=cpu", f"out={folder}"]
         found = run(overrides)
-    names = [re.fullmatch(r"block/\d+/(.+)", key) for key in found]
-    blocks = sorted({match[1] for match in names if match})
-    heads = len([key for key in found if key.endswith("/test_accuracy")])
+    blocks = sorted({metric for place, metric in map(divided, found) if place.startswith(BLOCK)})
+    heads = len(by_block(found, ACCURACY, TEST))
     common = [f"`block/NN/{key}`" for key in SHARED if key in blocks]
     own = [f"`block/NN/{key}`" for key in blocks if key not in SHARED]
     which = "every block predicts" if heads > 1 else "only the last block predicts"
@@ -158,7 +158,7 @@ def results(name: str) -> str:
 
 
 def percent(row: dict[str, Any]) -> str:
-    return f"{statistics.mean(row['accuracy']):.2f} ± {statistics.stdev(row['accuracy']):.2f}"
+    return f"{statistics.mean(row['values']):.2f} ± {statistics.stdev(row['values']):.2f}"
 
 
 def index() -> str:

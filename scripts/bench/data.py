@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -48,30 +49,23 @@ def measure(bench: Bench, report: Report) -> None:
     still = Data("random", tuple("0123456789"), (split, split, split), 0, Augment(), normaliser)
     loader = DataLoader(Pictures(images, labels), BATCH, shuffle=True, drop_last=True)
     variants = {
-        "ours": lambda: _epoch(bench, moved),
-        "ours, not moved": lambda: _epoch(bench, still),
-        "torchvision": lambda: _some(bench, loader, 2 if bench.quick else 32),
+        "ours": lambda: _timed(bench, moved.batches(0, BATCH), moved.steps(BATCH)),
+        "ours, not moved": lambda: _timed(bench, still.batches(0, BATCH), still.steps(BATCH)),
+        "torchvision": lambda: _timed(bench, loader, 2 if bench.quick else 32),
     }
-    found = bench.run(variants, bench.rounds(more=2))
-    ours, plain, theirs = (found[name] for name in variants)
+    series = bench.run(variants, bench.rounds(more=2))
+    ours, plain, theirs = (series[name] for name in variants)
     speed = bench.joined([ours], lambda seconds: 1 / seconds)
-    parts = {f"{name}_per_s": None if s.median is None else 1 / s.median for name, s in found.items()}
+    parts = {f"{name}_per_s": s.median and 1 / s.median for name, s in series.items()}
     without = bench.joined([ours, plain], lambda a, b: b / a).value
     why = f"taking and normalising alone are {'?' if without is None else f'{without:.0%}'} of the time"
     report.add("P12 speed", "50,000 random images", speed, why, **parts)
     report.add("P12 torchvision", "50,000 random images", bench.ratio(theirs, ours), why)
 
 
-def _epoch(bench: Bench, data: Data) -> Sample:
-    """Seconds per image over one epoch."""
+def _timed(bench: Bench, batches: Iterable[object], count: int) -> Sample:
+    """Seconds per image over so many batches."""
     start = mark(bench.pids)
-    for _ in data.batches(0, BATCH):
+    for _ in itertools.islice(batches, count):
         pass
-    return between(start, mark(bench.pids), data.steps(BATCH) * BATCH)
-
-
-def _some(bench: Bench, loader: DataLoader, batches: int) -> Sample:
-    start = mark(bench.pids)
-    for _ in itertools.islice(loader, batches):
-        pass
-    return between(start, mark(bench.pids), batches * BATCH)
+    return between(start, mark(bench.pids), count * BATCH)

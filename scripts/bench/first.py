@@ -1,4 +1,8 @@
-"""P14, in a process of its own: the way to the first step. Nothing heavy is imported before it is needed."""
+"""P14, in a process of its own: the way to the first step. Nothing heavy is imported before it is needed.
+
+python scripts/bench/first.py step|before SETTING...  # the command line, which leaves after or before a step
+python scripts/bench/first.py bare MODEL BATCH           # the same step in a script that somebody writes
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,7 @@ import os
 import sys
 
 
-def by_command(overrides: list[str], before: bool) -> None:
-    """The command line, which leaves as soon as its first step is done, or, with `before`, as it begins."""
+def by_command(overrides: list[str], before: bool) -> int:
     from locallearn.cli import main as cli
     from locallearn.engine import Learner
 
@@ -20,17 +23,14 @@ def by_command(overrides: list[str], before: bool) -> None:
 
     Learner.learn = leave
     sys.argv = ["locallearn", *overrides]
-    sys.exit(cli.main(overrides) or 1)
+    return cli.main(overrides) or 1
 
 
 def by_hand(name: str, batch: int) -> None:
-    """The same step in a script that somebody writes for one of these nets, on grey images of 32x32."""
+    """One of two nets on grey images of 32x32."""
     import torch
     from torch import nn
     from torch.nn import functional as F
-
-    def conv(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
     torch.set_num_threads(1)
     layers: list[nn.Module] = []
@@ -42,7 +42,7 @@ def by_hand(name: str, batch: int) -> None:
         channels = 1
         for width, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
             for _ in range(repeats):
-                layers += conv(channels, width)
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
             layers.append(nn.MaxPool2d(2))
         layers += [nn.Flatten(), nn.Linear(512, 10)]
@@ -50,3 +50,8 @@ def by_hand(name: str, batch: int) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     F.cross_entropy(model(torch.randn(batch, 1, 32, 32)), torch.randint(10, (batch,))).backward()
     optimizer.step()
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    sys.exit(by_hand(rest[0], int(rest[1])) if what == "bare" else by_command(rest, before=what == "before"))

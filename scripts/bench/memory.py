@@ -11,8 +11,6 @@ from locallearn.analysis.cost import SavedBytes
 from locallearn.engine import Learner
 from locallearn.models import BlockModel
 
-HEADS = ("linear", "mlp_sr")
-
 
 def measure(bench: Bench, report: Report, subject: str) -> None:
     """P5 as the field counts it for a comparison of methods: activations; P6 with the weights that autograd keeps."""
@@ -25,24 +23,17 @@ def measure(bench: Bench, report: Report, subject: str) -> None:
         return _peak(learner, x, y, True), _peak(learner, x, y, False)
 
     whole, activations = peaks("backprop", "flops")
-    recomputed = peaks("checkpoint", "flops")[0]
-    shares = {}
+    parts = {"backprop_bytes": whole, "checkpointed_backprop": peaks("checkpoint", "flops")[0] / whole}
     for balance in ("flops", "memory"):
-        for head in HEADS:
+        for head in ("linear", "mlp_sr"):
             held, held_activations = peaks(f"dgl {head}", balance)
-            shares[f"{balance}, {head}"] = held / whole
+            on, judged = f"{subject}, {head} heads", subject == "vgg16" and head == "linear"
+            why = "the block with the first layers holds most, and heads count too; a goal is set for linear heads"
+            report.add(f"P6 {balance}", on, exact(held / whole), why, judged, **parts)
             if balance == "flops":
                 largest = max(_alone(model, f"dgl {head}", k, x, y) for k in range(4))
                 sizes = {"bytes": held_activations, "largest_block_bytes": largest, "backprop_bytes": activations}
-                why = "a graph outlives its block"
-                report.add("P5", f"{subject}, {head} heads", exact(held_activations / largest), why, **sizes)
-    for balance in ("flops", "memory"):
-        for head in HEADS:
-            why = "the block with the first layers holds most, and heads count too; a goal is set for linear heads"
-            parts = {"backprop_bytes": whole, "checkpointed_backprop": recomputed / whole}
-            judged = subject == "vgg16" and head == "linear"
-            value = exact(shares[f"{balance}, {head}"])
-            report.add(f"P6 {balance}", f"{subject}, {head} heads", value, why, judged, **parts)
+                report.add("P5", on, exact(held_activations / largest), "a graph outlives its block", **sizes)
     torch.set_num_threads(threads)
 
 

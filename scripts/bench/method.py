@@ -1,13 +1,16 @@
 """How to measure on a machine that is not ours alone.
 
-Variants run in turn, A B A B. Every sample records the CPU time that others used meanwhile: what /proc/stat counts as
+Variants run in turn, A B B A. Every sample records the CPU time that others used meanwhile: what /proc/stat counts as
 busy (time that a hypervisor took included) less what the processes of the benchmark used. A sample with more than
-`LOUD` of a core is thrown away and repeated, so many times and no more. A ratio is the median over the rounds of the
-ratio within a round, and is refused with fewer than `LEAST` quiet rounds.
+`LOUD` of a core is thrown away and repeated, so many times and no more; a sample of CPU time, which others do not
+lengthen, never is. A number is the median over the rounds, a ratio that of the ratios within a round, with the interval
+in which the median lies with a probability of 95 %: of a few rounds their extremes. Fewer than `LEAST` quiet rounds
+give no number.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -36,7 +39,7 @@ class Sample(NamedTuple):
     foreign: float  # cores
 
 
-Action: TypeAlias = Callable[[], "Sample | None"]
+Action: TypeAlias = Callable[[], object]
 """Do one sample; return it if it was measured elsewhere, else it is the time of the call."""
 
 
@@ -61,6 +64,14 @@ def between(a: Mark, b: Mark, steps: int = 1) -> Sample:
     return Sample(wall / steps, max(0.0, (b.busy - a.busy) - (b.own - a.own)) / wall)
 
 
+def spent(action: Callable[[], object], steps: int) -> Sample:
+    """CPU seconds of this thread for one step."""
+    start = time.thread_time()
+    for _ in range(steps):
+        action()
+    return Sample((time.thread_time() - start) / steps, 0.0)
+
+
 @dataclass
 class Series:
     """The quiet samples of one variant, by round, and how many were too loud."""
@@ -72,9 +83,18 @@ class Series:
     def median(self) -> float | None:
         return statistics.median(self.kept.values()) if self.kept else None
 
+    def __str__(self) -> str:
+        return "?" if self.median is None else f"{self.median:.3g}"
 
-class Found(NamedTuple):
-    """A measured number: None if too few samples were quiet. `low` and `high` are its extremes over the rounds."""
+
+def medians(series: Mapping[str, Series], unit: str) -> dict[str, float | None]:
+    """The median of every variant as `NAME_UNIT`, from seconds."""
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
+    return {f"{name}_{unit}": None if s.median is None else s.median * scale for name, s in series.items()}
+
+
+class Number(NamedTuple):
+    """A measured number, None if too few samples were quiet, and its interval."""
 
     value: float | None
     low: float | None
@@ -91,52 +111,59 @@ class Bench:
     quick: bool
     pids: list[int] = field(default_factory=lambda: [os.getpid()])
 
-    @property
-    def least(self) -> int:
-        return 1 if self.quick else LEAST
-
     def rounds(self, more: int = 0) -> int:
         """Rounds of a measurement; `more` for those that are short or must tell 2 % apart."""
         return 1 if self.quick else self.repeats + more
 
     def run(self, variants: Mapping[str, Action], rounds: int, warm: bool = True) -> dict[str, Series]:
         """Samples of each variant in turn, after one round to warm up."""
-        found = {name: Series() for name in variants}
+        series = {name: Series() for name in variants}
         if warm:
             for action in variants.values():
                 action()
         for number in range(rounds):
-            for name, action in variants.items():
-                self._sample(action, found[name], number)
-        return found
+            for name in list(variants)[:: -1 if number % 2 else 1]:
+                self._sample(variants[name], series[name], number)
+        return series
 
     def _sample(self, action: Action, series: Series, number: int) -> None:
         for _ in range(TRIES):
             start = mark(self.pids)
-            sample = action() or between(start, mark(self.pids))
+            result = action()
+            sample = result if isinstance(result, Sample) else between(start, mark(self.pids))
             if self.quick or sample.foreign <= LOUD:
                 series.kept[number] = sample.seconds
                 return
             series.dropped += 1
 
-    def ratio(self, a: Series, b: Series) -> Found:
+    def ratio(self, a: Series, b: Series) -> Number:
         """a / b."""
         return self.joined([a, b], lambda x, y: x / y)
 
-    def single(self, a: Series) -> Found:
+    def single(self, a: Series) -> Number:
         """The samples as they are."""
-        return self.joined([a], lambda seconds: seconds)
+        return self.joined([a], float)
 
-    def joined(self, series: Sequence[Series], join: Callable[..., float]) -> Found:
+    def joined(self, series: Sequence[Series], join: Callable[..., float]) -> Number:
         """The median over the rounds of what `join` makes of a round's sample of each series."""
         rounds = sorted(set.intersection(*(set(s.kept) for s in series)))
         values = [join(*(s.kept[number] for s in series)) for number in rounds]
-        dropped = sum(s.dropped for s in series)
-        if len(values) < self.least:
-            return Found(None, None, None, len(values), dropped)
-        return Found(statistics.median(values), min(values), max(values), len(values), dropped)
+        return self.of(values, sum(s.dropped for s in series))
+
+    def of(self, values: Sequence[float], dropped: int = 0) -> Number:
+        """The median of numbers, if there are enough."""
+        if len(values) < (1 if self.quick else LEAST):
+            return Number(None, None, None, len(values), dropped)
+        return Number(*interval(values), len(values), dropped)
 
 
-def exact(value: float) -> Found:
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the bounds of its 95 % interval: order statistics, whatever the distribution."""
+    ordered, n = sorted(values), len(values)
+    away = math.ceil(0.98 * math.sqrt(n))
+    return statistics.median(ordered), ordered[max(0, n // 2 - away)], ordered[min(n - 1, n // 2 + away)]
+
+
+def exact(value: float) -> Number:
     """A number that is counted, not timed."""
-    return Found(value, value, value, 0, 0)
+    return Number(value, value, value, 0, 0)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bench.goals import Report
-from bench.method import Action, Bench, Mark, Sample, Series, between, mark
-from bench.split import blocks_alone, cut_by_time, unit_seconds
-from bench.subjects import DNI_WIDTH, batch_of, learner_of, model_of
-from bench.team import Team
+from bench.method import Action, Bench, Sample, Series, between, mark, medians
+from bench.processes import Team
+from bench.subjects import DNI_WIDTH, alone, batch_of, learner_of, model_of
 from locallearn.engine import Learner
+from locallearn.models import BlockModel
+from locallearn.models.cut import partition
 
 FILL = 2  # batches before the steady state
 STEPS = 4  # batches of a sample
@@ -39,12 +43,12 @@ def measure(bench: Bench, report: Report, subject: str) -> None:
     cuts = {f"dgl {k}": cut_by_time(model, MLP_SR, k, x, y, units) for k in (2, 3, 4)}
     cuts |= {name: cut_by_time(model, strategy, 4, x, y, units) for name, strategy in neighbors.items()}
     cuts["backprop"] = cuts["dfa"] = cut_by_time(model, "backprop", 2, x, y, units)
-    alone = {
+    apart = {
         name: list(bench.run(blocks_alone(model, strategies[name], cut, x, y), bench.rounds()).values())
         for name, cut in cuts.items()
     }
     for k in (2, 3, 4):
-        _even(bench, report, subject, k, cuts[f"dgl {k}"], alone[f"dgl {k}"])
+        _even(bench, report, subject, k, cuts[f"dgl {k}"], apart[f"dgl {k}"])
     specs = _specs(subject, cuts, neighbors)
     serial = {f"serial {name}": learner_of(model, strategies[name], cuts[name]) for name in SERIAL}
     for learner in serial.values():
@@ -54,16 +58,16 @@ def measure(bench: Bench, report: Report, subject: str) -> None:
     }
     with Team(bench, 2) as team:
         for name, spec in specs.items():
-            team.ask(do="make", name=name, **spec)
+            team.make(name, **spec)
             actions[name] = lambda name=name: _segment(team, name)
-        found = bench.run(actions, bench.rounds(), warm=False)
-    seconds = {name: [series.median for series in blocks] for name, blocks in alone.items()}
-    _judge(bench, report, subject, found, seconds)
+        series = bench.run(actions, bench.rounds(), warm=False)
+    seconds = {name: [series.median for series in blocks] for name, blocks in apart.items()}
+    _judge(bench, report, subject, series, seconds)
     report.validation[subject] = {
         "units_s": units,
         "cuts": {name: pairs(cut) for name, cut in cuts.items()},
         "blocks_s": seconds,
-        "step_s": {name: series.median for name, series in found.items()},
+        "step_s": {name: series.median for name, series in series.items()},
         "routes": {"none": "dgl", "neighbor": "dni", "chain": "backprop 4", "broadcast": "dfa"},
     }
 
@@ -108,38 +112,37 @@ def _segment(team: Team, name: str) -> Sample:
     """Seconds per batch in the steady state, at the last stage; unconnected: at the slower one. What flushes after each
     batch has no other state."""
     fill, steps, tail = (FILL, STEPS, TAIL) if name in STREAMS else (1, STEPS // 2, 0)
-    marks = [[Mark(*m) for m in answer] for answer in team.ask(do="run", name=name, steps=fill + steps + tail)]
-    samples = [between(line[fill], line[fill + steps], steps) for line in marks]
+    marks = team.run(name, fill + steps + tail)
+    samples = [between(of_rank[fill], of_rank[fill + steps], steps) for of_rank in marks]
     return max(samples) if name == "unconnected" else samples[-1]
 
 
 def _judge(
-    bench: Bench, report: Report, subject: str, found: Mapping[str, Series], alone: Mapping[str, list[float | None]]
+    bench: Bench, report: Report, subject: str, series: Mapping[str, Series], apart: Mapping[str, list[float | None]]
 ) -> None:
     """P7, P8, P9 and P15 from the seconds per batch of every variant."""
-    milliseconds = {f"{name}_ms": None if s.median is None else s.median * 1e3 for name, s in found.items()}
-    dgl, serial, ceiling = found["dgl"], found["serial dgl 2"], found["unconnected"]
+    dgl, serial, ceiling = series["dgl"], series["serial dgl 2"], series["unconnected"]
     bound, top = bench.ratio(serial, ceiling), bench.ratio(ceiling, dgl)
     why = (
-        f"the blocks by themselves allow {_bound(alone['dgl 2'], 1)} (sum / max), both at once on this machine "
+        f"the blocks by themselves allow {_bound(apart['dgl 2'], 1)} (sum / max), both at once on this machine "
         f"{_text(bound.value)}; messages and waiting leave {_text(top.value)} of that"
     )
-    report.add("P7", subject, bench.ratio(serial, dgl), why, **milliseconds)
+    report.add("P7", subject, bench.ratio(serial, dgl), why, **medians(series, "ms"))
     alike = f"the pipeline takes {_ms(dgl)} ms a batch, its slower stage unconnected {_ms(ceiling)} ms"
     report.add("P8", subject, top, f"{alike}: the rest is messages and waiting")
-    micro = [found[name] for name in RIVALS if "micro_batches" in RIVALS[name]]
+    micro = [series[name] for name in RIVALS if "micro_batches" in RIVALS[name]]
     best = bench.joined([dgl, *micro], lambda ours, *theirs: min(theirs) / ours)
-    rivals = ", ".join(f"{name} {_ms(found[name])} ms" for name in RIVALS)
+    rivals = ", ".join(f"{name} {_ms(series[name])} ms" for name in RIVALS)
     report.add("P9 micro-batches", subject, best, f"{alike}; the rivals: {rivals}")
-    report.add("P9 DDP", subject, bench.ratio(found["DDP 2 x 64"], dgl), f"{alike}; the rivals: {rivals}")
+    report.add("P9 DDP", subject, bench.ratio(series["DDP 2 x 64"], dgl), f"{alike}; the rivals: {rivals}")
     for name in NEIGHBORS:
         why = (
-            f"the stages by themselves allow {_bound(alone[name], 2)} (sum / max); the last block of the lower stage "
+            f"the stages by themselves allow {_bound(apart[name], 2)} (sum / max); the last block of the lower stage "
             "waits before each forward for the feedback to the batch before"
         )
-        speed = bench.ratio(found[f"serial {name}"], found[name])
+        speed = bench.ratio(series[f"serial {name}"], series[name])
         about = f", synthesizers {DNI_WIDTH} wide" if name == "dni" and subject == "vgg16" else ""
-        report.add(f"P15 {name}", f"{subject}, 4 blocks{about}", speed, why, blocks_s=alone[name])
+        report.add(f"P15 {name}", f"{subject}, 4 blocks{about}", speed, why, blocks_s=apart[name])
 
 
 def _bound(blocks: list[float | None], per_stage: int) -> str:
@@ -157,3 +160,55 @@ def _ms(series: Series) -> str:
 
 def _text(value: float | None) -> str:
     return "?" if value is None else f"{value:.2f}"
+
+
+def unit_seconds(model: BlockModel, x: Tensor) -> list[float]:
+    """Forward and backward of each unit on the batch x, in channels_last."""
+    seconds, h = [], x
+    model = model.to(memory_format=torch.channels_last).train()
+    for unit in model.units:
+        h = h.detach().requires_grad_()
+        gradient = torch.randn_like(unit(h))
+        seconds.append(_seconds(lambda unit=unit, h=h, gradient=gradient: unit(h).backward(gradient), 2))
+        with torch.no_grad():
+            h = unit(h)
+    model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def blocks_alone(
+    model: BlockModel, strategy: str, cut: list[range], x: Tensor, y: Tensor
+) -> dict[str, Callable[[], None]]:
+    """One step of each block by itself: units, heads, synthesizers, optimizer."""
+    names = (f"block {k}" for k in range(len(cut)))
+    return {name: alone(model, strategy, cut, range(k, k + 1), x, y)[1] for k, name in enumerate(names)}
+
+
+def cut_by_time(
+    model: BlockModel, strategy: str, blocks: int, x: Tensor, y: Tensor, units: Sequence[float]
+) -> list[range]:
+    """The cut whose slowest block is fastest. What a block takes beyond its units (head, optimizer, the input gradient
+    it is spared) is measured at a first cut by units alone, and taken to be the same wherever the cut is."""
+    first = _ranges(partition(units, blocks))
+    measured = [_seconds(step) for step in blocks_alone(model, strategy, first, x, y).values()]
+    beyond = [m - sum(units[i] for i in block) for m, block in zip(measured, first, strict=True)]
+
+    def slowest(cut: list[range]) -> float:
+        return max(sum(units[i] for i in block) + more for block, more in zip(cut, beyond, strict=True))
+
+    n = len(units)
+    return min((_ranges([0, *points, n]) for points in combinations(range(1, n), blocks - 1)), key=slowest)
+
+
+def _ranges(edges: Sequence[int]) -> list[range]:
+    return [range(a, b) for a, b in pairwise(edges)]
+
+
+def _seconds(step: Callable[[], None], repeats: int = 1) -> float:
+    """The fastest of some runs after one to warm up."""
+    runs = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        step()
+        runs.append(time.perf_counter() - start)
+    return min(runs[1:])

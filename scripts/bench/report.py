@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,26 @@ from bench.goals import GOALS, Finding, Report
 from bench.method import LEAST, LOUD
 
 
-def facts(seconds: float, repeats: int, quick: bool, command: str) -> dict[str, Any]:
-    """Where and how it was measured."""
+def record(report: Report, seconds: float, repeats: int, quick: bool, command: str) -> dict[str, Any]:
+    """What was measured, where and how, as JSON can hold it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "command": command,
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "torch": torch.__version__,
         "repeats": repeats,
         "quick": quick,
         "seconds": round(seconds),
+        "findings": [finding.plain() for finding in report.findings],
+        "validation": report.validation,
+        "failed": report.failed,
     }
-
-
-def plain(report: Report, about: dict[str, Any]) -> dict[str, Any]:
-    findings = [finding.plain() for finding in report.findings]
-    return {**about, "findings": findings, "validation": report.validation, "failed": report.failed}
 
 
 def page(report: Report, about: dict[str, Any]) -> str:
     """The page for `docs/`."""
+    findings = report.findings
     lines = [
         "# Benchmark",
         "",
@@ -42,18 +43,18 @@ def page(report: Report, about: dict[str, Any]) -> str:
         "and one allocator setting on both sides, but for P3.",
         "",
         *(["**A quick try of the script with tiny models: its numbers mean nothing.**", ""] if about["quick"] else []),
-        "Variants run in turn; a number is the median over the rounds, in brackets its extremes. A sample during which",
-        f"others used more than {LOUD} of a core is thrown away and repeated (kept/dropped); with fewer than {LEAST}",
-        "quiet rounds there is no number. P14 and P18 are CPU time, which others do not lengthen: their brackets are",
-        "the 95 % interval of the median. `benchmark.json` has all parts.",
+        "Variants run in turn; a number is the median over the rounds, in brackets its 95 % interval, which of a few",
+        f"rounds are the extremes. A sample during which others used more than {LOUD} of a core is thrown away and",
+        f"repeated (kept/dropped); with fewer than {LEAST} quiet rounds there is no number. P14 and P18 are CPU time,",
+        "which others do not lengthen. `benchmark.json` has all parts.",
         "",
         "| | what | on | goal | found | kept/dropped | |",
         "|---|---|---|---|---|---|---|",
-        *map(_row, report.findings),
+        *map(_row, findings),
         "",
-        *_missed(report),
-        *_checkpointed(report),
-        *_validation(report),
+        *_listed("Why not more:", (f"- {f.goal}, {f.subject}: {f.why}." for f in findings if f.verdict == "missed")),
+        *_listed(None, _checkpointed(report)),
+        *(f"Milliseconds per batch, {name}: {steps}.\n" for name, steps in _steps(report)),
         *(f"{part} failed: {message}" for part, message in report.failed.items()),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -61,50 +62,40 @@ def page(report: Report, about: dict[str, Any]) -> str:
 
 def _row(f: Finding) -> str:
     goal = GOALS[f.goal]
-    limit = f"{'<=' if goal.most else '>='} {goal.limit:,.4g} {goal.unit}".strip() if f.judged else ""
-    if goal.limit >= 10_000 and f.judged:
-        limit = f">= {goal.limit:,.0f} {goal.unit}"
-    found = "none" if f.found.value is None else f"{number(f.found.value)} {goal.unit}".strip()
-    if f.found.low is not None and f.found.low != f.found.high:
-        found += f" ({number(f.found.low)} to {number(f.found.high or 0.0)})"
-    samples = f"{f.found.kept}/{f.found.dropped}" if f.found.kept or f.found.dropped else "counted"
-    return f"| {f.goal} | {goal.what} | {f.subject} | {limit} | {found} | {samples} | {f.verdict} |"
+    sign, places = (">=" if goal.most is None else "<="), ",.0f" if goal.limit >= 10_000 else ",.4g"
+    limit = f"{sign} {goal.limit:{places}} {goal.unit}".strip() if f.judged else ""
+    shown = "none" if f.number.value is None else f"{rounded(f.number.value)} {goal.unit}".strip()
+    if f.number.low is not None and f.number.low != f.number.high:
+        shown += f" ({rounded(f.number.low)} to {rounded(f.number.high or 0.0)})"
+    samples = f"{f.number.kept}/{f.number.dropped}" if f.number.kept or f.number.dropped else "counted"
+    return f"| {f.goal} | {goal.what} | {f.subject} | {limit} | {shown} | {samples} | {f.verdict} |"
 
 
-def number(value: float) -> str:
+def rounded(value: float) -> str:
     """Three decimals of a ratio, no decimals of thousands."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
-def _missed(report: Report) -> list[str]:
-    missed = [f for f in report.findings if f.verdict == "missed"]
-    if not missed:
-        return []
-    return ["Why not more:", "", *(f"- {f.goal}, {f.subject}: {f.why}." for f in missed), ""]
+def _listed(head: str | None, found: Iterable[str]) -> list[str]:
+    lines = list(found)
+    return [*([head, ""] if head else []), *lines, ""] if lines else []
 
 
-def _checkpointed(report: Report) -> list[str]:
-    times = report.validation.get("checkpointed backprop, time", {})
+def _checkpointed(report: Report) -> Iterator[str]:
     held = {f.subject: f.parts["checkpointed_backprop"] for f in report.findings if f.goal == "P6 flops"}
-    lines = []
-    for subject, found in times.items():
+    for subject, found in report.validation.get("checkpointed backprop, time", {}).items():
         share = next((value for name, value in held.items() if name.startswith(subject)), None)
         if found["value"] is not None and share is not None:
-            time = number(found["value"])
-            lines.append(
-                f"Checkpointed backprop, {subject}, 4 blocks: holds {share:.3f} of backprop, takes {time} x the time."
-            )
-    return [*lines, ""] if lines else []
+            time = rounded(found["value"])
+            yield f"Checkpointed backprop, {subject}, 4 blocks: holds {share:.3f} of backprop, takes {time} x the time."
 
 
-def _validation(report: Report) -> list[str]:
+def _steps(report: Report) -> Iterator[tuple[str, str]]:
     """The measured times against which `locallearn plan` can be held."""
-    lines = []
     for subject, found in report.validation.items():
         if "step_s" in found:
-            steps = ", ".join(f"{n} {'?' if s is None else f'{s * 1e3:.0f}'}" for n, s in found["step_s"].items())
-            lines += [f"Milliseconds per batch, {subject}: {steps}.", ""]
-    return lines
+            times = {name: "?" if s is None else f"{s * 1e3:.0f}" for name, s in found["step_s"].items()}
+            yield subject, ", ".join(f"{name} {time}" for name, time in times.items())
 
 
 def _processor() -> str:
@@ -113,7 +104,3 @@ def _processor() -> str:
     except OSError:
         return platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _memory_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)

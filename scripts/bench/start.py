@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,14 +14,12 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from bench.goals import Report
-from bench.method import Bench, Found, Series
-from bench.small import interval
+from bench.method import Action, Bench, Sample, medians
 from bench.subjects import batch_of, learner_of, model_of
-from bench.team import ENTRY
 from locallearn.runs import checkpoint
 
 LIMIT_SECONDS = 120
-STARTS = 9
+FIRST = str(Path(__file__).with_name("first.py"))
 
 
 def saving(bench: Bench, report: Report) -> None:
@@ -33,29 +30,20 @@ def saving(bench: Bench, report: Report) -> None:
     tensors = learner.state()
     with tempfile.TemporaryDirectory(prefix="locallearn-bench-", dir=Path.cwd()) as name:
         folder, file = Path(name), Path(name) / "parts.safetensors"
-        variants: dict[str, Callable[[], None]] = {
-            "save": lambda: _nothing(checkpoint.save(folder / "checkpoints", 1, tensors, {}, keep=1)),
+        variants: dict[str, Action] = {
+            "save": lambda: checkpoint.save(folder / "checkpoints", 1, tensors, {}, keep=1),
             "write": lambda: save_file(checkpoint.distinct(tensors), file),
-            "checksum": lambda: _nothing(_digest(file)),
+            "checksum": lambda: hashlib.sha256(file.read_bytes()),
             "write, sync": lambda: _synced(lambda: save_file(checkpoint.distinct(tensors), file), file),
         }
-        found = bench.run(variants, bench.rounds(more=2))
+        series = bench.run(variants, bench.rounds(more=2))
         size = file.stat().st_size
-    parts = {f"{name}_s": series.median for name, series in found.items()}
     why = (
-        f"of {size / 1e6:.0f} MB SHA-256 takes {_text(found['checksum'])} s by itself on this CPU, writing "
-        f"{_text(found['write'])} s, writing with a sync {_text(found['write, sync'])} s"
+        f"of {size / 1e6:.0f} MB SHA-256 takes {series['checksum']} s by itself here, writing {series['write']} s "
+        f"and, with a sync, {series['write, sync']} s"
     )
-    report.add("P13", f"vgg16, {size / 1e6:.0f} MB", bench.single(found["save"]), why, bytes=size, **parts)
-
-
-def _nothing(_: object) -> None:
-    """An action that was timed returns no sample of its own."""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    parts = {"bytes": size, **medians(series, "s")}
+    report.add("P13", f"vgg16, {size / 1e6:.0f} MB", bench.single(series["save"]), why, **parts)
 
 
 def _synced(write: Callable[[], None], path: Path) -> None:
@@ -68,39 +56,29 @@ def _synced(write: Callable[[], None], path: Path) -> None:
 def first_step(bench: Bench, report: Report) -> None:
     """P14: the command line as a user types it, ended right after its first step; and a bare script that imports torch,
     builds the same net and takes the same step. CPU seconds of one thread, which others do not lengthen."""
-    for model, batch in (("lenet", 32),) if bench.quick else (("lenet", 32), ("vgg16", 32)):
+    for model in ("lenet",) if bench.quick else ("lenet", "vgg16"):
         with tempfile.TemporaryDirectory(prefix="locallearn-bench-") as out:
-            overrides = [f"model={model}", "strategy=backprop", "data=digits", f"batch_size={batch}", f"out={out}"]
+            overrides = [f"model={model}", "strategy=backprop", "data=digits", "batch_size=32", f"out={out}"]
             commands = {
-                "harness": [str(ENTRY), "--first-step", *overrides],
-                "bare": [str(ENTRY), "--bare-step", model, str(batch)],
+                "harness": [FIRST, "step", *overrides],
+                "bare": [FIRST, "bare", model, "32"],
                 "torch": ["-c", "import torch"],
-                "no step": [str(ENTRY), "--before-step", *overrides],
+                "no step": [FIRST, "before", *overrides],
             }
-            spent: dict[str, list[float]] = {name: [] for name in commands}
-            for _ in range(1 if bench.quick else STARTS):
-                for name, command in commands.items():
-                    spent[name].append(_cpu_seconds(command))
-        low, ratio, high = interval([a / b for a, b in zip(spent["harness"], spent["bare"], strict=True)])
-        parts = {f"{name}_s": statistics.median(seconds) for name, seconds in spent.items()}
+            actions = {name: (lambda command=command: _start(command)) for name, command in commands.items()}
+            series = bench.run(actions, bench.rounds(more=6), warm=False)
         why = (
-            f"importing torch takes {parts['torch_s']:.2f} s, the bare script {parts['bare_s']:.2f} s, the command "
-            f"{parts['harness_s']:.2f} s, of which {parts['no step_s']:.2f} s until the step begins"
+            f"importing torch takes {series['torch']} s, the bare script {series['bare']} s, the command "
+            f"{series['harness']} s, of which {series['no step']} s until the step begins"
         )
-        found = Found(ratio, low, high, len(spent["bare"]), 0)
-        report.add("P14", f"{model}, backprop, batch {batch}, 1 thread", found, why, **parts)
+        ratio = bench.ratio(series["harness"], series["bare"])
+        report.add("P14", f"{model}, backprop, batch 32, 1 thread", ratio, why, **medians(series, "s"))
 
 
-def _cpu_seconds(command: list[str]) -> float:
+def _start(command: list[str]) -> Sample:
     """CPU seconds of a Python process with one thread."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, *command], check=True, stdout=subprocess.DEVNULL, timeout=LIMIT_SECONDS, env=environment
-    )
+    environment, quiet = os.environ | {"OMP_NUM_THREADS": "1"}, subprocess.DEVNULL
+    subprocess.run([sys.executable, *command], check=True, stdout=quiet, timeout=LIMIT_SECONDS, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-
-def _text(series: Series) -> str:
-    return "?" if series.median is None else f"{series.median:.2f}"
+    return Sample(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, 0.0)

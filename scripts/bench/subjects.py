@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from locallearn.auxiliary import Linear, MLPSpatialReduction
 from locallearn.contract import Feedback, Packet, Strategy
-from locallearn.engine import SGD, Learner, Place, Setup, assemble
+from locallearn.engine import SGD, Adam, Learner, Optim, Place, Setup, assemble
 from locallearn.models import BlockModel
 from locallearn.models.resnet import cifar_resnet
 from locallearn.models.vgg import vgg
@@ -24,7 +24,7 @@ from locallearn.strategies.greedy import DGL
 from locallearn.strategies.overlapping import Overlapping
 
 IMAGE, CLASSES = (3, 32, 32), 10
-OPTIM = SGD(lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="constant")
+OPTIM: Optim = SGD(lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="constant")
 DNI_WIDTH = 32  # hidden channels of narrow synthesizers; as wide as what they read, they cost twice a vgg16
 MODELS: dict[str, Callable[[], BlockModel]] = {
     "vgg11": lambda: vgg(IMAGE, CLASSES, depth=11),
@@ -57,31 +57,40 @@ def batch_of(quick: bool, size: int | None = None) -> tuple[Tensor, Tensor]:
     return x, torch.randint(CLASSES, (size,), generator=g)
 
 
-def learner_of(model: BlockModel, strategy: str, cut: list[range], micro_batches: int = 1, **place: Any) -> Learner:
+def learner_of(
+    model: BlockModel, strategy: str, cut: list[range], optim: Optim = OPTIM, micro_batches: int = 1, **place: Any
+) -> Learner:
     """A learner over a copy of the model, in channels_last; `place` has the fields of `Place`."""
     setup = Setup(channels_last=True, micro_batches=micro_batches)
-    return assemble(copy.deepcopy(model), STRATEGIES[strategy](), OPTIM, cut, setup, Place(**place))
+    return assemble(copy.deepcopy(model), STRATEGIES[strategy](), optim, cut, setup, Place(**place))
 
 
-def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
-    """What the harness would make of OPTIM, fused as there."""
-    more = {"momentum": OPTIM.momentum, "weight_decay": OPTIM.weight_decay, "fused": True}
-    return torch.optim.SGD(module.parameters(), lr=OPTIM.lr, **more)
+def optimizer_of(*modules: nn.Module, optim: Optim = OPTIM) -> torch.optim.Optimizer:
+    """What the harness would make of its options, fused as there."""
+    parameters = [p for module in modules for p in module.parameters()]
+    if isinstance(optim, Adam):
+        return torch.optim.Adam(parameters, lr=optim.lr, fused=True)
+    decay = optim.weight_decay
+    return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=decay, fused=True)
 
 
-def bare(model: nn.Module, x: Tensor, y: Tensor, channels_last: bool = True) -> Callable[[], None]:
-    """One step of the loop that everybody writes."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = copy.deepcopy(model).to(memory_format=layout).train()
-    x = x.contiguous(memory_format=layout)
-    optimizer = optimizer_of(model)
+def by_hand(model: nn.Module, optim: Optim = OPTIM) -> Callable[[Tensor, Tensor], None]:
+    """One step of the loop that everybody writes, on a batch."""
+    optimizer = optimizer_of(model.train(), optim=optim)
 
-    def step() -> None:
+    def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
 
     return step
+
+
+def bare(model: nn.Module, x: Tensor, y: Tensor, channels_last: bool = True) -> Callable[[], None]:
+    """That step with a copy of the model on one batch."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    step, x = by_hand(copy.deepcopy(model).to(memory_format=layout)), x.contiguous(memory_format=layout)
+    return lambda: step(x, y)
 
 
 class Recorded:

@@ -1,4 +1,4 @@
-"""All that a strategy may see: what a block is, what blocks say to each other, and what a strategy must answer.
+"""All that a strategy may see: what a block is, what blocks send each other, and what a strategy must do.
 
 A strategy is one generator function per packet. What stands before its `yield` is the forward half of a block, what
 stands after it is the backward half; one declared word, its route, says where feedback comes from. The driver
@@ -43,8 +43,11 @@ class Route(Enum):
 
 
 class BlockSpec(NamedTuple):
-    """All that a strategy may know when it builds modules for a block. Sizes are without the batch.
+    """All that a strategy may know of a block. Sizes are without the batch.
 
+    index   of the block, from the input upward, among `depth` blocks
+    image   the shape of one input of the network
+    reads, emits   the shapes that the block reads and emits
     sizes   what every block of the model emits, from the input upward
     seed    the run's seed, for random tensors that several blocks share
     pixels  the inputs of a black and of a white pixel, one number per channel each; None where inputs are no pixels
@@ -119,7 +122,7 @@ class Block(Protocol):
     spec: BlockSpec
     layers: nn.Module  # the units, [B, *reads] -> [B, *emits]
     head: nn.Module | None  # the model's head at the last block: [B, *emits] -> [B, classes]
-    auxiliary: nn.ModuleDict  # what `Strategy.modules` gave for this block
+    auxiliary: nn.ModuleDict  # what `Strategy.modules` returned for this block
 
     @property
     def last(self) -> bool: ...
@@ -130,11 +133,24 @@ class Block(Protocol):
         ...
 
     def update(self, part: str = "main") -> None:
-        """The gradients of one part are complete for this micro-batch; see `Strategy.separate` for the parts."""
+        """Say that the gradients of a part are complete for this micro-batch; the block does the rest.
+
+        Args:
+            part: "main" for units, head and joint auxiliary modules, or a name of `Strategy.separate`.
+        """
         ...
 
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
-        """Record this block's training loss [] and, if it can predict, its logits [B, classes] against y [B]."""
+        """Record this block's training loss and accuracy.
+
+        Args:
+            loss: A mean [] over the samples that have a label.
+            logits: [B, classes], if the block can predict.
+            y: Labels [B].
+
+        Raises:
+            RunError: If the loss is not finite (on a GPU some steps later).
+        """
         ...
 
     def note(self, name: str, value: Tensor) -> None:
@@ -142,8 +158,8 @@ class Block(Protocol):
         ...
 
     def again(self) -> AbstractContextManager[None]:
-        """Run `layers` or auxiliary modules a second time in one step: the same dropout as before, and no buffer moves.
-        Call it before the first time where that moves buffers that the modules compute with."""
+        """Run `layers` or auxiliary modules a second time in one step: the same dropout, and no buffer moves.
+        Call it before the first run where that moves buffers that the modules compute with."""
         ...
 
 
@@ -154,55 +170,80 @@ class Strategy(Options, ABC):
     """Who gets which gradient. Concrete ones are frozen dataclasses; their fields are typed, checked hyper-parameters.
 
     A strategy that has a field `objective` or `auxiliary` gets the chosen local loss and auxiliary network there.
+
+    route     where feedback comes from; a property where the options decide it
+    separate  names of auxiliary modules with an optimizer of their own, which `block.update(name)` applies
     """
 
     _group = "strategy"
 
     route: ClassVar[Route]
-    """Of the strategy with its default options; an option that needs feedback from further away (mixing in the true
-    gradient, a longer reach) gives the instance another one."""
     separate: ClassVar[frozenset[str]] = frozenset()
-    """Names of auxiliary modules with an optimizer of their own, updated by `block.update(name)`."""
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        """The auxiliary modules of one block: they train it and never ship."""
+        """Build the auxiliary modules of one block, which train it and never ship.
+
+        Returns:
+            Modules by name, drawn from the global generator; `block.auxiliary` holds them during steps.
+
+        Raises:
+            UserError: For sizes that they cannot read.
+        """
         return {}
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
-        """A twin of a block's units that shares their parameters (feedback alignment), or the units themselves."""
+        """Return a block's units, or a copy that shares their parameters and has another backward pass."""
         return layers
 
     def phases(self, depth: int) -> list[range]:
-        """Which blocks learn, phase after phase; the steps of a run are shared equally among the phases."""
+        """Return which of `depth` blocks learn, phase after phase; the phases share the steps of a run equally."""
         return [range(depth)]
 
     def begin(self, packet: Packet) -> Packet:
-        """What block 0 reads instead of the batch, whether it learns or not: augmented views, a masked image, the image
-        in `side` for the blocks further up. Draws from the global generator."""
+        """Make what block 0 reads of a batch, whether it learns or not: augmented views, a masked image, the image in
+        `side` for the blocks further up. Draws from the global generator."""
         return packet
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
-        """Options that nothing reads on these blocks, or beside the others, and what would read them, beginning with
-        its key: {"mix": "strategy.warmup below 1"}. Who sets one of them is told so."""
+        """Name the options that have no effect on these blocks, or beside the others.
+
+        Returns:
+            For each such option what would give it one, beginning with its key: {"mix": "strategy.warmup below 1"}.
+            A user who has set it is told.
+        """
         return {}
 
     @abstractmethod
     def step(self, block: Block, packet: Packet) -> Step:
-        """One block, one micro-batch; see the rules at the top of this module."""
+        """Train one block on one micro-batch, by the rules at the top of this module.
+
+        Args:
+            block: The block.
+            packet: What the block below has sent; for block 0 what `begin` has made.
+
+        Yields:
+            `Send`, once, when the forward half is done.
+
+        Receives:
+            The feedback that the route brings; None under NONE and in the last block.
+
+        Returns:
+            Feedback for the block below (CHAIN) or for all blocks (BROADCAST, from the last block); else None.
+        """
 
     def predict(self, block: Block, h: Tensor) -> Tensor | None:
-        """Logits [B, classes] that a block can give for its output `h`, or None if it cannot. For evaluation."""
+        """Return the logits [B, classes] that a block can give for its output h [B, ...], or None. For evaluation."""
         return block.head(h) if block.head is not None else None
 
 
 def enter(block: Block, packet: Packet) -> Packet:
-    """The packet as a block reads it when it must answer with input gradients. Block 0 answers nobody, and does not pay
-    for the gradient of the image."""
+    """Return the packet as leaves that collect gradients, for the feedback to the block below. Block 0 sends none, and
+    does not pay for the gradient of the image."""
     return packet.leaves() if block.spec.index else packet
 
 
 def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
-    """The last block's true loss: mean cross-entropy of the head's logits over the labelled samples. Reported."""
+    """Return and report the true loss [] of the last block, for its output h [B, ...] and labels y [B]."""
     assert block.head is not None, "only the last block has the head"
     logits = block.head(h)
     loss = cross_entropy(logits, y)
@@ -211,21 +252,22 @@ def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """The mean cross-entropy [] of logits [B, classes] over the samples of y [B] that have a label (0 or more); 0, with
-    a gradient of 0, where none has one. On a GPU, where looking at the labels would make it wait, nobody looks."""
+    """Return the mean cross-entropy [] of logits [B, classes] over the samples of y [B] that have a label (0 or more);
+    0, with a gradient of 0, where none has one. The values of labels on a GPU are not looked at: it would wait."""
     if y.is_cpu and int(y.min()) >= 0:
         return F.cross_entropy(logits, y)
     total = F.cross_entropy(logits, y.clamp(min=-1), ignore_index=-1, reduction="sum")
     return total / (y >= 0).sum().clamp(min=1)
 
 
-def read_out(block: Block, h: Tensor, y: Tensor) -> Tensor:
-    """Train the last block's head on frozen features: the loss [] of a linear read-out, which sends nothing into h."""
-    return task_loss(block, h.detach(), y)
-
-
 def backward(loss: Tensor | None, out: Packet, grads: Feedback | None) -> None:
-    """One autograd call from the roots that exist: a loss of the block's own, and what came from above for `out`."""
+    """Write gradients by one autograd call.
+
+    Args:
+        loss: The block's own [], if it has one.
+        out: What it has sent, with its graph.
+        grads: The gradients of `out.h` and `out.side` that came back, if any.
+    """
     roots: list[Tensor] = []
     seeds: list[Tensor | None] = []
     if loss is not None:

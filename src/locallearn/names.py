@@ -34,7 +34,11 @@ def at(place: str, index: int, metric: str) -> str:
 def on(split: str, name: str) -> str:
     """on("test", "loss") -> `test/loss`; on("test", "block/00/loss") -> `block/00/test_loss`"""
     place, metric = divided(name)
-    return f"{place}/{split}_{metric}" if place else f"{split}/{metric}"
+    return f"{place}/{_on_block(split, metric)}" if place else f"{split}/{metric}"
+
+
+def _on_block(split: str, metric: str) -> str:
+    return f"{split}_{metric}"
 
 
 def of_blocks(blocks: Mapping[int, Mapping[str, Value]]) -> dict[str, Value]:
@@ -53,9 +57,10 @@ def divided(name: str) -> tuple[str, str]:
     return place, metric
 
 
-def by_block(numbers: Mapping[str, Value], metric: str) -> dict[int, Value]:
-    """The values of a metric, such as `loss` or `test_accuracy`, by the index of the block."""
-    matches = {name: match for name in numbers if (match := _AT_BLOCK.fullmatch(name)) and match[2] == metric}
+def by_block(numbers: Mapping[str, Value], metric: str, split: str = "") -> dict[int, Value]:
+    """The values of a metric, on the training batches or on another split, by the index of the block."""
+    wanted = _on_block(split, metric) if split else metric
+    matches = {name: match for name in numbers if (match := _AT_BLOCK.fullmatch(name)) and match[2] == wanted}
     return dict(sorted((int(match[1]), numbers[name]) for name, match in matches.items()))
 
 

@@ -189,9 +189,11 @@ def _contains(hint: Any, value: Any) -> bool:
 
 
 def _rules(hint: Any) -> Iterator[Any]:
-    """What an annotation demands beside the type."""
-    for rule in typing.get_args(hint)[1:]:
-        yield from rule if isinstance(rule, GroupedMetadata) else [rule]
+    """What an annotation demands beside the type; metadata that others read is left to them."""
+    for metadata in typing.get_args(hint)[1:]:
+        for rule in metadata if isinstance(metadata, GroupedMetadata) else [metadata]:
+            if type(rule) in (OneOf, *_RULES):
+                yield rule
 
 
 def _holds(value: Any, rule: Any) -> bool:
@@ -248,7 +250,7 @@ def _limited(kind: str, rules: list[Any]) -> list[str]:
             return [f"{kind} from {low} to {high}"]
         case [MinLen(low), MaxLen(high)]:
             return [f"{kind} of {low} to {high} characters"]
-    return [f"{kind} {' and '.join(_RULES[type(rule)][1].format(rule) for rule in rules)}"]
+    return [f"{kind} {' and '.join(_RULES[type(rule)][1].format(rule) for rule in rules)}".rstrip()]
 
 
 def either(words: Iterable[str]) -> str:

@@ -107,7 +107,7 @@ def loaded(run: Path) -> int:
 def begun_again(run: Path) -> int:
     """`repeat` up to the training, whose result is the run itself."""
     before = repeat.start
-    repeat.start = lambda *_: _Ended(run)  # type: ignore
+    repeat.start = lambda *_, **__: _Ended(run)  # type: ignore
     try:
         return quietly("repeat", str(run))[0]
     finally:

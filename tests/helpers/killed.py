@@ -47,7 +47,7 @@ MOMENTS = {
     "before the tensors of a checkpoint": Moment(checkpoint, "save_file"),
     "after the tensors of a checkpoint": Moment(checkpoint, "save_file", after=True),
     "in the sums of a checkpoint": Moment(checkpoint, "_sha256", after=True),
-    "before a sync of a checkpoint": Moment(checkpoint, "_sync"),
+    "before a sync of a checkpoint": Moment(checkpoint, "sync"),
     "before the rename of a checkpoint": Moment(Path, "rename"),
     "after the rename of a checkpoint": Moment(Path, "rename", after=True),
     "before old checkpoints are removed": Moment(checkpoint, "_committed", after=True),
@@ -56,6 +56,7 @@ MOMENTS = {
     "before a file is put in its place": Moment(run_folder.os, "replace"),
     "after a file was put in its place": Moment(run_folder.os, "replace", after=True),
 }
+assert all(hasattr(moment.owner, moment.name) for moment in MOMENTS.values()), "a function has another name now"
 
 
 def begin(

@@ -19,13 +19,15 @@ assert spec.loader is not None
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
 
-import junit  # noqa: E402
+from reliability import Case  # noqa: E402
+
+from locallearn.studies.page import marks  # noqa: E402
 
 ROW = {"peer": "DFA", "what": "seeds", "difference": 3.14e-14, "verdict": "equal"}
 
 
-def case(**changed: object) -> junit.Case:
-    return junit.Case([("parity", json.dumps(ROW | changed))], "passed")
+def case(**changed: object) -> Case:
+    return Case([("parity", json.dumps(ROW | changed))], "passed")
 
 
 def test_a_line_has_the_largest_difference_of_its_rows() -> None:
@@ -68,7 +70,7 @@ def test_apart_is_the_largest_difference_and_knows_what_has_none() -> None:
 
 def test_the_page_has_a_place_for_the_table() -> None:
     text = script.PAGE.read_text(encoding="utf-8")
-    begin, end = junit.marks(script.COMMAND)
+    begin, end = marks(script.COMMAND)
     assert text.count(begin) == text.count(end) == 1
     assert text.index(begin) < text.index(end)
     assert "undocumented" not in text

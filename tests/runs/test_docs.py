@@ -117,7 +117,7 @@ class Reader:
         if words[:2] == ["python", "scripts/picture.py"]:
             Path(words[3]).parent.mkdir(parents=True, exist_ok=True)
             return ["python", str(ROOT / words[1]), *words[2:]]
-        known = not words or words[0] in NOT_RUN or words[0] == "torchrun" or words[1:2] == ["scripts/experiments.py"]
+        known = not words or words[0] in NOT_RUN or words[0] == "torchrun"
         assert known, f"a page says {shlex.join(words)}: run it here, or say why not"
         return []
 
@@ -139,6 +139,8 @@ class Reader:
             self.type(["locallearn", "strategy=dgl", "model=lenet", f"out={folder}"])
 
     def short(self, words: list[str]) -> list[str]:
+        if words[0] == "study" and "--config-dir" not in words:  # its runs take hours
+            return ["list", *words[:2]]
         if words[0] == "tune":
             return [*(word for word in words if not word.startswith("trials")), "trials=2", *SHORT[:2]]
         if words[0] in COMMANDS or {"--dry-run", "--help"} & set(words):

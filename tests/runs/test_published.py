@@ -124,7 +124,7 @@ def test_what_a_short_form_reached_is_what_the_families_reached(name):
     rows = [r for part in json.loads((ROOT / "docs" / "families.json").read_text())["parts"] for r in part["rows"]]
     for score in scores(header(SHORTS[name])["reached"]):
         (row,) = [r for r in rows if all(f"{k}={v}" in _words(r) for k, v in score.settings.items()) and _of(name, r)]
-        assert statistics.mean(row["accuracy"]) == pytest.approx(score.value, abs=0.0051)
+        assert statistics.mean(row["values"]) == pytest.approx(score.value, abs=0.0051)
         fixed = [w for w in swept("short", name)[0][1:] if w.partition("=")[0] not in score.settings]
         ours, _ = compose([f"+short={name}", *fixed, *(f"{k}={v}" for k, v in score.settings.items())])
         theirs, _ = compose([w for w in _words(row) if not w.startswith(("seed=", "threads=", "probe="))])

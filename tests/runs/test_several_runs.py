@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import SMALL, run
-from locallearn.studies import sweep
+from locallearn.studies import runner
 from locallearn.training import run as one_run
 
 SETTINGS = [*SMALL, "auxiliary=linear", "batch_size=256", "max_steps=2", "blocks=2"]
@@ -102,7 +102,7 @@ def test_without_arguments_it_is_the_default_run(words, elsewhere, monkeypatch, 
     started = []
     monkeypatch.setattr(one_run, "start", lambda exp, *rest: started.append(exp.title))
     if words == ["-m"]:
-        monkeypatch.setattr(sweep, "run", lambda exp, path: (started.append(exp.title), ("new", {}))[1])
+        monkeypatch.setattr(runner, "run", lambda exp, path: (started.append(exp.title), ("new", {}))[1])
     code, _, err = run(*words, capsys=capsys)
     assert (code, err) == (0, "")
     assert started == ["dgl-vgg16-digits-s0"]

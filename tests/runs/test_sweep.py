@@ -21,7 +21,7 @@ from helpers.commands import SMALL, obey_signals, run
 from locallearn.config.compose import compose, explain, multirun
 from locallearn.config.experiment import experiment
 from locallearn.runs.folder import RunFolder
-from locallearn.studies import sweep
+from locallearn.studies import runner, sweep
 from locallearn.training.environment import peak_memory_bytes, process_settings
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -92,13 +92,15 @@ def test_a_wider_sweep_in_another_order_runs_what_is_new(capsys):
 
 
 def test_what_a_run_is_and_where_it_is():
-    same = sweep.identity(config())
+    same = runner.identity(config())
     for override in ("out=x", "threads=2", "device=cpu", "record=tensorboard", "sweep.fail_fast=true", "epochs=2"):
-        assert sweep.identity(config(override)) == same, override
-    assert sweep.identity(config("data=mnist", "data.root=/a")) == sweep.identity(config("data=mnist", "data.root=/b"))
-    assert sweep.identity(config("optim.lr=1")) == sweep.identity(config("optim.lr=1.0"))
+        assert runner.identity(config(override)) == same, override
+    assert runner.identity(config("data=mnist", "data.root=/a")) == runner.identity(
+        config("data=mnist", "data.root=/b")
+    )
+    assert runner.identity(config("optim.lr=1")) == runner.identity(config("optim.lr=1.0"))
     others = ("seed=1", "optim.lr=0.1", "strategy=backprop", "data.validation=0.2", "precision=fp64", "epochs=3")
-    digits = [sweep.identity(config(override)) for override in others]
+    digits = [runner.identity(config(override)) for override in others]
     assert len({same, *digits}) == 1 + len(others)
 
 
@@ -116,9 +118,9 @@ def test_what_a_run_is_and_where_it_is():
 )
 @pytest.mark.fault("F27")
 def test_names_with_special_characters(differs, name, tmp_path):
-    path = sweep.place("out", differs, config())
+    path = runner.place("out", differs, config())
     assert path.parent == Path("out")
-    assert path.name == f"{name}_{sweep.identity(config())}"
+    assert path.name == f"{name}_{runner.identity(config())}"
     assert RunFolder.create(tmp_path, path.name, only=True).name == path.name, "the folder has another name"
 
 
@@ -263,20 +265,20 @@ def test_the_memory_of_an_earlier_job_does_not_count():
         assert peak_memory_bytes(cpu) < before + 50e6
 
 
-def make(seed: int) -> tuple[sweep.Experiment, Path]:
+def make(seed: int) -> tuple[runner.Experiment, Path]:
     exp = experiment(*compose([*SETTINGS, f"seed={seed}", "out=runs"]))
-    return exp, sweep.place("runs", [f"seed={seed}"], exp.config)
+    return exp, runner.place("runs", [f"seed={seed}"], exp.config)
 
 
 @pytest.mark.fault("F32")
 def test_a_run_that_another_process_writes_is_left_to_it(capsys):
     exp, path = make(0)
     other = RunFolder.create(Path("runs"), path.name)  # begun, and nothing written yet
-    assert sweep.run(exp, path) == ("busy", {})
+    assert runner.run(exp, path) == ("busy", {})
     assert not (path / "config.yaml").exists()
     assert "left to that process" in capsys.readouterr().out
     other.release()  # it was killed
-    how, numbers = sweep.run(exp, path)
+    how, numbers = runner.run(exp, path)
     assert how == "new"
     assert 0 < numbers["validation/accuracy"] <= 1
 
@@ -284,22 +286,22 @@ def test_a_run_that_another_process_writes_is_left_to_it(capsys):
 @pytest.mark.fault("F32")
 def test_a_run_that_another_process_begins_meanwhile_is_left_to_it(monkeypatch):
     exp, path = make(0)
-    start = sweep.start
-    monkeypatch.setattr(sweep, "start", lambda *a: RunFolder.create(Path("runs"), path.name) and start(*a))
-    assert sweep.run(exp, path) == ("busy", {})
+    start = runner.start
+    monkeypatch.setattr(runner, "start", lambda *a: RunFolder.create(Path("runs"), path.name) and start(*a))
+    assert runner.run(exp, path) == ("busy", {})
 
 
 @pytest.mark.fault("F29")
 def test_an_interrupted_run_is_resumed_to_the_same_bits(monkeypatch):
     exp, path = make(0)
-    sweep.run(exp, path)
+    runner.run(exp, path)
     whole = metrics(path)
     (path / "summary.json").unlink()
     last = sorted((path / "checkpoints").iterdir())[-1]
     for file in [last] if last.is_file() else last.iterdir():
         file.unlink()
     (path / "status.json").write_text(json.dumps({"state": "running"}))
-    how, numbers = sweep.run(exp, path)
+    how, numbers = runner.run(exp, path)
     assert how == "resumed"
     assert metrics(path) == whole
     assert numbers["epoch"] == 2

@@ -45,7 +45,7 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     assert of[lr] == max(of.values())
     assert f"best: optim.lr={lr:.3g}, validation accuracy {of[lr]:.4f}" in out
 
-    start = module.sweep.start
+    start = module.runner.start
 
     def stopped(*arguments):
         start(*arguments)
@@ -54,11 +54,11 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
         (path / "summary.json").unlink()
         raise Interrupted(2)
 
-    monkeypatch.setattr(module.sweep, "start", stopped)
+    monkeypatch.setattr(module.runner, "start", stopped)
     code, out, err = run("tune", *SETTINGS, "trials=4", capsys=capsys)
     assert code == 130
     assert "the same command goes on with it" in err
-    monkeypatch.setattr(module.sweep, "start", start)
+    monkeypatch.setattr(module.runner, "start", start)
     code, out, _ = run("tune", *SETTINGS, "trials=4", capsys=capsys)
     assert code == 0
     assert "trial 3 of 4" in out

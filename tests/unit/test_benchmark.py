@@ -15,8 +15,8 @@ sys.path.insert(0, str(SCRIPTS))
 
 from bench.goals import GOALS, Report  # noqa: E402
 from bench.method import LOUD, TRIES, Bench, Sample, Series, between, exact, mark  # noqa: E402
+from bench.pipeline import cut_by_time  # noqa: E402
 from bench.report import page  # noqa: E402
-from bench.split import cut_by_time  # noqa: E402
 
 
 @pytest.mark.slow
@@ -77,11 +77,11 @@ def test_the_work_of_another_process_is_foreign_and_that_of_ones_own_is_not():
 
 def test_the_cut_leaves_the_smallest_slowest_block(monkeypatch):
     """Units of 1, 1, 1, 5 seconds, and a head of 4 seconds on the first block: [2, 2], where units alone say [3, 1]."""
-    from bench import split
+    from bench import pipeline
 
     seconds = {range(0, 3): 7.0, range(3, 4): 5.0}
-    monkeypatch.setattr(split, "blocks_alone", lambda model, strategy, cut, x, y: dict(enumerate(cut)))
-    monkeypatch.setattr(split, "_seconds", lambda step: seconds[step])
+    monkeypatch.setattr(pipeline, "blocks_alone", lambda model, strategy, cut, x, y: dict(enumerate(cut)))
+    monkeypatch.setattr(pipeline, "_seconds", lambda step: seconds[step])
     assert cut_by_time(None, "dgl", 2, None, None, [1.0, 1.0, 1.0, 5.0]) == [range(0, 2), range(2, 4)]
 
 

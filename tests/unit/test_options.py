@@ -18,6 +18,7 @@ from locallearn.config.targets import KINDS, resolve
 from locallearn.engine.optim import SGD, Adam
 from locallearn.errors import UserError
 from locallearn.models.plain import mlp
+from locallearn.objectives import CrossEntropy
 from locallearn.options import OneOf, Options, checked, convert, described, fields_of, with_rules, within_ranges
 from locallearn.probes.features import Features
 from locallearn.runtime import Pipeline
@@ -30,6 +31,8 @@ Count = Annotated[int, Ge(1)]
     ("hint", "words", "right", "wrong"),
     [
         (Count, "a whole number of at least 1", [1, 7], [0, -1, 1.0, True, "1", None]),
+        (Annotated[int, "of others", Ge(1)], "a whole number of at least 1", [1], [0]),
+        (Annotated[bool, "of others"], "true or false", [True], [1, "true"]),
         (Annotated[float, Gt(0)], "a number above 0", [1, 0.5], [0, -1.0, math.inf, math.nan, False]),
         (Annotated[float, Lt(1)], "a number below 1", [0, -5.0], [1, 2.0]),
         (Annotated[float, Interval(ge=0, le=1)], "a number from 0 to 1", [0, 1.0], [-0.1, 1.1]),
@@ -130,15 +133,19 @@ def least(hint: Any) -> list[int]:
     ("group", "name"), [(group, name) for group in (*KINDS, "model") for name in choices(group) if name != "none"]
 )
 def test_every_range_of_every_choice_holds_from_its_yaml(group, name):
-    """What the yaml gives is within the ranges, and what is below one is refused by its full name."""
+    """What the yaml gives is within the ranges, and what is below one is refused by its full name, from Python too."""
     options: Any = OmegaConf.to_container(OmegaConf.load(choices(group)[name]))
     target = resolve(options.pop("_target_"), group, [])
-    injected = {"strategy": ("objective", "auxiliary"), "model": ("image", "classes", "graph")}.get(group, ())
-    checked(target, options, group, injected)
+    supplied: dict[str, Any] = {"image": (3, 8, 8), "classes": 2} if group == "model" else {}
+    if group == "strategy":
+        supplied = {"objective": CrossEntropy(), "auxiliary": MLP()}
+    supplied = {option: value for option, value in supplied.items() if option in fields_of(target)}
+    checked(target, options, group, {*supplied, "graph"} if group == "model" else supplied)
+    place = f"{group}.{name}" if group == "probe" else group
     for option, hint in with_rules(target).items():
         for value in least(hint):
-            with pytest.raises(UserError, match=rf"^{group}\.{option}={value}: must be "):
-                checked(target, {**options, option: value}, group, injected)
+            with pytest.raises(UserError, match=rf"^{place}\.{option}={value}: must be "):
+                target(**supplied, **{**options, option: value})
 
 
 def test_list_shows_the_range_of_each_option(capsys):

@@ -11,10 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import junit  # noqa: E402
 import reliability  # noqa: E402
 
-BEGIN, END = junit.marks(reliability.COMMAND)
+from locallearn.studies.page import marks  # noqa: E402
+
+BEGIN, END = marks(reliability.COMMAND)
 
 JUNIT = """<?xml version="1.0"?><testsuites><testsuite>
 <testcase name="a"><properties><property name="faults" value="F1 R1"/><property name="injected" value="50"/>
@@ -48,8 +49,8 @@ def test_the_tables_say_what_the_tests_put_down(tmp_path, monkeypatch, capsys):
 def test_every_fault_and_goal_has_a_test_and_no_other_is_named():
     named: set[str] = set()
     for file in (ROOT / "tests").rglob("test_*.py"):
-        for marks in re.findall(r"mark\.fault\(([^)]*)\)", file.read_text(encoding="utf-8")):
-            named |= set(re.findall(r'"(\w+)"', marks))
+        for named_marks in re.findall(r"mark\.fault\(([^)]*)\)", file.read_text(encoding="utf-8")):
+            named |= set(re.findall(r'"(\w+)"', named_marks))
     assert named == {"load", *reliability.FAULTS, *reliability.GOALS}
 
 

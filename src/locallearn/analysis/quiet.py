@@ -11,17 +11,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode that it was in. A user's own `train` is not called: what
-    it does besides could not be undone."""
+def modes_kept(*modules: nn.Module) -> Iterator[None]:
+    """Afterwards every module is in the mode that it was in. A user's own `train` is not called: what it does besides
+    could not be undone."""
     modes = [(vars(m), m.training) for m in _all(modules)]  # `vars`, for setting an attribute of a module is slow
-    for attributes, _ in modes:
-        attributes["training"] = False
     try:
         yield
     finally:
         for attributes, mode in modes:
             attributes["training"] = mode
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode; see `modes_kept`."""
+    with modes_kept(*modules):
+        for m in _all(modules):
+            vars(m)["training"] = False
+        yield
 
 
 @contextmanager

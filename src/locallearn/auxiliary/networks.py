@@ -160,8 +160,8 @@ class ConvFC(Auxiliary):
     width: Annotated[int, Ge(1)] = 128
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
-        found = {} if self.layers > 1 else {"width": "auxiliary.layers=2 or more"}
-        return found if _maps(sizes) else {"convolutions": MAPS, **found}
+        unread = {} if self.layers > 1 else {"width": "auxiliary.layers=2 or more"}
+        return unread if _maps(sizes) else {"convolutions": MAPS, **unread}
 
     def build(self, size: Size, classes: int) -> nn.Module:
         body: list[nn.Module] = []

@@ -63,6 +63,8 @@ def suggestions(line: str) -> list[str]:
     elif command == "list":
         group = next((word for word in before if word in GROUPS or word in APPENDED), None)
         candidates = list(choices(group, dirs)) if group else [*GROUPS, *APPENDED]
+    elif command == "study":
+        candidates = list(choices("study", dirs) | choices("experiment", dirs))
     elif command in on_runs.COMMANDS and "=" not in last:
         candidates = list(_folders(last))
     else:

@@ -20,7 +20,10 @@ from locallearn.errors import UserError, unknown
 from locallearn.figures.text import columns, fitted
 from locallearn.options import alternatives, described, with_rules
 
-PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", **{g + "s": g for g in (*GROUPS, *APPENDED)}}
+LISTED = (*GROUPS, *APPENDED, "study")
+COMMAND_OF = {"study": "locallearn study ", **{name: f"+{name}=" for name in APPENDED}}
+"""How a choice is written that is no GROUP=NAME."""
+PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", "studies": "study", **{g + "s": g for g in LISTED}}
 
 
 EXAMPLES = """\
@@ -65,17 +68,16 @@ def show(
     group: str | None, name: str | None = None, config_dirs: Sequence[Path] = (), allow: Sequence[str] = ()
 ) -> int:
     """A line for each choice of a group, or of all, with route and paper; or everything about one. Raises UserError."""
-    groups = (*GROUPS, *APPENDED)
     wanted = PLURALS.get(group or "", group)
-    if wanted and wanted not in groups:
-        if homes := [each for each in groups if wanted in choices(each, config_dirs)]:
+    if wanted and wanted not in LISTED:
+        if homes := [each for each in LISTED if wanted in choices(each, config_dirs)]:
             asked = " or ".join(f"`locallearn list {each} {wanted}`" for each in homes)
             raise UserError(f"{wanted!r} is no group but a choice of {' and '.join(homes)}: {asked}")
-        raise unknown("group", wanted, groups)
+        raise unknown("group", wanted, LISTED)
     if wanted and name:
         return _one(wanted, name, config_dirs, allow)
-    for each in [wanted] if wanted else groups:
-        print(f"+{each}=" if each in APPENDED else f"{each}=")
+    for each in [wanted] if wanted else LISTED:
+        print(COMMAND_OF.get(each, f"{each}=").rstrip())
         headers = {name: header(file) for name, file in choices(each, config_dirs).items()}
         longest = max(map(len, headers), default=0)
         for name, facts in headers.items():
@@ -96,8 +98,8 @@ def _one(group: str, name: str, config_dirs: Sequence[Path], allow: Sequence[str
     lines = [line for line in files[name].read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     body = [line for line in lines[len(head) :] if not line.startswith("_target_:")]
-    appended = group in APPENDED
-    print(f"{'+' if appended else ''}{group}={name}")
+    appended = group in (*APPENDED, "study")
+    print(f"{COMMAND_OF.get(group, group + '=')}{name}")
     for line in head:
         _print(f"  {line.removeprefix('#').removeprefix(' ')}")
     if appended:

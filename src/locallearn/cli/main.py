@@ -241,7 +241,7 @@ def job(config: Any) -> float | None:
 def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], number: int) -> float | None:
     """Like any run, in a folder by what it is; what became of it goes into the journal of the sweep."""
     from locallearn.config.experiment import experiment
-    from locallearn.studies import sweep
+    from locallearn.studies import runner, sweep
 
     journal = sweep.Journal(Path(os.environ[JOURNAL]))
     launcher = chosen["hydra/launcher"]
@@ -259,8 +259,8 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         if launcher in SHARING:
             values = sweep.shared(values, number)
         exp = experiment(sweep.grouped(values), names, overrides, _config_dirs(), journal.plan.varies)
-        path = sweep.place(exp.settings.out, differs, exp.config)
-        how, numbers = sweep.run(exp, path)
+        path = runner.place(exp.settings.out, differs, exp.config)
+        how, numbers = runner.run(exp, path)
     except Exception as error:
         code = _print_error(error)
         reason = " ".join((str(error) if isinstance(error, UserError | RunError) else described(error)).split())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from locallearn import paths
-from locallearn.config.explain import explain, explained
+from locallearn.config.explain import explain, explained, parsed
 from locallearn.config.registry import APPENDED, choices, conf_dir, header, known_keys
 from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError
@@ -93,14 +93,11 @@ def compose(
 def refuse_sweep(sweeper: Any, overrides: Iterable[str]) -> None:
     """Raise UserError where one run is asked for and the file of an experiment has a sweep of its own
     (`hydra.sweeper.params`), unless `overrides` have one value for every key of it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
     left = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items() if key not in typed]
     if left:
-        parsed = OverridesParser.create().parse_overrides(left)
-        first = [next(o.sweep_string_iterator()) if o.is_sweep_override() else o.value() for o in parsed]
-        one = " ".join(f"{o.key_or_group}={value}" for o, value in zip(parsed, first, strict=True))
+        values = [(o, next(o.sweep_string_iterator()) if o.is_sweep_override() else o.value()) for o in parsed(left)]
+        one = " ".join(f"{override.key_or_group}={value}" for override, value in values)
         name = next((text for text in overrides if text.lstrip("+").partition("=")[0] in APPENDED), "the experiment")
         raise UserError(
             f"{name} is a sweep over {' '.join(left)}: add -m to run it, or choose one run of it, such as {one}"
@@ -123,15 +120,13 @@ def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str
     values, how many runs there are, and the launcher. Raises what composing raises."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration("config", [*overrides, *searched(config_dirs)], RunMode.MULTIRUN)
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-        parsed = OverridesParser.create(loader).parse_overrides(params + list(config.hydra.overrides.task))
-        last = {override.get_key_element(): override for override in parsed}.values()
+        last = {o.get_key_element(): o for o in parsed([*params, *config.hydra.overrides.task], loader)}.values()
         varies = {
             override.key_or_group: list(override.sweep_string_iterator())
             for override in last
@@ -151,10 +146,7 @@ def for_every_choice(overrides: Sequence[str]) -> dict[str, str]:
 
 def swept(overrides: Sequence[str]) -> list[str]:
     """The keys among overrides that have several values."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+    return [override.key_or_group for override in parsed(overrides) if override.is_sweep_override()]
 
 
 def quoted(text: str) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 from locallearn.auxiliary import Auxiliary
 from locallearn.config import unread
 from locallearn.config.explicit import explicit
-from locallearn.config.objects import Experiment, model_builder
 from locallearn.config.record import RecordSettings
 from locallearn.config.settings import GROUPS, Settings
-from locallearn.config.targets import instantiate
+from locallearn.config.targets import Experiment, instantiate, model_builder
 from locallearn.errors import UserError
 from locallearn.objectives import Objective
 from locallearn.options import checked

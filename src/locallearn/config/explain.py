@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -67,9 +68,7 @@ def _refuse(overrides: Iterable[str]) -> None:
 def _check_values(overrides: Sequence[str], config_dirs: list[Path]) -> None:
     """What Hydra would not say, or only in a traceback: the name of a choice is a text, or several; ranges are searched
     by tune alone."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in parsed(overrides):
         key = override.key_or_group
         if not override.is_sweep_override():
             value = override.value()
@@ -89,6 +88,13 @@ def _check_values(overrides: Sequence[str], config_dirs: list[Path]) -> None:
                 raise UserError(
                     f"+{key}={','.join(names)}: each is a sweep of its own, so start one after the other: {commands}"
                 )
+
+
+def parsed(overrides: Iterable[str], loader: Any = None) -> list[Any]:
+    """Overrides in Hydra's form; `loader` knows the choices that a glob stands for."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create(loader).parse_overrides(list(overrides))
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dirs: list[Path]) -> UserError:

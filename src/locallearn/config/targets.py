@@ -1,4 +1,5 @@
-"""Resolve the `_target_` of a group's yaml: our own classes, and packages allowed on this command line, no others."""
+"""From the `_target_` of a group's yaml to an object: of our own classes, and of packages allowed on this command line,
+no others. Together the objects are an `Experiment`."""
 
 from __future__ import annotations
 
@@ -6,14 +7,21 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor, nn
+
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import Strategy
+from locallearn.config.explicit import Explicit
+from locallearn.config.record import RecordSettings
+from locallearn.config.settings import Settings
+from locallearn.contract import Size, Strategy
 from locallearn.data import DataSource
 from locallearn.engine import Optim
 from locallearn.engine.promises import check_class
 from locallearn.errors import UserError, did_you_mean
+from locallearn.models import BlockModel, as_blocks
 from locallearn.objectives import Objective
 from locallearn.options import checked, fields_of
 from locallearn.probes import Probe
@@ -37,8 +45,65 @@ RENAMED = {
 """Targets by the names that they had when older runs wrote their config.yaml."""
 
 
+@dataclass(frozen=True)
+class ModelBuilder:
+    """(image, classes, graph) -> BlockModel. A builder of the user's may return any module; it is cut by name.
+
+    reads_graph  whether the target declares `graph`, the edges [2, E] of the data, or None where these have none
+    """
+
+    target: Callable[..., Any]
+    options: Mapping[str, Any]
+    reads_graph: bool
+
+    def __call__(self, image: Size, classes: int, graph: Tensor | None = None) -> BlockModel:
+        more = {"graph": graph} if self.reads_graph else {}
+        try:
+            module = self.target(image=image, classes=classes, **more, **self.options)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model: {error}") from error
+        if isinstance(module, BlockModel):
+            return module
+        if isinstance(module, nn.Module):
+            return as_blocks(module, image=image, classes=classes)
+        path = f"{self.target.__module__}.{self.target.__qualname__}"
+        raise UserError(f"model._target_={path}: returned {type(module).__name__}, not a torch module")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a configuration means. `config` is the plain mapping it came from."""
+
+    config: dict[str, Any]
+    settings: Settings
+    strategy: Strategy
+    optim: Optim
+    source: DataSource
+    model: ModelBuilder
+    runtime: Runtime
+    probes: dict[str, Probe]
+    record: RecordSettings
+    names: dict[str, str]
+    """The chosen name in each group, for titles and folder names."""
+    overrides: list[str]
+    """What the user changed on the command line, for `overrides.yaml`."""
+    explicit: Explicit = field(default_factory=Explicit)
+    """What the user has set, and a run must read."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.names['strategy']}-{self.names['model']}-{self.names['data']}-s{self.settings.seed}"
+
+
 def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any]:
     """The class or function at a dotted path, if it may be reached and is of its group's kind."""
+    return _of_kind(reach(path, group, allow), str(path), group)
+
+
+def reach(path: object, group: str, allow: Iterable[str]) -> Any:
+    """What a dotted path names, if it lies in locallearn or in a package that is allowed. Raises UserError."""
     if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", path):
         raise UserError(f"{group}._target_={path!s:.100}: must be the dotted path of a class, as my_package.mine.Mine")
     prefixes = ["locallearn", *allow]
@@ -58,7 +123,7 @@ def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any
         raise UserError(
             f"{group}._target_={path}: {module_name} has no {name}; {did_you_mean(name, known)}".rstrip("; ")
         )
-    return _of_kind(target, path, group)
+    return target
 
 
 def _of_kind(target: Any, path: str, group: str) -> Callable[..., Any]:
@@ -93,3 +158,11 @@ def instantiate(config: Mapping[str, Any], group: str, allow: Iterable[str], **s
     if isinstance(instance, Strategy):
         check_class(instance)
     return instance
+
+
+def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
+    """The builder that a configuration means. Raises UserError."""
+    target = resolve(config.get("_target_"), "model", allow)
+    supplied = ("image", "classes", *({"graph"} & fields_of(target).keys()))
+    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", supplied)
+    return ModelBuilder(target, options, "graph" in supplied)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from locallearn.config.explicit import Unread
-from locallearn.config.objects import Experiment
 from locallearn.config.registry import choices
-from locallearn.config.targets import resolve
+from locallearn.config.targets import Experiment, resolve
 from locallearn.errors import UserError
 from locallearn.options import fields_of
 

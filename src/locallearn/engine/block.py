@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -24,6 +24,14 @@ from locallearn.errors import RunError, UserError
 
 HALVES = ("forward", "backward", "begin")
 """The parts of a step that have a random stream of their own."""
+
+
+class MicroStep(NamedTuple):
+    """When a half runs: it decides the random streams and the learning rate."""
+
+    step: int
+    progress: float
+    micro: int
 
 
 class BlockModules(NamedTuple):
@@ -210,6 +218,13 @@ class TrainedBlock:
         with rerun:
             yield
 
+    def start(self, at: MicroStep, half: str | None = None) -> None:
+        """Begin a half of a step: apply gradients that are still being summed, and restart the random stream."""
+        self.settle()
+        self.step, self.progress, self.micro = at
+        if half is not None:
+            self.reseed(half)
+
     def reseed(self, half: str) -> None:
         """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch and half."""
         seeds.restart(self._seeds(self.step, self.micro, HALVES.index(half)), self.device)
@@ -223,6 +238,17 @@ class TrainedBlock:
             f"block {self.spec.index} of {self.spec.depth}, step {self.step}: the {name} is {value} at learning rate "
             f"{self.learning_rate:.3g}; lower optim.lr, or limit the gradient with optim.clip=1"
         )
+
+
+def set_modes(blocks: Sequence[TrainedBlock], learning: range) -> None:
+    """For a step in which these blocks learn. If nothing in them is in training mode somebody has put the whole model
+    into eval mode, to look at it: then all of them is put back."""
+    for block in blocks:
+        block.modes.set(block.spec.index in learning)
+    learners = [block for block in blocks if block.spec.index in learning]
+    if not any(block.modes.awake() for block in learners):
+        for block in learners:
+            block.modes.wake()
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.contract import cross_entropy
-from locallearn.engine.block import TrainedBlock
+from locallearn.engine.block import TrainedBlock, set_modes
 from locallearn.engine.learner import Learner
-from locallearn.engine.modes import set_modes
 from locallearn.engine.trial import Gradients, blocks_kept, trial_step
 
 

@@ -16,7 +16,7 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, clear
 from locallearn.engine.promises import check_learned
 from locallearn.engine.setup import Setup
-from locallearn.engine.stage import Stage
+from locallearn.engine.stage import Stage, does_not_fit
 from locallearn.engine.trial import trial_step
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
@@ -31,9 +31,10 @@ VARYING = ("optimizer.", "replay.")
 class Learner:
     """Trains `model` block by block.
 
-    model   the plain model; the blocks are views of it, so it is always the trained one
-    blocks  from the input upward
-    cut     the units of each block
+    model       the plain model; the blocks are views of it, so it is always the trained one
+    blocks      from the input upward
+    cut         the units of each block
+    step_count  training steps so far
     """
 
     def __init__(self, model: BlockModel, stage: Stage, cut: list[range], setup: Setup) -> None:
@@ -59,12 +60,15 @@ class Learner:
         return self.blocks[0].device
 
     def learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
-        """One training step on inputs [B, *image] and labels [B] (below 0: none), which only the lowest stage of a
-        pipeline needs; results collect in each block's totals.
+        """Take one training step; results collect in each block's totals.
 
-        Raises UserError for a batch that does not fit, before a weight moves (the values of labels that lie on a GPU
-        are not looked at), and RunError for numbers that are not finite. `broken.abandon` says what holds after a step
-        that raised, whatever it was.
+        Args:
+            inputs: [B, *image]; None in a stage of a pipeline above the lowest one.
+            labels: [B], below 0 where a sample has none; the values are not looked at if they lie on a GPU.
+
+        Raises:
+            UserError: For a batch that does not fit, before a weight moves.
+            RunError: For numbers that are not finite. `broken.abandon` says what holds after a step that raised.
         """
         if inputs is not None:
             labels = self.gate.checked(inputs, labels, look=isinstance(labels, Tensor) and labels.is_cpu)
@@ -86,22 +90,31 @@ class Learner:
         return f"{named} {'is' if len(broken) == 1 else 'are'} not finite any more"
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """One training step, for one's own loop: images [B, *image] (floats), labels [B] (integers; below 0: none).
+        """Take one training step, in a loop of one's own.
 
-        Returns `loss` and `accuracy` of the last block that learns, and `block/00/loss`, ... of each that has a loss,
-        for this batch, over its labelled samples: without any the loss is 0, and there is no accuracy. Reading them
-        synchronises a GPU. Raises what `learn` raises, also for labels on a GPU.
+        Args:
+            images: Inputs [B, *image], floats or the integers that the model reads.
+            labels: Class numbers [B]; below 0 where a sample has none.
+
+        Returns:
+            `loss` and `accuracy` of the last block that learns, and `block/00/loss`, ... of each that has a loss: means
+            over the labelled samples of this batch. Without any the loss is 0, and there is no accuracy. Reading them
+            synchronises a GPU.
+
+        Raises:
+            UserError: For a batch that does not fit, before a weight moves.
+            RunError: For numbers that are not finite.
         """
         labels = self.gate.checked(images, labels)
         for block in self.blocks:
             block.reset()
         self._learn(images.to(self.device), labels.to(self.device))
-        found = {block.spec.index: block.read() for block in self.blocks}
-        result = names.of_blocks(found)
-        top = max((k for k, numbers in found.items() if "loss" in numbers), default=None)
+        metrics = {block.spec.index: block.read() for block in self.blocks}
+        result = names.of_blocks(metrics)
+        top = max((k for k, numbers in metrics.items() if "loss" in numbers), default=None)
         if top is None:
             return {"loss": 0.0} | result if bool((labels < 0).all()) else result
-        return {n: v for n, v in found[top].items() if n in ("loss", "accuracy")} | result
+        return {n: v for n, v in metrics[top].items() if n in ("loss", "accuracy")} | result
 
     def _learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
         if self.stage.broken:
@@ -137,7 +150,17 @@ class Learner:
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> list[Tensor | None]:
-        """Logits [B, classes] of every block that can predict, in eval mode; the last entry is the model's own."""
+        """Predict with every block, in eval mode.
+
+        Args:
+            inputs: [B, *image].
+
+        Returns:
+            Logits [B, classes] of each block, None for one that cannot predict; the last entry is the model's own.
+
+        Raises:
+            UserError: For inputs that the model cannot read.
+        """
         logits: list[Tensor | None] = []
         for block, h in zip(self.blocks, self.features(inputs), strict=True):
             with self.stage.autocast(), Rerun(*block.roots()[1:]):
@@ -173,7 +196,7 @@ class Learner:
         return {name: t for name, t in self.model.state_dict().items() if self.owns(f"model.{name}")}
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that influences the next step, by name; no copies."""
+        """Return every tensor that influences the next step, by name; no copies."""
         tensors = {f"model.{name}": t for name, t in self.model_state().items()}
         for block in self.blocks:
             prefix = f"auxiliary.{block.spec.index}."
@@ -187,8 +210,11 @@ class Learner:
         return tensors | self.stage.state()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave; a stage takes its own part of it. Raises UserError that lists the first
-        differences in names, shapes or types."""
+        """Put back what `state` returned; a stage takes its own part of it.
+
+        Raises:
+            UserError: With the first differences in names, shapes or types; then nothing has changed.
+        """
         tensors = {name: t for name, t in tensors.items() if self.owns(name)}
         own = {name: t for name, t in self.state().items() if not name.startswith(VARYING)}
         given = {name: t for name, t in tensors.items() if not name.startswith(VARYING)}
@@ -202,9 +228,9 @@ class Learner:
         slots = self._optimizer_slots(tensors, problems)
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise UserError("the checkpoint does not fit this run: " + "; ".join(sorted(problems)[:3]) + more)
-        clear(self.stage)
+            raise does_not_fit("; ".join(sorted(problems)[:3]) + more)
         self.stage.load_state({name: t for name, t in tensors.items() if name.startswith("replay.")})
+        clear(self.stage)
         with torch.no_grad():
             for name, t in own.items():
                 t.copy_(given[name])

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from torch import nn
-
-from locallearn.contract import BlockSpec
 
 
 class Modes:
@@ -38,21 +35,3 @@ class Modes:
         """Training mode for all of them."""
         for root in self._roots:
             root.train()
-
-
-class HasModes(Protocol):
-    """A block, to `set_modes`."""
-
-    spec: BlockSpec
-    modes: Modes
-
-
-def set_modes(blocks: Sequence[HasModes], learning: range) -> None:
-    """For a step in which these blocks learn. If nothing in them is in training mode somebody has put the whole model
-    into eval mode, to look at it: then all of them is put back."""
-    for block in blocks:
-        block.modes.set(block.spec.index in learning)
-    learners = [block for block in blocks if block.spec.index in learning]
-    if not any(block.modes.awake() for block in learners):
-        for block in learners:
-            block.modes.wake()

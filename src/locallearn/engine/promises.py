@@ -19,8 +19,10 @@ def check_class(strategy: Strategy) -> None:
     route = getattr(strategy, "route", None)
     if not isinstance(route, Route):
         routes = ", ".join(f"Route.{each.name}" for each in Route)
-        found = "has no route" if route is None else f"has route = {route!r}"
-        raise UserError(f"{name} {found}: a strategy says where feedback comes from, route: ClassVar[Route] = {routes}")
+        problem = "has no route" if route is None else f"has route = {route!r}"
+        raise UserError(
+            f"{name} {problem}: a strategy says where feedback comes from, route: ClassVar[Route] = {routes}"
+        )
     if not inspect.isgeneratorfunction(strategy.step):
         raise UserError(
             f"{name}.step is no generator function: it must yield Send(packet) exactly once, between the forward and "
@@ -31,27 +33,27 @@ def check_class(strategy: Strategy) -> None:
 
 
 def phases_of(strategy: Strategy, depth: int) -> list[range]:
-    """Which of `depth` blocks learn, phase after phase. Raises UserError for what is no such list."""
-    found: Any = strategy.phases(depth)
-    fits = isinstance(found, Sequence) and all(isinstance(each, range) for each in found)
-    if not fits or not found or any(not each or each.step != 1 or each[0] < 0 or each[-1] >= depth for each in found):
+    """Which of `depth` blocks learn, phase after phase. Raises UserError for anything else."""
+    phases: Any = strategy.phases(depth)
+    fits = isinstance(phases, Sequence) and all(isinstance(each, range) for each in phases)
+    if not fits or not phases or any(not each or each.step != 1 or each[0] < 0 or each[-1] >= depth for each in phases):
         raise UserError(
-            f"{type(strategy).__name__}.phases({depth}) returned {found!r}: must be a list of ranges within "
+            f"{type(strategy).__name__}.phases({depth}) returned {phases!r}: must be a list of ranges within "
             f"range({depth}), the blocks that learn in each phase"
         )
-    return list(found)
+    return list(phases)
 
 
 def modules_of(strategy: Strategy, spec: BlockSpec) -> nn.ModuleDict:
-    """The auxiliary modules of one block. Raises UserError for what are none."""
-    found: Any = strategy.modules(spec)
-    if not isinstance(found, Mapping) or not all(isinstance(each, nn.Module) for each in found.values()):
+    """The auxiliary modules of one block. Raises UserError for anything else."""
+    modules: Any = strategy.modules(spec)
+    if not isinstance(modules, Mapping) or not all(isinstance(each, nn.Module) for each in modules.values()):
         raise UserError(
-            f"{type(strategy).__name__}.modules returned {found!r:.100} for block {spec.index}: must be a mapping of "
+            f"{type(strategy).__name__}.modules returned {modules!r:.100} for block {spec.index}: must be a mapping of "
             "names to torch modules, {} for none"
         )
     try:
-        return nn.ModuleDict(found)
+        return nn.ModuleDict(modules)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{type(strategy).__name__}.modules: {error.args[0]}; the name must be a text without a dot"

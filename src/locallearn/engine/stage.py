@@ -31,20 +31,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn import seeds
 from locallearn.contract import Feedback, Packet, Route, Step, Strategy
-from locallearn.engine.block import TrainedBlock
+from locallearn.engine.block import MicroStep, TrainedBlock, set_modes
 from locallearn.engine.link import NOTHING, Link
-from locallearn.engine.modes import set_modes
 from locallearn.engine.promises import phases_of
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import UserError
-
-
-class MicroStep(NamedTuple):
-    """When a half runs: it decides the random streams and the learning rate."""
-
-    step: int
-    progress: float
-    micro: int
 
 
 class PendingBackward(NamedTuple):
@@ -94,10 +85,9 @@ class Stage:
         self._plain = nullcontext()
         self.random_state = seeds.Undisturbed(blocks[0].device)
         self._late: PendingBackward | None = None  # waits for feedback that is under way from the stage above
-        self._waiting: list[deque[PendingBackward]] = [
-            deque() for _ in blocks
-        ]  # for feedback, under CHAIN and BROADCAST
-        self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]  # what each will be sent
+        # Under CHAIN and BROADCAST, for each block: the halves that wait for feedback, and the feedback that is there.
+        self._waiting: list[deque[PendingBackward]] = [deque() for _ in blocks]
+        self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]
         self._now = 0
         self._before = 0, [0], 0  # when the step began: what waited, messages for each block, updates of all blocks
         self.broken = ""  # why there is no further step, in a sentence: see `abandon`
@@ -140,7 +130,7 @@ class Stage:
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave. Raises UserError, with nothing changed, for what does not fit."""
         for name in sorted(tensors):
-            raise UserError(f"the checkpoint does not fit this run: {name} is not part of it")
+            raise does_not_fit(f"{name} is not part of it")
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
@@ -165,15 +155,13 @@ class Stage:
             assert self.link is not None
             packet = self.link.recv_forward()
         else:
-            self.blocks[0].step, self.blocks[0].progress, self.blocks[0].micro = at
-            self.blocks[0].reseed("begin")
+            self.blocks[0].start(at, "begin")
             packet = self.strategy.begin(packet)
         below: PendingBackward | None = None  # under NEIGHBOR, the block that waits for this one
         for i, block in enumerate(self.blocks[: max(0, learning.stop - self.blocks[0].spec.index)]):
             if block is self.blocks[-1]:
                 self._finish_late()
-            block.settle()
-            block.step, block.progress, block.micro = at
+            block.start(at)
             if block.spec.index not in learning:  # below the learning ones: frozen
                 with torch.no_grad(), self.autocast():
                     packet = packet.at(block.layers(packet.h))
@@ -276,12 +264,15 @@ class Stage:
     def _finish(self, pending: PendingBackward, message: Feedback | None) -> Feedback | None:
         """Run a backward half with its message; returns what it has for the block below."""
         block, generator, at = pending
-        block.settle()
-        block.step, block.progress, block.micro = at
-        block.reseed("backward")
+        block.start(at, "backward")
         try:
             with self.autocast():
                 generator.send(message)
         except StopIteration as stop:
             return stop.value
         raise UserError(f"{type(self.strategy).__name__}.step yielded twice: it must yield exactly once")
+
+
+def does_not_fit(why: str) -> UserError:
+    """What to raise for a state of another run."""
+    return UserError(f"the checkpoint does not fit this run: {why}")

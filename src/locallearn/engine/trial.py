@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from locallearn.analysis.quiet import buffers_kept
+from locallearn.analysis.quiet import buffers_kept, modes_kept
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.stage import Stage
 
@@ -38,14 +38,11 @@ def trial_step(stage: Stage, inputs: Tensor, labels: Tensor, step: int, total: i
 def blocks_kept(blocks: Sequence[TrainedBlock], *modules: nn.Module) -> Iterator[None]:
     """Put back buffers, modes, totals and positions of blocks and of the other `modules`; gradients are cleared."""
     roots = [*modules, *(root for block in blocks for root in block.roots())]
-    modes = [(m, m.training) for root in roots for m in root.modules()]
     positions = [(block, block.running(), (block.step, block.micro, block.progress)) for block in blocks]
     try:
-        with buffers_kept(*roots):
+        with modes_kept(*roots), buffers_kept(*roots):
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for block, running, position in positions:
             block.step, block.micro, block.progress = position
             block.resume(running)

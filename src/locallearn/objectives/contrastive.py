@@ -78,9 +78,9 @@ class SimCLR(Objective):
         zero = torch.zeros_like(side)
         window = torch.stack([side * mirror, zero, right, zero, side, down], dim=1).view(-1, 2, 3)
         grid = F.affine_grid(window, list(images.shape), align_corners=False).to(images.dtype)
-        found = F.grid_sample(images, grid, padding_mode="border", align_corners=False).to(images.dtype)
+        shown = F.grid_sample(images, grid, padding_mode="border", align_corners=False).to(images.dtype)
         contrast, brightness = ((2 * draws[4:] - 1) * self.jitter)[..., None, None, None]
-        return found * (1 + contrast) + brightness
+        return shown * (1 + contrast) + brightness
 
     def check(self, image: Size) -> None:
         if len(image) != 3:

@@ -56,9 +56,9 @@ class InfoPro(Objective):
                 )
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
-        found = {} if self.task_first or self.task_last else {"task": "objective.task_last above 0"}
+        unread = {} if self.task_first or self.task_last else {"task": "objective.task_last above 0"}
         ends = ("reconstruction_last", "task_last")
-        return found if len(specs) > 2 else found | dict.fromkeys(ends, "blocks=3 or more")
+        return unread if len(specs) > 2 else unread | dict.fromkeys(ends, "blocks=3 or more")
 
     def weights(self, index: int, depth: int) -> tuple[float, float]:
         """(r, t) of a block; the local ones are 0 .. depth - 2."""

@@ -41,7 +41,7 @@ class Reconstruction(Objective):
 
 
 @dataclass(frozen=True)
-class Inpainting(Objective):
+class Inpainting(Reconstruction):
     """L_k = L_rec(decoder(h_k), image) over a hidden region only (context encoders: Pathak et al. 2016, arXiv
     1604.07379, without their adversary).
 
@@ -52,12 +52,6 @@ class Inpainting(Objective):
     """
 
     mask: Annotated[float, Interval(gt=0, le=1)] = 0.5
-    labels: ClassVar[bool] = False
-    reads_auxiliary: ClassVar[bool] = False
-
-    @property
-    def reconstructs(self) -> bool:
-        return True
 
     def begin(self, packet: Packet) -> Packet:
         images = packet.h
@@ -81,7 +75,7 @@ class Inpainting(Objective):
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         self.check(spec.image)
-        return {"decoder": Reconstructor(spec)}
+        return super().modules(spec, auxiliary)
 
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         image, hidden = packet.side

@@ -34,12 +34,12 @@ class Similarity(Objective):
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         # Not one_hot, which fails on the negative label of an unlabelled sample and waits for a GPU to see that.
         onehot = packet.y[:, None] == torch.arange(spec.classes, device=packet.y.device)
-        found = similarity_matrix(modules["similarity"](h))
+        ours = similarity_matrix(modules["similarity"](h))
         target = similarity_matrix(onehot.to(torch.promote_types(h.dtype, torch.float32)))
         counts = (packet.y >= 0)[:, None] & (packet.y >= 0)  # [B, B]
         # A pair without labels is its own target. With every label there the factor is exactly 1 (number / tensor would
         # not do: PyTorch computes number * (1 / tensor)).
-        loss = F.mse_loss(found, torch.where(counts, target, found.detach()))
+        loss = F.mse_loss(ours, torch.where(counts, target, ours.detach()))
         counted = counts.sum().clamp(min=1).to(loss.dtype)
         return loss * (torch.full_like(counted, counts.numel()) / counted), None
 

@@ -117,7 +117,7 @@ def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
     """Test accuracy of every block that can predict, by label; a network of one predicting block is a point."""
     from matplotlib.ticker import MaxNLocator
 
-    blocks = {name: names.by_block(own, "test_accuracy") for name, own in numbers.items()}
+    blocks = {name: names.by_block(own, names.ACCURACY, names.TEST) for name, own in numbers.items()}
     if not any(len(own) > 1 for own in blocks.values()):
         return None
     figure, (axes,) = panels(width=4.2)
@@ -125,7 +125,7 @@ def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
         _band(axes, {block: number.values for block, number in own.items()}, looks[name], name)
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(names.in_words(names.TEST_ACCURACY))
     _legend(figure, axes)
     return figure
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeGuard
 
-from locallearn.names import higher_is_better, in_words
+from locallearn.names import ACCURACY, higher_is_better, in_words
 from locallearn.runs.read import Run
 
-SHARES = ("accuracy", "_share")  # endings of metrics that are shown in percent
+SHARES = (ACCURACY, "_share")  # endings of metrics that are shown in percent
 _LEAST = float("-inf")
 _UNITS = {
     "seconds": ((2 * 3600, 3600, "h"), (2 * 60, 60, "min"), (_LEAST, 1, "s")),

@@ -139,17 +139,18 @@ def _trade(study: Study) -> dict[str, Any]:
 def _probes(study: Study) -> Iterator[dict[str, Any]]:
     """What probes saw; and, in the same form, the test accuracy of every block that can predict, over epochs."""
     groups = [group.shown for group in study.groups]
-    tables = {"Test accuracy by block": [[row for run in own for row in _block_rows(run)] for own in groups]}
-    for name in dict.fromkeys(name for own in groups for run in own for name in run.rows):
-        rows = [[row for run in own for row in run.rows.get(name, [])] for own in groups]
-        tables[f"Probe: {name.replace('_', ' ')}"] = rows
+    blocks = f"{names.in_words(names.TEST_ACCURACY).capitalize()} by block"
+    tables = {blocks: [[row for run in own for row in _block_rows(run)] for own in groups]}
+    for probe in dict.fromkeys(probe for own in groups for run in own for probe in run.rows):
+        rows = [[row for run in own for row in run.rows.get(probe, [])] for own in groups]
+        tables[f"Probe: {probe.replace('_', ' ')}"] = rows
     return filter(None, (_probe(name, rows) for name, rows in tables.items()))
 
 
 def _block_rows(run: Run) -> Iterator[dict[str, Any]]:
     for record in run.history:
-        for block, value in names.by_block(record, "test_accuracy").items():
-            yield {"epoch": record.get("epoch"), "block": block, "test accuracy": value}
+        for block, value in names.by_block(record, names.ACCURACY, names.TEST).items():
+            yield {"epoch": record.get("epoch"), names.BLOCK: block, names.in_words(names.TEST_ACCURACY): value}
 
 
 def _probe(name: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from locallearn import stored
 from locallearn.errors import RunError, UserError
 from locallearn.options import checked
-from locallearn.runs import files
+from locallearn.runs.files import remove_orphans, sync
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -87,7 +87,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     temporary = folder / f".tmp-{os.getpid()}-{target.name}"
     try:
         folder.mkdir(exist_ok=True)
-        files.remove_orphans(folder, _TEMPORARY)
+        remove_orphans(folder, _TEMPORARY)
         _check_space(folder, tensors)
         temporary.mkdir()
         save_file(distinct(tensors), temporary / _FILES[0])
@@ -95,11 +95,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in _FILES)
         (temporary / "SHA256SUMS").write_text(sums)
         for name in (*_FILES, "SHA256SUMS"):
-            files.sync(temporary / name)
+            sync(temporary / name)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
-        files.sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise NotSaved(f"checkpoint {target} could not be written: {error}; earlier checkpoints are intact") from error

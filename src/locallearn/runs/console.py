@@ -94,7 +94,7 @@ class Console:
         }.items():
             values = [_number(record[name]) for metric in metrics if (name := names.on(split, metric)) in record]
             parts += [f"{split} {' / '.join(values)}"] if values else []
-        blocks = names.by_block(record, "test_accuracy") or names.by_block(record, names.ACCURACY)
+        blocks = names.by_block(record, names.ACCURACY, names.TEST) or names.by_block(record, names.ACCURACY)
         parts += [f"block {' '.join(map(_number, blocks.values()))}"] if blocks else []
         if record.get("images_per_second") is not None:
             parts.append(f"{record['images_per_second']:.0f} images/s")
@@ -119,7 +119,8 @@ class Console:
         """The closing table of a run: how good, how fast, how large. What the summary lacks is left out."""
         scores = {names.in_words(name): name for name in (names.TEST_ACCURACY, names.SELECTED_BY)}
         for k in range(blocks):
-            scores[f"test accuracy at block {k}"] = names.at(names.BLOCK, k, "test_accuracy")
+            name = names.on(names.TEST, names.at(names.BLOCK, k, names.ACCURACY))
+            scores[f"{names.in_words(names.TEST_ACCURACY)} at block {k}"] = name
         facts = [*((title, name, 1.0, 4) for title, name in scores.items()), *RESULT]
         rows = [(title, f"{summary[k] * scale:,.{n}f}") for title, k, scale, n in facts if summary.get(k) is not None]
         self.table("result", ("", "value"), rows)

@@ -63,7 +63,8 @@ class WandbSink:
         if settings.tags:
             users["tags"] = [*settings.tags, *ours["tags"]]
         self._init = {
-            **{name: users.get(name) or _unless_in_the_environment(name, value) for name, value in ours.items()},
+            # None is what W&B finds in the environment
+            **{n: users.get(n) or (None if os.environ.get(VARIABLES.get(n, "")) else v) for n, v in ours.items()},
             "config": flat(about["config"]),  # flat, so that panels and filters of W&B find the keys
             "mode": _mode(settings.mode),
             "id": self._identity["id"],
@@ -216,11 +217,6 @@ def _mode(chosen: str) -> str | None:
     if chosen != "auto":
         return chosen
     return "disabled" if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on") else None
-
-
-def _unless_in_the_environment(name: str, value: Any) -> Any:
-    """What we would say; None where W&B finds it in the environment."""
-    return None if os.environ.get(VARIABLES.get(name, "")) else value
 
 
 def _identity(folder: RunFolder) -> dict[str, Any]:

@@ -92,14 +92,14 @@ def _cause(ended: Sequence[int | None], replicas: int, reasons: Path) -> str:
             name = signal.Signals(-code).name
             more = ", perhaps because memory ran out" if name == "SIGKILL" else ""
             return f"{place(rank)} was ended by {name}{more}"
-    told = []
+    reported = []
     for rank in range(len(ended)):
         file = reasons / f"{rank}.json"
         if file.is_file() and (text := file.read_text(encoding="utf-8")):
-            found = json.loads(text)
-            told.append((found["secondary"], rank, found["reason"]))
-    if told:
-        _, rank, reason = min(told)
+            report = json.loads(text)
+            reported.append((report["secondary"], rank, report["reason"]))
+    if reported:
+        _, rank, reason = min(reported)
         return f"{place(rank)}: {reason}"
     rank = next(rank for rank, code in enumerate(ended) if code)
     return f"{place(rank)} ended with exit code {ended[rank]}"

@@ -148,11 +148,11 @@ class Inbox:
     def get(self) -> tuple[Tensor | None, ...]:
         """The next message. Raises what receiving it raised."""
         started = time.perf_counter()
-        found = self._queue.get()
+        message = self._queue.get()
         self.waited += time.perf_counter() - started
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(message, Exception):
+            raise message
+        return message
 
     def close(self) -> None:
         while self.thread.is_alive():
@@ -176,12 +176,12 @@ class Inbox:
         if count == STOPPED:
             self._queue.put(Stopped(rest[0]))
             return self._receive()
-        found: list[Tensor | None] = []
+        tensors: list[Tensor | None] = []
         for layout in layouts(count, rest):
             if layout is None:
-                found.append(None)
+                tensors.append(None)
                 continue
             numbers = layout.empty()
             dist.recv(numbers, self.rank, tag=self.tag)
-            found.append(layout.tensor(numbers.to(self.device)))
-        return tuple(found)
+            tensors.append(layout.tensor(numbers.to(self.device)))
+        return tuple(tensors)

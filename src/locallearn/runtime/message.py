@@ -63,11 +63,11 @@ def header(tensors: Sequence[Tensor | None], sent: Sequence[Tensor | None]) -> T
             f"a pipeline sends at most {MOST_TENSORS} tensors in one message, and this one has {len(tensors)}: choose "
             "fewer blocks, or runtime=serial"
         )
-    found = torch.zeros(HEADER, dtype=torch.int64)
-    found[0] = len(tensors)
+    words = torch.zeros(HEADER, dtype=torch.int64)
+    words[0] = len(tensors)
     for i, (t, numbers) in enumerate(zip(tensors, sent, strict=True)):
         if t is None or numbers is None:
-            found[1 + i * WIDTH] = -1
+            words[1 + i * WIDTH] = -1
             continue
         if t.dtype not in DTYPES or t.dim() > MOST_DIMENSIONS:
             raise RunError(
@@ -76,8 +76,8 @@ def header(tensors: Sequence[Tensor | None], sent: Sequence[Tensor | None]) -> T
             )
         rest = [0] * (MOST_DIMENSIONS - t.dim())
         row = [DTYPES.index(numbers.dtype), DTYPES.index(t.dtype), t.dim(), *t.shape, *rest, *t.stride(), *rest]
-        found[1 + i * WIDTH : 1 + (i + 1) * WIDTH] = torch.tensor(row)
-    return found
+        words[1 + i * WIDTH : 1 + (i + 1) * WIDTH] = torch.tensor(row)
+    return words
 
 
 def layouts(count: int, rest: Sequence[int]) -> Iterator[Layout | None]:

@@ -23,8 +23,8 @@ from torch import Tensor
 from locallearn import seeds
 from locallearn.contract import Packet, Route, Strategy
 from locallearn.engine import Stage, TrainedBlock
-from locallearn.engine.modes import set_modes
-from locallearn.engine.stage import MicroStep, PendingBackward
+from locallearn.engine.block import MicroStep, set_modes
+from locallearn.engine.stage import PendingBackward, does_not_fit
 from locallearn.errors import UserError
 from locallearn.runtime.choice import Runtime
 
@@ -80,9 +80,9 @@ class Buffer:
         """The least used packet, the freshest of these; counts the use. None from an empty buffer."""
         if not self.waiting:
             return None
-        found = min(reversed(self.waiting), key=lambda w: w.uses)
-        found.uses += 1
-        return found
+        drawn = min(reversed(self.waiting), key=lambda w: w.uses)
+        drawn.uses += 1
+        return drawn
 
 
 def ticks(stream: int, step: int, slow: Sequence[float]) -> Iterator[tuple[int, bool]]:
@@ -148,12 +148,12 @@ class ReplayStage(Stage):
         with self.random_state:
             self._learn(0, self._begin(Packet(inputs, labels)), step)
             for k, acts in self.ticks(step):
-                found = self.buffers[k].draw() if acts else None
-                if found is None:
+                drawn = self.buffers[k].draw() if acts else None
+                if drawn is None:
                     self._note(k, "idle", 1)
                 else:
-                    self._note(k, "staleness", step - found.batch)
-                    self._learn(k, _copy(found.packet), found.batch)
+                    self._note(k, "staleness", step - drawn.batch)
+                    self._learn(k, _copy(drawn.packet), drawn.batch)
 
     def ticks(self, step: int) -> Iterator[tuple[int, bool]]:
         return ticks(self._stream, step, self.slow)
@@ -179,25 +179,21 @@ class ReplayStage(Stage):
             waiting.append([Waiting(reader.packet(f"replay.{k}.{i}"), *pair) for i, pair in enumerate(counts)])
         reader.close()
         if len(updates) != len(self.blocks) or any(len(w) > b.size for w, b in zip(waiting, self.buffers, strict=True)):
-            raise UserError(
-                "the checkpoint does not fit this run: it has other blocks, or more packets than runtime.buffer"
-            )
+            raise does_not_fit("it has other blocks, or more packets than runtime.buffer")
         self.updates = updates
         for buffer, packets in zip(self.buffers, waiting, strict=True):
             buffer.waiting = packets
 
     def _begin(self, packet: Packet) -> Packet:
         block = self.blocks[0]
-        block.step, block.micro = self.updates[0], 0
-        block.reseed("begin")
+        block.start(MicroStep(self.updates[0], block.progress, 0), "begin")
         return self.strategy.begin(packet)
 
     def _learn(self, k: int, packet: Packet, batch: int) -> None:
         """One update of block k; what it emits, computed before that update, goes to the buffer above."""
         block = self.blocks[k]
         at = MicroStep(self.updates[k], block.progress, 0)
-        block.step, block.micro = at.step, 0
-        block.reseed("forward")
+        block.start(at, "forward")
         generator = self.strategy.step(block, packet)
         with self.autocast():
             send = next(generator)
@@ -224,7 +220,7 @@ class _Reader:
     def numbers(self, name: str) -> list[int]:
         values = self._take(name)
         if values.dim() != 1 or values.dtype != torch.int64:
-            raise UserError(f"the checkpoint does not fit this run: {name} is no list of whole numbers")
+            raise does_not_fit(f"{name} is no list of whole numbers")
         return values.tolist()
 
     def packet(self, name: str) -> Packet:
@@ -235,7 +231,7 @@ class _Reader:
 
     def close(self) -> None:
         for name in sorted(self._tensors):
-            raise UserError(f"the checkpoint does not fit this run: {name} is not part of it")
+            raise does_not_fit(f"{name} is not part of it")
 
     def _tensor(self, name: str) -> Tensor:
         """In the memory layout that it had: it decides the last bits of a convolution."""
@@ -243,12 +239,12 @@ class _Reader:
         strides = self.numbers(f"{name}.strides")
         last = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=False))
         if len(strides) != values.dim() or min(strides, default=0) < 0 or last >= max(1, values.numel()):
-            raise UserError(f"the checkpoint does not fit this run: {name}.strides are not those of {name}")
+            raise does_not_fit(f"{name}.strides are not those of {name}")
         return torch.empty_strided(values.shape, strides, dtype=values.dtype, device=self._device).copy_(values)
 
     def _take(self, name: str) -> Tensor:
         if name not in self._tensors:
-            raise UserError(f"the checkpoint does not fit this run: {name} is missing")
+            raise does_not_fit(f"{name} is missing")
         return self._tensors.pop(name)
 
 

@@ -49,7 +49,7 @@ class Checkpoint(Strategy):
             yield Send(out)
             backward(loss, out, None)
         else:
-            again = block.again()  # with the buffers that the first forward found
+            again = block.again()  # with the buffers as they are before the first forward
             with torch.no_grad():
                 out = x.at(block.layers(x.h))
             grads = yield Send(out)

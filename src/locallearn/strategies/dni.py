@@ -75,16 +75,16 @@ class DNI(Strategy):
         return mix | dict.fromkeys(hidden, "strategy.depth=1 or more")
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        found: dict[str, nn.Module] = {}
+        modules: dict[str, nn.Module] = {}
         classes = spec.classes if self.conditional else 0
         synthesizer = partial(
             Synthesizer, width=self.width, depth=self.depth, batch_norm=self.batch_norm, classes=classes
         )
         if not spec.last:
-            found["synthesizer"] = synthesizer(spec.emits)
+            modules["synthesizer"] = synthesizer(spec.emits)
         if spec.index and self.synthetic_inputs:
-            found["inputs"] = InputSynthesizer(spec.image, spec.reads, synthesizer(spec.reads))
-        return found
+            modules["inputs"] = InputSynthesizer(spec.image, spec.reads, synthesizer(spec.reads))
+        return modules
 
     def begin(self, packet: Packet) -> Packet:
         return packet.at(packet.h, packet.h) if self.synthetic_inputs else packet
@@ -102,9 +102,9 @@ class DNI(Strategy):
             backward(None, out, (self.synthesize(block, out.h.detach(), out.y),))
         block.update()
         out = out.detach()
-        target, at = self.heard((yield Send(out, back=self.answer(x))), out.h)
+        target, at = self.target((yield Send(out, back=self.feedback(x))), out.h)
         if target is not None:
-            self.teach(block, at, out.y, target)
+            self.fit_synthesizer(block, at, out.y, target)
         return None
 
     def _waiting(self, block: Block, packet: Packet) -> Step:
@@ -116,23 +116,23 @@ class DNI(Strategy):
             yield Send(out)
             backward(loss, out, None)
             block.update()
-            return self.answer(x)
+            return self.feedback(x)
         h = out.h.detach()
         synthetic = self.synthesize(block, h, out.y)
-        true, at = self.heard((yield Send(out)), h)
+        true, at = self.target((yield Send(out)), h)
         assert true is not None, "under a chain every block above answers"
         share = 1.0 if block.progress < self.warmup else self.mix
         backward(None, out, (share * true + (1 - share) * synthetic,))
         block.update()
-        self.teach(block, at, out.y, true)
-        return self.answer(x)
+        self.fit_synthesizer(block, at, out.y, true)
+        return self.feedback(x)
 
-    def answer(self, x: Packet) -> Feedback:
+    def feedback(self, x: Packet) -> Feedback:
         """For the block below: the gradient of what this one has read and, if that was a prediction, the prediction."""
         grads = x.take_grads()
         return (grads[0], x.h.detach()) if self.synthetic_inputs else grads
 
-    def heard(self, message: Feedback | None, h: Tensor) -> tuple[Tensor | None, Tensor]:
+    def target(self, message: Feedback | None, h: Tensor) -> tuple[Tensor | None, Tensor]:
         """The gradient from above, and where it was taken: at h, or at the prediction of h that was read there."""
         if message is None:
             return None, h
@@ -145,7 +145,7 @@ class DNI(Strategy):
         with torch.no_grad():
             return block.auxiliary["synthesizer"](h, y).to(h.dtype) / len(h)
 
-    def teach(self, block: Block, h: Tensor, y: Tensor, target: Tensor) -> None:
+    def fit_synthesizer(self, block: Block, h: Tensor, y: Tensor, target: Tensor) -> None:
         """One step of the synthesizer towards the gradient `target` [B, ...] of h. It runs again: no graph was kept."""
         with block.again():
             predicted = block.auxiliary["synthesizer"](h, y)

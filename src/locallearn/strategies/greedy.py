@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, read_out, task_loss
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, task_loss
 from locallearn.objectives import Objective
 
 
@@ -46,7 +46,8 @@ class LocalLosses(Strategy):
         loss, logits = self.objective.loss(block.spec, block.auxiliary, h, packet)
         if block.last:
             block.note("local_loss", loss)
-            return loss + self.objective.head_weight * read_out(block, h, packet.y)
+            read_out = task_loss(block, h.detach(), packet.y)  # sends nothing into the features
+            return loss + self.objective.head_weight * read_out
         block.report(loss, logits, packet.y)
         return loss
 

@@ -42,10 +42,10 @@ class Overlapping(DGL):
         return {1: Route.NONE, 2: Route.NEIGHBOR}.get(self.reach, Route.CHAIN)
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
-        found = dict(super().unread(specs))
+        unread = dict(super().unread(specs))
         if len(specs) == 1:
-            return found | dict.fromkeys(("reach", "combine"), "blocks=2 or more")
-        return found | ({"combine": "strategy.reach=2 or more"} if self.reach == 1 else {})
+            return unread | dict.fromkeys(("reach", "combine"), "blocks=2 or more")
+        return unread | ({"combine": "strategy.reach=2 or more"} if self.reach == 1 else {})
 
     def step(self, block: Block, packet: Packet) -> Step:
         if self.reach == 1:
@@ -53,19 +53,19 @@ class Overlapping(DGL):
         k = block.spec.index
         x = packet.h.detach().requires_grad_() if k else packet.h
         h = block.layers(x)
-        own = self.own(block, h, packet)
+        own = self.own_gradient(block, h, packet)
         if self.route is Route.NEIGHBOR:
             back = (_input_gradient(h, x, own),) if k and own is not None else None
             grads = yield Send(packet.at(h), back)
-            _parameter_gradients(block, h, self.heard(block.spec, self.gather(block.spec, own, grads)))
-            answer = None
+            _parameter_gradients(block, h, self.combined(block.spec, self.by_end(block.spec, own, grads)))
+            feedback = None
         else:
             grads = yield Send(packet.at(h))
-            answer = self.descend(block, x, h, self.gather(block.spec, own, grads))
+            feedback = self.descend(block, x, h, self.by_end(block.spec, own, grads))
         block.update()
-        return answer
+        return feedback
 
-    def own(self, block: Block, h: Tensor, packet: Packet) -> Tensor | None:
+    def own_gradient(self, block: Block, h: Tensor, packet: Packet) -> Tensor | None:
         """dL_k/dh_k [B, ...], or None where no units learn from L_k; the gradients of the block's head on the way.
 
         The head's graph ends here, so that while feedback is awaited the block keeps that of its units alone."""
@@ -79,33 +79,33 @@ class Overlapping(DGL):
         """The blocks, k or below, where some loss from above block k ends: the order of block k + 1's message."""
         return range(max(0, k - self.reach + 2), min(k, max(0, depth - self.reach)) + 1)
 
-    def gather(self, spec: BlockSpec, own: Tensor | None, grads: Feedback | None) -> dict[int, Tensor]:
+    def by_end(self, spec: BlockSpec, own: Tensor | None, grads: Feedback | None) -> dict[int, Tensor]:
         """The gradients of h_k, by the block where their losses end."""
         arrived = zip(self.ends(spec.index, spec.depth), grads, strict=True) if grads is not None else ()
-        found = {end: g for end, g in arrived if g is not None}
+        gradients = {end: g for end, g in arrived if g is not None}
         if own is not None:
             end = max(0, spec.index - self.reach + 1)
-            found[end] = found[end] + own if end in found else own
-        return found
+            gradients[end] = gradients[end] + own if end in gradients else own
+        return gradients
 
-    def heard(self, spec: BlockSpec, found: Mapping[int, Tensor]) -> Tensor:
+    def combined(self, spec: BlockSpec, gradients: Mapping[int, Tensor]) -> Tensor:
         """What the units of block k learn from: a gradient of h_k. All that arrives ends here or below, and is meant
         for this block too, unless only the furthest loss counts."""
         if self.combine == "next":
-            return found[min(spec.index, max(0, spec.depth - self.reach))]
-        first, *others = found.values()
-        total = sum(others, first)
+            return gradients[min(spec.index, max(0, spec.depth - self.reach))]
+        first, *rest = gradients.values()
+        total = sum(rest, first)
         return total / min(self.reach, spec.depth - spec.index) if self.combine == "mean" else total
 
-    def descend(self, block: Block, x: Tensor, h: Tensor, found: Mapping[int, Tensor]) -> Feedback:
+    def descend(self, block: Block, x: Tensor, h: Tensor, gradients: Mapping[int, Tensor]) -> Feedback:
         """The gradients of the units, and the message for the block below: (None,) from block 0."""
-        heard = self.heard(block.spec, found)
+        combined = self.combined(block.spec, gradients)
         down = self.ends(block.spec.index - 1, block.spec.depth)
-        if len(down) == 1 and heard is found[down[0]]:
-            torch.autograd.backward(h, heard)
+        if len(down) == 1 and combined is gradients[down[0]]:
+            torch.autograd.backward(h, combined)
             return (x.grad,)
-        message = tuple(_input_gradient(h, x, found[end]) for end in down)
-        _parameter_gradients(block, h, heard)
+        message = tuple(_input_gradient(h, x, gradients[end]) for end in down)
+        _parameter_gradients(block, h, combined)
         return message or (None,)
 
 

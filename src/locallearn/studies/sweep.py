@@ -1,13 +1,10 @@
-"""The runs of a sweep. Each has a folder named by what it is, so that starting a sweep again goes on with it.
+"""What Hydra's `-m` needs beside `runner`: the plan of a sweep, and a journal in which every job leaves a line.
 
-What was done is not repeated, what was interrupted or killed is resumed, and what failed is done again from the start;
-the folder of the failed attempt is kept beside it under a hidden name. Every job leaves a line in the sweep's journal,
-which is how the process that began the sweep hears of jobs in other processes.
+The process that began a sweep hears through the journal of jobs in other processes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -18,38 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from locallearn.config.experiment import Experiment
-from locallearn.config.settings import WHERE
 from locallearn.errors import UserError
 from locallearn.runs import again
-from locallearn.runs.console import Console
-from locallearn.runs.files import SUMMARY, strict_json
-from locallearn.runs.folder import Busy, RunFolder, safe_name
+from locallearn.runs.files import strict_json
 from locallearn.runtime.world import started_together
-from locallearn.training.run import resume, start
 
 JOURNALS = ".multirun"
-STATES_TO_RESUME = ("running", "interrupted")
-NAME_LIMIT = 80
 BEGUN = "begun"
 """Of a job that has a line in the journal before it has ended."""
-
-
-def identity(config: Mapping[str, Any]) -> str:
-    """Eight digits that two configurations share if they mean the same run, wherever it runs and its data lie."""
-    meant = {key: value for key, value in config.items() if key not in WHERE}
-    meant["data"] = {key: value for key, value in meant.get("data", {}).items() if key != "root"}
-    same = json.loads(json.dumps(meant, default=str), parse_int=float)  # lr=1 is lr=1.0
-    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def place(out: str, differs: Iterable[str], config: Mapping[str, Any]) -> Path:
-    """The folder of a run of a sweep: one in `out` that has its identity, whatever sweep has made it, else a new one
-    named by what differs from the other runs."""
-    folder, digits = Path(out).expanduser(), identity(config)
-    name = "_".join(differs).replace("e+", "e")  # 1e+30 without its sign is not 1e-30
-    known = sorted(path for path in folder.glob(f"*_{digits}") if not path.name.startswith("."))
-    return known[0] if known else folder / f"{safe_name(name or 'run')[:NAME_LIMIT].rstrip('-.')}_{digits}"
 
 
 @dataclass(frozen=True)
@@ -143,14 +116,14 @@ class Journal:
         over = threading.Event()
 
         def follow() -> None:
-            said, last = 0, False
+            shown, last = 0, False
             while not last:
                 last = over.wait(1.0)
                 jobs = self._lines()
-                for job in jobs[said:]:
+                for job in jobs[shown:]:
                     how = "" if job.how == BEGUN else f": {job.how}" + (f": {job.reason}" if job.reason else "")
                     print(f"{self.label(job.number, job.name)}{how}", flush=True)
-                said = len(jobs)
+                shown = len(jobs)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -163,48 +136,6 @@ class Journal:
     @property
     def failed(self) -> bool:
         return any(job.code for job in self.jobs())
-
-
-def run(exp: Experiment, path: Path, quiet: bool = False) -> tuple[str, dict[str, Any]]:
-    """One run of a sweep in the folder `path`: how it went (new, resumed, repeated, done or busy) and the numbers of
-    its summary. Raises UserError, RunError and Interrupted as any run."""
-    folder = RunFolder(path)
-    try:
-        if not path.exists():
-            how = "new"
-        else:
-            folder.lock()
-            try:
-                how = _what_to_do(folder)
-            finally:
-                folder.release()
-        if how == "done":
-            Console(quiet).line(f"{path} is done")
-        elif how == "resumed":
-            resume(path, exp.settings.allow, quiet)
-        else:
-            start(exp, quiet, path.name)
-    except Busy as error:
-        Console(quiet).line(f"{error}: left to that process")
-        return "busy", {}
-    return how, folder.read_json(SUMMARY)
-
-
-def _what_to_do(folder: RunFolder) -> str:
-    """Done, resumed or repeated; for the last the old folder, which the caller has locked, is set aside."""
-    try:
-        state = RunFolder.open(folder.path).state
-    except UserError:
-        state = None  # killed before it had begun
-    if state == "done":
-        return "done"
-    if state in STATES_TO_RESUME:
-        return "resumed"
-    number = 1
-    while (hidden := folder.path.with_name(f".{folder.name}.failed-{number}")).exists():
-        number += 1
-    folder.path.rename(hidden)
-    return "repeated" if state else "new"
 
 
 def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -239,8 +170,8 @@ def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:
     begun = sum(counts.values())
     total = max(plan.total, len(jobs))
     counts[rest] = total - begun
-    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    lines = [f"{total} {'run' if total == 1 else 'runs'}: {said}"]
+    counted = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    lines = [f"{total} {'run' if total == 1 else 'runs'}: {counted}"]
     ended_badly = sorted((job for job in jobs if job.code), key=lambda job: job.number)
     lines += [f"  {job.how}: {job.name}: {job.reason}" for job in ended_badly]
     if counts["interrupted"] or counts[rest]:

@@ -21,7 +21,7 @@ from locallearn.config.explicit import Unread
 from locallearn.errors import RunError, UserError, unknown
 from locallearn.names import SELECTED_BY
 from locallearn.runs import again
-from locallearn.studies import sweep
+from locallearn.studies import runner
 from locallearn.studies.options import TuneOptions
 
 STORE = "tune.db"
@@ -38,11 +38,11 @@ class Range:
     log: bool = False
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], where: str) -> Range:
-        if set(given) - {"low", "high", "log"} or not {"low", "high"} <= set(given):
+    def parse(cls, entry: Mapping[str, Any], where: str) -> Range:
+        if set(entry) - {"low", "high", "log"} or not {"low", "high"} <= set(entry):
             raise UserError(f"{where}: must be {{low: NUMBER, high: NUMBER, log: true|false}} or a list of values")
-        low, high = (_number(given[name], f"{where}.{name}") for name in ("low", "high"))
-        log = given.get("log", False)
+        low, high = (_number(entry[name], f"{where}.{name}") for name in ("low", "high"))
+        log = entry.get("log", False)
         if not isinstance(log, bool):
             raise UserError(f"{where}.log={log}: must be true or false")
         if not low < high or (log and low <= 0):
@@ -73,27 +73,27 @@ def space_of(name: str, names: Mapping[str, str], config_dirs: Sequence[Path] = 
         raise UserError(
             f"space={name}: must map keys to ranges, such as optim.lr: {{low: 0.001, high: 1.0, log: true}}"
         )
-    found: Space = {}
+    space: Space = {}
     for key, entry in content.items():
         group, equals, choice = str(key).partition("=")
         if not equals:
-            found[str(key)] = _entry(entry, f"space={name}: {key}")
+            space[str(key)] = _entry(entry, f"space={name}: {key}")
         elif not isinstance(entry, Mapping):
             raise UserError(f"space={name}: under {key} must stand keys with ranges")
         elif names.get(group) == choice:
-            found |= {str(own): _entry(value, f"space={name}: {own}") for own, value in entry.items()}
-    if not found:
+            space |= {str(own): _entry(value, f"space={name}: {own}") for own, value in entry.items()}
+    if not space:
         raise UserError(
             f"space={name} has no key for optim={names['optim']}; write a FILE.yaml of your own: space=FILE"
         )
-    return found
+    return space
 
 
-def _entry(given: Any, where: str) -> Range | list[Scalar]:
-    if isinstance(given, Mapping):
-        return Range.parse(given, where)
-    if isinstance(given, list) and given and all(isinstance(value, Scalar) for value in given):
-        return given
+def _entry(entry: Any, where: str) -> Range | list[Scalar]:
+    if isinstance(entry, Mapping):
+        return Range.parse(entry, where)
+    if isinstance(entry, list) and entry and all(isinstance(value, Scalar) for value in entry):
+        return entry
     raise UserError(f"{where}: must be {{low: NUMBER, high: NUMBER, log: true|false}} or a list of values")
 
 
@@ -117,7 +117,7 @@ def override(key: str, value: Scalar) -> str:
 
 
 class Search:
-    """One search: what is tried is what the study says, and the study is told how it went."""
+    """One search: optuna proposes what to try, and learns how it went."""
 
     def __init__(self, settings: Sequence[str], config_dirs: Sequence[Path], options: TuneOptions) -> None:
         """Checks everything before anything is written. Raises UserError."""
@@ -139,7 +139,7 @@ class Search:
         for end in (0, -1):
             self.experiment([override(key, _values(entry)[end]) for key, entry in self.space.items()])
         self.out, self.seed = base.settings.out, base.settings.seed
-        meant = json.dumps([sweep.identity(base.config), {k: str(v) for k, v in self.space.items()}], sort_keys=True)
+        meant = json.dumps([runner.identity(base.config), {k: str(v) for k, v in self.space.items()}], sort_keys=True)
         self.study = _study(self.out, f"{base.title}_{hashlib.sha256(meant.encode()).hexdigest()[:8]}")
 
     def experiment(self, texts: Sequence[str]) -> Experiment:
@@ -171,25 +171,25 @@ class Search:
 
         texts = self.texts(trial)
         exp = self.experiment(texts)
-        path = sweep.place(self.out, texts, exp.config)
-        said = f"trial {trial.number + 1} of {self.trials}: {' '.join(texts)}"
+        path = runner.place(self.out, texts, exp.config)
+        label = f"trial {trial.number + 1} of {self.trials}: {' '.join(texts)}"
         try:
-            how, numbers = sweep.run(exp, path, quiet=True)
+            how, numbers = runner.run(exp, path, quiet=True)
             if how != "busy" and SELECTED_BY not in numbers:
                 raise UserError(f"{path} has no {SELECTED_BY}: tune needs a data set with a validation part and labels")
         except RunError as error:
             self.study.tell(trial.number, state=TrialState.PRUNED)
-            print(f"{said}: failed: {error}", flush=True)
+            print(f"{label}: failed: {error}", flush=True)
         except UserError:
             self.study.tell(trial.number, state=TrialState.FAIL)
             raise
         else:
             if how == "busy":
-                print(f"{said}: left to another process", flush=True)
+                print(f"{label}: left to another process", flush=True)
                 return
             self.study.tell(trial.number, numbers[SELECTED_BY])
             before = {"resumed": " (resumed)", "done": " (done before)"}.get(how, "")
-            print(f"{said}: validation accuracy {numbers[SELECTED_BY]:.4f}{before}", flush=True)
+            print(f"{label}: validation accuracy {numbers[SELECTED_BY]:.4f}{before}", flush=True)
 
     def texts(self, trial: Any) -> list[str]:
         return [override(key, trial.params[key]) for key in self.space]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,9 @@ def new_manifest(settings: Settings, device: torch.device, facts: Mapping[str, A
 
 def _git(folder: Path) -> dict[str, Any] | None:
     """Commit and dirtiness of the checkout the command was run in, or None outside one."""
-
-    def ask(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-
+    run = partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+        commit, changes = (run(["git", *words]).stdout for words in (("rev-parse", "HEAD"), ("status", "--porcelain")))
     except (OSError, subprocess.SubprocessError):
         return None
+    return {"commit": commit.strip(), "dirty": bool(changes.strip())}

@@ -46,18 +46,14 @@ def fits_in_memory() -> Iterator[None]:
 
 @fits_in_memory()
 def prepare(
-    exp: Experiment,
-    cut: list[range] | None = None,
-    place: Place | None = None,
-    manifest: Mapping[str, Any] | None = None,
+    exp: Experiment, cut: list[range] | None = None, place: Place | None = None, manifest: Mapping | None = None
 ) -> tuple[Learner, Data]:
     """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `manifest` the
     manifest of that part: its normalisation is used, and its classes must be those of the data. Raises UserError."""
     settings = exp.settings
     stage = stage_of(exp)
-    data = load_data(
-        exp.source, settings.seed, place.device if place else choose_device(settings.device), manifest or {}
-    )
+    device = place.device if place else choose_device(settings.device)
+    data = load_data(exp.source, settings.seed, device, manifest or {})
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         model = exp.model(data.image, len(data.classes), data.graph)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from locallearn import seeds
 from locallearn.data import Data
@@ -126,7 +125,12 @@ class ProbeFolder:
         """Append one look. Raises RunError if it cannot be written."""
         files.append(self.path / files.ROWS, ({"epoch": at.epoch, "step": at.step, **row} for row in seen.rows))
         if seen.arrays:
-            self._folder.write_bytes(f"{self.name}/epoch-{at.epoch:05d}.npz", _packed(seen.arrays))
+            import numpy as np
+
+            buffer = io.BytesIO()
+            arrays: Any = {name: array.detach().cpu().numpy() for name, array in seen.arrays.items()}
+            np.savez_compressed(buffer, **arrays)
+            self._folder.write_bytes(f"{self.name}/epoch-{at.epoch:05d}.npz", buffer.getvalue())
 
     def rows(self) -> Iterator[Row]:
         """Every row so far, with `epoch` and `step`."""
@@ -152,15 +156,6 @@ class ProbeFolder:
                 arrays[int(file.stem.removeprefix("epoch-"))] = {k: torch.from_numpy(v) for k, v in content.items()}
         figures = probe.draw(list(self.rows()), arrays)
         return [save(figure, self.path / name)[1] for name, figure in figures.items()]
-
-
-def _packed(arrays: Mapping[str, Tensor]) -> bytes:
-    import numpy as np
-
-    buffer = io.BytesIO()
-    content: Any = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
-    np.savez_compressed(buffer, **content)
-    return buffer.getvalue()
 
 
 def _cell(value: Any) -> str:

@@ -183,11 +183,10 @@ def train(
 
 def parameter_counts(learner: Learner) -> dict[str, int]:
     """Trainable numbers of the plain model, and of what trains it and never ships; of the blocks in this process."""
-    named = [(name, p.numel()) for name, p in learner.parameters()]
-    return {
-        "parameters": sum(n for name, n in named if name.startswith("model.")),
-        "auxiliary_parameters": sum(n for name, n in named if not name.startswith("model.")),
-    }
+    counts = {"parameters": 0, "auxiliary_parameters": 0}
+    for name, p in learner.parameters():
+        counts["parameters" if name.startswith("model.") else "auxiliary_parameters"] += p.numel()
+    return counts
 
 
 def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:

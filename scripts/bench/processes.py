@@ -1,0 +1,195 @@
+"""Worker processes that live as long as a measurement and run variants on command, all at the same time: the stages of
+a pipeline, and what a user would run on two processes instead (GPipe and 1F1B of torch.distributed.pipelining, DDP)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.method import Bench, Mark, mark
+from bench.subjects import alone, bare, batch_of, by_hand, learner_of, model_of, optimizer_of
+from locallearn.engine import Learner
+from locallearn.models import BlockModel
+from locallearn.runtime.link import Pipe
+from locallearn.training.environment import keep_freed_memory
+
+Step = Callable[[], None]
+
+
+class Team:
+    """Use it in a `with`: at the end the workers are gone. `allocator` is the harness's setting (else glibc's own)."""
+
+    def __init__(self, bench: Bench, size: int, threads: int = 1, allocator: bool = True) -> None:
+        self._bench = bench
+        self._folder = tempfile.TemporaryDirectory(prefix="locallearn-bench-")
+        spawn = get_context("spawn")
+        self._pipes, self._workers = [], []
+        for rank in range(size):
+            ours, theirs = spawn.Pipe()
+            about = (rank, size, threads, allocator, f"{self._folder.name}/meet")
+            self._workers.append(spawn.Process(target=_serve, args=(theirs, *about), daemon=True))
+            self._pipes.append(ours)
+            self._workers[-1].start()
+            theirs.close()
+        bench.pids += [worker.pid for worker in self._workers]
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.kill()
+            worker.join()
+            self._bench.pids.remove(worker.pid)
+        self._folder.cleanup()
+
+    def make(self, name: str, kind: str, **about: Any) -> None:
+        """Make a variant in every worker."""
+        self._ask("make", name, {"kind": kind, "quick": self._bench.quick, **about})
+
+    def run(self, name: str, steps: int) -> list[list[Mark]]:
+        """So many steps of a variant in all workers at the same time: by rank the marks, one before the first step."""
+        return self._ask("run", name, steps, self._bench.pids)
+
+    def _ask(self, *command: Any) -> list[Any]:
+        """Raises RuntimeError if a worker has died."""
+        for pipe in self._pipes:
+            pipe.send(command)
+        try:
+            return [pipe.recv() for pipe in self._pipes]
+        except EOFError:
+            raise RuntimeError(f"one of {len(self._workers)} workers has died; its message is above") from None
+
+
+def _serve(pipe: Connection, rank: int, size: int, threads: int, allocator: bool, meet: str) -> None:
+    """Obey until the parent is gone."""
+    torch.set_num_threads(threads)
+    if allocator:
+        keep_freed_memory()
+    if size > 1:
+        wait = timedelta(seconds=120)
+        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size, timeout=wait)
+    worker = Worker(rank, size)
+    while True:
+        what, *arguments = pipe.recv()
+        pipe.send(getattr(worker, what)(*arguments))
+
+
+class Worker:
+    """The variants of one process, by name."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self._variants: dict[str, tuple[Step, Callable[[], Step] | None]] = {}
+
+    def make(self, name: str, about: dict[str, Any]) -> None:
+        """The step, and what must happen before a run and, as that returns it, after it."""
+        kind, model, (x, y) = about["kind"], model_of(about["model"], about["quick"]), batch_of(about["quick"])
+        cut = [range(*pair) for pair in about.get("cut", [])]
+        own = [range(*pair) for pair in about["stages"]][self.rank] if "stages" in about else None
+        begin = None
+        if kind == "naive":
+            step = bare(model, x, y, channels_last=False)
+        elif kind in SCHEDULES:
+            step = micro_batched(model, cut, self.rank, x, y, kind, about["micro_batches"])
+        elif kind == "ddp":
+            step = replicated(model, self.rank, self.size, x, y)
+        elif kind == "unconnected":
+            step = alone(model, about["strategy"], cut, own, x, y)[1]
+        else:
+            assert kind in ("harness", "pipeline"), kind
+            micro = about.get("micro_batches", 1)
+            learner = learner_of(model, about["strategy"], cut, own=own, micro_batches=micro)
+            batch = (x, y) if self.rank == 0 else (None, None)
+            step, begin = (lambda: learner.learn(*batch)), (lambda: self._open(learner)) if own else None
+        self._variants[name] = step, begin
+
+    def run(self, name: str, steps: int, pids: list[int]) -> list[Mark]:
+        step, begin = self._variants[name]
+        if self.size > 1:
+            dist.barrier()
+        end = begin() if begin is not None else None
+        marks = [mark(pids)]
+        for _ in range(steps):
+            step()
+            marks.append(mark(pids))
+        if end is not None:
+            end()
+        return marks
+
+    def _open(self, learner: Learner) -> Step:
+        """A pipe for this run alone: those of several variants would take each other's messages."""
+        below = self.rank - 1 if self.rank else None
+        above = self.rank + 1 if self.rank < self.size - 1 else None
+        pipe = learner.stage.link = Pipe(below, above, torch.device("cpu"), None)
+
+        def close() -> None:
+            learner.stage.drain()
+            pipe.close()
+
+        return close
+
+
+SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+
+class Arrived(torch.autograd.Function):
+    """The input of a stage; its gradient, which travels back, is contiguous whatever layout the units give it."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
+
+
+class Part(nn.Module):
+    """One stage of a model. torch's pipelining refuses messages that are not contiguous, as channels_last maps are not:
+    they travel as NHWC, which is the same memory."""
+
+    def __init__(self, model: BlockModel, units: range, first: bool, last: bool) -> None:
+        super().__init__()
+        self.units, self.head = model.block(units), model.head if last else None
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.units(x if self.first else Arrived.apply(x).permute(0, 3, 1, 2))
+        return h.permute(0, 2, 3, 1).contiguous() if self.head is None else self.head(h)
+
+
+def micro_batched(
+    model: BlockModel, cut: list[range], rank: int, x: Tensor, y: Tensor, kind: str, micro_batches: int
+) -> Step:
+    """One step of GPipe or 1F1B: the whole batch in micro-batches, then the optimizer."""
+    part = Part(model, cut[rank], rank == 0, rank == len(cut) - 1).to(memory_format=torch.channels_last).train()
+    stage = PipelineStage(part, rank, len(cut), torch.device("cpu"))
+    schedule = SCHEDULES[kind](stage, micro_batches, loss_fn=F.cross_entropy)
+    optimizer = optimizer_of(part)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        _ = schedule.step(x) if rank == 0 else schedule.step(target=y)
+        optimizer.step()
+
+    return step
+
+
+def replicated(model: nn.Module, rank: int, size: int, x: Tensor, y: Tensor) -> Step:
+    """One step of DDP: each process has the whole model and its share of the batch."""
+    model = model.to(memory_format=torch.channels_last).train()
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    step, (x, y) = by_hand(replica), (whole.chunk(size)[rank] for whole in (x, y))
+    return lambda: step(x, y)

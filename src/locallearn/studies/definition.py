@@ -1,0 +1,196 @@
+"""What a study is: the rows, seeds and published numbers of a yaml file in conf/study, or of a published experiment.
+
+# What it asks, in one line.
+title: Small nets
+text: What is done and why, and from which papers the published numbers are.
+common: data=mnist model=lenet epochs=3      # words of a command line, shared by all rows
+seeds: [0, 1, 2]
+quick: data=digits max_steps=2               # what `--quick` changes, to see in seconds that it works
+rows:
+  backprop: strategy=backprop
+  dgl: {settings: strategy=dgl auxiliary=mlp, published: 98.1, differs: 3 epochs of 100}
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from locallearn.config.compose import choices, explained, header, multirun
+from locallearn.errors import UserError, unknown
+from locallearn.names import TEST_ACCURACY
+from locallearn.options import checked
+
+UNITS = {"percent": 100.0, "GB": 1e-9, "GiB": 2.0**-30, "MiB": 2.0**-20, "": 1.0}
+ACCURACY = f"{TEST_ACCURACY} in percent"
+SHARED = ("common", "seeds", "metric", "readout", "choose")
+"""What may stand above the parts of a study and holds for each."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    settings   words of a command line, beside those that all rows share
+    published  the number of a paper, in the unit of the table
+    source     where that number is from
+    differs    what is not as in the paper
+    """
+
+    settings: str = ""
+    published: float | None = None
+    source: str = ""
+    differs: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table.
+
+    metric   a number of summary.json, and its unit: percent, GB, GiB or MiB
+    control  the row from which the others' differences are taken, seed by seed
+    readout  also fit a linear classifier to the frozen features of every run
+    choose   values of settings, of which each row has those with the best mean validation accuracy
+    """
+
+    rows: dict[str, Row]
+    title: str = ""
+    text: str = ""
+    common: str = ""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    metric: str = ACCURACY
+    control: str | None = None
+    readout: bool = False
+    choose: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.rows or not self.seeds:
+            raise UserError(f"{self.title or 'the study'}: give at least one row and one seed")
+        if self.control is not None and self.control not in self.rows:
+            raise unknown("control", self.control, self.rows)
+        if self.unit not in UNITS:
+            raise unknown("unit of metric", self.unit, UNITS)
+
+    @property
+    def number(self) -> str:
+        """The name of the metric, without its unit."""
+        return self.metric.partition(" in ")[0]
+
+    @property
+    def unit(self) -> str:
+        return self.metric.partition(" in ")[2].partition(",")[0]
+
+    def candidates(self, row: str) -> Iterator[list[str]]:
+        """The settings between which a row chooses; most have no choice."""
+        own = shlex.split(f"{self.common} {self.rows[row].settings}")
+        for values in itertools.product(*self.choose.values()):
+            yield [*own, *(f"{key}={value}" for key, value in zip(self.choose, values, strict=True))]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study.
+
+    page    the page whose section it writes; without it a page of its own
+    quick   settings that replace others in the quick form
+    target  the class that makes more of the runs than tables, see `analysis.Analysis`
+    table   whether the page shows a table of the rows
+    """
+
+    name: str
+    title: str
+    parts: list[Part]
+    text: str = ""
+    page: str = ""
+    quick: str = ""
+    target: str | None = None
+    table: bool = True
+
+    def in_brief(self) -> Study:
+        """The quick form: one seed, and other settings."""
+        return replace(self, parts=[replace(part, seeds=part.seeds[:1]) for part in self.parts])
+
+
+def known(config_dirs: Iterable[Path] = ()) -> dict[str, Path]:
+    """Every study by name: the files of conf/study, then published experiments."""
+    folders = list(config_dirs)
+    return choices("experiment", folders) | choices("study", folders)
+
+
+def load(name: str, quick: bool = False, config_dirs: Sequence[Path] = ()) -> Study:
+    """The study of that name, in its quick form perhaps. Raises UserError."""
+    if file := choices("study", config_dirs).get(name):
+        study = _parsed(file)
+        return study.in_brief() if quick else replace(study, quick="")
+    if name not in known(config_dirs):
+        raise unknown("study", name, known(config_dirs))
+    kind = "short" if quick and name in choices("short", config_dirs) else "experiment"
+    return _published(kind, name, config_dirs)
+
+
+def _parsed(file: Path) -> Study:
+    """Read a yaml file. Raises UserError, which names the file."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(content, Mapping):
+            raise UserError("must map title, rows and so on to their values")
+        top = {"target" if key == "_target_" else str(key): value for key, value in content.items()}
+        shared = {key: top.pop(key) for key in SHARED if key in top}
+        whole = "parts" not in top
+        parts = top.pop("parts", [{key: top.pop(key) for key in ("rows", "control") if key in top}])
+        if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
+            raise UserError("parts: must be a list, each with a title and rows")
+        common, about = shared.pop("common", ""), checked(Study, top, "", ("name", "parts"))
+        tables = []
+        for k, part in enumerate(parts):
+            own = checked(Part, _rows({**shared, **part}), "" if whole else f"parts[{k}]")
+            tables.append(Part(**{**own, "common": f"{common} {own.get('common', '')}".strip()}))
+        return Study(**about, name=file.stem, parts=tables)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{where}: {' '.join(str(error).split())}") from None
+
+
+def _rows(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part whose rows are mappings: a text stands for the settings alone."""
+    rows = part.get("rows")
+    if not isinstance(rows, Mapping):
+        return dict(part)
+    full = {str(name): {"settings": row} if isinstance(row, str) else row or {} for name, row in rows.items()}
+    return {**part, "rows": full}
+
+
+def _published(kind: str, name: str, config_dirs: Sequence[Path]) -> Study:
+    """An experiment as a study: its rows are the runs of the sweeps that its header calls, a learning rate among
+    several is chosen, and what the header says stands beside the numbers."""
+    full = header(choices("experiment", config_dirs)[name])
+    facts = full | header(choices(kind, config_dirs)[name])
+    rows: dict[str, Row] = {}
+    choose: dict[str, list[Any]] = {}
+    default = f"python -m locallearn -m +{kind}={name}"
+    calls = facts["command"] if f"+{kind}=" in facts.get("command", "") else default
+    for call in map(str.strip, calls.split("&&")):
+        if not call.startswith("python -m locallearn -m "):
+            continue
+        words = shlex.split(call)[4:]
+        with explained(words, config_dirs):
+            varies = multirun(words, config_dirs)[1]
+        choose = {key: varies.pop(key) for key in ("optim.lr",) if len(varies.get(key, [])) > 1} or choose
+        for values in itertools.product(*varies.values()):
+            own = [f"{key}={value}" for key, value in zip(varies, values, strict=True)]
+            title = " ".join([*words[1:], *own])
+            rows[title or name] = Row(" ".join([*words, *own]))
+    metric = facts.get("measure", ACCURACY)
+    metric = metric if re.match(r"\w+/|peak_memory", metric) else ACCURACY
+    shown = ("paper", "published", "differs", "keeps", "reached")
+    text = " ".join([facts["summary"], *(f"{key.capitalize()}: {facts[key]}." for key in shown if key in facts)])
+    title = f"{name}, short form" if kind == "short" else name
+    return Study(name, title, [Part(rows, metric=metric, choose=choose)], text)

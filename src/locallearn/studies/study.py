@@ -1,0 +1,205 @@
+"""`locallearn study NAME`: do the runs of a study, write its numbers as JSON, its pictures, and its part of a page."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from locallearn.config.compose import compose
+from locallearn.config.experiment import experiment
+from locallearn.config.targets import reach
+from locallearn.errors import UserError, unknown
+from locallearn.names import SELECTED_BY, by_block
+from locallearn.report.published import published
+from locallearn.runs.read import Run, read_run
+from locallearn.studies import page
+from locallearn.studies.analysis import Analysis, Runs
+from locallearn.studies.definition import UNITS, Part, Study, load
+from locallearn.studies.runner import READOUT, Task, identity, place, run_all
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """How a study is called.
+
+    out    where the run folders are kept for the next time
+    to     where numbers, pictures and page go
+    data   the folder of the data sets, None for that of LOCALLEARN_DATA
+    jobs   how many runs at a time, with one thread each
+    quick  only see that it works: the quick form, whose numbers mean nothing
+    only   do the runs of the parts whose title contains this, and no others
+    config_dirs, allow   the user's own yaml files, and packages that these may name
+    """
+
+    out: Path
+    to: Path
+    data: Path | None = None
+    jobs: int = 1
+    quick: bool = False
+    only: str = ""
+    config_dirs: Sequence[Path] = ()
+    allow: Sequence[str] = ()
+
+
+class Cell(NamedTuple):
+    """A row of a part with its runs: for each of the settings between which it chooses, one for each seed."""
+
+    part: Part
+    row: str
+    tasks: list[list[Task]]
+
+
+def study(name: str, options: StudyOptions) -> int:
+    """Do what is left to do of a study, and write what it has found; returns the exit code, 1 if a run failed.
+
+    Raises UserError before anything is run, KeyboardInterrupt after SIGINT.
+    """
+    whole = load(name, options.quick, options.config_dirs)
+    analysis = _analysis(whole, options.allow)
+    parts = [part for part in whole.parts if options.only.lower() in part.title.lower()]
+    if not parts:
+        raise unknown("part", options.only, [part.title for part in whole.parts])
+    folders: dict[str, Path] = {}
+    cells = [
+        Cell(part, row, [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)])
+        for part in whole.parts
+        for row in part.rows
+    ]
+    wanted = [task for cell in cells if cell.part in parts for task in chain(*cell.tasks)]
+    failures = run_all(wanted, options.jobs)
+    for file in page.write(_record(whole, options, cells, analysis), options.to, analysis):
+        print(file)
+    if failures:
+        print("\n".join([f"locallearn: {len(failures)} runs failed:", *failures]), file=sys.stderr)
+    return 1 if failures else 0
+
+
+def report(name: str, options: StudyOptions) -> None:
+    """Write the page and the pictures of a study again, from the JSON file that an earlier call has left in `to`."""
+    whole = load(name, config_dirs=options.config_dirs)
+    for file in page.write(page.read(whole, options.to), options.to, _analysis(whole, options.allow)):
+        print(file)
+
+
+def _analysis(whole: Study, allow: Sequence[str]) -> Analysis | None:
+    if whole.target is None:
+        return None
+    target = reach(whole.target, f"study/{whole.name}", allow)
+    if not (inspect.isclass(target) and issubclass(target, Analysis)) or inspect.isabstract(target):
+        raise UserError(
+            f"study/{whole.name}._target_={whole.target}: must be a complete class derived from "
+            f"{Analysis.__module__}.{Analysis.__name__}"
+        )
+    return target()
+
+
+def _tasks(
+    whole: Study, part: Part, row: str, words: list[str], options: StudyOptions, folders: dict[str, Path]
+) -> Iterator[Task]:
+    """One run for each seed, with the settings `words`, of which the last are those that are chosen. `folders` has the
+    folder of every run by its identity: rows with equal settings share it."""
+    merged = {word.lstrip("+~").partition("=")[0]: word for word in [*words, *whole.quick.split()]}
+    where = [f"out={options.out}", *([f"allow=[{','.join(options.allow)}]"] if options.allow else [])]
+    for seed in part.seeds:
+        overrides = [*merged.values(), f"seed={seed}", "threads=1", *where]
+        try:
+            config, names = compose(overrides, options.config_dirs)
+            exp = experiment(config, names, overrides, options.config_dirs)
+        except UserError as error:
+            raise UserError(f"study {whole.name}, row {row!r}: {error}") from error
+        if options.data and "root" not in exp.source.unread():  # some sets have no files
+            overrides.append(f"data.root={options.data}")
+            config["data"]["root"] = str(options.data)
+        own = [row, *words[len(words) - len(part.choose) :], f"seed {seed}"]
+        title = ", ".join([part.title, *own] if part.title else own)
+        folder = folders.setdefault(identity(config), place(str(options.out), own, config))
+        yield Task(title, config, names, overrides, folder, tuple(options.config_dirs), part.readout)
+
+
+def _record(whole: Study, options: StudyOptions, cells: list[Cell], analysis: Analysis | None) -> dict[str, Any]:
+    """All that the page says, from the runs that are done."""
+    every = [task for cell in cells for task in chain(*cell.tasks)]
+    done = {task.folder: read_run(task.folder) for task in every if task.done}
+    parts: list[dict[str, Any]] = []
+    by_row: dict[str, list[Run]] = {}
+    for part in whole.parts:
+        runs = {cell.row: _chosen(cell, done) for cell in cells if cell.part is part}
+        by_row |= {row: own for row, own in runs.items() if row not in by_row}
+        kept: dict[str, Any] = {"title": part.title, "text": part.text, "common": part.common, "control": part.control}
+        kept |= {"metric": part.number, "unit": part.unit, "seeds": part.seeds}
+        parts.append({**kept, "rows": [_numbers(part, row, runs) for row, own in runs.items() if own]})
+    dirs = [f"--config-dir {folder}" for folder in options.config_dirs]
+    numbers = None
+    if analysis is not None and all(task.folder in done for task in every):
+        known = {name: row for part in whole.parts for name, row in part.rows.items() if row.published is not None}
+        printed = {name: f"{row.published:g} {row.source}".strip() for name, row in known.items()}
+        numbers = analysis.measure(Runs(by_row, printed, options.data, options.jobs, options.quick))
+    return {
+        "study": whole.name,
+        "title": whole.title,
+        "text": whole.text,
+        "page": whole.page,
+        "table": whole.table,
+        "command": " ".join(["locallearn study", whole.name, *dirs, *(["--data DATA"] if options.data else [])]),
+        "machine": page.machine(),
+        "quick": options.quick,
+        "seconds": round(sum(map(_spent, done.values()))),
+        "parts": parts,
+        "results": numbers,
+    }
+
+
+def _chosen(cell: Cell, done: Mapping[Path, Run]) -> list[Run]:
+    """The finished runs of a row; of several settings those with the best mean validation accuracy."""
+    runs = [[done[task.folder] for task in of_seeds if task.folder in done] for of_seeds in cell.tasks]
+
+    def judged(own: list[Run]) -> float:
+        return fmean(run.summary.get(SELECTED_BY, 0.0) for run in own) if own else -1.0
+
+    return max(runs, key=judged)
+
+
+def _numbers(part: Part, row: str, runs: Mapping[str, list[Run]]) -> dict[str, Any]:
+    """What the table says of a row."""
+    own, about, name, scale = runs[row], part.rows[row], part.number, UNITS[part.unit]
+    if name not in own[0].summary:
+        raise unknown("metric", name, own[0].summary)
+    control = {run.seed: run for run in runs[part.control]} if part.control not in (None, row) else {}
+    pairs = [(run.summary[name], control[run.seed].summary[name]) for run in own if run.seed in control]
+    readouts = [json.loads((run.path / READOUT).read_text()) for run in own if part.readout]
+    printed = published(own[0])
+    words = f"{about.settings} {part.common}".strip()
+    return {
+        "name": row,
+        "command": f"python -m locallearn -m {words} threads=1 seed={','.join(map(str, part.seeds))}",
+        "chosen": {key: own[0].config.get(key) for key in part.choose},
+        "values": [scale * run.summary[name] for run in own],
+        "linear": [100 * readout["linear_accuracy"] for readout in readouts],
+        "published": about.published if printed is None else float(printed.value.split()[0]),
+        "source": about.source,
+        "differs": about.differs,
+        "difference": [scale * (ours - theirs) for ours, theirs in pairs],
+        "angles": _by_block(own, "update_angle"),
+        "staleness": _by_block(own, "staleness"),
+        "seconds": fmean(run.summary["seconds"] for run in own),
+        "auxiliary_parameters": own[0].summary["auxiliary_parameters"],
+    }
+
+
+def _by_block(runs: Sequence[Run], name: str) -> list[float]:
+    """The mean over the runs of each block's number, for the blocks that have it."""
+    return [fmean(values) for values in zip(*(by_block(run.summary, name).values() for run in runs), strict=True)]
+
+
+def _spent(run: Run) -> float:
+    """Seconds of training and of the looks of probes."""
+    looks = (v for record in run.history for k, v in record.items() if re.fullmatch("probe/.*/seconds", k))
+    return float(run.summary["seconds"] + sum(looks))
