@@ -52,7 +52,7 @@ def test_rows_are_those_of_a_direct_forward(learner, data):
 
 @pytest.mark.parametrize("estimator", ["binned", "kde_lower", "ksg", "renyi", "gaussian", "mine"])
 def test_every_estimator(estimator, learner, data, monkeypatch):
-    module = __import__("locallearn.analysis.information.estimate", fromlist=["mine"])
+    module = __import__("locallearn.analysis.information.mine", fromlist=["mine"])
     quick = module.mine
     monkeypatch.setattr(module, "mine", lambda a, b: quick(a, b, steps=50))
     probe = InformationPlane(estimator=estimator, samples=60, noise_variance=None if estimator == "renyi" else 0.1)
