@@ -172,7 +172,7 @@ def test_a_resumed_run_forgets_and_repeats_its_rows(tmp_path):
         (["probe=[alignment,fishr]"], "fishr"),
         (["probe.alignment.samples=3"], "belongs to probe=alignment"),
         (["probe=alignment", "probe.alignment.sampels=3"], "samples"),
-        (["probe=alignment", "probe.alignment.every=never"], "whole number of epochs"),
+        (["probe=alignment", "probe.alignment.every=never"], "whole number of at least 1"),
         (["probe=alignment", "probe.alignment.every=0"], "at least 1"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -31,7 +31,7 @@ def by_target() -> dict[str, list[Path]]:
     """The yamls of every group that build something, by what they build."""
     found = defaultdict(list)
     for path in sorted(CONF.glob("*/*.yaml")):
-        if target := options(path).get("_target_"):
+        if path.parent.name != "study" and (target := options(path).get("_target_")):  # a study's yaml is not options
             found[f"{path.parent.name}: {target}"].append(path)
     return dict(found)
 

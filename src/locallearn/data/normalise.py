@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
 from locallearn.data.store import Store
-from locallearn.errors import UserError
 
 NORMALISATIONS = ("standard", "symmetric")
 
@@ -18,11 +19,7 @@ class Normalisation:
     """Mean and deviation of each channel, on the scale of 0 to 1: what a model must be given its images with."""
 
     mean: list[float]
-    std: list[float]
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not all(deviation > 0 for deviation in self.std):
-            raise UserError(f"mean {self.mean} and std {self.std}: must be a number and one above 0 for each channel")
+    std: list[Annotated[float, Gt(0)]]
 
 
 class Normaliser:

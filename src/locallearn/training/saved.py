@@ -103,8 +103,11 @@ class Manifest:
             raise UserError(f"manifest.json: cut={self.cut!s:.100}: must be pairs of units, one after another from 0")
         if not 1 <= len(self.image) <= 4 or not all(1 <= size <= LARGEST for size in self.image):
             raise UserError(f"manifest.json: image={self.image}: must be one to four sizes of 1-{LARGEST}")
-        if self.normalisation is not None and len(self.normalisation.mean) != self.image[0]:
-            raise UserError(f"manifest.json: normalisation: must have a mean for each of {self.image[0]} channels")
+        numbers = self.normalisation
+        if numbers is not None and {len(numbers.mean), len(numbers.std)} != {self.image[0]}:
+            raise UserError(
+                f"manifest.json: normalisation: needs a mean and a std for each of {self.image[0]} channels"
+            )
 
 
 def _elsewhere(before: Any, name: str, now: Mapping[str, Any]) -> dict[str, Any]:
