@@ -94,7 +94,7 @@ def _name(axes: Axes, ends: Mapping[int, tuple[float, float]]) -> None:
     places: list[tuple[tuple[float, float], list[int]]] = []
     for layer, (x, y) in ends.items():
         for (other_x, other_y), names in places:
-            if abs(x - other_x) < 0.07 * (right - left) and abs(y - other_y) < 0.05 * (top - bottom):
+            if abs(x - other_x) < 0.12 * (right - left) and abs(y - other_y) < 0.06 * (top - bottom):
                 names.append(layer)
                 break
         else:
