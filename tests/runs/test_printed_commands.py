@@ -121,10 +121,10 @@ def test_a_report_says_how_to_repeat_each_group(mine, capsys, tmp_path):
     (repeat,) = re.findall(r"`(.*locallearn.*strategy=mine.*)`", page)
     made = Path(shell(repeat, tmp_path).splitlines()[-1])
     assert one(made).names["strategy"] == "mine"
-    from locallearn.report import read, study
+    from locallearn.report import grouped, read
     from locallearn.report.cells import runs, settings
 
-    found = study(read([Path("my runs")]))
+    found = grouped(read([Path("my runs")]))
     columns = [column for table in (runs(found), settings(found)) for column in table.columns]
     commands = [cell.text for column in columns for cell in column.cells if cell.code]
     assert len(commands) == 3

@@ -15,7 +15,7 @@ import yaml
 
 from locallearn.cli.main import main
 from locallearn.figures.text import table
-from locallearn.report import read, study, tables
+from locallearn.report import grouped, read, tables
 from locallearn.report.compare import compare, curves, final_numbers
 from locallearn.report.html import page
 from locallearn.runs.read import one, read_run
@@ -98,7 +98,7 @@ def group(found, label):
 def test_difference_to_backprop_is_that_of_scipy(sweep):
     from scipy.stats import ttest_rel
 
-    found = study(read([sweep]))
+    found = grouped(read([sweep]))
     number = group(found, "dgl").numbers["test/accuracy"]
     truth = ttest_rel(ACCURACY["dgl"], ACCURACY["backprop"]).confidence_interval(0.95)
     assert number.difference == pytest.approx(-0.0225)
@@ -117,7 +117,7 @@ def test_pairs_are_of_the_same_seed_whatever_the_order(tmp_path):
         write_run(tmp_path / f"b{seed}", "backprop", seed, accuracy)
     for seed, accuracy in ((2, 0.8), (3, 0.1), (7, 0.6)):
         write_run(tmp_path / f"d{9 - seed}", "dgl", seed, accuracy)
-    number = group(study(read([tmp_path])), "dgl").numbers["test/accuracy"]
+    number = group(grouped(read([tmp_path])), "dgl").numbers["test/accuracy"]
     assert (number.seeds, number.n, number.pairs) == ((2, 3, 7), 3, 2)
     assert number.difference == pytest.approx((-0.1 + 0.1) / 2, abs=1e-12)
     assert number.ci_high == pytest.approx(12.706204736 * 0.1, rel=1e-6)  # t(0.975, 1) s / sqrt(2), s = 0.1 sqrt(2)
@@ -125,7 +125,7 @@ def test_pairs_are_of_the_same_seed_whatever_the_order(tmp_path):
 
 @pytest.mark.fault("F29")
 def test_runs_that_are_not_done_are_listed_and_counted(sweep):
-    found = study(read([sweep]))
+    found = grouped(read([sweep]))
     assert [(run.name, run.state, run.reason) for run in found.unfinished] == [
         ("dgl-4", "failed", "the loss is nan"),
         ("dgl-5", "interrupted", "killed after epoch 3"),
@@ -142,7 +142,7 @@ def test_groups_differ_in_what_decides_learning_and_nothing_else(tmp_path):
     write_run(tmp_path / "4", "dgl", 1, config={"optim.lr": 1.0})
     write_run(tmp_path / "5", "dni", 0)
     write_run(tmp_path / "6", "dni", 0, config={"strategy.warmup": 0.2})
-    found = study(read([tmp_path]))
+    found = grouped(read([tmp_path]))
     assert found.differs == ["strategy", "optim.lr", "strategy.warmup"]
     assert [(g.label, len(g.runs)) for g in found.groups] == [
         ("dgl, optim.lr=0.1", 2),
@@ -162,7 +162,7 @@ def test_the_baseline_is_of_the_same_task_and_the_closest(tmp_path):
             write_run(tmp_path / f"b{width}{rate}", "backprop", 0, config={"model.width": width, "optim.lr": rate})
             write_run(tmp_path / f"d{width}{rate}", "dgl", 0, config={"model.width": width, "optim.lr": rate})
     write_run(tmp_path / "other", "dgl", 0, config={"model.width": 32, "optim.lr": 0.1})
-    groups = [g for g in study(read([tmp_path])).groups if g.strategy == "dgl"]
+    groups = [g for g in grouped(read([tmp_path])).groups if g.strategy == "dgl"]
     assert [g.baseline for g in groups] == [
         *(f"backprop, model.width={width}, optim.lr={rate}" for width in (8, 16) for rate in (0.1, 0.2)),
         None,
@@ -173,7 +173,7 @@ def test_one_seed_no_value_and_other_metrics(tmp_path):
     write_run(tmp_path / "b", "backprop", 0, 0.9, summary={"only/here": 3.0})
     write_run(tmp_path / "d", "dgl", 0, 0.8, summary={"validation/accuracy": None, "train/loss": float("nan")})
     write_run(tmp_path / "e", "dgl", 1, 0.7, summary={"test/accuracy": None})
-    found = study(read([tmp_path]))
+    found = grouped(read([tmp_path]))
     numbers = group(found, "dgl").numbers
     assert numbers["test/accuracy"].values == (0.8,)
     assert (numbers["test/accuracy"].std, numbers["test/accuracy"].ci_low) == (None, None)
@@ -188,7 +188,7 @@ def test_a_seed_counts_once(tmp_path):
     old = write_run(tmp_path / "z", "dgl", 0, 0.1)
     write_run(tmp_path / "a", "dgl", 0, 0.9)
     (old / "status.json").write_text(json.dumps({"state": "done", "time": "2025-01-01T00:00:00"}))
-    found = study(read([tmp_path]))
+    found = grouped(read([tmp_path]))
     assert found.groups[0].numbers["test/accuracy"].values == (0.9,)
     assert found.problems[0] == "dgl: seed 0 was run more than once; the newest run of a seed counts"
 
@@ -217,7 +217,7 @@ def test_damage_costs_a_sentence_and_no_other_run(tmp_path):
     assert runs["bare"].summary["epoch"] == 3
     assert runs["binary"].names["strategy"] == "dgl"  # from the class
     assert (runs["begun"].state, runs["begun"].reason) == ("unreadable", "killed before it had begun")
-    found = study(list(runs.values()))
+    found = grouped(list(runs.values()))
     assert {run.name for run in found.ungrouped} == {"yaml", "begun"}
     assert tables.summary(found) == "6 runs in 1 group: 4 done, 2 unreadable"
 
@@ -281,7 +281,7 @@ def test_500_runs_in_seconds(tmp_path):
         text = (first / "config.yaml").read_text()
         (copy / "config.yaml").write_text(text.replace("seed: 0", f"seed: {k % 5}").replace("0.1", f"{k // 5}.1"))
     started = time.process_time()  # of this process: the machine may be busy
-    found = study(read([tmp_path]))
+    found = grouped(read([tmp_path]))
     text = tables.terminal(found, 120)
     assert time.process_time() - started < 10
     assert "500 runs in 100 groups" in text
@@ -309,7 +309,7 @@ def test_the_report_is_written_in_every_form(sweep, tmp_path, capsys):
 def test_costs_stand_in_the_table(tmp_path):
     write_run(tmp_path / "b", "backprop", 0, facts={"flops": 2_000_000, "auxiliary_flops": None})
     write_run(tmp_path / "d", "dgl", 0, facts={"flops": 2_000_000, "auxiliary_flops": 500})
-    head, *rows = tables.table(study(read([tmp_path])))
+    head, *rows = tables.table(grouped(read([tmp_path])))
     costs = [dict(zip(head, row, strict=True)) for row in rows]
     assert [row["FLOPs"] for row in costs] == ["2 M", "2 M"]
     assert [row["aux FLOPs"] for row in costs] == ["", "500"]
@@ -323,7 +323,7 @@ def test_published_stands_beside_reached(tmp_path):
     """conf/experiment/dni_comparison.yaml says: backprop 75.88, dgl 77.88 percent; and nothing of fa."""
     for strategy in ("backprop", "dgl", "fa"):
         write_run(tmp_path / strategy, strategy, overrides=["+experiment=dni_comparison", "epochs=3"])
-    found = study(read([tmp_path]))
+    found = grouped(read([tmp_path]))
     head, *rows = tables.table(found)
     column = head.index("published")
     assert {row[0]: row[column] for row in rows} == {"backprop": "75.88", "dgl": "77.88", "fa": ""}
@@ -342,7 +342,7 @@ def test_no_cell_of_a_table_is_a_formula(start, tmp_path):
         folder = write_run(tmp_path / str(k), "dgl", 0, config={"optim.lr": text, evil: k})
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "summary.json").write_text(json.dumps({**summary, evil: -1.5}))
-    rows = list(csv.reader(io.StringIO(tables.as_csv(study(read([tmp_path]))), newline="")))
+    rows = list(csv.reader(io.StringIO(tables.as_csv(grouped(read([tmp_path]))), newline="")))
     cells = [cell for row in rows for cell in row]
     assert any("HYPERLINK(1)" in cell for cell in cells)
     assert "-0.5" in cells
@@ -355,7 +355,7 @@ def test_no_cell_of_a_table_is_a_formula(start, tmp_path):
 def test_markdown_shows_code_letter_by_letter(tmp_path):
     evil = "a``b`<script>alert(1)</script>\n# head"
     write_run(tmp_path / "0", "dgl", 0, config={"optim.lr": evil})
-    text = tables.markdown(study(read([tmp_path])))
+    text = tables.markdown(grouped(read([tmp_path])))
     assert "- `optim.lr`: ``` a``b`<script>alert(1)</script> # head ```" in text
     assert not any(line.startswith("# head") for line in text.splitlines())
     assert text.count("<script>") == text.count("``` a``b`<script>")
@@ -375,7 +375,7 @@ def test_the_terminal_obeys_no_run(tmp_path, capsys):
 def test_latex_escapes_what_it_would_read(tmp_path):
     for k, text in enumerate((AWKWARD, "[2,4]")):
         write_run(tmp_path / str(k), "dgl", 0, config={"optim.lr": text})
-    written = tables.latex(study(read([tmp_path])))
+    written = tables.latex(grouped(read([tmp_path])))
     assert (
         r"optim.lr=50\% \& a\_b \#1 \{x\} \$y\textasciicircum{}2\$ \textasciitilde{} $\backslash$z $<$$|$$>$ [e] ?"
     ) in written

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from locallearn.report import read, study
+from locallearn.report import grouped, read
 from locallearn.report.html import page
 
 STRATEGIES = ("backprop", "dgl", "dfa", "shallow")
@@ -91,7 +91,7 @@ def data_of(text: str) -> dict:
 
 
 def test_a_page_says_what_the_study_says(sweep):
-    found = study(read([sweep]))
+    found = grouped(read([sweep]))
     text = page(found)
     data = data_of(text)
     assert [group["label"] for group in data["groups"]] == [group.label for group in found.groups]
@@ -116,7 +116,7 @@ def test_a_page_says_what_the_study_says(sweep):
 
 @pytest.mark.fault("R7")
 def test_the_page_fetches_nothing_and_runs_only_its_own_script(sweep):
-    text = page(study(read([sweep])))
+    text = page(grouped(read([sweep])))
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1].replace("&#39;", "'")
     assert policy.startswith("default-src 'none';")
     for tag, kind in (("style", "style-src"), ("script", "script-src")):
@@ -138,7 +138,7 @@ def test_text_of_a_run_stays_text(tmp_path):
         choices={"model": HOSTILE},
     )
     write_run(tmp_path, "dgl", 1, name="c\udcff", state="failed", reason=HOSTILE)
-    text = page(study(read([tmp_path])))
+    text = page(grouped(read([tmp_path])))
     assert "<img" not in text
     assert text.count("</script>") == 2  # of the data and of the script
     assert "{{7*7}}" in text
@@ -161,7 +161,7 @@ def test_no_file_of_a_run_reaches_the_page_as_markup(tmp_path):
     record = {"epoch": 1, evil: 0.5, "test/accuracy": 0.5}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     (folder / "summary.json").write_text(json.dumps(record))
-    text = page(study(read([tmp_path])))
+    text = page(grouped(read([tmp_path])))
     assert "&lt;img src=x" in text
     assert "<img" not in text
     assert "<script>alert" not in text
@@ -171,7 +171,7 @@ def test_no_file_of_a_run_reaches_the_page_as_markup(tmp_path):
 
 def test_runs_without_numbers_and_runs_that_differ(tmp_path):
     write_run(tmp_path, "backprop", 0, state="interrupted", epochs=0)
-    assert "0 of 1" in page(study(read([tmp_path])))
+    assert "0 of 1" in page(grouped(read([tmp_path])))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "status.json").write_text("{}")
     (tmp_path / "odd" / "metrics.jsonl").write_text(
@@ -179,7 +179,7 @@ def test_runs_without_numbers_and_runs_that_differ(tmp_path):
     )
     other = write_run(tmp_path, "dgl", 0)
     (other / "summary.json").write_text('{"epoch": 5, "reward": 3.5}')
-    text = page(study(read([tmp_path])))
+    text = page(grouped(read([tmp_path])))
     assert "unreadable" in text
     assert "NaN" not in json.dumps(data_of(text))
 
@@ -187,7 +187,7 @@ def test_runs_without_numbers_and_runs_that_differ(tmp_path):
 def test_five_hundred_runs_are_one_small_page(tmp_path):
     for i in range(500):
         write_run(tmp_path, STRATEGIES[i % 4], i % 2, lr=round(0.001 * (1 + i // 8), 4), epochs=60, name=str(i))
-    found = study(read([tmp_path]))
+    found = grouped(read([tmp_path]))
     begin = time.process_time()
     text = page(found)
     assert time.process_time() - begin < 10
@@ -258,7 +258,7 @@ class Opened:
 @pytest.fixture(scope="module")
 def file(sweep) -> Path:
     found = sweep / "report.html"
-    found.write_text(page(study(read([sweep]))))
+    found.write_text(page(grouped(read([sweep]))))
     return found
 
 
@@ -368,7 +368,7 @@ class TestInABrowser:
         )
         write_run(tmp_path, "backprop", 1, choices={"model": HOSTILE * 2})
         file = tmp_path / "report.html"
-        file.write_text(page(study(read([tmp_path]))))
+        file.write_text(page(grouped(read([tmp_path]))))
         opened = Opened(browser, file)
         assert opened.tab.title() != "owned"
         assert opened.tab.locator("img, b").count() == 0
@@ -380,7 +380,7 @@ class TestInABrowser:
         for i in range(500):
             write_run(tmp_path, STRATEGIES[i % 4], 0, lr=i + 1, name=str(i))
         file = tmp_path / "report.html"
-        file.write_text(page(study(read([tmp_path]))))
+        file.write_text(page(grouped(read([tmp_path]))))
         opened = Opened(browser, file)
         milliseconds = opened.tab.evaluate(
             "() => { const begin = performance.now(); document.querySelectorAll('#results-table th button')[2].click();"

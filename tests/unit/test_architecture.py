@@ -97,6 +97,15 @@ def test_files_and_functions_stay_readable(path):
             assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name} is too long"
 
 
+def test_a_class_name_has_one_meaning():
+    where: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in where.items() if len(paths) > 1}
+
+
 def test_no_pickle_and_no_eval():
     for path in FILES:
         names = imported(ast.parse(path.read_text()))

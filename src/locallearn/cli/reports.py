@@ -13,17 +13,17 @@ from locallearn.figures.text import columns, put
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from locallearn.report.study import Study
+    from locallearn.report.grouped import GroupedRuns
 
 WIDE = 160
 """Columns of text that goes to a file."""
 
 
-def show(folders: Sequence[Path]) -> Study:
+def show(folders: Sequence[Path]) -> GroupedRuns:
     """Print what the runs in these folders say together. Raises UserError if there is none."""
-    from locallearn.report import read, study, tables
+    from locallearn.report import grouped, read, tables
 
-    result = study(read(folders))
+    result = grouped(read(folders))
     put(tables.terminal(result, columns() or WIDE))
     return result
 

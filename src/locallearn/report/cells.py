@@ -1,4 +1,4 @@
-"""The tables of a study as columns of cells, from which every form is rendered: terminal, Markdown, LaTeX and page."""
+"""The tables of a report as columns of cells, from which every form is rendered: terminal, Markdown, LaTeX and page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from locallearn.names import SELECTED_BY
+from locallearn.report.grouped import Group, GroupedRuns
 from locallearn.report.grouping import text
 from locallearn.report.numbers import COSTS, Number, is_finite, shown, spread, title
-from locallearn.report.study import Group, Study
 from locallearn.runs.read import Run
 
 EXTRA = (SELECTED_BY, "images_per_second")
@@ -79,19 +79,19 @@ class Table:
         return [list(row) for row in zip(*columns, strict=True)]
 
 
-def results(study: Study) -> Table:
+def results(grouped: GroupedRuns) -> Table:
     """A row for each group: what it reached, how that differs from backprop, what it cost. A column that would be empty
     is left out."""
-    score = study.score
+    score = grouped.score
 
     def column(head: str, cell: Callable[[Group], Cell], note: str = "", roomy: bool = False) -> Column:
-        return Column(head, [cell(group) for group in study.groups], note, roomy)
+        return Column(head, [cell(group) for group in grouped.groups], note, roomy)
 
     def of(metric: str, cell: Callable[[str, Number], Cell]) -> Callable[[Group], Cell]:
         return lambda group: cell(metric, group.numbers[metric]) if metric in group.numbers else Cell()
 
     columns = [
-        Column("group", [_named(group, k) for k, group in enumerate(study.groups)]),
+        Column("group", [_named(group, k) for k, group in enumerate(grouped.groups)]),
         column("done", lambda g: Cell(f"{len(g.counted)} of {len({run.seed for run in g.runs})}", len(g.counted))),
         column(title(score), of(score, _mean)),
         column("published", _published),
@@ -101,42 +101,42 @@ def results(study: Study) -> Table:
         *(column(cost.head, of(metric, _cost)) for metric, cost in COSTS.items()),
     ]
     full = [column for k, column in enumerate(columns) if k < 2 or not column.empty]
-    return Table(full, [_texts(group.settings) for group in study.groups])
+    return Table(full, [_texts(group.settings) for group in grouped.groups])
 
 
-def settings(study: Study) -> Table:
+def settings(grouped: GroupedRuns) -> Table:
     """A row for each group: in what it differs from the others, and the command that does all its seeds again."""
-    own = [_texts(group.settings) for group in study.groups]
-    commands = map(_command, study.groups)
+    own = [_texts(group.settings) for group in grouped.groups]
+    commands = map(_command, grouped.groups)
     columns = [
-        Column("group", [_named(group, k) for k, group in enumerate(study.groups)]),
-        *(Column(key, [Cell(each.get(key, ""), each.get(key)) for each in own]) for key in study.differs),
+        Column("group", [_named(group, k) for k, group in enumerate(grouped.groups)]),
+        *(Column(key, [Cell(each.get(key, ""), each.get(key)) for each in own]) for key in grouped.differs),
         Column("again, all seeds", [Cell(command, command, code=True) for command in commands]),
     ]
     return Table(columns, None)
 
 
-def runs(study: Study) -> Table:
+def runs(grouped: GroupedRuns) -> Table:
     """A row for each run: its state, why it is not done, and the command that does it again."""
-    groups = {id(run): (k, group.label) for k, group in enumerate(study.groups) for run in group.runs}
+    groups = {id(run): (k, group.label) for k, group in enumerate(grouped.groups) for run in group.runs}
     rows = []
-    for run in study.runs:
+    for run in grouped.runs:
         number, label = groups.get(id(run), (None, ""))
-        score = run.summary.get(study.score)
+        score = run.summary.get(grouped.score)
         rows.append(
             [
                 Cell(run.name, run.name, note=str(run.path.parent), group=number),
                 Cell(label, label or None),
                 Cell() if run.seed is None else Cell(str(run.seed), run.seed),
                 Cell(run.state, run.state, note="; ".join(filter(None, (run.reason, *run.problems)))),
-                Cell(shown(study.score, score), score) if is_finite(score) else Cell(),
+                Cell(shown(grouped.score, score), score) if is_finite(score) else Cell(),
                 Cell(run.repeat, run.repeat, code=True) if run.config else Cell(),
             ]
         )
-    heads = ("run", "group", "seed", "state", title(study.score) or "score", "again")
+    heads = ("run", "group", "seed", "state", title(grouped.score) or "score", "again")
     cells = zip(*rows, strict=True) if rows else [()] * len(heads)
     columns = [Column(head, own) for head, own in zip(heads, cells, strict=True)]
-    return Table(columns, [{"state": run.state} for run in study.runs])
+    return Table(columns, [{"state": run.state} for run in grouped.runs])
 
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The pictures of a study: learning curves, accuracy by block, and what accuracy costs in time and memory."""
+"""The pictures of a report: learning curves, accuracy by block, and what accuracy costs in time and memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from locallearn import names
 from locallearn.figures import COLOURS, by_strategy, epoch_axis, panels
+from locallearn.report.grouped import Group, GroupedRuns
 from locallearn.report.grouping import label, written
 from locallearn.report.numbers import COSTS, Number, mean_and_deviation
 from locallearn.report.series import curve
-from locallearn.report.study import Group, Study
 from locallearn.runs.read import Run
 
 if TYPE_CHECKING:
@@ -29,28 +29,28 @@ Look: TypeAlias = tuple[str, str, str]
 """Colour, line style and marker of a group."""
 
 
-def draw(study: Study) -> dict[str, Figure]:
+def draw(grouped: GroupedRuns) -> dict[str, Figure]:
     """Every picture that the runs have numbers for, by name."""
-    groups = drawn(study)
+    groups = drawn(grouped)
     named = dict(zip(short_labels(groups), groups, strict=True))
     looks = dict(zip(named, looks_of(groups), strict=True))
     numbers = {name: group.numbers for name, group in named.items()}
     every = {
         "learning_curves": learning_curves({name: group.counted for name, group in named.items()}, looks),
         "accuracy_by_block": accuracy_by_block(numbers, looks),
-        "cost": _cost(study.score, numbers, looks),
+        "cost": _cost(grouped.score, numbers, looks),
     }
     figures = {name: figure for name, figure in every.items() if figure is not None}
-    left_out = sum(bool(group.counted) for group in study.groups) - len(groups)
+    left_out = sum(bool(group.counted) for group in grouped.groups) - len(groups)
     if left_out:
         for figure in figures.values():
             figure.suptitle(f"{len(groups)} of {len(groups) + left_out} groups, the best by validation")
     return figures
 
 
-def drawn(study: Study) -> list[Group]:
+def drawn(grouped: GroupedRuns) -> list[Group]:
     """All groups with a finished run, or of many those with the best validation accuracy."""
-    groups = [group for group in study.groups if group.counted]
+    groups = [group for group in grouped.groups if group.counted]
     best = sorted(groups, key=lambda group: group.rank)[:MOST]
     return [group for group in groups if group in best]
 

@@ -18,8 +18,8 @@ import jinja2
 from markupsafe import Markup
 
 from locallearn.report import cells, grouping
+from locallearn.report.grouped import GroupedRuns
 from locallearn.report.series import embedded, payload
-from locallearn.report.study import Study
 from locallearn.report.tables import counted, notes, summary
 from locallearn.runs.files import PROBES
 from locallearn.runs.read import Run
@@ -38,8 +38,8 @@ CAPTIONS = {
 }
 
 
-def page(study: Study) -> str:
-    """The page of a study."""
+def page(grouped: GroupedRuns) -> str:
+    """The page of a report."""
     folder = files("locallearn.report")
     style = (folder / "page.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -47,16 +47,16 @@ def page(study: Study) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
-    pictures, left_out = _pictures(study)
+    pictures, left_out = _pictures(grouped)
     text = template.render(
-        title=_title(study),
-        counts=f"{summary(study)}; groups differ in {', '.join(study.differs) or 'the seed only'}.",
-        problems=study.problems,
-        results=_table("results", cells.results(study)),
-        notes=_notes(study),
-        settings=_table("settings", cells.settings(study)),
-        common=[(key, grouping.text(value)) for key, value in sorted(study.common.items())],
-        runs=_table("runs", cells.runs(study)),
+        title=_title(grouped),
+        counts=f"{summary(grouped)}; groups differ in {', '.join(grouped.differs) or 'the seed only'}.",
+        problems=grouped.problems,
+        results=_table("results", cells.results(grouped)),
+        notes=_notes(grouped),
+        settings=_table("settings", cells.settings(grouped)),
+        common=[(key, grouping.text(value)) for key, value in sorted(grouped.common.items())],
+        runs=_table("runs", cells.runs(grouped)),
         pictures=pictures,
         pictures_note="Of the first run of each group." + (f" {left_out} more are in the folders." if left_out else ""),
         footer=f"Made by locallearn report on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
@@ -64,7 +64,7 @@ def page(study: Study) -> str:
         script=_own(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
-        data=_own(embedded(payload(study))),
+        data=_own(embedded(payload(grouped))),
     )
     return text.encode("utf-8", "replace").decode()  # a name of a folder may hold bytes that are no text
 
@@ -98,24 +98,24 @@ def _table(name: str, table: cells.Table) -> dict[str, Any]:
     }
 
 
-def _title(study: Study) -> str:
+def _title(grouped: GroupedRuns) -> str:
     kinds = {"models": "model", "data sets": "data"}
-    chosen = {kind: {run.names.get(key, "") for run in study.runs} - {""} for kind, key in kinds.items()}
+    chosen = {kind: {run.names.get(key, "") for run in grouped.runs} - {""} for kind, key in kinds.items()}
     what = [", ".join(sorted(own)) if len(own) < 4 else f"{len(own)} {kind}" for kind, own in chosen.items() if own]
-    return f"{' on '.join(what) or 'Runs'}: {counted(len(study.groups), 'group')} compared"
+    return f"{' on '.join(what) or 'Runs'}: {counted(len(grouped.groups), 'group')} compared"
 
 
-def _notes(study: Study) -> list[str]:
+def _notes(grouped: GroupedRuns) -> list[str]:
     sentences = ["only runs that are done count, the newest of each seed; ± needs two seeds"]
-    if any(group.baseline for group in study.groups):
+    if any(group.baseline for group in grouped.groups):
         sentences.append("×: how many times that of backprop")
-    return [*sentences, *notes(study)]
+    return [*sentences, *notes(grouped)]
 
 
-def _pictures(study: Study) -> tuple[list[dict[str, str]], int]:
+def _pictures(grouped: GroupedRuns) -> tuple[list[dict[str, str]], int]:
     """Pictures of probes that rows do not give, of one run per group, and how many had no room."""
     shown, left_out, room = [], 0, PICTURE_BYTES
-    for group in study.groups:
+    for group in grouped.groups:
         for probe, stem, content, kind in _files(group.shown[0]):
             if len(content) > room:
                 left_out += 1

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from locallearn import names
 from locallearn.figures import by_depth, by_strategy
 from locallearn.figures.style import spaced
+from locallearn.report.grouped import SCORES, GroupedRuns
 from locallearn.report.numbers import COSTS, is_finite, mean_and_deviation, percent, title
-from locallearn.report.study import SCORES, Study
 from locallearn.runs.read import Run
 
 Curve: TypeAlias = dict[float, list[float]]
@@ -40,7 +40,7 @@ def curve(runs: Iterable[Run], metric: str) -> Curve:
     return dict(sorted(values.items()))
 
 
-def payload(study: Study) -> dict[str, Any]:
+def payload(grouped: GroupedRuns) -> dict[str, Any]:
     """Everything that the script of the page reads."""
     return {
         "groups": [
@@ -48,11 +48,11 @@ def payload(study: Study) -> dict[str, Any]:
                 "label": group.label if group.counted else f"{group.label} (not finished)",
                 "colour": both(by_strategy(group.strategy)),
             }
-            for group in study.groups
+            for group in grouped.groups
         ],
-        "curves": _curves(study),
-        "trade": _trade(study),
-        "probes": list(_probes(study)),
+        "curves": _curves(grouped),
+        "trade": _trade(grouped),
+        "probes": list(_probes(grouped)),
     }
 
 
@@ -103,42 +103,42 @@ def _thin(everything: Sequence[Series]) -> None:
         series.update({key: column and spaced(column, limit) for key, column in series.items()})
 
 
-def _curves(study: Study) -> list[dict[str, Any]]:
+def _curves(grouped: GroupedRuns) -> list[dict[str, Any]]:
     """What every epoch records: the score first."""
     curves: list[dict[str, Any]] = []
-    for name in dict.fromkeys([*([study.score] if study.score else []), *SCORES]):
-        values = [_series(curve(group.shown, name), percent(name)) for group in study.groups]
+    for name in dict.fromkeys([*([grouped.score] if grouped.score else []), *SCORES]):
+        values = [_series(curve(group.shown, name), percent(name)) for group in grouped.groups]
         if any(series["x"] for series in values):
             curves.append({"key": name, "label": title(name), "values": values})
     _thin([series for drawn in curves for series in drawn["values"]])
     return curves
 
 
-def _trade(study: Study) -> dict[str, Any]:
+def _trade(grouped: GroupedRuns) -> dict[str, Any]:
     """The score of each group against what it costs."""
     axes = []
     for key, cost in COSTS.items():
         values: list[Series | None] = []
-        for group in study.groups:
-            if not {key, study.score} <= group.numbers.keys():
+        for group in grouped.groups:
+            if not {key, grouped.score} <= group.numbers.keys():
                 values.append(None)
                 continue
             point: Series = {}
             for number, scale, (mean, deviation) in (
                 (group.numbers[key], 1 / cost.unit, ("x", "sx")),
-                (group.numbers[study.score], percent(study.score), ("y", "s")),
+                (group.numbers[grouped.score], percent(grouped.score), ("y", "s")),
             ):
                 point[mean] = [_short(number.mean * scale)]
                 point[deviation] = [None if number.std is None else _short(number.std * scale)]
             values.append(point)
         if any(values):
             axes.append({"key": key, "label": cost.axis, "values": values})
-    return {"label": title(study.score), "axes": axes}
+    return {"label": title(grouped.score), "axes": axes}
 
 
-def _probes(study: Study) -> Iterator[dict[str, Any]]:
+def _probes(grouped: GroupedRuns) -> Iterator[dict[str, Any]]:
     """What probes saw; and, in the same form, the test accuracy of every block that can predict, over epochs."""
-    groups = [group.shown for group in study.groups]
+    groups = [group.shown for group in grouped.groups]
     blocks = f"{names.in_words(names.TEST_ACCURACY).capitalize()} by block"
     tables = {blocks: [[row for run in own for row in _block_rows(run)] for own in groups]}
     for probe in dict.fromkeys(probe for own in groups for run in own for probe in run.rows):

@@ -1,4 +1,4 @@
-"""A study as text: for the terminal, as Markdown, CSV and LaTeX. All show the same cells; CSV has every number."""
+"""A report as text: for the terminal, as Markdown, CSV and LaTeX. All show the same cells; CSV has every number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from locallearn.figures.text import table as aligned
 from locallearn.report.cells import results
-from locallearn.report.study import Study
+from locallearn.report.grouped import GroupedRuns
 from locallearn.runs.read import STATES
 
 LATEX_ROWS = 40  # of one tabular, which does not break over pages
@@ -26,16 +26,16 @@ FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """What begins so is computed by a spreadsheet that opens a CSV."""
 
 
-def table(study: Study) -> list[list[str]]:
+def table(grouped: GroupedRuns) -> list[list[str]]:
     """The head, then a row for each group."""
-    return results(study).brief()
+    return results(grouped).brief()
 
 
-def summary(study: Study) -> str:
+def summary(grouped: GroupedRuns) -> str:
     """One line: how many runs, in how many groups, and what became of them."""
-    counts = Counter(run.state for run in study.runs)
+    counts = Counter(run.state for run in grouped.runs)
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    return f"{counted(len(study.runs), 'run')} in {counted(len(study.groups), 'group')}: {states}"
+    return f"{counted(len(grouped.runs), 'run')} in {counted(len(grouped.groups), 'group')}: {states}"
 
 
 def counted(number: int, what: str) -> str:
@@ -43,41 +43,41 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def notes(study: Study) -> list[str]:
+def notes(grouped: GroupedRuns) -> list[str]:
     """What the heads of the table mean, as far as it has them, and whom groups are compared with."""
-    heads = table(study)[0]
+    heads = table(grouped)[0]
     sentences = [text for head, text in NOTES.items() if head in heads]
-    sentences += dict.fromkeys(group.published.note for group in study.groups if group.published)
-    if len({group.baseline for group in study.groups if group.baseline}) > 1:
+    sentences += dict.fromkeys(group.published.note for group in grouped.groups if group.published)
+    if len({group.baseline for group in grouped.groups if group.baseline}) > 1:
         sentences.append("each group is compared with the backprop group of the same task, closest in its settings")
     return sentences
 
 
-def unfinished(study: Study) -> list[str]:
+def unfinished(grouped: GroupedRuns) -> list[str]:
     """A line for each run that is not done, with its reason."""
-    return [f"{run.state}: {run.path}: {run.reason or 'no reason is recorded'}" for run in study.unfinished]
+    return [f"{run.state}: {run.path}: {run.reason or 'no reason is recorded'}" for run in grouped.unfinished]
 
 
-def terminal(study: Study, width: int) -> str:
+def terminal(grouped: GroupedRuns, width: int) -> str:
     """The report as text of at most `width` columns."""
-    lines = [*notes(study), *unfinished(study), *(f"note: {problem}" for problem in study.problems)]
-    rows = [aligned(table(study), width, rule=True), ""] if study.groups else []
-    return "\n".join([summary(study), "", *rows, *lines])
+    lines = [*notes(grouped), *unfinished(grouped), *(f"note: {problem}" for problem in grouped.problems)]
+    rows = [aligned(table(grouped), width, rule=True), ""] if grouped.groups else []
+    return "\n".join([summary(grouped), "", *rows, *lines])
 
 
-def markdown(study: Study, pictures: Sequence[str] = ()) -> str:
+def markdown(grouped: GroupedRuns, pictures: Sequence[str] = ()) -> str:
     """The report as a page; `pictures` are names of files beside it."""
-    head, *rows = table(study)
-    lines = ["# Report\n", f"{summary(study)}.\n", _markdown_row(head)]
+    head, *rows = table(grouped)
+    lines = ["# Report\n", f"{summary(grouped)}.\n", _markdown_row(head)]
     lines.append("|" + "|".join([" :--- ", *[" ---: "] * (len(head) - 1)]) + "|")
     lines += [_markdown_row(row) for row in rows]
-    lines += ["", *(f"- {_plain(note)}" for note in notes(study))]
+    lines += ["", *(f"- {_plain(note)}" for note in notes(grouped))]
     lines += [f"\n![{name}]({name})" for name in pictures]
     sections = {
-        "Not done": [_plain(line) for line in unfinished(study)],
-        "Notes": [_plain(problem) for problem in study.problems],
-        "The same in all runs": [f"{_code(key)}: {_code(value)}" for key, value in study.common.items()],
-        "To repeat": [f"{_plain(group.label)}: {_code(group.shown[0].repeat)}" for group in study.groups],
+        "Not done": [_plain(line) for line in unfinished(grouped)],
+        "Notes": [_plain(problem) for problem in grouped.problems],
+        "The same in all runs": [f"{_code(key)}: {_code(value)}" for key, value in grouped.common.items()],
+        "To repeat": [f"{_plain(group.label)}: {_code(group.shown[0].repeat)}" for group in grouped.groups],
     }
     for name, entries in sections.items():
         if entries:
@@ -102,15 +102,15 @@ def _code(value: object) -> str:
     return f"{fence}{room}{text}{room}{fence}"
 
 
-def as_csv(study: Study) -> str:
+def as_csv(grouped: GroupedRuns) -> str:
     """A line for each group and metric, with every digit; the settings that differ are columns."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("n", "mean", "std", "best", "difference", "ci_low", "ci_high", "pairs")
-    writer.writerow(["group", *map(_cell, study.differs), "runs", "baseline", "metric", *numbers, "seeds", "values"])
-    for group in study.groups:
-        settings = [_cell(group.settings.get(key, "")) for key in study.differs]
-        for metric in study.metrics:
+    writer.writerow(["group", *map(_cell, grouped.differs), "runs", "baseline", "metric", *numbers, "seeds", "values"])
+    for group in grouped.groups:
+        settings = [_cell(group.settings.get(key, "")) for key in grouped.differs]
+        for metric in grouped.metrics:
             if (number := group.numbers.get(metric)) is None:
                 continue
             each = [" ".join(map(str, column)) for column in (number.seeds, number.values)]
@@ -130,16 +130,16 @@ def _cell(value: object) -> object:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def latex(study: Study) -> str:
+def latex(grouped: GroupedRuns) -> str:
     """The table as plain tabulars, to \\input into an article."""
-    head, *rows = table(study)
+    head, *rows = table(grouped)
     first = "l" if max((len(row[0]) for row in rows), default=0) <= LATEX_LABEL else "p{10cm}"
     parts = []
     for start in range(0, max(1, len(rows)), LATEX_ROWS):
         lines = [f"\\begin{{tabular}}{{{first}{'r' * (len(head) - 1)}}}", "\\hline", _latex_row(head), "\\hline"]
         lines += [_latex_row(row) for row in rows[start : start + LATEX_ROWS]]
         parts.append("\n".join([*lines, "\\hline", "\\end{tabular}"]))
-    return "\n\n".join([f"% {' '.join(summary(study).split())}; made by locallearn report", *parts]) + "\n"
+    return "\n\n".join([f"% {' '.join(summary(grouped).split())}; made by locallearn report", *parts]) + "\n"
 
 
 def latex_document(table_file: str) -> str:

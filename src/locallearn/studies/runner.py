@@ -106,7 +106,7 @@ def _what_to_do(folder: RunFolder) -> str:
 
 
 @dataclass(frozen=True)
-class Task:
+class PlannedRun:
     """One run of many.
 
     title    what it is called in a line of progress
@@ -141,7 +141,7 @@ class Outcome(NamedTuple):
     text: str
 
 
-def run_all(tasks: Sequence[Task], jobs: int) -> list[str]:
+def run_all(tasks: Sequence[PlannedRun], jobs: int) -> list[str]:
     """Do every task that is not done, `jobs` at a time, with one thread each, in processes that stay: to start Python
     and import PyTorch takes longer than many a run.
 
@@ -186,7 +186,7 @@ def _begin_worker() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _do(task: Task) -> Outcome:
+def _do(task: PlannedRun) -> Outcome:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         exp = experiment(task.config, task.names, task.overrides, task.config_dirs)

@@ -23,7 +23,7 @@ from locallearn.runs.read import Run, read_run
 from locallearn.studies import page
 from locallearn.studies.analysis import Analysis, Runs
 from locallearn.studies.definition import UNITS, Part, Study, load
-from locallearn.studies.runner import READOUT, Task, identity, place, run_all
+from locallearn.studies.runner import READOUT, PlannedRun, identity, place, run_all
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class StudyOptions:
     allow: Sequence[str] = ()
 
 
-class Cell(NamedTuple):
+class RowRuns(NamedTuple):
     """A row of a part with its runs: for each of the settings between which it chooses, one for each seed."""
 
     part: Part
     row: str
-    tasks: list[list[Task]]
+    tasks: list[list[PlannedRun]]
 
 
 def study(name: str, options: StudyOptions) -> int:
@@ -69,7 +69,7 @@ def study(name: str, options: StudyOptions) -> int:
         raise unknown("part", options.only, [part.title for part in whole.parts])
     folders: dict[str, Path] = {}
     cells = [
-        Cell(part, row, [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)])
+        RowRuns(part, row, [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)])
         for part in whole.parts
         for row in part.rows
     ]
@@ -103,7 +103,7 @@ def _analysis(whole: Study, allow: Sequence[str]) -> Analysis | None:
 
 def _tasks(
     whole: Study, part: Part, row: str, words: list[str], options: StudyOptions, folders: dict[str, Path]
-) -> Iterator[Task]:
+) -> Iterator[PlannedRun]:
     """One run for each seed, with the settings `words`, of which the last are those that are chosen. `folders` has the
     folder of every run by its identity: rows with equal settings share it."""
     merged = {word.lstrip("+~").partition("=")[0]: word for word in [*words, *whole.quick.split()]}
@@ -121,10 +121,10 @@ def _tasks(
         own = [row, *words[len(words) - len(part.choose) :], f"seed {seed}"]
         title = ", ".join([part.title, *own] if part.title else own)
         folder = folders.setdefault(identity(config), place(str(options.out), own, config))
-        yield Task(title, config, names, overrides, folder, tuple(options.config_dirs), part.readout)
+        yield PlannedRun(title, config, names, overrides, folder, tuple(options.config_dirs), part.readout)
 
 
-def _record(whole: Study, options: StudyOptions, cells: list[Cell], analysis: Analysis | None) -> dict[str, Any]:
+def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis: Analysis | None) -> dict[str, Any]:
     """All that the page says, from the runs that are done."""
     every = [task for cell in cells for task in chain(*cell.tasks)]
     done = {task.folder: read_run(task.folder) for task in every if task.done}
@@ -157,7 +157,7 @@ def _record(whole: Study, options: StudyOptions, cells: list[Cell], analysis: An
     }
 
 
-def _chosen(cell: Cell, done: Mapping[Path, Run]) -> list[Run]:
+def _chosen(cell: RowRuns, done: Mapping[Path, Run]) -> list[Run]:
     """The finished runs of a row; of several settings those with the best mean validation accuracy."""
     runs = [[done[task.folder] for task in of_seeds if task.folder in done] for of_seeds in cell.tasks]
 

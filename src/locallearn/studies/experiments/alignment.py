@@ -18,7 +18,7 @@ SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 RANDOM = {"backprop": (0.135, 0.195, 0.30, 0.49, 0.775), "local": (0.115, 0.145, 0.18, 0.25, 0.285)}  # 100 epochs
 
 
-class Alignment(Analysis):
+class AlignmentStudy(Analysis):
     """Cosine and angle to backpropagation's gradient by block and epoch; accuracy on random and on true labels."""
 
     def measure(self, runs: Runs) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Study:
+class GroupedRuns:
     """All runs.
 
     differs   keys that vary between groups, `strategy` first
@@ -93,7 +93,7 @@ class Study:
         return next(iter(self.metrics), "")
 
 
-def study(runs: Sequence[Run]) -> Study:
+def grouped(runs: Sequence[Run]) -> GroupedRuns:
     """Group runs and compare the groups with backprop."""
     known = [run for run in runs if run.config]
     settings = [settings_of(run) for run in known]
@@ -106,7 +106,7 @@ def study(runs: Sequence[Run]) -> Study:
     groups = [_group(varying, own, problems) for varying, own in members.values()]
     groups.sort(key=lambda group: order(group.settings, differs))
     groups = [_compared(group, groups, differs) for group in groups]
-    result = Study(groups, differs, common(settings, differs), [run for run in runs if not run.config], problems)
+    result = GroupedRuns(groups, differs, common(settings, differs), [run for run in runs if not run.config], problems)
     problems += _problems(runs, result)
     return result
 
@@ -142,7 +142,7 @@ def _compared(group: Group, groups: Sequence[Group], differs: Sequence[str]) -> 
     return replace(group, numbers=both, baseline=base.label)
 
 
-def _problems(runs: Sequence[Run], result: Study) -> list[str]:
+def _problems(runs: Sequence[Run], result: GroupedRuns) -> list[str]:
     sentences = [f"{run.path}: {problem}" for run in runs for problem in run.problems]
     score = result.score
     for group in result.groups:
