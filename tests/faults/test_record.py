@@ -341,6 +341,23 @@ def test_other_encodings_get_escapes() -> None:
     assert done.stdout == b"\\xe9\nb\n"
 
 
+def test_the_line_of_an_epoch_goes_on_below_its_numbers(monkeypatch, capsys):
+    """On a narrow terminal it is broken between two numbers, never between a number and its name."""
+    console = Console()
+    console.start("a run", epochs=5, steps_per_epoch=3)
+    monkeypatch.setattr("locallearn.runs.console._is_terminal", lambda: True)
+    monkeypatch.setattr("locallearn.runs.console.columns", lambda: 60)
+    blocks = {f"block/{k:02d}/test_accuracy": 0.9 for k in range(4)}
+    numbers = {"train/loss": 0.5, "train/accuracy": 0.8, "validation/accuracy": 0.7, "test/accuracy": 0.6}
+    console.epoch({"epoch": 1, **numbers, **blocks, "images_per_second": 123.4})
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "epoch 1/5  train 0.500 / 0.800  validation 0.700  test 0.600",
+        "           block 0.900 0.900 0.900 0.900  123 images/s",
+        "           ? left",
+    ]
+
+
 def test_quiet_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     console = Console(quiet=True)
     console.start("x", 1, 1)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from locallearn import names
 from locallearn.errors import printable
-from locallearn.figures.text import put, table
+from locallearn.figures.text import columns, fitted, put, table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -31,6 +31,7 @@ RESULT = (  # title, name, scale and digits of the numbers below those of accura
     ("auxiliary parameters", "auxiliary_parameters", 1.0, 0),
     ("seconds", "seconds", 1.0, 1),
 )
+_KEPT = "\u00a0"  # a space at which no line is broken
 _FAILURES = (OSError, ValueError)  # a broken pipe or full disk; a closed stream
 
 
@@ -100,7 +101,8 @@ class Console:
             parts.append(f"{record['images_per_second']:.0f} images/s")
         if self._step < self._last_step:
             parts.append(f"{self._remaining()} left")
-        self.line("  ".join(parts))
+        text = fitted("  ".join(part.replace(" ", _KEPT) for part in parts), columns() if _is_terminal() else None)
+        self.line(text.replace(_KEPT, " "))
         self._refresh()
 
     def line(self, text: str) -> None:
@@ -203,7 +205,7 @@ def _fitting(facts: Sequence[str], columns: int) -> str:
 
 
 def _is_terminal() -> bool:
-    with suppress(*_FAILURES):
+    with suppress(*_FAILURES, AttributeError):  # there may be no stdout
         return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     return False
 
