@@ -32,9 +32,9 @@ class Case(NamedTuple):
 
 
 def cases(files: Iterable[Path]) -> Iterator[Case]:
-    """Every test of the files once; of one that was run again, the last run counts."""
+    """Every test of the files once; of one that was run again, with its group (@disk) or without, the last run counts."""
     found = [case for file in files for case in ElementTree.parse(file).iter("testcase")]
-    for case in {(case.get("classname"), case.get("name")): case for case in found}.values():
+    for case in {(case.get("classname"), case.get("name", "").partition("@")[0]): case for case in found}.values():
         properties = [(p.get("name", ""), p.get("value", "")) for p in case.iter("property")]
         ends = [kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None]
         yield Case(properties, ends[0] if ends else "passed")

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 import venv
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -82,10 +83,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every download fails as it does without a network."""
-
-    def refuse(*args: object, **options: object) -> None:
-        raise urllib.error.URLError(OSError("Name or service not known"))
-
+    refuse = Mock(side_effect=urllib.error.URLError(OSError("Name or service not known")))  # not "code of the user's"
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 

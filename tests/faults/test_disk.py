@@ -236,7 +236,7 @@ cli.entry()
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", [["model.width=30000"], ["model.width=1500", "model.depth=8", "batch_size=1400", "blocks=1"]]
+    "words", [["model.width=30000"], ["model.width=1500", "model.depth=8", "batch_size=1400", "blocks=2"]]
 )
 @pytest.mark.fault("F31")
 def test_memory_that_runs_out(words, tmp_path):

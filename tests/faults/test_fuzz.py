@@ -96,7 +96,9 @@ def report(record: Callable[[str, object], None], became: Counter[str]) -> None:
 
 # Every file of conf/
 
-FILES = sorted(file for file in conf_dir().rglob("*.yaml") if not file.name.startswith("_"))
+FILES = sorted(
+    file for file in conf_dir().rglob("*.yaml") if not file.name.startswith("_") and file.parent.name != "study"
+)
 MAPS = ["model=plainnet", "model.depth=8", "data.size=16"]
 OWN = {
     "model/mlp": ["model.width=8"],
@@ -358,7 +360,7 @@ def composition(draws: Random, pipelines: bool) -> list[str]:
         if not reads(chosen["strategy"], group) and often(90):
             del chosen[group]  # else it is refused
     if chosen.get("objective") in WITHOUT_NETWORK and often(90):
-        del chosen["auxiliary"]
+        chosen.pop("auxiliary", None)
     chosen["runtime"] = "replay" if chosen["strategy"] in ("dgl", "infomax", "shallow") and often(20) else "serial"
     if often(3):
         chosen["runtime"] = one({"replay", "pipeline"} if pipelines else {"replay"})
