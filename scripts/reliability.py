@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 
 def cases(files: Iterable[Path]) -> Iterator[Case]:
-    """Every test of the files once, with its group (@disk) or without; of one that was run again, the last run counts."""
+    """Every test of the files once, with its group (@disk) or without; of one that ran again, the last run counts."""
     found = [case for file in files for case in ElementTree.parse(file).iter("testcase")]
     for case in {(case.get("classname"), case.get("name", "").partition("@")[0]): case for case in found}.values():
         properties = [(p.get("name", ""), p.get("value", "")) for p in case.iter("property")]
