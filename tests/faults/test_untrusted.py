@@ -651,6 +651,7 @@ def _names_one(content: bytes) -> bool:
     return any(value.encode() in content for value in SECRETS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F23")
 def test_no_secret_in_what_runs_and_sweeps_leave(secret, elsewhere, tmp_path, capsys, monkeypatch):
     from locallearn.strategies.greedy import DGL

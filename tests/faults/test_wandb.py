@@ -244,6 +244,7 @@ def test_a_key_without_a_network_means_offline(folder: RunFolder, monkeypatch: p
     assert mode_of(folder) == "offline"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["gone", *SLOW])
 @pytest.mark.fault("F21", "R9")
 def test_a_server_that_vanishes_half_way_is_given_up_at_the_limit(

@@ -276,20 +276,23 @@ def test_a_class_that_was_renamed_in_the_folder_of_the_run(command, copied, caps
     [
         ("float", {"kind": "float"}, None),
         ("float", {"kind": "float", "classes": "b,a,c"}, "label 0 is 'a' in the run and 'b' in data=own"),
-        (
+        pytest.param(
             "float",
             {"kind": "grey"},
             "trained on float32 samples, used as they are, and data=own has pixels, normalised",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "grey",
             {"kind": "float"},
             "trained on pixels, normalised, and data=own has float32 samples, used as they are",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "grey",
             {"kind": "colour"},
             r"data=own has images \[3, 3, 4\]; the run was trained on images whose number of channels is 1",
+            marks=pytest.mark.slow,
         ),
     ],
 )

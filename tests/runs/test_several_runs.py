@@ -44,6 +44,7 @@ def test_evaluate_of_several_runs_is_a_table(runs, capsys, monkeypatch):
         assert values["00/accuracy"] == pytest.approx(summary["block/00/test_accuracy"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_evaluated_does_not_hide_the_others(runs, capsys, tmp_path):
     code, out, err = run("evaluate", runs[0], str(tmp_path), runs[1], capsys=capsys)
     assert code == 2

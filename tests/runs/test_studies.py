@@ -276,6 +276,7 @@ def test_a_target_outside_is_refused_without_leave():
         _analysis(type(study)(**{**vars(study), "target": "my_analysis.Mine"}), [])
 
 
+@pytest.mark.slow
 def test_a_learning_rate_is_chosen_on_validation(mine, capsys):
     text = f"title: Mine\ncommon: {TINY}\nchoose:\n  optim.lr: [1.0e-6, 0.01]\nrows:\n  bp: strategy=backprop\n"
     (mine / "study" / "mine.yaml").write_text(text.replace("data.fraction=0.1 ", ""))
@@ -350,6 +351,7 @@ def _up(model, inputs, units):
     return h.mean(dim=(2, 3)) if h.dim() == 4 else h
 
 
+@pytest.mark.slow
 def test_a_readout_is_fitted_once_and_stands_in_the_table(mine, capsys):
     (mine / "study" / "mine.yaml").write_text(
         f"title: Mine\ncommon: {TINY} max_steps=2\nreadout: true\nrows:\n  bp: strategy=backprop\n"

@@ -80,6 +80,7 @@ def test_folders_say_what_differs_and_a_second_start_repeats_nothing(capsys):
     assert all(text in out for text in ("test accuracy %", "vs backprop", "2 of 2"))
 
 
+@pytest.mark.slow
 def test_a_wider_sweep_in_another_order_runs_what_is_new(capsys):
     run("-m", "strategy=backprop,dgl", "seed=0", *SETTINGS, capsys=capsys)
     before = times()

@@ -71,6 +71,7 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     assert out.startswith("4 trials, in runs\nbest: "), "it tried something again"
 
 
+@pytest.mark.slow
 def test_what_diverges_is_worse_than_what_does_not(capsys, tmp_path):
     (tmp_path / "wild.yaml").write_text("optim.lr: [0.01, 1e30]\noptim.schedule: [constant]\n")
     code, out, _ = run("tune", *SETTINGS, "space=wild.yaml", "trials=3", capsys=capsys)

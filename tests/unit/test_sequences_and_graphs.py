@@ -319,6 +319,7 @@ def train_cora(root: Path, out: Path, **more: object):
     return locallearn.train(**given, **{"data": "cora", "data.root": data["root"]})  # type: ignore
 
 
+@pytest.mark.slow
 def test_a_resumed_graph_run_ends_in_the_same_bits(cora: GraphData, real_root: Path, tmp_path: Path) -> None:
     whole = train_cora(real_root, tmp_path / "a", strategy="dgl", epochs=6, evaluate_every=2)
     part = train_cora(real_root, tmp_path / "b", strategy="dgl", epochs=6, evaluate_every=2, max_steps=3)
