@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import ROOT, TESTS
-from helpers.nets import tiny_learner, tiny_model
-from helpers.pipeline_worker import STEPS, STRATEGIES, settings, train
-from helpers.strategies import make
-from locallearn.engine import Stage
+from helpers.pipeline_worker import STRATEGIES, learner_of, settings, train
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker starts the stages
 
@@ -50,14 +46,7 @@ def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, staleness, finis
     world, folder = finished
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    serial = tiny_learner(
-        make(name),
-        tiny_model(dropout=0.2),
-        total_steps=STEPS,
-        micro_batches=micro_batches,
-        stage=partial(Stage, staleness=staleness),
-        channels_last=True,
-    )
+    serial = learner_of(name, micro_batches, staleness)
     train(serial, lowest=True)
     torch.set_num_threads(threads)
     states = [load_file(folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors") for rank in range(world)]

@@ -23,8 +23,8 @@ from locallearn.runs import checkpoint
 from locallearn.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.timeout(1500)]
-KILLS = {1: 50, 2: 32}
-"""By the number of processes; half of them by the clock, and with that each moment at least once."""
+KILLS = 50
+"""In one process, and again in a pipeline; half of them by the clock, and each moment at least once."""
 EVERY = 7
 SETTINGS = ["model=mlp", "model.width=24", "model.depth=4", "model.dropout=0.2", "blocks=4"]
 SETTINGS += ["epochs=4", "batch_size=32", f"checkpoint.every={EVERY}it", "threads=1", "data.crop=2", "device=cpu"]
@@ -147,9 +147,9 @@ def test_kills_lose_nothing(stages, references, tmp_path, record_property):
     tortured = Tortured(tmp_path, f"{stages} stages", stages)
     runs = 0
     words = [] if stages == 1 else ["runtime=pipeline", f"runtime.stages={stages}"]
-    while tortured.kills.total() < KILLS[stages]:
+    while tortured.kills.total() < KILLS:
         strategy = list(references)[runs % len(references)]
-        tortured.one([f"strategy={strategy}", *words], references[strategy], KILLS[stages])
+        tortured.one([f"strategy={strategy}", *words], references[strategy], KILLS)
         runs += 1
     assert tortured.kills.keys() == {CLOCK, *killed.MOMENTS}
     record_property("injected", tortured.kills.total())

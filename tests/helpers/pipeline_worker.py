@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,19 @@ def train(learner: Learner, lowest: bool) -> None:
             learner.stage.drain()
 
 
+def learner_of(name: str, micro_batches: int, staleness: int, **place: Any) -> Learner:
+    """The learner of one setting: all of it, or the blocks of one process at their `place`."""
+    return tiny_learner(
+        make(name),
+        tiny_model(dropout=0.2),
+        total_steps=STEPS,
+        micro_batches=micro_batches,
+        stage=partial(Stage, staleness=staleness),
+        channels_last=True,
+        **place,
+    )
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -44,16 +58,8 @@ def main(rank: int, world: int, folder: Path) -> None:
         for micro_batches, staleness in settings(name):
             below, above = rank - 1 if rank else None, rank + 1 if rank < world - 1 else None
             pipe = Pipe(below, above, torch.device("cpu"), None, late=staleness * micro_batches)
-            learner = tiny_learner(
-                make(name),
-                tiny_model(dropout=0.2),
-                total_steps=STEPS,
-                micro_batches=micro_batches,
-                stage=partial(Stage, staleness=staleness),
-                own=range(rank * 4 // world, (rank + 1) * 4 // world),
-                link=pipe if world > 1 else None,
-                channels_last=True,
-            )
+            own = range(rank * 4 // world, (rank + 1) * 4 // world)
+            learner = learner_of(name, micro_batches, staleness, own=own, link=pipe if world > 1 else None)
             train(learner, lowest=rank == 0)
             pipe.close()
             state = {n: t.contiguous().clone() for n, t in learner.state().items()}
