@@ -46,6 +46,8 @@ examples:
 
     out = options.out or Path("runs") / (f"{options.name}-quick" if options.quick else options.name)
     to = options.to or out
+    if options.data and not options.data.is_dir():
+        raise UserError(f"--data {options.data}: there is no such folder")
     called = StudyOptions(
         out, to, options.data, int(options.jobs), options.quick, options.only, options.config_dir, allow
     )

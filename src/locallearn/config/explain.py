@@ -159,7 +159,8 @@ def _unknown_key(override: str, names: dict[str, str], keys: list[str], config_d
     name = names.get(group, "")
     file = choices(group, config_dirs).get(name)
     own = options(group, name, file) if file else []
-    has = f"{group}={name} has {'the options ' + ', '.join(own) if own else 'no options'}"
+    listed = ("the options " if len(own) > 1 else "only the option ") + ", ".join(own)
+    has = f"{group}={name} has {listed if own else 'no options'}"
     if not file:
         has = f"`locallearn list {group} NAME` shows the options of each"
     elif any(folder in file.parents for folder in config_dirs):
