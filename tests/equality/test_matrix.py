@@ -82,8 +82,8 @@ def test_what_the_table_says_is_true(name):
         assert all(torch.isfinite(torch.tensor(v)) for v in learner.step(x, y).values()), strategy
 
 
-def test_the_command():
-    call = [sys.executable, "-m", "locallearn", "list", "--matrix", "--config-dir", "/nowhere"]
+def test_the_command(tmp_path):
+    call = [sys.executable, "-m", "locallearn", "list", "--matrix", "--config-dir", str(tmp_path)]
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 2
     assert "leave --config-dir out" in done.stderr
