@@ -132,7 +132,7 @@ examples:
     _refuse_unread_data(settings, options.linear)
     allow = outside.trusted(options.config_dir, options.allow)
     data = compose(settings, options.config_dir)[0]["data"] if settings else None
-    from locallearn.training.saved import evaluate_run
+    from locallearn.training.later import evaluate_run
 
     if len(runs) > 1:
         return _table_of(runs, lambda run: evaluate_run(run, allow, data, options.linear))
@@ -190,7 +190,7 @@ example:
     run, settings = _one("probe", options.words)
     only(settings, r"probe[.=]", "probe RUN", "probe, such as probe=alignment")
     allow = outside.trusted(options.config_dir, options.allow)
-    from locallearn.training.saved import probe_run
+    from locallearn.training.later import probe_run
 
     probes = compose(settings, options.config_dir)[0]["probe"]
     if not probes:
