@@ -78,9 +78,20 @@ def _check(manifest: Mapping[str, Any], path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Longer:
+    """How a run was made longer after `step` steps: from `before` epochs to `epochs`; see `training.longer`."""
+
+    before: int
+    epochs: int
+    schedule: str
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What is read back from `manifest.json`: the choice of each group, the units of each block, the shape of one
-    input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data."""
+    input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data; and how
+    it was made longer."""
 
     choices: dict[str, str]
     cut: list[list[int]]
@@ -89,6 +100,7 @@ class Manifest:
     versions: dict[str, Any]
     normalisation: Normalisation | None = None
     data: Fingerprint | None = None
+    longer: list[Longer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         blocks = [pair for pair in self.cut if len(pair) == 2 and pair[0] < pair[1]]
