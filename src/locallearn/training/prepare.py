@@ -65,7 +65,7 @@ def prepare(
     if place is None:
         exp.explicit.refuse(in_blocks(exp, learner, data))
         single = data.graph is None and data.batch(settings.batch_size) == _parts(exp)
-        if single or not _is_ours(exp.strategy):
+        if single or not _is_ours(exp.strategy) or settings.train_blocks is not None:
             try_step(learner, data, 1 if single else 2)
     return learner, data
 
@@ -94,6 +94,7 @@ def assembled(
         compiled=settings.compile,
         micro_batches=settings.micro_batches,
         total_steps=steps,
+        train_blocks=None if settings.train_blocks is None else frozenset(settings.train_blocks),
         pixels=pixels,
     )
     cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)
