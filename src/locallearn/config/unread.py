@@ -43,6 +43,8 @@ def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unrea
         yield Unread("balance", "blocks=NUMBER")
     if exp.settings.checkpoint.every == "never":
         yield Unread("checkpoint.keep", "checkpoint.every=1ep, or another number of epochs or steps")
+    if exp.settings.init.run is None and exp.settings.init.weights is None:
+        yield Unread("init.blocks", "init.run=RUN or init.weights=FILE")
     if exp.explicit.varies is None:
         yield Unread("sweep", "-m, a sweep of several runs")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -49,13 +49,15 @@ class BlockModel(nn.Module):
         names: one per unit.
 
     `samples` is the only batch size that the model reads (all nodes of its graph), or None for any; `channels_first`
-    says that an input of two axes is [C, L] and not [T, D].
+    says that an input of two axes is [C, L] and not [T, D]; `taken` what of its weights is from elsewhere
+    (`weights.Taken`).
     """
 
     units: nn.ModuleList
     head: nn.Module
     samples: int | None = None
     channels_first: bool = False
+    taken: tuple[Any, ...] = ()
 
     def __init__(
         self,

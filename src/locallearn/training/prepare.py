@@ -29,6 +29,7 @@ from locallearn.options import convert
 from locallearn.plan.measure import rehearse
 from locallearn.runs.console import warn
 from locallearn.training.environment import choose_device
+from locallearn.training.initial import check_same, fill
 from locallearn.training.longer import scheduled_epochs
 
 CLASSES_NAMED = 10
@@ -47,19 +48,28 @@ def fits_in_memory() -> Iterator[None]:
 
 @fits_in_memory()
 def prepare(
-    exp: Experiment, cut: list[range] | None = None, place: Place | None = None, manifest: Mapping | None = None
+    exp: Experiment,
+    cut: list[range] | None = None,
+    place: Place | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    fresh: bool = True,
 ) -> tuple[Learner, Data]:
     """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `manifest` the
-    manifest of that part: its normalisation is used, and its classes must be those of the data. Raises UserError."""
+    manifest of that part: its normalisation is used, and its classes must be those of the data. A model that is not
+    `fresh` gets the weights of a checkpoint afterwards, and none from elsewhere. Raises UserError."""
     settings = exp.settings
     stage = stage_of(exp)
     device = place.device if place else choose_device(settings.device)
     data = load_data(exp.source, settings.seed, device, manifest or {})
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
-        model = exp.model(data.image, len(data.classes), data.graph)
+        model = (exp.model if fresh else exp.model.bare)(data.image, len(data.classes), data.graph)
     if cut is not None and cut[-1].stop != len(model.units):
         raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
+    cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)
+    if fresh:
+        fill(model, settings.init, cut, data.classes)
+        check_same(model, manifest or {})
     steps = scheduled_epochs(settings.epochs, manifest or {}) * data.steps(settings.batch_size)
     learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=place)
     if place is None:

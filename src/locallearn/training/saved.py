@@ -152,7 +152,7 @@ def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
     # a graph is no part of the model's weights
     graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
     with seeds.stream(0, "load"):
-        model = exp.model(tuple(manifest["image"]), len(manifest["classes"]), graph)
+        model = exp.model.bare(tuple(manifest["image"]), len(manifest["classes"]), graph)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
     if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
