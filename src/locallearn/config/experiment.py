@@ -40,7 +40,7 @@ def experiment(
     groups |= {group: config.get(group) or {} for group in optional}
     allow = settings.allow
     auxiliary: Auxiliary = instantiate(groups["auxiliary"], "auxiliary", allow)
-    objective: Objective = instantiate(groups["objective"], "objective", allow)
+    objective: Objective = instantiate(groups["objective"], "objective", allow, teacher=None)
     strategy = instantiate(groups["strategy"], "strategy", allow, objective=objective, auxiliary=auxiliary)
     probes = probes_of(groups["probe"], (names or {}).get("probe"), allow)
     record = RecordSettings.parse(groups["record"])
@@ -61,6 +61,8 @@ def experiment(
         explicit=explicit(overrides, config, chosen, folders, varies),
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
+    if unread.taught(exp) and settings.init.teacher is None:
+        raise UserError(f"objective={chosen['objective']} learns from a teacher: give init.teacher=RUN, a finished run")
     return exp
 
 

@@ -59,6 +59,9 @@ class DataSource(Options, ABC):
     root         folder of the files; without one, the environment's LOCALLEARN_DATA, or ~/.cache/locallearn
     validation   share of the training set that is held out, class by class
     fraction     share of the rest that is trained on, at least one image of each class
+    labelled     training images that keep their label, as many of each class; None: all. The others stay, without one,
+                 where the objective learns from such images, and are else left out: in a supervised loss they count
+                 nothing, and would only thin out the batches
     label_noise  share of the training labels drawn again, uniformly over all classes; validation and test stay clean
     normalise    standard (per channel, mean 0 and deviation 1 over the training split) or symmetric ([-1, 1])
     crop, flip, cutout   see `Augment`
@@ -74,6 +77,7 @@ class DataSource(Options, ABC):
     root: str | None = None
     validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     fraction: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    labelled: Annotated[int, Ge(1)] | None = None
     label_noise: Annotated[float, Interval(ge=0, le=1)] = 0.0
     normalise: Annotated[str, OneOf(NORMALISATIONS)] = "standard"
     crop: Annotated[int, Ge(0)] = 0
@@ -141,7 +145,10 @@ class DataSource(Options, ABC):
         splits = (train, validation, _whole(raw.test, device))
         deficit = Deficit(self.deficit, self.deficit_from, self.deficit_until)
         normaliser = self._normaliser(train, device, normalisation)
-        return Data(self.name, raw.classes, splits, seed, augment, normaliser, deficit, raw.left_out)
+        data = Data(self.name, raw.classes, splits, seed, augment, normaliser, deficit, raw.left_out)
+        if self.labelled is not None:
+            data.keep_labels(self.labelled)
+        return data
 
     def _divide(self, labels: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
         """Places of the training and of the validation samples among labels [N]: validation first, then fraction."""

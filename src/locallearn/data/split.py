@@ -37,6 +37,24 @@ def _quotas(count: Tensor, keep: int) -> Tensor:
     return quota
 
 
+def balanced(labels: Tensor, keep: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Divide N samples at random into `keep` and the rest, as many of each class as there are.
+
+    labels [N] -> indices kept [keep] and left [N - keep], both ascending. The classes take turns; what fewer keep is
+    among what more keep. Labels of another kind than classes are one class.
+    """
+    if labels.dim() > 1 or labels.is_floating_point():
+        labels = torch.zeros(len(labels), dtype=torch.int64)
+    count = torch.bincount(labels)  # [classes]
+    shuffled = torch.randperm(len(labels), generator=draws)
+    grouped = shuffled[torch.argsort(labels[shuffled], stable=True)]  # shuffled inside each class
+    label = labels[grouped]
+    rank = torch.arange(len(labels)) - (count.cumsum(0) - count)[label]  # place inside the class
+    turn = torch.randperm(len(count), generator=draws)[label]
+    order = grouped[torch.argsort(rank * len(count) + turn)]
+    return order[:keep].sort().values, order[keep:].sort().values
+
+
 def noisy(labels: Tensor, share: float, classes: int, draws: torch.Generator) -> Tensor:
     """Labels [N] of which round(share * N) are drawn again, uniformly over all classes (so some stay right)."""
     wrong = torch.randperm(len(labels), generator=draws)[: round(share * len(labels))]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import BlockSpec, Packet, Size
+from locallearn.contract import Block, BlockSpec, Packet, Size, task_loss
 from locallearn.options import Options
 
 ObjectiveModules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
@@ -24,12 +24,19 @@ class Objective(Options, ABC):
     labels  whether the loss reads labels. One that does not trains every block, the last one too, by itself; the head
             is then a read-out that learns on the finished features and sends nothing into them.
     reads_auxiliary  whether the loss has the chosen auxiliary network between a block's output and itself
+    taught  whether it learns from a teacher, a field that is filled for it, and teaches the model's own head the same
     """
 
     _group = "objective"
 
     labels: ClassVar[bool] = True
     reads_auxiliary: ClassVar[bool] = True
+    taught: ClassVar[bool] = False
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether samples without a label teach something."""
+        return self.taught or not self.labels
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         """Options that nothing reads on these blocks; see `Strategy.unread`."""
@@ -71,6 +78,10 @@ class Objective(Options, ABC):
         Returns:
             The loss [], and logits [B, classes] or None if the loss trains no classifier.
         """
+
+    def head_loss(self, block: Block, h: Tensor, packet: Packet) -> Tensor:
+        """Return and report the loss [] of the model's head, in the last block: for h [B, ...] the true one."""
+        return task_loss(block, h, packet.y)
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         """Logits [B, classes] for h, or None if this loss trains no classifier."""

@@ -41,7 +41,7 @@ def new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
     batch = data.batch(exp.settings.batch_size)
     if batch < exp.settings.batch_size and data.graph is None:
         warn(
-            f"batch_size={exp.settings.batch_size} is more than the {len(data.train)} training samples: every epoch is "
+            f"batch_size={exp.settings.batch_size} is more than the {len(data.pool)} training samples: every epoch is "
             f"one step on {batch}"
         )
     stages = processes.divide(exp, learner, batch)
