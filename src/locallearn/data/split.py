@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from locallearn.errors import UserError
+from locallearn.seeds import generator
 
 
 def stratified(labels: Tensor, keep: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -41,10 +42,8 @@ def balanced(labels: Tensor, keep: int, draws: torch.Generator) -> tuple[Tensor,
     """Divide N samples at random into `keep` and the rest, as many of each class as there are.
 
     labels [N] -> indices kept [keep] and left [N - keep], both ascending. The classes take turns; what fewer keep is
-    among what more keep. Labels of another kind than classes are one class.
+    among what more keep.
     """
-    if labels.dim() > 1 or labels.is_floating_point():
-        labels = torch.zeros(len(labels), dtype=torch.int64)
     count = torch.bincount(labels)  # [classes]
     shuffled = torch.randperm(len(labels), generator=draws)
     grouped = shuffled[torch.argsort(labels[shuffled], stable=True)]  # shuffled inside each class
@@ -53,6 +52,20 @@ def balanced(labels: Tensor, keep: int, draws: torch.Generator) -> tuple[Tensor,
     turn = torch.randperm(len(count), generator=draws)[label]
     order = grouped[torch.argsort(rank * len(count) + turn)]
     return order[:keep].sort().values, order[keep:].sort().values
+
+
+def divided(samples: int, validation: float, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Places among N samples without classes that are trained on and held out, both ascending: validation first, then
+    fraction, as `DataSource` draws them. Raises UserError where nothing would be left."""
+    held_out = round(validation * samples)
+    kept = max(1, round(fraction * (samples - held_out)))
+    if held_out >= samples or (validation and not held_out):
+        raise UserError(f"data.validation={validation}: {samples} training samples are too few for it")
+    order = torch.randperm(samples, generator=generator(seed, "split"))
+    index, rest = order[held_out:], order[:held_out].sort().values
+    if kept < len(index):
+        index = index[torch.randperm(len(index), generator=generator(seed, "fraction"))[:kept]]
+    return index.sort().values, rest
 
 
 def noisy(labels: Tensor, share: float, classes: int, draws: torch.Generator) -> Tensor:

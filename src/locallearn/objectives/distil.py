@@ -10,7 +10,7 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import Block, BlockSpec, Packet, cross_entropy
+from locallearn.contract import CLASSES, Block, BlockSpec, Packet, Task
 from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, wide
 
 
@@ -45,21 +45,21 @@ class Distil(Objective):
 
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         logits = modules["classifier"](h)
-        return self.blend(logits, packet), logits
+        return self.blend(logits, packet, spec.task), logits
 
     def head_loss(self, block: Block, h: Tensor, packet: Packet) -> Tensor:
         assert block.head is not None, "only the last block has the head"
         logits = block.head(h)
-        loss = self.blend(logits, packet)
+        loss = self.blend(logits, packet, block.spec.task)
         block.report(loss, logits, packet.y)
         block.note("distil_loss", loss)  # the mean over all batches, those without any label too
         return loss
 
-    def blend(self, logits: Tensor, packet: Packet) -> Tensor:
+    def blend(self, logits: Tensor, packet: Packet, task: Task = CLASSES) -> Tensor:
         """The loss [] of logits [B, classes]."""
         answers = packet.side[0].detach()
         loss = -(answers * (wide(logits) / self.temperature).log_softmax(dim=1)).sum(dim=1).mean()
-        return loss if self.alpha == 1 else self.alpha * loss + (1 - self.alpha) * cross_entropy(logits, packet.y)
+        return loss if self.alpha == 1 else self.alpha * loss + (1 - self.alpha) * task.loss(logits, packet.y)
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return modules["classifier"](h)
