@@ -250,9 +250,9 @@ class TrainedBlock:
 def set_modes(blocks: Sequence[TrainedBlock], learning: range) -> None:
     """For a step in which these blocks learn, but for frozen ones. If nothing in them is in training mode somebody has
     put the whole model into eval mode, to look at it: then all of them is put back."""
-    learners = [block for block in blocks if block.spec.index in learning and not block.frozen]
     for block in blocks:
-        block.modes.set(block in learners)
+        block.modes.set(block.spec.index in learning and not block.frozen)
+    learners = [block for block in blocks if block.spec.index in learning and not block.frozen]
     if not any(block.modes.awake() for block in learners):
         for block in learners:
             block.modes.wake()
