@@ -166,6 +166,7 @@ class TrainedBlock:
         """The running means and variances of batch norms: each replica has moved them by its own part of the batch."""
         modules = [m for root in self.roots() for m in root.modules()]
         norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        norms = [m for m in norms if m.training]  # those of a frozen block keep every bit
         return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
