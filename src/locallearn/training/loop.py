@@ -59,7 +59,8 @@ class Training:
         steps = settings.epochs * self.steps_per_epoch
         last_step = min(steps, settings.max_steps or steps)
         counts = {"first_step": learner.step_count, "last_step": last_step}
-        console.start(self.title, settings.epochs, self.steps_per_epoch, **counts, so_far=self.so_far)
+        score = learner.setup.task.score
+        console.start(self.title, settings.epochs, self.steps_per_epoch, **counts, so_far=self.so_far, score=score)
         with stop_signals(say=self.world.rank == 0) as stop, self.stopped_below(), learner.stage.random_state:
             while learner.step_count < last_step:
                 epoch, offset, seconds = self.position
