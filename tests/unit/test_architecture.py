@@ -35,6 +35,10 @@ WITHOUT_TORCH = [
 WITHOUT_TORCH.remove("runs/checkpoint.py")  # tensors
 
 
+HANDOVER = ROOT / "training" / "handover.py"
+"""To processes that this one starts, and through no file that has a name."""
+
+
 def part(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
@@ -109,7 +113,8 @@ def test_a_class_name_has_one_meaning():
 def test_no_pickle_and_no_eval():
     for path in FILES:
         names = imported(ast.parse(path.read_text()))
-        assert not {n.split(".")[0] for n in names} & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}, path
+        pickles = {n.split(".")[0] for n in names} & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+        assert pickles == ({"cloudpickle"} if path == HANDOVER else set()), path
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec"), path

@@ -1,0 +1,145 @@
+"""The parts of an experiment that were given from Python, each in the place of what yaml would describe."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from locallearn.config.objects import APART, described, is_optimizer, marks, missing, name_of, options_in, options_of
+from locallearn.config.targets import KINDS, ModelBuilder, built, instantiate, model_builder
+from locallearn.contract import Strategy
+from locallearn.data.objects import ObjectSource, by_part, kinds
+from locallearn.engine.promises import check_class
+from locallearn.engine.torch_optim import of_class
+from locallearn.errors import UserError
+from locallearn.models import BlockModel
+
+SEEN = ("image", "classes", "graph")
+"""What a function or class that builds a model may ask for."""
+
+
+def refuse_missing(config: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
+    """Raise UserError where a configuration stands for objects that were not given."""
+
+    def is_given(place: str) -> bool:
+        group = place.partition(".")[0]
+        return bool({place, group} & objects.keys()) or (group in APART and "strategy" in objects)
+
+    if absent := {place: mark for place, mark in marks(config).items() if not is_given(place)}:
+        raise missing(absent)
+
+
+def part(group: str, given: Any, config: Mapping[str, Any], allow: Iterable[str], **supplied: Any) -> Any:
+    """What a group of an experiment is: the object that was given, or what its yaml describes. Raises UserError."""
+    if given is None:
+        return instantiate(config, group, allow, **supplied)
+    options = options_in(config)
+    if group == "optim" and is_optimizer(given):
+        if getattr(given, "args", ()):
+            raise UserError(f"optim={given!r:.100}: give its arguments by name, as in partial(Adagrad, lr=0.1)")
+        own = getattr(given, "keywords", {})
+        return built(of_class(getattr(given, "func", given)), {**options, **own}, group, allow)
+    kind = KINDS[group]
+    if group == "data" and not _is_a(given, kind):
+        return built(ObjectSource, options, group, allow, parts=by_part(given))
+    if not _is_a(given, kind):
+        raise UserError(
+            f"{group}={given!r:.100}: must be a name, a mapping of options, or an object of a class derived from "
+            f"{kind.__module__}.{kind.__name__}" + (", or a class of torch.optim" if group == "optim" else "")
+        )
+    instance = built(given, {}, group, allow, **supplied) if inspect.isclass(given) else given
+    if isinstance(instance, Strategy):
+        check_class(instance)
+    return instance
+
+
+def _is_a(given: Any, kind: type) -> bool:
+    return issubclass(given, kind) if inspect.isclass(given) else isinstance(given, kind)
+
+
+def several(group: str, given: Any, allow: Iterable[str]) -> dict[str, Any]:
+    """Probes or callbacks that were given: one, a list, or a mapping of names to them."""
+    listed = list(given) if isinstance(given, list | tuple) else [given]
+    named = dict(given) if isinstance(given, Mapping) else {name_of(each): each for each in listed}
+    if not isinstance(given, Mapping) and len(named) < len(listed):
+        raise UserError(f"{group}={given!r:.100}: two have the same name; give a mapping of names to them")
+    return {str(name): part(group, each, {}, allow) for name, each in named.items()}
+
+
+def builder(given: Any, config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
+    """What builds the model: of a module a copy at each call, so that the module stays as it was and every run begins
+    with the same weights. Raises UserError."""
+    if given is None:
+        return model_builder(config, allow)
+    if isinstance(given, nn.Module):
+        return ModelBuilder(functools.partial(_copied, given), {}, False)
+    if not callable(given):
+        raise UserError(
+            f"model={given!r:.100}: must be a name, a mapping of options, a torch module, or a function or class that "
+            "builds one"
+        )
+    asked = set(inspect.signature(given).parameters) & set(SEEN)
+    return ModelBuilder(functools.partial(_called, given, asked), {}, "graph" in asked)
+
+
+def _copied(module: nn.Module, image: tuple[int, ...], classes: int) -> nn.Module:
+    if isinstance(module, BlockModel) and (module.image, module.classes) != (tuple(image), classes):
+        raise UserError(
+            f"model={module.name} reads {list(module.image)} and has {module.classes} classes; the data have "
+            f"{list(image)} and {classes}"
+        )
+    return copy.deepcopy(module)
+
+
+def _called(build: Callable[..., Any], asked: set[str], **seen: Any) -> Any:
+    return build(**{name: value for name, value in seen.items() if name in asked})
+
+
+def in_place(build: ModelBuilder, given: Any) -> ModelBuilder:
+    """The same builder, but of the very module that was given."""
+    if not isinstance(given, nn.Module):
+        return build
+    return ModelBuilder(lambda image, classes: given, {}, False)
+
+
+def told(config: Mapping[str, Any], objects: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with a description of each object in its place. `parts` is what became of the groups."""
+    own = {place.partition(".")[0] for place in objects}
+    facts: dict[str, Any] = {}
+    for group in own:
+        thing = parts[group]
+        if group == "model":
+            facts[group] = described(objects[group])
+        elif isinstance(thing, ObjectSource):
+            train, *_ = every = kinds(objects[group])
+            facts[group] = described(train, every) | {n: v for n, v in options_of(thing).items() if n != "parts"}
+        elif isinstance(thing, Mapping):
+            facts[group] = {name: described(each) for name, each in thing.items()}
+        else:
+            facts[group] = described(thing)
+    if "strategy" in own:
+        for group in APART:
+            if (each := getattr(parts["strategy"], group, None)) is not None:
+                facts[group] = described(each)
+    return {**config, **facts}
+
+
+def names_of(objects: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, str]:
+    """What the groups that were given are called."""
+    names = {}
+    for group in objects.keys() - {"optim.schedule"}:
+        thing = parts[group]
+        if group == "model":
+            names[group] = name_of(objects[group])
+        elif isinstance(thing, ObjectSource):
+            names[group] = name_of(kinds(objects[group])[0])
+        elif not isinstance(thing, Mapping):
+            names[group] = name_of(thing)
+    if isinstance(parts.get("strategy"), Strategy) and "strategy" in objects:
+        names |= {g: name_of(each) for g in APART if (each := getattr(parts["strategy"], g, None)) is not None}
+    return names
