@@ -26,7 +26,10 @@ from locallearn.training.prepare import assembled, stage_of
 from locallearn.training.run import start
 from locallearn.training.saved import Result, load
 
-BUILT = ("seed", "blocks", "balance", "device", "precision", "channels_last", "compile", "micro_batches", "allow")
+BUILT = (
+    *("seed", "blocks", "train_blocks", "balance", "device", "precision", "channels_last", "compile"),
+    *("micro_batches", "allow"),
+)
 """The settings that `build` reads."""
 SHARES = ("optim.schedule", "optim.warmup", "optim.milestones", "optim.decay", "strategy.warmup", "strategy.anneal")
 """Options that are shares of training, or follow it: without a number of steps nobody knows how far it is."""

@@ -173,12 +173,15 @@ class Strategy(Options, ABC):
 
     route     where feedback comes from; a property where the options decide it
     separate  names of auxiliary modules with an optimizer of their own, which `block.update(name)` applies
+    carries   whether `step` hands on more than `h` that blocks further up need: then blocks that the user has frozen
+              take their steps, too, where else those at the bottom only compute
     """
 
     _group = "strategy"
 
     route: ClassVar[Route]
     separate: ClassVar[frozenset[str]] = frozenset()
+    carries: ClassVar[bool] = False
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         """Build the auxiliary modules of one block, which train it and never ship.

@@ -19,7 +19,7 @@ COMMANDS = {
     "list": "the choices of every group, of one, or one with its options: list strategies; list strategy dgl",
     "doctor": "check the machine and a data set: doctor data=folder data.root=DIR",
     "plan": "step time, bubble and memory of every schedule: plan strategy=dgl stages=8 [picture=FILE]",
-    "resume": "go on with a run that was interrupted or killed: resume RUN [runtime=NAME]",
+    "resume": "go on with an interrupted or killed run, or make one longer: resume RUN [epochs=N] [runtime=NAME]",
     "repeat": "run a finished run again, and say whether the bits agree: repeat RUN",
     "evaluate": "test accuracy of runs, at every block: evaluate RUN... [data=NAME]",
     "probe": "look at the checkpoints of a run: probe RUN probe=NAME [probe.NAME.OPTION=VALUE]",

@@ -14,7 +14,7 @@ from locallearn.contract import Packet, Strategy
 from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, clear
-from locallearn.engine.promises import check_learned
+from locallearn.engine.promises import check_learned, only_computes
 from locallearn.engine.setup import Setup
 from locallearn.engine.stage import Stage, does_not_fit
 from locallearn.engine.trial import trial_step
@@ -156,13 +156,18 @@ class Learner:
             inputs: [B, *image].
 
         Returns:
-            Logits [B, classes] of each block, None for one that cannot predict; the last entry is the model's own.
+            Logits [B, classes] of each block, None for one that cannot predict, or never learns to; the last entry is
+            the model's own.
 
         Raises:
             UserError: For inputs that the model cannot read.
         """
         logits: list[Tensor | None] = []
         for block, h in zip(self.blocks, self.features(inputs), strict=True):
+            k, depth = block.spec.index, block.spec.depth
+            if not block.last and only_computes(self.strategy, k, depth, block.trained):
+                logits.append(None)
+                continue
             with self.stage.autocast(), Rerun(*block.roots()[1:]):
                 logits.append(self.strategy.predict(block, h))
         return logits

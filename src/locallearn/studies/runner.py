@@ -28,8 +28,8 @@ from locallearn.names import TEST_ACCURACY
 from locallearn.runs.console import Console
 from locallearn.runs.files import SUMMARY, strict_json
 from locallearn.runs.folder import Busy, RunFolder, safe_name
+from locallearn.training.later import evaluate_run
 from locallearn.training.run import resume, start
-from locallearn.training.saved import evaluate_run
 from locallearn.training.stopping import Interrupted
 
 READOUT = "linear_readout.json"

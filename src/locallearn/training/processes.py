@@ -50,7 +50,7 @@ def divide(exp: Experiment, learner: Learner, batch: int) -> list[range]:
     if not isinstance(exp.runtime, Pipeline):
         return [range(depth)]
     even = exp.runtime.divide(depth, None)
-    if exp.runtime.split != "auto" or exp.runtime.stages in (1, depth):
+    if exp.runtime.split != "auto" or exp.runtime.stages in (1, depth) or exp.settings.train_blocks is not None:
         return even
     times = block_times(learner, batch // exp.runtime.replicas)
     return exp.runtime.divide(depth, [block.total for block in times])
