@@ -10,12 +10,11 @@ from locallearn.auxiliary import Auxiliary
 from locallearn.config import unread
 from locallearn.config.explicit import explicit
 from locallearn.config.record import RecordSettings
-from locallearn.config.settings import GROUPS, Settings
+from locallearn.config.settings import GROUPS, SEVERAL, Settings
 from locallearn.config.targets import Experiment, instantiate, model_builder
 from locallearn.errors import UserError
 from locallearn.objectives import Objective
 from locallearn.options import checked
-from locallearn.probes import Probe
 
 
 def experiment(
@@ -35,17 +34,18 @@ def experiment(
     overrides = list(overrides)
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     settings = Settings(**checked(Settings, plain, ""))
-    optional = ("probe", "record")
+    optional = ("probe", "callback", "record")
     groups = {group: _mapping(config, group) for group in GROUPS if group not in optional}
     groups |= {group: config.get(group) or {} for group in optional}
     allow = settings.allow
     auxiliary: Auxiliary = instantiate(groups["auxiliary"], "auxiliary", allow)
     objective: Objective = instantiate(groups["objective"], "objective", allow)
     strategy = instantiate(groups["strategy"], "strategy", allow, objective=objective, auxiliary=auxiliary)
-    probes = probes_of(groups["probe"], (names or {}).get("probe"), allow)
+    probes, callbacks = (several(group, groups[group], (names or {}).get(group), allow) for group in SEVERAL)
     record = RecordSettings.parse(groups["record"])
     chosen = {group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
-    chosen |= {"probe": "+".join(probes) or "none", "record": "+".join(record.sinks) or "jsonl"}
+    chosen |= {"probe": "+".join(probes) or "none", "callback": "+".join(callbacks) or "none"}
+    chosen |= {"record": "+".join(record.sinks) or "jsonl"}
     exp = Experiment(
         config={key: value for key, value in config.items() if key not in ("allow", "dry_run")},
         settings=settings,
@@ -59,16 +59,18 @@ def experiment(
         names=chosen,
         overrides=overrides,
         explicit=explicit(overrides, config, chosen, folders, varies),
+        callbacks=callbacks,
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
     return exp
 
 
-def probes_of(config: Mapping[str, Any], name: str | None, allow: Iterable[str]) -> dict[str, Probe]:
-    """The probes by name. A yaml of the user's without a `@package` line stands alone, under the name of its file."""
+def several(group: str, config: Mapping[str, Any], name: str | None, allow: Iterable[str]) -> dict[str, Any]:
+    """The probes or callbacks by name. A yaml of the user's without a `@package` line stands alone, under the name of
+    its file."""
     if "_target_" in config:
         config = {name or _name(config): config}
-    return {str(key): instantiate(_mapping(config, key), f"probe.{key}", allow) for key in config}
+    return {str(key): instantiate(_mapping(config, key), f"{group}.{key}", allow) for key in config}
 
 
 def _mapping(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:

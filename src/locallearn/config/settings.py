@@ -89,4 +89,17 @@ class Settings(Options):
 AUTO_BLOCKS = 4
 """blocks=auto: so many, or as many as the model has units."""
 
-GROUPS: tuple[str, ...] = ("strategy", "objective", "auxiliary", "model", "data", "optim", "runtime", "probe", "record")
+GROUPS: tuple[str, ...] = (
+    "strategy",
+    "objective",
+    "auxiliary",
+    "model",
+    "data",
+    "optim",
+    "runtime",
+    "probe",
+    "callback",
+    "record",
+)
+SEVERAL = ("probe", "callback")
+"""Groups of which a run may have several choices side by side, each under its name."""

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
+from locallearn.callbacks import Callback
 from locallearn.config.explicit import Explicit
 from locallearn.config.record import RecordSettings
 from locallearn.config.settings import Settings
@@ -35,6 +36,7 @@ KINDS: dict[str, type] = {
     "data": DataSource,
     "runtime": Runtime,
     "probe": Probe,
+    "callback": Callback,
 }
 """The class that a group's target must derive from. A `model` is a builder function instead."""
 RENAMED = {
@@ -91,6 +93,7 @@ class Experiment:
     """What the user changed on the command line, for `overrides.yaml`."""
     explicit: Explicit = field(default_factory=Explicit)
     """What the user has set, and a run must read."""
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
