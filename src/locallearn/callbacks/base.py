@@ -33,10 +33,12 @@ class RunView(Protocol):
     data: Data
     folder: Path
     rank: int
-    step: int
     epoch: float
     record: dict[str, Any]
     records: bool
+
+    @property
+    def step(self) -> int: ...
 
     def stop(self, reason: str) -> None:
         """End the run after this moment, as done: it is evaluated, exported and summarised. `status.json` and the

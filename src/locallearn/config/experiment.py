@@ -62,6 +62,11 @@ def experiment(
         callbacks=callbacks,
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
+    if settings.evaluations.unit == "it" and exp.runtime.staleness:
+        raise UserError(
+            f"evaluate_every={settings.evaluate_every}: an evaluation inside an epoch would wait for the feedback that "
+            f"runtime.staleness={exp.runtime.staleness} lets come late: give epochs, such as 1ep"
+        )
     return exp
 
 
