@@ -43,6 +43,14 @@ def _on_block(split: str, metric: str) -> str:
     return f"{split}_{metric}"
 
 
+def split_of(name: str) -> str:
+    """The split that a number is about: `test` for test/loss and block/00/test_loss; empty where it is about none."""
+    place, metric = divided(name)
+    if place in (TRAIN, VALIDATION, TEST):
+        return place
+    return next((split for split in (VALIDATION, TEST) if place and metric.startswith(_on_block(split, ""))), "")
+
+
 def of_blocks(blocks: Mapping[int, Mapping[str, Value]]) -> dict[str, Value]:
     """of_blocks({0: {"loss": 0.5}}) -> {"block/00/loss": 0.5}"""
     return {at(BLOCK, index, metric): value for index, own in blocks.items() for metric, value in own.items()}

@@ -57,6 +57,10 @@ class SavedState:
     stopped: str = ""
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if len(self.logged) not in (0, len(self.blocks)):
+            raise UserError("state.json: logged must have the sums of as many blocks as there are")
+
 
 @dataclass(frozen=True)
 class BlockSums:
@@ -164,10 +168,9 @@ def _read(path: Path) -> SavedCheckpoint:
     tensors = stored.tensors(path / "tensors.safetensors")
     callbacks = {}
     for callback, values in state.get("callbacks", {}).items():
-        names = [name for name in tensors if name.startswith(of_callback(callback, ""))]
-        callbacks[callback] = values | {
-            name.removeprefix(of_callback(callback, "")): tensors.pop(name) for name in names
-        }
+        prefix = of_callback(callback, "")
+        own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+        callbacks[callback] = values | {name.removeprefix(prefix): tensor for name, tensor in own.items()}
     return SavedCheckpoint(path, tensors, state, callbacks)
 
 

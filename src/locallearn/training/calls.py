@@ -124,7 +124,7 @@ class Calls:
     def taken(self) -> dict[str, float]:
         """The numbers for the next record. Synchronises a GPU if there are any on it."""
         numbers, self._numbers = self._numbers, {}
-        return {name: float(value) for name, value in numbers.items()}
+        return {} if self.world.replica else {name: float(value) for name, value in numbers.items()}
 
     def kept(self) -> list[str]:
         """The checkpoints that were asked for; once."""

@@ -62,6 +62,7 @@ class Training:
         self.checkpoints = Checkpoints(exp.settings.checkpoint, learner, output, world, calls, self.running)
         self.position = Position()
         self.paused = 0.0
+        self.known: dict[str, float] | None = None  # the evaluation after which a callback has ended the epoch
         self.last_record: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
@@ -128,7 +129,8 @@ class Training:
         """Evaluate and record inside an epoch. Raises CalledOff."""
         started = time.perf_counter()
         self.learner.stage.drain()
-        reports = self.world.gather(self.evaluated())
+        own = self.evaluated()
+        reports = self.world.gather(own)
         self.running.flush()
         record = {"epoch": self.epoch, "step": self.learner.step_count}
         for numbers in reports:
@@ -143,6 +145,7 @@ class Training:
         self.running.pause(paused)
         self.paused += paused
         if reason:
+            self.known = own
             raise CalledOff
 
     def evaluated(self) -> dict[str, float]:
@@ -183,7 +186,9 @@ class Training:
         learner.stage.drain()
         started = time.perf_counter()
         evaluated = last or self.evaluations.due(learner.step_count, self.steps_per_epoch)
-        numbers = self.evaluated() if evaluated else {}
+        known, numbers = self.known is not None, self.known or {}
+        if evaluated and not known:
+            numbers = self.evaluated()
         seconds += time.perf_counter() - started  # probes do not count
         reports = self.world.gather(
             {
@@ -202,7 +207,8 @@ class Training:
             return head | epoch_record(reports, self.world.replicas) | tail if reports else {}
 
         if self.calls:
-            stopped = self.tell_of_epoch(record, reports, evaluated) or stopped
+            told = self.tell_of_epoch(record, reports, evaluated, known)
+            stopped = stopped or told
             stopped = stopped if learner.step_count < self.last_step else ""
             last = last or bool(stopped)
         looked = self.watch.look(learner, Moment(epoch + 1, learner.step_count), last)
@@ -223,10 +229,11 @@ class Training:
             self.checkpoints.save_or_warn(self.position)
 
     def tell_of_epoch(
-        self, record: Callable[[], dict[str, Any]], reports: list[dict[str, Any]], evaluated: bool
+        self, record: Callable[[], dict[str, Any]], reports: list[dict[str, Any]], evaluated: bool, known: bool
     ) -> str:
-        """Call the callbacks at the end of an epoch; returns why one of them stops the run, which is then evaluated."""
-        if evaluated:
+        """Call the callbacks at the end of an epoch, unless they know its evaluation; returns why one of them stops the
+        run, which is then evaluated."""
+        if evaluated and not known:
             self.tell("evaluation", record())
         self.tell("epoch", record())
         reason = self.calls.decided()
