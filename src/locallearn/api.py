@@ -135,7 +135,7 @@ def _any_batch(settings: Mapping[str, Any]) -> list[str]:
 def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
     """What a learner for a loop of one's own does not read."""
     settings = (field.name for field in fields(Settings) if field.name not in BUILT)
-    groups = ["data", "probe", "record", *(["runtime"] if exp.runtime.processes > 1 else [])]
+    groups = ["data", "probe", "callback", "record", *(["runtime"] if exp.runtime.processes > 1 else [])]
     yield from (Unread(key, "train(), which has a loop of its own") for key in (*settings, *groups))
     if steps is None:
         yield from (Unread(key, "steps=NUMBER") for key in SHARES)

@@ -10,11 +10,10 @@ from typing import Any
 from locallearn.config import given, unread
 from locallearn.config.explicit import explicit
 from locallearn.config.record import RecordSettings
-from locallearn.config.settings import GROUPS, Settings
+from locallearn.config.settings import GROUPS, SEVERAL, Settings
 from locallearn.config.targets import Experiment, instantiate
 from locallearn.errors import UserError
 from locallearn.options import checked
-from locallearn.probes import Probe
 
 
 def experiment(
@@ -37,7 +36,7 @@ def experiment(
     overrides = list(overrides)
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     settings = Settings(**checked(Settings, plain, ""))
-    optional = ("probe", "record")
+    optional = ("probe", "callback", "record")
     groups = {group: _mapping(config, group) for group in GROUPS if group not in optional}
     groups |= {group: config.get(group) or {} for group in optional}
     if "optim.schedule" in objects:
@@ -50,16 +49,14 @@ def experiment(
     parts = {group: part(group) for group in ("auxiliary", "objective", "optim", "data", "runtime")}
     parts["strategy"] = part("strategy", objective=parts["objective"], auxiliary=parts["auxiliary"])
     parts["model"] = given.builder(objects.get("model"), groups["model"], allow)
-    if "probe" in objects:
-        probes: dict[str, Probe] = given.several("probe", objects["probe"], allow)
-    else:
-        probes = probes_of(groups["probe"], (names or {}).get("probe"), allow)
-    parts["probe"] = probes
+    for group in SEVERAL:
+        several = given.several if group in objects else described
+        parts[group] = several(group, objects.get(group, groups[group]), (names or {}).get(group), allow)
     config = given.told(config, objects, parts)
     record = RecordSettings.parse(groups["record"])
     chosen = {group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
-    chosen |= given.names_of(objects, parts)
-    chosen |= {"probe": "+".join(probes) or "none", "record": "+".join(record.sinks) or "jsonl"}
+    chosen |= given.names_of(objects, parts) | {group: "+".join(parts[group]) or "none" for group in SEVERAL}
+    chosen |= {"record": "+".join(record.sinks) or "jsonl"}
     exp = Experiment(
         config={key: value for key, value in config.items() if key not in ("allow", "dry_run")},
         settings=settings,
@@ -68,22 +65,29 @@ def experiment(
         source=parts["data"],
         model=parts["model"],
         runtime=parts["runtime"],
-        probes=probes,
+        probes=parts["probe"],
         record=record,
         names=chosen,
         overrides=overrides,
         explicit=explicit(overrides, config, chosen, folders, varies),
         objects=objects,
+        callbacks=parts["callback"],
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
+    if settings.evaluations.unit == "it" and exp.runtime.staleness:
+        raise UserError(
+            f"evaluate_every={settings.evaluate_every}: an evaluation inside an epoch would wait for the feedback that "
+            f"runtime.staleness={exp.runtime.staleness} lets come late: give epochs, such as 1ep"
+        )
     return exp
 
 
-def probes_of(config: Mapping[str, Any], name: str | None, allow: Iterable[str]) -> dict[str, Probe]:
-    """The probes by name. A yaml of the user's without a `@package` line stands alone, under the name of its file."""
+def described(group: str, config: Mapping[str, Any], name: str | None, allow: Iterable[str]) -> dict[str, Any]:
+    """The probes or callbacks by name. A yaml of the user's without a `@package` line stands alone, under the name of
+    its file."""
     if "_target_" in config:
         config = {name or _name(config): config}
-    return {str(key): instantiate(_mapping(config, key), f"probe.{key}", allow) for key in config}
+    return {str(key): instantiate(_mapping(config, key), f"{group}.{key}", allow) for key in config}
 
 
 def _mapping(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:

@@ -62,7 +62,7 @@ def _is_a(given: Any, kind: type) -> bool:
     return issubclass(given, kind) if inspect.isclass(given) else isinstance(given, kind)
 
 
-def several(group: str, given: Any, allow: Iterable[str]) -> dict[str, Any]:
+def several(group: str, given: Any, name: str | None, allow: Iterable[str]) -> dict[str, Any]:
     """Probes or callbacks that were given: one, a list, or a mapping of names to them."""
     listed = list(given) if isinstance(given, list | tuple) else [given]
     named = dict(given) if isinstance(given, Mapping) else {name_of(each): each for each in listed}

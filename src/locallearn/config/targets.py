@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from locallearn.auxiliary import Auxiliary
+from locallearn.callbacks import Callback
 from locallearn.config.explicit import Explicit
 from locallearn.config.record import RecordSettings
 from locallearn.config.settings import Settings
@@ -38,6 +39,7 @@ KINDS: dict[str, type] = {
     "data": DataSource,
     "runtime": Runtime,
     "probe": Probe,
+    "callback": Callback,
 }
 """The class that a group's target must derive from. A `model` is a builder function instead."""
 RENAMED = {
@@ -96,6 +98,7 @@ class Experiment:
     """What the user has set, and a run must read."""
     objects: Mapping[str, Any] = field(default_factory=dict)
     """What was given from Python and not made from `config`, by group."""
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
 
     @property
     def title(self) -> str:

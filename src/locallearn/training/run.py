@@ -23,6 +23,7 @@ from locallearn.runtime.link import Pipe
 from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training import processes
 from locallearn.training.begin import Ready, new_run, old_run, rows
+from locallearn.training.calls import Calls
 from locallearn.training.environment import process_settings
 from locallearn.training.longer import STRETCHED, longer
 from locallearn.training.loop import Training
@@ -159,10 +160,12 @@ def train(
     output = Output(exp, folder, quiet, world)
     with output.ending(world):
         watch = Probing(exp.probes, data, folder, world, whole or (lambda: learner))
-        training = Training(exp, learner, data, output, watch, world)
+        calls = Calls(exp.callbacks, learner, data, folder.path, world)
+        training = Training(exp, learner, data, output, watch, world, calls)
         if saved is not None:
             training.restore(saved)
-        record: dict[str, Any] = training.run()
+        record = training.run()
+        training.tell("end", record)
         counts = world.gather(parameter_counts(learner))
         weights = world.gather_tensors({f"model.{n}": t for n, t in learner.model_state().items()})
         if output.recorder is not None:
@@ -172,11 +175,14 @@ def train(
             folder.write_bytes(files.MODEL, to_bytes(checkpoint.distinct(model)))
             folder.write_json(files.SUMMARY, record)
             watch.draw(output.recorder)
-            folder.status("done", epoch=record["epoch"], step=record["step"])
+            reason = {"reason": training.position.stopped} if training.position.stopped else {}
+            folder.status("done", epoch=record["epoch"], step=record["step"], **reason)
             output.recorder.close("done", record)
+            for why in reason.values():
+                output.console.line(f"stopped early: {why}")
             output.console.final_table(record, len(learner.cut))
             output.console.finish(folder.path)
-    return Result(record, learner.model.eval(), folder.path, folder.read_metrics() if world.rank == 0 else [])
+    return Result(record, learner.model.eval(), folder.path, folder.history() if world.rank == 0 else [])
 
 
 def parameter_counts(learner: Learner) -> dict[str, int]:

@@ -42,7 +42,7 @@ class Result:
 
 def finished(folder: RunFolder, allow: list[str]) -> Result:
     """What a run has left in its folder."""
-    return Result(folder.read_json(files.SUMMARY), load(folder.path, allow), folder.path, folder.read_metrics())
+    return Result(folder.read_json(files.SUMMARY), load(folder.path, allow), folder.path, folder.history())
 
 
 def saved_experiment(

@@ -1,0 +1,46 @@
+"""The base of callbacks that decide by a number of the validation split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from locallearn import names
+from locallearn.callbacks.base import Callback
+from locallearn.errors import UserError
+
+
+@dataclass
+class Monitoring(Callback):
+    """Base of what decides by one number, which may never be one of the test split.
+
+    monitor  its name in the record of an evaluation: validation/accuracy, block/00/validation_accuracy, or with
+             `callback=ema` validation/ema_accuracy
+    """
+
+    monitor: str = names.SELECTED_BY
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asked = f"{self._group}.monitor={self.monitor}"
+        such = f"give one of the validation split, such as {names.SELECTED_BY}"
+        if names.split_of(self.monitor) == names.TEST:
+            raise UserError(f"{asked}: nothing may be chosen by a number of the test split; {such}")
+        if names.split_of(self.monitor) != names.VALIDATION:
+            raise UserError(f"{asked}: is no number of an evaluation; {such}")
+        if names.higher_is_better(self.monitor) is None:
+            raise UserError(f"{asked}: whether more or less of it is better is not known; {such}")
+
+    def check(self, known: Collection[str]) -> None:
+        if self.monitor not in known:
+            there = [name for name in known if names.split_of(name) == names.VALIDATION]
+            none = "there is no validation split: set data.validation=0.1"
+            has = f"give one of {', '.join(there)}" if there else none
+            raise UserError(f"{self._group}.monitor={self.monitor}: this run records no such number; {has}")
+
+    def improves(self, value: float, best: float | None, by: float = 0.0) -> bool:
+        """Whether a value is better than the best one so far, by more than so much."""
+        if best is None:
+            return math.isfinite(value)
+        return value > best + by if names.higher_is_better(self.monitor) else value < best - by
