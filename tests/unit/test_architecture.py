@@ -28,7 +28,7 @@ WITHOUT_TORCH = [
         "studies/options.py",
         "training/stopping.py",
     ),
-    *(f"config/{name}.py" for name in ("compose", "explain", "record", "registry", "settings")),
+    *(f"config/{name}.py" for name in ("compose", "explain", "outside", "record", "registry", "settings")),
     "figures/text.py",
     *(str(path.relative_to(ROOT)) for room in ("cli", "report", "runs") for path in (ROOT / room).glob("*.py")),
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from locallearn.config import given, unread
 from locallearn.config.explicit import explicit
+from locallearn.config.objects import OBJECT
 from locallearn.config.record import RecordSettings
 from locallearn.config.settings import GROUPS, SEVERAL, Settings
 from locallearn.config.targets import Experiment, instantiate
@@ -50,13 +51,13 @@ def experiment(
     parts["strategy"] = part("strategy", objective=parts["objective"], auxiliary=parts["auxiliary"])
     parts["model"] = given.builder(objects.get("model"), groups["model"], allow)
     for group in SEVERAL:
-        several = given.several if group in objects else described
-        parts[group] = several(group, objects.get(group, groups[group]), (names or {}).get(group), allow)
+        chosen_in_yaml = described(group, groups[group], (names or {}).get(group), allow)
+        parts[group] = chosen_in_yaml | given.several(group, objects.get(group), allow)
     config = given.told(config, objects, parts)
     record = RecordSettings.parse(groups["record"])
     chosen = {group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
     chosen |= given.names_of(objects, parts) | {group: "+".join(parts[group]) or "none" for group in SEVERAL}
-    chosen |= {"record": "+".join(record.sinks) or "jsonl"}
+    chosen["record"] = "+".join(record.sinks) or "jsonl"
     exp = Experiment(
         config={key: value for key, value in config.items() if key not in ("allow", "dry_run")},
         settings=settings,
@@ -74,12 +75,18 @@ def experiment(
         callbacks=parts["callback"],
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
+    _check_evaluations(exp)
+    return exp
+
+
+def _check_evaluations(exp: Experiment) -> None:
+    """Raise UserError for evaluations at moments at which the weights are not all there."""
+    settings = exp.settings
     if settings.evaluations.unit == "it" and exp.runtime.staleness:
         raise UserError(
             f"evaluate_every={settings.evaluate_every}: an evaluation inside an epoch would wait for the feedback that "
             f"runtime.staleness={exp.runtime.staleness} lets come late: give epochs, such as 1ep"
         )
-    return exp
 
 
 def described(group: str, config: Mapping[str, Any], name: str | None, allow: Iterable[str]) -> dict[str, Any]:
@@ -87,7 +94,8 @@ def described(group: str, config: Mapping[str, Any], name: str | None, allow: It
     its file."""
     if "_target_" in config:
         config = {name or _name(config): config}
-    return {str(key): instantiate(_mapping(config, key), f"{group}.{key}", allow) for key in config}
+    of_yaml = {str(key): _mapping(config, key) for key in config}
+    return {key: instantiate(each, f"{group}.{key}", allow) for key, each in of_yaml.items() if OBJECT not in each}
 
 
 def _mapping(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:

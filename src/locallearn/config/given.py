@@ -62,13 +62,19 @@ def _is_a(given: Any, kind: type) -> bool:
     return issubclass(given, kind) if inspect.isclass(given) else isinstance(given, kind)
 
 
-def several(group: str, given: Any, name: str | None, allow: Iterable[str]) -> dict[str, Any]:
+def several(group: str, given: Any, allow: Iterable[str]) -> dict[str, Any]:
     """Probes or callbacks that were given: one, a list, or a mapping of names to them."""
-    listed = list(given) if isinstance(given, list | tuple) else [given]
-    named = dict(given) if isinstance(given, Mapping) else {name_of(each): each for each in listed}
-    if not isinstance(given, Mapping) and len(named) < len(listed):
+    return {name: part(group, each, {}, allow) for name, each in _named(group, given).items()}
+
+
+def _named(group: str, given: Any) -> dict[str, Any]:
+    if isinstance(given, Mapping):
+        return {str(name): each for name, each in given.items()}
+    listed = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    named = {name_of(each): each for each in listed}
+    if len(named) < len(listed):
         raise UserError(f"{group}={given!r:.100}: two have the same name; give a mapping of names to them")
-    return {str(name): part(group, each, {}, allow) for name, each in named.items()}
+    return named
 
 
 def builder(given: Any, config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
@@ -119,7 +125,9 @@ def told(config: Mapping[str, Any], objects: Mapping[str, Any], parts: Mapping[s
             train, *_ = every = kinds(objects[group])
             facts[group] = described(train, every) | {n: v for n, v in options_of(thing).items() if n != "parts"}
         elif isinstance(thing, Mapping):
-            facts[group] = {name: described(each) for name, each in thing.items()}
+            own_names = _named(group, objects[group])
+            kept = {name: each for name, each in (config.get(group) or {}).items() if name in thing}
+            facts[group] = kept | {name: described(thing[name]) for name in own_names}
         else:
             facts[group] = described(thing)
     if "strategy" in own:

@@ -19,38 +19,16 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from locallearn.config.settings import GROUPS
 from locallearn.engine.torch_optim import TorchOptim
 from locallearn.errors import UserError
 
 OBJECT, FILE, SOURCE, STRUCTURE = "_object_", "_file_", "_source_", "_structure_"
 """Keys of an object in config.yaml: its class or function, where that is written, and SHA-256 sums of the source and,
 of a module, of what it prints as. Its options stand beside them."""
-PLACES = (*(group for group in GROUPS if group != "record"), "optim.schedule")
-"""The arguments that take objects."""
 APART = ("objective", "auxiliary")
 """Parts of a strategy that are groups of their own."""
 LIBRARIES = {*sys.stdlib_module_names, "torch", "locallearn"}
 """Packages whose versions the manifest has: their source says nothing more."""
-
-
-def parted(settings: Mapping[str, Any], above: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The objects among settings, by place, and the settings that are numbers, texts, lists and mappings of these."""
-    objects: dict[str, Any] = {}
-    plain: dict[str, Any] = {}
-    for key, value in settings.items():
-        path = f"{above}{key}"
-        if is_plain(value) or (path not in PLACES and not isinstance(value, Mapping)):
-            plain[key] = value
-        elif isinstance(value, Mapping) and any(place.startswith(f"{path}.") for place in PLACES):
-            deeper, rest = parted(value, f"{path}.")
-            objects |= deeper
-            plain |= {key: rest} if rest else {}
-        elif path in PLACES:
-            objects[path] = value
-        else:
-            plain[key] = value
-    return objects, plain
 
 
 def is_plain(value: Any) -> bool:
@@ -98,12 +76,17 @@ def marks(config: Mapping[str, Any], above: str = "") -> dict[str, Mapping[str, 
 def missing(places: Mapping[str, Mapping[str, Any]]) -> UserError:
     """The sentence for a run whose objects were not given."""
     known = [f"{place} is {_written(mark)}" for place, mark in places.items()]
-    outer = dict.fromkeys("strategy" if place in APART and "strategy" in places else place for place in places)
-    given = ", ".join(f"{place}=..." if "." not in place else f"**{{'{place}': ...}}" for place in outer)
+    given = ", ".join(f"{group}=..." for group in groups_of(places))
     return UserError(
-        f"{' and '.join(known)}, which no run folder holds: give what was given to train, from Python: "
-        f"locallearn.resume(RUN, {given}), or load, evaluate or probe in its place"
+        f"{' and '.join(known)}, which no run folder holds: give what was given to train, from Python, as in "
+        f"locallearn.resume(RUN, {given}), or load, evaluate or probe in place of resume"
     )
+
+
+def groups_of(places: Iterable[str]) -> list[str]:
+    """The arguments by which the objects at some places are given."""
+    groups = dict.fromkeys(place.partition(".")[0] for place in places)
+    return [group for group in groups if not (group in APART and "strategy" in groups)]
 
 
 def compared(saved: Mapping[str, Any], now: Mapping[str, Any], given: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from locallearn import seeds
 from locallearn.engine.optim import Optim, take_step
 from locallearn.errors import UserError, in_one_line
 
+OURS = (SGD, Adam, AdamW)
 NUMBERS = {"bool": torch.bool, "int": torch.int64, "float": torch.float64}
 """How plain numbers of a state are stored; their names end in `:int` and so on."""
 GROUP = "group:"
@@ -124,12 +125,25 @@ def state_of(optimizer: Optimizer) -> Iterator[tuple[Tensor, str, Tensor]]:
         for key, value in state.items():
             if value is not None:
                 yield p, *_stored(key, value)
-    if type(optimizer) not in (SGD, Adam, AdamW):
-        for group in optimizer.param_groups:
-            for key, value in group.items():
-                moved = key in optimizer.defaults and value != optimizer.defaults[key]
-                if key != "lr" and moved and isinstance(value, int | float):
-                    yield group["params"][0], *_stored(f"{GROUP}{key}", value)
+    for group in optimizer.param_groups:
+        for key, first in _numbers(optimizer):
+            if group[key] != first:
+                yield group["params"][0], *_stored(f"{GROUP}{key}", group[key])
+
+
+def _numbers(optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
+    """What an optimizer may count in its groups, and where that began; ours count nothing there."""
+    if type(optimizer) not in OURS:
+        for key, value in optimizer.defaults.items():
+            if isinstance(value, int | float) and key not in ("lr", "weight_decay"):
+                yield key, value
+
+
+def forget(optimizer: Optimizer) -> None:
+    """Put an optimizer back to where it began."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.update(_numbers(optimizer))
 
 
 def _stored(key: str, value: Any) -> tuple[str, Tensor]:
@@ -141,8 +155,8 @@ def _stored(key: str, value: Any) -> tuple[str, Tensor]:
 
 def misfit(optimizer: Optimizer, p: Tensor, value: Tensor) -> bool:
     """Whether a saved tensor cannot be of the state of `p`. Some optimizers keep less than the shape of a weight."""
-    ours = type(optimizer) in (SGD, Adam, AdamW)
-    return bool(value.dim()) and value.shape != p.shape and (ours or value.numel() > p.numel())
+    fits = value.shape == p.shape if type(optimizer) in OURS else value.numel() <= p.numel()
+    return bool(value.dim()) and not fits
 
 
 def put_back(optimizer: Optimizer, p: Tensor, key: str, value: Tensor) -> None:
