@@ -165,6 +165,8 @@ def built(
     """`instantiate` for a target that is known."""
     supplied = {name: value for name, value in supplied.items() if name in fields_of(target)}
     given = {k: _function(v, f"{group}.{k}", allow) for k, v in config.items() if k != "_target_"}
+    if isinstance(target, type) and issubclass(target, Optim):
+        target.refuse(given)
     options = checked(target, given, group, supplied)
     try:
         instance = target(**options, **supplied)

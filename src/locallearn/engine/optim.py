@@ -69,12 +69,17 @@ class Optim(Options, ABC):
     auxiliary_lr: Annotated[float, Ge(0)] | None = None
     auxiliary_weight_decay: Annotated[float, Ge(0)] | None = None
 
-    def __post_init__(self) -> None:
-        if self.schedule == "plateau":
+    @staticmethod
+    def refuse(options: Mapping[str, object]) -> None:
+        """Say of options what their types cannot. Raises UserError."""
+        if options.get("schedule") == "plateau":
             raise UserError(
                 "optim.schedule=plateau would wait for a validation number, and a schedule here is a function of "
                 "progress alone: choose step with optim.milestones, cosine, or a function of your own"
             )
+
+    def __post_init__(self) -> None:
+        self.refuse({"schedule": self.schedule})
         super().__post_init__()
         if callable(self.schedule):
             for progress in (0.0, 0.5, 1.0):
