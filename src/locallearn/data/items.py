@@ -22,6 +22,17 @@ LABELS = ("label", "labels", "target", "targets", "y")
 
 
 @contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Whatever a set of the user's raises is one sentence."""
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        raise UserError(f"{name} cannot be read: {described(error)}") from error
+
+
+@contextmanager
 def drawing(seed: int) -> Iterator[None]:
     """Python's, NumPy's and PyTorch's global generators at the start of a stream, and afterwards as they were."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -96,12 +107,10 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, wanted: tuple[int, list[int]]) -> Tensor | str:
         seed, places = wanted
         try:
-            with drawing(seed):
+            with drawing(seed), reading(self.items.name):
                 return torch.stack([self.items.sample(place)[0] for place in places])
         except UserError as error:
             return str(error)
-        except Exception as error:
-            return f"{self.items.name} cannot be read: {described(error)}"
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -180,7 +189,7 @@ class Passes:
         self.source, self.name, self.workers, self.device = source, name, workers, device
         own = isinstance(source, DataLoader)
         self.size: int | None = source.batch_size if own else None
-        with drawing(0):
+        with drawing(0), reading(name):
             x, _ = self._pair(next(iter(self._loader(self.size or 1)), None))
         if own and self.size is None:
             self.size = len(x)
@@ -204,10 +213,10 @@ class Passes:
         """The first `steps` batches of a pass. Raises RunError where there are fewer, or one has another size."""
         loader = self._loader(batch_size)
         self._begin(loader, epoch_seed, epoch)
-        with drawing(epoch_seed):
+        with drawing(epoch_seed), reading(self.name):
             batches = iter(loader)
         for step in range(steps):
-            with drawing(mix(epoch_seed, step)):
+            with drawing(mix(epoch_seed, step)), reading(self.name):
                 batch = next(batches, None)
             if batch is None:
                 raise RunError(f"{self.name} ended after {step} of {steps} batches of an epoch: its length is not true")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from locallearn.data.items import LABELS, as_targets, drawing, pair
+from locallearn.data.items import LABELS, as_targets, drawing, pair, reading
 
 
 def label_column(given: Any) -> str | None:
@@ -41,7 +41,7 @@ def labels_of(given: Any) -> Tensor | None:
 def labels_read(given: Any, label: str | None, workers: int) -> Tensor:
     """The labels of a set that has no list of them: every sample is read once."""
     loader = DataLoader(_LabelsOf(given, label), 64, num_workers=workers, collate_fn=list, generator=torch.Generator())
-    with drawing(0):
+    with drawing(0), reading(name_of(given)):
         values = [value for part in loader for value in part]
     return as_targets(values, f"the labels of {name_of(given)}")
 

@@ -21,12 +21,12 @@ from torch.utils.data import (
 
 from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
-from locallearn.data.items import Items, Passes, as_input, as_targets, drawing, pair
+from locallearn.data.items import Items, Passes, as_input, as_targets, drawing, pair, reading
 from locallearn.data.listed import class_names, label_column, labels_of, labels_read, name_of
 from locallearn.data.normalise import Normalisation, Normaliser
 from locallearn.data.source import DataSource, Raw, RawSplit
 from locallearn.data.split import stratified
-from locallearn.data.store import Memory, check_samples
+from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
 from locallearn.seeds import derive, generator
 
@@ -72,6 +72,8 @@ class ObjectSource(DataSource):
     def read(self, device: torch.device) -> Raw:
         parts = {name: self._part(given, name) for name, given in self.parts.items()}
         train, test = parts["train"], parts.get("test")
+        for name, part in parts.items():
+            self._check(name, part, train.images)
         classes = self._classes(parts.values())
         if test is None:
             if train.labels.dtype == torch.int64 and train.labels.dim() == 1 and len(train.labels) > 1:
@@ -94,6 +96,7 @@ class ObjectSource(DataSource):
         store = Passes(self.parts["train"], name_of(self.parts["train"]), self.workers, device)
         rest = {name: self._part(given, name) for name, given in self.parts.items() if name != "train"}
         for name, part in rest.items():
+            self._check(name, part, store)
             check_samples(f"{name} samples of data={self.name}", part.images, store.image)
         unknown = torch.full((len(store),), -1, device=device)
         train = Split(store, torch.arange(len(store)), unknown)
@@ -111,6 +114,18 @@ class ObjectSource(DataSource):
             normaliser = Normaliser(half, half, device)
         return PassedData(self.name, self._classes(rest.values()), splits, seed, Augment(), normaliser)
 
+    def _check(self, name: str, part: RawSplit, train: Store) -> None:
+        """Refuse labels for other samples, and samples of another type than those that are trained on."""
+        if len(part.labels) != len(part.images):
+            raise UserError(
+                f"the {name} part has {len(part.images)} samples but {len(part.labels)} labels; give each sample one"
+            )
+        if part.images.dtype != train.dtype:
+            kinds = [str(store.dtype).removeprefix("torch.") for store in (part.images, train)]
+            raise UserError(
+                f"the {name} samples are {kinds[0]} and the training samples {kinds[1]}: give both as one type"
+            )
+
     def _part(self, given: Any, part: str) -> RawSplit:
         """The raw samples and labels of one part. Raises UserError for what is none."""
         workers = given.num_workers if isinstance(given, DataLoader) else self.workers
@@ -125,7 +140,7 @@ class ObjectSource(DataSource):
         if not len(given):
             raise UserError(f"{name_of(given)} has no samples; a data set needs at least one")
         label = label_column(given)
-        with drawing(0):
+        with drawing(0), reading(name_of(given)):
             x, _ = pair(given[0], f"sample 0 of {name_of(given)}", label)
         x = as_input(x, f"sample 0 of {name_of(given)}")
         _pixels(x[None], what)
@@ -137,7 +152,7 @@ class ObjectSource(DataSource):
     def _read_once(self, given: Any) -> RawSplit:
         """A validation or test part that can only be gone through is kept in memory."""
         loader = given if isinstance(given, DataLoader) else DataLoader(given, 64, num_workers=self.workers)
-        with drawing(0):
+        with drawing(0), reading(name_of(given)):
             batches = [pair(batch, f"a batch of {name_of(given)}") for batch in loader]
         if not batches:
             raise UserError(f"{name_of(given)} has no samples; a data set needs at least one")
