@@ -10,7 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from locallearn.config.objects import APART, described, is_optimizer, marks, missing, name_of, options_in, options_of
+from locallearn.config.objects import (
+    APART,
+    class_of,
+    described,
+    is_optimizer,
+    marks,
+    missing,
+    name_of,
+    options_in,
+    options_of,
+)
 from locallearn.config.targets import KINDS, ModelBuilder, built, instantiate, model_builder
 from locallearn.contract import Strategy
 from locallearn.data.objects import ObjectSource, by_part, kinds
@@ -40,10 +50,8 @@ def part(group: str, given: Any, config: Mapping[str, Any], allow: Iterable[str]
         return instantiate(config, group, allow, **supplied)
     options = options_in(config)
     if group == "optim" and is_optimizer(given):
-        if getattr(given, "args", ()):
-            raise UserError(f"optim={given!r:.100}: give its arguments by name, as in partial(Adagrad, lr=0.1)")
-        own = getattr(given, "keywords", {})
-        return built(of_class(getattr(given, "func", given)), {**options, **own}, group, allow)
+        cls, own = class_of(given) or (given, {})
+        return built(of_class(cls), {**options, **own}, group, allow)
     kind = KINDS[group]
     if group == "data" and not _is_a(given, kind):
         return built(ObjectSource, options, group, allow, parts=by_part(given))
@@ -52,14 +60,16 @@ def part(group: str, given: Any, config: Mapping[str, Any], allow: Iterable[str]
             f"{group}={given!r:.100}: must be a name, a mapping of options, or an object of a class derived from "
             f"{kind.__module__}.{kind.__name__}" + (", or a class of torch.optim" if group == "optim" else "")
         )
-    instance = built(given, {}, group, allow, **supplied) if inspect.isclass(given) else given
+    of = class_of(given)
+    instance = built(*of, group, allow, **supplied) if of else given
     if isinstance(instance, Strategy):
         check_class(instance)
     return instance
 
 
 def _is_a(given: Any, kind: type) -> bool:
-    return issubclass(given, kind) if inspect.isclass(given) else isinstance(given, kind)
+    of = class_of(given)
+    return issubclass(of[0], kind) if of else isinstance(given, kind)
 
 
 def several(group: str, given: Any, allow: Iterable[str]) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from locallearn.config.compose import quoted
-from locallearn.config.objects import APART, is_optimizer, is_plain, name_of
+from locallearn.config.objects import APART, CALLED, class_of, is_optimizer, is_plain, name_of
 from locallearn.config.settings import GROUPS, SEVERAL
 from locallearn.data import DataSource
 from locallearn.data.objects import batch_of
@@ -17,8 +16,6 @@ from locallearn.errors import UserError
 
 PLACES = (*(group for group in GROUPS if group != "record"), "optim.schedule")
 """The arguments that take objects."""
-CALLED = {"callbacks": "callback"}
-"""Arguments that are called otherwise in Python."""
 
 
 def parted(settings: Mapping[str, Any], above: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -26,7 +23,7 @@ def parted(settings: Mapping[str, Any], above: str = "") -> tuple[dict[str, Any]
     objects: dict[str, Any] = {}
     plain: dict[str, Any] = {}
     for key, value in settings.items():
-        key = CALLED.get(key, key)
+        key = next((group for group, name in CALLED.items() if name == key), key)
         path = f"{above}{key}"
         if is_plain(value) or (path not in PLACES and not isinstance(value, Mapping)):
             plain[key] = value
@@ -51,7 +48,7 @@ def composed(objects: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
     Raises UserError for settings that an object leaves unread."""
     words = []
     for place, value in objects.items():
-        if place == "data" and not _is_a(value, DataSource):
+        if place == "data" and not isinstance(value, DataSource) and class_of(value) is None:
             words.append("data=_objects")
             words += _batch_size(value, plain)
             continue
@@ -62,17 +59,13 @@ def composed(objects: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
                 raise UserError(f"{twice[0]} is given twice, there and in optim={name_of(value)}: leave one out")
             continue
         unread = [key for key in (*plain, *objects) if key.startswith(f"{place}.")]
-        if place == "strategy" and not inspect.isclass(value):
+        if place == "strategy" and class_of(value) is None:
             unread += [key for key in (*plain, *objects) if key.partition(".")[0] in APART]
         if unread:
             raise UserError(
                 f"{unread[0]} is not read beside {place}={name_of(value)}(...), which has its options: set it there"
             )
     return words
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    return issubclass(value, kind) if inspect.isclass(value) else isinstance(value, kind)
 
 
 def _batch_size(data: Any, plain: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,8 @@ from locallearn.errors import UserError
 OBJECT, FILE, SOURCE, STRUCTURE = "_object_", "_file_", "_source_", "_structure_"
 """Keys of an object in config.yaml: its class or function, where that is written, and SHA-256 sums of the source and,
 of a module, of what it prints as. Its options stand beside them."""
+CALLED = {"callback": "callbacks"}
+"""Groups that have another name as arguments of Python."""
 APART = ("objective", "auxiliary")
 """Parts of a strategy that are groups of their own."""
 LIBRARIES = {*sys.stdlib_module_names, "torch", "locallearn"}
@@ -86,7 +88,7 @@ def missing(places: Mapping[str, Mapping[str, Any]]) -> UserError:
 def groups_of(places: Iterable[str]) -> list[str]:
     """The arguments by which the objects at some places are given."""
     groups = dict.fromkeys(place.partition(".")[0] for place in places)
-    return [group for group in groups if not (group in APART and "strategy" in groups)]
+    return [CALLED.get(group, group) for group in groups if not (group in APART and "strategy" in groups)]
 
 
 def compared(saved: Mapping[str, Any], now: Mapping[str, Any], given: Iterable[str]) -> list[str]:
@@ -209,7 +211,14 @@ def _sum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def class_of(value: Any) -> tuple[type, dict[str, Any]] | None:
+    """The class that an object is, or that it is a `partial` of, and the options that are given; None for another."""
+    partial = isinstance(value, functools.partial)
+    kind, options = (value.func, value.keywords) if partial else (value, {})
+    return (kind, options) if inspect.isclass(kind) and not getattr(value, "args", ()) else None
+
+
 def is_optimizer(value: Any) -> bool:
     """Whether an object is a class of PyTorch's optimizers, or a partial one with some of its arguments."""
-    kind = value.func if isinstance(value, functools.partial) else value
-    return inspect.isclass(kind) and issubclass(kind, Optimizer)
+    of = class_of(value)
+    return of is not None and issubclass(of[0], Optimizer)

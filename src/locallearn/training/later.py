@@ -17,6 +17,9 @@ from locallearn.training.prepare import check_data, prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks, look
 from locallearn.training.saved import NOTHING, ranges, saved_experiment
 
+NOT_ASKED: Mapping[str, Any] = {"probe": {}, "callback": {}}
+"""Groups of a run that take no part in another look at it."""
+
 
 def evaluate_run(
     path: str | Path,
@@ -28,7 +31,7 @@ def evaluate_run(
     """Test loss and accuracy of a run at every block that can predict, with `linear` also those of a linear classifier
     on each block's frozen features. Another data set is normalised as that of the run."""
     folder = RunFolder.open(Path(path))
-    changes = {"data": data_config} if data_config else {}
+    changes = {**NOT_ASKED, **({"data": data_config} if data_config else {})}
     exp, manifest = saved_experiment(folder, allow, changes=changes, objects=objects)
     with process_settings(exp.settings):
         saved = checkpoint.newest(folder.checkpoints, warn)
@@ -57,7 +60,9 @@ def probe_run(
     under the run's `probes/` and the pictures in it. Raises UserError.
     """
     folder = RunFolder.open(Path(path))
-    exp, manifest = saved_experiment(folder, allow, changes={"probe": probes}, overrides=overrides, objects=objects)
+    exp, manifest = saved_experiment(
+        folder, allow, changes={**NOT_ASKED, "probe": probes}, overrides=overrides, objects=objects
+    )
     with process_settings(exp.settings):
         folder.lock()
         try:
