@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import locallearn
 from helpers.commands import run
@@ -69,6 +71,11 @@ class Stop(Callback):
         if run.step == self.at:
             self.at = 0
             raise RuntimeError("a mistake of mine")
+
+
+class Locked(Backprop):
+    def __init__(self):
+        object.__setattr__(self, "lock", threading.Lock())
 
 
 def falling(progress: float) -> float:
@@ -172,3 +179,72 @@ def test_another_look_from_python(given, stopped):
     with torch.no_grad():
         truth = (stopped[1].model(X).argmax(1) == Y).double().mean().item()
     assert numbers["accuracy"] == pytest.approx(truth)
+
+
+REFUSED = {
+    "options beside an object": ({"model": net(), "model.width": 9}, "model.width is not read beside model=Net"),
+    "an objective beside a strategy": (
+        {"strategy": Backprop(), "objective": "infonce"},
+        "objective is not read",
+    ),
+    "no strategy": ({"strategy": net()}, "must be a name, a mapping, or an object of a class derived from"),
+    "an optimizer with weights": ({"optim": torch.optim.SGD(net().parameters())}, "or a class of torch.optim"),
+    "an option twice": ({"optim": partial(torch.optim.SGD, lr=1), "optim.lr": 2}, "optim.lr is given twice"),
+    "plateau": ({"optim": {"schedule": "plateau"}}, "function of progress alone"),
+    "a batch size": (
+        {"data": DataLoader(Points(), 8), "batch_size": 9},
+        "batch_size=9, but the loader",
+    ),
+    "no option of data": ({"data": (X, Y), "data.size": 3}, "data.size is no option"),
+    "share of a stream": (
+        {"data": {"train": DataLoader(Points(), 8), "test": (X, Y)}, "data.fraction": 0.5},
+        "data.fraction=0.5 is read only with data=DATASET",
+    ),
+    "a lock": (
+        {"model": net(), "strategy": Locked(), "runtime": "pipeline"},
+        "cannot be sent to the processes",
+    ),
+    "two callbacks": ({"callbacks": [Stop(1), Stop(2)]}, "of Stop, Stop two have one name"),
+    "no folder": ({"config_dir": "nowhere"}, "there is no such folder"),
+    "another size": ({"model": locallearn.as_blocks(net(), image=(6,)), "data": (X[:, :5], Y)}, r"Net reads \[6\]"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(kind, tmp_path):
+    settings, sentence = REFUSED[kind]
+    with pytest.raises(UserError, match=sentence) as caught:
+        locallearn.train(quiet=True, out=tmp_path / "runs", **settings)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_yaml_files_from_python(tmp_path, monkeypatch):
+    """As `--config-dir`: what they name is found and trusted, in a run and whatever comes after it."""
+    (tmp_path / "conf/strategy").mkdir(parents=True)
+    (tmp_path / "conf/optim").mkdir()
+    (tmp_path / "conf/strategy/quarter.yaml").write_text("_target_: quarter_of_mine.Quarter\nlast: joint\n")
+    (tmp_path / "conf/optim/rprop.yaml").write_text("_target_: torch.optim.Rprop\nlr: 0.02\netas: [0.4, 1.1]\n")
+    (tmp_path / "conf/quarter_of_mine.py").write_text(
+        "from locallearn.strategies.greedy import DGL\nclass Quarter(DGL):\n    pass\n"
+    )
+    monkeypatch.setattr("sys.path", [*sys.path])
+    where = {"config_dir": tmp_path / "conf"}
+    result = locallearn.train(
+        strategy="quarter", optim="rprop", model="mlp", data=(X, Y), auxiliary="linear", epochs=1, max_steps=2,
+        out=tmp_path, **where, **SETTINGS,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="lies outside locallearn"):
+        locallearn.load(result.run_dir)
+    assert torch.equal(locallearn.load(result.run_dir, **where)(X), result.model(X))
+    assert type(locallearn.build("quarter", "mlp", image=(6,), **where).strategy).__name__ == "Quarter"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["numbered", "in its own order"])
+def test_a_pipeline_of_objects_has_the_bits_of_the_serial_run(data, given, tmp_path):
+    objects = given if data == "numbered" else given | {"data": {"train": DataLoader(Points(), 16), "test": (X, Y)}}
+    settings = {**SETTINGS, "out": tmp_path, "auxiliary": "linear", "epochs": 2}
+    one, two = (locallearn.train(**objects, **settings, runtime=name) for name in ("serial", "pipeline"))
+    assert_same(one.model, two.model)
+    assert [r["train/loss"] for r in one.history] == [r["train/loss"] for r in two.history]

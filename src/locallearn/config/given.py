@@ -57,7 +57,7 @@ def part(group: str, given: Any, config: Mapping[str, Any], allow: Iterable[str]
         return built(ObjectSource, options, group, allow, parts=by_part(given))
     if not _is_a(given, kind):
         raise UserError(
-            f"{group}={given!r:.100}: must be a name, a mapping of options, or an object of a class derived from "
+            f"{group}={name_of(given)}(...): must be a name, a mapping, or an object of a class derived from "
             f"{kind.__module__}.{kind.__name__}" + (", or a class of torch.optim" if group == "optim" else "")
         )
     of = class_of(given)
@@ -83,7 +83,9 @@ def _named(group: str, given: Any) -> dict[str, Any]:
     listed = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
     named = {name_of(each): each for each in listed}
     if len(named) < len(listed):
-        raise UserError(f"{group}={given!r:.100}: two have the same name; give a mapping of names to them")
+        raise UserError(
+            f"{group}: of {', '.join(map(name_of, listed))} two have one name; give a mapping of names to them"
+        )
     return named
 
 
@@ -96,8 +98,8 @@ def builder(given: Any, config: Mapping[str, Any], allow: Iterable[str]) -> Mode
         return ModelBuilder(functools.partial(_copied, given), {}, False)
     if not callable(given):
         raise UserError(
-            f"model={given!r:.100}: must be a name, a mapping of options, a torch module, or a function or class that "
-            "builds one"
+            f"model={name_of(given)}(...): must be a name, a mapping, a torch module, or what builds one, a "
+            "function or class"
         )
     asked = set(inspect.signature(given).parameters) & set(SEEN)
     return ModelBuilder(functools.partial(_called, given, asked), {}, "graph" in asked)

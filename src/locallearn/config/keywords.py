@@ -11,8 +11,9 @@ from locallearn.config.compose import quoted
 from locallearn.config.objects import APART, CALLED, class_of, is_optimizer, is_plain, name_of
 from locallearn.config.settings import GROUPS, SEVERAL
 from locallearn.data import DataSource
-from locallearn.data.objects import batch_of
+from locallearn.data.objects import ObjectSource, batch_of
 from locallearn.errors import UserError
+from locallearn.options import fields_of
 
 PLACES = (*(group for group in GROUPS if group != "record"), "optim.schedule")
 """The arguments that take objects."""
@@ -49,8 +50,11 @@ def composed(objects: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
     words = []
     for place, value in objects.items():
         if place == "data" and not isinstance(value, DataSource) and class_of(value) is None:
-            words.append("data=_objects")
-            words += _batch_size(value, plain)
+            known = fields_of(ObjectSource).keys() - {"parts"}
+            for key in plain:
+                if key.startswith("data.") and key.removeprefix("data.") not in known:
+                    raise UserError(f"{key} is no option of data given from Python: {', '.join(sorted(known))}")
+            words += ["data=_objects", *_batch_size(value, plain)]
             continue
         if place == "optim" and is_optimizer(value):
             words.append("optim=torch")

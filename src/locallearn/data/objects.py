@@ -187,8 +187,14 @@ class PassedData(Data):
         return super().batch(batch_size)
 
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        seed, size, steps = derive(self.seed, "order", epoch), self.batch(batch_size), self.steps(batch_size)
-        for step, (inputs, labels) in enumerate(self._passes().batches(seed, epoch, size, steps)):
+        size = min(self._passes().size or batch_size, len(self.train))
+        given = self._passes().batches(derive(self.seed, "order", epoch), epoch, size, self.steps(size))
+        parts = (
+            part
+            for inputs, labels in given
+            for part in zip(*(t.split(batch_size) for t in (inputs, labels)), strict=True)
+        )
+        for step, (inputs, labels) in enumerate(parts):
             if step >= start:
                 yield self._normalise(inputs), labels
 

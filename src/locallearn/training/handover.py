@@ -6,11 +6,15 @@ file is never in any folder, and they inherit it open. No run folder holds one.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import io
 import os
 import tempfile
+import typing
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from locallearn.errors import UserError, in_one_line
@@ -29,6 +33,7 @@ def handed_over(objects: Mapping[str, Any]) -> Iterator[int | None]:
         import cloudpickle
 
         for place, value in objects.items():
+            _resolve(value)
             try:
                 cloudpickle.dumps(value)
             except Exception as error:  # whatever a part of it raises
@@ -39,6 +44,26 @@ def handed_over(objects: Mapping[str, Any]) -> Iterator[int | None]:
         cloudpickle.dump(dict(objects), file)
         file.flush()
         yield file.fileno()
+
+
+def _resolve(value: Any) -> None:
+    """Make the annotations of options, which may be texts, what they mean: a class of a script is sent by value, and
+    without the names that its module has imported for them."""
+    if isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            _resolve(each)
+        return
+    if isinstance(value, functools.partial):
+        value = value.func
+    for kind in inspect.getmro(value if inspect.isclass(value) else type(value)):
+        own = vars(kind).get("__annotations__", {})
+        if kind.__module__ == "__main__" and any(isinstance(hint, str) for hint in own.values()):
+            with suppress(NameError, TypeError):  # a name for type checkers alone
+                hints = typing.get_type_hints(kind, include_extras=True)
+                kind.__annotations__ = {name: hints[name] for name in own}
+    if is_dataclass(value) and not inspect.isclass(value):
+        for each in fields(value):
+            _resolve(getattr(value, each.name))
 
 
 def taken_over(number: int | None) -> dict[str, Any]:
