@@ -14,6 +14,7 @@ from locallearn.contract import Packet, Strategy
 from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, clear
+from locallearn.engine.link import Stopped
 from locallearn.engine.promises import check_learned
 from locallearn.engine.setup import Setup
 from locallearn.engine.stage import Stage, does_not_fit
@@ -122,6 +123,8 @@ class Learner:
         prepared = None if inputs is None else self.prepare(inputs)
         try:
             self.stage.step(prepared, labels, self.step_count, self.setup.total_steps)
+        except Stopped:  # between two steps: nothing is broken off
+            raise
         except BaseException as error:
             abandon(self.stage, self.step_count)
             if isinstance(error, RunError) and (cause := self._cause(prepared)):

@@ -13,9 +13,10 @@ from torch import Tensor
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
+from locallearn.engine.link import Stopped
 from locallearn.probes import Moment
 from locallearn.runs import checkpoint, files
-from locallearn.runtime.link import Pipe, Stopped
+from locallearn.runtime.link import Pipe
 from locallearn.runtime.world import World
 from locallearn.training.calls import CalledOff, Calls
 from locallearn.training.environment import peak_memory_bytes
