@@ -3,7 +3,7 @@ the same weights."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,8 +78,9 @@ class Callback(Options):
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
         return {}
 
-    def check(self, names: Collection[str]) -> None:
-        """Refuse, by a UserError before the run has a folder, what cannot be. `names`: what an evaluation records."""
+    def check(self, run: RunView, known: Callable[[], Collection[str]]) -> None:
+        """Refuse, by a UserError before the run has a folder, what cannot be. `known` gives the names of the numbers
+        that an evaluation records. Called once, in a process that has every block."""
 
     def start(self, run: RunView) -> None:
         """Training begins, or goes on: `load_state_dict` has been called where it does."""

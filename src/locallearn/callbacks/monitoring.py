@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from locallearn import names
-from locallearn.callbacks.base import Callback
+from locallearn.callbacks.base import Callback, RunView
 from locallearn.errors import UserError
 
 
@@ -32,9 +32,9 @@ class Monitoring(Callback):
         if names.higher_is_better(self.monitor) is None:
             raise UserError(f"{asked}: whether more or less of it is better is not known; {such}")
 
-    def check(self, known: Collection[str]) -> None:
-        if self.monitor not in known:
-            there = [name for name in known if names.split_of(name) == names.VALIDATION]
+    def check(self, run: RunView, known: Callable[[], Collection[str]]) -> None:
+        if self.monitor not in (recorded := known()):
+            there = [name for name in recorded if names.split_of(name) == names.VALIDATION]
             none = "there is no validation split: set data.validation=0.1"
             has = f"give one of {', '.join(there)}" if there else none
             raise UserError(f"{self._group}.monitor={self.monitor}: this run records no such number; {has}")

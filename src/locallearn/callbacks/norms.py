@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from locallearn import names
 from locallearn.callbacks.base import Callback, RunView
 from locallearn.engine.block import TrainedBlock
+from locallearn.errors import UserError
 
 
 @dataclass
@@ -28,6 +30,10 @@ class Norms(Callback):
 
     _hooks: list[RemovableHandle] = field(init=False, default_factory=list, repr=False)
     _seen: dict[str, Tensor] = field(init=False, default_factory=dict, repr=False)
+
+    def check(self, run: RunView, known: Callable[[], Collection[str]]) -> None:
+        if run.learner.setup.compiled:
+            raise UserError("callback=norms hooks into blocks, which compile=true would compile anew: leave one out")
 
     def start(self, run: RunView) -> None:
         self._watch(run)

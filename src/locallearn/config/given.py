@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -29,7 +28,7 @@ from locallearn.engine.torch_optim import of_class
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 
-SEEN = ("image", "classes", "graph")
+SEEN = ("image", "classes", "graph", "vocabulary")
 """What a function or class that builds a model may ask for."""
 
 
@@ -94,18 +93,23 @@ def builder(given: Any, config: Mapping[str, Any], allow: Iterable[str]) -> Mode
     with the same weights. Raises UserError."""
     if given is None:
         return model_builder(config, allow)
-    if isinstance(given, nn.Module):
-        return ModelBuilder(functools.partial(_copied, given), {}, False)
     if not callable(given):
         raise UserError(
             f"model={name_of(given)}(...): must be a name, a mapping, a torch module, or what builds one, a "
             "function or class"
         )
-    asked = set(inspect.signature(given).parameters) & set(SEEN)
-    return ModelBuilder(functools.partial(_called, given, asked), {}, "graph" in asked)
+    module = isinstance(given, nn.Module)
+    asked = set(SEEN) if module else set(inspect.signature(given).parameters) & set(SEEN)
+
+    def build(**seen: Any) -> Any:
+        seen = {name: value for name, value in seen.items() if name in asked}
+        return _copied(given, **seen) if module else given(**seen)
+
+    build.__name__ = name_of(given)
+    return ModelBuilder(build, {}, "graph" in asked and not module, "vocabulary" in asked)
 
 
-def _copied(module: nn.Module, image: tuple[int, ...], classes: int) -> nn.Module:
+def _copied(module: nn.Module, image: tuple[int, ...], classes: int, **others: Any) -> nn.Module:
     if isinstance(module, BlockModel) and (module.image, module.classes) != (tuple(image), classes):
         raise UserError(
             f"model={module.name} reads {list(module.image)} and has {module.classes} classes; the data have "
@@ -114,15 +118,11 @@ def _copied(module: nn.Module, image: tuple[int, ...], classes: int) -> nn.Modul
     return copy.deepcopy(module)
 
 
-def _called(build: Callable[..., Any], asked: set[str], **seen: Any) -> Any:
-    return build(**{name: value for name, value in seen.items() if name in asked})
-
-
 def in_place(build: ModelBuilder, given: Any) -> ModelBuilder:
     """The same builder, but of the very module that was given."""
     if not isinstance(given, nn.Module):
         return build
-    return ModelBuilder(lambda image, classes: given, {}, False)
+    return ModelBuilder(lambda **seen: given, {}, False, True)
 
 
 def told(config: Mapping[str, Any], objects: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.contract import cross_entropy
 from locallearn.engine.block import TrainedBlock, set_modes
 from locallearn.engine.learner import Learner
 from locallearn.engine.trial import Gradients, blocks_kept, trial_step
@@ -44,7 +43,7 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
                 for i in units:
                     h = model.units[i](h)
                 outputs.append(h)
-            loss = cross_entropy(model.head(h), labels)
+            loss = learner.setup.task.loss(model.head(h), labels)
         tensors = [*parameters, *(h for h in outputs if h.requires_grad)]  # not of frozen blocks at the bottom
         grads = dict(zip(map(id, tensors), torch.autograd.grad(loss, tensors, allow_unused=True), strict=True))
     return [

@@ -9,6 +9,7 @@ import torch
 
 from locallearn.engine.link import Link
 from locallearn.engine.replicas import Replicas
+from locallearn.task import CLASSES, Task
 
 Pixels: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -26,6 +27,7 @@ class Setup:
     total_steps    None if nobody knows; then the learning rate is constant
     train_blocks   the blocks that learn; None: all of them
     pixels         see `BlockSpec`
+    task           what is asked of the model
     """
 
     seed: int = 0
@@ -36,6 +38,7 @@ class Setup:
     total_steps: int | None = None
     train_blocks: frozenset[int] | None = None
     pixels: Pixels | None = None
+    task: Task = CLASSES
 
     @property
     def dtype(self) -> torch.dtype:

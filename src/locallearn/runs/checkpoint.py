@@ -71,8 +71,8 @@ class BlockSums:
     notes: dict[str, list[float]]
 
     def __post_init__(self) -> None:
-        if any(len(sums) != 3 for sums in (self.totals, *self.notes.values())):
-            raise UserError("state.json: the sums of a block are three numbers")
+        if len(self.totals) < 2 or any(len(sums) != 3 for sums in self.notes.values()):
+            raise UserError("state.json: the sums of a block are two numbers or more, those of a note are three")
 
 
 class SavedCheckpoint(NamedTuple):

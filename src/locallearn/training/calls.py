@@ -79,9 +79,8 @@ class Calls:
         """Let each refuse what cannot be, before anything is written; a batch of each split tells the names of the
         numbers. Raises UserError."""
         self._batches = 1
-        known = (self.evaluate() | self.measured()).keys() if self else ()
         for callback in self.callbacks.values():
-            callback.check(known)
+            callback.check(self, lambda: (self.evaluate() | self.measured()).keys())
 
     def measured(self) -> dict[str, float]:
         """What the callbacks add to an evaluation. All processes must call this."""

@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from locallearn import names
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
+from locallearn.engine.link import Stopped
 from locallearn.probes import Moment
 from locallearn.runs import checkpoint, files
-from locallearn.runtime.link import Pipe, Stopped
+from locallearn.runtime.link import Pipe
 from locallearn.runtime.world import World
 from locallearn.training.calls import CalledOff, Calls
 from locallearn.training.environment import peak_memory_bytes
@@ -166,15 +168,17 @@ class Training:
             yield from ((None, None) for _ in range(offset, self.steps_per_epoch))
 
     def so_far(self) -> str:
-        """Loss and accuracy of the running epoch at the highest block here that has a loss. Of a GPU the records inside
-        the epoch tell it, without a synchronisation more."""
+        """Loss and score of the running epoch at the highest block here that has a loss. On a GPU it is left to the
+        records inside the epoch, which synchronise anyway."""
         if self.running.every and self.learner.device.type == "cuda":
             return ""
+        score = self.learner.setup.task.score
         for block in reversed(self.learner.blocks):
             if "loss" in (metrics := block.read()):
                 where = "" if block.last else f"block {block.spec.index} "
-                accuracy = f"  acc {metrics['accuracy']:.3f}" if "accuracy" in metrics else ""
-                return f"{where}loss {metrics['loss']:.3f}{accuracy}"
+                short = "acc" if score == names.ACCURACY else score
+                shown = f"  {short} {metrics[score]:.3f}" if score in metrics and score != names.LOSS else ""
+                return f"{where}loss {metrics['loss']:.3f}{shown}"
         return ""
 
     def finish_epoch(self, trained: float, images_per_second: float, last: bool) -> None:
@@ -204,7 +208,7 @@ class Training:
         def record() -> dict[str, Any]:
             head = {"epoch": epoch + 1, "step": learner.step_count}
             tail = {"images_per_second": images_per_second, "seconds": seconds}
-            return head | epoch_record(reports, self.world.replicas) | tail if reports else {}
+            return head | epoch_record(reports, self.world.replicas, learner.setup.task) | tail if reports else {}
 
         if self.calls:
             told = self.tell_of_epoch(record, reports, evaluated, known)

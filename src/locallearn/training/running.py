@@ -74,8 +74,9 @@ class RunningNumbers:
         while self._pending and (reports := self._pending[0][1]()) is not None:
             head, _ = self._pending.popleft()
             sums = sums_of_blocks(report["blocks"] for report in reports)
-            blocks = {index: BlockTotals.means(own) for index, own in sums.items()}
-            found = model_numbers(blocks) | names.of_blocks(blocks)
+            task = self.learner.setup.task
+            blocks = {index: BlockTotals.means(own, task) for index, own in sums.items()}
+            found = model_numbers(blocks, task) | names.of_blocks(blocks)
             record = head | {names.on(names.STEP, name): value for name, value in found.items()}
             for report in reports:
                 record |= report["numbers"]
@@ -91,5 +92,9 @@ def _difference(now: Any, before: Any) -> Any:
     if isinstance(now, Mapping):
         return {key: _difference(value, before.get(key)) if before else value for key, value in now.items()}
     if isinstance(now, Sequence) and not isinstance(now, str):
-        return [_difference(a, b) for a, b in zip(now, before, strict=True)] if before else now
+        if not before:
+            return now
+        if len(before) != len(now):  # the sums of metrics come with the first prediction
+            before = [before[0], *[0.0] * (len(now) - 2), before[-1]]
+        return [_difference(a, b) for a, b in zip(now, before, strict=True)]
     return now if before is None or isinstance(now, bool | str) else now - before

@@ -19,11 +19,13 @@ from locallearn.config.objects import compared, marks, missing
 from locallearn.data.fingerprint import Fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
-from locallearn.models import BlockModel
+from locallearn.models import BlockModel, answering
+from locallearn.names import ACCURACY
 from locallearn.options import convert, fields_of
 from locallearn.runs import again, files
 from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder
+from locallearn.task import CLASSIFICATION, SAMPLE
 
 LARGEST = 1_000_000
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -110,8 +112,9 @@ class Longer:
 @dataclass(frozen=True)
 class Manifest:
     """What is read back from `manifest.json`: the choice of each group, the units of each block, the shape of one
-    input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data; and how
-    it was made longer."""
+    input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data, the
+    task, the form of its answers, its score and its metrics ("up" or "down"), and how many tokens there are; and how it
+    was made longer."""
 
     choices: dict[str, str]
     cut: list[list[int]]
@@ -120,6 +123,11 @@ class Manifest:
     versions: dict[str, Any]
     normalisation: Normalisation | None = None
     data: Fingerprint | None = None
+    task: str = CLASSIFICATION
+    form: str = SAMPLE
+    score: str = ACCURACY
+    metrics: dict[str, str] | None = None
+    vocabulary: int | None = None
     longer: list[Longer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -167,8 +175,9 @@ def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHIN
     # a graph is no part of the model's weights
     graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
     with seeds.stream(0, "load"):
+        vocabulary, form = manifest.get("vocabulary"), manifest.get("form", SAMPLE)
         build = in_place(exp.model, objects["model"]) if own else exp.model
-        model = build(tuple(manifest["image"]), len(manifest["classes"]), graph)
+        model = answering(build(tuple(manifest["image"]), len(manifest["classes"]), graph, vocabulary), form)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
     if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
