@@ -2,6 +2,7 @@
 
     loss                        of the model, in one step or one evaluation
     train/loss, test/accuracy   of the model on a split
+    step/loss, block/00/step_loss   on the training batches since the last record inside an epoch
     block/00/accuracy           of a block on the training batches
     block/00/test_accuracy      of a block on another split
     layer/03/snr                of a layer, seen by a probe
@@ -20,8 +21,9 @@ from typing import TypeVar
 
 LOSS, ACCURACY = "loss", "accuracy"
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+STEP = "step"
 BLOCK, LAYER, STAGE, PROBE = "block", "layer", "stage", "probe"
-PATTERNS = tuple(f"{place}/*" for place in (TRAIN, VALIDATION, TEST, BLOCK, LAYER, PROBE))
+PATTERNS = tuple(f"{place}/*" for place in (TRAIN, STEP, VALIDATION, TEST, BLOCK, LAYER, PROBE))
 """Every number that is a curve over steps."""
 _AT_BLOCK = re.compile(rf"{BLOCK}/(\d{{1,4}})/(.+)")
 Value = TypeVar("Value")
@@ -40,6 +42,14 @@ def on(split: str, name: str) -> str:
 
 def _on_block(split: str, metric: str) -> str:
     return f"{split}_{metric}"
+
+
+def split_of(name: str) -> str:
+    """The split that a number is about: `test` for test/loss and block/00/test_loss; empty where it is about none."""
+    place, metric = divided(name)
+    if place in (TRAIN, VALIDATION, TEST):
+        return place
+    return next((split for split in (VALIDATION, TEST) if place and metric.startswith(_on_block(split, ""))), "")
 
 
 def of_blocks(blocks: Mapping[int, Mapping[str, Value]]) -> dict[str, Value]:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from locallearn import paths
-from locallearn.cli import arguments, commands, completion, listing, outside
-from locallearn.config import compose
+from locallearn.cli import arguments, commands, completion, listing
+from locallearn.config import compose, outside
 from locallearn.errors import RunError, UserError, described, did_you_mean, memory_ran_out, place, printable
 from locallearn.runs import again
 

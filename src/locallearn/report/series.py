@@ -32,9 +32,9 @@ DARK_GROUND = (0x15, 0x18, 0x1C)
 
 
 def curve(runs: Iterable[Run], metric: str) -> Curve:
-    """The finite values of a metric over runs, by epoch."""
+    """The finite values of a metric over runs, by epoch, with a fraction inside one."""
     values: Curve = {}
-    for record in (record for run in runs for record in run.history):
+    for record in (record for run in runs for record in (*run.history, *run.inside)):
         if is_finite(record.get("epoch")) and is_finite(record.get(metric)):
             values.setdefault(record["epoch"], []).append(record[metric])
     return dict(sorted(values.items()))
@@ -104,9 +104,10 @@ def _thin(everything: Sequence[Series]) -> None:
 
 
 def _curves(grouped: GroupedRuns) -> list[dict[str, Any]]:
-    """What every epoch records: the score first."""
+    """What every epoch records, the score first; then the loss inside of them."""
     curves: list[dict[str, Any]] = []
-    for name in dict.fromkeys([*([grouped.score] if grouped.score else []), *grouped.scores]):
+    inside = names.on(names.STEP, names.LOSS)
+    for name in dict.fromkeys([*([grouped.score] if grouped.score else []), *grouped.scores, inside]):
         values = [_series(curve(group.shown, name), percent(name)) for group in grouped.groups]
         if any(series["x"] for series in values):
             curves.append({"key": name, "label": title(name), "values": values})

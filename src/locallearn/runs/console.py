@@ -22,6 +22,8 @@ from locallearn.figures.text import columns, fitted, put, table
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+SPEED_INSIDE = names.on(names.STEP, "images_per_second")
+REPORT_SECONDS = 60.0  # without a bar, a line inside an epoch after so long
 REFRESH_SECONDS = 0.25  # a refresh of the bar costs about 1 ms
 SHORTEST_BAR = 10  # columns; before a bar gets shorter, the least important fact goes
 RESULT = (  # title, name, scale and digits of the numbers below those of accuracy
@@ -51,6 +53,7 @@ class Console:
         self._step = self._first_step = self._images = 0
         self._so_far: Callable[[], str] = str
         self._score = names.ACCURACY
+        self._inside = ""
         self._started = self._shown = time.monotonic()
 
     def start(
@@ -89,10 +92,23 @@ class Console:
             self._shown = now
             self._refresh()
 
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One line for a record. One of the last steps goes into the bar; without a bar it has a line once a minute."""
+        scores = {metric: names.on(names.STEP, metric) for metric in (names.LOSS, self._score)}
+        self._inside = "  ".join(f"{m} {_number(record[name])}" for m, name in scores.items() if name in record)
+        silent = self._bar is None and time.monotonic() - self._shown >= REPORT_SECONDS
+        if SPEED_INSIDE not in record or silent:
+            self.epoch(record)
+
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """One line for an epoch; `record["epoch"]` counts finished epochs. What the record lacks is left out."""
-        parts = [f"epoch {record.get('epoch', '?'):>{len(str(self._epochs))}}/{self._epochs}"]
+        """One line for a record; `record["epoch"]` counts epochs, with a fraction inside one. What the record lacks is
+        left out."""
+        self._shown = time.monotonic()
+        epoch = record.get("epoch", "?")
+        done = f"{epoch:.2f}" if isinstance(epoch, float) else f"{epoch:>{len(str(self._epochs))}}"
+        parts = [f"epoch {done}/{self._epochs}"]
         for split, metrics in {
+            names.STEP: (names.LOSS, self._score),
             names.TRAIN: (names.LOSS, self._score),
             names.VALIDATION: (self._score,),
             names.TEST: (self._score,),
@@ -101,8 +117,8 @@ class Console:
             parts += [f"{split} {' / '.join(values)}"] if values else []
         blocks = names.by_block(record, self._score, names.TEST) or names.by_block(record, self._score)
         parts += [f"block {' '.join(map(_number, blocks.values()))}"] if blocks else []
-        if record.get("images_per_second") is not None:
-            parts.append(f"{record['images_per_second']:.0f} images/s")
+        if (speed := record.get("images_per_second", record.get(SPEED_INSIDE))) is not None:
+            parts.append(f"{speed:.0f} images/s")
         if self._step < self._last_step:
             parts.append(f"{self._remaining()} left")
         text = fitted("  ".join(part.replace(" ", _KEPT) for part in parts), columns() if _is_terminal() else None)
@@ -151,7 +167,7 @@ class Console:
             f"{100 * self._step // max(self._last_step, 1)}%",
             f"{self._remaining()} left",
             f"step {self._step}/{self._last_step}",
-            self._so_far(),
+            self._inside or self._so_far(),
             f"epoch {epoch}/{self._epochs}",
             f"{self._images / max(time.monotonic() - self._started, 1e-9):.0f} images/s",
         ]

@@ -33,6 +33,7 @@ class Run:
     config    the resolved configuration, flattened: `optim.lr`
     names     the choice of each group: `strategy` -> `dgl`
     history   the records of metrics.jsonl, one per epoch
+    inside    those inside an epoch, whose `epoch` is a fraction: of the last steps, or of an evaluation
     summary   the final numbers; of an unfinished run the last record
     rows      what each probe saw
     overrides what was set on the command line
@@ -53,6 +54,7 @@ class Run:
     overrides: list[str] = field(default_factory=list)
     ended: str = ""
     problems: list[str] = field(default_factory=list)
+    inside: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -172,7 +174,7 @@ def _read(path: Path) -> Run:
     config = _mapping(path / files.CONFIG, problems)
     manifest = _mapping(path / files.MANIFEST, problems)
     status = _mapping(path / files.STATUS, problems)
-    history = _records(path / files.METRICS, problems, CURVE_RECORDS)
+    history = _records(path / files.METRICS, problems, CURVE_RECORDS, inside=False)
     state, reason = _state(path, status, config, history)
     summary = _mapping(path / files.SUMMARY, problems if state == "done" else [])
     if state == "done":
@@ -195,6 +197,7 @@ def _read(path: Path) -> Run:
         overrides=_tried(stored.texts, path / files.OVERRIDES, [], []),
         ended=str(status.get("time", "")),
         problems=problems,
+        inside=_records(path / files.METRICS, [], CURVE_RECORDS, inside=True),
     )
 
 
@@ -243,19 +246,19 @@ def _mapping(file: Path, problems: list[str]) -> dict[str, Any]:
     return _tried(stored.mapping, file, {}, problems)
 
 
-def _records(file: Path, problems: list[str], most: int = 2**62) -> list[dict[str, Any]]:
+def _records(file: Path, problems: list[str], most: int = 2**62, inside: bool | None = None) -> list[dict[str, Any]]:
     """The records of a .jsonl file that are whole, or about `most` of them, evenly spaced; a problem more for each that
-    is not."""
+    is not. `inside`: those that are, or are not, inside an epoch."""
 
     def read(file: Path) -> list[dict[str, Any]]:
-        count = sum(1 for _ in stored.lines(file))
+        count, end = files.count_lines(file, inside), files.count_lines(file)
         every = -(-count // most) or 1
         if every > 1:
             problems.append(f"{file.name} has {count:,} records: curves show one of {every}")
         records = []
-        for line in files.lines(file, every, last=count):
+        for line in files.lines(file, every, count, inside):
             if line.torn or line.record is None:
-                what = "ends in the middle of" if line.number == count else "is damaged in"
+                what = "ends in the middle of" if line.number == end else "is damaged in"
                 problems.append(f"{file.name} {what} line {line.number}")
             else:
                 records.append(line.record)

@@ -29,8 +29,8 @@ from locallearn.runs.console import Console
 from locallearn.runs.files import SUMMARY, strict_json
 from locallearn.runs.folder import Busy, RunFolder, safe_name
 from locallearn.runs.read import read_run
+from locallearn.training.later import evaluate_run
 from locallearn.training.run import resume, start
-from locallearn.training.saved import evaluate_run
 from locallearn.training.stopping import Interrupted
 
 READOUT = "linear_readout.json"
@@ -42,6 +42,8 @@ NAME_LIMIT = 80
 def identity(config: Mapping[str, Any]) -> str:
     """Eight digits that two configurations share if they mean the same run, wherever it runs and its data lie."""
     meant = {key: value for key, value in config.items() if key not in WHERE}
+    if not meant.get("callback"):  # older configurations have none
+        meant.pop("callback", None)
     meant["data"] = {key: value for key, value in meant.get("data", {}).items() if key != "root"}
     same = json.loads(json.dumps(meant, default=str), parse_int=float)  # lr=1 is lr=1.0
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
