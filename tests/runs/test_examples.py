@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.ipynb"))
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = sorted(FOLDER.glob("*.ipynb"))
 
 
 @pytest.mark.slow
@@ -50,3 +52,24 @@ def test_the_three_stages_of_simclrv2(real_root, tmp_path):
         "distilled",
     ]
     assert min(found["100 labels alone"], found["fine-tuned"]) > 0.6
+
+
+@pytest.mark.slow
+def test_a_script_brings_its_own_objects_into_a_pipeline(tmp_path):
+    """From classes of the script itself, which no process can import; and no folder holds what was handed over."""
+    command = [sys.executable, str(FOLDER / "own_objects.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1].split()
+    assert last[:2] == ["test", "accuracy"]
+    assert float(last[-3]) > 0.7
+    (run,) = (tmp_path / "runs/own").iterdir()
+    assert {path.suffix for path in run.rglob("*") if path.is_file()} <= {
+        ".json",
+        ".jsonl",
+        ".yaml",
+        ".safetensors",
+        "",
+    }
+    config = (run / "config.yaml").read_text()
+    assert all(f"_object_: __main__.{name}" in config for name in ("Net", "Digits", "Sparse", "Largest"))

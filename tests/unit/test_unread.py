@@ -19,7 +19,7 @@ import locallearn
 from helpers import objectives
 from helpers.commands import SMALL, run
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
-from locallearn.api import BUILT, SHARES
+from locallearn.api.learners import BUILT, SHARES
 from locallearn.auxiliary import Auxiliary, Linear
 from locallearn.config.compose import choices, compose, conf_dir
 from locallearn.config.experiment import experiment

@@ -7,9 +7,10 @@ import dataclasses
 import re
 import sys
 
-from locallearn.cli import listing, on_runs, outside
+from locallearn.cli import listing, on_runs
 from locallearn.cli.arguments import Parser, trust
 from locallearn.cli.study import study
+from locallearn.config import outside
 from locallearn.config.compose import compose, known_keys
 from locallearn.errors import UserError, did_you_mean
 from locallearn.plan.options import PlanOptions

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from locallearn import paths
-from locallearn.cli import outside, reports
+from locallearn.cli import reports
 from locallearn.cli.arguments import Parser, trust
+from locallearn.config import outside
 from locallearn.config.compose import choices, compose
 from locallearn.errors import RunError, UserError
 from locallearn.figures.text import columns, table
@@ -119,12 +120,13 @@ def _stage(arguments: list[str]) -> int:
     """What a run with several processes starts; no command for people."""
     parser = _on_runs("stage", "One process of a run.", "")
     parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--objects", type=int)
     options = parser.read(arguments)
     from locallearn.training.run import stage
     from locallearn.training.stopping import Interrupted
 
     try:
-        stage(options.words[0], options.allow, options.quiet)
+        stage(options.words[0], options.allow, options.quiet, options.objects)
     except Interrupted as error:  # the process that started this one says it
         return error.exit_code
     return 0

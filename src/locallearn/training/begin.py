@@ -17,7 +17,9 @@ from locallearn.models.summary import BlockRow, summary, totals
 from locallearn.runs import checkpoint, files
 from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
+from locallearn.runtime.world import World
 from locallearn.training import processes
+from locallearn.training.calls import Calls
 from locallearn.training.environment import new_manifest
 from locallearn.training.initial import absolute
 from locallearn.training.longer import described
@@ -46,6 +48,7 @@ def new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
         )
     stages = processes.divide(exp, learner, batch)
     looks = first_looks(exp.probes, learner, data)
+    Calls(exp.callbacks, learner, data, Path(), World()).before_the_run()
     stamped = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}"
     folder = RunFolder.create(Path(exp.settings.out), name or stamped, only=name is not None)
     folder.write_text(files.CONFIG, yaml.safe_dump(absolute(exp.config), sort_keys=False))

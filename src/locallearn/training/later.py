@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,24 @@ from locallearn.training.environment import process_settings
 from locallearn.training.evaluate import BATCH, evaluate, linear_readout
 from locallearn.training.prepare import check_data, prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks, look
-from locallearn.training.saved import ranges, saved_experiment
+from locallearn.training.saved import NOTHING, ranges, saved_experiment
+
+NOT_ASKED: Mapping[str, Any] = {"probe": {}, "callback": {}}
+"""Groups of a run that take no part in another look at it."""
 
 
 def evaluate_run(
-    path: str | Path, allow: list[str], data_config: dict[str, Any] | None = None, linear: bool = False
+    path: str | Path,
+    allow: list[str],
+    data_config: dict[str, Any] | None = None,
+    linear: bool = False,
+    objects: Mapping[str, Any] = NOTHING,
 ) -> dict[str, float]:
     """Test loss and accuracy of a run at every block that can predict, with `linear` also those of a linear classifier
     on each block's frozen features. Another data set is normalised as that of the run."""
     folder = RunFolder.open(Path(path))
-    exp, manifest = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
+    changes = {**NOT_ASKED, **({"data": data_config} if data_config else {})}
+    exp, manifest = saved_experiment(folder, allow, changes=changes, objects=objects)
     with process_settings(exp.settings):
         saved = checkpoint.newest(folder.checkpoints, warn)
         if saved is None:
@@ -40,7 +48,11 @@ def evaluate_run(
 
 
 def probe_run(
-    path: str | Path, allow: list[str], probes: dict[str, Any], overrides: Sequence[str] = ()
+    path: str | Path,
+    allow: list[str],
+    probes: dict[str, Any],
+    overrides: Sequence[str] = (),
+    objects: Mapping[str, Any] = NOTHING,
 ) -> list[tuple[ProbeFolder, list[Path]]]:
     """Let probes look at the initial weights and at every checkpoint of a run.
 
@@ -48,7 +60,9 @@ def probe_run(
     under the run's `probes/` and the pictures in it. Raises UserError.
     """
     folder = RunFolder.open(Path(path))
-    exp, manifest = saved_experiment(folder, allow, changes={"probe": probes}, overrides=overrides)
+    exp, manifest = saved_experiment(
+        folder, allow, changes={**NOT_ASKED, "probe": probes}, overrides=overrides, objects=objects
+    )
     with process_settings(exp.settings):
         folder.lock()
         try:

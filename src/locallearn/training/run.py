@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from locallearn.config.experiment import Experiment
+from locallearn.config.objects import marks
 from locallearn.engine import Learner, Place
 from locallearn.figures.text import columns
 from locallearn.models.summary import render
@@ -23,13 +24,15 @@ from locallearn.runtime.link import Pipe
 from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training import processes
 from locallearn.training.begin import Ready, new_run, old_run, rows
+from locallearn.training.calls import Calls
 from locallearn.training.environment import process_settings
+from locallearn.training.handover import handed_over, taken_over
 from locallearn.training.longer import STRETCHED, longer
 from locallearn.training.loop import Training
 from locallearn.training.output import Output
 from locallearn.training.prepare import check_data, prepare
 from locallearn.training.probing import Probing
-from locallearn.training.saved import Result, finished, ranges, saved_experiment
+from locallearn.training.saved import NOTHING, Result, finished, ranges, saved_experiment
 from locallearn.training.stopping import Interrupted
 
 SINGLE = World()
@@ -70,31 +73,32 @@ def resume(
     overrides: Sequence[str] = (),
     epochs: int | None = None,
     schedule: str = STRETCHED,
+    objects: Mapping[str, Any] = NOTHING,
 ) -> Result | None:
     """Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been. `runtime` is the
     name and the configuration of another one, `overrides` the settings from which it was made. With more `epochs` than
     the run has it is made longer, also one that is done; `schedule` says what becomes of the learning rate, stretched
-    or held (see `training.longer`). Raises as `start`."""
+    or held (see `training.longer`); `objects` are Python's own that the run began with. Raises as `start`."""
     folder = RunFolder.open(Path(path))
-    exp, manifest = saved_experiment(folder, allow, runtime=runtime, overrides=overrides)
+    exp, manifest = saved_experiment(folder, allow, runtime, overrides=overrides, objects=objects)
     change = None
     if epochs is not None:
         before = exp
-        exp, _ = saved_experiment(folder, allow, runtime, {"epochs": epochs}, overrides)
+        exp, _ = saved_experiment(folder, allow, runtime, {"epochs": epochs}, overrides, objects)
         change = longer(before, exp, schedule)
     if folder.state == "done" and change is None:
         Console(quiet=quiet).line(f"{folder.path} is done already; nothing to resume")
-        return finished(folder, allow)
+        return finished(folder, allow, objects)
     try:
         return _run(exp, quiet, lambda facts: old_run(exp, manifest, folder, facts, quiet, change))
     finally:
         folder.release()
 
 
-def stage(path: str, allow: list[str], quiet: bool) -> None:
-    """One process of a run that `processes.launch_all` has started."""
+def stage(path: str, allow: list[str], quiet: bool, objects: int | None = None) -> None:
+    """One process of a run that `processes.launch_all` has started, perhaps with an open file of Python's objects."""
     folder = RunFolder(Path(path))
-    exp, manifest = saved_experiment(folder, allow)
+    exp, manifest = saved_experiment(folder, allow, objects=taken_over(objects), same=True)
     with process_settings(exp.settings, exp.runtime.processes), processes.joined(exp.runtime.replicas) as world:
         _train_stage(exp, manifest, folder, world, quiet)
 
@@ -111,13 +115,12 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
 
         if started_together():
             return _run_in_torchrun(exp, quiet, begun)
-        ready = begun()
         if exp.runtime.processes == 1:
-            return train(exp, ready, quiet)
-        folder = ready.folder
-        del ready  # the processes have their own learner and data
-        processes.launch_all(exp, folder, quiet)
-        return finished(folder, exp.settings.allow)
+            return train(exp, begun(), quiet)
+        objects = stack.enter_context(handed_over(exp.objects if marks(exp.config) else {}))
+        folder = begun().folder  # the processes have their own learner and data
+        processes.launch_all(exp, folder, quiet, objects)
+        return finished(folder, exp.settings.allow, exp.objects)
 
 
 def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -> Result | None:
@@ -131,7 +134,7 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
         shared = processes.from_rank_0(world, facts)
         folder = RunFolder(Path(shared["path"]))
         _train_stage(exp, shared["manifest"], folder, world, quiet)
-    return finished(folder, exp.settings.allow) if world.rank == 0 else None
+    return finished(folder, exp.settings.allow, exp.objects) if world.rank == 0 else None
 
 
 def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
@@ -163,10 +166,12 @@ def train(
     output = Output(exp, folder, quiet, world)
     with output.ending(world):
         watch = Probing(exp.probes, data, folder, world, whole or (lambda: learner))
-        training = Training(exp, learner, data, output, watch, world)
+        calls = Calls(exp.callbacks, learner, data, folder.path, world)
+        training = Training(exp, learner, data, output, watch, world, calls)
         if saved is not None:
             training.restore(saved)
-        record: dict[str, Any] = training.run()
+        record = training.run()
+        training.tell("end", record)
         counts = world.gather(parameter_counts(learner))
         weights = world.gather_tensors({f"model.{n}": t for n, t in learner.model_state().items()})
         if output.recorder is not None:
@@ -176,11 +181,14 @@ def train(
             folder.write_bytes(files.MODEL, to_bytes(checkpoint.distinct(model)))
             folder.write_json(files.SUMMARY, record)
             watch.draw(output.recorder)
-            folder.status("done", epoch=record["epoch"], step=record["step"])
+            reason = {"reason": training.position.stopped} if training.position.stopped else {}
+            folder.status("done", epoch=record["epoch"], step=record["step"], **reason)
             output.recorder.close("done", record)
+            for why in reason.values():
+                output.console.line(f"stopped early: {why}")
             output.console.final_table(record, len(learner.cut))
             output.console.finish(folder.path)
-    return Result(record, learner.model.eval(), folder.path, folder.read_metrics() if world.rank == 0 else [])
+    return Result(record, learner.model.eval(), folder.path, folder.history() if world.rank == 0 else [])
 
 
 def parameter_counts(learner: Learner) -> dict[str, int]:
