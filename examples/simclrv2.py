@@ -24,15 +24,15 @@ def main() -> None:
     parser.add_argument("--data", default=None, help="the folder that has MNIST/")
     parser.add_argument("--labels", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=4, help="over all images, of pretraining and of distillation")
-    parser.add_argument("--steps", type=int, default=300, help="over the images with labels, of fine-tuning")
+    parser.add_argument("--steps", type=int, default=150, help="over the images with labels, of fine-tuning")
     parser.add_argument("--strategy", default="dgl", help="any with local losses: dgl, greedy, loco, deep_supervision")
-    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/simclrv2")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     shared = {"strategy": options.strategy, "blocks": options.blocks, "seed": options.seed, "threads": 1}
-    shared |= {"model": "basic_cnn", "model.width": 16, "model.hidden": 0, "out": options.out}
+    shared |= {"model": "lenet", "out": options.out}
     shared |= {"data": "mnist", "data.root": options.data, "data.labelled": options.labels, "data.crop": 2}
     shared |= {"data.fraction": 0.05 if options.quick else 1.0}
     every = {"epochs": 1 if options.quick else options.epochs, "batch_size": 256}
@@ -50,11 +50,11 @@ def main() -> None:
         print(f"{title:<40} {accuracy:.4f} {time.perf_counter() - started:7.1f} s", flush=True)
 
     stage(f"{options.labels} labels alone", **few, **{"optim.lr": 2e-3})
-    contrast = {"objective": "simclr", "objective.crop": 0.4, "auxiliary": "projector", "data.crop": 0}
+    contrast = {"objective": "simclr", "objective.crop": 0.6, "auxiliary": "mlp", "data.crop": 0}
     pretrained = stage("pretrained, and its head on top", **every, **contrast, **{"optim.lr": 2e-3})
     started = time.perf_counter()
     say("pretrained, a linear classifier on top", evaluate_run(pretrained, [], linear=True)["linear_accuracy"], started)
-    tuned = stage("fine-tuned", **few, **{"init.run": str(pretrained), "optim.lr": 5e-4})
+    tuned = stage("fine-tuned", **few, **{"init.run": str(pretrained), "optim.lr": 2e-3})
     stage("distilled", **every, **{"objective": "distil", "init.teacher": str(tuned), "optim.lr": 2e-3})
 
 

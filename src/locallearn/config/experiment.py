@@ -76,15 +76,17 @@ def experiment(
         callbacks=parts["callback"],
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
-    if unread.taught(exp) and settings.init.teacher is None:
-        raise UserError(f"objective={chosen['objective']} learns from a teacher: give init.teacher=RUN, a finished run")
-    _check_evaluations(exp)
+    _check_together(exp)
     return exp
 
 
-def _check_evaluations(exp: Experiment) -> None:
-    """Raise UserError for evaluations at moments at which the weights are not all there."""
+def _check_together(exp: Experiment) -> None:
+    """Raise UserError for a student without a teacher, and for evaluations at moments at which the weights are not all
+    there."""
     settings = exp.settings
+    if unread.taught(exp) and settings.init.teacher is None:
+        name = exp.names["objective"]
+        raise UserError(f"objective={name} learns from a teacher: give init.teacher=RUN, a finished run")
     if settings.evaluations.unit == "it" and exp.runtime.staleness:
         raise UserError(
             f"evaluate_every={settings.evaluate_every}: an evaluation inside an epoch would wait for the feedback that "

@@ -57,7 +57,7 @@ class ObjectSource(DataSource):
         if isinstance(self.parts["train"], DataLoader):
             unread["workers"] = "data=DATASET; a DataLoader has its own num_workers"
         if self._passes:
-            names = ("validation", "fraction", "label_noise", "crop", "flip", "cutout", "deficit")
+            names = ("validation", "fraction", "labelled", "label_noise", "crop", "flip", "cutout", "deficit")
             unread |= dict.fromkeys(names, "data=DATASET with __getitem__, whose samples have numbers")
         return unread
 
