@@ -184,9 +184,9 @@ class Endless(IterableDataset):
 
 
 MISTAKES = {
-    "floats": ((X, Y.float() + 0.5), "labels are torch.float32"),
+    "floats": ((X, Y.float() + 0.5), "no whole numbers: number the classes from 0, or give task='regression'"),
     "texts": ((X, np.array(["cat", "dog", "eel"] * 20)), r"are no numbers \(.*cat.*\): number the classes from 0"),
-    "one-hot": ((X, torch.eye(3, dtype=torch.int64)[Y]), r"must be int64 \[N\]"),
+    "one-hot": ((X, torch.eye(3, dtype=torch.int64)[Y]), r"scores or one-hot.*argmax\(dim=1\)"),
     "count": ((X, Y[:5]), "60 samples but 5 labels"),
     "a class too few": ((X, Y + 1), "class '0' has no training sample"),
     "channels last": ((PIXELS.repeat(1, 2, 2, 2).permute(0, 2, 3, 1)[..., :3], Y), r"permute\(0, 3, 1, 2\)"),

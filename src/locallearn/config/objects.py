@@ -25,8 +25,8 @@ from locallearn.errors import UserError
 OBJECT, FILE, SOURCE, STRUCTURE = "_object_", "_file_", "_source_", "_structure_"
 """Keys of an object in config.yaml: its class or function, where that is written, and SHA-256 sums of the source and,
 of a module, of what it prints as. Its options stand beside them."""
-CALLED = {"callback": "callbacks"}
-"""Groups that have another name as arguments of Python."""
+CALLED = {"callback": "callbacks", "data.task": "task"}
+"""Groups, and an option, that have another name as arguments of Python."""
 APART = ("objective", "auxiliary")
 """Parts of a strategy that are groups of their own."""
 ELSEWHERE = (*APART, "teacher")
