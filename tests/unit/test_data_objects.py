@@ -30,7 +30,8 @@ class Plain(Dataset):
         return len(self.x)
 
     def __getitem__(self, place):
-        return self.x[place], int(self.y[place])
+        y = self.y[place]
+        return self.x[place], y if y.shape else y.item()
 
 
 class Listed(Plain):
@@ -123,6 +124,30 @@ def test_every_kind_gives_the_batches_of_the_tensors(kind):
     assert same(epoch(data, 2, start=3), expected[3:])
     names = ("cat", "dog", "eel") if kind in ("listed labels", "columns", "Subset", "ConcatDataset") else tuple("012")
     assert data.classes == names
+
+
+TASKS = {
+    "regression": (X[:, 0, 0, 0], (N, 1), torch.float32, 1),
+    "multilabel": (torch.eye(3, dtype=torch.int8)[Y], (N, 3), torch.float32, 3),
+    "segmentation": (Y[:, None, None].expand(N, 4, 4), (N, 4, 4), torch.int64, 3),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_beside_the_data_says_what_the_labels_are(task):
+    y, shape, dtype, answers = TASKS[task]
+    data = loaded({"train": (PIXELS, y), "test": Plain(PIXELS, y.numpy())}, task=task, validation=0)
+    assert (data.task.kind, len(data.classes)) == (task, answers)
+    assert (tuple(data.train.labels.shape), data.train.labels.dtype) == (shape, dtype)
+    assert torch.equal(data.train.labels, data.test.labels)
+    if task == "regression":
+        assert data.train.labels.mean().abs() < 1e-6, "standardised"
+        assert torch.allclose(data.task.original(data.train.labels)[:, 0].float(), y)
+
+
+def test_token_numbers_are_counted():
+    data = loaded((Y.repeat(3, 1).T, Y), validation=0)
+    assert (data.vocabulary, data.train.store.dtype) == (3, torch.int64)
 
 
 def test_parts_are_taken_as_they_are_and_pixels_are_normalised():

@@ -28,7 +28,7 @@ def parted(settings: Mapping[str, Any], above: str = "") -> tuple[dict[str, Any]
         path = f"{above}{key}"
         if is_plain(value) or (path not in PLACES and not isinstance(value, Mapping)):
             plain[key] = value
-        elif isinstance(value, Mapping) and any(place.startswith(f"{path}.") for place in PLACES):
+        elif isinstance(value, Mapping) and path != "data" and any(place.startswith(f"{path}.") for place in PLACES):
             deeper, rest = parted(value, f"{path}.")
             objects |= deeper
             plain |= {key: rest} if rest else {}
