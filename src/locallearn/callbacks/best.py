@@ -25,11 +25,12 @@ class Best(Monitoring):
             self.found = {}
 
     def evaluation(self, run: RunView) -> None:
-        if self.improves(run.record[self.monitor], self.found.get(self.monitor)):
+        number = self.number(run)
+        if self.improves(run, run.record[number], self.found.get(number)):
             self.found = {
                 name: value
                 for name, value in run.record.items()
-                if name in ("epoch", "step", self.monitor) or names.divided(name)[0] in (names.VALIDATION, names.TEST)
+                if name in ("epoch", "step", number) or names.divided(name)[0] in (names.VALIDATION, names.TEST)
             }
             run.keep(BEST)
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from locallearn import names
 from locallearn.callbacks.base import RunView
 from locallearn.callbacks.monitoring import Monitoring
 
@@ -31,17 +30,18 @@ class EarlyStopping(Monitoring):
             self.best, self.since = None, 0
 
     def evaluation(self, run: RunView) -> None:
-        value = run.record[self.monitor]
-        if self.improves(value, self.best, self.min_delta):
+        number = self.number(run)
+        value = run.record[number]
+        if self.improves(run, value, self.best, self.min_delta):
             self.best, self.since = value, 0
             return
         self.since += 1
         if self.since >= self.patience:
-            better = "risen" if names.higher_is_better(self.monitor) else "fallen"
+            better = "risen" if self.more_is_better(run) else "fallen"
             by = f" by more than {self.min_delta:g}" if self.min_delta else ""
             times = "evaluation" if self.since == 1 else f"{self.since} evaluations"
             best = "" if self.best is None else f" since it was {self.best:.4f}"
-            run.stop(f"{self.monitor} has not {better}{by} in the last {times}{best} (early_stopping)")
+            run.stop(f"{number} has not {better}{by} in the last {times}{best} (early_stopping)")
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"best": self.best, "since": self.since}

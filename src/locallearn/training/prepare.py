@@ -180,7 +180,7 @@ def facts_of(data: Data) -> dict[str, Any]:
         "task": data.task.kind,
         "form": data.task.form,
         "score": data.task.score,
-        "metrics": {name: "up" if up else "down" for name, up in data.task.metrics.items()},
+        "metrics": data.task.directions,
         "vocabulary": data.vocabulary,
         "normalisation": asdict(data.normaliser.normalisation) if data.normaliser else None,
         "data": asdict(fingerprint(data)),
