@@ -82,7 +82,7 @@ def weighted(z: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(z[y >= 0], y[y >= 0], torch.arange(1.0, C + 1, dtype=z.dtype))
 
 
-MIXED = numbers(B, C).softmax(1)
+SHARES = numbers(B, C).softmax(1)
 CASES = {
     "classification": Case(
         Classification(),
@@ -91,7 +91,7 @@ CASES = {
         lambda z, y: F.cross_entropy(z[y >= 0], y[y >= 0]),
     ),
     "smoothing": Case(Classification(smoothing=0.2), numbers(B, C), some_unknown(integers(C, B)), smooth),
-    "mixed": Case(Classification(mixed=True), numbers(B, C), MIXED, F.cross_entropy),
+    "mixed": Case(Classification(mixed=True), numbers(B, C), SHARES, F.cross_entropy),
     "regression": Case(Regression(), numbers(B, 3), numbers(B, 3).sin(), F.mse_loss),
     "multilabel": Case(Multilabel(), numbers(B, C), some_unknown(integers(2, B, C)).double(), binary),
     "tokens": Case(Tokens(), numbers(B, T, C), some_unknown(integers(C, B, T)), next_token),

@@ -67,10 +67,7 @@ def _targets(data: Data) -> str:
 
 
 def _counts(y: Tensor, classes: int, multilabel: bool) -> list[str]:
-    if multilabel:
-        counts = (y > 0.5).sum(0)
-    else:
-        counts = torch.bincount(y[y >= 0].flatten(), minlength=classes)
+    counts = (y > 0.5).sum(0) if multilabel else torch.bincount(y[y >= 0].flatten(), minlength=classes)
     return [str(count) for count in counts.tolist()]
 
 
