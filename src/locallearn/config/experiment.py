@@ -40,20 +40,7 @@ def experiment(
     optional = ("probe", "callback", "record")
     groups = {group: _mapping(config, group) for group in GROUPS if group not in optional}
     groups |= {group: config.get(group) or {} for group in optional}
-    if "optim.schedule" in objects:
-        groups["optim"] = {**groups["optim"], "schedule": objects["optim.schedule"]}
-    allow = settings.allow
-
-    def part(group: str, **supplied: Any) -> Any:
-        return given.part(group, objects.get(group), groups[group], allow, **supplied)
-
-    parts = {group: part(group) for group in ("auxiliary", "optim", "data", "runtime")}
-    parts["objective"] = part("objective", teacher=None)
-    parts["strategy"] = part("strategy", objective=parts["objective"], auxiliary=parts["auxiliary"])
-    parts["model"] = given.builder(objects.get("model"), groups["model"], allow)
-    for group in SEVERAL:
-        chosen_in_yaml = described(group, groups[group], (names or {}).get(group), allow)
-        parts[group] = chosen_in_yaml | given.several(group, objects.get(group), allow)
+    parts = _parts(groups, names or {}, objects, settings.allow)
     config = given.told(config, objects, parts)
     record = RecordSettings.parse(groups["record"])
     chosen = {group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
@@ -76,17 +63,34 @@ def experiment(
         callbacks=parts["callback"],
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
-    _check_together(exp)
+    _check_evaluations(exp)
+    if unread.taught(exp) and settings.init.teacher is None:
+        raise UserError(f"objective={chosen['objective']} learns from a teacher: give init.teacher=RUN, a finished run")
     return exp
 
 
-def _check_together(exp: Experiment) -> None:
-    """Raise UserError for a student without a teacher, and for evaluations at moments at which the weights are not all
-    there."""
+def _parts(
+    groups: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], objects: Mapping[str, Any], allow: Iterable[str]
+) -> dict[str, Any]:
+    """What each group is: the object that was given, or what its yaml describes."""
+    groups = given.with_options(groups, objects)
+
+    def part(group: str, **supplied: Any) -> Any:
+        return given.part(group, objects.get(group), groups[group], allow, **supplied)
+
+    parts = {group: part(group) for group in ("auxiliary", "optim", "data", "runtime")}
+    parts["objective"] = part("objective", teacher=None)
+    parts["strategy"] = part("strategy", objective=parts["objective"], auxiliary=parts["auxiliary"])
+    parts["model"] = given.builder(objects.get("model"), groups["model"], allow)
+    for group in SEVERAL:
+        chosen_in_yaml = described(group, groups[group], names.get(group), allow)
+        parts[group] = chosen_in_yaml | given.several(group, objects.get(group), allow)
+    return parts
+
+
+def _check_evaluations(exp: Experiment) -> None:
+    """Raise UserError for evaluations at moments at which the weights are not all there."""
     settings = exp.settings
-    if unread.taught(exp) and settings.init.teacher is None:
-        name = exp.names["objective"]
-        raise UserError(f"objective={name} learns from a teacher: give init.teacher=RUN, a finished run")
     if settings.evaluations.unit == "it" and exp.runtime.staleness:
         raise UserError(
             f"evaluate_every={settings.evaluate_every}: an evaluation inside an epoch would wait for the feedback that "
