@@ -255,6 +255,7 @@ class Counting(Callback):
 
     def epoch(self, run) -> None:
         self.calls.append(("epoch", run.step, run.epoch))
+        run.log({"epochs": run.epoch})
         assert "train/loss" in run.record
 
     def end(self, run) -> None:
@@ -278,6 +279,7 @@ def test_a_callback_of_ones_own_is_called_in_order_and_stops_the_run(tmp_path):
     ]
     assert json.loads((folder / "status.json").read_text())["reason"] == "enough"
     assert json.loads((folder / "summary.json").read_text())["counted"] == int((folder / "calls.txt").read_text()) == 8
+    assert [(r["epoch"], r["epochs"]) for r in records(folder, False)] == [(1, 1.0), (2, 1.5)]
     assert [r["seen"] for inside in (True, False) for r in records(folder, inside) if "seen" in r] == [20, 40, 60]
     assert resume(folder, [], quiet=True).history[-1]["step"] == 60
 
@@ -293,8 +295,8 @@ def test_a_run_stopped_at_the_end_of_an_epoch_has_been_evaluated(tmp_path):
 MISTAKES = {
     "callback=best callback.best.monitor=test/accuracy": "nothing may be chosen by a number of the test split",
     "callback=early_stopping callback.early_stopping.monitor=block/00/test_loss": "by a number of the test split",
-    "callback=best callback.best.monitor=train/loss": "is no number of an evaluation",
-    "callback=best callback.best.monitor=validation/beauty": "whether more or less of it is better is not known",
+    "callback=best callback.best.monitor=train/loss": "is no such number; give one of an evaluation",
+    "callback=best callback.best.monitor=validation/beauty": "whether more of it is better is not known",
     "callback=best callback.best.monitor=validation/ema_loss": "records no such number; give one of validation/loss",
     "callback=early_stopping data.validation=0": "there is no validation split: set data.validation",
     "callback=early_stopping callback.early_stopping.patience=0": "must be a whole number of at least 1",

@@ -66,4 +66,5 @@ def test_there_is_a_yaml_of_every_group() -> None:
         "optim",
         "runtime",
         "probe",
+        "callback",
     }
