@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 LOSS, ACCURACY = "loss", "accuracy"
@@ -79,15 +80,24 @@ def in_words(name: str) -> str:
     return name.replace("/", " ").replace("_", " ")
 
 
-def higher_is_better(name: str) -> bool | None:
-    """Whether more of a number is better; None where neither is."""
-    if name.endswith((ACCURACY, "images_per_second")):
+def metric_of(name: str) -> str:
+    """The metric without its place and its split: `block/00/test_accuracy` -> `accuracy`"""
+    metric = divided(name)[1]
+    return next((metric.removeprefix(f"{s}_") for s in (VALIDATION, TEST) if metric.startswith(f"{s}_")), metric)
+
+
+def higher_is_better(name: str, metrics: Mapping[str, str] = MappingProxyType({})) -> bool | None:
+    """Whether more of a number is better; None where neither is. `metrics` are those of a task by name, "up" or "down",
+    as the manifest of a run has them."""
+    metric = metric_of(name)
+    if metric in metrics:
+        return metrics[metric] == "up"
+    if metric.endswith((ACCURACY, "images_per_second")) or metric in _MORE:
         return True
-    if name.endswith((LOSS, "seconds", "bytes", "flops", "idle")):
+    if metric.endswith((LOSS, "seconds", "bytes", "flops", "idle")) or metric in _LESS:
         return False
     return None
 
 
+_MORE, _LESS = {"f1", "map", "miou", "r2"}, {"bits_per_character", "perplexity", "rmse", "mae"}
 TEST_ACCURACY = on(TEST, ACCURACY)
-SELECTED_BY = on(VALIDATION, ACCURACY)
-"""What choices between runs are made by: never the test set."""

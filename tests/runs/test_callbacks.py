@@ -177,7 +177,11 @@ def test_early_stopping_follows_its_rule(tmp_path):
     assert status["step"] == 5 * stops == records(folder, False)[-1]["step"] < 80
     for learner, _, _ in by_hand():
         if learner.step_count == status["step"]:
-            return assert_equal(load_file(folder / "model.safetensors"), weights(learner))
+            assert_equal(load_file(folder / "model.safetensors"), weights(learner))
+            break
+    assert resume(folder, [], quiet=True).history[-1]["step"] == status["step"]
+    longer = resume(folder, [], quiet=True, epochs=4)
+    assert longer.history[-1]["step"] > status["step"], "who makes it longer wants it to go on"
 
 
 class Killed(BaseException):
@@ -295,8 +299,8 @@ def test_a_run_stopped_at_the_end_of_an_epoch_has_been_evaluated(tmp_path):
 MISTAKES = {
     "callback=best callback.best.monitor=test/accuracy": "nothing may be chosen by a number of the test split",
     "callback=early_stopping callback.early_stopping.monitor=block/00/test_loss": "by a number of the test split",
-    "callback=best callback.best.monitor=train/loss": "is no such number; give one of an evaluation",
-    "callback=best callback.best.monitor=validation/beauty": "whether more of it is better is not known",
+    "callback=best callback.best.monitor=train/loss": "is no number of an evaluation; give one of",
+    "callback=best callback.best.monitor=validation/beauty": "whether more or less of it is better is not known",
     "callback=best callback.best.monitor=validation/ema_loss": "records no such number; give one of validation/loss",
     "callback=early_stopping data.validation=0": "there is no validation split: set data.validation",
     "callback=early_stopping callback.early_stopping.patience=0": "must be a whole number of at least 1",

@@ -21,16 +21,16 @@ class Best(Monitoring):
     found: dict[str, float] = field(init=False, default_factory=dict)
 
     def start(self, run: RunView) -> None:
-        super().start(run)
         if run.step == 0:
             self.found = {}
 
     def evaluation(self, run: RunView) -> None:
-        if self.improves(run.record[self.monitored], self.found.get(self.monitored)):
+        number = self.number(run)
+        if self.improves(run, run.record[number], self.found.get(number)):
             self.found = {
                 name: value
                 for name, value in run.record.items()
-                if name in ("epoch", "step", self.monitored) or names.divided(name)[0] in (names.VALIDATION, names.TEST)
+                if name in ("epoch", "step", number) or names.divided(name)[0] in (names.VALIDATION, names.TEST)
             }
             run.keep(BEST)
 

@@ -26,22 +26,22 @@ class EarlyStopping(Monitoring):
     since: int = field(init=False, default=0)
 
     def start(self, run: RunView) -> None:
-        super().start(run)
-        if run.step == 0:
+        if run.step == 0 or self.since >= self.patience:  # the latter in a run that was made longer after its stop
             self.best, self.since = None, 0
 
     def evaluation(self, run: RunView) -> None:
-        value = run.record[self.monitored]
-        if self.improves(value, self.best, self.min_delta):
+        number = self.number(run)
+        value = run.record[number]
+        if self.improves(run, value, self.best, self.min_delta):
             self.best, self.since = value, 0
             return
         self.since += 1
         if self.since >= self.patience:
-            better = "risen" if self.higher else "fallen"
+            better = "risen" if self.more_is_better(run) else "fallen"
             by = f" by more than {self.min_delta:g}" if self.min_delta else ""
             times = "evaluation" if self.since == 1 else f"{self.since} evaluations"
             best = "" if self.best is None else f" since it was {self.best:.4f}"
-            run.stop(f"{self.monitored} has not {better}{by} in the last {times}{best} (early_stopping)")
+            run.stop(f"{number} has not {better}{by} in the last {times}{best} (early_stopping)")
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"best": self.best, "since": self.since}

@@ -63,6 +63,24 @@ class SweepSettings:
     fail_fast: bool = False
 
 
+@dataclass(frozen=True)
+class InitSettings(Options):
+    """run, weights: where the weights come from that training starts with; blocks: of which blocks they are taken;
+    teacher: the run whose model a student learns from. Runs are given by their folders."""
+
+    _group = "init"
+
+    run: Annotated[str, MinLen(1)] | None = None
+    weights: Annotated[str, MinLen(1)] | None = None
+    blocks: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] | None = None
+    teacher: Annotated[str, MinLen(1)] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.run is not None and self.weights is not None:
+            raise UserError("init.run and init.weights both say where weights come from: give one of them")
+
+
 WHERE = ("out", "record", "threads", "device", "allocator", "checkpoint", "log_every", "sweep")
 """Settings that say where a run runs and what is kept of it, not what it learns."""
 
@@ -91,6 +109,8 @@ class Settings(Options):
     max_steps: Annotated[int, Ge(1)] | None
     dry_run: bool
     allow: list[str]
+    init: InitSettings = InitSettings()
+    train_blocks: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] | None = None
     log_every: Annotated[int, Ge(0)] | None = None  # as the runs of older versions, which do not say it
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ class Console:
         self._epochs = self._steps_per_epoch = self._last_step = 0
         self._step = self._first_step = self._images = 0
         self._so_far: Callable[[], str] = str
+        self._score = names.ACCURACY
         self._inside = ""
         self._started = self._shown = time.monotonic()
 
@@ -64,10 +65,13 @@ class Console:
         first_step: int = 0,
         last_step: int | None = None,
         so_far: Callable[[], str] = str,
+        score: str = names.ACCURACY,
     ) -> None:
         """Begin to count, after `first_step` steps of a resumed run, up to `last_step` if that is before the end of the
-        last epoch. `so_far` says how good the running epoch is, as in "loss 0.412", whenever the bar is drawn.
+        last epoch. `so_far` says how good the running epoch is, as in "loss 0.412", whenever the bar is drawn; `score`
+        is the metric that the run is judged by.
         """
+        self._score = score
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._last_step = epochs * steps_per_epoch if last_step is None else last_step
         self._step = self._first_step = first_step
@@ -90,7 +94,7 @@ class Console:
 
     def record(self, record: Mapping[str, Any]) -> None:
         """One line for a record. One of the last steps goes into the bar; without a bar it has a line once a minute."""
-        scores = {metric: names.on(names.STEP, metric) for metric in (names.LOSS, names.ACCURACY)}
+        scores = {metric: names.on(names.STEP, metric) for metric in (names.LOSS, self._score)}
         self._inside = "  ".join(f"{m} {_number(record[name])}" for m, name in scores.items() if name in record)
         silent = self._bar is None and time.monotonic() - self._shown >= REPORT_SECONDS
         if SPEED_INSIDE not in record or silent:
@@ -104,14 +108,14 @@ class Console:
         done = f"{epoch:.2f}" if isinstance(epoch, float) else f"{epoch:>{len(str(self._epochs))}}"
         parts = [f"epoch {done}/{self._epochs}"]
         for split, metrics in {
-            names.STEP: (names.LOSS, names.ACCURACY),
-            names.TRAIN: (names.LOSS, names.ACCURACY),
-            names.VALIDATION: (names.ACCURACY,),
-            names.TEST: (names.ACCURACY,),
+            names.STEP: (names.LOSS, self._score),
+            names.TRAIN: (names.LOSS, self._score),
+            names.VALIDATION: (self._score,),
+            names.TEST: (self._score,),
         }.items():
-            values = [_number(record[name]) for metric in metrics if (name := names.on(split, metric)) in record]
+            values = [_number(record[name]) for m in dict.fromkeys(metrics) if (name := names.on(split, m)) in record]
             parts += [f"{split} {' / '.join(values)}"] if values else []
-        blocks = names.by_block(record, names.ACCURACY, names.TEST) or names.by_block(record, names.ACCURACY)
+        blocks = names.by_block(record, self._score, names.TEST) or names.by_block(record, self._score)
         parts += [f"block {' '.join(map(_number, blocks.values()))}"] if blocks else []
         if (speed := record.get("images_per_second", record.get(SPEED_INSIDE))) is not None:
             parts.append(f"{speed:.0f} images/s")
@@ -135,10 +139,11 @@ class Console:
 
     def final_table(self, summary: Mapping[str, Any], blocks: int) -> None:
         """The closing table of a run: how good, how fast, how large. What the summary lacks is left out."""
-        scores = {names.in_words(name): name for name in (names.TEST_ACCURACY, names.SELECTED_BY)}
+        judged = [names.on(split, self._score) for split in (names.TEST, names.VALIDATION)]
+        scores = {names.in_words(name): name for name in judged}
         for k in range(blocks):
-            name = names.on(names.TEST, names.at(names.BLOCK, k, names.ACCURACY))
-            scores[f"{names.in_words(names.TEST_ACCURACY)} at block {k}"] = name
+            name = names.on(names.TEST, names.at(names.BLOCK, k, self._score))
+            scores[f"{names.in_words(judged[0])} at block {k}"] = name
         facts = [*((title, name, 1.0, 4) for title, name in scores.items()), *RESULT]
         rows = [(title, f"{summary[k] * scale:,.{n}f}") for title, k, scale, n in facts if summary.get(k) is not None]
         self.table("result", ("", "value"), rows)

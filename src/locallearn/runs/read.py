@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from locallearn import paths, stored
 from locallearn.config.registry import flat
 from locallearn.errors import UserError
+from locallearn.names import ACCURACY, VALIDATION, higher_is_better, on
 from locallearn.runs import again, files
 from locallearn.runs.folder import is_locked, similar
 
@@ -63,6 +64,30 @@ class Run:
     def seed(self) -> int | None:
         seed = self.config.get("seed")
         return seed if isinstance(seed, int) else None
+
+    @property
+    def score(self) -> str:
+        """The metric that the run is judged by: its task says which."""
+        score = self.manifest.get("score")
+        return score if isinstance(score, str) else ACCURACY
+
+    @property
+    def selected_by(self) -> str:
+        """The number that choices between runs are made by: never one of the test set."""
+        return on(VALIDATION, self.score)
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The metrics of its task, "up" where more is better and "down" where less is."""
+        metrics = self.manifest.get("metrics")
+        return metrics if isinstance(metrics, dict) else {}
+
+    @property
+    def rank(self) -> float:
+        """What runs are sorted by, the best first; 0 without a validation part."""
+        value = self.summary.get(self.selected_by)
+        sign = -1.0 if higher_is_better(self.selected_by, self.metrics) else 1.0
+        return sign * value if isinstance(value, int | float) else 0.0
 
     @property
     def strategy(self) -> str:

@@ -61,7 +61,9 @@ class Training:
         steps = exp.settings.epochs * self.steps_per_epoch
         self.last_step = min(steps, exp.settings.max_steps or steps)
         self.running = RunningNumbers(exp.settings.log_every or 0, learner, self.batch, world, self.log)
-        self.checkpoints = Checkpoints(exp.settings.checkpoint, learner, output, world, calls, self.running)
+        self.checkpoints = Checkpoints(
+            exp.settings.checkpoint, learner, output, world, calls, self.running, self.last_step
+        )
         self.position = Position()
         self.paused = 0.0
         self.known: dict[str, float] | None = None  # the evaluation after which a callback has ended the epoch
@@ -71,7 +73,8 @@ class Training:
         """Train from the current position to the end; returns the last record. Raises Interrupted or RunError."""
         settings, learner, console = self.settings, self.learner, self.output.console
         counts = {"first_step": learner.step_count, "last_step": self.last_step}
-        console.start(self.title, settings.epochs, self.steps_per_epoch, **counts, so_far=self.so_far)
+        score = learner.setup.task.score
+        console.start(self.title, settings.epochs, self.steps_per_epoch, **counts, so_far=self.so_far, score=score)
         with stop_signals(say=self.world.rank == 0) as stop, learner.stage.random_state:
             self.tell("start")
             while learner.step_count < self.last_step and not self.position.stopped:
