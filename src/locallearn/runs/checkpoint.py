@@ -168,7 +168,8 @@ def _read(path: Path) -> SavedCheckpoint:
         raise ValueError(f"state.json is of step {state['step']}")
     tensors = stored.tensors(path / "tensors.safetensors")
     callbacks = {}
-    for callback, values in state.get("callbacks", {}).items():
+    known = state.get("callbacks", {})
+    for callback, values in sorted(known.items(), key=lambda item: -len(item[0])):  # "a.b" before "a"
         prefix = of_callback(callback, "")
         own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         callbacks[callback] = values | {name.removeprefix(prefix): tensor for name, tensor in own.items()}
