@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from locallearn.config.experiment import experiment
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.names import divided
+from locallearn.runs import console
 from locallearn.runs.read import read_run
 from locallearn.studies.repeat import COST
 from locallearn.training.evaluate import evaluate_splits
@@ -377,3 +379,15 @@ def test_a_pipeline_does_the_same(own, tmp_path):
         for one, other in zip(*(records(folder, inside) for folder in ends), strict=True):
             same = one.keys() - {name for name in one if divided(name)[1] in COST}
             assert {name: one[name] for name in same} == {name: other[name] for name in same}
+
+
+def test_without_a_terminal_a_line_says_how_the_last_steps_went(tmp_path, monkeypatch, capsys):
+    words = [f"out={tmp_path}", "max_steps=12", "log_every=5"]
+    start(settled(*words), quiet=False)
+    assert "step" not in capsys.readouterr().out.partition("result")[0], "a line a minute at most"
+    monkeypatch.setattr(console, "REPORT_SECONDS", 0.0)
+    folder = start(settled(*words), quiet=False).run_dir
+    shown = re.findall(r"epoch (0\.\d+)/2  step ([\d.]+) / ([\d.]+)", capsys.readouterr().out)
+    found = [(r["epoch"], r["step/loss"], r["step/accuracy"]) for r in records(folder, True)]
+    assert shown == [(f"{epoch:.2f}", f"{loss:.3f}", f"{accuracy:.3f}") for epoch, loss, accuracy in found]
+    assert len(shown) == 2

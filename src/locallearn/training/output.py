@@ -79,6 +79,7 @@ def title(exp: Experiment, learner: Learner, data: Data, world: World) -> str:
     """What is trained, on what and where: the first line on the terminal."""
     counts = {"stages": world.stages, "replicas": world.replicas}
     several = "".join(f"{count} {name}, " for name, count in counts.items() if count > 1)
-    splits = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test"
+    splits = f"{len(data.pool)} train, {len(data.validation)} validation, {len(data.test)} test"
     text = f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.cut)} blocks), {exp.names['data']} "
-    return f"{text}({splits}), {several}{learner.device}" + (f"\n{data.left_out}" if data.left_out else "")
+    more = filter(None, (data.left_out, *(taken.text for taken in learner.model.taken)))
+    return "\n".join((f"{text}({splits}), {several}{learner.device}", *more))
