@@ -68,10 +68,8 @@ def typed(text: str) -> list[list[str]]:
     return [words for line in found for words in lines(line)]
 
 
-FIRST = [
-    ROOT / "README.md",
-    *(DOCS / f"{name}.md" for name in ("getting-started", "own-model", "own-strategy", "own-task")),
-]
+FIRST = [ROOT / "README.md", DOCS / "getting-started.md"]
+FIRST += [DOCS / f"own-{what}.md" for what in ("model", "strategy", "callback", "task")]
 """What a user reads first, and what brings files of their own."""
 PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if typed(page.read_text())]
 
