@@ -69,7 +69,7 @@ def typed(text: str) -> list[list[str]]:
 
 
 FIRST = [ROOT / "README.md", DOCS / "getting-started.md"]
-FIRST += [DOCS / f"own-{what}.md" for what in ("model", "strategy", "callback", "task")]
+FIRST += [DOCS / f"own-{what}.md" for what in ("model", "strategy", "objective", "probe", "callback", "task")]
 """What a user reads first, and what brings files of their own."""
 PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if typed(page.read_text())]
 
@@ -203,6 +203,7 @@ images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.arange(64) % 10
 units = [nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.ReLU()) for c in (3, 4, 4, 4)]
 my_module = nn.Sequential(*units, nn.Sequential(nn.Flatten(), nn.Linear(4096, 10)))
 my_loader = [(images, labels)] * 2
+my_dataset = list(zip(images, labels, strict=True))
 model = nn.Sequential()
 for name, part in {"conv1": nn.Conv2d(3, 4, 3), "flat": nn.Flatten(), "fc1": nn.Linear(3600, 10)}.items():
     model.add_module(name, part)
