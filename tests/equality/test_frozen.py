@@ -22,7 +22,10 @@ STEPS = 4
 BATCHES = tiny_batches(STEPS)
 
 
-@pytest.mark.parametrize("learning", [[0], [1, 2], [3], [0, 3]], ids=str)
+ONE = [pytest.param(learning, marks=pytest.mark.slow) for learning in ([0], [3])]
+
+
+@pytest.mark.parametrize("learning", [[1, 2], [0, 3], *ONE], ids=str)
 @pytest.mark.parametrize("name", [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3", "loco combine=next"])
 def test_frozen_blocks_keep_every_bit_and_the_others_learn(name, learning):
     model, strategy = tiny_model(dropout=0.2), make(name)

@@ -22,7 +22,8 @@ from locallearn.runtime.link import Pipe
 STEPS = 6
 STRATEGIES = [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3 last=local", "dfa shared=true"]
 FROZEN = ["dgl", "greedy", "dni", "backprop", "dfa", "pgi"]  # every route; phases; what a packet carries
-STRATEGIES += [f"{name} train_blocks={blocks}" for name in FROZEN for blocks in ("[1,2]", "[2,3]", "[0]")]
+STRATEGIES += [f"{name} train_blocks={blocks}" for name in FROZEN for blocks in ("[1,2]", "[2,3]")]
+STRATEGIES += ["dgl train_blocks=[0]", "backprop train_blocks=[0]"]  # nothing above; all of it
 
 
 def settings(name: str) -> list[tuple[int, int]]:

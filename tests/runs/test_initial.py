@@ -143,7 +143,8 @@ def images(root: Path) -> None:
 RESNET = ["model=torchvision", "model.name=resnet18", "model.cuts=[relu,layer1,layer2,layer3,layer4]", "blocks=max"]
 
 
-@pytest.mark.parametrize("strategy", ["dgl", pytest.param("greedy", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["dgl", "greedy"])
 def test_a_published_network_is_fine_tuned_block_by_block_on_a_folder(strategy, capsys):
     """From a file for 7 classes to 2: the frozen blocks keep its bits, the others learn by losses of their own, and
     what comes out is a resnet18 of torchvision again."""
