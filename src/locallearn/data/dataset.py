@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from locallearn.data.augment import Augment, Deficit, draw
+from locallearn.data.distortion import Distorter
 from locallearn.data.normalise import Normaliser
 from locallearn.data.store import Memory, Size, Store
+from locallearn.data.stream import Stream
 from locallearn.errors import UserError
 from locallearn.seeds import generator
 
@@ -34,11 +36,23 @@ class Split:
         """The samples at the places [M] of this split, as a split."""
         return Split(self.store, self.index[places], self.labels[places.to(self.labels.device)])
 
-    def take(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Raw samples [B, *image] and labels [B] at the places `order` [M] of this split, in runs of `batch_size`."""
+    def take(self, order: Tensor, batch_size: int, change: Distorter | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raw samples [B, *image] and labels [B] at the places `order` [M] of this split, in runs of `batch_size`; with
+        `change` each sample distorted."""
         if len(order):
             labels = self.labels[order.to(self.labels.device)].split(batch_size)
-            yield from zip(self.store.take(self.index[order], batch_size), labels, strict=True)
+            yield from zip(self._samples(self.index[order], batch_size, change), labels, strict=True)
+
+    def _samples(self, index: Tensor, batch_size: int, change: Distorter | None) -> Iterator[Tensor]:
+        if change is None:
+            yield from self.store.take(index, batch_size)
+        elif isinstance(self.store, Stream):  # its workers do it
+            yield from self.store.take(index, batch_size, change)
+        else:
+            for samples, places in zip(self.store.take(index, batch_size), index.split(batch_size), strict=True):
+                yield torch.stack(
+                    [change(sample, place) for sample, place in zip(samples, places.tolist(), strict=True)]
+                )
 
 
 class Data:
@@ -52,7 +66,8 @@ class Data:
     graph       edges between the samples, int64 [2, E], or None (see `GraphData`)
 
     Inputs are float32 [B, *image], labels int64 [B], both on the device. Nothing has to be stored to resume: the
-    order follows from (seed, epoch), augmentation and deficit from (seed, epoch, step). Samples that are float32
+    order follows from (seed, epoch), augmentation and deficit from (seed, epoch, step), and what is done to one picture
+    after another from (seed, epoch, place). Samples that are float32
     already are neither augmented nor normalised (`normaliser` is None).
     """
 
@@ -95,7 +110,8 @@ class Data:
         return max(1, len(self.train) // _positive(batch_size))
 
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches of one epoch: shuffled, under a deficit if it is its time, augmented and normalised.
+        """Training batches of one epoch: shuffled, distorted, under a deficit if it is its time, augmented and
+        normalised.
 
         Args:
             epoch: from 0.
@@ -110,7 +126,8 @@ class Data:
         order = torch.randperm(len(self.train), generator=generator(self.seed, "order", epoch))
         order = order[start * size : self.steps(batch_size) * size]
         deficit = self.deficit.now(epoch)
-        for step, (images, labels) in enumerate(self.train.take(order, size), start):
+        change = self.augment.distortion.at(self.seed, epoch)
+        for step, (images, labels) in enumerate(self.train.take(order, size, change), start):
             if deficit:
                 images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)
             yield self._prepare(images, epoch, step), labels
