@@ -21,6 +21,7 @@ from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
+from locallearn.scaling import widened
 
 
 def assemble(
@@ -58,14 +59,14 @@ def assemble(
         _place(model, cut, place.own, move._replace(channels_last=False))  # `adapt` draws in the order of memory
         blocks = []
         for spec in specs if place.own is None else specs[place.own.start : place.own.stop]:
-            modules = _modules(model, strategy, cut[spec.index], spec, move)
+            modules = _modules(model, strategy, cut[spec.index], spec, move, setup.half)
             if setup.compiled:
                 modules.layers.compile()
                 if modules.head is not None:
                     modules.head.compile()
             optimizers = optim.of_block(*modules, strategy.separate)
             blocks.append(TrainedBlock(spec, modules, optim, optimizers, setup, place))
-        options = {"bf16": setup.precision == "bf16", "micro_batches": setup.micro_batches}
+        options = {"half": setup.half, "micro_batches": setup.micro_batches}
         driver = stage(blocks, strategy, **options, link=place.link, replicas=place.replicas)
         learner = Learner(model, driver, cut, setup)
         check_ownership(learner)
@@ -99,7 +100,9 @@ class _Move(NamedTuple):
         return t.to(self.device, kind, memory_format=layout)
 
 
-def _modules(model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, move: _Move) -> BlockModules:
+def _modules(
+    model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, move: _Move, half: torch.dtype | None
+) -> BlockModules:
     """The units of a block and, at the last one, the head, as the strategy adapts them; and its auxiliary modules."""
     with seeds.stream(spec.seed, "auxiliary", spec.index):
         auxiliary = modules_of(strategy, spec)
@@ -109,6 +112,9 @@ def _modules(model: BlockModel, strategy: Strategy, units: range, spec: BlockSpe
     for module in (layers, head, auxiliary):
         if module is not None:
             move.module(module)
+    if half == torch.float16:
+        for module in filter(None, (layers, head, *auxiliary.values())):
+            module.register_forward_hook(widened)
     return BlockModules(layers, head, auxiliary)
 
 

@@ -201,6 +201,7 @@ class Learner:
         for block in self.blocks:
             prefix = f"auxiliary.{block.spec.index}."
             tensors |= {prefix + name: t for name, t in block.auxiliary.state_dict().items()}
+            tensors |= {f"scaler.{block.spec.index}": block.scaler.state} if block.scaler is not None else {}
             tensors |= {f"adapted.{block.spec.index}.{name}": t for name, t in self._adapted(block)}
         owners = self._optimizer_states()
         for name, p in self.parameters():

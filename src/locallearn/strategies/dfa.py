@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, cross_entropy
+from locallearn.scaling import unscaled
 
 
 class FeedbackProjection(nn.Module):
@@ -30,7 +31,8 @@ class FeedbackProjection(nn.Module):
         self.shape, self.size = shape, size
 
     def forward(self, error: Tensor) -> Tensor:
-        projected = error.to(self.matrix.dtype) @ self.matrix  # [B, n]
+        with unscaled(error):
+            projected = error.to(self.matrix.dtype) @ self.matrix  # [B, n]
         return projected.view(-1, *self.shape).expand(-1, *self.size)
 
 
