@@ -258,7 +258,8 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         journal.begin(number, label)
         if launcher in SHARING:
             values = sweep.shared(values, number)
-        exp = experiment(sweep.grouped(values), names, overrides, _config_dirs(), journal.plan.varies)
+        values = sweep.grouped(values, names["strategy"], differs)
+        exp = experiment(values, names, overrides, _config_dirs(), journal.plan.varies)
         path = runner.place(exp.settings.out, differs, exp.config)
         how, numbers = runner.run(exp, path)
     except Exception as error:

@@ -43,7 +43,7 @@ def experiment(
     objective: Objective = instantiate(groups["objective"], "objective", allow)
     strategy = instantiate(groups["strategy"], "strategy", allow, objective=objective, auxiliary=auxiliary)
     probes = probes_of(groups["probe"], (names or {}).get("probe"), allow)
-    record = RecordSettings.parse(groups["record"])
+    record = RecordSettings.parse(groups["record"], own_sinks(groups["record"], allow))
     chosen = {group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
     chosen |= {"probe": "+".join(probes) or "none", "record": "+".join(record.sinks) or "jsonl"}
     exp = Experiment(
@@ -69,6 +69,12 @@ def probes_of(config: Mapping[str, Any], name: str | None, allow: Iterable[str])
     if "_target_" in config:
         config = {name or _name(config): config}
     return {str(key): instantiate(_mapping(config, key), f"probe.{key}", allow) for key in config}
+
+
+def own_sinks(config: Mapping[str, Any], allow: Iterable[str]) -> dict[str, Any]:
+    """The sinks of the user's own classes by name: what has a `_target_`."""
+    targets = {str(key): part for key, part in config.items() if isinstance(part, Mapping) and "_target_" in part}
+    return {name: instantiate(part, f"record.{name}", allow) for name, part in targets.items()}
 
 
 def _mapping(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:

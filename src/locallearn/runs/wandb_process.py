@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,15 @@ def show(run: Any, tables: dict[str, list[dict[str, Any]]], images: dict[str, st
         print(f"{', '.join(tables)}: not shown: {error}", file=sys.stderr)
 
 
+def upload(run: Any, file: str) -> None:
+    """Hand the weights of the model to W&B, under the run's id."""
+    import wandb
+
+    artifact = wandb.Artifact(f"model-{re.sub(r'[^a-zA-Z0-9_.-]', '-', run.id)}", type="model")
+    artifact.add_file(file, policy="immutable")  # without a copy: the file stays where it is
+    run.log_artifact(artifact)
+
+
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
@@ -119,6 +129,8 @@ def main() -> int:
             log(run, message["log"])
     problem = None
     try:
+        if end.get("artifact"):
+            upload(run, end["artifact"])
         run.summary.update(end["summary"])
         run.finish(exit_code=end["exit_code"])
     except BaseException as error:
