@@ -119,10 +119,13 @@ def _ranges(group: str, file: Path, allow: Sequence[str]) -> dict[str, Any]:
     if group == "record":
         from locallearn.config.record import WandbSettings
 
-        return with_rules(WandbSettings)
+        if file.parent == conf_dir() / "record":
+            return with_rules(WandbSettings)
     from locallearn.config.targets import resolve
 
-    target = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("_target_")
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    group, content = (f"record.{file.stem}", content.get(file.stem) or {}) if group == "record" else (group, content)
+    target = content.get("_target_")
     return with_rules(resolve(target, group, allow)) if target else {}
 
 
