@@ -19,10 +19,11 @@ from enum import Enum
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from locallearn import scaling
 from locallearn.options import Options
+from locallearn.task import CLASSES, Task
+from locallearn.task import cross_entropy as cross_entropy  # for strategies
 
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
@@ -53,6 +54,8 @@ class BlockSpec(NamedTuple):
     pixels  the inputs of a black and of a white pixel, one number per channel each; None where inputs are no pixels
     channels_first  an input of two axes is [C, L], as Conv1d reads it, and not [T, D]. What blocks emit is always [D],
                     [T, D], [C, H, W] or [C, D, H, W]
+    task    what is asked: the loss, the form of an answer, the numbers that are reported
+    vocabulary  how many tokens there are where the input of the network is token numbers; None where it is numbers
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -65,6 +68,8 @@ class BlockSpec(NamedTuple):
     seed: int = 0
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     channels_first: bool = False
+    task: Task = CLASSES
+    vocabulary: int | None = None
 
     @property
     def last(self) -> bool:
@@ -75,7 +80,8 @@ class Packet(NamedTuple):
     """What a block hands to the next one.
 
     h     activations [B, ...]; the input for block 0
-    y     labels [B]; below 0 where a sample has none (the nodes of a graph that are not trained on): no loss reads it
+    y     targets of the task [B, ...]: of classification labels [B], below 0 where a sample has none (the nodes of a
+          graph that are not trained on): no loss reads it
     side  what a strategy needs further up (the image, a reversible branch)
     """
 
@@ -121,7 +127,7 @@ class Block(Protocol):
 
     spec: BlockSpec
     layers: nn.Module  # the units, [B, *reads] -> [B, *emits]
-    head: nn.Module | None  # the model's head at the last block: [B, *emits] -> [B, classes]
+    head: nn.Module | None  # the model's head at the last block: [B, *emits] -> [B, classes] or as the task asks
     auxiliary: nn.ModuleDict  # what `Strategy.modules` returned for this block
 
     @property
@@ -141,12 +147,12 @@ class Block(Protocol):
         ...
 
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
-        """Record this block's training loss and accuracy.
+        """Record this block's training loss and the task's metrics.
 
         Args:
-            loss: A mean [] over the samples that have a label.
-            logits: [B, classes], if the block can predict.
-            y: Labels [B].
+            loss: A mean [] over the items that have a target.
+            logits: [B, classes], or what else the task asks for, if the block can predict.
+            y: Targets [B, ...].
 
         Raises:
             RunError: If the loss is not finite (on a GPU some steps later).
@@ -172,12 +178,14 @@ class Strategy(Options, ABC):
     A strategy that has a field `objective` or `auxiliary` gets the chosen local loss and auxiliary network there.
 
     route     where feedback comes from; a property where the options decide it
+    tasks     what it can serve (`Task.asks`); None: any task
     separate  names of auxiliary modules with an optimizer of their own, which `block.update(name)` applies
     """
 
     _group = "strategy"
 
     route: ClassVar[Route]
+    tasks: ClassVar[frozenset[str] | None] = None
     separate: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
@@ -232,7 +240,8 @@ class Strategy(Options, ABC):
         """
 
     def predict(self, block: Block, h: Tensor) -> Tensor | None:
-        """Return the logits [B, classes] that a block can give for its output h [B, ...], or None. For evaluation."""
+        """Return the logits [B, classes] (or as the task asks) of a block for its output h [B, ...], or None. For
+        evaluation."""
         return block.head(h) if block.head is not None else None
 
 
@@ -243,21 +252,12 @@ def enter(block: Block, packet: Packet) -> Packet:
 
 
 def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
-    """Return and report the true loss [] of the last block, for its output h [B, ...] and labels y [B]."""
+    """Return and report the true loss [] of the last block, for its output h [B, ...] and targets y [B, ...]."""
     assert block.head is not None, "only the last block has the head"
     logits = block.head(h)
-    loss = cross_entropy(logits, y)
+    loss = block.spec.task.loss(logits, y)
     block.report(loss, logits, y)
     return loss
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy [] of logits [B, classes] over the samples of y [B] that have a label (0 or more);
-    0, with a gradient of 0, where none has one. The values of labels on a GPU are not looked at: it would wait."""
-    if y.is_cpu and int(y.min()) >= 0:
-        return F.cross_entropy(logits, y)
-    total = F.cross_entropy(logits, y.clamp(min=-1), ignore_index=-1, reduction="sum")
-    return total / (y >= 0).sum().clamp(min=1)
 
 
 def backward(loss: Tensor | None, out: Packet | None = None, grads: Feedback | None = None) -> None:

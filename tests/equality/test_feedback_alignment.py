@@ -397,7 +397,6 @@ def test_on_the_meta_device(name):
         nn.LSTMCell(3, 3),
         nn.MultiheadAttention(4, 2),
         nn.ConvTranspose2d(2, 2, 3),
-        nn.Embedding(5, 3),
         nn.Bilinear(2, 2, 2),
         type("Padding", (nn.Conv2d,), {"forward": lambda self, h: super(nn.Conv2d, self).forward(F.pad(h, (1, 1)))})(
             2, 2, 3

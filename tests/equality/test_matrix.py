@@ -16,16 +16,17 @@ from locallearn.config.matrix import Matrix, matrix
 from locallearn.config.settings import AUTO_BLOCKS
 from locallearn.engine import SGD, Setup, assemble
 from locallearn.errors import UserError
+from locallearn.tasks import CLASSES, Tokens
 
 MODELS = choices("model")
 RING = torch.stack([torch.arange(8), torch.arange(8).roll(1)])
-SAMPLES = {"images": (4, 3, 32, 32), "sequences": (4, 6, 5), "a graph": (8, 16)}
+SAMPLES = {"images": (4, 3, 32, 32), "sequences": (4, 6, 5), "a graph": (8, 16), "tokens": (4, 6)}
 
 
 @pytest.fixture(scope="module")
 def found() -> Matrix:
     config, _ = compose(["auxiliary=linear"])
-    return matrix(choices("strategy"), {n: MODELS[n] for n in ("mlp", "lenet", "allcnn", "rnn", "gcn")}, config)
+    return matrix(choices("strategy"), {n: MODELS[n] for n in ("mlp", "lenet", "allcnn", "rnn", "gcn", "gpt")}, config)
 
 
 def test_it_knows_what_goes_with_what(found):
@@ -35,6 +36,7 @@ def test_it_knows_what_goes_with_what(found):
         "allcnn": "images",
         "rnn": "sequences",
         "gcn": "a graph",
+        "gpt": "tokens",
     }
     for model, cells in found.cells.items():
         assert cells.keys() == choices("strategy").keys()
@@ -67,18 +69,22 @@ def test_what_the_table_says_is_true(name):
     found = matrix(choices("strategy"), {name: MODELS[name]}, config)
     shape = SAMPLES[found.reads[name]]
     graph = RING if found.reads[name] == "a graph" else None
-    model = model_builder(yaml.safe_load(MODELS[name].read_text()), [])(shape[1:], 10, graph)
+    text = found.reads[name] == "tokens"
+    model = model_builder(yaml.safe_load(MODELS[name].read_text()), [])(shape[1:], 10, graph, 10 if text else None)
     cut = model.cut(min(AUTO_BLOCKS, len(model.units)))
     x, y = torch.randn(shape), torch.arange(shape[0])
+    if text:
+        x, y = torch.randint(10, shape), torch.randint(10, shape)
+    setup = Setup(total_steps=2, task=Tokens() if text else CLASSES)
     if graph is not None:
         y[2:] = -100
     for strategy, reason in found.cells[name].items():
         made = make(strategy)
         if reason is not None:
             with pytest.raises(UserError, match="block"):
-                assemble(model, made, SGD(lr=1e-4, schedule="constant"), cut, Setup(total_steps=2))
+                assemble(model, made, SGD(lr=1e-4, schedule="constant"), cut, setup)
             continue
-        learner = assemble(model, made, SGD(lr=1e-4, schedule="constant"), cut, Setup(total_steps=2))
+        learner = assemble(model, made, SGD(lr=1e-4, schedule="constant"), cut, setup)
         assert all(torch.isfinite(torch.tensor(v)) for v in learner.step(x, y).values()), strategy
 
 

@@ -278,7 +278,7 @@ def test_units_of_the_branch_can_be_inverted():
     """Input from output, through all couplings of a level: in eval mode and with batch statistics."""
     torch.manual_seed(0)
     for size in ((4, 6, 5), (7, 3), (9,)):
-        level = Level(size, 8, 3, Linear(), 3).double()
+        level = Level(size, 8, 3, lambda features: Linear().build(features, 3)).double()
         for training in (True, False):
             level.train(training)
             a = torch.randn(4, 8, *level.grid, dtype=torch.float64)

@@ -145,6 +145,12 @@ def small_run(file: Path) -> list[str]:
         return [*BOUNDED, "data=cora", "model=gcn", "auxiliary=linear"]
     if name in ("names", "rnn"):
         return [*start, "data=names", "data.fraction=0.01", "model=rnn", "model.width=8"]
+    if name in ("shakespeare", "text", "gpt"):
+        own = [f"data.file={__file__}"] if name == "text" else []
+        small = ["data.context=8", "model.width=8", "model.layers=1", "model.heads=2", "auxiliary=linear"]
+        return [*start, f"data={'text' if own else 'shakespeare'}", "model=gpt", *own, *small]
+    if name == "digit_ink":
+        return [*start, "data=digit_ink", "data.fraction=0.1", "model=gelan", "model.width=0.125", "auxiliary=linear"]
     if group == "data":
         return [*start, f"data={name}", "data.fraction=0.1", *TINY_MODEL]
     few = [f"{key}={value}" for key, value in small_probe(name).items()] if group == "probe" else []
@@ -290,6 +296,7 @@ LIGHT = {
     "plainnet": [["model.depth=8"]],
     "resnet20": [[], ["model.depth=8"], ["model.shortcut=B", "model.depth=8"]],
     "revnet": [["model.depth=14"]],
+    "gpt": [["model.width=8", "model.layers=1", "model.heads=2"], ["model.width=6", "model.heads=4"]],
 }
 FOREIGN = {
     "torchvision": [
@@ -395,15 +402,16 @@ def given(often: Callable[[int], bool], one: Callable[[Iterable[Any]], Any]) -> 
         light = one(["mlp", "lenet"])
         return one(HEAVY_SETS), light, ["data.fraction=0.01", *LIGHT[light][0]]
     if often(35):
-        data = one(["digits", "tishby", "names", "cora"])
-        fitting = {"names": "rnn", "cora": "gcn", "tishby": "mlp"}.get(data)
+        data = one(["digits", "tishby", "names", "cora", "diabetes", "digit_segments", "digit_ink", "shakespeare"])
+        fitting = {"names": "rnn", "cora": "gcn", "tishby": "mlp", "diabetes": "mlp", "digit_ink": "gelan"}.get(data)
+        fitting = "gpt" if data == "shakespeare" else fitting
         model = fitting if fitting and often(70) else one(LIGHT)
         return data, model, one(LIGHT[model])
     classes, side = one([2, 3, 4, 10, 50]), one([1, 2, 3, 4, 5, 8, 9, 12, 16, 20, 28, 32, 33])
     options = [f"data.classes={classes}", f"data.channels={one([1, 2, 3, 4])}"]
     options.append(f"data.images={max(classes, one([1, 24, 40, 41])) if often(20) else 4 * classes}")
     if often(70):
-        model = one(LIGHT) if often(10) else one(set(LIGHT) - {"rnn", "gcn"})
+        model = one(LIGHT) if often(10) else one(set(LIGHT) - {"rnn", "gcn", "gpt"})
         return "synthetic", model, [*options, f"data.size={side}", *one(LIGHT[model])]
     if often(25):
         kind = one(FOREIGN)

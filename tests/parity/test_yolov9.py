@@ -88,7 +88,7 @@ def test_routing_is_cblinear_of_one_chunk(parity: Parity) -> None:
 @pytest.mark.parametrize("side", [3, 4, 5, 8])
 def test_fusion_takes_the_nearest_position(side: int, parity: Parity) -> None:
     """CBFuse: position i of n reads position floor(i * m / n) of a map of side m, for multiples and for others."""
-    level = Level((4, 8, 8), 4, 1, Linear(), 3).double()
+    level = Level((4, 8, 8), 4, 1, lambda size: Linear().build(size, 3)).double()
     level.couplings = nn.Sequential()
     a, route = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.randn(2, 4, side, side, dtype=torch.float64)
     at = torch.arange(8) * side // 8

@@ -47,7 +47,7 @@ FALLS_SHORT = {
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", ["backprop", "dgl"])
-@pytest.mark.parametrize("name", choices("model"))
+@pytest.mark.parametrize("name", [name for name in choices("model") if name != "gpt"])  # which is judged by its loss
 def test_a_model_learns_in_the_epochs_of_the_defaults(
     name: str, strategy: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

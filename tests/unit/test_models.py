@@ -24,7 +24,7 @@ from locallearn.models.plain import mlp
 from locallearn.models.summary import render, summary
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-OTHER = {"rnn", "gcn"}  # read no images; see test_new_models.py
+OTHER = {"rnn", "gcn", "gpt"}  # read no images; see test_new_models.py
 NAMES = sorted({path.stem for path in CONF.glob("*.yaml")} - OTHER)
 PLAIN = [name for name in NAMES if name not in ("torchvision", "timm")]
 

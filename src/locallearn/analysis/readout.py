@@ -31,17 +31,23 @@ def pooled(h: Tensor) -> Tensor:
 
 @torch.no_grad()
 def features(
-    batches: Iterable[tuple[Tensor, Tensor]], layers: Callable[[Tensor], Iterable[Tensor]]
-) -> tuple[list[Tensor], Tensor]:
-    """The pooled features [N, D] of each of the layers that a function gives for inputs [B, ...], and the labels [N],
-    of the samples of all batches that have a label; in float32 on the CPU."""
-    rows: list[list[Tensor]] = []
-    labels = []
+    batches: Iterable[tuple[Tensor, Tensor]],
+    layers: Callable[[Tensor], Iterable[Tensor]],
+    flat: Callable[[Tensor, Tensor], tuple[Tensor, Tensor] | None] = lambda h, y: (pooled(h), y),
+) -> list[tuple[Tensor, Tensor]]:
+    """Features [N, D] and labels [N] of each of the layers that a function gives for inputs [B, ...], of all batches
+    and of what has a label; in float32 on the CPU. `flat` makes them of activations and targets (see `Task.flat`); by
+    default features are pooled. Raises UserError where a layer has none."""
+    rows: list[list[tuple[Tensor, Tensor]]] = []
     for inputs, y in batches:
-        known = y >= 0
-        labels.append(y[known].cpu())
-        rows.append([pooled(h)[known].float().cpu() for h in layers(inputs)])
-    return [torch.cat(layer) for layer in zip(*rows, strict=True)], torch.cat(labels)
+        pairs = [flat(h, y) for h in layers(inputs)]
+        if (layer := next((k for k, pair in enumerate(pairs) if pair is None), None)) is not None:
+            raise UserError(f"a linear read-out asks what layer {layer} says about a class, and its targets have none")
+        known = [(h, labels, labels >= 0) for h, labels in filter(None, pairs)]
+        rows.append([(h[there].float().cpu(), labels[there].cpu()) for h, labels, there in known])
+    return [
+        (torch.cat(h), torch.cat(labels)) for h, labels in (zip(*own, strict=True) for own in zip(*rows, strict=True))
+    ]
 
 
 def linear_accuracy(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> float:

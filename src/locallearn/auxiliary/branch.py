@@ -6,17 +6,19 @@ Everything here is a map [B, C, H, W]. A vector [B, D] counts as one of a single
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locallearn.auxiliary.networks import Auxiliary, Size
+from locallearn.auxiliary.networks import Size
 from locallearn.errors import UserError
 from locallearn.models.coupling import Coupling
 
 Grid: TypeAlias = tuple[int, int]
+HeadOf: TypeAlias = Callable[[Size], nn.Module]
+"""From the shape of features to the network that answers what the task asks."""
 
 
 class Routing(nn.Module):
@@ -61,14 +63,14 @@ class Level(nn.Module):
     [B, width, any grid] and routing maps of any grid -> [B, width, H, W], with H and W those of `size`
     """
 
-    def __init__(self, size: Size, width: int, couplings: int, auxiliary: Auxiliary, classes: int) -> None:
+    def __init__(self, size: Size, width: int, couplings: int, head: HeadOf) -> None:
         super().__init__()
         _, *grid = as_map(size)
         self.grid: Grid = (grid[0], grid[1])
         half, kernel = width // 2, _kernel(size, self.grid)
         units = [Coupling(_transform(half, kernel), _transform(half, kernel)) for _ in range(couplings)]
         self.couplings = nn.Sequential(*units)
-        self.classifier = auxiliary.build((width, *self.grid), classes)
+        self.classifier = head((width, *self.grid))
 
     def forward(self, a: Tensor, routes: Sequence[Tensor]) -> Tensor:
         fused = sum((_nearest(r, self.grid) for r in routes), _averaged(a, self.grid))
@@ -85,12 +87,11 @@ class Branch(nn.Module):
         sizes: Sequence[Size],
         width: int,
         couplings: int,
-        auxiliary: Auxiliary,
-        classes: int,
+        head: HeadOf,
         channels_first: bool = False,
     ) -> None:
         super().__init__()
-        levels = [Level(size, width, couplings, auxiliary, classes) for size in sizes]
+        levels = [Level(size, width, couplings, head) for size in sizes]
         self.stem = Stem(image, width, levels[0].grid, channels_first)
         self.levels = nn.ModuleList(levels)
 

@@ -17,6 +17,7 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from locallearn.errors import UserError
 from locallearn.options import Options
 
 Size = tuple[int, ...]
@@ -36,6 +37,13 @@ class Auxiliary(Options, ABC):
     def build(self, size: Size, classes: int) -> nn.Module:
         """A module [B, *size] -> [B, classes], with PyTorch's default initialisation from the global generator. A loss
         that needs features instead of logits asks for as many `classes`."""
+
+    def build_dense(self, size: Size, classes: int) -> nn.Module:
+        """A module that answers at every position: sequences [B, T, D] -> [B, T, classes], maps [B, C, H, W] ->
+        [B, classes, H, W]. Raises UserError where there is none."""
+        raise UserError(
+            f"{type(self).__name__} averages over positions, and the task asks at each: choose auxiliary=linear or mlp"
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,13 @@ class Linear(Auxiliary):
         if self.zero_init:
             nn.init.zeros_(linear.weight)
         return nn.Sequential(*pool, linear)
+
+    def build_dense(self, size: Size, classes: int) -> nn.Module:
+        """Layer norm and a linear layer at each step of a sequence; a 1x1 convolution on maps. No pooling."""
+        layer = _at_each(size, classes)
+        if self.zero_init:
+            nn.init.zeros_(layer.weight)
+        return nn.Sequential(nn.LayerNorm(size[-1]), layer) if len(size) == 2 else layer
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,17 @@ class MLP(Auxiliary):
             pool, inputs = _pooled(size, (2, 2))
         return nn.Sequential(*pool, *self._hidden(inputs, classes))
 
+    def build_dense(self, size: Size, classes: int) -> nn.Module:
+        """At each position: on sequences LayerNorm, `layers` times [Linear, GELU], Linear; on maps 1x1 convolutions
+        with ReLU. No batch norm, whose statistics would carry later steps into earlier ones."""
+        sequence = len(size) == 2
+        body: list[nn.Module] = [nn.LayerNorm(size[-1])] if sequence else []
+        for _ in range(self.layers):
+            width = self.width or size[-1 if sequence else 0]
+            body += [_at_each(size, width), nn.GELU() if sequence else nn.ReLU()]
+            size = (size[0], width) if sequence else (width, *size[1:])
+        return nn.Sequential(*body, _at_each(size, classes))
+
     def reduced(self, channels: int, height: int, width: int) -> list[nn.Module]:
         """What maps pass before they are pooled to 2 x 2: [B, C, H, W] -> [B, C, ceil(H/4), ceil(W/4)]"""
         return [nn.AdaptiveAvgPool2d((math.ceil(height / 4), math.ceil(width / 4)))]
@@ -107,6 +133,7 @@ class MLPSpatialReduction(MLP):
     ReLU], then MLP-aux. Vectors have no space to reduce: there it is MLP-aux."""
 
     convolutions: Annotated[int, Ge(0)] = 3
+    build_dense = Auxiliary.build_dense  # it reduces space
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
         return super().unread(sizes) if _maps(sizes) else {"convolutions": MAPS, **super().unread(sizes)}
@@ -231,6 +258,18 @@ def _windows(size: Size, features: int) -> tuple[list[nn.Module], int]:
     elif max(windows) > 1:
         pool = [nn.AvgPool2d((windows[0], windows[1]), padding=(zeros[0], zeros[1]))]
     return [*pool, nn.Flatten()], channels * math.prod(grid)
+
+
+def _at_each(size: Size, outputs: int) -> nn.Linear | nn.Conv2d | nn.Conv3d:
+    """One layer that mixes the features at every position. Raises UserError for vectors, which have none."""
+    if len(size) == 1:
+        raise UserError(
+            f"a block emits vectors {list(size)}, and the task asks at every position: cut the model where it emits "
+            "sequences or maps, or choose another model"
+        )
+    if len(size) == 2:
+        return nn.Linear(size[1], outputs)
+    return (nn.Conv2d if len(size) == 3 else nn.Conv3d)(size[0], outputs, 1)
 
 
 def _maps(sizes: Sequence[Size]) -> bool:

@@ -6,11 +6,11 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary.networks import Size
+from locallearn.task import CLASSES, Task
 
 
 class Synthesizer(nn.Module):
@@ -20,17 +20,26 @@ class Synthesizer(nn.Module):
     width       channels of the hidden layers; 0: those of what it reads
     depth       hidden layers; 0: the prediction is linear
     batch_norm  before every ReLU
-    classes     0, or the number of classes: the one-hot label then goes through a linear layer and is added to the
-                first layer's output, broadcast over positions. Samples without a label (y < 0) add nothing
+    classes     0, or the number of classes: what the task shows of the targets (one-hot labels, say) then goes through
+                a linear layer and is added to the first layer's output: at each step, averaged into each cell of a map,
+                or broadcast over positions. Items without a target add nothing
+    task        what the targets are
 
     The last layer starts at zero, weight and bias, so that the first prediction is zero and not noise.
     """
 
     def __init__(
-        self, size: Size, *, width: int = 0, depth: int = 2, batch_norm: bool = True, classes: int = 0
+        self,
+        size: Size,
+        *,
+        width: int = 0,
+        depth: int = 2,
+        batch_norm: bool = True,
+        classes: int = 0,
+        task: Task = CLASSES,
     ) -> None:
         super().__init__()
-        self.classes = classes
+        self.classes, self.task = classes, task
         self.sequence = len(size) == 2
         features = size[-1] if self.sequence else size[0]
         layer, norm = _kinds(size)
@@ -52,14 +61,16 @@ class Synthesizer(nn.Module):
         return layer
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
-        """[B, *size] and labels [B] -> [B, *size]"""
+        """[B, *size] and targets [B, ...] -> [B, *size]"""
         if self.sequence:
             h = h.transpose(1, 2)  # [B, D, T]
         out = self.first(h)
         if self.context is not None:
-            onehot = y[:, None] == torch.arange(self.classes, device=y.device)  # [B, classes], all zero where y < 0
-            context = self.context(onehot.to(self.context.weight.dtype))
-            out = out + context.view(*context.shape, *(1,) * (out.dim() - 2))
+            shown = self.task.context(y, self.classes).to(self.context.weight.dtype)
+            if shown.dim() == 4:  # maps [B, classes, H, W], with the features last for the linear layer
+                shown = F.adaptive_avg_pool2d(shown, tuple(out.shape[2:])).movedim(1, 3)
+            context = self.context(shown).movedim(-1, 1)  # [B, width, ...]
+            out = out + context.view(*context.shape, *(1,) * (out.dim() - context.dim()))
         out = self.rest(out)
         return out.transpose(1, 2) if self.sequence else out
 

@@ -18,9 +18,10 @@ from locallearn.engine import Optim, Place, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.figures.text import fitted, table
 from locallearn.models import BlockModel
+from locallearn.tasks import CLASSES, Tokens
 
-IMAGE, SEQUENCE, FEATURES = (3, 32, 32), (20, 57), (16,)
-CLASSES = 10
+IMAGE, SEQUENCE, FEATURES, TEXT = (3, 32, 32), (20, 57), (16,), (20,)
+NUMBER = 10  # of classes, or of tokens
 
 
 @dataclass
@@ -76,12 +77,15 @@ def matrix(strategies: Mapping[str, Path], models: Mapping[str, Path], options: 
 
 
 def _built(config: Mapping[str, Any]) -> tuple[BlockModel, str]:
-    """A model on the meta device, and what it reads: the first of images, sequences and a graph that it accepts."""
+    """A model on the meta device, and what it reads: the first of images, sequences, a graph and tokens that it
+    accepts."""
     build, first = model_builder(config, []), None
     ring = torch.stack([torch.arange(8), torch.arange(8).roll(1)])
-    for kind, size, graph in (("images", IMAGE, None), ("sequences", SEQUENCE, None), ("a graph", FEATURES, ring)):
+    inputs: dict[str, tuple] = {"images": (IMAGE,), "sequences": (SEQUENCE,), "a graph": (FEATURES, ring)}
+    inputs["tokens"] = (TEXT, None, NUMBER)
+    for kind, (size, *more) in inputs.items():
         try:
-            return build(size, CLASSES, graph).to("meta"), kind
+            return build(size, NUMBER, *more).to("meta"), kind
         except UserError as error:
             first = first or error
     assert first is not None
@@ -91,7 +95,8 @@ def _built(config: Mapping[str, Any]) -> tuple[BlockModel, str]:
 def _reason(model: BlockModel, strategy: Any, optim: Optim, cut: list[range]) -> str | None:
     """None if the pair can be put together, else the sentence that refuses it."""
     try:
-        assemble(model, strategy, optim, cut, Setup(total_steps=1), Place(torch.device("meta")))
+        setup = Setup(total_steps=1, task=CLASSES if model.vocabulary is None else Tokens())
+        assemble(model, strategy, optim, cut, setup, Place(torch.device("meta")))
     except UserError as error:
         return str(error)
     return None

@@ -17,7 +17,7 @@ from locallearn.config.explicit import Explicit
 from locallearn.config.record import RecordSettings
 from locallearn.config.settings import Settings
 from locallearn.contract import Size, Strategy
-from locallearn.data import DataSource
+from locallearn.data import Source
 from locallearn.engine import Optim
 from locallearn.engine.promises import check_class
 from locallearn.errors import UserError, did_you_mean
@@ -32,7 +32,7 @@ KINDS: dict[str, type] = {
     "objective": Objective,
     "auxiliary": Auxiliary,
     "optim": Optim,
-    "data": DataSource,
+    "data": Source,
     "runtime": Runtime,
     "probe": Probe,
 }
@@ -47,17 +47,29 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class ModelBuilder:
-    """(image, classes, graph) -> BlockModel. A builder of the user's may return any module; it is cut by name.
+    """(image, classes, graph, vocabulary) -> BlockModel. A builder of the user's may return any module; it is cut by
+    name.
 
     reads_graph  whether the target declares `graph`, the edges [2, E] of the data, or None where these have none
+    reads_tokens  whether it declares `vocabulary`, how many tokens the data have, or None where they have none
     """
 
     target: Callable[..., Any]
     options: Mapping[str, Any]
     reads_graph: bool
+    reads_tokens: bool
 
-    def __call__(self, image: Size, classes: int, graph: Tensor | None = None) -> BlockModel:
-        more = {"graph": graph} if self.reads_graph else {}
+    def __call__(
+        self, image: Size, classes: int, graph: Tensor | None = None, vocabulary: int | None = None
+    ) -> BlockModel:
+        more: dict[str, Any] = {"graph": graph} if self.reads_graph else {}
+        if self.reads_tokens:
+            more["vocabulary"] = vocabulary
+        elif vocabulary is not None:
+            raise UserError(
+                f"model {self.target.__name__} reads numbers, and the data are tokens of a vocabulary of {vocabulary}: "
+                "choose model=gpt, or a builder that declares `vocabulary`"
+            )
         try:
             module = self.target(image=image, classes=classes, **more, **self.options)
         except UserError:
@@ -80,7 +92,7 @@ class Experiment:
     settings: Settings
     strategy: Strategy
     optim: Optim
-    source: DataSource
+    source: Source
     model: ModelBuilder
     runtime: Runtime
     probes: dict[str, Probe]
@@ -167,6 +179,6 @@ def instantiate(config: Mapping[str, Any], group: str, allow: Iterable[str], **s
 def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
     """The builder that a configuration means. Raises UserError."""
     target = resolve(config.get("_target_"), "model", allow)
-    supplied = ("image", "classes", *({"graph"} & fields_of(target).keys()))
+    supplied = ("image", "classes", *({"graph", "vocabulary"} & fields_of(target).keys()))
     options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", supplied)
-    return ModelBuilder(target, options, "graph" in supplied)
+    return ModelBuilder(target, options, "graph" in supplied, "vocabulary" in supplied)

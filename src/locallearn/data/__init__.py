@@ -1,6 +1,6 @@
 """Data sets as tensors on the device: one file per family of sets, one yaml per set in conf/data.
 
-source.py       what every set can be told (`DataSource`) and what it must read
+source.py       what every set can be told (`Source`, and with one target for each sample `DataSource`)
 dataset.py      what a run works with: `Data` with its batches and its three splits; a graph
 store.py        raw samples in memory;  stream.py  image files, read by workers
 scan.py         what a folder of images holds
@@ -9,10 +9,11 @@ split.py        the seeded draws of validation, fraction and label noise, and th
 augment.py      what is done to training images;  normalise.py  pixels to float32
 files.py        checksums of files that the user brings
 doctor.py       a report on a set before it is trained on
-digits.py  vision.py  benchmarks.py  folder.py  synthetic.py  tishby.py  names.py  cora.py     the sets
+digits.py  vision.py  benchmarks.py  folder.py  synthetic.py  tishby.py  names.py  cora.py  diabetes.py  text.py
+                the sets
 """
 
 from locallearn.data.dataset import Data, Split
-from locallearn.data.source import DataSource
+from locallearn.data.source import DataSource, Source
 
-__all__ = ["Data", "DataSource", "Split"]
+__all__ = ["Data", "DataSource", "Source", "Split"]

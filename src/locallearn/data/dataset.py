@@ -16,6 +16,7 @@ from locallearn.data.store import Memory, Size, Store
 from locallearn.data.stream import Stream
 from locallearn.errors import UserError
 from locallearn.seeds import generator
+from locallearn.task import CLASSES, SEGMENTATION, Task
 
 HIDDEN = -100
 """The label of a node that is not asked for: below 0, as of every sample without one."""
@@ -23,7 +24,8 @@ HIDDEN = -100
 
 @dataclass(frozen=True)
 class Split:
-    """Some samples of a store: their places `index` [N] (CPU) and their labels, int64 [N] on the device."""
+    """Some samples of a store: their places `index` [N] (CPU) and their labels, int64 [N] (or targets [N, ...], as the
+    task has them) on the device."""
 
     store: Store
     index: Tensor
@@ -60,7 +62,9 @@ class Data:
 
     name        as in `data=NAME`
     image       shape of one sample: (C, H, W), or (D,) for vectors
-    classes     their names, in the order of the labels
+    classes     the names of what is answered, in order: of classes, labels, numbers or tokens
+    task        what is asked
+    vocabulary  how many tokens there are where inputs are token numbers; else None
     train, validation, test     `validation` is empty with data.validation=0
     left_out    what lies beside the set and is no part of it, in words
     graph       edges between the samples, int64 [2, E], or None (see `GraphData`)
@@ -81,13 +85,15 @@ class Data:
         normaliser: Normaliser | None,
         deficit: Deficit | None = None,
         left_out: str = "",
+        task: Task = CLASSES,
     ) -> None:
-        self.name, self.classes, self.seed = name, classes, seed
+        self.name, self.classes, self.seed, self.task = name, classes, seed, task
         self.train, self.validation, self.test = splits
         self.augment, self.normaliser = augment, normaliser
         self.deficit = deficit or Deficit()
         self.left_out = left_out
         self.graph: Tensor | None = None
+        self.vocabulary: int | None = None
 
     @property
     def image(self) -> Size:
@@ -130,18 +136,20 @@ class Data:
         for step, (images, labels) in enumerate(self.train.take(order, size, change), start):
             if deficit:
                 images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)
-            yield self._prepare(images, epoch, step), labels
+            yield self._prepare(images, labels, epoch, step)
 
     def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every sample of a split once, in order, normalised; the last batch may be short. Nothing if it is empty."""
         for images, labels in split.take(torch.arange(len(split)), _positive(batch_size)):
             yield self._normalise(images), labels
 
-    def _prepare(self, images: Tensor, epoch: int, step: int) -> Tensor:
+    def _prepare(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         if not self.augment:
-            return self._normalise(images)
+            return self._normalise(images), labels
         draws = draw(self.seed, epoch, step, len(images)).to(images.device)
-        return self.augment.cut(self._normalise(self.augment.move(images, draws)), draws)
+        if self.task.kind == SEGMENTATION:  # masks move with their images; from beyond the border comes 0, no class
+            labels = self.augment.move((labels + 1).to(torch.uint8)[:, None], draws)[:, 0].long() - 1
+        return self.augment.cut(self._normalise(self.augment.move(images, draws)), draws), labels
 
     def _normalise(self, images: Tensor) -> Tensor:
         return images if self.normaliser is None else self.normaliser(images)

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from locallearn.data.source import DataSource, Raw, with_fixed_test
+from locallearn.data.source import DataSource, Raw, RawSplit, with_fixed_test
+from locallearn.data.store import Memory
 from locallearn.errors import UserError
+from locallearn.tasks import Multilabel, Segmentation
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,45 @@ class Digits(DataSource):
         labels = rows[:, 64].long()
         pixels = rows[:, :64].float().view(-1, 1, 8, 8) * (255 / 16)
         images = F.interpolate(pixels, (32, 32), mode="bilinear").round().clamp(0, 255).to(torch.uint8)
-        return with_fixed_test(self.name, tuple(map(str, range(10))), images, labels, len(labels) // 5)
+        return with_fixed_test("digits", tuple(map(str, range(10))), images, labels, len(labels) // 5)
+
+
+SEGMENTS = ("abcdef", "bc", "abdeg", "abcdg", "bcfg", "acdfg", "acdefg", "abc", "abcdefg", "abcdfg")
+"""Which of the seven segments of a display are lit for a digit."""
+INK, PAPER = 128, 64
+
+
+@dataclass(frozen=True)
+class DigitSegments(Digits):
+    """The digits again, asked for the segments a to g that a display lights for them: several labels for each image.
+    All segments lit gives F1 0.812."""
+
+    name: ClassVar[str] = "digit_segments"
+
+    def read(self, device: torch.device) -> Raw:
+        digits = super().read(device)
+        lit = torch.tensor([[float(segment in own) for segment in "abcdefg"] for own in SEGMENTS])
+        train, test = (RawSplit(part.images, lit[part.labels]) for part in (digits.train, digits.test))
+        return Raw(tuple("abcdefg"), train, test, task=Multilabel())
+
+
+@dataclass(frozen=True)
+class DigitInk(Digits):
+    """The digits again, asked at every pixel: the class of the digit where there is ink (128 or more), the eleventh
+    class where there is paper (below 64), none between. Paper everywhere gives a mean IoU of 0.058."""
+
+    name: ClassVar[str] = "digit_ink"
+
+    def read(self, device: torch.device) -> Raw:
+        digits = super().read(device)
+
+        def masked(part: RawSplit) -> RawSplit:
+            assert isinstance(part.images, Memory)
+            pixels = part.images.samples[:, 0]  # [N, 32, 32]
+            ink = torch.where(pixels >= INK, part.labels[:, None, None], -1)
+            return RawSplit(part.images, torch.where(pixels < PAPER, 10, ink))
+
+        return Raw((*digits.classes, "paper"), masked(digits.train), masked(digits.test), task=Segmentation())
 
 
 def _rows() -> np.ndarray:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Interval
@@ -26,13 +26,14 @@ from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
 from locallearn.options import OneOf, Options
 from locallearn.seeds import generator
+from locallearn.task import CLASSES, Classification, Task
 
 PIXELS = ("crop", "flip", "cutout", "resized_crop", "policy", "jitter", "blur")
 """Options that change training images."""
 
 
 class RawSplit(NamedTuple):
-    """Raw samples and their labels, int64 [N] on the CPU."""
+    """Raw samples and their labels, int64 [N] (or targets [N, ...], as the task has them) on the CPU."""
 
     images: Store
     labels: Tensor
@@ -40,13 +41,14 @@ class RawSplit(NamedTuple):
 
 class Raw(NamedTuple):
     """What a set reads. It must not depend on the seed of a run; `validation` only if the set brings its own.
-    `left_out` says what was found and is no part of the set."""
+    `left_out` says what was found and is no part of the set, `task` what is asked if that is no class."""
 
     classes: tuple[str, ...]
     train: RawSplit
     test: RawSplit
     validation: RawSplit | None = None
     left_out: str = ""
+    task: Task = CLASSES
 
 
 def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels: Tensor, test: int) -> Raw:
@@ -57,55 +59,38 @@ def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels
 
 
 @dataclass(frozen=True)
-class DataSource(Options, ABC):
-    """A set that can be loaded.
+class Source(Options, ABC):
+    """Anything that can be loaded as a set, with the options that every set has.
 
     root         folder of the files; without one, the environment's LOCALLEARN_DATA, or ~/.cache/locallearn
-    validation   share of the training set that is held out, class by class
-    fraction     share of the rest that is trained on, at least one image of each class
-    label_noise  share of the training labels drawn again, uniformly over all classes; validation and test stay clean
-    normalise    standard (per channel, mean 0 and deviation 1 over the training split), symmetric ([-1, 1]) or
-                 imagenet (the published mean and deviation of ImageNet, which pretrained weights expect)
-    crop, flip, cutout   see `Augment`
-    resized_crop, policy, jitter, blur   see `Distortion`
-    deficit, deficit_from, deficit_until   see `Deficit`
+    validation   share of the training set that is held out
+    fraction     share of the rest that is trained on
     """
 
     _group = "data"
 
     name: ClassVar[str]
-    measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
     verified: ClassVar[str] = "nothing to check"  # or what `read` insists on
 
     root: str | None = None
     validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     fraction: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    label_noise: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    normalise: Annotated[str, OneOf(NORMALISATIONS)] = "standard"
-    crop: Annotated[int, Ge(0)] = 0
-    flip: bool = False
-    cutout: Annotated[int, Ge(0)] = 0
-    resized_crop: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    policy: Annotated[str, OneOf(POLICIES)] | None = None
-    jitter: Annotated[float, Interval(ge=0, le=2.5)] = 0.0
-    blur: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    deficit: Annotated[str, OneOf(DEFICITS)] | None = None
-    deficit_from: Annotated[int, Ge(0)] = 0
-    deficit_until: int | None = None
 
     def unread(self) -> Mapping[str, str]:
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
-        ends = ("deficit_from", "deficit_until")
-        return {} if self.deficit else dict.fromkeys(ends, "data.deficit=blur, flip, permutation or noise")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        until, least = self.deficit_until, self.deficit_from
-        require(until is None or until >= least, "deficit_until", until, f"at least data.deficit_from={least}, or null")
+        return {}
 
     @abstractmethod
-    def read(self, device: torch.device) -> Raw:
-        """The raw parts; stores may lie anywhere, `load` moves them to `device`. Raises UserError."""
+    def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
+        """Read the set and put it on a device.
+
+        Args:
+            seed: of the run, from which the splits, the label noise and every batch follow, but not the test set.
+            device: where samples in memory lie, and streamed ones go.
+            normalisation: that of a trained model, instead of the one of this training split.
+
+        Raises UserError for files that are missing or wrong and for options that do not fit.
+        """
 
     def verify(self) -> str:
         """Look for faults that `load` may not see; what was checked, in words. Raises UserError."""
@@ -122,25 +107,70 @@ class DataSource(Options, ABC):
         except UserError as error:
             raise UserError(f"data.root={error}") from None
 
+
+@dataclass(frozen=True)
+class DataSource(Source):
+    """A set of samples with a label each (or with other targets, see `Raw.task`): one that writes `read` alone.
+
+    validation   share of the training set that is held out, class by class
+    fraction     share of the rest that is trained on, at least one image of each class
+    label_noise  share of the training labels drawn again, uniformly over all classes; validation and test stay clean
+    smoothing    see `Classification`
+    class_weights  of the classes in the training loss: a number for each, or `balanced`, N / (classes N_c)
+    normalise    standard (per channel, mean 0 and deviation 1 over the training split), symmetric ([-1, 1]) or
+                 imagenet (the published mean and deviation of ImageNet, which pretrained weights expect)
+    crop, flip, cutout   see `Augment`
+    resized_crop, policy, jitter, blur   see `Distortion`
+    deficit, deficit_from, deficit_until   see `Deficit`
+    """
+
+    measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
+
+    label_noise: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    class_weights: list[Annotated[float, Ge(0)]] | Literal["balanced"] | None = None
+    normalise: Annotated[str, OneOf(NORMALISATIONS)] = "standard"
+    crop: Annotated[int, Ge(0)] = 0
+    flip: bool = False
+    cutout: Annotated[int, Ge(0)] = 0
+    resized_crop: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    policy: Annotated[str, OneOf(POLICIES)] | None = None
+    jitter: Annotated[float, Interval(ge=0, le=2.5)] = 0.0
+    blur: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    deficit: Annotated[str, OneOf(DEFICITS)] | None = None
+    deficit_from: Annotated[int, Ge(0)] = 0
+    deficit_until: int | None = None
+
+    def unread(self) -> Mapping[str, str]:
+        ends = ("deficit_from", "deficit_until")
+        return {} if self.deficit else dict.fromkeys(ends, "data.deficit=blur, flip, permutation or noise")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        until, least = self.deficit_until, self.deficit_from
+        require(until is None or until >= least, "deficit_until", until, f"at least data.deficit_from={least}, or null")
+
+    @abstractmethod
+    def read(self, device: torch.device) -> Raw:
+        """The raw parts; stores may lie anywhere, `load` moves them to `device`. Raises UserError."""
+
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
-        """Read the set and put it on a device.
-
-        Args:
-            seed: of the run, from which the splits, the label noise and every batch follow, but not the test set.
-            device: where samples in memory lie, and streamed ones go.
-            normalisation: that of a trained model, instead of the one of this training split.
-
-        Raises UserError for files that are missing or wrong and for options that do not fit.
-        """
         raw = self.read(device)
         for name, part in (("training", raw.train), ("test", raw.test), ("validation", raw.validation)):
             if part is not None:
                 check_samples(f"{name} samples of data={self.name}", part.images, raw.train.images.image)
-                check_labels(name, part.labels, len(part.images), raw.classes)
-        check_classes(raw.train.labels, raw.classes)
+                if raw.task == CLASSES:
+                    check_labels(name, part.labels, len(part.images), raw.classes)
+                else:
+                    raw.task.checked(part.labels, len(part.images), len(raw.classes))
+        if raw.task == CLASSES:
+            check_classes(raw.train.labels, raw.classes)
+        else:
+            self._refuse_class_options(raw.task)
         augment = self._augment(raw.train.images)
         on_device = raw.train.images.to(device)
-        index, held_out = self._divide(raw.train.labels, seed, self.validation if raw.validation is None else 0.0)
+        classes = raw.train.labels if raw.task == CLASSES else torch.zeros(len(raw.train.images), dtype=torch.int64)
+        index, held_out = self._divide(classes, seed, self.validation if raw.validation is None else 0.0)
         labels = raw.train.labels[index]
         if self.label_noise:
             labels = noisy(labels, self.label_noise, len(raw.classes), generator(seed, "label_noise"))
@@ -151,7 +181,25 @@ class DataSource(Options, ABC):
         splits = (train, validation, _whole(raw.test, device))
         deficit = Deficit(self.deficit, self.deficit_from, self.deficit_until)
         normaliser = self._normaliser(train, device, normalisation)
-        return Data(self.name, raw.classes, splits, seed, augment, normaliser, deficit, raw.left_out)
+        task = self._classification(labels, raw.classes) if raw.task == CLASSES else raw.task
+        return Data(self.name, raw.classes, splits, seed, augment, normaliser, deficit, raw.left_out, task)
+
+    def _classification(self, labels: Tensor, classes: tuple[str, ...]) -> Classification:
+        """The task with the options of this set; `labels` [N] are those that are trained on."""
+        weights = self.class_weights or ()
+        if weights == "balanced":
+            counts = torch.bincount(labels, minlength=len(classes)).double()
+            weights = (len(labels) / (len(classes) * counts.clamp(min=1))).tolist()
+        require(
+            len(weights) in (0, len(classes)), "class_weights", weights, f"{len(classes)} numbers, one for each class"
+        )
+        return Classification(self.smoothing, tuple(map(float, weights)))
+
+    def _refuse_class_options(self, task: Task) -> None:
+        for name in ("label_noise", "smoothing", "class_weights", "deficit"):
+            value = getattr(self, name)
+            if value:
+                raise UserError(f"data.{name}={value} is for classes, and data={self.name} asks for {task.wanted}")
 
     def _divide(self, labels: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
         """Places of the training and of the validation samples among labels [N]: validation first, then fraction."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from locallearn.errors import UserError
+from locallearn.seeds import generator
 
 
 def stratified(labels: Tensor, keep: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -35,6 +36,20 @@ def _quotas(count: Tensor, keep: int) -> Tensor:
         if quota.max() > 1:
             quota[quota.argmax()] -= 1
     return quota
+
+
+def divided(samples: int, validation: float, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Places among N samples without classes that are trained on and held out, both ascending: validation first, then
+    fraction, as `DataSource` draws them. Raises UserError where nothing would be left."""
+    held_out = round(validation * samples)
+    kept = max(1, round(fraction * (samples - held_out)))
+    if held_out >= samples or (validation and not held_out):
+        raise UserError(f"data.validation={validation}: {samples} training samples are too few for it")
+    order = torch.randperm(samples, generator=generator(seed, "split"))
+    index, rest = order[held_out:], order[:held_out].sort().values
+    if kept < len(index):
+        index = index[torch.randperm(len(index), generator=generator(seed, "fraction"))[:kept]]
+    return index.sort().values, rest
 
 
 def noisy(labels: Tensor, share: float, classes: int, draws: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from locallearn.contract import BlockSpec, Strategy
 from locallearn.engine.block import BlockModules, TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
-from locallearn.engine.promises import check_class, check_separate, modules_of
+from locallearn.engine.promises import check_class, check_separate, check_task, modules_of
 from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
@@ -50,6 +50,7 @@ def assemble(
         UserError: If strategy, model and cut do not fit together. The model is then as it was.
     """
     check_class(strategy)
+    check_task(strategy, setup.task)
     if setup.total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     _check_types(model, setup.precision)
@@ -76,7 +77,7 @@ def assemble(
 def _specs(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpec]:
     shapes = [model.image, *model.shapes()]
     sizes = tuple(shapes[units.stop] for units in cut)
-    of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first
+    of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, model.vocabulary
     return [BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run) for k, units in enumerate(cut)]
 
 

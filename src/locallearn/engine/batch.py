@@ -17,7 +17,6 @@ SINGLE = (
     "a batch, or each of its parts, has one sample, and a batch norm cannot take the variance of one value: choose "
     "batch_size of at least 2 for each of micro_batches and replicas, or layers without batch norm"
 )
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
 class Gate:
@@ -48,10 +47,10 @@ class Gate:
         self._reads.add(inputs.dtype)
 
     def checked(self, inputs: Any, labels: Any, look: bool = True) -> Tensor:
-        """The labels of a batch as int64 [B]. Raises UserError for a batch that the learner cannot learn from; see
-        `checked_labels`."""
+        """The targets of a batch in the type of the task. Raises UserError for a batch that the learner cannot learn
+        from; see `Task.checked`."""
         self.check(inputs)
-        labels = checked_labels(self._model, inputs, labels, look)
+        labels = self._stage.blocks[0].spec.task.checked(labels, len(inputs), self._model.classes, look)
         replicas = self._stage.replicas
         parts = self._stage.micro_batches * (replicas.size if replicas is not None else 1)
         if len(inputs) % parts:
@@ -91,32 +90,3 @@ def check_inputs(model: BlockModel, inputs: Any) -> None:
         raise UserError("the batch is empty: give at least one sample, or leave the step out")
     if model.samples is not None and shape[0] != model.samples:
         raise UserError(f"{model.name} reads all {model.samples} nodes of its graph at once, not {shape[0]}")
-
-
-def checked_labels(model: BlockModel, inputs: Tensor, labels: Any, look: bool = True) -> Tensor:
-    """The labels of a batch as int64 [B]. Raises UserError for what is none; without `look` their values are not read,
-    which makes a GPU wait."""
-    if not isinstance(labels, Tensor) or labels.shape != inputs.shape[:1] or labels.dtype not in INTEGERS:
-        raise _no_labels(model.classes, len(inputs), labels)
-    labels = labels.long()
-    if look and (highest := int(labels.max())) >= model.classes:
-        raise UserError(
-            f"label {highest}, but there are {model.classes} classes, 0 to {model.classes - 1} (below 0: no label): "
-            "correct the labels, or take a model of more classes"
-        )
-    return labels
-
-
-def _no_labels(classes: int, count: int, labels: Any) -> UserError:
-    """What is wrong with the labels of a batch of `count`, whatever their values are."""
-    if not isinstance(labels, Tensor):
-        return UserError(f"the labels are a {type(labels).__name__}, not a tensor: make it one with torch.as_tensor")
-    shape, wanted = list(labels.shape), f"one class number, from 0 to {classes - 1}, for each of the {count} samples"
-    if shape == [count, classes] and (classes > 1 or labels.is_floating_point()):
-        return UserError(f"the labels are {shape}, scores or one-hot, but must be {wanted}: labels.argmax(dim=1)")
-    if len(shape) != 1:
-        hint = ": labels.squeeze(1)" if shape == [count, 1] else ""
-        return UserError(f"the labels are {shape}, but must be [{count}], {wanted}{hint}")
-    if shape[0] != count:
-        return UserError(f"{shape[0]} labels for a batch of {count}: give {wanted}")
-    return UserError(f"the labels are {labels.dtype}, but must be integers, {wanted}: labels.long()")

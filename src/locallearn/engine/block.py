@@ -77,7 +77,7 @@ class TrainedBlock:
         self._pending = dict.fromkeys(self.optimizers, 0)
         self._sums: deque[tuple[Optimizer, list[Tensor], float, Sum]] = deque()
         self.scaler = Scaler(p for m in self.roots() for p in m.parameters()) if setup.precision == "fp16" else None
-        self.totals = BlockTotals(self.device)
+        self.totals = BlockTotals(self.device, spec.task)
         self._norms = Totals(self.device)
 
     @property
@@ -199,8 +199,8 @@ class TrainedBlock:
             raise self._not_finite(f"weight {weight}", math.nan)
 
     def read(self) -> dict[str, float]:
-        """Mean loss, accuracy and notes since `reset`; only what this block reported. Synchronises a GPU."""
-        return self.totals.means(self.totals.state())
+        """Mean loss, metrics and notes since `reset`; only what this block reported. Synchronises a GPU."""
+        return self.totals.means(self.totals.state(), self.spec.task)
 
     def reset(self) -> None:
         self.totals.reset()

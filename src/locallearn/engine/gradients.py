@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.contract import cross_entropy
 from locallearn.engine.block import TrainedBlock, set_modes
 from locallearn.engine.learner import Learner
 from locallearn.engine.trial import Gradients, blocks_kept, trial_step
@@ -44,7 +43,7 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
                 for i in units:
                     h = model.units[i](h)
                 outputs.append(h)
-            loss = cross_entropy(model.head(h), labels)
+            loss = learner.setup.task.loss(model.head(h), labels)
         grads = torch.autograd.grad(loss, [*parameters, *outputs], allow_unused=True)
     by_parameter = dict(zip(parameters, grads, strict=False))
     return [

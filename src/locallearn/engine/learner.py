@@ -64,7 +64,8 @@ class Learner:
 
         Args:
             inputs: [B, *image]; None in a stage of a pipeline above the lowest one.
-            labels: [B], below 0 where a sample has none; the values are not looked at if they lie on a GPU.
+            labels: [B], below 0 where a sample has none, or targets as the task has them; the values are not looked at
+                if they lie on a GPU.
 
         Raises:
             UserError: For a batch that does not fit, before a weight moves.
@@ -94,12 +95,12 @@ class Learner:
 
         Args:
             images: Inputs [B, *image], floats or the integers that the model reads.
-            labels: Class numbers [B]; below 0 where a sample has none.
+            labels: Class numbers [B], below 0 where a sample has none; or targets as the task has them.
 
         Returns:
-            `loss` and `accuracy` of the last block that learns, and `block/00/loss`, ... of each that has a loss: means
-            over the labelled samples of this batch. Without any the loss is 0, and there is no accuracy. Reading them
-            synchronises a GPU.
+            `loss` and `accuracy` (or the metrics of another task) of the last block that learns, and `block/00/loss`,
+            ... of each that has a loss: over the labelled samples of this batch. Without any the loss is 0, and there
+            is no accuracy. Reading them synchronises a GPU.
 
         Raises:
             UserError: For a batch that does not fit, before a weight moves.
@@ -113,8 +114,8 @@ class Learner:
         result = names.of_blocks(metrics)
         top = max((k for k, numbers in metrics.items() if "loss" in numbers), default=None)
         if top is None:
-            return {"loss": 0.0} | result if bool((labels < 0).all()) else result
-        return {n: v for n, v in metrics[top].items() if n in ("loss", "accuracy")} | result
+            return result if int(self.setup.task.count(labels)) else {"loss": 0.0} | result
+        return {n: v for n, v in metrics[top].items() if n in self.setup.task.metrics} | result
 
     def _learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
         if self.stage.broken:

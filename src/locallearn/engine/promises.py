@@ -11,6 +11,7 @@ from torch import nn
 from locallearn.contract import BlockSpec, Route, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.errors import UserError
+from locallearn.task import Task
 
 
 def check_class(strategy: Strategy) -> None:
@@ -30,6 +31,23 @@ def check_class(strategy: Strategy) -> None:
         )
     if isinstance(strategy.separate, str) or not all(isinstance(each, str) for each in strategy.separate):
         raise UserError(f"{name}.separate={strategy.separate!r}: must be a frozenset of names of auxiliary modules")
+
+
+def check_task(strategy: Strategy, task: Task) -> None:
+    """Raise UserError where the strategy, or the objective that it has, cannot serve a task."""
+    objective: Any = getattr(strategy, "objective", None)
+    for part in (strategy, objective):
+        tasks = getattr(part, "tasks", None)
+        if tasks is not None and task.asks not in tasks:
+            needs = getattr(part, "needs", f"serves {', '.join(sorted(tasks))}")
+            group = "objective" if part is objective else "strategy"
+            other = (
+                "objective=cross_entropy" if part is objective else "strategy=backprop, dgl, loco or deep_supervision"
+            )
+            raise UserError(
+                f"{group} {type(part).__name__} {needs}, and the data ask for {task.wanted} (task {task.asks}): "
+                f"choose {other}"
+            )
 
 
 def phases_of(strategy: Strategy, depth: int) -> list[range]:

@@ -9,6 +9,7 @@ import torch
 
 from locallearn.engine.link import Link
 from locallearn.engine.replicas import Replicas
+from locallearn.task import CLASSES, Task
 
 Pixels: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
@@ -26,6 +27,7 @@ class Setup:
     micro_batches  parts of a batch whose gradients are averaged
     total_steps    None if nobody knows; then the learning rate is constant
     pixels         see `BlockSpec`
+    task           what is asked of the model
     """
 
     seed: int = 0
@@ -35,6 +37,7 @@ class Setup:
     micro_batches: int = 1
     total_steps: int | None = None
     pixels: Pixels | None = None
+    task: Task = CLASSES
 
     @property
     def dtype(self) -> torch.dtype:

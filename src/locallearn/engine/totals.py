@@ -8,39 +8,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from locallearn.task import CLASSES, CLASSIFICATION, Task
+
 HELD = 1 << 16  # logits held back until they are counted, in numbers: 256 KiB of them
 
 
 class Totals:
-    """Sums over samples of the loss and of the correct predictions, and how many samples there were.
+    """Sums over items of the loss and of what the metrics of a task are made of, and how many items there were.
 
-    On the CPU they are Python numbers, and `add` returns the loss to look at. Small batches are put by and counted many
-    at a time: between the kernels of a step, with cold caches, counting one takes 70 us, putting it by 20.
+    On the CPU they are Python numbers, and `add` returns the loss to look at. Small batches of classification are put
+    by and counted many at a time: between the kernels of a step, with cold caches, counting one takes 70 us, putting it
+    by 20. The sums of other tasks may be fractions, whose order must not depend on when somebody reads them.
     On a GPU they stay in one float64 tensor there, because reading a number would synchronise; a sum that is not finite
     stays so until somebody asks.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, task: Task = CLASSES) -> None:
+        self._task = task
         self._sums = [0.0, 0.0, 0.0]
         self._held: list[tuple[float, Tensor, Tensor | None]] = []
         self._tensor = None if device.type == "cpu" else torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> float | None:
-        """Add the mean loss [] over the samples of y [B] that have a label (without y it counts as one sample), and the
-        logits [B, classes] that are right; returns the loss on the CPU."""
+        """Add the mean loss [] over the items of y [B, ...] that have a target (without y it counts as one item), and
+        the sums of the task for the logits [B, ...]; returns the loss on the CPU."""
         if self._tensor is None:
             value = loss.item()
-            self._hold(value, logits, y)
+            if y is None or self._task.kind != CLASSIFICATION or y.is_floating_point():
+                self._add_at_once(value, logits, y)
+            else:
+                self._hold(value, logits, y)
             return value
-        count = None if y is None else (y >= 0).count_nonzero()
+        sums = None if logits is None or y is None else self._task.sums(logits, y)
+        if sums is not None and len(sums) != len(self._tensor) - 2:
+            self._tensor = _widened(self._tensor, len(sums))
+        count = None if y is None else self._task.count(y)
         self._tensor[0] += loss.detach() if count is None else loss.detach() * count
-        self._tensor[2] += 1 if count is None else count
-        if logits is not None and y is not None:
-            self._tensor[1] += (logits.argmax(dim=1) == y).count_nonzero()
+        self._tensor[-1] += 1 if count is None else count
+        if sums is not None:
+            self._tensor[1:-1] += sums
         return None
 
     def read(self) -> list[float]:
-        """[loss, correct, samples]. Synchronises a GPU."""
+        """[loss, *sums of the task, items]; of classification [loss, correct, samples]. Synchronises a GPU."""
         self._count()
         return list(self._sums) if self._tensor is None else self._tensor.tolist()
 
@@ -49,15 +59,21 @@ class Totals:
         self._held.clear()
         self._sums = list(sums)
         if self._tensor is not None:
-            self._tensor.copy_(self._tensor.new_tensor(sums))
+            self._tensor = self._tensor.new_tensor(sums)
 
-    def _hold(self, value: float, logits: Tensor | None, y: Tensor | None) -> None:
+    def _add_at_once(self, value: float, logits: Tensor | None, y: Tensor | None) -> None:
+        self._count()  # sums of floats keep their order
+        count = 1 if y is None else int(self._task.count(y))
+        self._sums[0] += value * count
+        self._sums[-1] += count
+        if logits is not None and y is not None:
+            sums = self._task.sums(logits.detach(), y).tolist()
+            if len(sums) != len(self._sums) - 2:
+                self._sums = _widened(torch.tensor(self._sums, dtype=torch.float64), len(sums)).tolist()
+            self._sums[1:-1] = [a + b for a, b in zip(self._sums[1:-1], sums, strict=True)]
+
+    def _hold(self, value: float, logits: Tensor | None, y: Tensor) -> None:
         """Put a batch by, as copies: its buffers may be used again."""
-        if y is None:
-            self._count()  # sums of floats keep their order
-            self._sums[0] += value
-            self._sums[2] += 1
-            return
         if self._held and not _alike(self._held[0], logits, y):
             self._count()
         self._held.append((value, y.clone(), None if logits is None else logits.detach().clone()))
@@ -87,19 +103,19 @@ def _alike(held: tuple[float, Tensor, Tensor | None], logits: Tensor | None, y: 
 
 
 class BlockTotals:
-    """The sums of one block since `reset`: of its loss and accuracy, and of each number that it noted.
+    """The sums of one block since `reset`: of its loss and metrics, and of each number that it noted.
 
-    Their `state` is plain: {"totals": [loss, correct, samples], "predicts": bool, "notes": {name: [sum, 0, count]}}.
+    Their `state` is plain: {"totals": what `Totals.read` gives, "predicts": bool, "notes": {name: [sum, 0, count]}}.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, task: Task = CLASSES) -> None:
         self._device = device
-        self._loss = Totals(device)
+        self._loss = Totals(device, task)
         self._notes: dict[str, Totals] = {}
         self._predicts = False
 
     def report(self, loss: Tensor, logits: Tensor | None, y: Tensor | None) -> float | None:
-        """Add a loss [] and, if there are any, logits [B, classes] for y [B]; returns the loss on the CPU."""
+        """Add a loss [] and, if there are any, logits [B, ...] for y [B, ...]; returns the loss on the CPU."""
         self._predicts |= logits is not None and y is not None
         return self._loss.add(loss, logits, y)
 
@@ -147,10 +163,13 @@ class BlockTotals:
         }
 
     @staticmethod
-    def means(state: Mapping[str, Any]) -> dict[str, float]:
-        """Mean loss, accuracy and notes of a state; only what was reported."""
-        loss, correct, samples = state["totals"]
-        means = {"loss": loss / samples} if samples else {}
-        if samples and state["predicts"]:
-            means["accuracy"] = correct / samples
+    def means(state: Mapping[str, Any], task: Task) -> dict[str, float]:
+        """Mean loss, metrics and notes of a state; only what was reported."""
+        loss, *sums, items = state["totals"]
+        means = task.numbers(loss, sums if state["predicts"] else None, items) if items else {}
         return means | {name: value / count for name, (value, _, count) in state["notes"].items()}
+
+
+def _widened(sums: Tensor, size: int) -> Tensor:
+    """[loss, ..., items] with `size` numbers between, which are zero: nothing was predicted before."""
+    return torch.cat([sums[:1], sums.new_zeros(size), sums[-1:]])

@@ -14,6 +14,7 @@ from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError, unknown
 from locallearn.models import cut
 from locallearn.models.axes import Axes, usual
+from locallearn.task import POSITION, SAMPLE
 
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
@@ -49,13 +50,16 @@ class BlockModel(nn.Module):
         names: one per unit.
 
     `samples` is the only batch size that the model reads (all nodes of its graph), or None for any; `channels_first`
-    says that an input of two axes is [C, L] and not [T, D].
+    says that an input of two axes is [C, L] and not [T, D]; `vocabulary` is how many tokens there are where the inputs
+    are token numbers, else None; `form` says whether the head answers once for each `sample` or for each `position`.
     """
 
     units: nn.ModuleList
     head: nn.Module
     samples: int | None = None
     channels_first: bool = False
+    vocabulary: int | None = None
+    form: str = SAMPLE
 
     def __init__(
         self,
@@ -108,7 +112,15 @@ class BlockModel(nn.Module):
         """A batch of zeros [B, *image] on the model's device and in its type; of the model's own size if it has one.
         Of one image a `squeeze` in a user's module would drop the batch."""
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
-        return like.new_zeros((self.samples or batch, *self.image), requires_grad=False)
+        dtype = like.dtype if self.vocabulary is None else torch.int64
+        return like.new_zeros((self.samples or batch, *self.image), dtype=dtype, requires_grad=False)
+
+    def noise(self, batch: int, generator: torch.Generator) -> Tensor:
+        """A batch of random inputs [B, *image] on the CPU."""
+        size = self.samples or batch, *self.image
+        if self.vocabulary is None:
+            return torch.randn(size, generator=generator)
+        return torch.randint(self.vocabulary, size, generator=generator)
 
     def shapes(self) -> list[Size]:
         """What each unit emits, without the batch, by a small forward that leaves no trace. Raises UserError for a unit
@@ -129,6 +141,22 @@ class BlockModel(nn.Module):
         return shapes
 
 
+def answering(model: BlockModel, form: str) -> BlockModel:
+    """The model with a head that answers in the form that a task asks for. Where maps come out of its last unit, a 1x1
+    convolution answers at every position. Raises UserError where the model cannot answer so."""
+    if model.form == form:
+        return model
+    size = model.shapes()[-1]
+    if form != POSITION or len(size) != 3:
+        asked = {SAMPLE: "once for each sample", POSITION: "at every position"}
+        raise UserError(
+            f"{model.name} answers {asked[model.form]}, and the data ask {asked[form]}: choose another model"
+            + (", such as gelan, plainnet or resnet20, whose last unit emits maps" if form == POSITION else "")
+        )
+    model.head, model.form = nn.Conv2d(size[0], model.classes, 1), form
+    return model
+
+
 def measure(model: BlockModel) -> list[UnitCost]:
     """What each unit costs per image, counted in one small forward in evaluation mode that leaves no trace.
 
@@ -142,7 +170,7 @@ def measure(model: BlockModel) -> list[UnitCost]:
         for name, unit in zip(model.names, model.units, strict=True):
             before = saved.now
             with saved, FlopCounterMode(display=False) as counter:
-                h = _one_tensor(model, name, unit(h.detach().requires_grad_()))
+                h = _one_tensor(model, name, unit(_leaf(h)))
             graphs.append(h)  # what a unit has saved stays counted
             flops, memory = counter.get_total_flops() // batch, (saved.now - before) // batch
             parameters = sum(p.numel() for p in unit.parameters())
@@ -158,6 +186,12 @@ def _one_tensor(model: BlockModel, name: str, h: object) -> Tensor:
             "tensor: wrap it in a module that returns the features alone"
         )
     return h
+
+
+def _leaf(h: Tensor) -> Tensor:
+    """h as it would come from a block below; token numbers have no gradient."""
+    h = h.detach()
+    return h.requires_grad_() if h.is_floating_point() else h
 
 
 def _costs(model: BlockModel, balance: str) -> list[float]:
@@ -178,10 +212,11 @@ def _seconds(model: BlockModel, batch: int = 8, repeats: int = 3) -> list[float]
             wanted = [p for p in unit.parameters() if p.requires_grad]
             runs = []
             for _ in range(1 + repeats):
-                x = h.detach().requires_grad_()
+                x = _leaf(h)
                 start = now(x.device)
                 h_next = _one_tensor(model, name, unit(x))
-                torch.autograd.grad(h_next.sum(), [x, *wanted], allow_unused=True)  # `.grad` is left alone
+                if leaves := [t for t in (x, *wanted) if t.requires_grad]:
+                    torch.autograd.grad(h_next.sum(), leaves, allow_unused=True)  # `.grad` is left alone
                 runs.append(now(x.device) - start)
             seconds.append(min(runs[1:]))
             h = h_next

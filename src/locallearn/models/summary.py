@@ -44,7 +44,7 @@ def summary(
         own = [costs[i] for i in units]
         modules = list(auxiliary[k].values()) if k < len(auxiliary) else []
         emits = own[-1].shape
-        h = inputs.new_zeros((len(inputs), *emits))
+        h = torch.zeros((len(inputs), *emits), dtype=_dtype(model), device=inputs.device)
         parameters, flops = sum(c.parameters for c in own), sum(c.flops for c in own)
         if k == len(cut) - 1:
             parameters += _parameters([model.head])
@@ -62,6 +62,11 @@ def totals(rows: Sequence[BlockRow]) -> dict[str, int | None]:
         "flops": sum(row.flops for row in rows),
         "auxiliary_flops": sum(known) if len(known) == len(auxiliary) else None,
     }
+
+
+def _dtype(model: BlockModel) -> torch.dtype:
+    """Of what units emit."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _parameters(modules: Sequence[nn.Module]) -> int:

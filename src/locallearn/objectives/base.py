@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
+from locallearn.errors import UserError
 from locallearn.options import Options
+from locallearn.task import CLASSIFICATION, POSITION
 
 ObjectiveModules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 LossAndLogits: TypeAlias = tuple[Tensor, Tensor | None]
@@ -23,12 +25,16 @@ class Objective(Options, ABC):
 
     labels  whether the loss reads labels. One that does not trains every block, the last one too, by itself; the head
             is then a read-out that learns on the finished features and sends nothing into them.
+    tasks   what it can serve (`Task.asks`); None: any task
+    needs   what it does, in words, where it does not serve every task, as in "attracts samples of one label"
     reads_auxiliary  whether the loss has the chosen auxiliary network between a block's output and itself
     """
 
     _group = "objective"
 
     labels: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[str] | None] = frozenset({CLASSIFICATION})
+    needs: ClassVar[str] = "reads class labels"
     reads_auxiliary: ClassVar[bool] = True
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
@@ -69,12 +75,28 @@ class Objective(Options, ABC):
             packet: what the block read: the labels are `packet.y` [B], and `packet.side` is what `begin` put there.
 
         Returns:
-            The loss [], and logits [B, classes] or None if the loss trains no classifier.
+            The loss [], and logits [B, classes] (or as the task asks) or None if the loss trains no classifier.
         """
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
-        """Logits [B, classes] for h, or None if this loss trains no classifier."""
+        """Logits [B, classes] (or as the task asks) for h, or None if this loss trains no classifier."""
         return None
+
+
+def head(spec: BlockSpec, auxiliary: Auxiliary, size: Size | None = None) -> nn.Module:
+    """The auxiliary network that answers what the task asks, once for each sample or at each position, from what the
+    block emits or from features of another `size`. Raises UserError where there is none."""
+    build = auxiliary.build_dense if spec.task.form == POSITION else auxiliary.build
+    return build(size or spec.emits, spec.classes)
+
+
+def numbers_of_input(spec: BlockSpec, what: str) -> None:
+    """Raise UserError where the network reads token numbers, which `what` would take for amounts."""
+    if spec.vocabulary is not None:
+        raise UserError(
+            f"{what} reads numbers, and the data are tokens of a vocabulary of {spec.vocabulary}: choose another "
+            "objective or strategy, such as objective=cross_entropy or strategy=dgl"
+        )
 
 
 def wide(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ The noise is that of the loss alone: the block above reads h as it is, and so do
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import BlockSpec, Packet, cross_entropy
+from locallearn.contract import BlockSpec, Packet
 from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, wide
+from locallearn.task import CLASSIFICATION, MIXED, MULTILABEL, REGRESSION
+
+ONE_ANSWER = frozenset({CLASSIFICATION, MIXED, MULTILABEL, REGRESSION})
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class VIB(Objective):
 
     beta: Annotated[float, Ge(0)] = 1e-3
     features: Annotated[int, Ge(1)] = 256
+    tasks: ClassVar[frozenset[str] | None] = ONE_ANSWER
+    needs: ClassVar[str] = "has one code for each sample"
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         encoder = auxiliary.build(spec.emits, 2 * self.features)
@@ -39,7 +44,7 @@ class VIB(Objective):
 
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         logits, nats = modules["classifier"](h)
-        return cross_entropy(logits, packet.y) + self.beta * nats, logits
+        return spec.task.loss(logits, packet.y) + self.beta * nats, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return modules["classifier"](h)[0]
@@ -77,6 +82,8 @@ class InformationDropout(Objective):
 
     beta: Annotated[float, Ge(0)] = 0.1
     alpha_max: Annotated[float, Ge(0)] = 0.7
+    tasks: ClassVar[frozenset[str] | None] = ONE_ANSWER
+    needs: ClassVar[str] = "gives one answer for each sample"
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         classifier = auxiliary.build(spec.emits, spec.classes)
@@ -88,7 +95,7 @@ class InformationDropout(Objective):
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         z, nats = modules["noise"](h)
         logits = modules["classifier"](z)
-        return cross_entropy(logits, packet.y) + self.beta * nats, logits
+        return spec.task.loss(logits, packet.y) + self.beta * nats, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         return modules["classifier"](h)

@@ -15,6 +15,7 @@ from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
 from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, exact, wide
+from locallearn.task import CLASSIFICATION, MIXED, MULTILABEL, REGRESSION
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class SupCon(Objective):
 
     features: Annotated[int, Ge(1)] = 128
     temperature: Annotated[float, Gt(0)] = 0.07
+    needs: ClassVar[str] = "attracts samples of one label"
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"projection": auxiliary.build(spec.emits, self.features)}
@@ -61,13 +63,15 @@ class SimCLR(Objective):
     flip: bool = True
     jitter: Annotated[float, Interval(ge=0, lt=1)] = 0.4
     labels: ClassVar[bool] = False
+    tasks: ClassVar[frozenset[str] | None] = frozenset({CLASSIFICATION, MIXED, MULTILABEL, REGRESSION})
+    needs: ClassVar[str] = "moves images, and not what is asked at their positions"
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         return {} if specs[0].image[0] == 3 else {"flip": "data=NAME of colour images"}
 
     def begin(self, packet: Packet) -> Packet:
         views = torch.cat([self.view(packet.h), self.view(packet.h)])
-        return Packet(views, packet.y.repeat(2), packet.side)
+        return Packet(views, torch.cat([packet.y, packet.y]), packet.side)
 
     def view(self, images: Tensor) -> Tensor:
         """One augmented copy of each of the normalised images [B, C, H, W], every image with draws of its own."""

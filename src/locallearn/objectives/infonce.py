@@ -44,6 +44,7 @@ class InfoNCE(Objective):
     same_position: bool = True
     labels: ClassVar[bool] = False
     reads_auxiliary: ClassVar[bool] = False
+    tasks: ClassVar[frozenset[str] | None] = None
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         if len(spec.emits) != 3 or spec.emits[1] < 2:

@@ -20,7 +20,7 @@ from locallearn.objectives.cross_entropy import CrossEntropy
 from locallearn.objectives.reconstruction import Reconstructor, reconstruct, with_image
 from locallearn.options import OneOf
 
-TASKS: dict[str, Objective] = {"cross_entropy": CrossEntropy(), "supcon": SupCon()}
+LABEL_LOSSES: dict[str, Objective] = {"cross_entropy": CrossEntropy(), "supcon": SupCon()}
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,15 @@ class InfoPro(Objective):
     task_last             t at the last local block
     """
 
-    task: Annotated[str, OneOf(TASKS)] = "cross_entropy"
+    task: Annotated[str, OneOf(LABEL_LOSSES)] = "cross_entropy"
     reconstruction_first: Annotated[float, Ge(0)] = 5.0
     reconstruction_last: Annotated[float, Ge(0)] = 0.0
     task_first: Annotated[float, Ge(0)] = 0.5
     task_last: Annotated[float, Ge(0)] = 1.0
+
+    @property
+    def tasks(self) -> frozenset[str] | None:  # type: ignore[override]  # of the loss that reads labels
+        return LABEL_LOSSES[self.task].tasks
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +81,9 @@ class InfoPro(Objective):
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         reconstruction, task = self.weights(spec.index, spec.depth)
-        modules = TASKS[self.task].modules(spec, auxiliary) if task else {}  # first, so that it starts as DGL's does
+        modules = (
+            LABEL_LOSSES[self.task].modules(spec, auxiliary) if task else {}
+        )  # first, so that it starts as DGL's does
         if reconstruction:
             modules["decoder"] = Reconstructor(spec)
         return modules
@@ -86,11 +92,11 @@ class InfoPro(Objective):
         r, t = self.weights(spec.index, spec.depth)
         loss, logits = torch.zeros((), device=h.device), None
         if t:
-            task, logits = TASKS[self.task].loss(spec, modules, h, packet)
+            task, logits = LABEL_LOSSES[self.task].loss(spec, modules, h, packet)
             loss = loss + t * task
         if r:
             loss = loss + r * reconstruct(modules, h, packet.side[0])
         return loss, logits
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
-        return TASKS[self.task].predict(modules, h) if "classifier" in modules else None
+        return LABEL_LOSSES[self.task].predict(modules, h) if "classifier" in modules else None

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from locallearn.auxiliary import Auxiliary, Decoder
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.errors import UserError
-from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, wide
+from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, numbers_of_input, wide
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Reconstruction(Objective):
 
     labels: ClassVar[bool] = False
     reads_auxiliary: ClassVar[bool] = False
+    tasks: ClassVar[frozenset[str] | None] = None
 
     @property
     def reconstructs(self) -> bool:
@@ -91,6 +92,7 @@ class Reconstructor(nn.Module):
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
+        numbers_of_input(spec, "what reconstructs the input")
         self.decoder = Decoder().build(spec.emits, spec.image)
         self.pixels = spec.pixels is not None and len(spec.image) == 3
         black, white = (torch.tensor(x)[:, None, None] for x in spec.pixels or ((0.0,), (1.0,)))

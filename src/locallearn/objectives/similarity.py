@@ -15,11 +15,15 @@ from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet, Size
 from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, exact, wide
 from locallearn.objectives.cross_entropy import CrossEntropy
+from locallearn.task import CLASSIFICATION, MIXED, MULTILABEL
+
+LABELS = frozenset({CLASSIFICATION, MIXED, MULTILABEL})
 
 
 @dataclass(frozen=True)
 class Similarity(Objective):
-    """L_sim = mean over all B^2 pairs of (R(g(h)) - R(onehot(y)))^2, with R the adjusted cosine matrix.
+    """L_sim = mean over all B^2 pairs of (R(g(h)) - R(onehot(y)))^2, with R the adjusted cosine matrix; of several
+    labels, the row of y stands for onehot(y).
 
     g is a 3x3 convolution C -> C for maps and a linear layer D -> D for vectors and for the mean of a sequence, without
     bias. Maps with more than 3 channels are reduced to each channel's standard deviation over space before R. Pairs
@@ -27,16 +31,18 @@ class Similarity(Objective):
     """
 
     reads_auxiliary: ClassVar[bool] = False
+    tasks: ClassVar[frozenset[str] | None] = LABELS
+    needs: ClassVar[str] = "compares samples by their labels"
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         return {"similarity": SimilarityProjection(spec.emits)}
 
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
-        # Not one_hot, which fails on the negative label of an unlabelled sample and waits for a GPU to see that.
-        onehot = packet.y[:, None] == torch.arange(spec.classes, device=packet.y.device)
+        labels = spec.task.context(packet.y, spec.classes)  # one-hot, or the rows of several labels
         ours = similarity_matrix(modules["similarity"](h))
-        target = similarity_matrix(onehot.to(torch.promote_types(h.dtype, torch.float32)))
-        counts = (packet.y >= 0)[:, None] & (packet.y >= 0)  # [B, B]
+        target = similarity_matrix(labels.to(torch.promote_types(h.dtype, torch.float32)))
+        known = packet.y >= 0 if packet.y.dim() == 1 else (packet.y >= 0).all(dim=1)
+        counts = known[:, None] & known  # [B, B]
         # A pair without labels is its own target. With every label there the factor is exactly 1 (number / tensor would
         # not do: PyTorch computes number * (1 / tensor)).
         loss = F.mse_loss(ours, torch.where(counts, target, ours.detach()))
@@ -51,6 +57,8 @@ class PredSim(Objective):
     A head that only reads out learns from (1 - beta) times its loss, as in the authors' code."""
 
     beta: Annotated[float, Interval(ge=0, le=1)] = 0.99
+    tasks: ClassVar[frozenset[str] | None] = LABELS
+    needs: ClassVar[str] = "compares samples by their labels"
 
     @property
     def head_weight(self) -> float:

@@ -155,9 +155,10 @@ def _stage_copy(learner: Learner, strategy: Strategy, micro_batches: int) -> Sta
 def _run(learner: Learner, stage: Stage, samples: int) -> None:
     """One step of every phase of the strategy on noise, so that each block learns once."""
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(samples, *learner.model.image, generator=generator).to(learner.device)
-    labels = torch.randint(learner.model.classes, (samples,), generator=generator).to(learner.device)
-    _phases(learner, stage, inputs, labels)
+    model = learner.model
+    inputs = model.noise(samples, generator)
+    targets = learner.setup.task.random(len(inputs), model.classes, model.image, generator)
+    _phases(learner, stage, inputs.to(learner.device), targets.to(learner.device))
 
 
 def _phases(learner: Learner, stage: Stage, inputs: Tensor, labels: Tensor) -> None:

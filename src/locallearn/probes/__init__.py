@@ -2,10 +2,10 @@
 
 from locallearn.data import Data
 from locallearn.engine import Learner
-from locallearn.probes.base import Arrays, Curve, Every, Moment, Pictures, Probe, Row, Seen
+from locallearn.probes.base import CLASS_LABELS, Arrays, Curve, Every, Moment, Pictures, Probe, Row, Seen
 from locallearn.probes.depth import by_layer, chosen, layers, outputs, sample
 
 __all__ = [
-    "Arrays", "Curve", "Data", "Every", "Learner", "Moment", "Pictures", "Probe", "Row", "Seen", "by_layer",
-    "chosen", "layers", "outputs", "sample",
+    "CLASS_LABELS", "Arrays", "Curve", "Data", "Every", "Learner", "Moment", "Pictures", "Probe", "Row", "Seen",
+    "by_layer", "chosen", "layers", "outputs", "sample",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from locallearn.engine import Learner
 from locallearn.figures import panels
 from locallearn.figures.curves import over_depth, over_epochs
 from locallearn.options import Options
+from locallearn.task import CLASSIFICATION, MIXED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,8 @@ Arrays: TypeAlias = Mapping[int, Mapping[str, Tensor]]
 Pictures: TypeAlias = "dict[str, Figure]"
 """By file name without ending."""
 
+CLASS_LABELS = frozenset({CLASSIFICATION, MIXED})
+"""For probes that read one class for each sample."""
 Every: TypeAlias = Annotated[int, Ge(1)] | Literal["log"]
 PER_DECADE = 10
 
@@ -69,12 +72,14 @@ class Probe(Options, ABC):
     """A measurement of a learner. Concrete ones are frozen dataclasses of typed options, which write `look` and name
     their `curves`; `depth` has the samples to look at and what each layer makes of them.
 
+    tasks   what it can look at (`Task.asks`); None: any task
     every   look after every so many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for each
             factor of ten); in any case at the initial weights and after the last epoch
     """
 
     every: Every = field(default=1, kw_only=True)
     curves: ClassVar[Sequence[Curve]] = ()
+    tasks: ClassVar[frozenset[str] | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -8,7 +8,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from locallearn.analysis.fisher import fisher_diagonal
-from locallearn.probes import Curve, Data, Learner, Moment, Probe, Row, Seen, layers, sample
+from locallearn.probes import CLASS_LABELS, Curve, Data, Learner, Moment, Probe, Row, Seen, layers, sample
 from locallearn.seeds import generator
 
 
@@ -26,6 +26,7 @@ class Fisher(Probe):
     """
 
     samples: Annotated[int, Ge(1)] = 512
+    tasks = CLASS_LABELS
     curves = (
         Curve("fisher_trace", "trace of the Fisher information (nats²)", log=True),
         Curve("fisher_trace_per_parameter", "the same per parameter (nats²)", log=True),

@@ -23,7 +23,20 @@ from locallearn.errors import UserError
 from locallearn.figures.plane import plane
 from locallearn.figures.style import COLOURS, panels, spaced
 from locallearn.options import OneOf
-from locallearn.probes import Arrays, Data, Learner, Moment, Pictures, Probe, Row, Seen, by_layer, outputs, sample
+from locallearn.probes import (
+    CLASS_LABELS,
+    Arrays,
+    Data,
+    Learner,
+    Moment,
+    Pictures,
+    Probe,
+    Row,
+    Seen,
+    by_layer,
+    outputs,
+    sample,
+)
 from locallearn.probes.depth import SPLITS
 
 if TYPE_CHECKING:
@@ -60,6 +73,7 @@ class InformationPlane(Probe):
     bins: int | float | Literal["tanh"] | list[float] = 30
     split: Annotated[str, OneOf(SPLITS)] = "test"
     samples: Annotated[int, Ge(2)] = 2000
+    tasks = CLASS_LABELS
 
     def __post_init__(self) -> None:
         super().__post_init__()

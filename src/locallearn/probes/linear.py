@@ -14,7 +14,21 @@ from torch import Tensor
 from locallearn.analysis.readout import features, linear_accuracy, neighbour_accuracy
 from locallearn.figures.curves import over_epochs
 from locallearn.figures.style import COLOURS, name_layers, panels, percent
-from locallearn.probes import Arrays, Data, Learner, Moment, Pictures, Probe, Row, Seen, by_layer, outputs, sample
+from locallearn.probes import (
+    CLASS_LABELS,
+    Arrays,
+    Data,
+    Learner,
+    Moment,
+    Pictures,
+    Probe,
+    Row,
+    Seen,
+    by_layer,
+    outputs,
+    sample,
+)
+from locallearn.task import POSITION, SEGMENTATION, TOKENS
 
 BATCH = 256
 KINDS = {
@@ -41,22 +55,26 @@ class LinearProbe(Probe):
 
     NaN where a feature is not finite or no sample has a label.
 
-    samples     of the training set to fit to, and at most so many of the test set to score; of a graph, its labelled
-                nodes
+    samples     of the training set to fit to, and at most so many of the test set to score; of tokens and pixels so
+                many of these, of a graph its labelled nodes
     neighbours  how many of them vote
     """
 
     samples: Annotated[int, Ge(1)] = 2000
     neighbours: Annotated[int, Ge(1)] = 5
+    tasks = CLASS_LABELS | {TOKENS, SEGMENTATION}
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
-        (inputs, known), (others, asked) = (sample(data, split, self.samples) for split in ("train", "test"))
-        train, labels = features(_batches(learner, inputs, known), lambda x: outputs(learner, x))
-        test, truth = features(_batches(learner, others, asked), lambda x: outputs(learner, x))
+        count, task = self.samples, learner.setup.task
+        if task.form == POSITION:  # a token or a pixel counts as much as an image
+            count = max(1, count // sample(data, "test", 1)[1].numel())
+        (inputs, known), (others, asked) = (sample(data, split, count) for split in ("train", "test"))
+        train = features(_batches(learner, inputs, known), lambda x: outputs(learner, x), task.flat)
+        test = features(_batches(learner, others, asked), lambda x: outputs(learner, x), task.flat)
         rows: list[Row] = []
         for fit_on, score_on in zip(train, test, strict=True):
-            linear = linear_accuracy(fit_on, labels, score_on, truth)
-            neighbours = neighbour_accuracy(fit_on, labels, score_on, truth, self.neighbours)
+            linear = linear_accuracy(*fit_on, *score_on)
+            neighbours = neighbour_accuracy(*fit_on, *score_on, self.neighbours)
             rows.append({"linear_accuracy": linear, "neighbour_accuracy": neighbours})
         for unit, accuracy in _heads(learner, others, asked).items():
             rows[unit]["block_accuracy"] = accuracy
@@ -92,10 +110,12 @@ def _batches(learner: Learner, inputs: Tensor, labels: Tensor) -> Iterator[tuple
 @torch.no_grad()
 def _heads(learner: Learner, inputs: Tensor, labels: Tensor) -> dict[int, float]:
     """The accuracy of the blocks that can predict, by the unit that each ends with."""
-    correct: dict[int, float] = {}
+    task = learner.setup.task
+    sums: dict[int, Tensor] = {}
     for x, y in _batches(learner, inputs, labels):
         for units, logits in zip(learner.cut, learner.predict(x), strict=True):
             if logits is not None:
-                correct[units[-1]] = correct.get(units[-1], 0.0) + float((logits.argmax(dim=1) == y).sum())
-    known = int((labels >= 0).sum())
-    return {unit: n / known if known else math.nan for unit, n in correct.items()}
+                sums[units[-1]] = sums.get(units[-1], 0.0) + task.sums(logits, y)
+    known = int(task.count(labels))
+    none = {"accuracy": math.nan}
+    return {u: (task.numbers(None, own.tolist(), known) if known else none)["accuracy"] for u, own in sums.items()}

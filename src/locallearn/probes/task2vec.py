@@ -11,7 +11,7 @@ from torch import nn
 
 from locallearn import figures
 from locallearn.analysis.task2vec import embedding, task_distance, task_norm
-from locallearn.probes import Arrays, Data, Learner, Moment, Pictures, Probe, Row, Seen, sample
+from locallearn.probes import CLASS_LABELS, Arrays, Data, Learner, Moment, Pictures, Probe, Row, Seen, sample
 from locallearn.seeds import generator
 
 
@@ -30,6 +30,7 @@ class Task2Vec(Probe):
     """
 
     samples: Annotated[int, Ge(2)] = 512
+    tasks = CLASS_LABELS
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)

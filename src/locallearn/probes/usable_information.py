@@ -9,7 +9,7 @@ from annotated_types import Ge
 
 from locallearn import seeds
 from locallearn.analysis.readout import label_entropy, usable_information
-from locallearn.probes import Curve, Data, Learner, Moment, Probe, Row, Seen, by_layer, outputs, sample
+from locallearn.probes import CLASS_LABELS, Curve, Data, Learner, Moment, Probe, Row, Seen, by_layer, outputs, sample
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class UsableInformation(Probe):
 
     samples: Annotated[int, Ge(10)] = 2000
     steps: Annotated[int, Ge(1)] = 300
+    tasks = CLASS_LABELS
     curves = (
         Curve("usable_information", "I(h; Y) that a net reads, and H(Y) (bits)", level="label_entropy", depth=True),
         Curve("usable_accuracy", "its accuracy", depth=True),

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from locallearn.analysis.weight_noise import cross_entropy, gaussian_information, tolerated_noise
-from locallearn.probes import Curve, Data, Learner, Moment, Probe, Row, Seen, layers, sample
+from locallearn.probes import CLASS_LABELS, Curve, Data, Learner, Moment, Probe, Row, Seen, layers, sample
 from locallearn.seeds import derive
 
 
@@ -36,6 +36,7 @@ class WeightInformation(Probe):
     tolerance: Annotated[float, Gt(0)] = 0.1
     samples: Annotated[int, Ge(1)] = 256
     draws: Annotated[int, Ge(1)] = 4
+    tasks = CLASS_LABELS
     curves = (
         Curve("tolerated_noise_over_weights", "tolerated noise / rms weight", log=True),
         Curve("weight_information_per_parameter", "information (bits per weight)"),

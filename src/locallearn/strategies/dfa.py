@@ -10,14 +10,19 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from locallearn import seeds
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, cross_entropy
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, Task, backward
+from locallearn.errors import UserError
 from locallearn.scaling import unscaled
+from locallearn.task import POSITION
 
 
 class FeedbackProjection(nn.Module):
-    """e [B, classes] -> e B, as large as a block's output [B, *size]; without parameters.
+    """e [B, classes] -> e B, as large as a block's output [B, *size]; without parameters. Of errors at every position,
+    [B, T, classes] or [B, classes, h, w], each is projected by itself; those of a map are first summed in each cell of
+    the block's.
 
     matrix  [classes, n]: n is the product of `size`, or fewer, one for each channel, and then repeated over space
     shape   of e B without the batch, such that it broadcasts to `size`
@@ -32,7 +37,18 @@ class FeedbackProjection(nn.Module):
 
     def forward(self, error: Tensor) -> Tensor:
         with unscaled(error):
-            projected = error.to(self.matrix.dtype) @ self.matrix  # [B, n]
+            return self.projected(error)
+
+    def projected(self, error: Tensor) -> Tensor:
+        if error.dim() == 3:
+            return error.to(self.matrix.dtype) @ self.matrix  # [B, T, D]
+        if error.dim() == 4:
+            cells = error.shape[2:].numel() / math.prod(self.size[1:])
+            error = (
+                F.adaptive_avg_pool2d(error, (self.size[1], self.size[2])) * cells
+            )  # sums over the error's positions in a cell
+            return (error.to(self.matrix.dtype).movedim(1, 3) @ self.matrix).movedim(3, 1)  # [B, C, H, W]
+        projected = error.to(self.matrix.dtype) @ self.matrix  # [B, n]
         return projected.view(-1, *self.shape).expand(-1, *self.size)
 
 
@@ -48,6 +64,9 @@ class DFA(Strategy):
     `blocks=max` is layer-wise DFA; with fewer blocks there are fewer projections, each in front of several layers. In
     the paper the error enters behind a layer's weights, da = (e B) * f'(a); here it enters at the end of the block,
     behind norm, activation and pool, and passes back through these: the same for a unit linear-activation.
+
+    Where the task asks at every position (tokens, pixels) the error at each goes to the features at the same one
+    through one matrix [classes, channels], whatever `projection` says.
 
     projection  full: a random number for each feature of h; channel: one per channel, the same at all positions (a
                 sequence [T, D] has D channels). For vectors both are the same. Of a map [C, H, W] full needs
@@ -65,21 +84,31 @@ class DFA(Strategy):
     route: ClassVar[Route] = Route.BROADCAST
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        if specs[0].task.form == POSITION:
+            return {"projection": "data=NAME that asks once for each sample"}
         maps = any(len(spec.emits) > 1 for spec in specs)
         return {} if maps else {"projection": "model=NAME whose blocks emit maps"}
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        shape = self._shape(spec.emits)
+        shape, positions = self._shape(spec.emits, spec.task), spec.task.form == POSITION
         if self.shared:
-            columns, size = max(math.prod(self._shape(s)) for s in spec.sizes), max(map(math.prod, spec.sizes))
+            shapes = [self._shape(size, spec.task) for size in spec.sizes]
+            columns, size = max(map(math.prod, shapes)), max(map(math.prod, shapes if positions else spec.sizes))
             uniform = torch.rand(spec.classes, columns, generator=seeds.generator(spec.seed, "dfa"), device="cpu")
             uniform = uniform[:, : math.prod(shape)].clone()
         else:
-            uniform, size = torch.rand(spec.classes, math.prod(shape)), math.prod(spec.emits)
+            uniform, size = torch.rand(spec.classes, math.prod(shape)), math.prod(shape if positions else spec.emits)
         return {"feedback": FeedbackProjection((2 * uniform - 1) * (self.scale / math.sqrt(size)), shape, spec.emits)}
 
-    def _shape(self, size: Size) -> Size:
+    def _shape(self, size: Size, task: Task) -> Size:
         """The shape of e B for a block that emits `size`, without the batch."""
+        if task.form == POSITION:
+            if len(size) not in (2, 3):
+                raise UserError(
+                    f"DFA brings the error at every position to a block that emits {list(size)}: cut the model where "
+                    "it emits sequences [T, D] or maps [C, H, W], or choose another strategy"
+                )
+            return (1, size[-1]) if len(size) == 2 else (size[0], 1, 1)
         if self.projection == "full" or len(size) == 1:
             return size
         return (size[0], *[1] * (len(size) - 1)) if len(size) > 2 else (1, size[-1])
@@ -96,7 +125,7 @@ class DFA(Strategy):
             hidden = next(block.head.parameters(), None) is not None
             head = packet.at(block.head(out.h.detach() if hidden else out.h))
             logits = head.h.detach().requires_grad_()
-            loss = cross_entropy(logits, packet.y)
+            loss = block.spec.task.loss(logits, packet.y)
             block.report(loss, logits, packet.y)
             yield Send(out)
             (error,) = torch.autograd.grad(loss, logits)

@@ -26,6 +26,7 @@ from locallearn.contract import (
     enter,
     task_loss,
 )
+from locallearn.objectives.base import numbers_of_input
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,17 @@ class DNI(Strategy):
         modules: dict[str, nn.Module] = {}
         classes = spec.classes if self.conditional else 0
         synthesizer = partial(
-            Synthesizer, width=self.width, depth=self.depth, batch_norm=self.batch_norm, classes=classes
+            Synthesizer,
+            width=self.width,
+            depth=self.depth,
+            batch_norm=self.batch_norm,
+            classes=classes,
+            task=spec.task,
         )
         if not spec.last:
             modules["synthesizer"] = synthesizer(spec.emits)
         if spec.index and self.synthetic_inputs:
+            numbers_of_input(spec, "strategy.synthetic_inputs")
             modules["inputs"] = InputSynthesizer(spec.image, spec.reads, synthesizer(spec.reads))
         return modules
 

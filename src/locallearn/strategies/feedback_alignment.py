@@ -19,7 +19,8 @@ from locallearn.strategies.backprop import Backprop
 
 Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-EXACT = (nn.LayerNorm, nn.RMSNorm)  # their weights may have several dimensions, but multiply element by element
+EXACT = (nn.LayerNorm, nn.RMSNorm, nn.Embedding)
+"""Their weights may have several dimensions, but multiply element by element, or are looked up."""
 STD = {
     "xavier": lambda fan_in, fan_out: math.sqrt(2 / (fan_in + fan_out)),
     "kaiming": lambda fan_in, fan_out: 1 / math.sqrt(3 * fan_in),  # what PyTorch gives to W

@@ -10,7 +10,7 @@ from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.auxiliary.branch import Branch, Level, Routing, Stem
+from locallearn.auxiliary.branch import Branch, HeadOf, Level, Routing, Stem
 from locallearn.contract import (
     Block,
     BlockSpec,
@@ -20,10 +20,10 @@ from locallearn.contract import (
     Step,
     Strategy,
     backward,
-    cross_entropy,
     enter,
     task_loss,
 )
+from locallearn.objectives.base import head, numbers_of_input
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PGI(Strategy):
     Each block k but the last has a routing map r_k = routing_k(h_k) and a level of the auxiliary branch:
 
         a_k = couplings_k(resize(a_{k-1}) + sum_{j>=k} resize(r_j)),   a_{-1} = stem(image)
-        L = l(z, y) + weight * sum_k l(classifier_k(a_k), y),   l = cross-entropy
+        L = l(z, y) + weight * sum_k l(classifier_k(a_k), y),   l = the loss of the task
 
     The maps travel up in `side` = (image, r_0, ..., r_{k-1}); the last block owns the branch and has all the losses.
     Sends down dL/dh and one gradient per map, none for the image. One block is backprop.
@@ -67,8 +67,13 @@ class PGI(Strategy):
             return {"routing": Routing(spec.emits, self.width)}
         if spec.depth == 1:
             return {}
-        sizes, options = spec.sizes[:-1], (self.width, self.couplings, self.auxiliary, spec.classes)
-        return {"branch": Branch(spec.image, sizes, *options, spec.channels_first)}
+        numbers_of_input(spec, "the auxiliary branch")
+        branch = Branch(spec.image, spec.sizes[:-1], self.width, self.couplings, self.head(spec), spec.channels_first)
+        return {"branch": branch}
+
+    def head(self, spec: BlockSpec) -> HeadOf:
+        """What makes the classifier of a level."""
+        return lambda size: head(spec, self.auxiliary, size)
 
     def step(self, block: Block, packet: Packet) -> Step:
         x = enter(block, packet)
@@ -98,8 +103,8 @@ class PGI(Strategy):
         return block.auxiliary["routing"](h.detach() if self.taps == "detached" else h)
 
     def auxiliary_loss(self, block: Block, logits: list[Tensor], y: Tensor) -> Tensor:
-        """Weight times the summed cross-entropy [] of some levels. Their sum is noted without the weight."""
-        losses = [cross_entropy(z, y) for z in logits]
+        """Weight times the summed loss [] of some levels. Their sum is noted without the weight."""
+        losses = [block.spec.task.loss(z, y) for z in logits]
         loss = sum(losses[1:], losses[0])
         block.note("auxiliary_loss", loss)
         return self.weight * loss
@@ -120,7 +125,8 @@ class CausalPGI(PGI):
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         if spec.last:
             return {}
-        level = Level(spec.emits, self.width, self.couplings, self.auxiliary, spec.classes)
+        numbers_of_input(spec, "the auxiliary branch")
+        level = Level(spec.emits, self.width, self.couplings, self.head(spec))
         modules: dict[str, nn.Module] = {"routing": Routing(spec.emits, self.width), "level": level}
         if spec.index:
             return modules

@@ -1,4 +1,4 @@
-"""What a run measures: losses and accuracies of every block, on the training batches and on whole splits."""
+"""What a run measures: the loss and the metrics of every block, on the training batches and on whole splits."""
 
 from __future__ import annotations
 
@@ -7,42 +7,45 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from locallearn import names
 from locallearn.analysis.readout import features, linear_accuracy
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.engine.totals import BlockTotals
+from locallearn.task import Task
 
 BATCH = 256
 
 
 def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """`loss` and `accuracy` (0 to 1) of the model, and `block/00/accuracy`, ... of each block that can predict, from
-    inputs [B, *image] and labels [B]; a stage of a pipeline gives those of its own blocks. Modes and buffers are
-    afterwards as they were."""
-    depth = len(learner.blocks)
-    correct = torch.zeros(depth, dtype=torch.float64, device=learner.device)
-    loss = torch.zeros((), dtype=torch.float64, device=learner.device)
-    predicts = [False] * depth
-    labelled = torch.zeros((), dtype=torch.int64, device=learner.device)
-    for inputs, labels in batches:
-        labelled += (labels >= 0).sum()  # the labels of another split's nodes of one graph are hidden
-        for k, logits in enumerate(learner.predict(inputs)):
-            if logits is None:
+    """The metrics of the task for the model (`loss` and `accuracy`, 0 to 1), and its `inner` ones for each block that
+    can predict (`block/00/accuracy`, ...), from inputs [B, *image] and targets [B, ...]; a stage of a pipeline gives
+    those of its own blocks. Modes and buffers are afterwards as they were."""
+    task, blocks = learner.setup.task, learner.blocks
+    items = torch.zeros((), dtype=torch.int64, device=learner.device)
+    totals: dict[int, Tensor] = {}
+    sums: dict[int, Tensor] = {}
+    rows: list[Tensor] = []
+    for inputs, targets in batches:
+        items += task.count(targets)  # the labels of another split's nodes of one graph are hidden
+        for k, answers in enumerate(learner.predict(inputs)):
+            if answers is None:
                 continue
-            predicts[k] = True
-            correct[k] += (logits.argmax(dim=1) == labels).sum()
-            if learner.blocks[k].last:
-                loss += F.cross_entropy(logits.float(), labels.clamp(min=-1), ignore_index=-1, reduction="sum")
-    samples = int(labelled)
-    if not samples:
+            sums[k] = sums.get(k, 0.0) + task.sums(answers, targets)
+            if blocks[k].last or names.LOSS in task.inner:
+                totals[k] = totals.get(k, 0.0) + task.total(answers, targets).double()
+            if blocks[k].last and (row := task.rows(answers, targets)) is not None:
+                rows.append(row.cpu())
+    count = int(items)
+    if not count:
         return {}
-    shares = (correct / samples).tolist()
-    model = {names.LOSS: loss.item() / samples, names.ACCURACY: shares[-1]} if learner.blocks[-1].last else {}
-    blocks = zip(learner.blocks, shares, predicts, strict=True)
-    return model | names.of_blocks({block.spec.index: {names.ACCURACY: share} for block, share, of in blocks if of})
+    of = {k: task.numbers(totals[k].item() if k in totals else None, own.tolist(), count) for k, own in sums.items()}
+    model: dict[str, float] = {}
+    if blocks[-1].last:
+        model = of[len(blocks) - 1] | (task.finish(torch.cat(rows)) if rows else {})
+    inner = {blocks[k].spec.index: {n: v for n, v in own.items() if n in task.inner} for k, own in of.items()}
+    return model | names.of_blocks(inner)
 
 
 def evaluate_splits(learner: Learner, data: Data) -> dict[str, float]:
@@ -60,10 +63,11 @@ def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
 
     Maps are averaged over space and sequences over time. Holds the pooled features of the training split in memory.
     """
-    train, labels = features(data.evaluation(data.train, BATCH), learner.features)
-    test, truth = features(data.evaluation(data.test, BATCH), learner.features)
+    task = learner.setup.task
+    train = features(data.evaluation(data.train, BATCH), learner.features, task.flat)
+    test = features(data.evaluation(data.test, BATCH), learner.features, task.flat)
     blocks = enumerate(zip(train, test, strict=True))
-    scores = {k: {"linear_accuracy": linear_accuracy(a, labels, b, truth)} for k, (a, b) in blocks}
+    scores = {k: {"linear_accuracy": linear_accuracy(*a, *b)} for k, (a, b) in blocks}
     return scores[len(train) - 1] | names.of_blocks(scores)
 
 
@@ -76,16 +80,17 @@ def sums_of_blocks(reports: Iterable[Sequence[tuple[int, Mapping[str, Any]]]]) -
     return {index: BlockTotals.merge(replicas) for index, replicas in sorted(parts.items())}
 
 
-def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int) -> dict[str, float]:
+def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int, task: Task) -> dict[str, float]:
     """The record of an epoch from the reports of all processes, by rank.
 
-    Losses and accuracies are those on the training batches (`train/` is the last block that learns), then what was
+    Losses and metrics are those on the training batches (`train/` is the last block that learns), then what was
     evaluated; for each stage of several its memory and the share of the time that it waited for others.
     """
-    blocks = {k: BlockTotals.means(sums) for k, sums in sums_of_blocks(report["blocks"] for report in reports).items()}
+    sums = sums_of_blocks(report["blocks"] for report in reports)
+    blocks = {k: BlockTotals.means(own, task) for k, own in sums.items()}
     record: dict[str, float] = {}
     for metrics in blocks.values():
-        record |= {names.on(names.TRAIN, n): metrics[n] for n in (names.LOSS, names.ACCURACY) if n in metrics}
+        record |= {names.on(names.TRAIN, n): metrics[n] for n in task.metrics if n in metrics}
     record |= names.of_blocks(blocks)
     for report in reports:
         record |= report["numbers"]

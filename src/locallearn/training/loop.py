@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from locallearn import names
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
@@ -88,12 +89,14 @@ class Training:
             yield from ((None, None) for _ in range(offset, self.steps_per_epoch))
 
     def so_far(self) -> str:
-        """Loss and accuracy of the running epoch at the highest block here that has a loss. Synchronises a GPU."""
+        """Loss and score of the running epoch at the highest block here that has a loss. Synchronises a GPU."""
+        score = self.learner.setup.task.score
         for block in reversed(self.learner.blocks):
             if "loss" in (metrics := block.read()):
                 where = "" if block.last else f"block {block.spec.index} "
-                accuracy = f"  acc {metrics['accuracy']:.3f}" if "accuracy" in metrics else ""
-                return f"{where}loss {metrics['loss']:.3f}{accuracy}"
+                short = "acc" if score == names.ACCURACY else score
+                shown = f"  {short} {metrics[score]:.3f}" if score in metrics and score != names.LOSS else ""
+                return f"{where}loss {metrics['loss']:.3f}{shown}"
         return ""
 
     def finish_epoch(self, trained: float, images_per_second: float, last: bool) -> None:
@@ -119,7 +122,8 @@ class Training:
             }
         )
         if self.output.recorder is not None:
-            record = {"epoch": epoch + 1, "step": learner.step_count} | epoch_record(reports, self.world.replicas)
+            record: dict[str, float] = {"epoch": epoch + 1, "step": learner.step_count}
+            record |= epoch_record(reports, self.world.replicas, learner.setup.task)
             record |= {"images_per_second": images_per_second, "seconds": seconds}
             self.output.recorder.log(record)
             self.output.console.epoch(record)

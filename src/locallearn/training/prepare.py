@@ -17,17 +17,18 @@ from locallearn import seeds
 from locallearn.config.experiment import Experiment
 from locallearn.config.unread import in_blocks
 from locallearn.contract import Strategy
-from locallearn.data import Data, DataSource
+from locallearn.data import Data, Source
 from locallearn.data.fingerprint import Fingerprint, fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.engine import Learner, Place, Setup, Stage, assemble
 from locallearn.engine.batch import SINGLE
 from locallearn.engine.setup import Pixels
 from locallearn.errors import RunError, UserError, described, in_one_line, memory_ran_out, needs_several_values
-from locallearn.models import BlockModel
+from locallearn.models import BlockModel, answering
 from locallearn.options import convert
 from locallearn.plan.measure import rehearse
 from locallearn.runs.console import warn
+from locallearn.task import CLASSES, Task
 from locallearn.training.environment import choose_device
 
 CLASSES_NAMED = 10
@@ -56,11 +57,11 @@ def prepare(
     data = load_data(exp.source, settings.seed, device, manifest or {})
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
-        model = exp.model(data.image, len(data.classes), data.graph)
+        model = answering(exp.model(data.image, len(data.classes), data.graph, data.vocabulary), data.task.form)
     if cut is not None and cut[-1].stop != len(model.units):
         raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
     steps = settings.epochs * data.steps(settings.batch_size)
-    learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=place)
+    learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=place, task=data.task)
     if place is None:
         exp.explicit.refuse(in_blocks(exp, learner, data))
         single = data.graph is None and data.batch(settings.batch_size) == _parts(exp)
@@ -83,6 +84,7 @@ def assembled(
     pixels: Pixels | None,
     cut: list[range] | None = None,
     place: Place | None = None,
+    task: Task = CLASSES,
 ) -> Learner:
     """The learner that trains `model` as an experiment says; it has the blocks of this `place`, or all of them."""
     settings = exp.settings
@@ -94,6 +96,7 @@ def assembled(
         micro_batches=settings.micro_batches,
         total_steps=steps,
         pixels=pixels,
+        task=task,
     )
     place = place or Place(choose_device(settings.device))
     if settings.precision == "fp16" and place.device.type == "cpu":
@@ -150,12 +153,17 @@ def facts_of(data: Data) -> dict[str, Any]:
     return {
         "image": list(data.image),
         "classes": list(data.classes),
+        "task": data.task.kind,
+        "form": data.task.form,
+        "score": data.task.score,
+        "metrics": {name: "up" if up else "down" for name, up in data.task.metrics.items()},
+        "vocabulary": data.vocabulary,
         "normalisation": asdict(data.normaliser.normalisation) if data.normaliser else None,
         "data": asdict(fingerprint(data)),
     }
 
 
-def load_data(source: DataSource, seed: int, device: torch.device, manifest: Mapping[str, Any]) -> Data:
+def load_data(source: Source, seed: int, device: torch.device, manifest: Mapping[str, Any]) -> Data:
     """Load a set as the model of the run with this manifest reads it; for a new run that is empty. Raises
     UserError for a set of other inputs or other classes."""
     numbers = manifest.get("normalisation")

@@ -38,6 +38,13 @@ START = Moment(0, 0)
 def first_looks(probes: Mapping[str, Probe], learner: Learner, data: Data) -> dict[str, Seen]:
     """What each probe sees of the initial weights, before the run has a folder: a probe that cannot look at this model
     or these data says so here. Raises UserError."""
+    task = learner.setup.task
+    for name, probe in probes.items():
+        if probe.tasks is not None and task.asks not in probe.tasks:
+            raise UserError(
+                f"probe.{name} is for {', '.join(sorted(probe.tasks))}, and data={data.name} asks for {task.wanted} "
+                f"(task {task.kind}): choose probe=alignment or probe=similarity, which serve any task"
+            )
     return {name: look(name, probe, learner, data, START) for name, probe in probes.items()}
 
 

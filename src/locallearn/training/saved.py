@@ -16,12 +16,14 @@ from locallearn.config.experiment import Experiment, experiment
 from locallearn.data.fingerprint import Fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
-from locallearn.models import BlockModel
+from locallearn.models import BlockModel, answering
+from locallearn.names import ACCURACY
 from locallearn.options import convert, fields_of
 from locallearn.probes import Moment
 from locallearn.runs import again, checkpoint, files
 from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder
+from locallearn.task import CLASSIFICATION, SAMPLE
 from locallearn.training.environment import process_settings
 from locallearn.training.evaluate import BATCH, evaluate, linear_readout
 from locallearn.training.prepare import check_data, prepare
@@ -86,7 +88,8 @@ def _check(manifest: Mapping[str, Any], path: Path) -> None:
 @dataclass(frozen=True)
 class Manifest:
     """What is read back from `manifest.json`: the choice of each group, the units of each block, the shape of one
-    input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data."""
+    input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data, the
+    task, the form of its answers, its score and its metrics ("up" or "down"), and how many tokens there are."""
 
     choices: dict[str, str]
     cut: list[list[int]]
@@ -95,6 +98,11 @@ class Manifest:
     versions: dict[str, Any]
     normalisation: Normalisation | None = None
     data: Fingerprint | None = None
+    task: str = CLASSIFICATION
+    form: str = SAMPLE
+    score: str = ACCURACY
+    metrics: dict[str, str] | None = None
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         blocks = [pair for pair in self.cut if len(pair) == 2 and pair[0] < pair[1]]
@@ -146,7 +154,8 @@ def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
     # a graph is no part of the model's weights
     graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
     with seeds.stream(0, "load"):
-        model = exp.model(tuple(manifest["image"]), len(manifest["classes"]), graph)
+        vocabulary, form = manifest.get("vocabulary"), manifest.get("form", SAMPLE)
+        model = answering(exp.model(tuple(manifest["image"]), len(manifest["classes"]), graph, vocabulary), form)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
     if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
