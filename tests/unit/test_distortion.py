@@ -152,3 +152,31 @@ def test_the_normalisation_of_published_weights():
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     grey = Digits(policy="trivial", jitter=1.0, blur=1.0, resized_crop=0.5).load(0, CPU)
     assert next(grey.batches(0, 32))[0].shape == (32, 1, 32, 32)
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_a_batch_is_mixed_with_its_neighbours_by_the_papers_formulas(options):
+    """Image i with image i - 1 of the batch: whole, or a window of it, and the labels by the same share."""
+    plain = Synthetic(size=SIZE, images=60, classes=3).load(0, CPU)
+    data = Synthetic(size=SIZE, images=60, classes=3, smoothing=0.1, **options).load(0, CPU)
+    seen = set()
+    for (x, y), (mixed, shares) in zip(plain.batches(EPOCH, 6), data.batches(EPOCH, 6), strict=True):
+        one_hot = torch.eye(3)[y]
+        other, other_label = x.roll(1, 0), one_hot.roll(1, 0)
+        row = int((one_hot != other_label).any(1).nonzero()[0])
+        share = float(shares[row, y[row]])  # of the image itself
+        torch.testing.assert_close(shares, share * one_hot + (1 - share) * other_label)
+        if torch.allclose(mixed, share * x + (1 - share) * other, atol=1e-5):
+            seen.add("mixup")
+        else:
+            own, foreign = ((mixed == t).all(dim=(0, 1)) for t in (x, other))
+            assert bool((own | foreign).all())
+            rows, columns = (foreign & ~own).any(1), (foreign & ~own).any(0)
+            assert torch.equal(foreign & ~own, rows[:, None] & columns)  # a window
+            assert 1 - rows.sum() * columns.sum() / SIZE**2 == pytest.approx(share, abs=1e-6)
+            seen.add("cutmix")
+    assert seen == set(options)
+    assert data.task.loss(torch.randn(6, 3), shares) > 0
+    again = list(data.batches(EPOCH, 6, start=3))
+    assert torch.equal(again[0][0], list(data.batches(EPOCH, 6))[3][0])
+    assert all(y.dtype == torch.int64 for _, y in data.evaluation(data.test, 5))

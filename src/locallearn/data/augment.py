@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locallearn.data.distortion import UNDISTORTED, Distortion
+from locallearn.data.mixing import UNMIXED, Mixing
 from locallearn.seeds import generator
 
 CROP_Y, CROP_X, FLIP, CUT_Y, CUT_X = range(5)
@@ -36,12 +37,14 @@ class Augment:
     cutout  side in pixels of a square set to zero after normalisation; its centre is anywhere in the image, so it may
             reach over the border
     distortion  comes before them, and before a deficit: the workers that read files do it
+    mixing      comes last
     """
 
     crop: int = 0
     flip: bool = False
     cutout: int = 0
     distortion: Distortion = UNDISTORTED
+    mixing: Mixing = UNMIXED
 
     def __bool__(self) -> bool:
         """Whether a batch has draws."""

@@ -124,7 +124,8 @@ class Data:
             batch_size: samples in a batch, at least 1; an incomplete last batch is left out.
             start: steps to skip: what follows is exactly what an uninterrupted epoch would have given.
 
-        Returns: inputs float32 [B, *image] and labels int64 [B] of each step, on the device.
+        Returns: inputs float32 [B, *image] and labels int64 [B] of each step, on the device; under mixup and cutmix the
+            labels are the share of each class, float32 [B, classes].
 
         Raises UserError for a batch size below 1 and, with a streamed folder, for an image that cannot be read.
         """
@@ -136,7 +137,8 @@ class Data:
         for step, (images, labels) in enumerate(self.train.take(order, size, change), start):
             if deficit:
                 images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)
-            yield self._prepare(images, labels, epoch, step)
+            images, labels = self._prepare(images, labels, epoch, step)
+            yield self.augment.mixing(images, labels, len(self.classes), self.seed, epoch, step)
 
     def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every sample of a split once, in order, normalised; the last batch may be short. Nothing if it is empty."""

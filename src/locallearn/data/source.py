@@ -20,15 +20,16 @@ from locallearn import paths
 from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
 from locallearn.data.distortion import POLICIES, Distortion
+from locallearn.data.mixing import Mixing
 from locallearn.data.normalise import IMAGENET, NORMALISATIONS, Normalisation, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
 from locallearn.options import OneOf, Options
 from locallearn.seeds import generator
-from locallearn.task import CLASSES, Classification, Task
+from locallearn.task import CLASSES, SEGMENTATION, Classification, Task
 
-PIXELS = ("crop", "flip", "cutout", "resized_crop", "policy", "jitter", "blur")
+PIXELS = ("crop", "flip", "cutout", "resized_crop", "policy", "jitter", "blur", "mixup", "cutmix")
 """Options that change training images."""
 
 
@@ -121,6 +122,7 @@ class DataSource(Source):
                  imagenet (the published mean and deviation of ImageNet, which pretrained weights expect)
     crop, flip, cutout   see `Augment`
     resized_crop, policy, jitter, blur   see `Distortion`
+    mixup, cutmix   see `Mixing`
     deficit, deficit_from, deficit_until   see `Deficit`
     """
 
@@ -137,6 +139,8 @@ class DataSource(Source):
     policy: Annotated[str, OneOf(POLICIES)] | None = None
     jitter: Annotated[float, Interval(ge=0, le=2.5)] = 0.0
     blur: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    mixup: Annotated[float, Ge(0)] = 0.0
+    cutmix: Annotated[float, Ge(0)] = 0.0
     deficit: Annotated[str, OneOf(DEFICITS)] | None = None
     deficit_from: Annotated[int, Ge(0)] = 0
     deficit_until: int | None = None
@@ -193,10 +197,11 @@ class DataSource(Source):
         require(
             len(weights) in (0, len(classes)), "class_weights", weights, f"{len(classes)} numbers, one for each class"
         )
-        return Classification(self.smoothing, tuple(map(float, weights)))
+        return Classification(self.smoothing, tuple(map(float, weights)), mixed=bool(self.mixup or self.cutmix))
 
     def _refuse_class_options(self, task: Task) -> None:
-        for name in ("label_noise", "smoothing", "class_weights", "deficit"):
+        masks = ("resized_crop", "policy") if task.kind == SEGMENTATION else ()  # they move pixels
+        for name in ("label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", *masks):
             value = getattr(self, name)
             if value:
                 raise UserError(f"data.{name}={value} is for classes, and data={self.name} asks for {task.wanted}")
@@ -220,7 +225,7 @@ class DataSource(Source):
     def _augment(self, images: Store) -> Augment:
         """What is done to training images. Raises UserError where it, or a deficit, does not fit them."""
         distortion = Distortion(self.resized_crop, self.policy, self.jitter, self.blur)
-        augment = Augment(self.crop, self.flip, self.cutout, distortion)
+        augment = Augment(self.crop, self.flip, self.cutout, distortion, Mixing(self.mixup, self.cutmix))
         on = [name for name in (*PIXELS, "deficit") if getattr(self, name)]
         if not on:
             return augment
