@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from locallearn import seeds
 from locallearn.data import Data, DataSource
-from locallearn.data.digits import Digits
+from locallearn.data.digits import DigitInk, Digits, DigitSegments
 from locallearn.data.folder import Folder
 from locallearn.data.source import Raw, with_fixed_test
 from locallearn.data.stream import Stream
@@ -135,6 +135,8 @@ def test_draws_depend_on_seed_epoch_and_place_alone(root):
         (lambda: Synthetic(size=2, blur=0.5), "data.blur=0.5: must be 0 for images of 2 pixels"),
         (lambda: Digits(normalise="imagenet"), "data.normalise=imagenet: must be standard or symmetric for 1 channels"),
         (lambda: Digits(policy="auto"), "data.policy=auto: must be rand, trivial or null"),
+        (lambda: DigitInk(policy="rand"), "data.policy=rand is for classes, and data=digit_ink asks for "),
+        (lambda: DigitSegments(mixup=0.4), "data.mixup=0.4 is for classes, and data=digit_segments asks for "),
         (lambda: Digits(jitter=3.0), "data.jitter=3.0: must be a number from 0 to 2.5"),
     ],
 )
