@@ -10,7 +10,10 @@ __version__ = "0.1.0"
 _LAZY = {
     "train": "locallearn.api",
     "build": "locallearn.api",
+    "resume": "locallearn.api",
     "load": "locallearn.api",
+    "evaluate": "locallearn.api",
+    "probe": "locallearn.api",
     "as_blocks": "locallearn.models",
     "BlockModel": "locallearn.models",
     "Tracker": "locallearn.analysis.tracker",
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
     from locallearn.analysis.information import information as information
     from locallearn.analysis.tracker import Tracker as Tracker
     from locallearn.api import build as build
+    from locallearn.api import evaluate as evaluate
     from locallearn.api import load as load
+    from locallearn.api import probe as probe
+    from locallearn.api import resume as resume
     from locallearn.api import train as train
     from locallearn.models import BlockModel as BlockModel
     from locallearn.models import as_blocks as as_blocks

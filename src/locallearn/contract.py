@@ -180,6 +180,8 @@ class Strategy(Options, ABC):
     route     where feedback comes from; a property where the options decide it
     tasks     what it can serve (`Task.asks`); None: any task
     separate  names of auxiliary modules with an optimizer of their own, which `block.update(name)` applies
+    carries   whether `step` hands on more than `h` that blocks further up need: then blocks that the user has frozen
+              take their steps, too, where else those at the bottom only compute
     """
 
     _group = "strategy"
@@ -187,6 +189,7 @@ class Strategy(Options, ABC):
     route: ClassVar[Route]
     tasks: ClassVar[frozenset[str] | None] = None
     separate: ClassVar[frozenset[str]] = frozenset()
+    carries: ClassVar[bool] = False
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         """Build the auxiliary modules of one block, which train it and never ship.

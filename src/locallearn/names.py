@@ -2,6 +2,7 @@
 
     loss                        of the model, in one step or one evaluation
     train/loss, test/accuracy   of the model on a split
+    step/loss, block/00/step_loss   on the training batches since the last record inside an epoch
     block/00/accuracy           of a block on the training batches
     block/00/test_accuracy      of a block on another split
     layer/03/snr                of a layer, seen by a probe
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 LOSS, ACCURACY = "loss", "accuracy"
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+STEP = "step"
 BLOCK, LAYER, STAGE, PROBE = "block", "layer", "stage", "probe"
-PATTERNS = tuple(f"{place}/*" for place in (TRAIN, VALIDATION, TEST, BLOCK, LAYER, PROBE))
+PATTERNS = tuple(f"{place}/*" for place in (TRAIN, STEP, VALIDATION, TEST, BLOCK, LAYER, PROBE))
 """Every number that is a curve over steps."""
 _AT_BLOCK = re.compile(rf"{BLOCK}/(\d{{1,4}})/(.+)")
 Value = TypeVar("Value")
@@ -39,6 +42,14 @@ def on(split: str, name: str) -> str:
 
 def _on_block(split: str, metric: str) -> str:
     return f"{split}_{metric}"
+
+
+def split_of(name: str) -> str:
+    """The split that a number is about: `test` for test/loss and block/00/test_loss; empty where it is about none."""
+    place, metric = divided(name)
+    if place in (TRAIN, VALIDATION, TEST):
+        return place
+    return next((split for split in (VALIDATION, TEST) if place and metric.startswith(_on_block(split, ""))), "")
 
 
 def of_blocks(blocks: Mapping[int, Mapping[str, Value]]) -> dict[str, Value]:
@@ -69,15 +80,24 @@ def in_words(name: str) -> str:
     return name.replace("/", " ").replace("_", " ")
 
 
-def higher_is_better(name: str) -> bool | None:
-    """Whether more of a number is better; None where neither is."""
-    if name.endswith((ACCURACY, "images_per_second")):
+def metric_of(name: str) -> str:
+    """The metric without its place and its split: `block/00/test_accuracy` -> `accuracy`"""
+    metric = divided(name)[1]
+    return next((metric.removeprefix(f"{s}_") for s in (VALIDATION, TEST) if metric.startswith(f"{s}_")), metric)
+
+
+def higher_is_better(name: str, metrics: Mapping[str, str] = MappingProxyType({})) -> bool | None:
+    """Whether more of a number is better; None where neither is. `metrics` are those of a task by name, "up" or "down",
+    as the manifest of a run has them."""
+    metric = metric_of(name)
+    if metric in metrics:
+        return metrics[metric] == "up"
+    if metric.endswith((ACCURACY, "images_per_second")) or metric in _MORE:
         return True
-    if name.endswith((LOSS, "seconds", "bytes", "flops", "idle")):
+    if metric.endswith((LOSS, "seconds", "bytes", "flops", "idle")) or metric in _LESS:
         return False
     return None
 
 
+_MORE, _LESS = {"f1", "map", "miou", "r2"}, {"bits_per_character", "perplexity", "rmse", "mae"}
 TEST_ACCURACY = on(TEST, ACCURACY)
-SELECTED_BY = on(VALIDATION, ACCURACY)
-"""What choices between runs are made by: never the test set."""

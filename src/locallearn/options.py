@@ -163,6 +163,8 @@ def convert(value: Any, hint: Any, where: str, wanted: Any = None) -> Any:
         if not abs(value) <= sys.float_info.max:  # whole numbers may be larger than any float
             raise UserError(f"{where}={_shown(value)}: must be a finite number")
         return float(value)
+    elif origin is Callable and callable(value):
+        return value
     elif hint in (int, str, bool, type(None)) and type(value) is hint:
         if hint is int and not -(2**63) <= value < 2**63:
             raise UserError(f"{where}={_shown(value)}: must be a whole number of 64 bits, less than 9.2e18")
@@ -238,6 +240,8 @@ def alternatives(hint: Any, several: bool = False) -> list[str]:
         return [f"a mapping of {' to '.join(either(alternatives(part, True)) for part in arguments)}"]
     if dataclasses.is_dataclass(hint):
         return ["a mapping"]
+    if origin is Callable:
+        return ["functions" if several else "a function"]
     return [_WORDS[hint][several] if hint in _WORDS else getattr(hint, "__name__", str(hint))]
 
 

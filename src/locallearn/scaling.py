@@ -127,8 +127,15 @@ def unscaled(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(x.device.type, enabled=False) if half else nullcontext()
 
 
+def widen(*modules: nn.Module | None) -> None:
+    """Let modules hand out float32, whatever they compute in."""
+    for module in modules:
+        if module is not None:
+            module.register_forward_hook(widened)
+
+
 def widened(module: nn.Module, args: Any, output: Any) -> Any:
-    """A forward hook: what a module hands out is in float32, whatever it has computed in."""
+    """A forward hook that does so."""
     if isinstance(output, Tensor):
         return output.float() if output.is_floating_point() else output
     parts = [widened(module, args, part) for part in output] if isinstance(output, list | tuple) else None

@@ -54,6 +54,11 @@ class Task(Options, ABC):
         """What strategies, objectives and probes must be able to serve: the kind, or a variant of it."""
         return self.kind
 
+    @property
+    def directions(self) -> dict[str, str]:
+        """The metrics as a manifest has them: "up" where more is better, "down" where less is."""
+        return {name: "up" if up else "down" for name, up in self.metrics.items()}
+
     @abstractmethod
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         """What is minimised [], a mean over the items that have a target; 0, with a gradient of 0, where none has."""

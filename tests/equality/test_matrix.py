@@ -11,9 +11,9 @@ import yaml
 
 from helpers.strategies import make
 from locallearn.config.compose import choices, compose
-from locallearn.config.experiment import model_builder
 from locallearn.config.matrix import Matrix, matrix
 from locallearn.config.settings import AUTO_BLOCKS
+from locallearn.config.targets import model_builder
 from locallearn.engine import SGD, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.tasks import CLASSES, Tokens

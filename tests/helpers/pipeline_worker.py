@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from datetime import timedelta
 from functools import partial
@@ -20,11 +21,13 @@ from locallearn.runtime.link import Pipe
 
 STEPS = 6
 STRATEGIES = [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3 last=local", "dfa shared=true"]
+FROZEN = ["dgl", "greedy", "dni", "backprop", "dfa", "pgi"]  # every route; phases; what a packet carries
+STRATEGIES += [f"{name} train_blocks={blocks}" for name in FROZEN for blocks in ("[1,2]", "[2,3]", "[0]")]
 
 
 def settings(name: str) -> list[tuple[int, int]]:
     """(micro-batches, staleness) to try with a strategy."""
-    late = make(name).route in (Route.CHAIN, Route.BROADCAST)
+    late = make(name.partition(" train_blocks=")[0]).route in (Route.CHAIN, Route.BROADCAST)
     return [(1, 0), (2, 0), *([(1, 1), (4, 3)] if late else [])]
 
 
@@ -38,9 +41,11 @@ def train(learner: Learner, lowest: bool) -> None:
 
 def learner_of(name: str, micro_batches: int, staleness: int, **place: Any) -> Learner:
     """The learner of one setting: all of it, or the blocks of one process at their `place`."""
+    name, _, blocks = name.partition(" train_blocks=")
     return tiny_learner(
         make(name),
         tiny_model(dropout=0.2),
+        train_blocks=frozenset(json.loads(blocks)) if blocks else None,
         total_steps=STEPS,
         micro_batches=micro_batches,
         stage=partial(Stage, staleness=staleness),

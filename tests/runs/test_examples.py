@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.ipynb"))
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = sorted(FOLDER.glob("*.ipynb"))
 
 
 @pytest.mark.slow
@@ -29,3 +33,24 @@ def test_a_notebook_shows_what_it_found(path):
     assert all(cell.outputs or cell is cells[0] for cell in cells)
     assert not any(output.output_type in ("error", "stream") and output.get("name") != "stdout"
                    for cell in cells for output in cell.outputs)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_script_brings_its_own_objects_into_a_pipeline(tmp_path):
+    """From classes of the script itself, which no process can import; and no folder holds what was handed over."""
+    command = [sys.executable, str(FOLDER / "own_objects.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1].split()
+    assert last[:2] == ["test", "accuracy"]
+    assert float(last[-3]) > 0.7
+    (run,) = (tmp_path / "runs/own").iterdir()
+    assert {path.suffix for path in run.rglob("*") if path.is_file()} <= {
+        ".json",
+        ".jsonl",
+        ".yaml",
+        ".safetensors",
+        "",
+    }
+    config = (run / "config.yaml").read_text()
+    assert all(f"_object_: __main__.{name}" in config for name in ("Net", "Digits", "Sparse", "Largest"))

@@ -79,7 +79,7 @@ def test_one_choice_is_shown_with_its_options(group, capsys):
         code, out, err = run("list", group, name, capsys=capsys)
         assert (code, err) == (0, "")
         assert all(option.rpartition(".")[2] in out for option in options(group, name, file)), name
-        assert "_target_" not in out
+        assert "\n  _target_:" not in out
         assert "# @package" not in out
 
 
@@ -352,7 +352,7 @@ ask "locallearn resume runs/" locallearn resume runs/
         ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PATH": path}
     )
     assert done.stderr == ""
-    assert done.stdout.splitlines() == ["resume", "dgl", "adam adamw sgd", "runs/one"]
+    assert done.stdout.splitlines() == ["resume", "dgl", "adam adamw sgd torch", "runs/one"]
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")

@@ -30,7 +30,8 @@ from locallearn.data.synthetic import Synthetic
 from locallearn.data.tishby import Tishby
 from locallearn.errors import UserError
 from locallearn.runs.folder import RunFolder
-from locallearn.training.saved import evaluate_run, saved_experiment
+from locallearn.training.later import evaluate_run
+from locallearn.training.saved import saved_experiment
 
 CPU = torch.device("cpu")
 TINY = [

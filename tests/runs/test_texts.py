@@ -10,8 +10,8 @@ import pytest
 import locallearn
 from helpers.commands import run
 from locallearn import paths
-from locallearn.api import _overrides
 from locallearn.config.compose import compose
+from locallearn.config.keywords import overrides as _overrides
 from locallearn.errors import UserError
 
 SETTINGS = {"model": "mlp", "model.width": 8, "auxiliary": "linear", "epochs": 1, "max_steps": 1, "threads": 1}

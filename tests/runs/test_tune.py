@@ -97,7 +97,7 @@ def test_what_diverges_is_worse_than_what_does_not(capsys, tmp_path):
         (["optim.lr=0.1"], "leave it out"),
         (["seed=0,1"], "call it for each of them"),
         (["strategy=dlg"], "did you mean 'dgl'?"),
-        (["data.validation=0"], "hold some images out"),
+        (["data.validation=0"], "hold some samples out"),
         (["epochs=0"], "epochs=0"),
         (["out=file.yaml/x"], "cannot write into file.yaml/x"),
         (["--config-dir", "nowhere"], "no such folder"),

@@ -28,11 +28,15 @@ WITHOUT_TORCH = [
         "studies/options.py",
         "training/stopping.py",
     ),
-    *(f"config/{name}.py" for name in ("compose", "explain", "record", "registry", "settings")),
+    *(f"config/{name}.py" for name in ("compose", "explain", "outside", "record", "registry", "settings")),
     "figures/text.py",
     *(str(path.relative_to(ROOT)) for room in ("cli", "report", "runs") for path in (ROOT / room).glob("*.py")),
 ]
 WITHOUT_TORCH.remove("runs/checkpoint.py")  # tensors
+
+
+HANDOVER = ROOT / "training" / "handover.py"
+"""To processes that this one starts, and through no file that has a name."""
 
 
 def part(path: Path) -> str:
@@ -109,7 +113,8 @@ def test_a_class_name_has_one_meaning():
 def test_no_pickle_and_no_eval():
     for path in FILES:
         names = imported(ast.parse(path.read_text()))
-        assert not {n.split(".")[0] for n in names} & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}, path
+        pickles = {n.split(".")[0] for n in names} & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+        assert pickles == ({"cloudpickle"} if path == HANDOVER else set()), path
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("eval", "exec"), path

@@ -17,8 +17,8 @@ import pytest
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
-GIVEN = {"strategy": {"objective", "auxiliary"}}
-"""Fields that other groups fill."""
+GIVEN = {"strategy": {"objective", "auxiliary"}, "data": {"parts"}}
+"""Fields that other groups fill, or Python alone."""
 
 
 def options(path: Path) -> dict[str, Any]:
@@ -40,6 +40,8 @@ def defaults(target: str) -> dict[str, Any]:
     """The options of a dataclass or a function, with their defaults; those without one are the caller's to give."""
     module, _, name = target.rpartition(".")
     thing = getattr(import_module(module), name)
+    if target.startswith("torch.optim."):  # one yaml for them all: what every optimizer has, by its own defaults
+        return defaults("locallearn.engine.optim.Optim") | {"lr": None, "weight_decay": None}
     if is_dataclass(thing):
         given = [f for f in fields(thing) if f.init]
         made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in given}

@@ -152,7 +152,7 @@ def test_list_shows_the_range_of_each_option(capsys):
     out = run("list", "optim", "sgd", capsys=capsys)[1]
     assert "momentum: 0.9  # a number of at least 0 and below 1" in out
     (schedule,) = [line for line in out.splitlines() if "schedule: cosine" in line]
-    assert schedule.endswith("or step"), "names that the comment has already are not said again"
+    assert schedule.endswith("or a function of yours"), "names that the comment has already are not said again"
     out = " ".join(run("list", "data", "folder", capsys=capsys)[1].split())
     assert "fraction: 1.0 # share of the rest that is trained on; a number above 0 and at most 1" in out
     assert "permutation (of # the labels) or noise;" in out

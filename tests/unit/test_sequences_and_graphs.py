@@ -28,8 +28,9 @@ from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.greedy import DGL
 from locallearn.training.evaluate import evaluate
+from locallearn.training.later import evaluate_run
 from locallearn.training.run import resume
-from locallearn.training.saved import evaluate_run, load
+from locallearn.training.saved import load
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from torch import nn
 import locallearn
 from helpers.commands import SMALL, run
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
-from locallearn.api import BUILT, SHARES
+from locallearn.api.learners import BUILT, SHARES
 from locallearn.auxiliary import Auxiliary, Linear
 from locallearn.config.compose import choices, compose, conf_dir
 from locallearn.config.experiment import experiment
@@ -463,7 +463,7 @@ ONLY_TRAIN = [f.name for f in dataclasses.fields(Settings) if f.name not in (*BU
 @pytest.mark.parametrize("key", [*ONLY_TRAIN, "data", "probe", "record"])
 def test_build_refuses_what_only_train_reads(key):
     values = {"data": "digits", "probe": "linear", "record": "tensorboard", "checkpoint": {"keep": 3}, "max_steps": 3}
-    values |= {"out": "here"}
+    values |= {"out": "here", "init": {"run": "there"}}
     default = yaml.safe_load(Path(conf_dir() / "config.yaml").read_text()).get(key)
     with pytest.raises(UserError, match=rf"^{key}\S*=\S+ is read only with train\(\)"):
         locallearn.build("dgl", "lenet", **{key: values.get(key, default)})

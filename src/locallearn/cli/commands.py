@@ -7,9 +7,10 @@ import dataclasses
 import re
 import sys
 
-from locallearn.cli import listing, on_runs, outside
+from locallearn.cli import listing, on_runs
 from locallearn.cli.arguments import Parser, trust
 from locallearn.cli.study import study
+from locallearn.config import outside
 from locallearn.config.compose import compose, known_keys
 from locallearn.errors import UserError, did_you_mean
 from locallearn.plan.options import PlanOptions
@@ -19,7 +20,7 @@ COMMANDS = {
     "list": "the choices of every group, of one, or one with its options: list strategies; list strategy dgl",
     "doctor": "check the machine and a data set: doctor data=folder data.root=DIR",
     "plan": "step time, bubble and memory of every schedule: plan strategy=dgl stages=8 [picture=FILE]",
-    "resume": "go on with a run that was interrupted or killed: resume RUN [runtime=NAME]",
+    "resume": "go on with an interrupted or killed run, or make one longer: resume RUN [epochs=N] [runtime=NAME]",
     "repeat": "run a finished run again, and say whether the bits agree: repeat RUN",
     "evaluate": "test accuracy of runs, at every block: evaluate RUN... [data=NAME]",
     "probe": "look at the checkpoints of a run: probe RUN probe=NAME [probe.NAME.OPTION=VALUE]",

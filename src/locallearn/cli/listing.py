@@ -15,7 +15,7 @@ from locallearn import __version__
 from locallearn.cli.arguments import of_a_run
 from locallearn.config.compose import compose
 from locallearn.config.registry import APPENDED, choices, conf_dir, header, options
-from locallearn.config.settings import GROUPS
+from locallearn.config.settings import GROUPS, SEVERAL
 from locallearn.errors import UserError, unknown
 from locallearn.figures.text import columns, fitted
 from locallearn.options import alternatives, described, with_rules
@@ -105,7 +105,7 @@ def _one(group: str, name: str, config_dirs: Sequence[Path], allow: Sequence[str
     if appended:
         print("\nWhat it sets")
     elif options(group, name, files[name]):
-        prefix = f"probe.{name}" if group == "probe" else group
+        prefix = f"{group}.{name}" if group in SEVERAL else group
         print(f"\nOptions, with their defaults: {prefix}.OPTION=VALUE")
     else:
         print("\nIt has no options.")

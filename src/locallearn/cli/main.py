@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from locallearn import paths
-from locallearn.cli import arguments, commands, completion, listing, outside
-from locallearn.config import compose
+from locallearn.cli import arguments, commands, completion, listing
+from locallearn.config import compose, outside
 from locallearn.errors import RunError, UserError, described, did_you_mean, memory_ran_out, place, printable
-from locallearn.names import SELECTED_BY
 from locallearn.runs import again
 
 DEBUG = "LOCALLEARN_DEBUG"
@@ -213,6 +212,7 @@ def job(config: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from locallearn.config.experiment import experiment
+    from locallearn.runs.read import read_run
     from locallearn.training.run import dry_run, start
 
     sys.argv = list(_typed) or sys.argv
@@ -229,7 +229,7 @@ def job(config: Any) -> float | None:
             print(dry_run(exp))
             return None
         result = start(exp)
-        return result.metrics.get(SELECTED_BY) if result else None
+        return result.metrics.get(read_run(result.run_dir).selected_by) if result else None
     except Exception as error:
         code = _print_error(error)
         if code > 128:  # the user asked to stop: other runs stop, too
@@ -241,6 +241,7 @@ def job(config: Any) -> float | None:
 def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], number: int) -> float | None:
     """Like any run, in a folder by what it is; what became of it goes into the journal of the sweep."""
     from locallearn.config.experiment import experiment
+    from locallearn.runs.read import read_run
     from locallearn.studies import runner, sweep
 
     journal = sweep.Journal(Path(os.environ[JOURNAL]))
@@ -271,7 +272,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
             raise SystemExit(code) from error
         return None
     journal.add(sweep.Job(number, label, how, folder=path.name))
-    return numbers.get(SELECTED_BY)
+    return numbers.get(read_run(path).selected_by)
 
 
 def _config_dirs() -> list[Path]:

@@ -6,10 +6,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from locallearn import paths
-from locallearn.cli import outside, reports
+from locallearn.cli import reports
 from locallearn.cli.arguments import Parser, trust
+from locallearn.config import outside
 from locallearn.config.compose import choices, compose
 from locallearn.errors import RunError, UserError
 from locallearn.figures.text import columns, table
@@ -48,24 +50,43 @@ def _one(command: str, words: Sequence[str]) -> tuple[Path, list[str]]:
 def _resume(arguments: list[str]) -> int:
     parser = _on_runs(
         "resume",
-        "Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been.",
+        "Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been; or make one "
+        "longer.",
         """\
 settings (KEY=VALUE):
   runtime=NAME, runtime.stages=N   where its blocks run from now on; without them where they ran before
+  epochs=N                         more than it has: it goes on, also when it is done
+  schedule=stretched|held          with epochs: whatever follows progress, such as the learning rate, is stretched over
+                                   all epochs (the default: most schedules end at a rate of 0) or stays where it ended
 
 examples:
   locallearn resume runs/RUN
   locallearn resume runs/RUN runtime=serial
+  locallearn resume runs/RUN epochs=20
   locallearn resume runs/RUN --config-dir my_conf   a run whose strategy, model or data are your own""",
     )
     options = parser.read(arguments)
     run, settings = _one("resume", options.words)
     allow = outside.trusted(options.config_dir, options.allow)
+    epochs, settings = _longer(settings)
     runtime = _other_runtime(settings, options.config_dir)
     from locallearn.training.run import resume
 
-    resume(run, allow, runtime=runtime, overrides=settings)
+    resume(run, allow, runtime=runtime, overrides=settings, **epochs)
     return 0
+
+
+def _longer(settings: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What makes a run longer, and the other settings. Raises UserError."""
+    pairs = {key: value for key, _, value in (text.partition("=") for text in settings)}
+    own: dict[str, Any] = {key: pairs.pop(key) for key in ("epochs", "schedule") if key in pairs}
+    if "schedule" in own and "epochs" not in own:
+        raise UserError(f"schedule={own['schedule']} is read only with epochs=N: choose that, or leave schedule out")
+    if not own.get("epochs", "1").isdecimal():
+        raise UserError(f"epochs={own['epochs']}: must be a whole number of at least 1")
+    if own:
+        own["epochs"] = int(own["epochs"])
+    return own, [text for text in settings if text.partition("=")[0] in pairs]
 
 
 def _repeat(arguments: list[str]) -> int:
@@ -87,7 +108,7 @@ def _repeat(arguments: list[str]) -> int:
 
 def _other_runtime(settings: list[str], config_dirs: list[Path]) -> tuple[str, dict] | None:
     """The name and configuration of the runtime that `resume` was told to take."""
-    only(settings, r"runtime(=|\.(?!staleness))", "resume RUN", "where blocks run, such as runtime=serial")
+    only(settings, r"runtime(=|\.(?!staleness))", "resume RUN", "epochs and where blocks run, such as runtime=serial")
     if not settings:
         return None
     named = [] if any(setting.startswith("runtime=") for setting in settings) else ["runtime=pipeline"]
@@ -99,12 +120,13 @@ def _stage(arguments: list[str]) -> int:
     """What a run with several processes starts; no command for people."""
     parser = _on_runs("stage", "One process of a run.", "")
     parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--objects", type=int)
     options = parser.read(arguments)
     from locallearn.training.run import stage
     from locallearn.training.stopping import Interrupted
 
     try:
-        stage(options.words[0], options.allow, options.quiet)
+        stage(options.words[0], options.allow, options.quiet, options.objects)
     except Interrupted as error:  # the process that started this one says it
         return error.exit_code
     return 0
@@ -132,7 +154,7 @@ examples:
     _refuse_unread_data(settings, options.linear)
     allow = outside.trusted(options.config_dir, options.allow)
     data = compose(settings, options.config_dir)[0]["data"] if settings else None
-    from locallearn.training.saved import evaluate_run
+    from locallearn.training.later import evaluate_run
 
     if len(runs) > 1:
         return _table_of(runs, lambda run: evaluate_run(run, allow, data, options.linear))
@@ -190,7 +212,7 @@ example:
     run, settings = _one("probe", options.words)
     only(settings, r"probe[.=]", "probe RUN", "probe, such as probe=alignment")
     allow = outside.trusted(options.config_dir, options.allow)
-    from locallearn.training.saved import probe_run
+    from locallearn.training.later import probe_run
 
     probes = compose(settings, options.config_dir)[0]["probe"]
     if not probes:

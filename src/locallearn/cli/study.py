@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from locallearn.cli import listing, outside
+from locallearn.cli import listing
 from locallearn.cli.arguments import Parser, path, trust
+from locallearn.config import outside
 from locallearn.errors import UserError
 
 

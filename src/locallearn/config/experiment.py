@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from locallearn.auxiliary import Auxiliary
-from locallearn.config import unread
+from locallearn.config import given, unread
 from locallearn.config.explicit import explicit
+from locallearn.config.objects import OBJECT
 from locallearn.config.record import RecordSettings
-from locallearn.config.settings import GROUPS, Settings
-from locallearn.config.targets import Experiment, instantiate, model_builder
+from locallearn.config.settings import GROUPS, SEVERAL, Settings
+from locallearn.config.targets import Experiment, instantiate
 from locallearn.errors import UserError
-from locallearn.objectives import Objective
 from locallearn.options import checked
-from locallearn.probes import Probe
 
 
 def experiment(
@@ -24,6 +23,7 @@ def experiment(
     overrides: Iterable[str] = (),
     folders: Sequence[Path] = (),
     varies: Mapping[str, Sequence[str]] | None = None,
+    objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> Experiment:
     """Check a plain configuration and make its objects. Raises UserError; nothing is written and nothing is built.
 
@@ -31,44 +31,71 @@ def experiment(
     overrides  what the user has set; what no object reads is refused
     folders    the user's own yaml files
     varies     for a run of a sweep: the keys that the sweep varies, and their values
+    objects    Python's own objects by place, such as `model` or `optim.schedule`, instead of what `config` has there
     """
+    given.refuse_missing(config, objects)
     overrides = list(overrides)
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     settings = Settings(**checked(Settings, plain, ""))
-    optional = ("probe", "record")
+    optional = ("probe", "callback", "record")
     groups = {group: _mapping(config, group) for group in GROUPS if group not in optional}
     groups |= {group: config.get(group) or {} for group in optional}
+    if "optim.schedule" in objects:
+        groups["optim"] = {**groups["optim"], "schedule": objects["optim.schedule"]}
     allow = settings.allow
-    auxiliary: Auxiliary = instantiate(groups["auxiliary"], "auxiliary", allow)
-    objective: Objective = instantiate(groups["objective"], "objective", allow)
-    strategy = instantiate(groups["strategy"], "strategy", allow, objective=objective, auxiliary=auxiliary)
-    probes = probes_of(groups["probe"], (names or {}).get("probe"), allow)
+
+    def part(group: str, **supplied: Any) -> Any:
+        return given.part(group, objects.get(group), groups[group], allow, **supplied)
+
+    parts = {group: part(group) for group in ("auxiliary", "objective", "optim", "data", "runtime")}
+    parts["strategy"] = part("strategy", objective=parts["objective"], auxiliary=parts["auxiliary"])
+    parts["model"] = given.builder(objects.get("model"), groups["model"], allow)
+    for group in SEVERAL:
+        chosen_in_yaml = described(group, groups[group], (names or {}).get(group), allow)
+        parts[group] = chosen_in_yaml | given.several(group, objects.get(group), allow)
+    config = given.told(config, objects, parts)
     record = RecordSettings.parse(groups["record"], own_sinks(groups["record"], allow))
     chosen = {group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
-    chosen |= {"probe": "+".join(probes) or "none", "record": "+".join(record.sinks) or "jsonl"}
+    chosen |= given.names_of(objects, parts) | {group: "+".join(parts[group]) or "none" for group in SEVERAL}
+    chosen["record"] = "+".join(record.sinks) or "jsonl"
     exp = Experiment(
         config={key: value for key, value in config.items() if key not in ("allow", "dry_run")},
         settings=settings,
-        strategy=strategy,
-        optim=instantiate(groups["optim"], "optim", allow),
-        source=instantiate(groups["data"], "data", allow),
-        model=model_builder(groups["model"], allow),
-        runtime=instantiate(groups["runtime"], "runtime", allow),
-        probes=probes,
+        strategy=parts["strategy"],
+        optim=parts["optim"],
+        source=parts["data"],
+        model=parts["model"],
+        runtime=parts["runtime"],
+        probes=parts["probe"],
         record=record,
         names=chosen,
         overrides=overrides,
         explicit=explicit(overrides, config, chosen, folders, varies),
+        objects=objects,
+        callbacks=parts["callback"],
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
+    _check_evaluations(exp)
     return exp
 
 
-def probes_of(config: Mapping[str, Any], name: str | None, allow: Iterable[str]) -> dict[str, Probe]:
-    """The probes by name. A yaml of the user's without a `@package` line stands alone, under the name of its file."""
+def _check_evaluations(exp: Experiment) -> None:
+    """Raise UserError for evaluations at moments at which the weights are not all there."""
+    settings = exp.settings
+    if settings.evaluations.unit == "it" and exp.runtime.staleness:
+        raise UserError(
+            f"evaluate_every={settings.evaluate_every}: an evaluation inside an epoch would wait for the feedback that "
+            f"runtime.staleness={exp.runtime.staleness} lets come late: give epochs, such as 1ep"
+        )
+
+
+def described(group: str, config: Mapping[str, Any], name: str | None, allow: Iterable[str]) -> dict[str, Any]:
+    """The probes or callbacks by name. A yaml of the user's without a `@package` line stands alone, under the name of
+    its file."""
     if "_target_" in config:
         config = {name or _name(config): config}
-    return {str(key): instantiate(_mapping(config, key), f"probe.{key}", allow) for key in config}
+    of_yaml = {str(key): _mapping(config, key) for key in config}
+    return {key: instantiate(each, f"{group}.{key}", allow) for key, each in of_yaml.items() if OBJECT not in each}
 
 
 def own_sinks(config: Mapping[str, Any], allow: Iterable[str]) -> dict[str, Any]:

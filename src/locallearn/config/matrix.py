@@ -11,9 +11,8 @@ from typing import Any
 import torch
 import yaml
 
-from locallearn.config.experiment import model_builder
 from locallearn.config.settings import AUTO_BLOCKS
-from locallearn.config.targets import instantiate
+from locallearn.config.targets import instantiate, model_builder
 from locallearn.engine import Optim, Place, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.figures.text import fitted, table

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from locallearn.config.settings import GROUPS
+from locallearn.config.settings import GROUPS, SEVERAL
 from locallearn.errors import UserError
 
 APPENDED = ("experiment", "short")
@@ -110,6 +110,6 @@ def _top() -> dict[str, Any]:
 
 
 def _content(group: str, name: str, file: Path) -> dict[str, Any]:
-    """What a choice puts under its group; several probes stand side by side, each under its name."""
+    """What a choice puts under its group; of `SEVERAL` each stands under its name."""
     content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    return {name: content} if group == "probe" and content else content
+    return {name: content} if group in SEVERAL and content else content

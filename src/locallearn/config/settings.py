@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, MinLen
 
 from locallearn.errors import UserError
 from locallearn.options import Options
+
+
+class Cadence(NamedTuple):
+    """How often something is done: once in `number` epochs (ep) or steps (it); with 0, never."""
+
+    number: int
+    unit: str
+
+    @classmethod
+    def parse(cls, key: str, value: int | str, bare: bool = False) -> Cadence:
+        """From "1ep", "100it" or "never"; where it may be `bare`, a number is one of epochs. Raises UserError."""
+        if isinstance(value, int) and bare and value > 0:
+            return cls(value, "ep")
+        if isinstance(value, int) and not bare:
+            n = max(value, 1)
+            raise UserError(f"{key}={value}: give a unit: {n}ep (epochs), {n}it (steps), or never")
+        if value == "never":
+            return cls(0, "ep")
+        match = re.fullmatch(r"([1-9]\d*)(ep|it)", str(value))
+        if not match:
+            raise UserError(f"{key}={value}: must be like 1ep (epochs), 100it (steps), or never")
+        return cls(int(match[1]), match[2])
+
+    def due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether it is due after `step` steps in all."""
+        return self.number > 0 and step % (self.number * (steps_per_epoch if self.unit == "ep" else 1)) == 0
 
 
 @dataclass(frozen=True)
@@ -23,19 +49,11 @@ class CheckpointSettings(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.every, int):
-            n = max(self.every, 1)
-            raise UserError(f"checkpoint.every={self.every}: give a unit: {n}ep (epochs), {n}it (steps), or never")
-        if self.every != "never" and not re.fullmatch(r"[1-9]\d*(ep|it)", self.every):
-            raise UserError(f"checkpoint.every={self.every}: must be like 1ep (epochs), 100it (steps), or never")
+        _ = self.cadence
 
-    def due(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether a checkpoint is due after `step` steps in all."""
-        if self.every == "never":
-            return False
-        assert isinstance(self.every, str)
-        count, unit = int(self.every[:-2]), self.every[-2:]
-        return step % (count * (steps_per_epoch if unit == "ep" else 1)) == 0
+    @property
+    def cadence(self) -> Cadence:
+        return Cadence.parse("checkpoint.every", self.every)
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,25 @@ class SweepSettings:
     fail_fast: bool = False
 
 
-WHERE = ("out", "record", "threads", "device", "allocator", "checkpoint", "sweep")
+@dataclass(frozen=True)
+class InitSettings(Options):
+    """run, weights: where the weights come from that training starts with; blocks: of which blocks they are taken;
+    teacher: the run whose model a student learns from. Runs are given by their folders."""
+
+    _group = "init"
+
+    run: Annotated[str, MinLen(1)] | None = None
+    weights: Annotated[str, MinLen(1)] | None = None
+    blocks: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] | None = None
+    teacher: Annotated[str, MinLen(1)] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.run is not None and self.weights is not None:
+            raise UserError("init.run and init.weights both say where weights come from: give one of them")
+
+
+WHERE = ("out", "record", "threads", "device", "allocator", "checkpoint", "log_every", "sweep")
 """Settings that say where a run runs and what is kept of it, not what it learns."""
 
 
@@ -66,20 +102,29 @@ class Settings(Options):
     compile: bool
     allocator: bool
     deterministic: bool
-    evaluate_every: Annotated[int, Ge(1)]
+    evaluate_every: int | str
     checkpoint: CheckpointSettings
     sweep: SweepSettings
     out: Annotated[str, MinLen(1)]
     max_steps: Annotated[int, Ge(1)] | None
     dry_run: bool
     allow: list[str]
+    init: InitSettings = InitSettings()
+    train_blocks: Annotated[list[Annotated[int, Ge(0)]], MinLen(1)] | None = None
+    log_every: Annotated[int, Ge(0)] | None = None  # as the runs of older versions, which do not say it
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _ = self.evaluations
         if self.batch_size % self.micro_batches:
             raise UserError(
                 f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}; choose a divisor"
             )
+
+    @property
+    def evaluations(self) -> Cadence:
+        """When the validation and the test split are evaluated, beside the end of the run."""
+        return Cadence.parse("evaluate_every", self.evaluate_every, bare=True)
 
     def blocks_for(self, units: int) -> int | str | list[int]:
         """What `blocks` means for a model of so many units, in the terms of `BlockModel.cut`."""
@@ -89,4 +134,17 @@ class Settings(Options):
 AUTO_BLOCKS = 4
 """blocks=auto: so many, or as many as the model has units."""
 
-GROUPS: tuple[str, ...] = ("strategy", "objective", "auxiliary", "model", "data", "optim", "runtime", "probe", "record")
+GROUPS: tuple[str, ...] = (
+    "strategy",
+    "objective",
+    "auxiliary",
+    "model",
+    "data",
+    "optim",
+    "runtime",
+    "probe",
+    "callback",
+    "record",
+)
+SEVERAL = ("probe", "callback")
+"""Groups of which a run may have several choices side by side, each under its name."""

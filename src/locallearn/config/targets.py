@@ -3,6 +3,7 @@ no others. Together the objects are an `Experiment`."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -11,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from locallearn.auxiliary import Auxiliary
+from locallearn.callbacks import Callback
 from locallearn.config.explicit import Explicit
 from locallearn.config.record import RecordSettings
 from locallearn.config.settings import Settings
@@ -20,6 +23,7 @@ from locallearn.contract import Size, Strategy
 from locallearn.data import Source
 from locallearn.engine import Optim
 from locallearn.engine.promises import check_class
+from locallearn.engine.torch_optim import of_class
 from locallearn.errors import UserError, did_you_mean
 from locallearn.models import BlockModel, as_blocks
 from locallearn.objectives import Objective
@@ -35,6 +39,7 @@ KINDS: dict[str, type] = {
     "data": Source,
     "runtime": Runtime,
     "probe": Probe,
+    "callback": Callback,
 }
 """The class that a group's target must derive from. A `model` is a builder function instead."""
 RENAMED = {
@@ -103,6 +108,9 @@ class Experiment:
     """What the user changed on the command line, for `overrides.yaml`."""
     explicit: Explicit = field(default_factory=Explicit)
     """What the user has set, and a run must read."""
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    """What was given from Python and not made from `config`, by group."""
+    callbacks: Mapping[str, Callback] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -118,7 +126,7 @@ def reach(path: object, group: str, allow: Iterable[str]) -> Any:
     """What a dotted path names, if it lies in locallearn or in a package that is allowed. Raises UserError."""
     if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", path):
         raise UserError(f"{group}._target_={path!s:.100}: must be the dotted path of a class, as my_package.mine.Mine")
-    prefixes = ["locallearn", *allow]
+    prefixes = ["locallearn", *(["torch.optim"] if group == "optim" else []), *allow]
     if not any(path == p or path.startswith(p + ".") for p in prefixes):
         raise UserError(
             f"{group}._target_={path} lies outside locallearn and is not run; if you trust it, allow its package on "
@@ -149,6 +157,8 @@ def _of_kind(target: Any, path: str, group: str) -> Callable[..., Any]:
         if not inspect.isclass(target) or not all(callable(getattr(target, name, None)) for name in ("log", "close")):
             raise UserError(f"{group}._target_={path}: must be a class with log(record) and close(status, summary)")
         return target
+    if group == "optim" and inspect.isclass(target) and issubclass(target, Optimizer):
+        return of_class(target)
     kind = KINDS[group.partition(".")[0]]
     if not (inspect.isclass(target) and issubclass(target, kind)) or inspect.isabstract(target):
         raise UserError(
@@ -162,9 +172,18 @@ def instantiate(config: Mapping[str, Any], group: str, allow: Iterable[str], **s
 
     `supplied` are arguments of the caller's; those that the target does not declare are left out.
     """
-    target = resolve(config.get("_target_"), group, allow)
+    return built(resolve(config.get("_target_"), group, allow), config, group, allow, **supplied)
+
+
+def built(
+    target: Callable[..., Any], config: Mapping[str, Any], group: str, allow: Iterable[str], **supplied: Any
+) -> Any:
+    """`instantiate` for a target that is known."""
     supplied = {name: value for name, value in supplied.items() if name in fields_of(target)}
-    options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, group, supplied)
+    given = {k: _function(v, f"{group}.{k}", allow) for k, v in config.items() if k != "_target_"}
+    if isinstance(target, type) and issubclass(target, Optim):
+        target.refuse(given)
+    options = checked(target, given, group, supplied)
     try:
         instance = target(**options, **supplied)
     except UserError:
@@ -174,6 +193,20 @@ def instantiate(config: Mapping[str, Any], group: str, allow: Iterable[str], **s
     if isinstance(instance, Strategy):
         check_class(instance)
     return instance
+
+
+def _function(value: Any, where: str, allow: Iterable[str]) -> Any:
+    """The function that an option names by a `_target_`, with the options beside it; any other value as it is."""
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        return value
+    target = reach(value["_target_"], where, allow)
+    options = {name: each for name, each in value.items() if name != "_target_"}
+    if not callable(target):
+        raise UserError(f"{where}._target_={value['_target_']}: must be a function")
+    try:
+        return target(**options) if inspect.isclass(target) else functools.partial(target, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:

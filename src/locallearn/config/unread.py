@@ -35,8 +35,9 @@ def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unrea
         yield _group("auxiliary", "objective", folders, lambda target: target.reads_auxiliary)
     for group, options in (("optim", exp.optim), ("data", exp.source), ("runtime", exp.runtime)):
         yield from _options(group, options.unread())
-    for name, probe in exp.probes.items():
-        yield from _options(f"probe.{name}", probe.unread())
+    for group, chosen in (("probe", exp.probes), ("callback", exp.callbacks)):
+        for name, each in chosen.items():
+            yield from _options(f"{group}.{name}", each.unread())
     if isinstance(exp.model.options.get("width"), list):
         yield Unread("model.depth", "model.width=NUMBER")
     if exp.settings.blocks == "max" or isinstance(exp.settings.blocks, list):

@@ -3,6 +3,7 @@
 source.py       what every set can be told (`Source`, and with one target for each sample `DataSource`)
 dataset.py      what a run works with: `Data` with its batches and its three splits; a graph
 store.py        raw samples in memory;  stream.py  image files, read by workers
+items.py        samples of sets that are given from Python;  listed.py  what these say of themselves
 scan.py         what a folder of images holds
 fingerprint.py  whether a set is still the one that a run was trained on
 split.py        the seeded draws of validation, fraction and label noise, and the checks of labels
@@ -11,6 +12,7 @@ files.py        checksums of files that the user brings
 doctor.py       a report on a set before it is trained on
 digits.py  vision.py  benchmarks.py  folder.py  synthetic.py  tishby.py  names.py  cora.py  diabetes.py  text.py
                 the sets
+objects.py      those that are given from Python
 """
 
 from locallearn.data.dataset import Data, Split

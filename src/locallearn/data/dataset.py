@@ -4,7 +4,7 @@ nodes are the samples, every batch being the whole graph."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from locallearn.data.normalise import Normaliser
 from locallearn.data.store import Memory, Size, Store
 from locallearn.data.stream import Stream
 from locallearn.errors import UserError
-from locallearn.seeds import generator
+from locallearn.seeds import derive, generator
 from locallearn.task import CLASSES, SEGMENTATION, Task
 
 HIDDEN = -100
@@ -37,6 +37,11 @@ class Split:
     def at(self, places: Tensor) -> Split:
         """The samples at the places [M] of this split, as a split."""
         return Split(self.store, self.index[places], self.labels[places.to(self.labels.device)])
+
+    def drawing(self, seed: int) -> Split:
+        """This split as it is read in one epoch, where reading it draws random numbers."""
+        draw = getattr(self.store, "drawing", None)
+        return self if draw is None else replace(self, store=draw(seed))
 
     def take(self, order: Tensor, batch_size: int, change: Distorter | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Raw samples [B, *image] and labels [B] at the places `order` [M] of this split, in runs of `batch_size`; with
@@ -134,7 +139,8 @@ class Data:
         order = order[start * size : self.steps(batch_size) * size]
         deficit = self.deficit.now(epoch)
         change = self.augment.distortion.at(self.seed, epoch)
-        for step, (images, labels) in enumerate(self.train.take(order, size, change), start):
+        train = self.train.drawing(derive(self.seed, "samples", epoch))
+        for step, (images, labels) in enumerate(train.take(order, size, change), start):
             if deficit:
                 images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)
             images, labels = self._prepare(images, labels, epoch, step)

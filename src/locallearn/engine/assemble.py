@@ -16,12 +16,12 @@ from locallearn.contract import BlockSpec, Strategy
 from locallearn.engine.block import BlockModules, TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
-from locallearn.engine.promises import check_class, check_separate, check_task, modules_of
+from locallearn.engine.promises import check_class, check_separate, check_task, modules_of, only_computes
 from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-from locallearn.scaling import widened
+from locallearn.scaling import widen
 
 
 def assemble(
@@ -55,12 +55,15 @@ def assemble(
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     _check_types(model, setup.precision)
     specs = _specs(model, cut, setup)
+    _check_trained(setup, len(cut))
     move = _Move(place.device, setup.dtype, setup.channels_last)
     with unchanged_if_refused(model):
         _place(model, cut, place.own, move._replace(channels_last=False))  # `adapt` draws in the order of memory
         blocks = []
         for spec in specs if place.own is None else specs[place.own.start : place.own.stop]:
-            modules = _modules(model, strategy, cut[spec.index], spec, move, setup.half)
+            modules = _modules(model, strategy, cut[spec.index], spec, move, setup.train_blocks)
+            if setup.half == torch.float16:
+                widen(modules.layers, modules.head, *modules.auxiliary.values())
             if setup.compiled:
                 modules.layers.compile()
                 if modules.head is not None:
@@ -102,20 +105,20 @@ class _Move(NamedTuple):
 
 
 def _modules(
-    model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, move: _Move, half: torch.dtype | None
+    model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, move: _Move, trained: frozenset[int] | None
 ) -> BlockModules:
     """The units of a block and, at the last one, the head, as the strategy adapts them; and its auxiliary modules."""
+    idle = only_computes(strategy, spec.index, spec.depth, trained)
     with seeds.stream(spec.seed, "auxiliary", spec.index):
-        auxiliary = modules_of(strategy, spec)
+        auxiliary = nn.ModuleDict() if idle else modules_of(strategy, spec)
     with seeds.stream(spec.seed, "adapt", spec.index):
         layers = strategy.adapt(model.block(units), spec)
         head = strategy.adapt(model.head, spec) if spec.last else None
     for module in (layers, head, auxiliary):
         if module is not None:
             move.module(module)
-    if half == torch.float16:
-        for module in filter(None, (layers, head, *auxiliary.values())):
-            module.register_forward_hook(widened)
+            if trained is not None and spec.index not in trained and module is not auxiliary:
+                module.requires_grad_(False)
     return BlockModules(layers, head, auxiliary)
 
 
@@ -136,17 +139,26 @@ def _check_types(model: BlockModel, precision: str) -> None:
             )
 
 
+def _check_trained(setup: Setup, depth: int) -> None:
+    """Raise UserError for blocks that are to learn and are not there."""
+    trained = sorted(setup.train_blocks or ())
+    if trained and trained[-1] >= depth:
+        blocks = f"blocks 0 to {depth - 1}" if depth > 1 else "one block, 0"
+        raise UserError(f"train_blocks={trained}: the model is cut into {blocks}; choose of these")
+
+
 @contextmanager
 def unchanged_if_refused(model: nn.Module) -> Iterator[None]:
     """If what follows is refused, the model has its tensors back as they were: on their device, in type and layout."""
     homes: list[dict[str, Any]] = [home for m in model.modules() for home in (m._parameters, m._buffers)]
-    before = [(home, name, t, t.data) for home in homes for name, t in home.items() if t is not None]
+    before = [(home, name, t, t.data, t.requires_grad) for home in homes for name, t in home.items() if t is not None]
     try:
         yield
     except Exception:
-        for home, name, t, data in before:
+        for home, name, t, data, learns in before:
             home[name] = t
             t.data = data
+            t.requires_grad_(learns)
         raise
 
 

@@ -47,6 +47,7 @@ class TrainedBlock:
     """Implements `contract.Block`. One object per block, in the process where the block lives.
 
     totals   what was reported and noted since `reset`
+    trained  the blocks that the user lets learn; None: all of them
     updates  steps of its optimizers so far
     updated  whether the strategy has ever called `update`
     """
@@ -71,7 +72,8 @@ class TrainedBlock:
         self.micro = 0
         self.updates = 0
         self.updated = False
-        self.modes = Modes(self.roots(), self.auxiliary)
+        self.trained = setup.train_blocks
+        self.modes = Modes([m for m in self.roots() if not self.frozen or m is not self.auxiliary], self.auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(setup.seed, "block", spec.index), len(HALVES))
         self.optimizers = optimizers
         self._pending = dict.fromkeys(self.optimizers, 0)
@@ -83,6 +85,11 @@ class TrainedBlock:
     @property
     def last(self) -> bool:
         return self.spec.last
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the user lets units and head of this block stay as they are, batch statistics included."""
+        return self.trained is not None and self.spec.index not in self.trained
 
     @property
     def learning_rate(self) -> float:
@@ -257,11 +264,11 @@ class TrainedBlock:
 
 
 def set_modes(blocks: Sequence[TrainedBlock], learning: range) -> None:
-    """For a step in which these blocks learn. If nothing in them is in training mode somebody has put the whole model
-    into eval mode, to look at it: then all of them is put back."""
+    """For a step in which these blocks learn, but for frozen ones. If nothing in them is in training mode somebody has
+    put the whole model into eval mode, to look at it: then all of them is put back."""
+    learners = [block for block in blocks if block.spec.index in learning and not block.frozen]
     for block in blocks:
-        block.modes.set(block.spec.index in learning)
-    learners = [block for block in blocks if block.spec.index in learning]
+        block.modes.set(block in learners)
     if not any(block.modes.awake() for block in learners):
         for block in learners:
             block.modes.wake()

@@ -44,10 +44,10 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
                     h = model.units[i](h)
                 outputs.append(h)
             loss = learner.setup.task.loss(model.head(h), labels)
-        grads = torch.autograd.grad(loss, [*parameters, *outputs], allow_unused=True)
-    by_parameter = dict(zip(parameters, grads, strict=False))
+        tensors = [*parameters, *(h for h in outputs if h.requires_grad)]  # not of frozen blocks at the bottom
+        grads = dict(zip(map(id, tensors), torch.autograd.grad(loss, tensors, allow_unused=True), strict=True))
     return [
-        Gradients({p: g for p in _own(block) if (g := by_parameter[p]) is not None}, grads[len(parameters) + k])
+        Gradients({p: g for p in _own(block) if (g := grads[id(p)]) is not None}, grads.get(id(outputs[k])))
         for k, block in enumerate(learner.blocks)
     ]
 

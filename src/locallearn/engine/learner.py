@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,13 @@ from locallearn.analysis.quiet import Rerun, evaluating
 from locallearn.contract import Packet, Strategy
 from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
-from locallearn.engine.broken import abandon, clear
-from locallearn.engine.promises import check_learned
+from locallearn.engine.broken import abandon
+from locallearn.engine.link import Stopped
+from locallearn.engine.promises import check_learned, only_computes
 from locallearn.engine.setup import Setup
 from locallearn.engine.stage import Stage, does_not_fit
+from locallearn.engine.state import put_all_back
+from locallearn.engine.torch_optim import state_of
 from locallearn.engine.trial import trial_step
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
@@ -24,8 +26,6 @@ from locallearn.models import BlockModel
 CHECK_STEPS = 20
 """Weights are looked at so often: reading all of them in every step would cost a small net some percent, and
 every question to a GPU is a synchronisation."""
-VARYING = ("optimizer.", "replay.")
-"""Tensors of a learner's state that are not there from the beginning."""
 
 
 class Learner:
@@ -58,6 +58,14 @@ class Learner:
     @property
     def device(self) -> torch.device:
         return self.blocks[0].device
+
+    def __repr__(self) -> str:
+        counts = ", ".join(str(len(units)) for units in self.cut)
+        size = sum(p.numel() for p in self.model.parameters())
+        return (
+            f"Learner({type(self.strategy).__name__} on {self.model.name}: {len(self.cut)} blocks of {counts} units, "
+            f"{size:,} parameters, {self.device}, {self.step_count} steps)"
+        )
 
     def learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
         """Take one training step; results collect in each block's totals.
@@ -123,6 +131,8 @@ class Learner:
         prepared = None if inputs is None else self.prepare(inputs)
         try:
             self.stage.step(prepared, labels, self.step_count, self.setup.total_steps)
+        except Stopped:  # between two steps: nothing is broken off
+            raise
         except BaseException as error:
             abandon(self.stage, self.step_count)
             if isinstance(error, RunError) and (cause := self._cause(prepared)):
@@ -157,15 +167,30 @@ class Learner:
             inputs: [B, *image].
 
         Returns:
-            Logits [B, classes] of each block, None for one that cannot predict; the last entry is the model's own.
+            Logits [B, classes] of each block, None for one that cannot predict, or never learns to; the last entry is
+            the model's own.
 
         Raises:
             UserError: For inputs that the model cannot read.
         """
         logits: list[Tensor | None] = []
         for block, h in zip(self.blocks, self.features(inputs), strict=True):
+            k, depth = block.spec.index, block.spec.depth
+            if not block.last and only_computes(self.strategy, k, depth, block.trained):
+                logits.append(None)
+                continue
             with self.stage.autocast(), Rerun(*block.roots()[1:]):
                 logits.append(self.strategy.predict(block, h))
+        return logits
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The model's own logits [B, classes] for inputs [B, *image], in eval mode. Raises UserError for inputs that it
+        cannot read."""
+        *_, h = self.features(inputs.to(self.device) if isinstance(inputs, Tensor) else inputs)
+        with self.stage.autocast(), Rerun(*self.blocks[-1].roots()[1:]):
+            logits = self.strategy.predict(self.blocks[-1], h)
+        assert logits is not None, "the last block has the head"
         return logits
 
     def features(self, inputs: Tensor) -> Iterator[Tensor]:
@@ -204,11 +229,12 @@ class Learner:
             tensors |= {prefix + name: t for name, t in block.auxiliary.state_dict().items()}
             tensors |= {f"scaler.{block.spec.index}": block.scaler.state} if block.scaler is not None else {}
             tensors |= {f"adapted.{block.spec.index}.{name}": t for name, t in self._adapted(block)}
-        owners = self._optimizer_states()
+        remembered: dict[Tensor, dict[str, Tensor]] = {}
+        for optimizer in self.optimizers():
+            for p, key, value in state_of(optimizer):
+                remembered.setdefault(p, {})[key] = value
         for name, p in self.parameters():
-            for key, value in owners.get(p, {}).items():
-                if value is not None:
-                    tensors[f"optimizer.{name}.{key}"] = value
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in remembered.get(p, {}).items()}
         return tensors | self.stage.state()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -217,29 +243,19 @@ class Learner:
         Raises:
             UserError: With the first differences in names, shapes or types; then nothing has changed.
         """
-        tensors = {name: t for name, t in tensors.items() if self.owns(name)}
-        own = {name: t for name, t in self.state().items() if not name.startswith(VARYING)}
-        loaded = {name: t for name, t in tensors.items() if not name.startswith(VARYING)}
-        problems = [f"{name} is missing" for name in own.keys() - loaded.keys()]
-        problems += [f"{name} is not part of this run" for name in loaded.keys() - own.keys()]
-        problems += [
-            f"{name} is {list(loaded[name].shape)} {loaded[name].dtype}, expected {list(t.shape)} {t.dtype}"
-            for name, t in own.items()
-            if name in loaded and (loaded[name].shape != t.shape or loaded[name].dtype != t.dtype)
-        ]
-        slots = self._optimizer_slots(tensors, problems)
-        if problems:
-            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise does_not_fit("; ".join(sorted(problems)[:3]) + more)
-        self.stage.load_state({name: t for name, t in tensors.items() if name.startswith("replay.")})
-        clear(self.stage)
-        with torch.no_grad():
-            for name, t in own.items():
-                t.copy_(loaded[name])
-        for optimizer in self._optimizers():
-            optimizer.state.clear()
-        for p, optimizer, key, value in slots:
-            optimizer.state[p][key] = value
+        own = {name: t for name, t in tensors.items() if self.owns(name)}
+        put_all_back(self.state(), own, self.parameters(), self.optimizers(), self.stage)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of `state` and of the number of steps, from which training goes on to the same bits."""
+        return {"step_count": torch.tensor(self.step_count), **{name: t.clone() for name, t in self.state().items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave. Raises UserError as `load_state`."""
+        if "step_count" not in state:
+            raise does_not_fit("step_count is missing: it is no state_dict of a learner")
+        self.load_state({name: t for name, t in state.items() if name != "step_count"})
+        self.step_count = int(state["step_count"])
 
     def owns(self, name: str) -> bool:
         """Whether a tensor of `state` belongs to a block of this learner; a learner with all blocks owns every name."""
@@ -260,27 +276,6 @@ class Learner:
         if block.head is not None:
             yield from ((f"head.{name}", b) for name, b in block.head.named_buffers() if id(b) not in shared)
 
-    def _optimizer_slots(self, tensors: Mapping[str, Tensor], problems: list[str]) -> list[tuple]:
-        """(parameter, optimizer, key, value) for each saved optimizer tensor; what does not fit goes to `problems`."""
-        owner = {p: o for o in self._optimizers() for group in o.param_groups for p in group["params"]}
-        by_name = {name: p for name, p in self.parameters() if p in owner}
-        slots = []
-        for full, value in tensors.items():
-            if not full.startswith("optimizer."):
-                continue
-            name, _, key = full.removeprefix("optimizer.").rpartition(".")
-            p = by_name.get(name)
-            if p is None:
-                problems.append(f"{full} has no parameter here")
-            elif value.dim() and value.shape != p.shape:
-                problems.append(f"{full} is {list(value.shape)}, expected {list(p.shape)}")
-            else:
-                layout = torch.empty_like(p, dtype=value.dtype) if value.dim() else torch.empty_like(value)
-                slots.append((p, owner[p], key, layout.copy_(value)))
-        return slots
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of every block and part."""
         return [o for block in self.blocks for o in block.optimizers.values() if o is not None]
-
-    def _optimizer_states(self) -> dict[nn.Parameter, dict]:
-        return {cast(nn.Parameter, p): state for o in self._optimizers() for p, state in o.state.items()}

@@ -35,3 +35,11 @@ class Link(Protocol):
 
 NOTHING = Packet(torch.empty(0), torch.empty(0, dtype=torch.int64))
 """What goes to a stage that does not learn in this phase, so that all stages count the same steps."""
+
+
+class Stopped(Exception):
+    """In place of a packet: the lowest stage has stopped after `step` steps; nothing of the next one has happened."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step

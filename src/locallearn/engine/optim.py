@@ -17,14 +17,30 @@ from torch.optim import AdamW as TorchAdamW
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from locallearn.errors import UserError
+from locallearn.errors import UserError, described
 from locallearn.options import OneOf, Options
+
+
+def one_cycle(progress: float) -> float:
+    """Smith & Topin's one-cycle policy (arXiv 1708.07120) as `torch.optim.lr_scheduler.OneCycleLR` has it by default:
+    from 1/25 up to the whole rate over the first 30 %, then down to 4e-6 of it, by half cosines. Momentum is kept."""
+    start, end, rise = 1 / 25, 1 / 25e4, 0.3
+    if progress < rise:
+        return 1 + (start - 1) * _half_cosine(progress / rise)
+    return end + (1 - end) * _half_cosine((progress - rise) / (1 - rise))
+
+
+def _half_cosine(progress: float) -> float:
+    """From 1 to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
 
 SCHEDULES: dict[str, Callable[[float, Optim], float]] = {
     "constant": lambda p, o: 1.0,
     "linear": lambda p, o: 1.0 - p,
-    "cosine": lambda p, o: 0.5 * (1.0 + math.cos(math.pi * p)),
+    "cosine": lambda p, o: _half_cosine(p),
     "step": lambda p, o: o.decay ** sum(p >= m for m in o.milestones),
+    "one_cycle": lambda p, o: one_cycle(p),
 }
 
 
@@ -33,7 +49,8 @@ class Optim(Options, ABC):
     """What every optimizer shares.
 
     lr, weight_decay  of a block's units and head
-    schedule          of the learning rate: constant, linear or cosine to zero, or step
+    schedule          of the learning rate: constant, linear or cosine to zero, step, one_cycle, or a function of your
+                      own, progress in [0, 1] -> factor
     warmup            share of training over which the rate rises linearly from zero
     milestones        with schedule=step: the shares of training at which the rate is multiplied by `decay`
     clip              largest gradient norm per block; 0: no clipping
@@ -44,13 +61,29 @@ class Optim(Options, ABC):
 
     lr: Annotated[float, Ge(0)] = 0.05
     weight_decay: Annotated[float, Ge(0)] = 0.0
-    schedule: Annotated[str, OneOf(SCHEDULES)] = "cosine"
+    schedule: Annotated[str, OneOf(tuple(SCHEDULES))] | Callable[[float], float] = "cosine"
     warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     milestones: list[Annotated[float, Interval(ge=0, le=1)]] = field(default_factory=lambda: [0.5, 0.75])
     decay: Annotated[float, Ge(0)] = 0.1
     clip: Annotated[float, Ge(0)] = 0.0
     auxiliary_lr: Annotated[float, Ge(0)] | None = None
     auxiliary_weight_decay: Annotated[float, Ge(0)] | None = None
+
+    @staticmethod
+    def refuse(options: Mapping[str, object]) -> None:
+        """Say of options what their types cannot. Raises UserError."""
+        if options.get("schedule") == "plateau":
+            raise UserError(
+                "optim.schedule=plateau would wait for a validation number, and a schedule here is a function of "
+                "progress alone: choose step with optim.milestones, cosine, or a function of your own"
+            )
+
+    def __post_init__(self) -> None:
+        self.refuse({"schedule": self.schedule})
+        super().__post_init__()
+        if callable(self.schedule):
+            for progress in (0.0, 0.5, 1.0):
+                self.factor(progress)
 
     def unread(self) -> Mapping[str, str]:
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
@@ -60,7 +93,10 @@ class Optim(Options, ABC):
         """The share of the base rate at `progress` in [0, 1]."""
         if progress < self.warmup:
             return progress / self.warmup
-        return SCHEDULES[self.schedule]((progress - self.warmup) / (1 - self.warmup), self)
+        progress = (progress - self.warmup) / (1 - self.warmup)
+        if isinstance(self.schedule, str):
+            return SCHEDULES[self.schedule](progress, self)
+        return _factor_of(self.schedule, progress)
 
     def of_block(
         self, layers: nn.Module, head: nn.Module | None, auxiliary: nn.ModuleDict, separate: frozenset[str]
@@ -87,6 +123,17 @@ class Optim(Options, ABC):
     @abstractmethod
     def build(self, groups: list[dict]) -> Optimizer:
         """The PyTorch optimizer over these groups."""
+
+
+def _factor_of(schedule: Callable[[float], float], progress: float) -> float:
+    """What a schedule of the user's says. Raises UserError for what is no factor."""
+    try:
+        factor = float(schedule(progress))
+    except Exception as error:
+        raise UserError(f"optim.schedule at progress {progress:g}: {described(error)}") from error
+    if not 0 <= factor < math.inf:
+        raise UserError(f"optim.schedule is {factor} at progress {progress:g}: must be a finite factor of at least 0")
+    return factor
 
 
 def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

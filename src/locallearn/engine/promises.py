@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -50,8 +50,12 @@ def check_task(strategy: Strategy, task: Task) -> None:
             )
 
 
-def phases_of(strategy: Strategy, depth: int) -> list[range]:
-    """Which of `depth` blocks learn, phase after phase. Raises UserError for anything else."""
+def phases_of(strategy: Strategy, depth: int, trained: Collection[int] | None = None) -> list[range]:
+    """Which of `depth` blocks take their steps, phase after phase. Raises UserError for anything else.
+
+    Where the user lets only some blocks learn, `trained`, phases without any of them are left out. In the others the
+    blocks below the lowest one only compute; those above the highest one are needed for the feedback that passes them.
+    """
     phases: Any = strategy.phases(depth)
     fits = isinstance(phases, Sequence) and all(isinstance(each, range) for each in phases)
     if not fits or not phases or any(not each or each.step != 1 or each[0] < 0 or each[-1] >= depth for each in phases):
@@ -59,7 +63,25 @@ def phases_of(strategy: Strategy, depth: int) -> list[range]:
             f"{type(strategy).__name__}.phases({depth}) returned {phases!r}: must be a list of ranges within "
             f"range({depth}), the blocks that learn in each phase"
         )
-    return list(phases)
+    if trained is None:
+        return list(phases)
+    pairs = [(phase, [k for k in phase if k in trained]) for phase in phases]
+    without_feedback = strategy.route is Route.NONE
+    kept = [
+        range(phase.start if strategy.carries else own[0], own[-1] + 1 if without_feedback else phase.stop)
+        for phase, own in pairs
+        if own
+    ]
+    if not kept:
+        raise UserError(f"train_blocks={sorted(trained)}: {type(strategy).__name__} never trains any of these")
+    return kept
+
+
+def only_computes(strategy: Strategy, index: int, depth: int, trained: Collection[int] | None) -> bool:
+    """Whether a block never takes a step, because the user lets it not learn and no feedback passes it."""
+    if trained is None or index in trained:
+        return False
+    return strategy.route is Route.NONE or not any(index in phase for phase in phases_of(strategy, depth, trained))
 
 
 def modules_of(strategy: Strategy, spec: BlockSpec) -> nn.ModuleDict:
@@ -79,13 +101,23 @@ def modules_of(strategy: Strategy, spec: BlockSpec) -> nn.ModuleDict:
 
 
 def check_separate(strategy: Strategy, blocks: Sequence[TrainedBlock]) -> None:
-    """Raise UserError for an optimizer of its own that is promised to a module that no block has. With one block a
-    strategy may have nothing to train beside it."""
+    """Raise UserError for an optimizer of its own that is promised to a module that no block has. With one block, or
+    where others are frozen, a strategy may have nothing to train beside it."""
     there = {name for block in blocks for name in block.auxiliary}
-    if len(blocks) > 1 and (missing := sorted(strategy.separate - there)):
+    if len(blocks) > 1 and not blocks[0].trained and (missing := sorted(strategy.separate - there)):
         raise UserError(
             f"{type(strategy).__name__}.separate names {', '.join(missing)}, but no block has such a module: "
             f"{type(strategy).__name__}.modules gives {', '.join(sorted(there)) or 'none'}"
+        )
+
+
+def check_trained(strategy: Strategy, blocks: Sequence[TrainedBlock]) -> None:
+    """Raise UserError for a block that the user lets learn, and that a step of every phase has not updated."""
+    missed = [block.spec.index for block in blocks if block.trained and not block.frozen and not block.updated]
+    if missed:
+        raise UserError(
+            f"train_blocks names block {missed[0]}, which {type(strategy).__name__} does not train: leave it out, or "
+            "choose another strategy"
         )
 
 

@@ -26,6 +26,7 @@ class Setup:
     compiled       whether torch.compile works on units and head
     micro_batches  parts of a batch whose gradients are averaged
     total_steps    None if nobody knows; then the learning rate is constant
+    train_blocks   the blocks that learn; None: all of them
     pixels         see `BlockSpec`
     task           what is asked of the model
     """
@@ -36,6 +37,7 @@ class Setup:
     compiled: bool = False
     micro_batches: int = 1
     total_steps: int | None = None
+    train_blocks: frozenset[int] | None = None
     pixels: Pixels | None = None
     task: Task = CLASSES
 

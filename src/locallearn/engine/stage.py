@@ -82,7 +82,8 @@ class Stage:
         self.delays = [staleness * (depth - 1 - block.spec.index) for block in blocks]
         self.longest_delay = staleness * (depth - 1)
         self.half = half
-        self._phases = phases_of(strategy, depth)
+        self._phases = phases_of(strategy, depth, blocks[0].trained)
+        self._first = 0  # the lowest block that takes its step in this phase: feedback goes no further down
         self._plain = nullcontext()
         self.random_state = seeds.Undisturbed(blocks[0].device)
         self._late: PendingBackward | None = None  # waits for feedback that is under way from the stage above
@@ -103,6 +104,7 @@ class Stage:
         phase = min(done * len(self._phases) // of, len(self._phases) - 1)
         progress = (done * len(self._phases) - phase * of) / of
         learning = self._phases[phase]
+        self._first = learning.start
         set_modes(self.blocks, learning)
         self._now = step
         updates = sum(block.updates for block in self.blocks)
@@ -163,7 +165,8 @@ class Stage:
             if block is self.blocks[-1]:
                 self._finish_late()
             block.start(at)
-            if block.spec.index not in learning:  # below the learning ones: frozen
+            idle = block.frozen and self.strategy.route is Route.NONE
+            if idle or block.spec.index not in learning:  # it only computes
                 with torch.no_grad(), self.autocast():
                     packet = packet.at(block.layers(packet.h))
                 self._send_forward(block, packet, learning)
@@ -194,7 +197,7 @@ class Stage:
         """Under NEIGHBOR: give the block below what it waits for. Returns the one that now waits in this stage."""
         if below is not None:
             self._finish(below, back)
-        elif self.link is not None and self.link.below:
+        elif self.link is not None and self.link.below and pending.block.spec.index > self._first:
             self.link.send_backward(back)
         if pending.block is not self.blocks[-1]:
             return pending
@@ -250,7 +253,9 @@ class Stage:
             self._pass_down(i, message)
 
     def _pass_down(self, i: int, message: Feedback | None) -> None:
-        """Feedback for block i of this stage, or (-1) for the stage below."""
+        """Feedback for block i of this stage, or (-1) for the stage below; dropped where nobody listens."""
+        if self.blocks[0].spec.index + i < self._first:
+            return
         if i >= 0:
             self._messages[i].append(message)
         elif self.link is not None and self.link.below:

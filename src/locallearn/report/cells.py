@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from locallearn.names import SELECTED_BY
+from locallearn.names import VALIDATION, metric_of, on
 from locallearn.report.grouped import Group, GroupedRuns
 from locallearn.report.grouping import text
 from locallearn.report.numbers import COSTS, Number, is_finite, shown, spread, title
 from locallearn.runs.read import Run
-
-EXTRA = (SELECTED_BY, "images_per_second")
-"""Metrics beside the score that the page has room for."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,7 @@ def results(grouped: GroupedRuns) -> Table:
     """A row for each group: what it reached, how that differs from backprop, what it cost. A column that would be empty
     is left out."""
     score = grouped.score
+    extra = on(VALIDATION, metric_of(score)), "images_per_second"  # the page has room for them
 
     def column(head: str, cell: Callable[[Group], Cell], note: str = "", roomy: bool = False) -> Column:
         return Column(head, [cell(group) for group in grouped.groups], note, roomy)
@@ -97,7 +95,7 @@ def results(grouped: GroupedRuns) -> Table:
         column("published", _published),
         column("best", of(score, _best)),
         column("vs backprop", of(score, _difference), "95 % interval"),
-        *(column(title(metric), of(metric, _mean), roomy=True) for metric in EXTRA if metric != score),
+        *(column(title(metric), of(metric, _mean), roomy=True) for metric in extra if metric != score),
         *(column(cost.head, of(metric, _cost)) for metric, cost in COSTS.items()),
     ]
     full = [column for k, column in enumerate(columns) if k < 2 or not column.empty]

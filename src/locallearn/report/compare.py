@@ -10,7 +10,7 @@ from locallearn.config.registry import flat
 from locallearn.figures import COLOURS, by_strategy
 from locallearn.figures.text import table
 from locallearn.names import BLOCK, PROBE
-from locallearn.report.figures import CURVES, LINES, MARKERS, accuracy_by_block, learning_curves
+from locallearn.report.figures import LINES, MARKERS, curves_of, learning_curves, score_by_block
 from locallearn.report.grouping import text, written
 from locallearn.report.numbers import numbers, shown, values
 from locallearn.report.series import curve
@@ -83,7 +83,9 @@ def _digits(value: float, sign: str = "", digits: int = 6) -> str:
 
 def curves(comparison: Comparison) -> Rows:
     """What they were worth epoch by epoch, metric by metric; at most `EPOCHS` rows and the last."""
-    own = {(m, n): curve([run], m) for m in CURVES for n, run in enumerate(comparison.runs, start=1)}
+    own = {
+        (m, n): curve([run], m) for m in curves_of(comparison.runs) for n, run in enumerate(comparison.runs, start=1)
+    }
     recorded = {metric for (metric, _), line in own.items() if line}
     own = {key: line for key, line in own.items() if key[0] in recorded}
     epochs = sorted({epoch for line in own.values() for epoch in line})
@@ -115,7 +117,7 @@ def terminal(comparison: Comparison, width: int) -> str:
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
-    """The curves of all runs in the same panels, and their accuracy by block."""
+    """The curves of all runs in the same panels, and their score by block."""
     strategies = [run.strategy for run in comparison.runs]
     order = [COLOURS[0], COLOURS[5], *COLOURS[1:5], *COLOURS[6:]]
     apart = len(set(strategies)) == len(strategies)
@@ -125,8 +127,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
         runs[label] = [run]
         colour = by_strategy(run.strategy) if apart else order[k % len(order)]
         looks[label] = (colour, LINES[k % len(LINES)], MARKERS[k % len(MARKERS)])
-    figures = {
-        "learning_curves": learning_curves(runs, looks),
-        "accuracy_by_block": accuracy_by_block({label: numbers(own) for label, own in runs.items()}, looks),
-    }
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    drawn = learning_curves(runs, looks)
+    every = {label: numbers(own) for label, own in runs.items()}
+    blocks = score_by_block(every, looks, comparison.runs[0].score)
+    return ({"learning_curves": drawn} if drawn is not None else {}) | blocks

@@ -1,4 +1,4 @@
-"""The pictures of a report: learning curves, accuracy by block, and what accuracy costs in time and memory."""
+"""The pictures of a report: learning curves, the score by block, and what the score costs in time and memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MOST = 12
 """So many groups can be told apart in one picture."""
-CURVES = (names.on(names.TRAIN, names.LOSS), names.SELECTED_BY, names.TEST_ACCURACY)
 DRAWN_COSTS = ("seconds", "peak_memory_bytes")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*X<>hd"
@@ -35,9 +34,10 @@ def draw(grouped: GroupedRuns) -> dict[str, Figure]:
     named = dict(zip(short_labels(groups), groups, strict=True))
     looks = dict(zip(named, looks_of(groups), strict=True))
     numbers = {name: group.numbers for name, group in named.items()}
-    every = {
+    score = names.metric_of(grouped.score)
+    every: dict[str, Figure | None] = {
         "learning_curves": learning_curves({name: group.counted for name, group in named.items()}, looks),
-        "accuracy_by_block": accuracy_by_block(numbers, looks),
+        **score_by_block(numbers, looks, score),
         "cost": _cost(grouped.score, numbers, looks),
     }
     figures = {name: figure for name, figure in every.items() if figure is not None}
@@ -49,7 +49,7 @@ def draw(grouped: GroupedRuns) -> dict[str, Figure]:
 
 
 def drawn(grouped: GroupedRuns) -> list[Group]:
-    """All groups with a finished run, or of many those with the best validation accuracy."""
+    """All groups with a finished run, or of many the best by validation."""
     groups = [group for group in grouped.groups if group.counted]
     best = sorted(groups, key=lambda group: group.rank)[:MOST]
     return [group for group in groups if group in best]
@@ -79,10 +79,18 @@ def looks_of(groups: Sequence[Group]) -> list[Look]:
     return looks
 
 
+def curves_of(runs: Sequence[Run]) -> list[str]:
+    """The numbers that are drawn over epochs."""
+    scores = dict.fromkeys(run.score for run in runs)
+    evaluated = [names.on(split, score) for score in scores for split in (names.VALIDATION, names.TEST)]
+    return [names.on(names.TRAIN, names.LOSS), *evaluated]
+
+
 def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Figure | None:
-    """Mean and standard deviation of each metric over runs, by label."""
-    curves = {metric: {name: curve(own, metric) for name, own in runs.items()} for metric in CURVES}
-    drawn = [metric for metric in CURVES if any(curves[metric].values())]
+    """Mean and standard deviation over runs, by label: of the training loss, and of what the runs are judged by."""
+    metrics = curves_of([run for own in runs.values() for run in own])
+    curves = {metric: {name: curve(own, metric) for name, own in runs.items()} for metric in metrics}
+    drawn = [metric for metric in metrics if any(curves[metric].values())]
     if not drawn:
         return None
     figure, axes = panels(len(drawn), 1)
@@ -113,21 +121,24 @@ def _band(axes: Axes, points: Mapping[float, Sequence[float]], look: Look, name:
         axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def accuracy_by_block(numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look]) -> Figure | None:
-    """Test accuracy of every block that can predict, by label; a network of one predicting block is a point."""
+def score_by_block(
+    numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look], score: str
+) -> dict[str, Figure]:
+    """A picture of the score of every block that can predict, on the test set, by label; a network of one predicting
+    block is a point. None where no network has several."""
     from matplotlib.ticker import MaxNLocator
 
-    blocks = {name: names.by_block(own, names.ACCURACY, names.TEST) for name, own in numbers.items()}
+    blocks = {name: names.by_block(own, score, names.TEST) for name, own in numbers.items()}
     if not any(len(own) > 1 for own in blocks.values()):
-        return None
+        return {}
     figure, (axes,) = panels(width=4.2)
     for name, own in blocks.items():
         _band(axes, {block: number.values for block, number in own.items()}, looks[name], name)
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(names.in_words(names.TEST_ACCURACY))
+    axes.set_ylabel(names.in_words(names.on(names.TEST, score)))
     _legend(figure, axes)
-    return figure
+    return {f"{score}_by_block": figure}
 
 
 def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look]) -> Figure | None:

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
-from locallearn.names import ACCURACY, LOSS, SELECTED_BY, TEST, TRAIN, VALIDATION, on
+from locallearn.names import LOSS, TEST, TRAIN, VALIDATION, on
 from locallearn.report.grouping import BACKPROP, common, differing, is_method, label, order, settings_of, written
 from locallearn.report.numbers import Number, numbers, paired, values
 from locallearn.report.published import Published, published
 from locallearn.runs.read import Run
-
-_EVALUATED = [on(split, metric) for metric in (ACCURACY, LOSS) for split in (TEST, VALIDATION)]
-SCORES = (*_EVALUATED, on(TRAIN, ACCURACY), on(TRAIN, LOSS))
-"""What a run is judged by: the first of them that any run has."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,8 @@ class Group:
 
     @property
     def rank(self) -> float:
-        """What groups are sorted by, the best by validation accuracy first."""
-        return -self.numbers[SELECTED_BY].mean if SELECTED_BY in self.numbers else 0.0
+        """What groups are sorted by, the best by validation first."""
+        return fmean(run.rank for run in self.counted) if self.counted else 0.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,14 @@ class GroupedRuns:
     def metrics(self) -> list[str]:
         """The names of all numbers, the score first."""
         names = dict.fromkeys(name for group in self.groups for name in group.numbers)
-        return list(dict.fromkeys([*[name for name in SCORES if name in names][:1], *names]))
+        return list(dict.fromkeys([*[name for name in self.scores if name in names][:1], *names]))
+
+    @property
+    def scores(self) -> list[str]:
+        """What a run may be judged by: the first of them that any run has."""
+        metrics = [*dict.fromkeys([*(run.score for run in self.runs), LOSS])]
+        evaluated = [on(split, metric) for metric in metrics for split in (TEST, VALIDATION)]
+        return [*evaluated, *(on(TRAIN, metric) for metric in metrics)]
 
     @property
     def score(self) -> str:
@@ -126,7 +130,7 @@ def _group(settings: dict[str, Any], runs: list[Run], problems: list[str]) -> Gr
 
 def _compared(group: Group, groups: Sequence[Group], differs: Sequence[str]) -> Group:
     """The group with its differences to backprop: to the group on the same task that differs in the fewest settings,
-    and of several to the one with the best validation accuracy."""
+    and of several to the best by validation."""
 
     def apart(base: Group) -> list[str]:
         return [key for key in differs if base.settings.get(key) != group.settings.get(key)]
@@ -148,6 +152,8 @@ def _problems(runs: Sequence[Run], result: GroupedRuns) -> list[str]:
     for group in result.groups:
         if without := sum(score not in values(run) for run in group.counted):
             sentences.append(f"{group.label}: {without} of {len(group.counted)} finished runs have no finite {score}")
+    if len(judged := sorted({run.score for group in result.groups for run in group.counted})) > 1:
+        sentences.append(f"the runs are judged by different numbers ({', '.join(judged)}): their scores do not compare")
     for name, fact in (("device", "devices"), ("threads", "numbers of threads")):
         manifests = [run.manifest for group in result.groups for run in group.counted]
         seen = sorted({str(manifest[name]) for manifest in manifests if name in manifest})

@@ -12,7 +12,7 @@ from locallearn.report.numbers import is_finite
 from locallearn.runs.read import Run
 
 BACKPROP = "backprop"
-_WHERE = (*WHERE, "seed", "probe", "evaluate_every")
+_WHERE = (*WHERE, "seed", "probe", "callback", "evaluate_every")
 _WHERE_KEYS = (*_WHERE, "dry_run", "allow", "data.root")
 """Settings that say where a run runs and what is looked at, not what is learned."""
 _METHOD = (

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeGuard
 
-from locallearn.names import ACCURACY, higher_is_better, in_words
+from locallearn.names import ACCURACY, higher_is_better, in_words, metric_of
 from locallearn.runs.read import Run
 
 SHARES = (ACCURACY, "_share")  # endings of metrics that are shown in percent
+SCORES_IN_PERCENT = {"f1", "map", "miou"}
 _LEAST = float("-inf")
 _UNITS = {
     "seconds": ((2 * 3600, 3600, "h"), (2 * 60, 60, "min"), (_LEAST, 1, "s")),
@@ -86,11 +87,12 @@ def numbers(runs: Sequence[Run]) -> dict[str, Number]:
     for run in runs:
         for name, value in values(run).items():
             columns.setdefault(name, {})[run.seed] = value
-    return {name: number_of(name, column) for name, column in columns.items()}
+    metrics = runs[0].metrics if runs else {}
+    return {name: number_of(name, column, metrics) for name, column in columns.items()}
 
 
-def number_of(name: str, column: Mapping[int | None, float]) -> Number:
-    over_seeds, up = tuple(column.values()), higher_is_better(name)
+def number_of(name: str, column: Mapping[int | None, float], metrics: Mapping[str, str]) -> Number:
+    over_seeds, up = tuple(column.values()), higher_is_better(name, metrics)
     best = None if up is None else max(over_seeds) if up else min(over_seeds)
     return Number(over_seeds, tuple(column), *mean_and_deviation(over_seeds), best)
 
@@ -130,19 +132,24 @@ def interval(differences: Sequence[float]) -> tuple[float, float | None, float |
 
 def percent(metric: str) -> int:
     """What a value is multiplied by to be shown: shares are in percent."""
-    return 100 if metric.endswith(SHARES) else 1
+    return 100 if in_percent(metric) else 1
+
+
+def in_percent(metric: str) -> bool:
+    """Whether a metric is a share, which is shown in percent."""
+    return metric.endswith(SHARES) or metric_of(metric) in SCORES_IN_PERCENT
 
 
 def title(metric: str) -> str:
     """`test/accuracy` -> `test accuracy %`"""
-    return f"{in_words(metric)} %" if metric.endswith(SHARES) else in_words(metric)
+    return f"{in_words(metric)} %" if in_percent(metric) else in_words(metric)
 
 
 def shown(metric: str, value: float | None, sign: str = "") -> str:
     """A value in the unit of its metric."""
     if value is None:
         return ""
-    if metric.endswith(SHARES):
+    if in_percent(metric):
         return f"{100 * value:{sign}.2f}"
     size, unit = _unit(metric, value)
     return f"{_digits(value / size, 3)} {unit}" if unit else f"{value:{sign}.4g}"
@@ -153,7 +160,7 @@ def spread(metric: str, number: Number) -> str:
     size, unit = _unit(metric, number.mean)
     if number.std is None or metric.endswith(("flops", "share")):
         return shown(metric, number.mean)
-    if metric.endswith(SHARES):
+    if in_percent(metric):
         return f"{shown(metric, number.mean)} ± {shown(metric, number.std)}"
     if not unit:
         return f"{number.mean:.4g} ± {_digits(number.std, 2)}"

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from locallearn import names
 from locallearn.figures import by_depth, by_strategy
 from locallearn.figures.style import spaced
-from locallearn.report.grouped import SCORES, GroupedRuns
+from locallearn.report.grouped import GroupedRuns
 from locallearn.report.numbers import COSTS, is_finite, mean_and_deviation, percent, title
 from locallearn.runs.read import Run
 
@@ -32,9 +32,9 @@ DARK_GROUND = (0x15, 0x18, 0x1C)
 
 
 def curve(runs: Iterable[Run], metric: str) -> Curve:
-    """The finite values of a metric over runs, by epoch."""
+    """The finite values of a metric over runs, by epoch, with a fraction inside one."""
     values: Curve = {}
-    for record in (record for run in runs for record in run.history):
+    for record in (record for run in runs for record in (*run.history, *run.inside)):
         if is_finite(record.get("epoch")) and is_finite(record.get(metric)):
             values.setdefault(record["epoch"], []).append(record[metric])
     return dict(sorted(values.items()))
@@ -104,9 +104,10 @@ def _thin(everything: Sequence[Series]) -> None:
 
 
 def _curves(grouped: GroupedRuns) -> list[dict[str, Any]]:
-    """What every epoch records: the score first."""
+    """What every epoch records, the score first; then the loss inside of them."""
     curves: list[dict[str, Any]] = []
-    for name in dict.fromkeys([*([grouped.score] if grouped.score else []), *SCORES]):
+    inside = names.on(names.STEP, names.LOSS)
+    for name in dict.fromkeys([*([grouped.score] if grouped.score else []), *grouped.scores, inside]):
         values = [_series(curve(group.shown, name), percent(name)) for group in grouped.groups]
         if any(series["x"] for series in values):
             curves.append({"key": name, "label": title(name), "values": values})
@@ -137,20 +138,23 @@ def _trade(grouped: GroupedRuns) -> dict[str, Any]:
 
 
 def _probes(grouped: GroupedRuns) -> Iterator[dict[str, Any]]:
-    """What probes saw; and, in the same form, the test accuracy of every block that can predict, over epochs."""
+    """What probes saw; and, in the same form, the score of every block that can predict, on the test set, over
+    epochs."""
     groups = [group.shown for group in grouped.groups]
-    blocks = f"{names.in_words(names.TEST_ACCURACY).capitalize()} by block"
-    tables = {blocks: [[row for run in own for row in _block_rows(run)] for own in groups]}
+    score = names.metric_of(grouped.score) or names.ACCURACY
+    blocks = f"{names.in_words(names.on(names.TEST, score)).capitalize()} by block"
+    tables = {blocks: [[row for run in own for row in _block_rows(run, score)] for own in groups]}
     for probe in dict.fromkeys(probe for own in groups for run in own for probe in run.rows):
         rows = [[row for run in own for row in run.rows.get(probe, [])] for own in groups]
         tables[f"Probe: {probe.replace('_', ' ')}"] = rows
     return filter(None, (_probe(name, rows) for name, rows in tables.items()))
 
 
-def _block_rows(run: Run) -> Iterator[dict[str, Any]]:
+def _block_rows(run: Run, score: str) -> Iterator[dict[str, Any]]:
+    called = names.in_words(names.on(names.TEST, score))
     for record in run.history:
-        for block, value in names.by_block(record, names.ACCURACY, names.TEST).items():
-            yield {"epoch": record.get("epoch"), names.BLOCK: block, names.in_words(names.TEST_ACCURACY): value}
+        for block, value in names.by_block(record, score, names.TEST).items():
+            yield {"epoch": record.get("epoch"), names.BLOCK: block, called: value}
 
 
 def _probe(name: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:

@@ -26,8 +26,11 @@ def command(*words: str | os.PathLike[str], flags: Sequence[str] = ()) -> str:
     return shlex.join([*program(), *(os.fspath(word) for word in words), *flags])
 
 
-def resume(run: str | os.PathLike[str]) -> str:
-    """What goes on with a run, and may reach all that this process may."""
+def resume(run: str | os.PathLike[str], objects: Sequence[str] = ()) -> str:
+    """What goes on with a run, and may reach all that this process may. With `objects` of Python's it is no command but
+    a call, which gives them again."""
+    if objects:
+        return f"locallearn.resume({os.fspath(run)!r}, {', '.join(f'{name}=...' for name in objects)}) in Python"
     return command("resume", run, flags=trusting(sys.argv[1:]))
 
 

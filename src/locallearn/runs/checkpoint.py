@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,8 @@ class Newer(UserError):
 @dataclass(frozen=True)
 class SavedState:
     """What `state.json` must hold: after how many steps it was saved, where the next epoch goes on, how long training
-    took until then, and the running sums of every block."""
+    took until then, and the running sums of every block. Where there are such: these sums at the last record inside the
+    epoch, why a callback has stopped the run, and the plain values of each callback."""
 
     format: int
     step: int
@@ -52,6 +53,13 @@ class SavedState:
     offset: int
     seconds: float
     blocks: list[BlockSums]
+    logged: list[BlockSums] = field(default_factory=list)
+    stopped: str = ""
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.logged) not in (0, len(self.blocks)):
+            raise UserError("state.json: logged must have the sums of as many blocks as there are")
 
 
 @dataclass(frozen=True)
@@ -63,16 +71,22 @@ class BlockSums:
     notes: dict[str, list[float]]
 
     def __post_init__(self) -> None:
-        if any(len(sums) != 3 for sums in (self.totals, *self.notes.values())):
-            raise UserError("state.json: the sums of a block are three numbers")
+        if len(self.totals) < 2 or any(len(sums) != 3 for sums in self.notes.values()):
+            raise UserError("state.json: the sums of a block are two numbers or more, those of a note are three")
 
 
 class SavedCheckpoint(NamedTuple):
-    """A sound checkpoint, read: tensors by name, and what else was saved."""
+    """A sound checkpoint, read: the learner's tensors by name, what else was saved, and the state of each callback."""
 
     path: Path
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+    callbacks: dict[str, dict[str, Any]]
+
+
+def of_callback(callback: str, name: str) -> str:
+    """The name of a callback's tensor in a checkpoint."""
+    return f"callback.{callback}.{name}"
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
@@ -151,7 +165,13 @@ def _read(path: Path) -> SavedCheckpoint:
     checked(SavedState, state, "state.json")
     if path.name != f"step-{state['step']:08d}":
         raise ValueError(f"state.json is of step {state['step']}")
-    return SavedCheckpoint(path, stored.tensors(path / "tensors.safetensors"), state)
+    tensors = stored.tensors(path / "tensors.safetensors")
+    callbacks = {}
+    for callback, values in state.get("callbacks", {}).items():
+        prefix = of_callback(callback, "")
+        own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+        callbacks[callback] = values | {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    return SavedCheckpoint(path, tensors, state, callbacks)
 
 
 def _committed(folder: Path) -> list[Path]:

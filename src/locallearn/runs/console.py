@@ -22,6 +22,8 @@ from locallearn.figures.text import columns, fitted, put, table
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+SPEED_INSIDE = names.on(names.STEP, "images_per_second")
+REPORT_SECONDS = 60.0  # without a bar, a line inside an epoch after so long
 REFRESH_SECONDS = 0.25  # a refresh of the bar costs about 1 ms
 SHORTEST_BAR = 10  # columns; before a bar gets shorter, the least important fact goes
 RESULT = (  # title, name, scale and digits of the numbers below those of accuracy
@@ -50,6 +52,8 @@ class Console:
         self._epochs = self._steps_per_epoch = self._last_step = 0
         self._step = self._first_step = self._images = 0
         self._so_far: Callable[[], str] = str
+        self._score = names.ACCURACY
+        self._inside = ""
         self._started = self._shown = time.monotonic()
 
     def start(
@@ -61,10 +65,13 @@ class Console:
         first_step: int = 0,
         last_step: int | None = None,
         so_far: Callable[[], str] = str,
+        score: str = names.ACCURACY,
     ) -> None:
         """Begin to count, after `first_step` steps of a resumed run, up to `last_step` if that is before the end of the
-        last epoch. `so_far` says how good the running epoch is, as in "loss 0.412", whenever the bar is drawn.
+        last epoch. `so_far` says how good the running epoch is, as in "loss 0.412", whenever the bar is drawn; `score`
+        is the metric that the run is judged by.
         """
+        self._score = score
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._last_step = epochs * steps_per_epoch if last_step is None else last_step
         self._step = self._first_step = first_step
@@ -85,20 +92,33 @@ class Console:
             self._shown = now
             self._refresh()
 
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One line for a record. One of the last steps goes into the bar; without a bar it has a line once a minute."""
+        scores = {metric: names.on(names.STEP, metric) for metric in (names.LOSS, self._score)}
+        self._inside = "  ".join(f"{m} {_number(record[name])}" for m, name in scores.items() if name in record)
+        silent = self._bar is None and time.monotonic() - self._shown >= REPORT_SECONDS
+        if SPEED_INSIDE not in record or silent:
+            self.epoch(record)
+
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """One line for an epoch; `record["epoch"]` counts finished epochs. What the record lacks is left out."""
-        parts = [f"epoch {record.get('epoch', '?'):>{len(str(self._epochs))}}/{self._epochs}"]
+        """One line for a record; `record["epoch"]` counts epochs, with a fraction inside one. What the record lacks is
+        left out."""
+        self._shown = time.monotonic()
+        epoch = record.get("epoch", "?")
+        done = f"{epoch:.2f}" if isinstance(epoch, float) else f"{epoch:>{len(str(self._epochs))}}"
+        parts = [f"epoch {done}/{self._epochs}"]
         for split, metrics in {
-            names.TRAIN: (names.LOSS, names.ACCURACY),
-            names.VALIDATION: (names.ACCURACY,),
-            names.TEST: (names.ACCURACY,),
+            names.STEP: (names.LOSS, self._score),
+            names.TRAIN: (names.LOSS, self._score),
+            names.VALIDATION: (self._score,),
+            names.TEST: (self._score,),
         }.items():
-            values = [_number(record[name]) for metric in metrics if (name := names.on(split, metric)) in record]
+            values = [_number(record[name]) for m in dict.fromkeys(metrics) if (name := names.on(split, m)) in record]
             parts += [f"{split} {' / '.join(values)}"] if values else []
-        blocks = names.by_block(record, names.ACCURACY, names.TEST) or names.by_block(record, names.ACCURACY)
+        blocks = names.by_block(record, self._score, names.TEST) or names.by_block(record, self._score)
         parts += [f"block {' '.join(map(_number, blocks.values()))}"] if blocks else []
-        if record.get("images_per_second") is not None:
-            parts.append(f"{record['images_per_second']:.0f} images/s")
+        if (speed := record.get("images_per_second", record.get(SPEED_INSIDE))) is not None:
+            parts.append(f"{speed:.0f} images/s")
         if self._step < self._last_step:
             parts.append(f"{self._remaining()} left")
         text = fitted("  ".join(part.replace(" ", _KEPT) for part in parts), columns() if _is_terminal() else None)
@@ -119,10 +139,11 @@ class Console:
 
     def final_table(self, summary: Mapping[str, Any], blocks: int) -> None:
         """The closing table of a run: how good, how fast, how large. What the summary lacks is left out."""
-        scores = {names.in_words(name): name for name in (names.TEST_ACCURACY, names.SELECTED_BY)}
+        judged = [names.on(split, self._score) for split in (names.TEST, names.VALIDATION)]
+        scores = {names.in_words(name): name for name in judged}
         for k in range(blocks):
-            name = names.on(names.TEST, names.at(names.BLOCK, k, names.ACCURACY))
-            scores[f"{names.in_words(names.TEST_ACCURACY)} at block {k}"] = name
+            name = names.on(names.TEST, names.at(names.BLOCK, k, self._score))
+            scores[f"{names.in_words(judged[0])} at block {k}"] = name
         facts = [*((title, name, 1.0, 4) for title, name in scores.items()), *RESULT]
         rows = [(title, f"{summary[k] * scale:,.{n}f}") for title, k, scale, n in facts if summary.get(k) is not None]
         self.table("result", ("", "value"), rows)
@@ -146,7 +167,7 @@ class Console:
             f"{100 * self._step // max(self._last_step, 1)}%",
             f"{self._remaining()} left",
             f"step {self._step}/{self._last_step}",
-            self._so_far(),
+            self._inside or self._so_far(),
             f"epoch {epoch}/{self._epochs}",
             f"{self._images / max(time.monotonic() - self._started, 1e-9):.0f} images/s",
         ]

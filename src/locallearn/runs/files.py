@@ -28,6 +28,14 @@ STATES = ("done", "running", "failed", "interrupted")
 _TEMPORARY = re.compile(r"\..+\.tmp-(\d+)")
 
 
+_FRACTION = re.compile(rb'"epoch": \d+[.e]')
+
+
+def of_epoch(record: Mapping[str, Any]) -> bool:
+    """Whether a record is that of an epoch: its `epoch` is a whole number. A record inside one has a fraction."""
+    return not isinstance(record.get("epoch"), float)
+
+
 class Line(NamedTuple):
     """One line of a file of records. The last one of a killed process may lack its end, and is `torn`."""
 
@@ -40,12 +48,21 @@ class Line(NamedTuple):
         return not self.content.endswith(b"\n")
 
 
-def lines(file: Path, every: int = 1, last: int = 0) -> Iterator[Line]:
-    """The lines of a file of records; with `every` one in so many of them, and the one with the number `last`. Raises
-    OSError or ValueError for a file that cannot be read."""
+def lines(file: Path, every: int = 1, last: int = 0, inside: bool | None = None) -> Iterator[Line]:
+    """The lines of a file of records, or those of records that are, or are not, `inside` an epoch; with `every` one in
+    so many of them, and the one that is number `last` among them. Raises OSError or ValueError for a file that cannot
+    be read."""
+    count = 0
     for number, content in enumerate(stored.lines(file), start=1):
-        if number % every == 0 or number == last:
-            yield Line(number, content, stored.record(content))
+        if inside is None or inside is bool(_FRACTION.search(content)):  # only what is wanted is parsed
+            count += 1
+            if count % every == 0 or count == last:
+                yield Line(number, content, stored.record(content))
+
+
+def count_lines(file: Path, inside: bool | None = None) -> int:
+    """How many lines `lines` has with `every=1`."""
+    return sum(inside is None or inside is bool(_FRACTION.search(content)) for content in stored.lines(file))
 
 
 def reason(error: Exception) -> str:

@@ -226,6 +226,10 @@ class RunFolder:
         """All records in the order written, without a torn last line. Raises UserError for damage elsewhere."""
         return list(self.records(files.METRICS))
 
+    def history(self) -> list[dict[str, Any]]:
+        """The records of whole epochs. Raises UserError for damage."""
+        return list(filter(files.of_epoch, self.records(files.METRICS)))
+
     def records(self, name: str) -> Iterator[dict[str, Any]]:
         """The lines of a `.jsonl` file, without a torn last one. Raises UserError for damage elsewhere."""
         return (record for _, record in self._lines(name))

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from locallearn import paths, stored
 from locallearn.config.registry import flat
 from locallearn.errors import UserError
+from locallearn.names import ACCURACY, VALIDATION, higher_is_better, on
 from locallearn.runs import again, files
 from locallearn.runs.folder import is_locked, similar
 
@@ -32,6 +33,7 @@ class Run:
     config    the resolved configuration, flattened: `optim.lr`
     names     the choice of each group: `strategy` -> `dgl`
     history   the records of metrics.jsonl, one per epoch
+    inside    those inside an epoch, whose `epoch` is a fraction: of the last steps, or of an evaluation
     summary   the final numbers; of an unfinished run the last record
     rows      what each probe saw
     overrides what was set on the command line
@@ -52,6 +54,7 @@ class Run:
     overrides: list[str] = field(default_factory=list)
     ended: str = ""
     problems: list[str] = field(default_factory=list)
+    inside: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -61,6 +64,30 @@ class Run:
     def seed(self) -> int | None:
         seed = self.config.get("seed")
         return seed if isinstance(seed, int) else None
+
+    @property
+    def score(self) -> str:
+        """The metric that the run is judged by: its task says which."""
+        score = self.manifest.get("score")
+        return score if isinstance(score, str) else ACCURACY
+
+    @property
+    def selected_by(self) -> str:
+        """The number that choices between runs are made by: never one of the test set."""
+        return on(VALIDATION, self.score)
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The metrics of its task, "up" where more is better and "down" where less is."""
+        metrics = self.manifest.get("metrics")
+        return metrics if isinstance(metrics, dict) else {}
+
+    @property
+    def rank(self) -> float:
+        """What runs are sorted by, the best first; 0 without a validation part."""
+        value = self.summary.get(self.selected_by)
+        sign = -1.0 if higher_is_better(self.selected_by, self.metrics) else 1.0
+        return sign * value if isinstance(value, int | float) else 0.0
 
     @property
     def strategy(self) -> str:
@@ -147,7 +174,7 @@ def _read(path: Path) -> Run:
     config = _mapping(path / files.CONFIG, problems)
     manifest = _mapping(path / files.MANIFEST, problems)
     status = _mapping(path / files.STATUS, problems)
-    history = _records(path / files.METRICS, problems, CURVE_RECORDS)
+    history = _records(path / files.METRICS, problems, CURVE_RECORDS, inside=False)
     state, reason = _state(path, status, config, history)
     summary = _mapping(path / files.SUMMARY, problems if state == "done" else [])
     if state == "done":
@@ -170,6 +197,7 @@ def _read(path: Path) -> Run:
         overrides=_tried(stored.texts, path / files.OVERRIDES, [], []),
         ended=str(status.get("time", "")),
         problems=problems,
+        inside=_records(path / files.METRICS, [], CURVE_RECORDS, inside=True),
     )
 
 
@@ -218,19 +246,19 @@ def _mapping(file: Path, problems: list[str]) -> dict[str, Any]:
     return _tried(stored.mapping, file, {}, problems)
 
 
-def _records(file: Path, problems: list[str], most: int = 2**62) -> list[dict[str, Any]]:
+def _records(file: Path, problems: list[str], most: int = 2**62, inside: bool | None = None) -> list[dict[str, Any]]:
     """The records of a .jsonl file that are whole, or about `most` of them, evenly spaced; a problem more for each that
-    is not."""
+    is not. `inside`: those that are, or are not, inside an epoch."""
 
     def read(file: Path) -> list[dict[str, Any]]:
-        count = sum(1 for _ in stored.lines(file))
+        count, end = files.count_lines(file, inside), files.count_lines(file)
         every = -(-count // most) or 1
         if every > 1:
             problems.append(f"{file.name} has {count:,} records: curves show one of {every}")
         records = []
-        for line in files.lines(file, every, last=count):
+        for line in files.lines(file, every, count, inside):
             if line.torn or line.record is None:
-                what = "ends in the middle of" if line.number == count else "is damaged in"
+                what = "ends in the middle of" if line.number == end else "is damaged in"
                 problems.append(f"{file.name} {what} line {line.number}")
             else:
                 records.append(line.record)

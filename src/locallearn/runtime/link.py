@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from locallearn.contract import Feedback, Packet
+from locallearn.engine.link import Stopped
 from locallearn.engine.replicas import LostProcess, lost_process
 from locallearn.runtime.message import HEADER, header, layouts, values
 
@@ -88,14 +89,6 @@ class Pipe:
         for box in boxes:
             box.waited = 0.0
         return seconds
-
-
-class Stopped(Exception):
-    """The lowest stage has stopped after `step` steps; nothing of the next one has happened here."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
 
 
 class Outbox:

@@ -120,6 +120,8 @@ class ReplayStage(Stage):
         **options: Any,
     ) -> None:
         super().__init__(blocks, strategy, **options)
+        if blocks[0].trained is not None:
+            raise UserError("runtime=replay lets all blocks learn: leave train_blocks out, or choose runtime=serial")
         if len(strategy.phases(len(blocks))) > 1:
             raise UserError(
                 f"runtime=replay needs blocks that learn at the same time; {type(strategy).__name__} trains one after "

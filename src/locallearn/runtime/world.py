@@ -55,6 +55,11 @@ class World:
         """The JSON `value` of every process, by rank, at rank 0; an empty list elsewhere. All must call it."""
         return [value]
 
+    def post(self, value: Any) -> Callable[[], list[Any] | None]:
+        """Say a JSON `value` without waiting. At rank 0 the function returned gives those of every process, by rank, or
+        None as long as one is missing; it may be called until it has given them. All must call it."""
+        return lambda: [value]
+
     def broadcast(self, value: Any = None) -> Any:
         """The JSON value of rank 0, in every process. All must call it."""
         return value
@@ -107,6 +112,21 @@ class JoinedWorld(World):
         key = self._key("gather")
         self._store.set(f"{key}/{self.rank}", json.dumps(value))
         return [json.loads(self._store.get(f"{key}/{rank}")) for rank in range(self.size)] if self.rank == 0 else []
+
+    def post(self, value: Any) -> Callable[[], list[Any] | None]:
+        key = self._key("post")
+        keys = [f"{key}/{rank}" for rank in range(self.size)]
+        self._store.set(keys[self.rank], json.dumps(value))
+
+        def arrived() -> list[Any] | None:
+            if not self._store.check(keys):
+                return None
+            values = [json.loads(self._store.get(key)) for key in keys]
+            for key in keys:  # a long run must not fill the store
+                self._store.delete_key(key)
+            return values
+
+        return arrived
 
     def broadcast(self, value: Any = None) -> Any:
         key = self._key("broadcast")

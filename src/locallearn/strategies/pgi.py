@@ -57,6 +57,7 @@ class PGI(Strategy):
     width: Annotated[int, Ge(2), MultipleOf(2)] = 64  # a coupling halves it
     couplings: Annotated[int, Ge(1)] = 1
     route: ClassVar[Route] = Route.CHAIN
+    carries: ClassVar[bool] = True
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         options = ("weight", "taps", "width", "couplings")

@@ -57,7 +57,7 @@ class Part:
     metric   a number of summary.json, and its unit: percent, GB, GiB or MiB
     control  the row from which the others' differences are taken, seed by seed
     readout  also fit a linear classifier to the frozen features of every run
-    choose   values of settings, of which each row has those with the best mean validation accuracy
+    choose   values of settings, of which each row has those that are best by validation, in the mean
     """
 
     rows: dict[str, Row]

@@ -60,6 +60,8 @@ def repeat(path: str | Path, allow: list[str], quiet: bool = False) -> Repetitio
         raise UserError(f"{folder.path} is {state}, and only a finished run can be compared; first `{first}`")
     compare(folder, folder)  # what cannot be read is said before a long run, not after it
     known = folder.read_json(files.MANIFEST)
+    if known.get("longer"):
+        raise UserError(f"{folder.path} was made longer while it trained, which no repetition does: repeat another run")
     changes = {
         "threads": known.get("threads", "auto"),
         "blocks": [start for start, _ in known["cut"][1:]] or 1,  # not as a balance by measured time would cut now

@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.settings import WHERE
 from locallearn.errors import RunError, UserError, described
-from locallearn.names import TEST_ACCURACY
+from locallearn.names import TEST, in_words, on
 from locallearn.runs.console import Console
 from locallearn.runs.files import SUMMARY, strict_json
 from locallearn.runs.folder import Busy, RunFolder, safe_name
+from locallearn.runs.read import read_run
+from locallearn.training.later import evaluate_run
 from locallearn.training.run import resume, start
-from locallearn.training.saved import evaluate_run
 from locallearn.training.stopping import Interrupted
 
 READOUT = "linear_readout.json"
@@ -41,6 +42,8 @@ NAME_LIMIT = 80
 def identity(config: Mapping[str, Any]) -> str:
     """Eight digits that two configurations share if they mean the same run, wherever it runs and its data lie."""
     meant = {key: value for key, value in config.items() if key not in WHERE}
+    if not meant.get("callback"):  # older configurations have none
+        meant.pop("callback", None)
     meant["data"] = {key: value for key, value in meant.get("data", {}).items() if key != "root"}
     same = json.loads(json.dumps(meant, default=str), parse_int=float)  # lr=1 is lr=1.0
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
@@ -203,6 +206,6 @@ def _do(task: PlannedRun) -> Outcome:
         return Outcome("failed", " ".join((str(error) if known else described(error)).split()))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    accuracy = numbers.get(TEST_ACCURACY)
-    shown = "" if accuracy is None else f"test accuracy {accuracy:.4f}, "
+    name = on(TEST, read_run(task.folder).score)
+    shown = f"{in_words(name)} {numbers[name]:.4f}, " if name in numbers else ""
     return Outcome(how, f"{shown}{numbers['seconds']:.0f} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.config.targets import reach
 from locallearn.errors import UserError, unknown
-from locallearn.names import SELECTED_BY, by_block
+from locallearn.names import by_block
 from locallearn.report.published import published
 from locallearn.runs.read import Run, read_run
 from locallearn.studies import page
@@ -158,13 +159,13 @@ def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis:
 
 
 def _chosen(cell: RowRuns, done: Mapping[Path, Run]) -> list[Run]:
-    """The finished runs of a row; of several settings those with the best mean validation accuracy."""
+    """The finished runs of a row; of several settings those that are best by validation, in the mean."""
     runs = [[done[task.folder] for task in of_seeds if task.folder in done] for of_seeds in cell.tasks]
 
     def judged(own: list[Run]) -> float:
-        return fmean(run.summary.get(SELECTED_BY, 0.0) for run in own) if own else -1.0
+        return fmean(run.rank for run in own) if own else math.inf
 
-    return max(runs, key=judged)
+    return min(runs, key=judged)
 
 
 def _numbers(part: Part, row: str, runs: Mapping[str, list[Run]]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from locallearn.config.compose import choices, compose, explained, quoted, swept
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.explicit import Unread
 from locallearn.errors import RunError, UserError, unknown
-from locallearn.names import SELECTED_BY
+from locallearn.names import higher_is_better, in_words
 from locallearn.runs import again
+from locallearn.runs.read import read_run
 from locallearn.studies import runner
 from locallearn.studies.options import TuneOptions
 
@@ -135,7 +136,7 @@ class Search:
             if text.partition("=")[0] in self.space:
                 raise UserError(f"{text}: this is what space={options.space} searches for; leave it out")
         if base.config["data"].get("validation") == 0:
-            raise UserError("data.validation=0: a trial is judged by its validation accuracy; hold some images out")
+            raise UserError("data.validation=0: a trial is judged by its validation part; hold some samples out")
         for end in (0, -1):
             self.experiment([override(key, _values(entry)[end]) for key, entry in self.space.items()])
         self.out, self.seed = base.settings.out, base.settings.seed
@@ -175,8 +176,10 @@ class Search:
         label = f"trial {trial.number + 1} of {self.trials}: {' '.join(texts)}"
         try:
             how, numbers = runner.run(exp, path, quiet=True)
-            if how != "busy" and SELECTED_BY not in numbers:
-                raise UserError(f"{path} has no {SELECTED_BY}: tune needs a data set with a validation part and labels")
+            run = read_run(path)
+            judge = run.selected_by
+            if how != "busy" and judge not in numbers:
+                raise UserError(f"{path} has no {judge}: tune needs a data set with a validation part and labels")
         except RunError as error:
             self.study.tell(trial.number, state=TrialState.PRUNED)
             print(f"{label}: failed: {error}", flush=True)
@@ -187,9 +190,11 @@ class Search:
             if how == "busy":
                 print(f"{label}: left to another process", flush=True)
                 return
-            self.study.tell(trial.number, numbers[SELECTED_BY])
+            sign = 1 if higher_is_better(judge, run.metrics) else -1  # optuna looks for the most
+            self.study.tell(trial.number, sign * numbers[judge])
+            self.study.set_user_attr("judge", [judge, sign])
             before = {"resumed": " (resumed)", "done": " (done before)"}.get(how, "")
-            print(f"{label}: validation accuracy {numbers[SELECTED_BY]:.4f}{before}", flush=True)
+            print(f"{label}: {in_words(judge)} {numbers[judge]:.4f}{before}", flush=True)
 
     def texts(self, trial: Any) -> list[str]:
         return [override(key, trial.params[key]) for key in self.space]
@@ -206,7 +211,8 @@ class Search:
             return 1
         best = self.study.best_trial
         texts = self.texts(best)
-        print(f"best: {' '.join(texts)}, validation accuracy {best.value:.4f}")
+        judge, sign = self.study.user_attrs.get("judge", ["validation/accuracy", 1])
+        print(f"best: {' '.join(texts)}, {in_words(judge)} {sign * best.value:.4f}")
         for key, entry in self.space.items():
             if isinstance(entry, Range) and not EDGE < entry.share(best.params[key]) < 1 - EDGE:
                 print(f"  {key} lies at the end of its range, {entry.low:g} to {entry.high:g}: search a wider one, too")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -48,11 +49,12 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     return model | names.of_blocks(inner)
 
 
-def evaluate_splits(learner: Learner, data: Data) -> dict[str, float]:
-    """`evaluate` on the validation and the test split, by the names of an epoch's record."""
+def evaluate_splits(learner: Learner, data: Data, batches: int | None = None) -> dict[str, float]:
+    """`evaluate` on the validation and the test split, or on so many batches of each, by the names of an epoch's
+    record."""
     record: dict[str, float] = {}
     for split, samples in ((names.VALIDATION, data.validation), (names.TEST, data.test)):
-        metrics = evaluate(learner, data.evaluation(samples, BATCH))
+        metrics = evaluate(learner, islice(data.evaluation(samples, BATCH), batches))
         record |= {names.on(split, name): value for name, value in metrics.items()}
     return record
 
@@ -80,6 +82,14 @@ def sums_of_blocks(reports: Iterable[Sequence[tuple[int, Mapping[str, Any]]]]) -
     return {index: BlockTotals.merge(replicas) for index, replicas in sorted(parts.items())}
 
 
+def model_numbers(blocks: Mapping[int, Mapping[str, float]], task: Task) -> dict[str, float]:
+    """The metrics of the task on the training batches, of the last block that has them."""
+    numbers: dict[str, float] = {}
+    for metrics in blocks.values():
+        numbers |= {name: metrics[name] for name in task.metrics if name in metrics}
+    return numbers
+
+
 def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int, task: Task) -> dict[str, float]:
     """The record of an epoch from the reports of all processes, by rank.
 
@@ -89,8 +99,7 @@ def epoch_record(reports: Sequence[Mapping[str, Any]], replicas: int, task: Task
     sums = sums_of_blocks(report["blocks"] for report in reports)
     blocks = {k: BlockTotals.means(own, task) for k, own in sums.items()}
     record: dict[str, float] = {}
-    for metrics in blocks.values():
-        record |= {names.on(names.TRAIN, n): metrics[n] for n in task.metrics if n in metrics}
+    record |= {names.on(names.TRAIN, name): value for name, value in model_numbers(blocks, task).items()}
     record |= names.of_blocks(blocks)
     for report in reports:
         record |= report["numbers"]

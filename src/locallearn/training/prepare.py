@@ -30,6 +30,7 @@ from locallearn.plan.measure import rehearse
 from locallearn.runs.console import warn
 from locallearn.task import CLASSES, Task
 from locallearn.training.environment import choose_device
+from locallearn.training.longer import scheduled_epochs
 
 CLASSES_NAMED = 10
 
@@ -60,12 +61,12 @@ def prepare(
         model = answering(exp.model(data.image, len(data.classes), data.graph, data.vocabulary), data.task.form)
     if cut is not None and cut[-1].stop != len(model.units):
         raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
-    steps = settings.epochs * data.steps(settings.batch_size)
+    steps = scheduled_epochs(settings.epochs, manifest or {}) * data.steps(settings.batch_size)
     learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=place, task=data.task)
     if place is None:
         exp.explicit.refuse(in_blocks(exp, learner, data))
         single = data.graph is None and data.batch(settings.batch_size) == _parts(exp)
-        if single or not _is_ours(exp.strategy):
+        if single or not _is_ours(exp.strategy) or settings.train_blocks is not None:
             try_step(learner, data, 1 if single else 2)
     return learner, data
 
@@ -95,6 +96,7 @@ def assembled(
         compiled=settings.compile,
         micro_batches=settings.micro_batches,
         total_steps=steps,
+        train_blocks=None if settings.train_blocks is None else frozenset(settings.train_blocks),
         pixels=pixels,
         task=task,
     )
@@ -156,7 +158,7 @@ def facts_of(data: Data) -> dict[str, Any]:
         "task": data.task.kind,
         "form": data.task.form,
         "score": data.task.score,
-        "metrics": {name: "up" if up else "down" for name, up in data.task.metrics.items()},
+        "metrics": data.task.directions,
         "vocabulary": data.vocabulary,
         "normalisation": asdict(data.normaliser.normalisation) if data.normaliser else None,
         "data": asdict(fingerprint(data)),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from locallearn.config.experiment import Experiment
+from locallearn.config.objects import groups_of, marks
 from locallearn.engine import Learner
 from locallearn.engine.replicas import LostProcess
 from locallearn.errors import RunError, UserError, described
@@ -50,25 +51,29 @@ def divide(exp: Experiment, learner: Learner, batch: int) -> list[range]:
     if not isinstance(exp.runtime, Pipeline):
         return [range(depth)]
     even = exp.runtime.divide(depth, None)
-    if exp.runtime.split != "auto" or exp.runtime.stages in (1, depth):
+    if exp.runtime.split != "auto" or exp.runtime.stages in (1, depth) or exp.settings.train_blocks is not None:
         return even
     times = block_times(learner, batch // exp.runtime.replicas)
     return exp.runtime.divide(depth, [block.total for block in times])
 
 
-def launch_all(exp: Experiment, folder: RunFolder, quiet: bool) -> None:
+def launch_all(exp: Experiment, folder: RunFolder, quiet: bool, objects: int | None) -> None:
     """Start the processes of the run in `folder`, and wait for their end; what the run leaves is theirs to write. One
-    that fails ends the others. Raises RunError and Interrupted."""
+    that fails ends the others. `objects` is the open file that hands Python's own over. Raises RunError and
+    Interrupted."""
     flags = [*(f"--allow={package}" for package in exp.settings.allow), *(["--quiet"] if quiet else [])]
+    flags += [] if objects is None else [f"--objects={objects}"]
     command = [sys.executable, "-m", "locallearn", "stage", str(folder.path), *flags]
+    inherited = [*folder.locks, *([] if objects is None else [objects])]
     folder.status("running")
     try:
         with stop_signals() as stop, tempfile.TemporaryDirectory(prefix="locallearn-") as reasons:
             size, replicas = exp.runtime.processes, exp.runtime.replicas
-            code = launch(command, size, replicas, reasons, lambda: stop.number, folder.locks)
+            code = launch(command, size, replicas, reasons, lambda: stop.number, inherited)
     except RunError as error:
         folder.status("failed", reason=str(error))
-        raise RunError(f"{error} (run folder: {folder.path}); go on with: {again.resume(folder.path)}") from error
+        on = again.resume(folder.path, groups_of(marks(exp.config)))
+        raise RunError(f"{error} (run folder: {folder.path}); go on with: {on}") from error
     except KeyboardInterrupt:
         folder.status("interrupted", reason="stopped at once")
         raise

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save as to_bytes
 
 from locallearn.config.experiment import Experiment
-from locallearn.data import Data
+from locallearn.config.objects import marks
 from locallearn.engine import Learner, Place
-from locallearn.errors import UserError
 from locallearn.figures.text import columns
-from locallearn.models.summary import BlockRow, render, summary, totals
+from locallearn.models.summary import render
 from locallearn.runs import checkpoint, files
 from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
@@ -26,31 +23,26 @@ from locallearn.runtime import Pipeline
 from locallearn.runtime.link import Pipe
 from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training import processes
-from locallearn.training.environment import new_manifest, process_settings
+from locallearn.training.begin import Ready, new_run, old_run, rows
+from locallearn.training.calls import Calls
+from locallearn.training.environment import process_settings
+from locallearn.training.handover import handed_over, taken_over
+from locallearn.training.longer import STRETCHED, longer
 from locallearn.training.loop import Training
 from locallearn.training.output import Output
-from locallearn.training.prepare import check_data, facts_of, prepare
-from locallearn.training.probing import START, ProbeFolder, Probing, first_looks
-from locallearn.training.saved import Result, finished, ranges, saved_experiment
+from locallearn.training.prepare import check_data, prepare
+from locallearn.training.probing import Probing
+from locallearn.training.saved import NOTHING, Result, finished, ranges, saved_experiment
 from locallearn.training.stopping import Interrupted
 
 SINGLE = World()
-
-
-class Ready(NamedTuple):
-    """A run that can begin to train: its locked folder, what it trains, and the checkpoint that it goes on from."""
-
-    folder: RunFolder
-    learner: Learner
-    data: Data
-    saved: checkpoint.SavedCheckpoint | None = None
 
 
 def dry_run(exp: Experiment) -> str:
     """The table of blocks: output shape, parameters, FLOPs, auxiliary share, and what is dropped at inference."""
     with process_settings(exp.settings):
         learner, _ = prepare(exp)
-        return render(_rows(learner), columns())
+        return render(rows(learner), columns())
 
 
 def start(
@@ -63,7 +55,7 @@ def start(
     """
 
     def begin(facts: dict[str, Any]) -> Ready:
-        ready = _new_run(exp, facts, name)
+        ready = new_run(exp, facts, name)
         if first is not None:
             check_data(ready.data, first)
         return ready
@@ -77,24 +69,34 @@ def resume(
     quiet: bool = False,
     runtime: tuple[str, dict[str, Any]] | None = None,
     overrides: Sequence[str] = (),
+    epochs: int | None = None,
+    schedule: str = STRETCHED,
+    objects: Mapping[str, Any] = NOTHING,
 ) -> Result | None:
     """Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been. `runtime` is the
-    name and the configuration of another one, `overrides` the settings from which it was made. Raises as `start`."""
+    name and the configuration of another one, `overrides` the settings from which it was made. With more `epochs` than
+    the run has it is made longer, also one that is done; `schedule` says what becomes of the learning rate, stretched
+    or held (see `training.longer`); `objects` are Python's own that the run began with. Raises as `start`."""
     folder = RunFolder.open(Path(path))
-    exp, manifest = saved_experiment(folder, allow, runtime=runtime, overrides=overrides)
-    if folder.state == "done":
+    exp, manifest = saved_experiment(folder, allow, runtime, overrides=overrides, objects=objects)
+    change = None
+    if epochs is not None:
+        before = exp
+        exp, _ = saved_experiment(folder, allow, runtime, {"epochs": epochs}, overrides, objects)
+        change = longer(before, exp, schedule)
+    if folder.state == "done" and change is None:
         Console(quiet=quiet).line(f"{folder.path} is done already; nothing to resume")
-        return finished(folder, allow)
+        return finished(folder, allow, objects)
     try:
-        return _run(exp, quiet, lambda facts: _old_run(exp, manifest, folder, facts, quiet))
+        return _run(exp, quiet, lambda facts: old_run(exp, manifest, folder, facts, quiet, change))
     finally:
         folder.release()
 
 
-def stage(path: str, allow: list[str], quiet: bool) -> None:
-    """One process of a run that `processes.launch_all` has started."""
+def stage(path: str, allow: list[str], quiet: bool, objects: int | None = None) -> None:
+    """One process of a run that `processes.launch_all` has started, perhaps with an open file of Python's objects."""
     folder = RunFolder(Path(path))
-    exp, manifest = saved_experiment(folder, allow)
+    exp, manifest = saved_experiment(folder, allow, objects=taken_over(objects), same=True)
     with process_settings(exp.settings, exp.runtime.processes), processes.joined(exp.runtime.replicas) as world:
         _train_stage(exp, manifest, folder, world, quiet)
 
@@ -111,13 +113,12 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
 
         if started_together():
             return _run_in_torchrun(exp, quiet, begun)
-        ready = begun()
         if exp.runtime.processes == 1:
-            return train(exp, ready, quiet)
-        folder = ready.folder
-        del ready  # the processes have their own learner and data
-        processes.launch_all(exp, folder, quiet)
-        return finished(folder, exp.settings.allow)
+            return train(exp, begun(), quiet)
+        objects = stack.enter_context(handed_over(exp.objects if marks(exp.config) else {}))
+        folder = begun().folder  # the processes have their own learner and data
+        processes.launch_all(exp, folder, quiet, objects)
+        return finished(folder, exp.settings.allow, exp.objects)
 
 
 def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -> Result | None:
@@ -131,7 +132,7 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
         shared = processes.from_rank_0(world, facts)
         folder = RunFolder(Path(shared["path"]))
         _train_stage(exp, shared["manifest"], folder, world, quiet)
-    return finished(folder, exp.settings.allow) if world.rank == 0 else None
+    return finished(folder, exp.settings.allow, exp.objects) if world.rank == 0 else None
 
 
 def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
@@ -161,10 +162,12 @@ def train(
     output = Output(exp, folder, quiet, world)
     with output.ending(world):
         watch = Probing(exp.probes, data, folder, world, whole or (lambda: learner))
-        training = Training(exp, learner, data, output, watch, world)
+        calls = Calls(exp.callbacks, learner, data, folder.path, world)
+        training = Training(exp, learner, data, output, watch, world, calls)
         if saved is not None:
             training.restore(saved)
-        record: dict[str, Any] = training.run()
+        record = training.run()
+        training.tell("end", record)
         counts = world.gather(parameter_counts(learner))
         weights = world.gather_tensors({f"model.{n}": t for n, t in learner.model_state().items()})
         if output.recorder is not None:
@@ -174,11 +177,14 @@ def train(
             folder.write_bytes(files.MODEL, to_bytes(checkpoint.distinct(model)))
             folder.write_json(files.SUMMARY, record)
             watch.draw(output.recorder)
-            folder.status("done", epoch=record["epoch"], step=record["step"])
+            reason = {"reason": training.position.stopped} if training.position.stopped else {}
+            folder.status("done", epoch=record["epoch"], step=record["step"], **reason)
             output.recorder.close("done", record)
+            for why in reason.values():
+                output.console.line(f"stopped early: {why}")
             output.console.final_table(record, len(learner.cut))
             output.console.finish(folder.path)
-    return Result(record, learner.model.eval(), folder.path, folder.read_metrics() if world.rank == 0 else [])
+    return Result(record, learner.model.eval(), folder.path, folder.history() if world.rank == 0 else [])
 
 
 def parameter_counts(learner: Learner) -> dict[str, int]:
@@ -187,76 +193,3 @@ def parameter_counts(learner: Learner) -> dict[str, int]:
     for name, p in learner.parameters():
         counts["parameters" if name.startswith("model.") else "auxiliary_parameters"] += p.numel()
     return counts
-
-
-def _new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
-    """A new, locked run folder with what is known before training."""
-    learner, data = prepare(exp)
-    batch = data.batch(exp.settings.batch_size)
-    if batch < exp.settings.batch_size and data.graph is None:
-        warn(
-            f"batch_size={exp.settings.batch_size} is more than the {len(data.train)} training samples: every epoch is "
-            f"one step on {batch}"
-        )
-    stages = processes.divide(exp, learner, batch)
-    looks = first_looks(exp.probes, learner, data)
-    stamped = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}"
-    folder = RunFolder.create(Path(exp.settings.out), name or stamped, only=name is not None)
-    config = exp.config
-    if (root := config["data"].get("root")) is not None:  # the data are found from any directory
-        config = {**config, "data": {**config["data"], "root": str(Path(root).expanduser().resolve())}}
-    folder.write_text(files.CONFIG, yaml.safe_dump(config, sort_keys=False))
-    folder.write_text(files.OVERRIDES, yaml.safe_dump(exp.overrides))
-    facts |= {
-        "choices": exp.names,
-        **facts_of(data),
-        "cut": [[units.start, units.stop] for units in learner.cut],
-        "stages": [[blocks.start, blocks.stop] for blocks in stages],
-        "delays": learner.stage.delays,
-        **totals(_rows(learner)),
-        **_facts_of_runtime(exp),
-    }
-    folder.write_json(files.MANIFEST, new_manifest(exp.settings, learner.device, facts))
-    for probe, seen in looks.items():
-        ProbeFolder(folder, probe).add(seen, START)
-    return Ready(folder, learner, data)
-
-
-def _old_run(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, facts: dict[str, Any], quiet: bool) -> Ready:
-    """Lock the folder of an earlier run, and put it back to its newest checkpoint."""
-    folder.lock()
-    folder.tidy()
-    saved = checkpoint.newest(folder.checkpoints, warn)
-    learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
-    check_data(data, manifest, train=True)
-    stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size))
-    if saved:
-        if len(saved.state["blocks"]) != len(learner.cut):
-            raise UserError(f"checkpoint {saved.path} is of {len(saved.state['blocks'])} blocks, not of this run's")
-        learner.load_state(saved.tensors)  # done again where it trains; here a difference costs nothing yet
-    _warn_of_other_bits(manifest, new_manifest(exp.settings, learner.device, facts | _facts_of_runtime(exp)))
-    manifest |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names}
-    folder.write_text(files.CONFIG, yaml.safe_dump(exp.config, sort_keys=False))
-    folder.write_json(files.MANIFEST, manifest)
-    folder.truncate_metrics(saved.state["step"] if saved else 0)
-    where = f"step {saved.state['step']}" if saved else "the start: it has no checkpoint yet"
-    Console(quiet=quiet).line(f"resuming {folder.path} from {where}")
-    return Ready(folder, learner, data, saved)
-
-
-def _rows(learner: Learner) -> list[BlockRow]:
-    return summary(learner.model, learner.cut, [dict(block.auxiliary.items()) for block in learner.blocks])
-
-
-def _facts_of_runtime(exp: Experiment) -> dict[str, Any]:
-    """What of the runtime changes the bits of a run, for its manifest."""
-    return {"replicas": exp.runtime.replicas, "message": getattr(exp.runtime, "message", "exact")}
-
-
-def _warn_of_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Say what may change the last bits of a resumed run."""
-    names = ("threads", "device", "device_type", "precision", "channels_last", "compile", "replicas", "message")
-    pairs = [(name, before.get(name), now.get(name)) for name in names]
-    pairs.append(("torch", *(facts["versions"].get("torch") for facts in (before, now))))
-    if changed := [f"{name} was {a}, is {b}" for name, a, b in pairs if a != b]:
-        warn(f"not bit-exact with the first part of the run: {'; '.join(changed)}")

@@ -1,9 +1,9 @@
-"""What a run folder gives back: its experiment, its model, its result, and another look at its test accuracy."""
+"""What a run folder gives back: its experiment, its model and its result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,24 +12,23 @@ import torch
 from torch import Tensor
 
 from locallearn import seeds, stored
+from locallearn.config.compose import compose
 from locallearn.config.experiment import Experiment, experiment
+from locallearn.config.given import in_place
+from locallearn.config.objects import compared, marks, missing
 from locallearn.data.fingerprint import Fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, answering
 from locallearn.names import ACCURACY
 from locallearn.options import convert, fields_of
-from locallearn.probes import Moment
-from locallearn.runs import again, checkpoint, files
+from locallearn.runs import again, files
 from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder
 from locallearn.task import CLASSIFICATION, SAMPLE
-from locallearn.training.environment import process_settings
-from locallearn.training.evaluate import BATCH, evaluate, linear_readout
-from locallearn.training.prepare import check_data, prepare
-from locallearn.training.probing import START, ProbeFolder, first_looks, look
 
 LARGEST = 1_000_000
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Result:
     metrics   final values by the names used in metrics.jsonl, plus parameters, auxiliary_parameters and seconds
     model     the trained plain model, in eval mode
     run_dir   where everything was written
-    history   one record per epoch
+    history   the records of metrics.jsonl at the end of each epoch, in order: `pandas.DataFrame(result.history)`
     """
 
     metrics: dict[str, float]
@@ -48,33 +47,48 @@ class Result:
     history: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
 
-def finished(folder: RunFolder, allow: list[str]) -> Result:
+def finished(folder: RunFolder, allow: list[str], objects: Mapping[str, Any] = NOTHING) -> Result:
     """What a run has left in its folder."""
-    return Result(folder.read_json(files.SUMMARY), load(folder.path, allow), folder.path, folder.read_metrics())
+    return Result(folder.read_json(files.SUMMARY), load(folder.path, allow, objects), folder.path, folder.history())
 
 
 def saved_experiment(
     folder: RunFolder,
     allow: list[str],
     runtime: tuple[str, dict[str, Any]] | None = None,
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    changes: Mapping[str, Any] = NOTHING,
     overrides: Sequence[str] = (),
+    objects: Mapping[str, Any] = NOTHING,
+    same: bool = False,
 ) -> tuple[Experiment, dict[str, Any]]:
     """The experiment of a run folder, perhaps with another runtime or other `changes`, and its manifest.
 
     Targets outside locallearn must be in `allow`. `overrides` are the settings from which the changes were made: what
-    is not read of these is refused, what the folder has saved never is.
+    is not read of these is refused, what the folder has saved never is. `objects` are Python's own: where they are not
+    known to be the `same` as those of the run, another class is refused, and of changed source it warns.
     """
+    config, manifest = _read(folder)
+    if runtime is not None:
+        changes = {**changes, "runtime": _elsewhere(config.get("runtime"), *runtime)}
+        manifest["choices"] = manifest["choices"] | {"runtime": runtime[0]}
+    now = {**config, "dry_run": False, "allow": allow, **changes}
+    exp = experiment(now, manifest["choices"], overrides, objects=objects)
+    if same:  # of a class that came by value nobody can read the source
+        return replace(exp, config={key: config[key] for key in exp.config}), manifest
+    for change in compared(config, exp.config, objects.keys() - changes.keys()):
+        warn(f"{change} since {folder.path} began: not bit-exact with its first part")
+    return exp, manifest
+
+
+def _read(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and manifest of a run. Raises UserError."""
     manifest = folder.read_json(files.MANIFEST)
     try:
         config = stored.mapping(folder.path / files.CONFIG)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder.path / files.CONFIG} cannot be read: {error}") from error
     _check(manifest, folder.path)
-    if runtime is not None:
-        changes = {**changes, "runtime": _elsewhere(config.get("runtime"), *runtime)}
-        manifest["choices"] = manifest["choices"] | {"runtime": runtime[0]}
-    return experiment({**config, "dry_run": False, "allow": allow, **changes}, manifest["choices"], overrides), manifest
+    return config, manifest
 
 
 def _check(manifest: Mapping[str, Any], path: Path) -> None:
@@ -86,10 +100,21 @@ def _check(manifest: Mapping[str, Any], path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Longer:
+    """How a run was made longer after `step` steps: from `before` epochs to `epochs`; see `training.longer`."""
+
+    before: int
+    epochs: int
+    schedule: str
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What is read back from `manifest.json`: the choice of each group, the units of each block, the shape of one
     input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data, the
-    task, the form of its answers, its score and its metrics ("up" or "down"), and how many tokens there are."""
+    task, the form of its answers, its score and its metrics ("up" or "down"), and how many tokens there are; and how it
+    was made longer."""
 
     choices: dict[str, str]
     cut: list[list[int]]
@@ -103,6 +128,7 @@ class Manifest:
     score: str = ACCURACY
     metrics: dict[str, str] | None = None
     vocabulary: int | None = None
+    longer: list[Longer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         blocks = [pair for pair in self.cut if len(pair) == 2 and pair[0] < pair[1]]
@@ -134,28 +160,24 @@ def ranges(pairs: Any) -> list[range]:
     return [range(*pair) for pair in pairs]
 
 
-def load(path: str | Path, allow: list[str] | None = None) -> BlockModel:
-    """Load the model that a finished run has trained.
-
-    Args:
-        path: The run folder.
-        allow: Packages outside locallearn whose classes the run may use.
-
-    Returns:
-        The plain model, in eval mode, on the CPU: inputs [B, *image] -> logits [B, classes]. No auxiliary parameter is
-        in it.
-
-    Raises:
-        UserError: For a folder that is no finished run, or is damaged.
-    """
+def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHING, own: bool = False) -> BlockModel:
+    """The model that a finished run has trained, in eval mode, on the CPU. Of its objects only the model must be given,
+    and the data if it reads a graph; `own` puts the weights into the very module that is given. Raises UserError."""
     folder = RunFolder.open(Path(path))
-    exp, manifest = saved_experiment(folder, allow or [])
+    config, _ = _read(folder)
+    marked = marks(config)
+    unasked = {place.partition(".")[0] for place in marked} - {"model", *objects}
+    changes = {group: compose([])[0].get(group) for group in sorted(unasked)}
+    exp, manifest = saved_experiment(folder, allow, changes=changes, objects=objects)
+    if exp.model.reads_graph and "data" in unasked:
+        raise missing({"data": marked["data"]})
     tensors = model_tensors(folder)
     # a graph is no part of the model's weights
     graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
     with seeds.stream(0, "load"):
         vocabulary, form = manifest.get("vocabulary"), manifest.get("form", SAMPLE)
-        model = answering(exp.model(tuple(manifest["image"]), len(manifest["classes"]), graph, vocabulary), form)
+        build = in_place(exp.model, objects["model"]) if own else exp.model
+        model = answering(build(tuple(manifest["image"]), len(manifest["classes"]), graph, vocabulary), form)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
     if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
@@ -173,56 +195,3 @@ def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
         return stored.tensors(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}; copy the run folder again, or repeat the run") from error
-
-
-def evaluate_run(
-    path: str | Path, allow: list[str], data_config: dict[str, Any] | None = None, linear: bool = False
-) -> dict[str, float]:
-    """Test loss and accuracy of a run at every block that can predict, with `linear` also those of a linear classifier
-    on each block's frozen features. Another data set is normalised as that of the run."""
-    folder = RunFolder.open(Path(path))
-    exp, manifest = saved_experiment(folder, allow, changes={"data": data_config} if data_config else {})
-    with process_settings(exp.settings):
-        saved = checkpoint.newest(folder.checkpoints, warn)
-        if saved is None:
-            raise UserError(f"{folder.path} has no checkpoint to evaluate; `{again.resume(folder.path)}` goes on")
-        learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
-        if data_config is None:
-            check_data(data, manifest)
-        elif "normalisation" not in manifest:
-            warn("the run is of an older version, which did not note its normalisation: that of this set is used")
-        learner.load_state(saved.tensors)
-        metrics = evaluate(learner, data.evaluation(data.test, BATCH))
-        return metrics | (linear_readout(learner, data) if linear else {})
-
-
-def probe_run(
-    path: str | Path, allow: list[str], probes: dict[str, Any], overrides: Sequence[str] = ()
-) -> list[tuple[ProbeFolder, list[Path]]]:
-    """Let probes look at the initial weights and at every checkpoint of a run.
-
-    `probes` is their configuration, `overrides` the settings from which it was made. Returns for each its new folder
-    under the run's `probes/` and the pictures in it. Raises UserError.
-    """
-    folder = RunFolder.open(Path(path))
-    exp, manifest = saved_experiment(folder, allow, changes={"probe": probes}, overrides=overrides)
-    with process_settings(exp.settings):
-        folder.lock()
-        try:
-            learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
-            check_data(data, manifest)
-            looks = [(START, first_looks(exp.probes, learner, data))]
-            for saved in checkpoint.sound(folder.checkpoints, warn):
-                learner.load_state(saved.tensors)
-                learner.step_count = saved.state["step"]
-                at = Moment(saved.state["epoch"], saved.state["step"])
-                looks.append((at, {name: look(name, p, learner, data, at) for name, p in exp.probes.items()}))
-            drawn = []
-            for name, probe in exp.probes.items():
-                place = ProbeFolder.unused(folder, name)
-                for at, seen in looks:
-                    place.add(seen[name], at)
-                drawn.append((place, place.draw(probe)))
-            return drawn
-        finally:
-            folder.release()

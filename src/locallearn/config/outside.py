@@ -28,7 +28,7 @@ def _named_in(folders: Iterable[Path]) -> list[str]:
         for file in folder.glob("*/*.yaml"):
             text = file.read_text(encoding="utf-8", errors="replace")
             match = re.search(r"^\s*_target_:\s*['\"]?([A-Za-z_]\w*)\.", text, re.MULTILINE)
-            if match and match[1] != "locallearn":
+            if match and match[1] not in ("locallearn", "torch"):
                 packages.add(match[1])
     return sorted(packages)
 

@@ -1,37 +1,35 @@
-"""What a script or a notebook imports: train a run, build a learner for a loop of one's own, load a trained model."""
+"""A learner for a training loop of one's own."""
 
 from __future__ import annotations
 
-import json
-import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.config.compose import compose, quoted
-from locallearn.config.experiment import Experiment, experiment
+from locallearn.api.runs import Folders, experiment_of
+from locallearn.config.experiment import Experiment
 from locallearn.config.explicit import Unread
 from locallearn.config.settings import Settings
 from locallearn.config.unread import in_blocks
+from locallearn.contract import Strategy
 from locallearn.engine import Learner
 from locallearn.engine.assemble import unchanged_if_refused
 from locallearn.engine.setup import Pixels
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.training.prepare import assembled, stage_of
-from locallearn.training.run import start
-from locallearn.training.saved import Result, load
 
-BUILT = ("seed", "blocks", "balance", "device", "precision", "channels_last", "compile", "micro_batches", "allow")
+BUILT = (
+    *("seed", "blocks", "train_blocks", "balance", "device", "precision", "channels_last", "compile"),
+    *("micro_batches", "allow"),
+)
 """The settings that `build` reads."""
 SHARES = ("optim.schedule", "optim.warmup", "optim.milestones", "optim.decay", "strategy.warmup", "strategy.anneal")
 """Options that are shares of training, or follow it: without a number of steps nobody knows how far it is."""
-
-__all__ = ["Learner", "Result", "build", "load", "train"]
 
 _PIXELS = (
     "give pixels=(black, white), one number per channel each, such as pixels=((0, 0, 0), (1, 1, 1)) for colours from 0 "
@@ -39,34 +37,9 @@ _PIXELS = (
 )
 
 
-def train(quiet: bool = False, **settings: Any) -> Result:
-    """Run one experiment, as the command line does.
-
-    train(strategy="dgl", model="vgg16", data="digits", blocks=4, epochs=2, seed=0, optim={"lr": 0.1})
-
-    Args:
-        quiet: Print nothing.
-        settings: Any setting or group of the command line. A group takes a name, or a mapping of its options as
-            `optim` above; both at once take a dotted key: data="mnist", **{"data.root": "/data"}.
-
-    Returns:
-        What the run has left: `.metrics`, `.model`, `.run_dir` and `.history`.
-
-    Raises:
-        UserError: For a mistake in the settings, before anything is written.
-        RunError: When training had to stop, as for a loss that is not finite or a full disk.
-    """
-    overrides = list(_overrides(settings))
-    exp = experiment(*compose(overrides), overrides)
-    exp.explicit.refuse([Unread("dry_run", "the command line, which prints the blocks")])
-    result = start(exp, quiet=quiet)
-    assert result is not None, "torchrun is for the command line"
-    return result
-
-
 def build(
-    strategy: str | Mapping[str, Any] = "dgl",
-    model: str | Mapping[str, Any] | nn.Module = "vgg16",
+    strategy: str | Mapping[str, Any] | Strategy = "dgl",
+    model: str | Mapping[str, Any] | nn.Module | Callable[..., nn.Module] = "vgg16",
     *,
     image: tuple[int, ...] = (3, 32, 32),
     classes: int = 10,
@@ -74,12 +47,13 @@ def build(
     steps: int | None = None,
     pixels: Pixels | None = None,
     axes: str | Mapping[str, str] | None = None,
+    config_dir: Folders = (),
     **settings: Any,
 ) -> Learner:
     """Build a learner for a training loop of one's own.
 
     Args:
-        strategy: A name such as "dgl", or a mapping of its options.
+        strategy: A name such as "dgl", a mapping of its options, or an object.
         model: A name of the zoo, or any module whose forward is a sequence (see `as_blocks`), which is trained in
             place.
         image: The shape of one input, without the batch.
@@ -90,17 +64,18 @@ def build(
             where nothing is normalised, else (0 - mean) / std and (1 - mean) / std. Objectives that reconstruct images
             by cross-entropy need it, and take the squared error without.
         axes: The axes of what a module's layers hand on, where the layers do not tell: see `as_blocks`.
+        config_dir: Folders of your own yaml files.
         settings: As in `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
 
     Returns:
-        A learner with `.step(inputs [B, *image], labels [B]) -> dict`, `.predict`, `.model` and `.blocks`.
+        A learner with `.step(inputs [B, *image], labels [B]) -> dict`, `.evaluate`, `.predict`, `.state_dict`,
+        `.model` and `.blocks`; called with inputs, it returns the model's logits.
 
     Raises:
         UserError: For a mistake, also for a setting that only `train` reads; a module is then left as it was.
     """
     named = {} if isinstance(model, nn.Module) else {"model": model}
-    overrides = list(_overrides({"strategy": strategy, **named, **settings}))
-    exp = experiment(*compose([*_any_batch(settings), *overrides]), overrides)
+    exp = experiment_of({"strategy": strategy, **named, **settings}, config_dir, _any_batch(settings))
     exp.explicit.refuse(_read_by_train(exp, steps))
     stage = stage_of(exp)
     network = _network(exp, model, tuple(image), classes, graph, axes)
@@ -132,7 +107,7 @@ def _any_batch(settings: Mapping[str, Any]) -> list[str]:
 def _read_by_train(exp: Experiment, steps: int | None) -> Iterator[Unread]:
     """What a learner for a loop of one's own does not read."""
     settings = (field.name for field in fields(Settings) if field.name not in BUILT)
-    groups = ["data", "probe", "record", *(["runtime"] if exp.runtime.processes > 1 else [])]
+    groups = ["data", "probe", "callback", "record", *(["runtime"] if exp.runtime.processes > 1 else [])]
     yield from (Unread(key, "train(), which has a loop of its own") for key in (*settings, *groups))
     if steps is None:
         yield from (Unread(key, "steps=NUMBER") for key in SHARES)
@@ -155,38 +130,3 @@ def _pixels(pixels: Pixels | None, exp: Experiment, image: tuple[int, ...]) -> P
     if not len(black) == len(white) == image[0] or any(b == w for b, w in zip(black, white, strict=True)):
         raise UserError(f"pixels={pixels} for inputs {list(image)}: {_PIXELS}")
     return black, white
-
-
-def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Keyword settings as Hydra overrides."""
-    for key, value in settings.items():
-        path = f"{prefix}{key}"
-        if not re.fullmatch(r"\+{0,2}[\w./-]+", path):
-            raise UserError(f"{path!r} is no name of a setting: give a keyword such as epochs=2, or 'optim.lr'")
-        if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
-            yield from _overrides(value, f"{path}.")
-        else:
-            yield f"{path}={_text(value, path)}"
-
-
-def _text(value: Any, path: str) -> str:
-    """One value in the grammar of overrides. A text is a text, whatever it looks like."""
-    if value is None or isinstance(value, bool | int | float):
-        return json.dumps(value)
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_text(item, path) for item in value) + "]"
-    if isinstance(value, Mapping):
-        if odd := [k for k in value if not isinstance(k, int) and not re.fullmatch(_WORD, str(k))]:
-            raise UserError(f"{path}={value!r}: {odd[0]!r} cannot be a key in it; keys are words or whole numbers")
-        return "{" + ",".join(f"{k}:{_text(item, path)}" for k, item in value.items()) + "}"
-    if isinstance(value, str) or hasattr(value, "__fspath__"):
-        text = str(value)
-        if text == "???":
-            raise UserError(f"{path}='???': three question marks stand for a missing value; give another text")
-        return text if re.fullmatch(_WORD, text) and text.lower() not in _NOT_TEXTS else quoted(text)
-    raise UserError(f"{path}={value!r}: must be a number, a text, true, false, null, or a list or mapping of these")
-
-
-_WORD = r"[A-Za-z_/][\w./-]*"
-_NOT_TEXTS = {"true", "false", "null", "nan", "inf"}
-"""Words that mean something else than themselves."""

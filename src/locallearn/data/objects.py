@@ -1,0 +1,276 @@
+"""Data that a script or a notebook has: tensors, arrays, data sets, loaders, or a mapping of these to the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
+
+from locallearn.data.augment import Augment
+from locallearn.data.dataset import Data, Split
+from locallearn.data.items import Items, Passes, as_input, as_targets, drawing, pair, reading
+from locallearn.data.listed import class_names, label_column, labels_of, labels_read, name_of
+from locallearn.data.normalise import Normalisation, Normaliser
+from locallearn.data.source import DataSource, Raw, RawSplit
+from locallearn.data.split import stratified
+from locallearn.data.store import Memory, Store, check_samples
+from locallearn.errors import UserError
+from locallearn.seeds import derive, generator
+
+PARTS = ("train", "validation", "test")
+KINDS = (
+    "a pair (inputs, labels) of tensors or arrays, a Dataset, a DataLoader, or a mapping of train, validation and test "
+    "to these"
+)
+CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class ObjectSource(DataSource):
+    """What was given as `data=` from Python. Without a test part a fixed fifth of each class is the test set.
+
+    parts    the sets by part
+    workers  processes that read samples of a set ahead of the training step
+    """
+
+    name: ClassVar[str] = "objects"
+    measured: ClassVar[int | None] = 10_000
+
+    workers: Annotated[int, Ge(0)] = 0
+    parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def unread(self) -> Mapping[str, str]:
+        unread = {**super().unread(), "root": "data=NAME that has files"}
+        if isinstance(self.parts["train"], DataLoader):
+            unread["workers"] = "data=DATASET; a DataLoader has its own num_workers"
+        if self._passes:
+            names = ("validation", "fraction", "label_noise", "crop", "flip", "cutout", "deficit")
+            unread |= dict.fromkeys(names, "data=DATASET with __getitem__, whose samples have numbers")
+        return unread
+
+    @property
+    def _passes(self) -> bool:
+        """Whether the training part can only be gone through, in an order of its own."""
+        return isinstance(_opened(self.parts["train"], train=True), DataLoader | IterableDataset)
+
+    def place(self) -> str:
+        return "given from Python"
+
+    def read(self, device: torch.device) -> Raw:
+        parts = {name: self._part(given, name) for name, given in self.parts.items()}
+        train, test = parts["train"], parts.get("test")
+        for name, part in parts.items():
+            self._check(name, part, train.images)
+        classes = self._classes(parts.values())
+        if test is None:
+            if train.labels.dtype == torch.int64 and train.labels.dim() == 1 and len(train.labels) > 1:
+                kept = len(train.labels) - max(1, len(train.labels) // 5)
+                drawn = stratified(train.labels.clamp(min=0), kept, generator(0, "objects", "test"))
+            else:
+                order = torch.randperm(len(train.labels), generator=generator(0, "objects", "test"))
+                drawn = order[len(order) // 5 :].sort().values, order[: len(order) // 5].sort().values
+            train, test = (_chosen(train, places) for places in drawn)
+        return Raw(classes, train, test, parts.get("validation"))
+
+    def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
+        if not self._passes:
+            return super().load(seed, device, normalisation)
+        if "test" not in self.parts:
+            raise UserError(
+                f"{name_of(self.parts['train'])} is gone through in an order of its own, and no test set can be drawn "
+                'from it: give data={"train": ..., "test": ...}'
+            )
+        store = Passes(self.parts["train"], name_of(self.parts["train"]), self.workers, device)
+        rest = {name: self._part(given, name) for name, given in self.parts.items() if name != "train"}
+        for name, part in rest.items():
+            self._check(name, part, store)
+            check_samples(f"{name} samples of data={self.name}", part.images, store.image)
+        unknown = torch.full((len(store),), -1, device=device)
+        train = Split(store, torch.arange(len(store)), unknown)
+        test, validation = (_whole(rest[name], device) if name in rest else None for name in ("test", "validation"))
+        assert test is not None
+        splits = (train, validation or test.at(torch.arange(0)), test)
+        normaliser = Normaliser.of(normalisation, device) if normalisation else None
+        if store.dtype == torch.uint8 and normaliser is None:
+            if self.normalise != "symmetric":
+                raise UserError(
+                    f"{store.name} gives pixels, whose mean nobody knows before they are read: give floats, or choose "
+                    "data.normalise=symmetric"
+                )
+            half = torch.full((store.image[0],), 0.5, dtype=torch.float64)
+            normaliser = Normaliser(half, half, device)
+        return PassedData(self.name, self._classes(rest.values()), splits, seed, Augment(), normaliser)
+
+    def _check(self, name: str, part: RawSplit, train: Store) -> None:
+        """Refuse labels for other samples, and samples of another type than those that are trained on."""
+        if len(part.labels) != len(part.images):
+            raise UserError(
+                f"the {name} part has {len(part.images)} samples but {len(part.labels)} labels; give each sample one"
+            )
+        if part.images.dtype != train.dtype:
+            kinds = [str(store.dtype).removeprefix("torch.") for store in (part.images, train)]
+            raise UserError(
+                f"the {name} samples are {kinds[0]} and the training samples {kinds[1]}: give both as one type"
+            )
+
+    def _part(self, given: Any, part: str) -> RawSplit:
+        """The raw samples and labels of one part. Raises UserError for what is none."""
+        workers = given.num_workers if isinstance(given, DataLoader) else self.workers
+        given, what = _opened(given, part == "train"), f"data[{part!r}]"
+        if isinstance(given, TensorDataset) and len(given.tensors) == 2:
+            given = given.tensors
+        if _is_pair(given):
+            samples = _pixels(as_input(given[0], f"the inputs of {what}"), what)
+            return RawSplit(Memory(samples), as_targets(given[1], f"the labels of {what}"))
+        if isinstance(given, DataLoader | IterableDataset):
+            return self._read_once(given)
+        if not len(given):
+            raise UserError(f"{name_of(given)} has no samples; a data set needs at least one")
+        label = label_column(given)
+        with drawing(0), reading(name_of(given)):
+            x, _ = pair(given[0], f"sample 0 of {name_of(given)}", label)
+        x = as_input(x, f"sample 0 of {name_of(given)}")
+        _pixels(x[None], what)
+        labels = labels_of(given)
+        known = labels is not None and len(labels) == len(given)
+        targets = labels if labels is not None and known else labels_read(given, label, workers)
+        return RawSplit(Items(given, name_of(given), targets, tuple(x.shape), x.dtype, label, workers), targets)
+
+    def _read_once(self, given: Any) -> RawSplit:
+        """A validation or test part that can only be gone through is kept in memory."""
+        loader = given if isinstance(given, DataLoader) else DataLoader(given, 64, num_workers=self.workers)
+        with drawing(0), reading(name_of(given)):
+            batches = [pair(batch, f"a batch of {name_of(given)}") for batch in loader]
+        if not batches:
+            raise UserError(f"{name_of(given)} has no samples; a data set needs at least one")
+        inputs = torch.cat([as_input(x, f"a batch of {name_of(given)}") for x, _ in batches])
+        return RawSplit(
+            Memory(inputs), torch.cat([as_targets(y, f"the labels of {name_of(given)}") for _, y in batches])
+        )
+
+    def _classes(self, parts: Iterable[RawSplit]) -> tuple[str, ...]:
+        """The names of the classes: those that a set has, else numbers up to the highest label."""
+        for given in self.parts.values():
+            if names := class_names(given):
+                return names
+        highest = max((int(part.labels.max()) for part in parts if part.labels.numel()), default=0)
+        return tuple(map(str, range(highest + 1)))
+
+
+class PassedData(Data):
+    """`Data` whose training part can only be gone through. What resume does: it goes through the epoch from its
+    beginning again and leaves out the steps that are done."""
+
+    def _passes(self) -> Passes:
+        assert isinstance(self.train.store, Passes)
+        return self.train.store
+
+    def batch(self, batch_size: int) -> int:
+        size = self._passes().size
+        if size is not None and size != batch_size:
+            raise UserError(
+                f"{self._passes().name} gives batches of {size}, and batch_size={batch_size}: choose batch_size={size}"
+            )
+        return super().batch(batch_size)
+
+    def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        size = min(self._passes().size or batch_size, len(self.train))
+        given = self._passes().batches(derive(self.seed, "order", epoch), epoch, size, self.steps(size))
+        parts = (
+            part
+            for inputs, labels in given
+            for part in zip(*(t.split(batch_size) for t in (inputs, labels)), strict=True)
+        )
+        for step, (inputs, labels) in enumerate(parts):
+            if step >= start:
+                yield self._normalise(inputs), labels
+
+    def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if split.store is self.train.store:
+            yield from self.batches(0, self._passes().size or batch_size)
+        else:
+            yield from super().evaluation(split, batch_size)
+
+
+def by_part(given: Any) -> dict[str, Any]:
+    """What `data=` was given as, by part. Raises UserError for what is no data."""
+    if isinstance(given, Mapping):
+        if unknown := [str(name) for name in given if name not in PARTS]:
+            raise UserError(f"data has a part {unknown[0]!r}: its parts are train, validation and test")
+        if "train" not in given:
+            raise UserError('data has no part "train": its parts are train, validation and test')
+        parts = dict(given)
+    else:
+        parts = {"train": given}
+    for name, part in parts.items():
+        gone_through = isinstance(part, DataLoader | IterableDataset)
+        if not gone_through and not _is_pair(part) and not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):
+            raise UserError(f"data: {name} is a {type(part).__name__}; it must be {KINDS}")
+    return parts
+
+
+def batch_of(given: Any) -> int | None:
+    """The batch size that a loader has been told."""
+    train = by_part(given)["train"]
+    return train.batch_size if isinstance(train, DataLoader) else None
+
+
+def _opened(given: Any, train: bool) -> Any:
+    """A loader that only shuffles and stacks the samples of a map-style set is that set: the run has an order of its
+    own, from which it can go on. One that keeps the order of the set is it only where nothing is trained on it."""
+    if not isinstance(given, DataLoader) or isinstance(given.dataset, IterableDataset):
+        return given
+    sampler, size = given.sampler, len(given.dataset) if hasattr(given.dataset, "__len__") else -1
+    shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement and len(sampler) == size
+    usual = type(given.batch_sampler).__name__ == "BatchSampler" and given.collate_fn is default_collate
+    return given.dataset if usual and (shuffled or (not train and isinstance(sampler, SequentialSampler))) else given
+
+
+def kinds(given: Any) -> list[Any]:
+    """The objects by which data are known, the training set first."""
+    return [part.dataset if isinstance(part, DataLoader) else part for part in by_part(given).values()]
+
+
+def _chosen(part: RawSplit, places: Tensor) -> RawSplit:
+    """Some of the samples of a part, by their numbers."""
+    if isinstance(part.images, Memory):
+        return RawSplit(Memory(part.images.samples[places]), part.labels[places])
+    assert isinstance(part.images, Items)
+    labels = part.labels[places]
+    return RawSplit(replace(part.images, dataset=Subset(part.images.dataset, places.tolist()), labels=labels), labels)
+
+
+def _whole(part: RawSplit, device: torch.device) -> Split:
+    return Split(part.images.to(device), torch.arange(len(part.images)), part.labels.to(device))
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, list | tuple) and len(given) == 2 and all(hasattr(each, "shape") for each in given)
+
+
+def _pixels(samples: Tensor, what: str) -> Tensor:
+    """Samples [N, ...]; grey pictures without a channel get one. Raises UserError for pictures with the channels last,
+    which would be trained on as if they were one line high."""
+    if samples.dtype != torch.uint8:
+        return samples
+    if samples.dim() == 3:
+        return samples[:, None]
+    if samples.dim() == 4 and samples.shape[3] in CHANNELS and samples.shape[1] not in CHANNELS:
+        raise UserError(
+            f"{what} has pictures {list(samples.shape[1:])}; a model reads [channels, height, width]: "
+            "tensor.permute(0, 3, 1, 2), or array.transpose(0, 3, 1, 2)"
+        )
+    return samples
