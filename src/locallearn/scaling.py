@@ -45,7 +45,7 @@ class Scaler:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Let `backward` and `times` use this scale."""
+        """Let `backward` and `grad` use this scale."""
         global _active  # one half of one block runs at a time
         before, _active = _active, self
         try:
