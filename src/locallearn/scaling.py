@@ -19,6 +19,7 @@ FIRST, LEAST = 2.0**16, 1.0
 GROWTH_STEPS = 2000
 """The rule of `torch.amp.GradScaler`: half the scale after an overflow, twice the scale after so many steps without."""
 _active: Scaler | None = None
+_NOTHING = nullcontext()
 
 
 class Scaler:
@@ -90,7 +91,7 @@ class Scaler:
 
 def under(scaler: Scaler | None) -> AbstractContextManager[None]:
     """To be entered around a half of a step of the block with this scale, or with none."""
-    return scaler.active() if scaler is not None else nullcontext()
+    return scaler.active() if scaler is not None else _NOTHING
 
 
 def leaf(t: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def grad(of: Tensor, at: Tensor, gradient: Tensor) -> Tensor:
 def unscaled(x: Tensor) -> AbstractContextManager[object]:
     """Where gradients are computed forward, on the device of x: no autocast to float16, for no scale protects them."""
     half = torch.get_autocast_dtype(x.device.type) == torch.float16
-    return torch.autocast(x.device.type, enabled=False) if half else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if half else _NOTHING
 
 
 def widen(*modules: nn.Module | None) -> None:

@@ -57,9 +57,8 @@ class Split:
             yield from self.store.take(index, batch_size, change)
         else:
             for samples, places in zip(self.store.take(index, batch_size), index.split(batch_size), strict=True):
-                yield torch.stack(
-                    [change(sample, place) for sample, place in zip(samples, places.tolist(), strict=True)]
-                )
+                pairs = zip(samples.cpu(), places.tolist(), strict=True)  # a GPU would round in another way
+                yield torch.stack([change(*pair) for pair in pairs]).to(samples.device)
 
 
 class Data:
