@@ -20,7 +20,8 @@ from locallearn.analysis.readout import pooled
 from locallearn.errors import UserError
 from locallearn.options import Options
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (*SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool)
 CLASSIFICATION, MIXED, TOKENS = "classification", "mixed labels", "tokens"
 REGRESSION, MULTILABEL, SEGMENTATION = "regression", "multilabel", "segmentation"
 SAMPLE, POSITION = "sample", "position"

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import locallearn
 from helpers.commands import run
 from locallearn.auxiliary import Linear
+from locallearn.config.compose import choices
+from locallearn.config.targets import instantiate
 from locallearn.engine import SGD, Setup, assemble
 from locallearn.engine.totals import BlockTotals
 from locallearn.errors import UserError
@@ -27,6 +32,7 @@ from locallearn.strategies.deep_supervision import DeepSupervision
 from locallearn.strategies.dfa import DFA
 from locallearn.strategies.greedy import DGL
 from locallearn.strategies.overlapping import Overlapping
+from locallearn.task import CLASSIFICATION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS
 from locallearn.tasks import TASKS, Classification, Multilabel, Regression, Segmentation, Task, Tokens
 
 B, C, T, SIDE = 6, 5, 7, 8
@@ -76,7 +82,7 @@ def weighted(z: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(z[y >= 0], y[y >= 0], torch.arange(1.0, C + 1, dtype=z.dtype))
 
 
-MIXED = numbers(B, C).softmax(1)
+SHARES = numbers(B, C).softmax(1)
 CASES = {
     "classification": Case(
         Classification(),
@@ -85,7 +91,7 @@ CASES = {
         lambda z, y: F.cross_entropy(z[y >= 0], y[y >= 0]),
     ),
     "smoothing": Case(Classification(smoothing=0.2), numbers(B, C), some_unknown(integers(C, B)), smooth),
-    "mixed": Case(Classification(mixed=True), numbers(B, C), MIXED, F.cross_entropy),
+    "mixed": Case(Classification(mixed=True), numbers(B, C), SHARES, F.cross_entropy),
     "regression": Case(Regression(), numbers(B, 3), numbers(B, 3).sin(), F.mse_loss),
     "multilabel": Case(Multilabel(), numbers(B, C), some_unknown(integers(2, B, C)).double(), binary),
     "tokens": Case(Tokens(), numbers(B, T, C), some_unknown(integers(C, B, T)), next_token),
@@ -489,3 +495,23 @@ def test_gpt_is_a_plain_transformer():
         learner.step(x, y)
         for name, p in own.named_parameters():
             torch.testing.assert_close(p, state[name] - RATE * state[name].grad, atol=1e-12, rtol=0)
+
+
+def test_the_page_says_what_serves_which_task():
+    """Every objective of conf/ stands in the table of docs/tasks.md, with yes where its class says so."""
+    page = (Path(__file__).resolve().parents[2] / "docs/tasks.md").read_text()
+    head = [CLASSIFICATION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS]
+    said: dict[str, list[bool]] = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == len(head) + 1 and cells[0].startswith("`") and "probe" not in cells[0]:
+            for name in re.findall(r"`(?:objective=)?(\w+)`", cells[0]):
+                said[name] = [cell.startswith("yes") for cell in cells[1:]]
+    others = {"infopro", "distil"}  # as the loss that they are told to have; what an answer of the teacher can say
+    unread = {"infonce": TOKENS, "reconstruction": TOKENS, "inpainting": TOKENS}  # refused for what they read
+    for name, file in choices("objective").items():
+        if name in others:
+            continue
+        objective = instantiate(yaml.safe_load(file.read_text()), "objective", [])
+        serves = [(objective.tasks is None or task in objective.tasks) and unread.get(name) != task for task in head]
+        assert said[name] == serves, name

@@ -107,6 +107,7 @@ OWN = {
     "model/gelan": ["model.width=0.125"],
     "model/cspnet": ["model.width=0.125"],
     "model/torchvision": ["data.size=32"],
+    "objective/distil": ["init.teacher=teacher"],
     "objective/infonce": [*MAPS, "blocks=3"],
     "strategy/infomax": [*MAPS, "blocks=3"],
     "experiment/auxiliary_networks": ["model.width=1"],
@@ -189,6 +190,9 @@ def becomes(arguments: list[str], root: Path) -> str:
 def test_every_file_of_conf(file, attempt, root, record_property):
     arguments = small_run(file)
     expected = becomes(arguments, root)  # asked first: a download that fails leaves a folder
+    if "init.teacher=teacher" in arguments:  # a run that has ended
+        assert cli.main([*BOUNDED, *TINY_SET, *TINY_MODEL, "out=before"]) == 0
+        next(Path("before").iterdir()).rename("teacher")
     became = attempt(arguments)
     report(record_property, Counter([became]))
     assert became == expected
@@ -243,6 +247,8 @@ WORDS = {
     "bins": ["30", "0.07", "[-1,0,1]", "[1,0]", "[0]"],
     "noise_variance": ["0.1", "0"],
     "width": ["4", "8", "[8,4]", "[8,0]", "64"],
+    "labelled": ["1", "3", "6", "10", "24", "1000"],
+    "weights": ["nowhere.pt"],
     "cuts": ["[layer1]", "[layer1,layer2,layer3]", "[layer2,layer1]", "[nowhere]", "[conv1]", "[features.1]"],
 }
 SETTINGS = {
@@ -268,6 +274,10 @@ SETTINGS = {
     "precision": ["fp32", "bf16", "fp64", "fp16"],
     "channels_last": FLAGS,
     "balance": ["flops", "memory", "time", "size"],
+    "train_blocks": ["[0]", "[1]", "[0,1]", "[1,2]", "[0,9]", "[]", "[-1]", "0"],
+    "init.run": ["nowhere", "[]"],
+    "init.blocks": ["[0]", "[]"],
+    "init.teacher": ["nowhere"],
     "seed": ["0", "1", "12345", str(2**31), str(2**63), str(2**70), "-1"],
     "evaluate_every": ["1", "2", "0"],
     "checkpoint.every": ["1ep", "1it", "never", "0it", "often", "99999999999999999999it"],

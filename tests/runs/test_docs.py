@@ -68,7 +68,7 @@ def typed(text: str) -> list[list[str]]:
     return [words for line in found for words in lines(line)]
 
 
-BROUGHT = ("own-model", "own-sink", "own-strategy")
+BROUGHT = ("own-model", "own-sink", "own-strategy", "own-task")
 FIRST = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("getting-started", *BROUGHT))]
 """What a user reads first, and what brings files of their own."""
 PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if typed(page.read_text())]

@@ -82,12 +82,17 @@ def falling(progress: float) -> float:
     return 1 - 0.5 * progress
 
 
-def test_a_module_data_and_an_optimizer_train_as_a_loop_by_hand(tmp_path):
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_module_data_and_an_optimizer_train_as_a_loop_by_hand(task, tmp_path):
     """Backpropagation with RMSprop on tensors, in the order of the seed; the module that was given stays as it was."""
     mine, reference = net(), net()
+    y, loss = Y, lambda z, y: F.cross_entropy(z, y.long())
+    if task == "regression":
+        y, loss = X[:, :3].exp(), lambda z, y: F.mse_loss(z, (y - mean) / std)
+        mean, std = y.mean(0), y.std(0, correction=0)
     result = locallearn.train(
-        strategy=Backprop(), model=mine, data={"train": TensorDataset(X, Y), "test": (X[:9].numpy(), Y[:9].numpy())},
-        optim=partial(torch.optim.RMSprop, lr=0.01, alpha=0.9), out=tmp_path, epochs=2,
+        strategy=Backprop(), model=mine, data={"train": TensorDataset(X, y), "test": (X[:9].numpy(), y[:9].numpy())},
+        optim=partial(torch.optim.RMSprop, lr=0.01, alpha=0.9), out=tmp_path, epochs=2, task=task,
         **{"data.validation": 0, "optim.schedule": falling}, **SETTINGS,
     )  # fmt: skip
     optimizer = torch.optim.RMSprop(reference.parameters(), lr=0.01, alpha=0.9)
@@ -95,7 +100,7 @@ def test_a_module_data_and_an_optimizer_train_as_a_loop_by_hand(tmp_path):
     for epoch in range(2):
         for part in torch.randperm(96, generator=generator(0, "order", epoch)).split(16):
             optimizer.zero_grad()
-            F.cross_entropy(reference(X[part]), Y[part].long()).backward()
+            loss(reference(X[part]), y[part]).backward()
             optimizer.step()
             schedule.step()
     with torch.no_grad():
@@ -105,6 +110,7 @@ def test_a_module_data_and_an_optimizer_train_as_a_loop_by_hand(tmp_path):
     assert torch.equal(trained(X), mine(X))
     assert torch.equal(trained(X), result.model(X))
     assert [record["epoch"] for record in result.history] == [1, 2]
+    assert {"classification": "test/accuracy", "regression": "test/r2"}[task] in result.history[-1]
     config = yaml.safe_load((result.run_dir / "config.yaml").read_text())
     assert config["model"]["_object_"].endswith(".Net")
     assert config["model"]["_file_"] == __file__

@@ -33,7 +33,8 @@ class Plain(Dataset):
         return len(self.x)
 
     def __getitem__(self, place):
-        return self.x[place], int(self.y[place])
+        y = self.y[place]
+        return self.x[place], y if y.shape else y.item()
 
 
 class Listed(Plain):
@@ -128,6 +129,30 @@ def test_every_kind_gives_the_batches_of_the_tensors(kind):
     assert data.classes == names
 
 
+TASKS = {
+    "regression": (X[:, 0, 0, 0], (N, 1), torch.float32, 1),
+    "multilabel": (torch.eye(3, dtype=torch.int8)[Y], (N, 3), torch.float32, 3),
+    "segmentation": (Y[:, None, None].expand(N, 4, 4), (N, 4, 4), torch.int64, 3),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_beside_the_data_says_what_the_labels_are(task):
+    y, shape, dtype, answers = TASKS[task]
+    data = loaded({"train": (PIXELS, y), "test": Plain(PIXELS, y.numpy())}, task=task, validation=0)
+    assert (data.task.kind, len(data.classes)) == (task, answers)
+    assert (tuple(data.train.labels.shape), data.train.labels.dtype) == (shape, dtype)
+    assert torch.equal(data.train.labels, data.test.labels)
+    if task == "regression":
+        assert data.train.labels.mean().abs() < 1e-6, "standardised"
+        assert torch.allclose(data.task.original(data.train.labels)[:, 0].float(), y)
+
+
+def test_token_numbers_are_counted():
+    data = loaded((Y.repeat(3, 1).T, Y), validation=0)
+    assert (data.vocabulary, data.train.store.dtype) == (3, torch.int64)
+
+
 def test_parts_are_taken_as_they_are_and_pixels_are_normalised():
     given = {"train": (PIXELS, Y), "validation": DataLoader(Plain(PIXELS), 7), "test": Stream(9, 9)}
     with pytest.raises(UserError, match="test samples are float32 and the training samples uint8"):
@@ -187,9 +212,9 @@ class Endless(IterableDataset):
 
 
 MISTAKES = {
-    "floats": ((X, Y.float() + 0.5), "labels are torch.float32"),
+    "floats": ((X, Y.float() + 0.5), "no whole numbers: number the classes from 0, or give task='regression'"),
     "texts": ((X, np.array(["cat", "dog", "eel"] * 20)), r"are no numbers \(.*cat.*\): number the classes from 0"),
-    "one-hot": ((X, torch.eye(3, dtype=torch.int64)[Y]), r"must be int64 \[N\]"),
+    "one-hot": ((X, torch.eye(3, dtype=torch.int64)[Y]), r"scores or one-hot.*argmax\(dim=1\)"),
     "count": ((X, Y[:5]), "60 samples but 5 labels"),
     "a class too few": ((X, Y + 1), "class '0' has no training sample"),
     "channels last": ((PIXELS.repeat(1, 2, 2, 2).permute(0, 2, 3, 1)[..., :3], Y), r"permute\(0, 3, 1, 2\)"),

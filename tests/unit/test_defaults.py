@@ -17,8 +17,8 @@ import pytest
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
-GIVEN = {"strategy": {"objective", "auxiliary"}, "data": {"parts"}}
-"""Fields that other groups fill, or Python alone."""
+GIVEN = {"strategy": {"objective", "auxiliary"}, "objective": {"teacher"}, "data": {"parts"}}
+"""Fields that others fill, or Python alone."""
 
 
 def options(path: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def assert_same_state(learner: Learner, before: dict[str, torch.Tensor]) -> None
 
 # --- labels and images -----------------------------------------------------------------------------------------------
 
-INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint64]
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -274,3 +274,36 @@ def test_feedback_weights_leave_the_users_modules_in_place(strategy):
     learner.step(torch.randn(8, 2, 6, 6), torch.randint(3, (8,)))
     assert seen == dict.fromkeys(watched, 2)
     assert not model.units[0][3].training
+
+
+# --- what else a learner does ----------------------------------------------------------------------------------------
+
+
+def test_a_learner_tests_answers_and_goes_on_from_its_state_dict():
+    """Against the model itself; and to the same bits as a learner that was not interrupted."""
+    ours = build("dgl")
+    for _ in range(3):
+        ours.step(X, Y)
+    ours.model.train()
+    logits = ours(X)
+    assert all(m.training for m in ours.model.modules())
+    ours.model.eval()
+    with torch.no_grad():
+        assert torch.equal(logits, ours.model(X))
+        loss, accuracy = nn.functional.cross_entropy(logits, Y).item(), (logits.argmax(1) == Y).double().mean()
+    for numbers in (ours.evaluate(X, Y.to(torch.uint8)), ours.evaluate([(X[:5], Y[:5]), (X[5:], Y[5:])])):
+        assert numbers["loss"] == pytest.approx(loss, rel=1e-6)
+        assert numbers["accuracy"] == accuracy == numbers[f"block/{len(ours.cut) - 1:02d}/accuracy"]
+    with pytest.raises(UserError, match="4 labels for a batch of 8"):
+        ours.evaluate([(X, Y[:4])])
+    assert "DGL on " in repr(ours)
+    assert "3 steps on cpu" in repr(ours)
+    saved = ours.state_dict()
+    again = build("dgl")
+    again.load_state_dict(saved)
+    for learner in (ours, again):
+        learner.step(X, Y)
+    assert_same_state(again, ours.state())
+    assert again.step_count == 4
+    with pytest.raises(UserError, match="step_count is missing"):
+        again.load_state_dict(ours.state())

@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 import locallearn
+from helpers import objectives
 from helpers.commands import SMALL, run
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
 from locallearn.api.learners import BUILT, SHARES
@@ -98,10 +99,11 @@ class Spy(Auxiliary):
 @pytest.mark.parametrize("name", choices("objective"))
 def test_an_objective_says_whether_it_reads_the_auxiliary_network(name):
     objective: Objective = instantiate(yaml.safe_load(choices("objective")[name].read_text()), "objective", [])
+    teacher = ["init.teacher=runs/RUN"] if objective.taught else []
     spy = Spy()
     objective.modules(BlockSpec(0, 3, (3, 8, 8), (3, 8, 8), (4, 8, 8), 5), spy)
     assert bool(spy.built) == objective.reads_auxiliary
-    overrides = ["strategy=dgl", f"objective={name}", "auxiliary=cnn"]
+    overrides = ["strategy=dgl", f"objective={name}", "auxiliary=cnn", *teacher]
     if objective.reads_auxiliary:
         made(overrides)
     else:
@@ -212,7 +214,7 @@ def test_options_that_others_turn_off(options, unread):
 @pytest.mark.parametrize("blocks", [2, 3])
 @pytest.mark.parametrize("name", choices("objective"))
 def test_the_options_of_an_objective(name, blocks):
-    recipe = instantiate(yaml.safe_load(choices("objective")[name].read_text()), "objective", [])
+    recipe = objectives.make(name)
     dgl = target("strategy", "dgl")
     check_options(
         recipe, lambda r: dgl(objective=r, auxiliary=Linear()), lambda r, specs: r.unread(specs), blocks, MAPS

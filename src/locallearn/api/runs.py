@@ -48,6 +48,8 @@ def train(quiet: bool = False, *, config_dir: Folders = (), **settings: Any) -> 
               **{"data.validation": 0.2} stand beside it;
             - optim: an optimizer class, or a `functools.partial` of one, beside **{"optim.schedule": "constant"} and so
               on; "optim.schedule" may be a function of progress in [0, 1];
+            - task: what such data ask for where it is no class: "regression", "multilabel", "segmentation", "tokens",
+              or a task with options;
             - strategy, objective, auxiliary, probe, callbacks, ...: an object of the class that docs/own-*.md name;
               of probes and callbacks also a list.
 

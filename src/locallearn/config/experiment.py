@@ -40,21 +40,9 @@ def experiment(
     optional = ("probe", "callback", "record")
     groups = {group: _mapping(config, group) for group in GROUPS if group not in optional}
     groups |= {group: config.get(group) or {} for group in optional}
-    if "optim.schedule" in objects:
-        groups["optim"] = {**groups["optim"], "schedule": objects["optim.schedule"]}
-    allow = settings.allow
-
-    def part(group: str, **supplied: Any) -> Any:
-        return given.part(group, objects.get(group), groups[group], allow, **supplied)
-
-    parts = {group: part(group) for group in ("auxiliary", "objective", "optim", "data", "runtime")}
-    parts["strategy"] = part("strategy", objective=parts["objective"], auxiliary=parts["auxiliary"])
-    parts["model"] = given.builder(objects.get("model"), groups["model"], allow)
-    for group in SEVERAL:
-        chosen_in_yaml = described(group, groups[group], (names or {}).get(group), allow)
-        parts[group] = chosen_in_yaml | given.several(group, objects.get(group), allow)
+    parts = _parts(groups, names or {}, objects, settings.allow)
     config = given.told(config, objects, parts)
-    record = RecordSettings.parse(groups["record"], own_sinks(groups["record"], allow))
+    record = RecordSettings.parse(groups["record"], own_sinks(groups["record"], settings.allow))
     chosen = {group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
     chosen |= given.names_of(objects, parts) | {group: "+".join(parts[group]) or "none" for group in SEVERAL}
     chosen["record"] = "+".join(record.sinks) or "jsonl"
@@ -76,7 +64,28 @@ def experiment(
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
     _check_evaluations(exp)
+    if unread.taught(exp) and settings.init.teacher is None:
+        raise UserError(f"objective={chosen['objective']} learns from a teacher: give init.teacher=RUN, a finished run")
     return exp
+
+
+def _parts(
+    groups: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], objects: Mapping[str, Any], allow: Iterable[str]
+) -> dict[str, Any]:
+    """What each group is: the object that was given, or what its yaml describes."""
+    groups = given.with_options(groups, objects)
+
+    def part(group: str, **supplied: Any) -> Any:
+        return given.part(group, objects.get(group), groups[group], allow, **supplied)
+
+    parts = {group: part(group) for group in ("auxiliary", "optim", "data", "runtime")}
+    parts["objective"] = part("objective", teacher=None)
+    parts["strategy"] = part("strategy", objective=parts["objective"], auxiliary=parts["auxiliary"])
+    parts["model"] = given.builder(objects.get("model"), groups["model"], allow)
+    for group in SEVERAL:
+        chosen_in_yaml = described(group, groups[group], names.get(group), allow)
+        parts[group] = chosen_in_yaml | given.several(group, objects.get(group), allow)
+    return parts
 
 
 def _check_evaluations(exp: Experiment) -> None:

@@ -43,6 +43,12 @@ def refuse_missing(config: Mapping[str, Any], objects: Mapping[str, Any]) -> Non
         raise missing(absent)
 
 
+def with_options(groups: Mapping[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
+    """The configurations of groups with the objects that are options of them, such as a schedule."""
+    own = {place.partition("."): value for place, value in objects.items() if "." in place}
+    return {**groups, **{group: {**groups[group], option: value} for (group, _, option), value in own.items()}}
+
+
 def part(group: str, given: Any, config: Mapping[str, Any], allow: Iterable[str], **supplied: Any) -> Any:
     """What a group of an experiment is: the object that was given, or what its yaml describes. Raises UserError."""
     if given is None:
@@ -152,7 +158,7 @@ def told(config: Mapping[str, Any], objects: Mapping[str, Any], parts: Mapping[s
 def names_of(objects: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, str]:
     """What the groups that were given are called."""
     names = {}
-    for group in objects.keys() - {"optim.schedule"}:
+    for group in [place for place in objects if "." not in place]:
         thing = parts[group]
         if group == "model":
             names[group] = name_of(objects[group])

@@ -15,7 +15,7 @@ from locallearn.data.objects import ObjectSource, batch_of
 from locallearn.errors import UserError
 from locallearn.options import fields_of
 
-PLACES = (*(group for group in GROUPS if group != "record"), "optim.schedule")
+PLACES = (*(group for group in GROUPS if group != "record"), "optim.schedule", "data.task")
 """The arguments that take objects."""
 
 
@@ -24,11 +24,11 @@ def parted(settings: Mapping[str, Any], above: str = "") -> tuple[dict[str, Any]
     objects: dict[str, Any] = {}
     plain: dict[str, Any] = {}
     for key, value in settings.items():
-        key = next((group for group, name in CALLED.items() if name == key), key)
+        key = next((group for group, name in CALLED.items() if name == key), key) if not above else key
         path = f"{above}{key}"
         if is_plain(value) or (path not in PLACES and not isinstance(value, Mapping)):
             plain[key] = value
-        elif isinstance(value, Mapping) and any(place.startswith(f"{path}.") for place in PLACES):
+        elif isinstance(value, Mapping) and path != "data" and any(place.startswith(f"{path}.") for place in PLACES):
             deeper, rest = parted(value, f"{path}.")
             objects |= deeper
             plain |= {key: rest} if rest else {}
@@ -47,6 +47,8 @@ def composed(objects: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
     """What must be composed for objects to stand on: the yaml with the options that some of them take beside them.
 
     Raises UserError for settings that an object leaves unread."""
+    if "data.task" in (*objects, *plain) and "data" not in objects:
+        raise UserError("task= says what data given from Python ask for; data=NAME has a task of its own: leave it out")
     words = []
     for place, value in objects.items():
         if place == "data" and not isinstance(value, DataSource) and class_of(value) is None:
@@ -61,6 +63,8 @@ def composed(objects: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
             own = getattr(value, "keywords", {})
             if twice := [key for key in plain if key.removeprefix("optim.") in own]:
                 raise UserError(f"{twice[0]} is given twice, there and in optim={name_of(value)}: leave one out")
+            continue
+        if "." in place:
             continue
         unread = [key for key in (*plain, *objects) if key.startswith(f"{place}.")]
         if place == "strategy" and class_of(value) is None:

@@ -25,10 +25,12 @@ from locallearn.errors import UserError
 OBJECT, FILE, SOURCE, STRUCTURE = "_object_", "_file_", "_source_", "_structure_"
 """Keys of an object in config.yaml: its class or function, where that is written, and SHA-256 sums of the source and,
 of a module, of what it prints as. Its options stand beside them."""
-CALLED = {"callback": "callbacks"}
-"""Groups that have another name as arguments of Python."""
+CALLED = {"callback": "callbacks", "data.task": "task"}
+"""Groups, and an option, that have another name as arguments of Python."""
 APART = ("objective", "auxiliary")
 """Parts of a strategy that are groups of their own."""
+ELSEWHERE = (*APART, "teacher")
+"""Fields that other settings fill."""
 LIBRARIES = {*sys.stdlib_module_names, "torch", "locallearn"}
 """Packages whose versions the manifest has: their source says nothing more."""
 
@@ -157,7 +159,7 @@ def options_of(value: Any) -> dict[str, Any]:
         return {name: _value(each) for name, each in value.keywords.items()}
     if not is_dataclass(value) or isinstance(value, type):
         return {}
-    return {f.name: _value(getattr(value, f.name)) for f in fields(value) if f.init and f.name not in APART}
+    return {f.name: _value(getattr(value, f.name)) for f in fields(value) if f.init and f.name not in ELSEWHERE}
 
 
 def _value(value: Any) -> Any:

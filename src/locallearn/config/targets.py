@@ -8,7 +8,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,6 +63,12 @@ class ModelBuilder:
     options: Mapping[str, Any]
     reads_graph: bool
     reads_tokens: bool
+
+    @property
+    def bare(self) -> ModelBuilder:
+        """The same without given weights, for a model that gets others: nothing is downloaded or read."""
+        given = self.options.get("weights") is not None and self.target.__module__.startswith("locallearn.")
+        return replace(self, options={**self.options, "weights": None}) if given else self
 
     def __call__(
         self, image: Size, classes: int, graph: Tensor | None = None, vocabulary: int | None = None

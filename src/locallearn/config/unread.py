@@ -44,6 +44,10 @@ def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unrea
         yield Unread("balance", "blocks=NUMBER")
     if exp.settings.checkpoint.every == "never":
         yield Unread("checkpoint.keep", "checkpoint.every=1ep, or another number of epochs or steps")
+    if not taught(exp):
+        yield Unread("init.teacher", "objective=distil")
+    if exp.settings.init.run is None and exp.settings.init.weights is None:
+        yield Unread("init.blocks", "init.run=RUN or init.weights=FILE")
     if exp.explicit.varies is None:
         yield Unread("sweep", "-m, a sweep of several runs")
 
@@ -55,7 +59,8 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
     auxiliary = [module for block in learner.blocks for module in block.auxiliary.values()]
     if not auxiliary:
         builds = several if len(specs) == 1 else "strategy=NAME whose modules() build it"
-        yield from (Unread(group, builds) for group in LOCAL if _own(exp, group) is not None)
+        own = [group for group in LOCAL if _own(exp, group) is not None]
+        yield from (Unread(group, builds) for group in own if group == "auxiliary" or not taught(exp))
     for group, options in (("strategy", exp.strategy), ("objective", _own(exp, "objective"))):
         readers = options.unread(specs) if options is not None else {}
         yield from _options(group, {name: reader for name, reader in readers.items() if name not in LOCAL})
@@ -75,6 +80,12 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
         yield Unread("data.validation", "data=NAME without a validation part of its own")
     if data is not None and data.graph is not None:
         yield Unread("batch_size", "data=NAME that is no graph")
+
+
+def taught(exp: Experiment) -> bool:
+    """Whether the run has an objective that learns from a teacher."""
+    objective = _own(exp, "objective")
+    return objective is not None and objective.taught
 
 
 def _own(exp: Experiment, group: str) -> Any:

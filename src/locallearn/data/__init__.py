@@ -4,6 +4,7 @@ source.py       what every set can be told (`Source`, and with one target for ea
 dataset.py      what a run works with: `Data` with its batches and its three splits; a graph
 store.py        raw samples in memory;  stream.py  image files, read by workers
 items.py        samples of sets that are given from Python;  listed.py  what these say of themselves
+asked.py        what such sets ask for
 scan.py         what a folder of images holds
 fingerprint.py  whether a set is still the one that a run was trained on
 split.py        the seeded draws of validation, fraction and label noise, and the checks of labels

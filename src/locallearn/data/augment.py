@@ -119,7 +119,8 @@ class Deficit:
         if self.kind == "flip":
             return images.flip(2), labels
         if self.kind == "permutation":
-            return images, permutation(classes, seed).to(labels.device)[labels]
+            others = permutation(classes, seed).to(labels.device)[labels]
+            return images, torch.where(labels < 0, labels, others)  # a sample may have no label
         draws = generator(seed, "deficit", epoch, step)
         noise = torch.randint(256, images.shape, dtype=torch.uint8, generator=draws)  # on the CPU: one noise everywhere
         return noise.to(images.device), labels

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from locallearn.data.augment import Augment, Deficit, draw
 from locallearn.data.distortion import Distorter
+from locallearn.data.mixing import UNMIXED
 from locallearn.data.normalise import Normaliser
+from locallearn.data.split import balanced
 from locallearn.data.store import Memory, Size, Store
 from locallearn.data.stream import Stream
 from locallearn.errors import UserError
 from locallearn.seeds import derive, generator
 from locallearn.task import CLASSES, SEGMENTATION, Task
 
+UNKNOWN = -1
+"""The label of a sample whose own was taken away."""
 HIDDEN = -100
 """The label of a node that is not asked for: below 0, as of every sample without one."""
 
@@ -70,6 +74,8 @@ class Data:
     task        what is asked
     vocabulary  how many tokens there are where inputs are token numbers; else None
     train, validation, test     `validation` is empty with data.validation=0
+    unlabelled  training samples whose labels were taken away; None where all have kept theirs
+    pool        what batches are drawn from: `train`, perhaps with what is unlabelled
     left_out    what lies beside the set and is no part of it, in words
     graph       edges between the samples, int64 [2, E], or None (see `GraphData`)
 
@@ -93,6 +99,8 @@ class Data:
     ) -> None:
         self.name, self.classes, self.seed, self.task = name, classes, seed, task
         self.train, self.validation, self.test = splits
+        self.unlabelled: Split | None = None
+        self.pool = self.train
         self.augment, self.normaliser = augment, normaliser
         self.deficit = deficit or Deficit()
         self.left_out = left_out
@@ -111,13 +119,36 @@ class Data:
         mean, std = self.normaliser.mean, self.normaliser.std
         return tuple((-mean / std).tolist()), tuple(((1 - mean) / std).tolist())
 
+    def keep_labels(self, count: int) -> None:
+        """Take away all but `count` labels of the training samples, class by class; see `balanced`. Raises UserError
+        for fewer than one of each class, and for more than there are."""
+        least, most = len(self.classes), len(self.train)
+        if not least <= count <= most:
+            raise UserError(f"data.labelled={count}: must be from {least}, one of each class, to {most}, which is all")
+        kept, others = balanced(self.train.labels.cpu(), count, generator(self.seed, "labelled"))
+        rest = self.train.at(others)
+        self.unlabelled = Split(rest.store, rest.index, torch.full_like(rest.labels, UNKNOWN))
+        self.train = self.pool = self.train.at(kept)
+
+    def use_unlabelled(self) -> None:
+        """Draw batches from all training samples, those without a label too. Raises UserError where labels are mixed."""
+        if self.unlabelled is not None:
+            if self.augment.mixing != UNMIXED:
+                raise UserError(
+                    f"data.labelled={len(self.train)} leaves images without a label, from which this objective learns: "
+                    "data.mixup and data.cutmix, which mix labels, must be 0"
+                )
+            parts = self.train, self.unlabelled
+            index, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("index", "labels"))
+            self.pool = Split(self.train.store, index, labels)
+
     def batch(self, batch_size: int) -> int:
         """Samples in a batch: `batch_size`, or all of a set that is smaller."""
-        return min(_positive(batch_size), len(self.train))
+        return min(_positive(batch_size), len(self.pool))
 
     def steps(self, batch_size: int) -> int:
         """Batches in an epoch: the full ones, or one short batch of a set that is smaller than `batch_size`."""
-        return max(1, len(self.train) // _positive(batch_size))
+        return max(1, len(self.pool) // _positive(batch_size))
 
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches of one epoch: shuffled, distorted, under a deficit if it is its time, augmented and
@@ -134,12 +165,12 @@ class Data:
         Raises UserError for a batch size below 1 and, with a streamed folder, for an image that cannot be read.
         """
         size = self.batch(batch_size)
-        order = torch.randperm(len(self.train), generator=generator(self.seed, "order", epoch))
+        order = torch.randperm(len(self.pool), generator=generator(self.seed, "order", epoch))
         order = order[start * size : self.steps(batch_size) * size]
         deficit = self.deficit.now(epoch)
         change = self.augment.distortion.at(self.seed, epoch)
-        train = self.train.drawing(derive(self.seed, "samples", epoch))
-        for step, (images, labels) in enumerate(train.take(order, size, change), start):
+        pool = self.pool.drawing(derive(self.seed, "samples", epoch))
+        for step, (images, labels) in enumerate(pool.take(order, size, change), start):
             if deficit:
                 images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)
             images, labels = self._prepare(images, labels, epoch, step)

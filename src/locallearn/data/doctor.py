@@ -10,6 +10,8 @@ from torch import Tensor
 from locallearn.data.dataset import Data
 from locallearn.data.source import DataSource
 from locallearn.figures.text import table
+from locallearn.task import MULTILABEL, TOKENS
+from locallearn.tasks import Regression
 
 
 def diagnose(source: DataSource, seed: int = 0, batch_size: int = 8) -> str:
@@ -28,13 +30,14 @@ def diagnose(source: DataSource, seed: int = 0, batch_size: int = 8) -> str:
         "files": f"{source.place()}; {checked}",
         "loaded in": f"{seconds:.2f} seconds",
         "image": f"{' x '.join(map(str, data.image))}, {str(raw.dtype).removeprefix('torch.')}",
+        "task": f"{data.task.kind}: {data.task.wanted}",
         "samples": f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test",
         **({} if data.graph is None else {"graph": f"{data.graph.shape[1]} directed edges"}),
         "raw batch": _range(raw),
         "training batch": _range(inputs),
         "normalised by": _normalised_by(data),
     }
-    return f"{table([*lines.items()], left=(0, 1))}\n\n{_classes(data)}"
+    return f"{table([*lines.items()], left=(0, 1))}\n\n{_targets(data)}"
 
 
 def _range(values: Tensor) -> str:
@@ -51,12 +54,28 @@ def _normalised_by(data: Data) -> str:
     return f"mean {mean}; std {std} (of pixels from 0 to 1)"
 
 
-def _classes(data: Data) -> str:
-    """A table of the classes and how many samples of each there are in each part."""
-    splits = (data.train, data.validation, data.test)
-    counts = [torch.bincount(split.labels, minlength=len(data.classes)).tolist() for split in splits]
-    rows = zip(data.classes, *(map(str, column) for column in counts), strict=True)
-    return table([("class", "training", "validation", "test"), *rows])
+def _targets(data: Data) -> str:
+    """A table of what is answered: of numbers mean and deviation in each part, else how many of each there are."""
+    splits = [split.labels for split in (data.train, data.validation, data.test)]
+    if isinstance(data.task, Regression):
+        head, columns = "number", [_moments(data.task.original(y), len(data.classes)) for y in splits]
+    else:
+        head = {TOKENS: "token", MULTILABEL: "label"}.get(data.task.kind, "class")
+        columns = [_counts(y, len(data.classes), data.task.kind == MULTILABEL) for y in splits]
+    named = (repr(name)[1:-1] if not name.strip() else name for name in data.classes)  # a space, a newline
+    return table([(head, "training", "validation", "test"), *zip(named, *columns, strict=True)])
+
+
+def _counts(y: Tensor, classes: int, multilabel: bool) -> list[str]:
+    counts = (y > 0.5).sum(0) if multilabel else torch.bincount(y[y >= 0].flatten(), minlength=classes)
+    return [str(count) for count in counts.tolist()]
+
+
+def _moments(y: Tensor, outputs: int) -> list[str]:
+    if not len(y):
+        return ["-"] * outputs
+    pairs = zip(y.mean(0).tolist(), y.std(0, correction=0).tolist(), strict=True)
+    return [f"{mean:.4g} ± {deviation:.4g}" for mean, deviation in pairs]
 
 
 def torchvision_version() -> str:

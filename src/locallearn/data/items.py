@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,6 +179,7 @@ class Passes:
     """A loader, or a set that can only be gone through: a pass over it is an epoch, and nothing has a number.
 
     size   the samples of a batch, or None where the run decides
+    targets  what makes labels those of the task
     seed   of the run: loader, sampler and set draw from streams of (seed, epoch), as far as they draw from generators
            that are known
     """
@@ -187,6 +188,7 @@ class Passes:
 
     def __init__(self, source: Any, name: str, workers: int, device: torch.device) -> None:
         self.source, self.name, self.workers, self.device = source, name, workers, device
+        self.targets: Callable[[Tensor], Tensor] = _as_it_is
         own = isinstance(source, DataLoader)
         self.size: int | None = source.batch_size if own else None
         with drawing(0), reading(name):
@@ -246,7 +248,7 @@ class Passes:
         x = as_input(x, f"a batch of {self.name}")
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise UserError(f"a batch of {self.name} is not finite (a NaN or infinity); mend it or take it out")
-        return x, as_targets(y, f"the labels of {self.name}")
+        return x, self.targets(as_targets(y, f"the labels of {self.name}"))
 
     def _samples(self) -> int:
         """How many samples a pass has. Raises UserError where nobody says it."""

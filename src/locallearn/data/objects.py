@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -19,16 +20,17 @@ from torch.utils.data import (
     default_collate,
 )
 
+from locallearn.data.asked import asked, fifth, targets, vocabulary_of
 from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
 from locallearn.data.items import Items, Passes, as_input, as_targets, drawing, pair, reading
 from locallearn.data.listed import class_names, label_column, labels_of, labels_read, name_of
 from locallearn.data.normalise import Normalisation, Normaliser
 from locallearn.data.source import PIXELS, DataSource, Raw, RawSplit
-from locallearn.data.split import stratified
 from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
-from locallearn.seeds import derive, generator
+from locallearn.seeds import derive
+from locallearn.task import CLASSIFICATION
 
 PARTS = ("train", "validation", "test")
 KINDS = (
@@ -43,12 +45,15 @@ class ObjectSource(DataSource):
     """What was given as `data=` from Python. Without a test part a fixed fifth of each class is the test set.
 
     parts    the sets by part
+    task     what is asked: the name of a task, or one with options. Numbers that are asked for are standardised, unless
+             the task says how
     workers  processes that read samples of a set ahead of the training step
     """
 
     name: ClassVar[str] = "objects"
     measured: ClassVar[int | None] = 10_000
 
+    task: Any = CLASSIFICATION
     workers: Annotated[int, Ge(0)] = 0
     parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -57,7 +62,8 @@ class ObjectSource(DataSource):
         if isinstance(self.parts["train"], DataLoader):
             unread["workers"] = "data=DATASET; a DataLoader has its own num_workers"
         if self._passes:
-            names = ("validation", "fraction", "label_noise", *PIXELS, "deficit")
+            of_numbers = ("validation", "fraction", "labelled", "label_noise", "smoothing", "class_weights")
+            names = (*of_numbers, *PIXELS, "deficit")
             unread |= dict.fromkeys(names, "data=DATASET with __getitem__, whose samples have numbers")
         return unread
 
@@ -71,23 +77,21 @@ class ObjectSource(DataSource):
 
     def read(self, device: torch.device) -> Raw:
         parts = {name: self._part(given, name) for name, given in self.parts.items()}
-        train, test = parts["train"], parts.get("test")
         for name, part in parts.items():
-            self._check(name, part, train.images)
+            self._check(name, part, parts["train"].images)
+        task = asked(self.task, parts["train"].labels)
+        parts = {name: RawSplit(part.images, targets(task, part.labels)) for name, part in parts.items()}
         classes = self._classes(parts.values())
+        train, test = parts["train"], parts.get("test")
         if test is None:
-            if train.labels.dtype == torch.int64 and train.labels.dim() == 1 and len(train.labels) > 1:
-                kept = len(train.labels) - max(1, len(train.labels) // 5)
-                drawn = stratified(train.labels.clamp(min=0), kept, generator(0, "objects", "test"))
-            else:
-                order = torch.randperm(len(train.labels), generator=generator(0, "objects", "test"))
-                drawn = order[len(order) // 5 :].sort().values, order[: len(order) // 5].sort().values
-            train, test = (_chosen(train, places) for places in drawn)
-        return Raw(classes, train, test, parts.get("validation"))
+            train, test = (_chosen(train, places) for places in fifth(train.labels, task))
+        return Raw(classes, train, test, parts.get("validation"), task=task)
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
         if not self._passes:
-            return super().load(seed, device, normalisation)
+            data = super().load(seed, device, normalisation)
+            data.vocabulary = vocabulary_of(data)
+            return data
         if "test" not in self.parts:
             raise UserError(
                 f"{name_of(self.parts['train'])} is gone through in an order of its own, and no test set can be drawn "
@@ -95,8 +99,11 @@ class ObjectSource(DataSource):
             )
         store = Passes(self.parts["train"], name_of(self.parts["train"]), self.workers, device)
         rest = {name: self._part(given, name) for name, given in self.parts.items() if name != "train"}
+        task = asked(self.task, None)
+        store.targets = functools.partial(targets, task)
         for name, part in rest.items():
             self._check(name, part, store)
+            rest[name] = RawSplit(part.images, targets(task, part.labels))
             check_samples(f"{name} samples of data={self.name}", part.images, store.image)
         unknown = torch.full((len(store),), -1, device=device)
         train = Split(store, torch.arange(len(store)), unknown)
@@ -112,7 +119,9 @@ class ObjectSource(DataSource):
                 )
             half = torch.full((store.image[0],), 0.5, dtype=torch.float64)
             normaliser = Normaliser(half, half, device)
-        return PassedData(self.name, self._classes(rest.values()), splits, seed, Augment(), normaliser)
+        data = PassedData(self.name, self._classes(rest.values()), splits, seed, Augment(), normaliser, task=task)
+        data.vocabulary = vocabulary_of(data)
+        return data
 
     def _check(self, name: str, part: RawSplit, train: Store) -> None:
         """Refuse labels for other samples, and samples of another type than those that are trained on."""
@@ -161,11 +170,14 @@ class ObjectSource(DataSource):
             Memory(inputs), torch.cat([as_targets(y, f"the labels of {name_of(given)}") for _, y in batches])
         )
 
-    def _classes(self, parts: Iterable[RawSplit]) -> tuple[str, ...]:
+    def _classes(self, parts: Collection[RawSplit]) -> tuple[str, ...]:
         """The names of the classes: those that a set has, else numbers up to the highest label."""
         for given in self.parts.values():
             if names := class_names(given):
                 return names
+        labels = next(iter(parts)).labels
+        if labels.is_floating_point():  # a number for each output
+            return tuple(map(str, range(labels.shape[1])))
         highest = max((int(part.labels.max()) for part in parts if part.labels.numel()), default=0)
         return tuple(map(str, range(highest + 1)))
 
@@ -249,8 +261,8 @@ def _chosen(part: RawSplit, places: Tensor) -> RawSplit:
     if isinstance(part.images, Memory):
         return RawSplit(Memory(part.images.samples[places]), part.labels[places])
     assert isinstance(part.images, Items)
-    labels = part.labels[places]
-    return RawSplit(replace(part.images, dataset=Subset(part.images.dataset, places.tolist()), labels=labels), labels)
+    subset = Subset(part.images.dataset, places.tolist())
+    return RawSplit(replace(part.images, dataset=subset, labels=part.images.labels[places]), part.labels[places])
 
 
 def _whole(part: RawSplit, device: torch.device) -> Split:

@@ -115,6 +115,9 @@ class DataSource(Source):
 
     validation   share of the training set that is held out, class by class
     fraction     share of the rest that is trained on, at least one image of each class
+    labelled     training images that keep their label, as many of each class; None: all. The others stay, without one,
+                 where the objective learns from such images, and are else left out: in a supervised loss they count
+                 nothing, and would only thin out the batches
     label_noise  share of the training labels drawn again, uniformly over all classes; validation and test stay clean
     smoothing    see `Classification`
     class_weights  of the classes in the training loss: a number for each, or `balanced`, N / (classes N_c)
@@ -128,6 +131,7 @@ class DataSource(Source):
 
     measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
 
+    labelled: Annotated[int, Ge(1)] | None = None
     label_noise: Annotated[float, Interval(ge=0, le=1)] = 0.0
     smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     class_weights: list[Annotated[float, Ge(0)]] | Literal["balanced"] | None = None
@@ -185,8 +189,12 @@ class DataSource(Source):
         splits = (train, validation, _whole(raw.test, device))
         deficit = Deficit(self.deficit, self.deficit_from, self.deficit_until)
         normaliser = self._normaliser(train, device, normalisation)
-        task = self._classification(labels, raw.classes) if raw.task == CLASSES else raw.task
-        return Data(self.name, raw.classes, splits, seed, augment, normaliser, deficit, raw.left_out, task)
+        data = Data(self.name, raw.classes, splits, seed, augment, normaliser, deficit, raw.left_out, raw.task)
+        if self.labelled is not None:
+            data.keep_labels(self.labelled)
+        if raw.task == CLASSES:
+            data.task = self._classification(data.train.labels.cpu(), raw.classes)
+        return data
 
     def _classification(self, labels: Tensor, classes: tuple[str, ...]) -> Classification:
         """The task with the options of this set; `labels` [N] are those that are trained on."""
@@ -201,7 +209,7 @@ class DataSource(Source):
 
     def _refuse_class_options(self, task: Task) -> None:
         masks = ("resized_crop", "policy") if task.kind == SEGMENTATION else ()  # they move pixels
-        for name in ("label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", *masks):
+        for name in ("labelled", "label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", *masks):
             value = getattr(self, name)
             if value:
                 raise UserError(f"data.{name}={value} is for classes, and data={self.name} asks for {task.wanted}")

@@ -38,6 +38,22 @@ def _quotas(count: Tensor, keep: int) -> Tensor:
     return quota
 
 
+def balanced(labels: Tensor, keep: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Divide N samples at random into `keep` and the rest, as many of each class as there are.
+
+    labels [N] -> indices kept [keep] and left [N - keep], both ascending. The classes take turns; what fewer keep is
+    among what more keep.
+    """
+    count = torch.bincount(labels)  # [classes]
+    shuffled = torch.randperm(len(labels), generator=draws)
+    grouped = shuffled[torch.argsort(labels[shuffled], stable=True)]  # shuffled inside each class
+    label = labels[grouped]
+    rank = torch.arange(len(labels)) - (count.cumsum(0) - count)[label]  # place inside the class
+    turn = torch.randperm(len(count), generator=draws)[label]
+    order = grouped[torch.argsort(rank * len(count) + turn)]
+    return order[:keep].sort().values, order[keep:].sort().values
+
+
 def divided(samples: int, validation: float, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Places among N samples without classes that are trained on and held out, both ascending: validation first, then
     fraction, as `DataSource` draws them. Raises UserError where nothing would be left."""

@@ -20,7 +20,7 @@ CHECKED = 1024
 
 
 class Store(Protocol):
-    """N raw samples: uint8 images [C, H, W], or float32 of any shape, which are used as they are.
+    """N raw samples: uint8 images [C, H, W], or float32 of any shape or token numbers (int64), used as they are.
 
     A store may have a method `identity() -> bytes` that changes where its samples do (see `fingerprint`), a method
     `drawing(seed) -> Store` if reading it draws random numbers, and `looks = True` if it checks what it reads.
@@ -32,7 +32,7 @@ class Store(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """uint8 or float32."""
+        """uint8, float32 or int64."""
 
     def __len__(self) -> int: ...
 
@@ -46,13 +46,13 @@ class Store(Protocol):
 def check_samples(what: str, store: Store, image: Size) -> None:
     """Refuse samples that would train a wrong model: of another type or shape, or not finite. Raises UserError."""
     kind = f"{str(store.dtype).removeprefix('torch.')} {list(store.image)}"
-    if store.dtype not in (torch.uint8, torch.float32):
-        raise UserError(f"the {what} are {kind}; they must be uint8 images or float32")
+    if store.dtype not in (torch.uint8, torch.float32, torch.int64):
+        raise UserError(f"the {what} are {kind}; they must be uint8 images, float32, or int64 token numbers")
     if store.dtype == torch.uint8 and len(store.image) != 3:
         raise UserError(f"the {what} are {kind}; images must be uint8 [channels, height, width]")
     if store.image != image:
         raise UserError(f"the {what} are {kind}; they must be {list(image)} as the training samples")
-    if store.dtype == torch.uint8 or getattr(store, "looks", False):
+    if store.dtype != torch.float32 or getattr(store, "looks", False):
         return
     for start, samples in enumerate(store.take(torch.arange(len(store)), CHECKED)):
         bad = (~samples.isfinite()).flatten(1).any(1).nonzero().flatten()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,16 @@ from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon
 from locallearn.engine.link import Stopped
 from locallearn.engine.promises import check_learned, only_computes
+from locallearn.engine.scores import scores
 from locallearn.engine.setup import Setup
 from locallearn.engine.stage import Stage, does_not_fit
-from locallearn.engine.state import put_all_back
+from locallearn.engine.state import adapted, put_all_back
 from locallearn.engine.torch_optim import state_of
 from locallearn.engine.trial import trial_step
 from locallearn.errors import RunError, UserError
 from locallearn.models import BlockModel
 
+TESTED = 256  # samples together
 CHECK_STEPS = 20
 """Weights are looked at so often: reading all of them in every step would cost a small net some percent, and
 every question to a GPU is a synchronisation."""
@@ -60,12 +63,9 @@ class Learner:
         return self.blocks[0].device
 
     def __repr__(self) -> str:
-        counts = ", ".join(str(len(units)) for units in self.cut)
-        size = sum(p.numel() for p in self.model.parameters())
-        return (
-            f"Learner({type(self.strategy).__name__} on {self.model.name}: {len(self.cut)} blocks of {counts} units, "
-            f"{size:,} parameters, {self.device}, {self.step_count} steps)"
-        )
+        units = ", ".join(str(len(units)) for units in self.cut)
+        what = f"{type(self.strategy).__name__} on {self.model.name}: {len(self.cut)} blocks of {units} units"
+        return f"Learner({what}, {self.step_count} steps on {self.device})"
 
     def learn(self, inputs: Tensor | None, labels: Tensor | None) -> None:
         """Take one training step; results collect in each block's totals.
@@ -193,6 +193,26 @@ class Learner:
         assert logits is not None, "the last block has the head"
         return logits
 
+    def evaluate(self, data: Iterable[Any] | Tensor, labels: Tensor | None = None) -> dict[str, float]:
+        """Test the model and every block that can predict.
+
+        Args:
+            data: Batches (inputs [B, *image], labels [B]), as a loader gives them; or inputs [N, *image].
+            labels: [N], beside inputs.
+
+        Returns:
+            `loss` and `accuracy` (or the metrics of another task) of the model, and `block/00/accuracy`, ...
+
+        Raises:
+            UserError: For inputs or labels that do not fit.
+        """
+        batches: Any = data
+        if labels is not None:
+            batches = zip(*(t.split(TESTED) for t in (cast(Tensor, data), labels)), strict=True)
+        task, classes = self.setup.task, self.model.classes
+        checked = ((x, task.checked(y, len(x), classes)) for x, y in batches)
+        return scores(task, self.blocks, self.predict, ((x.to(self.device), y.to(self.device)) for x, y in checked))
+
     def features(self, inputs: Tensor) -> Iterator[Tensor]:
         """What each block emits [B, ...], in eval mode, one after the other; the stages of a pipeline hand it on. Call
         it under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
@@ -228,7 +248,7 @@ class Learner:
             prefix = f"auxiliary.{block.spec.index}."
             tensors |= {prefix + name: t for name, t in block.auxiliary.state_dict().items()}
             tensors |= {f"scaler.{block.spec.index}": block.scaler.state} if block.scaler is not None else {}
-            tensors |= {f"adapted.{block.spec.index}.{name}": t for name, t in self._adapted(block)}
+            tensors |= {f"adapted.{block.spec.index}.{name}": t for name, t in adapted(self.model, block)}
         remembered: dict[Tensor, dict[str, Tensor]] = {}
         for optimizer in self.optimizers():
             for p, key, value in state_of(optimizer):
@@ -268,13 +288,6 @@ class Learner:
         if part != "units":
             return self.blocks[-1].last
         return any(int(rest.partition(".")[0]) in self.cut[block.spec.index] for block in self.blocks)
-
-    def _adapted(self, block: TrainedBlock) -> Iterator[tuple[str, Tensor]]:
-        """The buffers that a strategy's `adapt` added to units and head, such as feedback weights."""
-        shared = {id(b) for b in self.model.buffers()}
-        yield from ((name, b) for name, b in block.layers.named_buffers() if id(b) not in shared)
-        if block.head is not None:
-            yield from ((f"head.{name}", b) for name, b in block.head.named_buffers() if id(b) not in shared)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Those of every block and part."""

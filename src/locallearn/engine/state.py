@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import clear
 from locallearn.engine.stage import Stage, does_not_fit
 from locallearn.engine.torch_optim import forget, misfit, put_back
@@ -70,3 +71,11 @@ def _slots(
         else:
             slots.append((p, owner[p], key, value))
     return slots
+
+
+def adapted(model: nn.Module, block: TrainedBlock) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that a strategy's `adapt` added to units and head, such as feedback weights."""
+    shared = {id(b) for b in model.buffers()}
+    yield from ((name, b) for name, b in block.layers.named_buffers() if id(b) not in shared)
+    if block.head is not None:
+        yield from ((f"head.{name}", b) for name, b in block.head.named_buffers() if id(b) not in shared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -51,7 +51,8 @@ class BlockModel(nn.Module):
 
     `samples` is the only batch size that the model reads (all nodes of its graph), or None for any; `channels_first`
     says that an input of two axes is [C, L] and not [T, D]; `vocabulary` is how many tokens there are where the inputs
-    are token numbers, else None; `form` says whether the head answers once for each `sample` or for each `position`.
+    are token numbers, else None; `form` says whether the head answers once for each `sample` or for each `position`;
+    `taken` what of its weights is from elsewhere (`weights.Taken`).
     """
 
     units: nn.ModuleList
@@ -60,6 +61,7 @@ class BlockModel(nn.Module):
     channels_first: bool = False
     vocabulary: int | None = None
     form: str = SAMPLE
+    taken: tuple[Any, ...] = ()
 
     def __init__(
         self,

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from locallearn import seeds
+from locallearn import paths, seeds
 from locallearn.analysis.quiet import undisturbed
-from locallearn.errors import UserError, did_you_mean
+from locallearn.errors import UserError, did_you_mean, in_one_line
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.flow import Flow
 from locallearn.models.seams import seams, unit_name
 from locallearn.models.watch import restored
+from locallearn.models.weights import Taken, read, sha256, take
+
+DEFAULT = "DEFAULT"
 
 
 def as_blocks(
@@ -151,9 +154,11 @@ def _separate_modes(units: list[fx.GraphModule]) -> None:
 
 
 def torchvision_model(
-    image: Size, classes: int, *, name: str = "resnet18", cuts: list[str] | None = None
+    image: Size, classes: int, *, name: str = "resnet18", cuts: list[str] | None = None, weights: str | None = None
 ) -> BlockModel:
-    """A torchvision classifier, untrained, cut at `cuts` or wherever it can be."""
+    """A torchvision classifier, cut at `cuts` or wherever it can be: untrained, or with `weights`, which are a file or
+    a name of torchvision's, such as DEFAULT, that is downloaded if it is not in its cache. Other classes have a new
+    head."""
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -166,11 +171,23 @@ def torchvision_model(
         raise UserError(f"torchvision's {name} reads 3 channels, but these images have {image[0]}; choose model=timm")
     options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     module = _built(name, image, lambda: models.get_model(name, weights=None, num_classes=classes, **options))
-    return as_blocks(module, cuts, image=image, classes=classes, name=name)
+    model = as_blocks(module, cuts, image=image, classes=classes, name=name)
+    if weights is not None:
+        published = models.get_model_weights(name).__members__
+        if weights in published:
+            state = _downloaded(weights, lambda: published[weights].get_state_dict(progress=False, check_hash=True))
+            said = f"model.weights={weights}"
+            model.taken = (Taken(said, published[weights].url, take(model, state, said)),)
+        else:
+            _take_file(model, weights, (*published,))
+    return model
 
 
-def timm_model(image: Size, classes: int, *, name: str = "resnet18", cuts: list[str] | None = None) -> BlockModel:
-    """A timm classifier, untrained, for any number of channels, cut at `cuts` or wherever it can be."""
+def timm_model(
+    image: Size, classes: int, *, name: str = "resnet18", cuts: list[str] | None = None, weights: str | None = None
+) -> BlockModel:
+    """A timm classifier for any number of channels, cut at `cuts` or wherever it can be: untrained, or with `weights`,
+    which are a file, or DEFAULT for what timm downloads if it is not in its cache. Other classes have a new head."""
     try:
         import timm
     except ImportError as error:
@@ -182,5 +199,37 @@ def timm_model(image: Size, classes: int, *, name: str = "resnet18", cuts: list[
     options: dict[str, Any] = {"num_classes": classes, "in_chans": image[0]}
     if settings is not None and settings.fixed_input_size:
         options["img_size"] = tuple(image[1:])
-    module = _built(name, image, lambda: timm.create_model(name, pretrained=False, **options))
-    return as_blocks(module, cuts, image=image, classes=classes, name=name)
+    if weights == DEFAULT:
+        module = _downloaded(weights, lambda: timm.create_model(name, pretrained=True, **options))
+    else:
+        module = _built(name, image, lambda: timm.create_model(name, pretrained=False, **options))
+    model = as_blocks(module, cuts, image=image, classes=classes, name=name)
+    if weights == DEFAULT:
+        where = str(settings.url or settings.hf_hub_id)
+        model.taken = (Taken("model.weights=DEFAULT", where, f"weights that timm has for {name} ({where})"),)
+    elif weights is not None:
+        _take_file(model, weights, (DEFAULT,))
+    return model
+
+
+def _downloaded(weights: str, get: Callable[[], Any]) -> Any:
+    """What a library has in its cache, or downloads. Raises UserError if it cannot."""
+    try:
+        return get()
+    except Exception as error:  # of urllib, sockets, the hub's client, each its own
+        raise UserError(
+            f"model.weights={weights} could not be downloaded ({in_one_line(error)}): give a file, or leave it out"
+        ) from error
+
+
+def _take_file(model: BlockModel, weights: str, published: Sequence[str]) -> None:
+    """Give a model the weights of a file. Raises UserError."""
+    file = paths.expanded(weights)
+    if not file.exists():
+        names = ", ".join(published) or "none"
+        raise UserError(
+            f"model.weights={weights}: {did_you_mean(weights, published)}neither a file nor a name of weights for "
+            f"{model.name} ({names})"
+        )
+    said = f"model.weights={file.resolve()}"
+    model.taken = (Taken(said, sha256(file), take(model, read(file, said), said)),)

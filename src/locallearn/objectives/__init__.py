@@ -4,6 +4,7 @@ from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModule
 from locallearn.objectives.bottleneck import VIB, InformationDropout
 from locallearn.objectives.contrastive import SimCLR, SupCon
 from locallearn.objectives.cross_entropy import CrossEntropy
+from locallearn.objectives.distil import Distil
 from locallearn.objectives.infonce import InfoNCE
 from locallearn.objectives.infopro import InfoPro
 from locallearn.objectives.reconstruction import Inpainting, Reconstruction
@@ -12,6 +13,7 @@ from locallearn.objectives.similarity import PredSim, Similarity
 __all__ = [
     "VIB",
     "CrossEntropy",
+    "Distil",
     "InfoNCE",
     "InfoPro",
     "InformationDropout",

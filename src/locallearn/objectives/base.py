@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import BlockSpec, Packet, Size
+from locallearn.contract import Block, BlockSpec, Packet, Size, task_loss
 from locallearn.errors import UserError
 from locallearn.options import Options
 from locallearn.task import CLASSIFICATION, POSITION
@@ -28,6 +28,7 @@ class Objective(Options, ABC):
     tasks   what it can serve (`Task.asks`); None: any task
     needs   what it does, in words, where it does not serve every task, as in "attracts samples of one label"
     reads_auxiliary  whether the loss has the chosen auxiliary network between a block's output and itself
+    taught  whether it learns from a teacher, a field that is filled for it, and teaches the model's own head the same
     """
 
     _group = "objective"
@@ -36,6 +37,12 @@ class Objective(Options, ABC):
     tasks: ClassVar[frozenset[str] | None] = frozenset({CLASSIFICATION})
     needs: ClassVar[str] = "reads class labels"
     reads_auxiliary: ClassVar[bool] = True
+    taught: ClassVar[bool] = False
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether samples without a label teach something."""
+        return self.taught or not self.labels
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         """Options that nothing reads on these blocks; see `Strategy.unread`."""
@@ -77,6 +84,10 @@ class Objective(Options, ABC):
         Returns:
             The loss [], and logits [B, classes] (or as the task asks) or None if the loss trains no classifier.
         """
+
+    def head_loss(self, block: Block, h: Tensor, packet: Packet) -> Tensor:
+        """Return and report the loss [] of the model's head, in the last block: for h [B, ...] the true one."""
+        return task_loss(block, h, packet.y)
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         """Logits [B, classes] (or as the task asks) for h, or None if this loss trains no classifier."""

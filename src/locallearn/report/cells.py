@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from locallearn.names import VALIDATION, metric_of, on
+from locallearn.names import TEST, VALIDATION, metric_of, on
 from locallearn.report.grouped import Group, GroupedRuns
 from locallearn.report.grouping import text
 from locallearn.report.numbers import COSTS, Number, is_finite, shown, spread, title
@@ -80,6 +80,7 @@ def results(grouped: GroupedRuns) -> Table:
     """A row for each group: what it reached, how that differs from backprop, what it cost. A column that would be empty
     is left out."""
     score = grouped.score
+    others = [on(TEST, run.score) for run in grouped.runs if metric_of(score) != run.score]  # of other tasks
     extra = on(VALIDATION, metric_of(score)), "images_per_second"  # the page has room for them
 
     def column(head: str, cell: Callable[[Group], Cell], note: str = "", roomy: bool = False) -> Column:
@@ -92,6 +93,7 @@ def results(grouped: GroupedRuns) -> Table:
         Column("group", [_named(group, k) for k, group in enumerate(grouped.groups)]),
         column("done", lambda g: Cell(f"{len(g.counted)} of {len({run.seed for run in g.runs})}", len(g.counted))),
         column(title(score), of(score, _mean)),
+        *(column(title(metric), of(metric, _mean)) for metric in dict.fromkeys(others)),
         column("published", _published),
         column("best", of(score, _best)),
         column("vs backprop", of(score, _difference), "95 % interval"),

@@ -149,10 +149,11 @@ def _compared(group: Group, groups: Sequence[Group], differs: Sequence[str]) -> 
 def _problems(runs: Sequence[Run], result: GroupedRuns) -> list[str]:
     sentences = [f"{run.path}: {problem}" for run in runs for problem in run.problems]
     score = result.score
-    for group in result.groups:
+    judged = sorted({run.score for group in result.groups for run in group.counted})
+    for group in result.groups if len(judged) == 1 else ():
         if without := sum(score not in values(run) for run in group.counted):
             sentences.append(f"{group.label}: {without} of {len(group.counted)} finished runs have no finite {score}")
-    if len(judged := sorted({run.score for group in result.groups for run in group.counted})) > 1:
+    if len(judged) > 1:
         sentences.append(f"the runs are judged by different numbers ({', '.join(judged)}): their scores do not compare")
     for name, fact in (("device", "devices"), ("threads", "numbers of threads")):
         manifests = [run.manifest for group in result.groups for run in group.counted]

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, enter, task_loss
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, enter
 from locallearn.objectives import Objective
 from locallearn.options import OneOf
 
@@ -54,7 +54,7 @@ class DeepSupervision(Strategy):
         out = x.at(block.layers(x.h))
         loss: Tensor | None
         if block.last:
-            loss = task_loss(block, out.h, out.y)
+            loss = self.objective.head_loss(block, out.h, out)
         else:
             loss, logits = self.objective.loss(block.spec, block.auxiliary, out.h, out)
             block.report(loss, logits, out.y)

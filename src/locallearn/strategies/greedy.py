@@ -42,11 +42,11 @@ class LocalLosses(Strategy):
     def loss(self, block: Block, h: Tensor, packet: Packet) -> Tensor:
         """The loss [] of block k for its output h [B, ...]; what a subclass changes."""
         if block.last and self.joint:
-            return task_loss(block, h, packet.y)
+            return self.objective.head_loss(block, h, packet)
         loss, logits = self.objective.loss(block.spec, block.auxiliary, h, packet)
         if block.last:
             block.note("local_loss", loss)
-            read_out = task_loss(block, h.detach(), packet.y)  # sends nothing into the features
+            read_out = self.objective.head_loss(block, h.detach(), packet)  # sends nothing into the features
             return loss + self.objective.head_weight * read_out
         block.report(loss, logits, packet.y)
         return loss

@@ -21,7 +21,10 @@ from locallearn.training.saved import model_tensors, saved_experiment
 REPEATS = "repeats"
 COST = ("seconds", "images_per_second", "peak_memory_bytes", "waiting")
 """Numbers that no run repeats: what it cost."""
-DECIDE = ("threads", "device", "device_type", "precision", "channels_last", "compile", "deterministic", "cut", "delays")
+DECIDE = (
+    *("threads", "device", "device_type", "precision", "channels_last", "compile", "deterministic", "cut", "delays"),
+    "weights",
+)
 
 
 @dataclass(frozen=True)

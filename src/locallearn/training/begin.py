@@ -21,6 +21,7 @@ from locallearn.runtime.world import World
 from locallearn.training import processes
 from locallearn.training.calls import Calls
 from locallearn.training.environment import new_manifest
+from locallearn.training.initial import absolute
 from locallearn.training.longer import described
 from locallearn.training.prepare import check_data, facts_of, prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks
@@ -42,7 +43,7 @@ def new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
     batch = data.batch(exp.settings.batch_size)
     if batch < exp.settings.batch_size and data.graph is None:
         warn(
-            f"batch_size={exp.settings.batch_size} is more than the {len(data.train)} training samples: every epoch is "
+            f"batch_size={exp.settings.batch_size} is more than the {len(data.pool)} training samples: every epoch is "
             f"one step on {batch}"
         )
     stages = processes.divide(exp, learner, batch)
@@ -50,10 +51,7 @@ def new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
     Calls(exp.callbacks, learner, data, Path(), World()).before_the_run()
     stamped = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}"
     folder = RunFolder.create(Path(exp.settings.out), name or stamped, only=name is not None)
-    config = exp.config
-    if (root := config["data"].get("root")) is not None:  # the data are found from any directory
-        config = {**config, "data": {**config["data"], "root": str(Path(root).expanduser().resolve())}}
-    folder.write_text(files.CONFIG, yaml.safe_dump(config, sort_keys=False))
+    folder.write_text(files.CONFIG, yaml.safe_dump(absolute(exp.config), sort_keys=False))
     folder.write_text(files.OVERRIDES, yaml.safe_dump(exp.overrides))
     facts |= {
         "choices": exp.names,
@@ -64,6 +62,8 @@ def new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
         **totals(rows(learner)),
         **_facts_of_runtime(exp),
     }
+    if taken := learner.model.taken:
+        facts |= {"weights": [each._asdict() for each in taken]}
     folder.write_json(files.MANIFEST, new_manifest(exp.settings, learner.device, facts))
     for probe, seen in looks.items():
         ProbeFolder(folder, probe).add(seen, START)
@@ -85,7 +85,7 @@ def old_run(
     if change is not None:
         change = replace(change, step=saved.state["step"] if saved else 0)
         manifest |= {"longer": [*manifest.get("longer", []), asdict(change)]}
-    learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
+    learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest, fresh=saved is None)
     check_data(data, manifest, train=True)
     stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size))
     if saved:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from locallearn import names
 from locallearn.analysis.readout import features, linear_accuracy
 from locallearn.data import Data
 from locallearn.engine import Learner
+from locallearn.engine.scores import scores
 from locallearn.engine.totals import BlockTotals
 from locallearn.task import Task
 
@@ -20,33 +20,9 @@ BATCH = 256
 
 
 def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """The metrics of the task for the model (`loss` and `accuracy`, 0 to 1), and its `inner` ones for each block that
-    can predict (`block/00/accuracy`, ...), from inputs [B, *image] and targets [B, ...]; a stage of a pipeline gives
-    those of its own blocks. Modes and buffers are afterwards as they were."""
-    task, blocks = learner.setup.task, learner.blocks
-    items = torch.zeros((), dtype=torch.int64, device=learner.device)
-    totals: dict[int, Tensor] = {}
-    sums: dict[int, Tensor] = {}
-    rows: list[Tensor] = []
-    for inputs, targets in batches:
-        items += task.count(targets)  # the labels of another split's nodes of one graph are hidden
-        for k, answers in enumerate(learner.predict(inputs)):
-            if answers is None:
-                continue
-            sums[k] = sums.get(k, 0.0) + task.sums(answers, targets)
-            if blocks[k].last or names.LOSS in task.inner:
-                totals[k] = totals.get(k, 0.0) + task.total(answers, targets).double()
-            if blocks[k].last and (row := task.rows(answers, targets)) is not None:
-                rows.append(row.cpu())
-    count = int(items)
-    if not count:
-        return {}
-    of = {k: task.numbers(totals[k].item() if k in totals else None, own.tolist(), count) for k, own in sums.items()}
-    model: dict[str, float] = {}
-    if blocks[-1].last:
-        model = of[len(blocks) - 1] | (task.finish(torch.cat(rows)) if rows else {})
-    inner = {blocks[k].spec.index: {n: v for n, v in own.items() if n in task.inner} for k, own in of.items()}
-    return model | names.of_blocks(inner)
+    """`engine.scores` of a learner; a stage of a pipeline gives those of its own blocks. Modes and buffers are
+    afterwards as they were."""
+    return scores(learner.setup.task, learner.blocks, learner.predict, batches)
 
 
 def evaluate_splits(learner: Learner, data: Data, batches: int | None = None) -> dict[str, float]:

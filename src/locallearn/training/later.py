@@ -37,7 +37,7 @@ def evaluate_run(
         saved = checkpoint.newest(folder.checkpoints, warn)
         if saved is None:
             raise UserError(f"{folder.path} has no checkpoint to evaluate; `{again.resume(folder.path)}` goes on")
-        learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest)
+        learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest, fresh=False, learns=False)
         if data_config is None:
             check_data(data, manifest)
         elif "normalisation" not in manifest:

@@ -288,6 +288,7 @@ def _title(exp: Experiment, learner: Learner, data: Data, world: World) -> str:
     """What is trained, on what and where: the first line on the terminal."""
     counts = {"stages": world.stages, "replicas": world.replicas}
     several = "".join(f"{count} {name}, " for name, count in counts.items() if count > 1)
-    splits = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test"
+    splits = f"{len(data.pool)} train, {len(data.validation)} validation, {len(data.test)} test"
     title = f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.cut)} blocks), {exp.names['data']} "
-    return f"{title}({splits}), {several}{learner.device}" + (f"\n{data.left_out}" if data.left_out else "")
+    more = filter(None, (data.left_out, *(taken.text for taken in learner.model.taken)))
+    return "\n".join((f"{title}({splits}), {several}{learner.device}", *more))

@@ -15,7 +15,7 @@ import torch
 
 from locallearn import seeds
 from locallearn.config.experiment import Experiment
-from locallearn.config.unread import in_blocks
+from locallearn.config.unread import in_blocks, taught
 from locallearn.contract import Strategy
 from locallearn.data import Data, Source
 from locallearn.data.fingerprint import Fingerprint, fingerprint
@@ -30,6 +30,7 @@ from locallearn.plan.measure import rehearse
 from locallearn.runs.console import warn
 from locallearn.task import CLASSES, Task
 from locallearn.training.environment import choose_device
+from locallearn.training.initial import check_same, fill, with_teacher
 from locallearn.training.longer import scheduled_epochs
 
 CLASSES_NAMED = 10
@@ -48,19 +49,34 @@ def fits_in_memory() -> Iterator[None]:
 
 @fits_in_memory()
 def prepare(
-    exp: Experiment, cut: list[range] | None = None, place: Place | None = None, manifest: Mapping | None = None
+    exp: Experiment,
+    cut: list[range] | None = None,
+    place: Place | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    fresh: bool = True,
+    learns: bool = True,
 ) -> tuple[Learner, Data]:
     """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `manifest` the
-    manifest of that part: its normalisation is used, and its classes must be those of the data. Raises UserError."""
+    manifest of that part: its normalisation is used, and its classes must be those of the data. A model that is not
+    `fresh` gets the weights of a checkpoint afterwards, and none from elsewhere; where nothing `learns`, nobody
+    teaches. Raises UserError."""
     settings = exp.settings
     stage = stage_of(exp)
     device = place.device if place else choose_device(settings.device)
     data = load_data(exp.source, settings.seed, device, manifest or {})
+    choose_samples(exp, data)
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
-        model = answering(exp.model(data.image, len(data.classes), data.graph, data.vocabulary), data.task.form)
+        build = exp.model if fresh else exp.model.bare
+        model = answering(build(data.image, len(data.classes), data.graph, data.vocabulary), data.task.form)
     if cut is not None and cut[-1].stop != len(model.units):
         raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
+    cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)
+    if fresh:
+        fill(model, settings.init, cut, data.classes)
+    if learns and taught(exp) and (place is None or place.own is None or 0 in place.own):
+        exp = with_teacher(exp, model, data, device)
+    check_same(model, manifest or {})
     steps = scheduled_epochs(settings.epochs, manifest or {}) * data.steps(settings.batch_size)
     learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=place, task=data.task)
     if place is None:
@@ -69,6 +85,18 @@ def prepare(
         if single or not _is_ours(exp.strategy) or settings.train_blocks is not None:
             try_step(learner, data, 1 if single else 2)
     return learner, data
+
+
+def choose_samples(exp: Experiment, data: Data) -> None:
+    """Let samples without a label be trained on where they teach something."""
+    if data.unlabelled is None:
+        return
+    if getattr(getattr(exp.strategy, "objective", None), "unlabelled", False):
+        data.use_unlabelled()
+        text = f"{len(data.train)} of the training samples have labels; the objective learns from the others, too"
+    else:
+        text = f"{len(data.unlabelled)} training samples without labels are left out: nothing here learns from them"
+    data.left_out = "\n".join(filter(None, (data.left_out, text)))
 
 
 def stage_of(exp: Experiment) -> Callable[..., Stage]:

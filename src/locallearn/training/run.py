@@ -143,10 +143,12 @@ def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, w
     device = processes.device_of_process(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
     link = Pipe(world.rank_below, world.rank_above, device, message, late)
-    learner, data = prepare(exp, cut, Place(device, stages[world.stage], link, world.replica_group), manifest)
-    ready = Ready(folder, learner, data, checkpoint.newest(folder.checkpoints, warn))
+    saved = checkpoint.newest(folder.checkpoints, warn)
+    place = Place(device, stages[world.stage], link, world.replica_group)
+    learner, data = prepare(exp, cut, place, manifest, fresh=saved is None)
+    ready = Ready(folder, learner, data, saved)
     try:
-        train(exp, ready, quiet, world, lambda: prepare(exp, cut, manifest=manifest)[0])
+        train(exp, ready, quiet, world, lambda: prepare(exp, cut, manifest=manifest, fresh=False)[0])
     except Interrupted:  # in every process
         link.close()
         raise

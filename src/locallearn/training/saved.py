@@ -176,7 +176,7 @@ def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHIN
     graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
     with seeds.stream(0, "load"):
         vocabulary, form = manifest.get("vocabulary"), manifest.get("form", SAMPLE)
-        build = in_place(exp.model, objects["model"]) if own else exp.model
+        build = in_place(exp.model, objects["model"]) if own else exp.model.bare
         model = answering(build(tuple(manifest["image"]), len(manifest["classes"]), graph, vocabulary), form)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
