@@ -156,6 +156,13 @@ def test_the_normalisation_of_published_weights():
     assert next(grey.batches(0, 32))[0].shape == (32, 1, 32, 32)
 
 
+def test_images_without_a_label_are_not_mixed():
+    data = Synthetic(images=40, classes=2, labelled=10, mixup=0.4).load(0, CPU)
+    assert next(data.batches(0, 5))[1].shape == (5, 2)
+    with pytest.raises(UserError, match="leaves images without a label"):
+        data.use_unlabelled()
+
+
 @pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
 def test_a_batch_is_mixed_with_its_neighbours_by_the_papers_formulas(options):
     """Image i with image i - 1 of the batch: whole, or a window of it, and the labels by the same share."""

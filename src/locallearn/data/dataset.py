@@ -131,7 +131,7 @@ class Data:
         self.train = self.pool = self.train.at(kept)
 
     def use_unlabelled(self) -> None:
-        """Draw batches from all training samples, those without a label too. Raises UserError where labels are mixed."""
+        """Draw batches from all training samples, also those without a label. Raises UserError if labels are mixed."""
         if self.unlabelled is not None:
             if self.augment.mixing != UNMIXED:
                 raise UserError(
