@@ -183,6 +183,21 @@ def test_names_notes_and_the_model_as_an_artifact(folder: RunFolder) -> None:
     assert "artifact" not in {record["type"] for record in found[1]}
 
 
+@pytest.mark.slow
+@pytest.mark.fault("F21")
+def test_a_server_that_takes_no_artifact_costs_a_warning(
+    folder: RunFolder, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.path / "model.safetensors").write_bytes(b"weights")
+    recorder = recorder_for(folder, artifact="model")
+    train(recorder)
+    recorder.close("done", {"test/accuracy": 0.875})
+    assert "the model was left out" in capsys.readouterr().err.splitlines()[-1]
+    sent = server.bodies(f"/{folder.read_json('wandb.json')['id']}/file_stream")
+    assert '"exitcode":0' in sent
+    assert '\\"test/accuracy\\":0.875' in sent
+
+
 @pytest.mark.parametrize(("status", "code"), [("failed", 1), ("interrupted", 255)])
 def test_how_the_run_ended_is_told(folder: RunFolder, status: str, code: int) -> None:
     recorder = recorder_for(folder, "offline")

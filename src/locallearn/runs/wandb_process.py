@@ -98,13 +98,17 @@ def show(run: Any, tables: dict[str, list[dict[str, Any]]], images: dict[str, st
         print(f"{', '.join(tables)}: not shown: {error}", file=sys.stderr)
 
 
-def upload(run: Any, file: str) -> None:
-    """Hand the weights of the model to W&B, under the run's id."""
-    import wandb
+def upload(run: Any, file: str) -> str | None:
+    """Hand the weights of the model to W&B, under the run's id; returns what went wrong."""
+    try:
+        import wandb
 
-    artifact = wandb.Artifact(f"model-{re.sub(r'[^a-zA-Z0-9_.-]', '-', run.id)}", type="model")
-    artifact.add_file(file, policy="immutable")  # without a copy: the file stays where it is
-    run.log_artifact(artifact)
+        artifact = wandb.Artifact(f"model-{re.sub(r'[^a-zA-Z0-9_.-]', '-', run.id)}", type="model")
+        artifact.add_file(file, policy="immutable")  # without a copy: the file stays where it is
+        run.log_artifact(artifact)
+    except Exception as error:
+        return f"the model was left out ({sentence(error)})"
+    return None
 
 
 def main() -> int:
@@ -129,9 +133,9 @@ def main() -> int:
             log(run, message["log"])
     problem = None
     try:
-        if end.get("artifact"):
-            upload(run, end["artifact"])
         run.summary.update(end["summary"])
+        if end.get("artifact"):
+            problem = upload(run, end["artifact"])
         run.finish(exit_code=end["exit_code"])
     except BaseException as error:
         problem = sentence(error)
