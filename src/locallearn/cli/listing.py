@@ -97,7 +97,7 @@ def _one(group: str, name: str, config_dirs: Sequence[Path], allow: Sequence[str
         raise unknown(group, name, files)
     lines = [line for line in files[name].read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    body = [line for line in lines[len(head) :] if not line.startswith("_target_:")]
+    body = [line for line in lines[len(head) :] if not line.lstrip().startswith("_target_:")]
     appended = group in (*APPENDED, "study")
     print(f"{COMMAND_OF.get(group, group + '=')}{name}")
     for line in head:
