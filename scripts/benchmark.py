@@ -74,6 +74,7 @@ def chosen(only: str) -> list[tuple[str, Callable[..., None], tuple]]:
         "P14": (start.first_step, ((),)),
         "P16 P17": (runs.tracked, ((),)),
         "P18": (step.small, tuple((name,) for name in step.SMALL)),
+        "P19": (step.logging, (("mlp",), ("lenet",))),
     }
     wanted = {word.strip() for word in only.split(",") if word.strip()}
     known = {goal for goals in table for goal in goals.split()}

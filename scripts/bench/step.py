@@ -1,16 +1,18 @@
-"""P1, P3, P4 and P18: one training step against a loop written by hand."""
+"""P1, P3, P4, P18 and P19: one training step against a loop written by hand."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bench.goals import GOALS, Report
-from bench.method import Bench, Series, medians, spent
+from bench.method import Bench, Sample, Series, medians, spent
 from bench.processes import Team
 from bench.subjects import CLASSES, OPTIM, bare, batch_of, by_hand, learner_of, model_of, optimizer_of
 from locallearn.contract import Size
@@ -18,6 +20,11 @@ from locallearn.engine import Adam, Learner, Optim
 from locallearn.models import BlockModel
 from locallearn.models.plain import lenet, mlp
 from locallearn.models.resnet import cifar_resnet
+from locallearn.runs.folder import RunFolder
+from locallearn.runs.recorder import Recorder
+from locallearn.runtime.world import World
+from locallearn.training.running import RunningNumbers
+from locallearn.training.saving import sums_of
 
 SAMPLE_SECONDS = 0.03
 ROUNDS = 150
@@ -103,6 +110,32 @@ def small(bench: Bench, report: Report, name: str) -> None:
         why = f"{more:.2f} ms more for {len(cut)} blocks: each has an optimizer, an autograd call and two seeds"
         on = f"{strategy.split()[0]}, {optimizer}, {len(cut)} blocks, batch 64"
         report.add(f"P18 {name}", on, bench.ratio(series["harness"], series["bare"]), why, **parts)
+
+
+def logging(bench: Bench, report: Report, name: str) -> None:
+    """P19: what the record of the last 50 steps costs, of backprop and DGL. Counting the batches that were put by is a
+    part of it that later steps need not pay."""
+    build, image = SMALL[name]
+    torch.manual_seed(0)
+    model, every = build(image, CLASSES), 5 if bench.quick else 50
+    x, y = torch.randn(64, *image).contiguous(memory_format=torch.channels_last), torch.randint(CLASSES, (64,))
+    for strategy in ("backprop", "dgl linear"):
+        learner = learner_of(model, strategy, model.cut(min(4, len(model.units))))
+        with tempfile.TemporaryDirectory() as folder, learner.stage.random_state:
+            recorder = Recorder(RunFolder(Path(folder)))
+            running = RunningNumbers(every, learner, 64, World(), recorder.log)
+
+            def percent(learner: Learner = learner, running: RunningNumbers = running) -> Sample:
+                steps = spent(lambda: learner.learn(x, y), every)
+                at = learner.step_count + 0.5
+                record = spent(lambda: running.record(at, 0.0, sums_of(learner), {}), 1)
+                return Sample(100 * record.seconds / (every * steps.seconds), 0.0)
+
+            running.begin()
+            series = bench.run({"percent": percent}, 2 if bench.quick else 20)
+            recorder.close("done", {})
+        why = "reading the sums of every block, and one line of JSON"
+        report.add("P19", f"{name}, {strategy.split()[0]}, batch 64", bench.single(series["percent"]), why)
 
 
 def _decoupled(learner: Learner) -> Callable[[Tensor, Tensor], None]:

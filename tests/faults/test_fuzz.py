@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from locallearn.cli import main as cli
 from locallearn.config.compose import choices, compose, conf_dir
+from locallearn.config.settings import SEVERAL
 from locallearn.config.targets import resolve
 from locallearn.errors import UserError
 from locallearn.options import fields_of
@@ -279,7 +280,8 @@ SETTINGS = {
     "init.blocks": ["[0]", "[]"],
     "init.teacher": ["nowhere"],
     "seed": ["0", "1", "12345", str(2**31), str(2**63), str(2**70), "-1"],
-    "evaluate_every": ["1", "2", "0"],
+    "evaluate_every": ["1", "3it", "2ep", "never", "0", "often"],
+    "log_every": ["2", "null", "0", "-1"],
     "checkpoint.every": ["1ep", "1it", "never", "0it", "often", "99999999999999999999it"],
     "checkpoint.keep": ["1", "2", "0"],
     "deterministic": FLAGS,
@@ -384,6 +386,8 @@ def composition(draws: Random, pipelines: bool) -> list[str]:
         chosen["runtime"] = one({"replay", "pipeline"} if pipelines else {"replay"})
     if often(10):
         chosen["probe"] = one(choices("probe"))
+    if often(15):
+        chosen["callback"] = one(choices("callback"))
     if often(2):
         chosen["record"] = "tensorboard"
     chosen["data"], chosen["model"], own = given(often, one)
@@ -394,7 +398,7 @@ def composition(draws: Random, pipelines: bool) -> list[str]:
     known: dict[str, Any] = {}
     for group, name in chosen.items():
         content = yaml.safe_load(choices(group)[name].read_text()) or {}
-        known |= leaves(content, f"probe.{name}" if group == "probe" else group)
+        known |= leaves(content, f"{group}.{name}" if group in SEVERAL else group)
     for _ in range(draws.choice([0, 0, 1, 1, 2])):
         key = one(known)
         drawn[key] = draws.choice(values(key, known[key], often))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from locallearn.config.experiment import experiment
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.names import divided
+from locallearn.runs import console
 from locallearn.runs.read import read_run
 from locallearn.studies.repeat import COST
 from locallearn.training.evaluate import evaluate_splits
@@ -177,7 +179,11 @@ def test_early_stopping_follows_its_rule(tmp_path):
     assert status["step"] == 5 * stops == records(folder, False)[-1]["step"] < 80
     for learner, _, _ in by_hand():
         if learner.step_count == status["step"]:
-            return assert_equal(load_file(folder / "model.safetensors"), weights(learner))
+            assert_equal(load_file(folder / "model.safetensors"), weights(learner))
+            break
+    assert resume(folder, [], quiet=True).history[-1]["step"] == status["step"]
+    longer = resume(folder, [], quiet=True, epochs=4)
+    assert longer.history[-1]["step"] > status["step"], "who makes it longer wants it to go on"
 
 
 class Killed(BaseException):
@@ -255,6 +261,7 @@ class Counting(Callback):
 
     def epoch(self, run) -> None:
         self.calls.append(("epoch", run.step, run.epoch))
+        run.log({"epochs": run.epoch})
         assert "train/loss" in run.record
 
     def end(self, run) -> None:
@@ -278,6 +285,7 @@ def test_a_callback_of_ones_own_is_called_in_order_and_stops_the_run(tmp_path):
     ]
     assert json.loads((folder / "status.json").read_text())["reason"] == "enough"
     assert json.loads((folder / "summary.json").read_text())["counted"] == int((folder / "calls.txt").read_text()) == 8
+    assert [(r["epoch"], r["epochs"]) for r in records(folder, False)] == [(1, 1.0), (2, 1.5)]
     assert [r["seen"] for inside in (True, False) for r in records(folder, inside) if "seen" in r] == [20, 40, 60]
     assert resume(folder, [], quiet=True).history[-1]["step"] == 60
 
@@ -293,11 +301,12 @@ def test_a_run_stopped_at_the_end_of_an_epoch_has_been_evaluated(tmp_path):
 MISTAKES = {
     "callback=best callback.best.monitor=test/accuracy": "nothing may be chosen by a number of the test split",
     "callback=early_stopping callback.early_stopping.monitor=block/00/test_loss": "by a number of the test split",
-    "callback=best callback.best.monitor=train/loss": "is no number of an evaluation",
+    "callback=best callback.best.monitor=train/loss": "is no number of an evaluation; give one of",
     "callback=best callback.best.monitor=validation/beauty": "whether more or less of it is better is not known",
     "callback=best callback.best.monitor=validation/ema_loss": "records no such number; give one of validation/loss",
     "callback=early_stopping data.validation=0": "there is no validation split: set data.validation",
     "callback=early_stopping callback.early_stopping.patience=0": "must be a whole number of at least 1",
+    "callback=early_stopping evaluate_every=never": "is read only with evaluate_every=1",
     "callback=ema callback.ema.decay=1": "callback.ema.decay=1: must be",
     "callback=[best,bets]": "did you mean 'best'",
     "callback.best.monitor=validation/loss": "callback.best.monitor",
@@ -371,3 +380,15 @@ def test_a_pipeline_does_the_same(own, tmp_path):
         for one, other in zip(*(records(folder, inside) for folder in ends), strict=True):
             same = one.keys() - {name for name in one if divided(name)[1] in COST}
             assert {name: one[name] for name in same} == {name: other[name] for name in same}
+
+
+def test_without_a_terminal_a_line_says_how_the_last_steps_went(tmp_path, monkeypatch, capsys):
+    words = [f"out={tmp_path}", "max_steps=12", "log_every=5"]
+    start(settled(*words), quiet=False)
+    assert "step" not in capsys.readouterr().out.partition("result")[0], "a line a minute at most"
+    monkeypatch.setattr(console, "REPORT_SECONDS", 0.0)
+    folder = start(settled(*words), quiet=False).run_dir
+    shown = re.findall(r"epoch (0\.\d+)/2  step ([\d.]+) / ([\d.]+)", capsys.readouterr().out)
+    found = [(r["epoch"], r["step/loss"], r["step/accuracy"]) for r in records(folder, True)]
+    assert shown == [(f"{epoch:.2f}", f"{loss:.3f}", f"{accuracy:.3f}") for epoch, loss, accuracy in found]
+    assert len(shown) == 2

@@ -68,8 +68,8 @@ def typed(text: str) -> list[list[str]]:
     return [words for line in found for words in lines(line)]
 
 
-BROUGHT = ("own-model", "own-sink", "own-strategy", "own-task")
-FIRST = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("getting-started", *BROUGHT))]
+FIRST = [ROOT / "README.md", DOCS / "getting-started.md"]
+FIRST += [DOCS / f"own-{what}.md" for what in ("model", "strategy", "objective", "probe", "callback", "sink", "task")]
 """What a user reads first, and what brings files of their own."""
 PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if typed(page.read_text())]
 
@@ -127,8 +127,13 @@ class Reader:
         words = [word.replace("=DIR", f"={Path('images').resolve()}") for word in words if word != "data.root=DATA"]
         words = ["strategy=dgl" if word == "ROW" else word for word in words]
         for k, word in enumerate(words):
-            if match := re.fullmatch(r"(runs.*)/RUN(\d?)", word):
-                words[k] = str(self.runs(match[1], int(match[2] or 1))[-1])
+            if match := re.fullmatch(r"([\w.]+=)?(runs.*)/RUN(\d?)", word):
+                words[k] = (match[1] or "") + str(self.runs(match[2], int(match[3] or 1))[-1])
+            if word == "model.weights=resnet18.pth":
+                import torch
+                from torchvision.models import resnet18
+
+                torch.save(resnet18().state_dict(), "resnet18.pth")
         return words
 
     def runs(self, folder: str, count: int) -> list[Path]:
@@ -198,6 +203,7 @@ images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.arange(64) % 10
 units = [nn.Sequential(nn.Conv2d(c, 4, 3, padding=1), nn.ReLU()) for c in (3, 4, 4, 4)]
 my_module = nn.Sequential(*units, nn.Sequential(nn.Flatten(), nn.Linear(4096, 10)))
 my_loader = [(images, labels)] * 2
+my_dataset = list(zip(images, labels, strict=True))
 model = nn.Sequential()
 for name, part in {"conv1": nn.Conv2d(3, 4, 3), "flat": nn.Flatten(), "fc1": nn.Linear(3600, 10)}.items():
     model.add_module(name, part)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from locallearn.config.registry import conf_dir
@@ -151,6 +152,17 @@ def test_a_task_beside_the_data_says_what_the_labels_are(task):
 def test_token_numbers_are_counted():
     data = loaded((Y.repeat(3, 1).T, Y), validation=0)
     assert (data.vocabulary, data.train.store.dtype) == (3, torch.int64)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("RGBA", 3), ("P", 3)])
+def test_pictures_are_pixels(mode, channels):
+    """As ImageFolder gives them without a transform: [C, H, W], colours from palettes and without transparency."""
+    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()).convert(mode) for x in PIXELS]
+    data = loaded([(picture, int(y)) for picture, y in zip(pictures, Y, strict=True)], validation=0)
+    (sample,) = data.test.store.take(data.test.index[:1], 1)
+    assert (data.image, sample.dtype) == ((channels, 4, 4), torch.uint8)
+    if mode in ("RGB", "RGBA"):
+        assert any(torch.equal(sample[0], x) for x in PIXELS)
 
 
 def test_parts_are_taken_as_they_are_and_pixels_are_normalised():

@@ -68,4 +68,5 @@ def test_there_is_a_yaml_of_every_group() -> None:
         "optim",
         "runtime",
         "probe",
+        "callback",
     }

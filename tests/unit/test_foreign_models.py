@@ -355,3 +355,9 @@ def test_a_traced_model_can_be_copied_and_saved(resnet, tmp_path):
     other = torchvision_model((3, 32, 32), 10, name="resnet18").eval()
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     assert torch.equal(other(x), model(x))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_last_layer_with_one_output_is_the_head(outputs):
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, outputs))
+    assert as_blocks(net, image=(5,)).names == ["1", "3"]

@@ -131,7 +131,9 @@ def test_state_that_no_checkpoint_holds_is_refused():
 
 
 def test_weight_decay_is_named_where_the_class_has_none():
-    assert "weight_decay" in of_class(torch.optim.Rprop)().unread()
+    rprop = instantiate({"_target_": "torch.optim.Rprop", "lr": None, "weight_decay": None}, "optim", [])
+    assert (rprop.lr, rprop.weight_decay) == (0.01, 0.0)
+    assert "weight_decay" in rprop.unread()
     assert "weight_decay" not in of_class(torch.optim.RMSprop)(weight_decay=0.1).unread()
     assert of_class(torch.optim.AdamW)().weight_decay == 0.01, "the default of the class"
 

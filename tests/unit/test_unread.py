@@ -462,10 +462,10 @@ def test_sinks_add_up(capsys, monkeypatch):
 ONLY_TRAIN = [f.name for f in dataclasses.fields(Settings) if f.name not in (*BUILT, "sweep")]
 
 
-@pytest.mark.parametrize("key", [*ONLY_TRAIN, "data", "probe", "record"])
+@pytest.mark.parametrize("key", [*ONLY_TRAIN, "data", "probe", "callback", "record"])
 def test_build_refuses_what_only_train_reads(key):
     values = {"data": "digits", "probe": "linear", "record": "tensorboard", "checkpoint": {"keep": 3}, "max_steps": 3}
-    values |= {"out": "here", "init": {"run": "there"}}
+    values |= {"out": "here", "callback": "best", "init": {"run": "there"}}
     default = yaml.safe_load(Path(conf_dir() / "config.yaml").read_text()).get(key)
     with pytest.raises(UserError, match=rf"^{key}\S*=\S+ is read only with train\(\)"):
         locallearn.build("dgl", "lenet", **{key: values.get(key, default)})

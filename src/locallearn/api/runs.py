@@ -101,6 +101,7 @@ def resume(
     """
     dirs = _folders(config_dir)
     objects, plain = parted(given)
+    objects |= {key: plain.pop(key) for key in ("data.task",) if key in plain}  # which train was given as a text
     if other := [key for key in plain if not key.startswith("runtime") or key == "runtime.staleness"]:
         raise UserError(f"resume takes objects, epochs and where blocks run, such as runtime='serial', not {other[0]}=")
     words = list(overrides(plain))

@@ -45,7 +45,8 @@ class RunView(Protocol):
         console say the reason. In a pipeline rank 0 decides in `step`, every process in `epoch` and `evaluation`."""
 
     def log(self, numbers: Mapping[str, float | Tensor]) -> None:
-        """Add numbers to the next record: that of `log_every` or that of the epoch. Tensors [] are read only then."""
+        """Add numbers to the next record: that of `log_every` or that of the epoch; in `evaluation` and `epoch` to the
+        record of this moment. Tensors [] are read only then."""
 
     def evaluate(self) -> dict[str, float]:
         """`validation/loss`, `test/accuracy`, ... of the weights as they are now. Every process must call it, in

@@ -26,7 +26,7 @@ class EarlyStopping(Monitoring):
     since: int = field(init=False, default=0)
 
     def start(self, run: RunView) -> None:
-        if run.step == 0:
+        if run.step == 0 or self.since >= self.patience:  # the latter in a run that was made longer after its stop
             self.best, self.since = None, 0
 
     def evaluation(self, run: RunView) -> None:

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from locallearn import names
 from locallearn.callbacks.base import Callback, RunView
+from locallearn.callbacks.monitoring import EMA_PREFIX
 from locallearn.engine import Learner
 
 
@@ -53,7 +54,9 @@ class EMA(Callback):
         with self.averaged(run.learner):
             numbers = run.evaluate()
         parts = ((*names.divided(name), value) for name, value in numbers.items())
-        return {f"{place}/ema_{metric}": v for place, metric, v in parts if place in (names.VALIDATION, names.TEST)}
+        return {
+            f"{place}/{EMA_PREFIX}{metric}": v for place, metric, v in parts if place in (names.VALIDATION, names.TEST)
+        }
 
     def end(self, run: RunView) -> None:
         with self.averaged(run.learner):

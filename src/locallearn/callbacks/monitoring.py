@@ -10,6 +10,8 @@ from locallearn import names
 from locallearn.callbacks.base import Callback, RunView
 from locallearn.errors import UserError
 
+EMA_PREFIX = "ema_"
+"""Of the metrics of averaged weights."""
 SUCH = f"give one of the validation split, such as {names.on(names.VALIDATION, names.LOSS)}"
 
 
@@ -38,7 +40,8 @@ class Monitoring(Callback):
         return self.monitor or names.on(names.VALIDATION, run.learner.setup.task.score)
 
     def more_is_better(self, run: RunView) -> bool | None:
-        return names.higher_is_better(self.number(run), run.learner.setup.task.directions)
+        metric = names.metric_of(self.number(run)).removeprefix(EMA_PREFIX)
+        return names.higher_is_better(metric, run.learner.setup.task.directions)
 
     def check(self, run: RunView, known: Callable[[], Collection[str]]) -> None:
         number = self.number(run)

@@ -136,13 +136,17 @@ def _hydra(options: Any) -> int:
     packages = outside.trusted(dirs, [*options.allow, *own])
     if packages and not own:
         overrides.insert(0, f"allow=[{','.join(packages)}]")
+    _typed[:] = sys.argv
+    _exit_codes.clear()
+    _varied.clear()
+    asks = options.multirun or options.resolve or options.cfg or options.package or options.info
+    if not asks and not any(word.lstrip("+~").startswith("hydra") for word in overrides):
+        _one_run(*compose.compose(overrides, dirs), overrides)  # `hydra.main` would compose twice
+        return max(_exit_codes, default=0)
     import hydra
 
     sweeps = options.multirun and "dry_run=true" not in overrides
     variables = {"HYDRA_FULL_ERROR": "1"}  # Hydra then raises instead of printing; we print
-    _typed[:] = sys.argv
-    _exit_codes.clear()
-    _varied.clear()
     with compose.explained(overrides, dirs), ExitStack() as stack:
         internal = compose.searched(dirs)
         if options.multirun:
@@ -208,12 +212,8 @@ def _journal(
 
 
 def job(config: Any) -> float | None:
-    """One run of a command line. Its failure is shown at once, and does not stop the other runs of a sweep."""
+    """What Hydra calls for each run of a command line."""
     from hydra.core.hydra_config import HydraConfig
-
-    from locallearn.config.experiment import experiment
-    from locallearn.runs.read import read_run
-    from locallearn.training.run import dry_run, start
 
     sys.argv = list(_typed) or sys.argv
     hydra_config = HydraConfig.get()
@@ -221,21 +221,39 @@ def job(config: Any) -> float | None:
     chosen = dict(hydra_config.runtime.choices)
     if JOURNAL in os.environ:
         return _job_of_a_sweep(config, chosen, overrides, hydra_config.job.num)
-    try:
+    with _shown():
         if not _varied:
             compose.refuse_sweep(hydra_config.sweeper, overrides)
-        exp = experiment(*compose.plain(config, chosen), overrides, _config_dirs(), _varied or None)
+        return _one_run(*compose.plain(config, chosen), overrides)
+    return None
+
+
+def _one_run(values: dict[str, Any], names: dict[str, str], overrides: list[str]) -> float | None:
+    """Train, or print the blocks; returns the number that runs are chosen by."""
+    from locallearn.config.experiment import experiment
+    from locallearn.runs.read import read_run
+    from locallearn.training.run import dry_run, start
+
+    with _shown():
+        exp = experiment(values, names, overrides, _config_dirs(), _varied or None)
         if exp.settings.dry_run:
             print(dry_run(exp))
             return None
         result = start(exp)
         return result.metrics.get(read_run(result.run_dir).selected_by) if result else None
+    return None
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """The failure of one run is shown at once, and does not stop the other runs of a sweep."""
+    try:
+        yield
     except Exception as error:
         code = _print_error(error)
         if code > 128:  # the user asked to stop: other runs stop, too
             raise SystemExit(code) from error
         _exit_codes.append(code)
-        return None
 
 
 def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], number: int) -> float | None:

@@ -106,13 +106,15 @@ def refuse_sweep(sweeper: Any, overrides: Iterable[str]) -> None:
 
 def searched(config_dirs: Sequence[Path]) -> list[str]:
     """What adds folders of yaml files to those of locallearn. Raises UserError for a file that these would hide."""
+    if not config_dirs:
+        return []
     files: dict[Path, Path] = {file.relative_to(conf_dir()): file for file in conf_dir().glob("*/*.yaml")}
     for folder in config_dirs:
         for file in sorted(folder.glob("*/*.yaml")):
             if (earlier := files.setdefault(file.relative_to(folder), file)).resolve() != file.resolve():
                 raise UserError(f"{file} has the name of {earlier}, which would hide it: give it another name")
     places = ",".join(quoted(f"file://{folder.resolve()}") for folder in config_dirs)
-    return [f"hydra.searchpath=[{places}]"] if places else []
+    return [f"hydra.searchpath=[{places}]"]
 
 
 def multirun(overrides: Sequence[str], config_dirs: Sequence[Path]) -> tuple[str, dict[str, list[str]], int, str]:

@@ -37,6 +37,8 @@ def refuse_missing(config: Mapping[str, Any], objects: Mapping[str, Any]) -> Non
 
     def is_given(place: str) -> bool:
         group = place.partition(".")[0]
+        if place == "data.task":  # beside the data, not in them
+            return place in objects
         return bool({place, group} & objects.keys()) or (group in APART and "strategy" in objects)
 
     if absent := {place: mark for place, mark in marks(config).items() if not is_given(place)}:

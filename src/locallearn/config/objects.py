@@ -73,7 +73,8 @@ def marks(config: Mapping[str, Any], above: str = "") -> dict[str, Mapping[str, 
     found: dict[str, Mapping[str, Any]] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= {f"{above}{key}": value} if OBJECT in value else marks(value, f"{above}{key}.")
+            found |= {f"{above}{key}": value} if OBJECT in value else {}
+            found |= marks(value, f"{above}{key}.")
     return found
 
 
@@ -89,7 +90,7 @@ def missing(places: Mapping[str, Mapping[str, Any]]) -> UserError:
 
 def groups_of(places: Iterable[str]) -> list[str]:
     """The arguments by which the objects at some places are given."""
-    groups = dict.fromkeys(place.partition(".")[0] for place in places)
+    groups = dict.fromkeys(place if place in CALLED else place.partition(".")[0] for place in places)
     return [CALLED.get(group, group) for group in groups if not (group in APART and "strategy" in groups)]
 
 

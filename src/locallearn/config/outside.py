@@ -23,14 +23,12 @@ def trusted(config_dirs: Sequence[Path], allow: Sequence[str]) -> list[str]:
 
 def _named_in(folders: Iterable[Path]) -> list[str]:
     """The top-level packages that yaml files in these folders name."""
-    packages = set()
+    packages: set[str] = set()
     for folder in folders:
         for file in folder.glob("*/*.yaml"):
             text = file.read_text(encoding="utf-8", errors="replace")
-            match = re.search(r"^\s*_target_:\s*['\"]?([A-Za-z_]\w*)\.", text, re.MULTILINE)
-            if match and match[1] not in ("locallearn", "torch"):
-                packages.add(match[1])
-    return sorted(packages)
+            packages |= set(re.findall(r"^[^#\n]*?\b_target_:\s*['\"]?([A-Za-z_]\w*)\.", text, re.MULTILINE))
+    return sorted(packages - {"locallearn", "torch"})
 
 
 def look_for_modules_in(folders: Iterable[Path]) -> None:

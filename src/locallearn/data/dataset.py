@@ -122,11 +122,15 @@ class Data:
     def keep_labels(self, count: int) -> None:
         """Take away all but `count` labels of the training samples, class by class; see `balanced`. Raises UserError
         for fewer than one of each class, and for more than there are."""
-        least, most = len(self.classes), len(self.train)
+        labels = self.train.labels.cpu()
+        known = (labels >= 0).nonzero().flatten()
+        least, most = len(self.classes), len(known)
         if not least <= count <= most:
             raise UserError(f"data.labelled={count}: must be from {least}, one of each class, to {most}, which is all")
-        kept, others = balanced(self.train.labels.cpu(), count, generator(self.seed, "labelled"))
-        rest = self.train.at(others)
+        kept = known[balanced(labels[known], count, generator(self.seed, "labelled"))]
+        others = torch.ones(len(labels), dtype=torch.bool)
+        others[kept] = False
+        rest = self.train.at(others.nonzero().flatten())
         self.unlabelled = Split(rest.store, rest.index, torch.full_like(rest.labels, UNKNOWN))
         self.train = self.pool = self.train.at(kept)
 

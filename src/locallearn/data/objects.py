@@ -177,7 +177,7 @@ class ObjectSource(DataSource):
                 return names
         labels = next(iter(parts)).labels
         if labels.is_floating_point():  # a number for each output
-            return tuple(map(str, range(labels.shape[1])))
+            return tuple(map(str, range(labels.shape[1] if labels.dim() > 1 else 1)))
         highest = max((int(part.labels.max()) for part in parts if part.labels.numel()), default=0)
         return tuple(map(str, range(highest + 1)))
 

@@ -101,7 +101,7 @@ def _made(optimizer: type[Optimizer]) -> type[TorchOptim]:
         raise UserError(f"optim: {optimizer.__name__} has no argument lr, which the schedule multiplies")
     shared = {each.name for each in fields(Optim)} - {"lr", "weight_decay"} | HOW
     rate = Annotated[float, Ge(0)] | None
-    options: list[Any] = [(name, rate, field(default=None)) for name in ("lr", "weight_decay") if name in named]
+    options: list[Any] = [(name, rate, field(default=None)) for name in ("lr", "weight_decay")]
     for name, p in named.items():
         if name not in ("lr", "weight_decay") and name not in shared:
             default: Any = field(kw_only=True) if p.default is p.empty else field(default=p.default, kw_only=True)
@@ -114,7 +114,9 @@ def _made(optimizer: type[Optimizer]) -> type[TorchOptim]:
 
 
 def _default(optimizer: type[Optimizer], name: str) -> Any:
-    default = inspect.signature(optimizer).parameters[name].default
+    """The number that a class has for an argument; 0 for one that it does not take; None if it must be given."""
+    argument = inspect.signature(optimizer).parameters.get(name)
+    default = 0.0 if argument is None else argument.default
     return default if isinstance(default, int | float) else None
 
 

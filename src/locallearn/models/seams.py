@@ -55,15 +55,22 @@ def _natural(flow: Flow) -> list[fx.Node]:
     ends: list[fx.Node] = []
     heavy = False
     seam: fx.Node | None = None
-    for before, after in pairwise(edges):
-        piece = flow.between(before, after)
-        if any(_is_matrix(weight) for node in piece for weight in flow.weights(node)):
+    pieces = [flow.between(before, after) for before, after in pairwise(edges)]
+    last = max((k for k, piece in enumerate(pieces) if _answers(flow, piece)), default=-1)
+    for k, (before, after) in enumerate(pairwise(edges)):
+        piece = pieces[k]
+        if k == last or any(_is_matrix(weight) for node in piece for weight in flow.weights(node)):
             if heavy:
                 ends.append(seam or before)
             heavy, seam = True, None
         elif heavy and seam is None and _gives_up_map(flow, before, after, piece):
             seam = before
     return ends
+
+
+def _answers(flow: Flow, piece: list[fx.Node]) -> bool:
+    """Whether a layer of a piece could be the last one, which may have a single output."""
+    return any(w.dim() > 1 for node in piece if node.op == "call_module" for w in flow.weights(node))
 
 
 def _is_matrix(weight: Tensor) -> bool:

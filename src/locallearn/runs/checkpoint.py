@@ -45,7 +45,7 @@ class Newer(UserError):
 class SavedState:
     """What `state.json` must hold: after how many steps it was saved, where the next epoch goes on, how long training
     took until then, and the running sums of every block. Where there are such: these sums at the last record inside the
-    epoch, why a callback has stopped the run, and the plain values of each callback."""
+    epoch, why a callback has stopped the run before its last step `ends`, and the plain values of each callback."""
 
     format: int
     step: int
@@ -55,6 +55,7 @@ class SavedState:
     blocks: list[BlockSums]
     logged: list[BlockSums] = field(default_factory=list)
     stopped: str = ""
+    ends: int = 0
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -167,7 +168,8 @@ def _read(path: Path) -> SavedCheckpoint:
         raise ValueError(f"state.json is of step {state['step']}")
     tensors = stored.tensors(path / "tensors.safetensors")
     callbacks = {}
-    for callback, values in state.get("callbacks", {}).items():
+    known = state.get("callbacks", {})
+    for callback, values in sorted(known.items(), key=lambda item: -len(item[0])):  # "a.b" before "a"
         prefix = of_callback(callback, "")
         own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         callbacks[callback] = values | {name.removeprefix(prefix): tensor for name, tensor in own.items()}

@@ -112,13 +112,15 @@ class Calls:
         for callback in self.callbacks.values():
             getattr(callback, moment)(self)
 
-    def decided(self) -> str:
-        """Why the run must stop, in every process, if any of them has asked for it. All must call this."""
+    def decided(self) -> tuple[str, dict[str, float]]:
+        """Why the run must stop, in every process, if any of them has asked for it; and at rank 0 the numbers for this
+        record. All must call this."""
         if not self:
-            return ""
-        asked = next(filter(None, self.world.gather(self.asked)), "")
+            return "", {}
+        reports = self.world.gather([self.asked, self.taken()])
         self.asked = ""
-        return self.world.broadcast(asked)
+        numbers = {name: value for _, own in reports for name, value in own.items()}
+        return self.world.broadcast(next((asked for asked, _ in reports if asked), "")), numbers
 
     def taken(self) -> dict[str, float]:
         """The numbers for the next record. Synchronises a GPU if there are any on it."""

@@ -22,7 +22,7 @@ from locallearn.runtime.world import World
 from locallearn.training.calls import CalledOff, Calls
 from locallearn.training.environment import peak_memory_bytes
 from locallearn.training.evaluate import epoch_record
-from locallearn.training.output import Output
+from locallearn.training.output import Output, title
 from locallearn.training.probing import Probing
 from locallearn.training.running import RunningNumbers
 from locallearn.training.saving import Checkpoints, Position, sums_of
@@ -55,13 +55,15 @@ class Training:
         self.watch = watch
         self.world = world
         self.calls = calls
-        self.title = _title(exp, learner, data, world)
+        self.title = title(exp, learner, data, world)
         self.batch = data.batch(exp.settings.batch_size)
         self.steps_per_epoch = data.steps(exp.settings.batch_size)
         steps = exp.settings.epochs * self.steps_per_epoch
         self.last_step = min(steps, exp.settings.max_steps or steps)
         self.running = RunningNumbers(exp.settings.log_every or 0, learner, self.batch, world, self.log)
-        self.checkpoints = Checkpoints(exp.settings.checkpoint, learner, output, world, calls, self.running)
+        self.checkpoints = Checkpoints(
+            exp.settings.checkpoint, learner, output, world, calls, self.running, self.last_step
+        )
         self.position = Position()
         self.paused = 0.0
         self.known: dict[str, float] | None = None  # the evaluation after which a callback has ended the epoch
@@ -139,9 +141,9 @@ class Training:
         for numbers in reports:
             record |= numbers
         self.tell("evaluation", record)
-        reason = self.calls.decided()
+        reason, more = self.calls.decided()
         if self.output.recorder is not None:
-            self.log(record)
+            self.log(record | more)
         self.checkpoints.save_kept(self.position)
         self.position = self.position._replace(stopped=reason)
         paused = time.perf_counter() - started
@@ -241,11 +243,13 @@ class Training:
         if evaluated and not known:
             self.tell("evaluation", record())
         self.tell("epoch", record())
-        reason = self.calls.decided()
+        reason, more = self.calls.decided()
         if reason and not evaluated:
             for report, numbers in zip(reports, self.world.gather(self.evaluated()), strict=True):
                 report["numbers"] |= numbers
             self.tell("evaluation", record())
+        for report in reports[:1]:
+            report["numbers"] |= more
         return reason
 
     def stop_if(self, number: int) -> None:
@@ -282,13 +286,3 @@ class Training:
         self.position = self.checkpoints.restore(saved)
         records = (record for record in self.output.folder.records(files.METRICS) if files.of_epoch(record))
         self.last_record = next(iter(deque(records, maxlen=1)), {})
-
-
-def _title(exp: Experiment, learner: Learner, data: Data, world: World) -> str:
-    """What is trained, on what and where: the first line on the terminal."""
-    counts = {"stages": world.stages, "replicas": world.replicas}
-    several = "".join(f"{count} {name}, " for name, count in counts.items() if count > 1)
-    splits = f"{len(data.pool)} train, {len(data.validation)} validation, {len(data.test)} test"
-    title = f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.cut)} blocks), {exp.names['data']} "
-    more = filter(None, (data.left_out, *(taken.text for taken in learner.model.taken)))
-    return "\n".join((f"{title}({splits}), {several}{learner.device}", *more))

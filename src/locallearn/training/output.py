@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 
 from locallearn.config.experiment import Experiment
 from locallearn.config.registry import flat
+from locallearn.data import Data
+from locallearn.engine import Learner
 from locallearn.errors import RunError, UserError, described, memory_ran_out
 from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
@@ -74,3 +76,13 @@ class Output:
             raise RunError(f"the run failed with {reason}; the traceback is in {self.folder.path / log}") from error
         finally:
             self.console.stop()
+
+
+def title(exp: Experiment, learner: Learner, data: Data, world: World) -> str:
+    """What is trained, on what and where: the first line on the terminal."""
+    counts = {"stages": world.stages, "replicas": world.replicas}
+    several = "".join(f"{count} {name}, " for name, count in counts.items() if count > 1)
+    splits = f"{len(data.pool)} train, {len(data.validation)} validation, {len(data.test)} test"
+    text = f"{exp.names['strategy']} on {exp.names['model']} ({len(learner.cut)} blocks), {exp.names['data']} "
+    more = filter(None, (data.left_out, *(taken.text for taken in learner.model.taken)))
+    return "\n".join((f"{text}({splits}), {several}{learner.device}", *more))

@@ -40,6 +40,7 @@ class Checkpoints:
         world: World,
         calls: Calls,
         running: RunningNumbers,
+        last_step: int,
     ) -> None:
         self.keep = settings.keep
         self.learner = learner
@@ -47,6 +48,7 @@ class Checkpoints:
         self.world = world
         self.calls = calls
         self.running = running
+        self.last_step = last_step
 
     def save(self, position: Position, folder: Path | None = None) -> None:
         """Write a checkpoint of this moment, alone into `folder` or beside the others of the run. Raises RunError if a
@@ -65,7 +67,9 @@ class Checkpoints:
             self.output.mend()
             blocks, logged = (list(sums_of_blocks(report[k] for report in reports).values()) for k in reports[0])
             state: dict[str, Any] = {**position._asdict(), "blocks": blocks}
-            more = {"stopped": state.pop("stopped"), "logged": logged, "callbacks": values}
+            more: dict[str, Any] = {"logged": logged, "callbacks": values}
+            if stopped := state.pop("stopped"):
+                more |= {"stopped": stopped, "ends": self.last_step}
             state |= {name: value for name, value in more.items() if value}
             place, keep = (folder, 1) if folder else (self.output.folder.checkpoints, self.keep)
             checkpoint.save(place, self.learner.step_count, tensors, state, keep)
@@ -93,7 +97,8 @@ class Checkpoints:
             if logged := state.get("logged"):
                 self.running.last[index] = logged[index]
         self.calls.load_state(saved.callbacks)
-        return Position(state["epoch"], state["offset"], state["seconds"], state.get("stopped", ""))
+        stopped = state.get("stopped", "") if state.get("ends") == self.last_step else ""  # else it was made longer
+        return Position(state["epoch"], state["offset"], state["seconds"], stopped)
 
 
 def sums_of(learner: Learner) -> Sums:
