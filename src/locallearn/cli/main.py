@@ -163,7 +163,7 @@ def _hydra(options: Any) -> int:
             internal.append(f"hydra.sweep.dir={compose.quoted(folder)}")
         stack.enter_context(_environment(variables))
         stack.enter_context(_logging_kept())
-        sys.argv = [sys.argv[0], *_flags(options), *overrides, *internal]
+        sys.argv = [sys.argv[0], *arguments.flags(options), *overrides, *internal]
         hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")(job)()
     return max(_exit_codes, default=0)
 
@@ -178,13 +178,6 @@ def _logging_kept() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-def _flags(options: Any) -> list[str]:
-    """What Hydra itself is asked for."""
-    flags = ["--multirun"] * options.multirun + ["--resolve"] * options.resolve
-    named = {"--cfg": options.cfg, "--package": options.package, "--info": options.info}
-    return flags + [word for flag, value in named.items() if value is not None for word in (flag, value)]
 
 
 @contextmanager
