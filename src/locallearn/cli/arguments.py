@@ -131,6 +131,6 @@ def check(options: argparse.Namespace) -> None:
 
 def flags(options: Any) -> list[str]:
     """What Hydra itself is asked for, as it takes it."""
-    flags = ["--multirun"] * options.multirun + ["--resolve"] * options.resolve
+    words = ["--multirun"] * options.multirun + ["--resolve"] * options.resolve
     named = {"--cfg": options.cfg, "--package": options.package, "--info": options.info}
-    return flags + [word for flag, value in named.items() if value is not None for word in (flag, value)]
+    return words + [word for flag, value in named.items() if value is not None for word in (flag, value)]
