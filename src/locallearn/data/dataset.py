@@ -19,6 +19,7 @@ from locallearn.data.stream import Stream
 from locallearn.errors import UserError
 from locallearn.seeds import derive, generator
 from locallearn.task import CLASSES, SEGMENTATION, Task
+from locallearn.tasks import Regression
 
 UNKNOWN = -1
 """The label of a sample whose own was taken away."""
@@ -106,6 +107,15 @@ class Data:
         self.left_out = left_out
         self.graph: Tensor | None = None
         self.vocabulary: int | None = None
+
+    def measure_in(self, task: Regression) -> None:
+        """Standardise the targets as another set was: that of a run whose model answers in these units."""
+        assert isinstance(self.task, Regression)
+        before, self.task = self.task, task
+        self.train, self.validation, self.test = (
+            replace(split, labels=task.standardised(before.original(split.labels)))
+            for split in (self.train, self.validation, self.test)
+        )
 
     @property
     def image(self) -> Size:

@@ -129,6 +129,7 @@ class Manifest:
     score: str = ACCURACY
     metrics: dict[str, str] | None = None
     vocabulary: int | None = None
+    task_options: dict[str, Any] | None = None
     longer: list[Longer] = field(default_factory=list)
     weights: list[Taken] = field(default_factory=list)
 
