@@ -259,7 +259,7 @@ def test_a_strategy_yields_exactly_once(times, said):
         tiny_learner(Odd()).learn(*tiny_batches(1)[0])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_precisions(name, precision):
     learner = tiny_learner(make(name), precision=precision, channels_last=True, total_steps=4)
     for x, y in tiny_batches(4):

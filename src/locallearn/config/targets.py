@@ -159,6 +159,10 @@ def _of_kind(target: Any, path: str, group: str) -> Callable[..., Any]:
         if path.startswith("locallearn.") and not target.__module__.startswith("locallearn."):
             raise UserError(f"model._target_={path}: is not a model of locallearn")
         return target
+    if group.startswith("record."):
+        if not inspect.isclass(target) or not all(callable(getattr(target, name, None)) for name in ("log", "close")):
+            raise UserError(f"{group}._target_={path}: must be a class with log(record) and close(status, summary)")
+        return target
     if group == "optim" and inspect.isclass(target) and issubclass(target, Optimizer):
         return of_class(target)
     kind = KINDS[group.partition(".")[0]]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from locallearn import seeds
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, Task, backward, task_loss
 from locallearn.errors import UserError
+from locallearn.scaling import unscaled
 from locallearn.task import POSITION
 
 HE = math.sqrt(6)
@@ -38,6 +39,10 @@ class FeedbackProjection(nn.Module):
         self.shape, self.size = shape, size
 
     def forward(self, error: Tensor) -> Tensor:
+        with unscaled(error):
+            return self.projected(error)
+
+    def projected(self, error: Tensor) -> Tensor:
         if error.dim() == 3:
             return error.to(self.matrix.dtype) @ self.matrix  # [B, T, D]
         if error.dim() == 4:
