@@ -515,3 +515,24 @@ def test_the_page_says_what_serves_which_task():
         objective = instantiate(yaml.safe_load(file.read_text()), "objective", [])
         serves = [(objective.tasks is None or task in objective.tasks) and unread.get(name) != task for task in head]
         assert said[name] == serves, name
+
+
+def test_another_set_is_measured_in_the_units_of_the_run(tmp_path, capsys):
+    """A model of diabetes is right about the same patients, however another part of them would standardise."""
+    result = locallearn.train(
+        quiet=True,
+        strategy="backprop",
+        model="mlp",
+        data="diabetes",
+        epochs=3,
+        out=str(tmp_path),
+        **{"model.width": 16, "data.fraction": 0.4},
+    )
+    code, out, _ = run("evaluate", str(result.run_dir), "data=diabetes", capsys=capsys)
+    assert code == 0
+    shown = dict(line.split() for line in out.splitlines())
+    assert float(shown["rmse"]) == pytest.approx(result.metrics["test/rmse"], abs=1e-3)
+    assert float(shown["loss"]) == pytest.approx(result.metrics["test/loss"], abs=1e-4)
+    code, _, err = run("evaluate", str(result.run_dir), "data=digits", capsys=capsys)
+    assert code == 2
+    assert "the run was trained for the task regression, and data=digits asks for a class for each sample" in err

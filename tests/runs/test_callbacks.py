@@ -306,6 +306,7 @@ MISTAKES = {
     "callback=best callback.best.monitor=validation/ema_loss": "records no such number; give one of validation/loss",
     "callback=early_stopping data.validation=0": "there is no validation split: set data.validation",
     "callback=early_stopping callback.early_stopping.patience=0": "must be a whole number of at least 1",
+    "callback=early_stopping evaluate_every=never": "is read only with evaluate_every=1",
     "callback=ema callback.ema.decay=1": "callback.ema.decay=1: must be",
     "callback=[best,bets]": "did you mean 'best'",
     "callback.best.monitor=validation/loss": "callback.best.monitor",

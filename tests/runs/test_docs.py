@@ -69,7 +69,7 @@ def typed(text: str) -> list[list[str]]:
 
 
 FIRST = [ROOT / "README.md", DOCS / "getting-started.md"]
-FIRST += [DOCS / f"own-{what}.md" for what in ("model", "strategy", "callback", "task")]
+FIRST += [DOCS / f"own-{what}.md" for what in ("model", "strategy", "objective", "probe", "callback", "task")]
 """What a user reads first, and what brings files of their own."""
 PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if typed(page.read_text())]
 
@@ -127,8 +127,13 @@ class Reader:
         words = [word.replace("=DIR", f"={Path('images').resolve()}") for word in words if word != "data.root=DATA"]
         words = ["strategy=dgl" if word == "ROW" else word for word in words]
         for k, word in enumerate(words):
-            if match := re.fullmatch(r"(runs.*)/RUN(\d?)", word):
-                words[k] = str(self.runs(match[1], int(match[2] or 1))[-1])
+            if match := re.fullmatch(r"([\w.]+=)?(runs.*)/RUN(\d?)", word):
+                words[k] = (match[1] or "") + str(self.runs(match[2], int(match[3] or 1))[-1])
+            if word == "model.weights=resnet18.pth":
+                import torch
+                from torchvision.models import resnet18
+
+                torch.save(resnet18().state_dict(), "resnet18.pth")
         return words
 
     def runs(self, folder: str, count: int) -> list[Path]:

@@ -1,8 +1,9 @@
-"""The notebooks in examples/ run from the first cell to the last, and were saved with what they print."""
+"""What is in examples/ runs from beginning to end; the notebooks were saved with what they print."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,24 @@ def test_a_notebook_shows_what_it_found(path):
     assert all(cell.outputs or cell is cells[0] for cell in cells)
     assert not any(output.output_type in ("error", "stream") and output.get("name") != "stdout"
                    for cell in cells for output in cell.outputs)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_three_stages_of_simclrv2(real_root, tmp_path):
+    """With a twentieth of MNIST: each stage says what it has reached, and pretraining is worth something."""
+    script = Path(__file__).resolve().parents[2] / "examples" / "simclrv2.py"
+    command = [sys.executable, script, "--data", real_root, "--quick", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = {title: float(number) for title, number in re.findall(r"^(\S.*?) +(0\.\d+) +[\d.]+ s$", done.stdout, re.M)}
+    assert list(found) == [
+        "100 labels alone",
+        "pretrained, and its head on top",
+        "pretrained, a linear classifier on top",
+        "fine-tuned",
+        "distilled",
+    ]
+    assert min(found["100 labels alone"], found["fine-tuned"]) > 0.6
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from locallearn.callbacks.early_stopping import EarlyStopping
 from locallearn.config.explicit import Unread
 from locallearn.config.registry import choices
 from locallearn.config.targets import Experiment, resolve
@@ -42,6 +43,8 @@ def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unrea
         yield Unread("model.depth", "model.width=NUMBER")
     if exp.settings.blocks == "max" or isinstance(exp.settings.blocks, list):
         yield Unread("balance", "blocks=NUMBER")
+    if not exp.settings.evaluations.number and any(isinstance(each, EarlyStopping) for each in exp.callbacks.values()):
+        yield Unread("callback", "evaluate_every=1, or another number of epochs or steps")
     if exp.settings.checkpoint.every == "never":
         yield Unread("checkpoint.keep", "checkpoint.every=1ep, or another number of epochs or steps")
     if not taught(exp):

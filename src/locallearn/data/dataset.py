@@ -16,6 +16,7 @@ from locallearn.data.store import Memory, Size, Store
 from locallearn.errors import UserError
 from locallearn.seeds import derive, generator
 from locallearn.task import CLASSES, SEGMENTATION, Task
+from locallearn.tasks import Regression
 
 UNKNOWN = -1
 """The label of a sample whose own was taken away."""
@@ -92,6 +93,15 @@ class Data:
         self.graph: Tensor | None = None
         self.vocabulary: int | None = None
 
+    def measure_in(self, task: Regression) -> None:
+        """Standardise the targets as another set was: that of a run whose model answers in these units."""
+        assert isinstance(self.task, Regression)
+        before, self.task = self.task, task
+        self.train, self.validation, self.test = (
+            replace(split, labels=task.standardised(before.original(split.labels)))
+            for split in (self.train, self.validation, self.test)
+        )
+
     @property
     def image(self) -> Size:
         return self.train.store.image
@@ -107,11 +117,15 @@ class Data:
     def keep_labels(self, count: int) -> None:
         """Take away all but `count` labels of the training samples, class by class; see `balanced`. Raises UserError
         for fewer than one of each class, and for more than there are."""
-        least, most = len(self.classes), len(self.train)
+        labels = self.train.labels.cpu()
+        known = (labels >= 0).nonzero().flatten()
+        least, most = len(self.classes), len(known)
         if not least <= count <= most:
             raise UserError(f"data.labelled={count}: must be from {least}, one of each class, to {most}, which is all")
-        kept, others = balanced(self.train.labels.cpu(), count, generator(self.seed, "labelled"))
-        rest = self.train.at(others)
+        kept = known[balanced(labels[known], count, generator(self.seed, "labelled"))]
+        others = torch.ones(len(labels), dtype=torch.bool)
+        others[kept] = False
+        rest = self.train.at(others.nonzero().flatten())
         self.unlabelled = Split(rest.store, rest.index, torch.full_like(rest.labels, UNKNOWN))
         self.train = self.pool = self.train.at(kept)
 

@@ -38,11 +38,10 @@ def _quotas(count: Tensor, keep: int) -> Tensor:
     return quota
 
 
-def balanced(labels: Tensor, keep: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Divide N samples at random into `keep` and the rest, as many of each class as there are.
+def balanced(labels: Tensor, keep: int, draws: torch.Generator) -> Tensor:
+    """Choose `keep` of N samples at random, as many of each class as of any other while they last.
 
-    labels [N] -> indices kept [keep] and left [N - keep], both ascending. The classes take turns; what fewer keep is
-    among what more keep.
+    labels [N] -> indices [keep], ascending. The classes take turns; what fewer keep is among what more keep.
     """
     count = torch.bincount(labels)  # [classes]
     shuffled = torch.randperm(len(labels), generator=draws)
@@ -51,7 +50,7 @@ def balanced(labels: Tensor, keep: int, draws: torch.Generator) -> tuple[Tensor,
     rank = torch.arange(len(labels)) - (count.cumsum(0) - count)[label]  # place inside the class
     turn = torch.randperm(len(count), generator=draws)[label]
     order = grouped[torch.argsort(rank * len(count) + turn)]
-    return order[:keep].sort().values, order[keep:].sort().values
+    return order[:keep].sort().values
 
 
 def divided(samples: int, validation: float, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

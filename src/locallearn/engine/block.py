@@ -166,6 +166,7 @@ class TrainedBlock:
         """The running means and variances of batch norms: each replica has moved them by its own part of the batch."""
         modules = [m for root in self.roots() for m in root.modules()]
         norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        norms = [m for m in norms if m.training]  # those of a frozen block keep every bit
         return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
@@ -250,9 +251,9 @@ class TrainedBlock:
 def set_modes(blocks: Sequence[TrainedBlock], learning: range) -> None:
     """For a step in which these blocks learn, but for frozen ones. If nothing in them is in training mode somebody has
     put the whole model into eval mode, to look at it: then all of them is put back."""
-    learners = [block for block in blocks if block.spec.index in learning and not block.frozen]
     for block in blocks:
-        block.modes.set(block in learners)
+        block.modes.set(block.spec.index in learning and not block.frozen)
+    learners = [block for block in blocks if block.spec.index in learning and not block.frozen]
     if not any(block.modes.awake() for block in learners):
         for block in learners:
             block.modes.wake()

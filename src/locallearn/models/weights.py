@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -20,7 +21,8 @@ COUNTS = "num_batches_tracked"
 """Of a batch norm; older files have none."""
 
 
-class Taken(NamedTuple):
+@dataclass(frozen=True)
+class Taken:
     """What a model has of its weights from elsewhere: `text` says it in words."""
 
     source: str

@@ -63,7 +63,7 @@ def new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
         **_facts_of_runtime(exp),
     }
     if taken := learner.model.taken:
-        facts |= {"weights": [each._asdict() for each in taken]}
+        facts |= {"weights": [asdict(each) for each in taken]}
     folder.write_json(files.MANIFEST, new_manifest(exp.settings, learner.device, facts))
     for probe, seen in looks.items():
         ProbeFolder(folder, probe).add(seen, START)

@@ -21,6 +21,7 @@ from locallearn.models import BlockModel
 from locallearn.models.weights import Taken, read, sha256, take
 from locallearn.runs import files
 from locallearn.runs.folder import RunFolder
+from locallearn.task import CLASSIFICATION
 from locallearn.training.saved import load, model_tensors
 
 PATHS = {"data": ("root",), "init": ("run", "weights", "teacher"), "model": ("weights",)}
@@ -90,7 +91,8 @@ def with_teacher(exp: Experiment, model: BlockModel, data: Data, device: torch.d
     numbers = manifest.get("normalisation")
     own = None if numbers is None else Normalisation(**numbers)
     theirs = data.normaliser.normalisation if data.normaliser else None
-    if plain.image != data.image or manifest["classes"] != [*data.classes] or (own is None) != (theirs is None):
+    here = data.task.kind, data.image, [*data.classes], theirs is None
+    if (manifest.get("task", CLASSIFICATION), plain.image, manifest["classes"], own is None) != here:
         raise UserError(
             f"{source} was trained on {list(plain.image)} inputs of {len(manifest['classes'])} classes, which are not "
             f"those of data={data.name} ({list(data.image)}, {len(data.classes)} classes): choose a teacher of the task"

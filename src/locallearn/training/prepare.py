@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from locallearn.models import BlockModel, answering
 from locallearn.options import convert
 from locallearn.plan.measure import rehearse
 from locallearn.runs.console import warn
-from locallearn.task import CLASSES, Task
+from locallearn.task import CLASSES, CLASSIFICATION, Task
+from locallearn.tasks import Regression
 from locallearn.training.environment import choose_device
 from locallearn.training.initial import check_same, fill, with_teacher
 from locallearn.training.longer import scheduled_epochs
@@ -181,6 +182,7 @@ def facts_of(data: Data) -> dict[str, Any]:
         "form": data.task.form,
         "score": data.task.score,
         "metrics": data.task.directions,
+        "task_options": asdict(data.task) if is_dataclass(data.task) else {},
         "vocabulary": data.vocabulary,
         "normalisation": asdict(data.normaliser.normalisation) if data.normaliser else None,
         "data": asdict(fingerprint(data)),
@@ -194,6 +196,13 @@ def load_data(source: Source, seed: int, device: torch.device, manifest: Mapping
     data = source.load(seed, device, Normalisation(**numbers)) if numbers else source.load(seed, device)
     if not manifest:
         return data
+    if (asked := manifest.get("task", CLASSIFICATION)) != data.task.kind:
+        raise UserError(
+            f"the run was trained for the task {asked}, and data={data.name} asks for {data.task.wanted}: choose a set "
+            "of the same task"
+        )
+    if isinstance(data.task, Regression) and (units := manifest.get("task_options")):
+        data.measure_in(convert(units, Regression, "manifest.json: task_options"))
     classes = manifest["classes"]
     if tuple(manifest["image"]) != data.image or len(classes) != len(data.classes):
         raise UserError(

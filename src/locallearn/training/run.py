@@ -39,10 +39,12 @@ SINGLE = World()
 
 
 def dry_run(exp: Experiment) -> str:
-    """The table of blocks: output shape, parameters, FLOPs, auxiliary share, and what is dropped at inference."""
+    """The table of blocks: output shape, parameters, FLOPs, auxiliary share, and what is dropped at inference; above it
+    what weights are from elsewhere."""
     with process_settings(exp.settings):
         learner, _ = prepare(exp)
-        return render(rows(learner), columns())
+        taken = [each.text for each in learner.model.taken]
+        return "\n".join([*taken, render(rows(learner), columns())])
 
 
 def start(

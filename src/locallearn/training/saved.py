@@ -20,6 +20,7 @@ from locallearn.data.fingerprint import Fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, answering
+from locallearn.models.weights import Taken
 from locallearn.names import ACCURACY
 from locallearn.options import convert, fields_of
 from locallearn.runs import again, files
@@ -113,8 +114,8 @@ class Longer:
 class Manifest:
     """What is read back from `manifest.json`: the choice of each group, the units of each block, the shape of one
     input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data, the
-    task, the form of its answers, its score and its metrics ("up" or "down"), and how many tokens there are; and how it
-    was made longer."""
+    task, the form of its answers, its score and its metrics ("up" or "down"), and how many tokens there are; how it was
+    made longer, and what of its weights was from elsewhere."""
 
     choices: dict[str, str]
     cut: list[list[int]]
@@ -128,7 +129,9 @@ class Manifest:
     score: str = ACCURACY
     metrics: dict[str, str] | None = None
     vocabulary: int | None = None
+    task_options: dict[str, Any] | None = None
     longer: list[Longer] = field(default_factory=list)
+    weights: list[Taken] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         blocks = [pair for pair in self.cut if len(pair) == 2 and pair[0] < pair[1]]
