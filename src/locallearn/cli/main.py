@@ -130,8 +130,7 @@ def _hydra(options: Any) -> int:
             raise UserError(f"{word!r} is neither a command nor of the form KEY=VALUE: {hint}see `locallearn --help`")
     overrides = [*overrides, *(["dry_run=true"] if options.dry_run else [])]
     dirs = options.config_dir
-    own = [word for word in overrides if word.startswith("allow=")]
-    if own and options.allow:
+    if (own := [word for word in overrides if word.startswith("allow=")]) and options.allow:
         raise UserError(f"{own[0]} and --allow {options.allow[0]} say the same: give one of them")
     packages = outside.trusted(dirs, [*options.allow, *own])
     if packages and not own:
@@ -217,8 +216,7 @@ def job(config: Any) -> float | None:
 
     sys.argv = list(_typed) or sys.argv
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
-    chosen = dict(hydra_config.runtime.choices)
+    overrides, chosen = list(hydra_config.overrides.task), dict(hydra_config.runtime.choices)
     if JOURNAL in os.environ:
         return _job_of_a_sweep(config, chosen, overrides, hydra_config.job.num)
     with _shown():
