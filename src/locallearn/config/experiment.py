@@ -58,7 +58,7 @@ def experiment(
         record=record,
         names=chosen,
         overrides=overrides,
-        explicit=explicit(overrides, config, chosen, folders, varies),
+        explicit=explicit(overrides, config, chosen, folders, varies).beside(given.names(objects)),
         objects=objects,
         callbacks=parts["callback"],
     )

@@ -57,6 +57,13 @@ class ObjectSource(DataSource):
     workers: Annotated[int, Ge(0)] = 0
     parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.parts:
+            raise UserError(
+                "data=_objects stands for what Python gives, as in locallearn.train(data=...): choose a set"
+            )
+
     def unread(self) -> Mapping[str, str]:
         unread = {**super().unread(), "root": "data=NAME that has files"}
         if isinstance(self.parts["train"], DataLoader):
