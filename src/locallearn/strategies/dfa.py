@@ -183,7 +183,7 @@ class DRTP(DFA):
         hidden = True
         if block.head is not None:
             hidden = next(block.head.parameters(), None) is not None
-            task_loss(block, out.h.detach() if hidden else out.h, packet.y).backward()
+            backward(task_loss(block, out.h.detach() if hidden else out.h, packet.y))
         if hidden:
             target = task.context(packet.y, block.spec.classes) / task.count(packet.y).clamp(min=1)
             backward(None, out, (block.auxiliary["feedback"](target).to(out.h.dtype),))
