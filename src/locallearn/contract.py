@@ -18,9 +18,9 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
+from locallearn import scaling
 from locallearn.options import Options
 from locallearn.task import CLASSES, Task
 from locallearn.task import cross_entropy as cross_entropy  # for strategies
@@ -112,7 +112,7 @@ class Packet(NamedTuple):
 
 def _leaf(t: Tensor) -> Tensor:
     t = t.detach()
-    return t.requires_grad_() if t.is_floating_point() else t
+    return scaling.leaf(t.requires_grad_()) if t.is_floating_point() else t
 
 
 class Send(NamedTuple):
@@ -263,8 +263,8 @@ def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
     return loss
 
 
-def backward(loss: Tensor | None, out: Packet, grads: Feedback | None) -> None:
-    """Write gradients by one autograd call.
+def backward(loss: Tensor | None, out: Packet | None = None, grads: Feedback | None = None) -> None:
+    """Write gradients by one autograd call; with precision=fp16 it also keeps small ones from becoming 0.
 
     Args:
         loss: The block's own [], if it has one.
@@ -276,9 +276,9 @@ def backward(loss: Tensor | None, out: Packet, grads: Feedback | None) -> None:
     if loss is not None:
         roots.append(loss)
         seeds.append(None)
-    for tensor, grad in zip((out.h, *out.side), grads or (), strict=False):
+    for tensor, grad in zip((out.h, *out.side) if out else (), grads or (), strict=False):
         if tensor.requires_grad and grad is not None:
             roots.append(tensor)
             seeds.append(grad)
     if roots:
-        torch.autograd.backward(roots, seeds)
+        scaling.backward(roots, seeds)

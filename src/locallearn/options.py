@@ -112,6 +112,11 @@ def has_rule(hint: Any) -> bool:
     return typing.get_origin(hint) in (Annotated, Literal) or any(map(has_rule, typing.get_args(hint)))
 
 
+def takes_function(hint: Any) -> bool:
+    """Whether an annotation allows a function."""
+    return Callable in (typing.get_origin(hint), *map(typing.get_origin, typing.get_args(hint)))
+
+
 def checked(target: Callable[..., Any], values: Mapping[str, Any], where: str, supplied: Collection[str] = ()) -> dict:
     """Options `values` for `target`, each as it is annotated. `supplied` names the arguments that the caller has.
 

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.xdist_group("runtime")  # one worker makes the serial r
 SETTINGS = ["model=mlp", "blocks=3", "model.width=64", "model.dropout=0.2", "device=cpu"]
 SETTINGS += ["epochs=2", "max_steps=50", "threads=1"]
 REPLICAS = ["strategy=dgl", "model.batch_norm=false", "auxiliary.batch_norm=false", "micro_batches=2"]
+DISTORTED = ["strategy=dgl", "max_steps=6", "data.resized_crop=0.5", "data.policy=rand", "data.jitter=1"]
+DISTORTED += ["data.blur=0.5", "data.mixup=0.4", "data.cutmix=1"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
 
 
@@ -72,6 +74,7 @@ def serial(tmp_path_factory) -> dict[str, Path]:
         "backprop": ["strategy=backprop"],
         "late": ["strategy=backprop", "runtime.staleness=1"],
         "replicas": REPLICAS,
+        "distorted": DISTORTED,
     }
     for which, overrides in settings.items():
         assert main([*SETTINGS, f"out={root / which}", *overrides]) == 0
@@ -85,6 +88,7 @@ def serial(tmp_path_factory) -> dict[str, Path]:
         pytest.param("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=3"], marks=pytest.mark.slow),
         pytest.param("dni", ["strategy=dni", "runtime.split=[2,1]"], marks=pytest.mark.slow),
         pytest.param("backprop", ["strategy=backprop", "runtime.stages=2"], marks=pytest.mark.slow),
+        pytest.param("distorted", [*DISTORTED, "runtime.stages=2"], marks=pytest.mark.slow),
         pytest.param("late", ["strategy=backprop", "runtime.stages=3", "runtime.staleness=1"], marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],

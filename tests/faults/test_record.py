@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from helpers.commands import SMALL, run
 from locallearn.config.record import RecordSettings, TensorBoardSettings, WandbSettings
 from locallearn.errors import RunError, UserError
 from locallearn.runs import recorder as record_module
@@ -138,6 +139,76 @@ def test_a_raising_sink_warns_once_and_is_then_left_alone(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "warning: Bad failed in log: server said no; metrics.jsonl has every record\n"
+
+
+OWN = """
+from dataclasses import dataclass
+
+@dataclass
+class Kept:
+    file: str
+    fail: bool = False
+
+    def start(self, folder, config):
+        self.lines = [f"{folder.name} {config['strategy.name']} {config['optim.lr']}"]
+
+    def log(self, record):
+        if self.fail:
+            raise OSError("no such table")
+        self.lines.append(str(record["step"]))
+
+    def close(self, status, summary):
+        with open(self.file, "a") as file:
+            print(*self.lines, status, summary.get("step"), file=file)
+
+class Deaf:
+    log = None
+"""
+
+
+@pytest.fixture
+def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "own_conf/record"
+    folder.mkdir(parents=True)
+    (folder / "kept.yaml").write_text("kept:\n  _target_: own_sinks.Kept\n  file: kept.txt\n")
+    (folder / "deaf.yaml").write_text("deaf:\n  _target_: own_sinks.Deaf\n")
+    (folder / "bare.yaml").write_text("_target_: own_sinks.Kept\nfile: kept.txt\n")
+    (folder.parent / "own_sinks.py").write_text(OWN)
+    yield folder.parent
+    sys.path.remove(str(folder.parent))
+    sys.modules.pop("own_sinks", None)
+
+
+def test_a_sink_of_the_users_own_beside_another(own_conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config-dir", str(own_conf), "strategy=dgl", *SMALL, "epochs=2", "out=runs"]
+    code, _, err = run(*words, "record=[tensorboard,kept]", capsys=capsys)
+    assert code == 0, err
+    (made,) = Path("runs").glob("*dgl*")
+    steps = [str(record["step"]) for record in RunFolder.open(made).read_metrics()]
+    assert Path("kept.txt").read_text().split() == [made.name, "dgl", "0.002", *steps, "done", steps[-1]]
+    assert list(made.glob("tensorboard/*"))
+    code, _, err = run(*words, "record=kept", "+record.kept.fail=true", "--dry-run", capsys=capsys)
+    assert (code, err, len(list(Path("runs").glob("*dgl*")))) == (0, "", 1)
+    code, _, err = run(*words, "record=kept", "+record.kept.fail=true", capsys=capsys)
+    assert (code, err) == (0, "warning: kept failed in log: no such table; metrics.jsonl has every record\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["record=deaf"], "record.deaf._target_=own_sinks.Deaf: must be a class with log(record) and close(status, "),
+        (["record=bare"], "record._target_ belongs below a name"),
+        (["record=kept", "record.kept.file=[1]"], "record.kept.file=[1]: must be a text"),
+        (["record=kept", "record.kept.fil=x"], "did you mean 'record.kept.file'"),
+    ],
+)
+def test_mistakes_in_a_sink_of_ones_own(own_conf, words, sentence, capsys) -> None:
+    code, _, err = run("--config-dir", str(own_conf), *SMALL, *words, "out=runs", capsys=capsys)
+    assert code == 2
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not Path("runs").exists()
 
 
 def test_a_sink_cannot_change_what_the_next_one_gets(folder: RunFolder) -> None:

@@ -5,6 +5,8 @@ Whatever happens, `metrics.jsonl` is complete, `log` returns at once and `close`
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import signal
@@ -163,6 +165,37 @@ def test_the_table_and_the_pictures_of_a_probe(folder: RunFolder, tmp_path: Path
     assert content["data"][0] == [0, 0, 1.5, "kde"]
     image = Path(path, "files", summary["probe/information_plane/plane"]["path"])
     assert image.read_bytes() == picture.read_bytes()
+
+
+def test_names_notes_and_the_model_as_an_artifact(folder: RunFolder) -> None:
+    (folder.path / "model.safetensors").write_bytes(b"weights")
+    found = []
+    for artifact in ("model", "none"):
+        recorder = recorder_for(folder, "offline", artifact=artifact, name="dgl lr=0.1 s1", notes="a note")
+        train(recorder, range(1, 3))
+        close(recorder)
+        found.append([json.loads(line) for line in inspect(folder.read_json("wandb.json")["path"]).splitlines()])
+    (run,) = (record["run"] for record in found[0] if record["type"] == "run")
+    assert (run["display_name"], run["notes"]) == ("dgl lr=0.1 s1", "a note")
+    (artifact,) = (record["artifact"] for record in found[0] if record["type"] == "artifact")
+    assert (artifact["type"], artifact["name"]) == ("model", f"model-{folder.read_json('wandb.json')['id']}")
+    assert base64.b64encode(hashlib.md5(b"weights").digest()).decode() in json.dumps(artifact)
+    assert "artifact" not in {record["type"] for record in found[1]}
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F21")
+def test_a_server_that_takes_no_artifact_costs_a_warning(
+    folder: RunFolder, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.path / "model.safetensors").write_bytes(b"weights")
+    recorder = recorder_for(folder, artifact="model")
+    train(recorder)
+    recorder.close("done", {"test/accuracy": 0.875})
+    assert "the model was left out" in capsys.readouterr().err.splitlines()[-1]
+    sent = server.bodies(f"/{folder.read_json('wandb.json')['id']}/file_stream")
+    assert '"exitcode":0' in sent
+    assert '\\"test/accuracy\\":0.875' in sent
 
 
 @pytest.mark.parametrize(("status", "code"), [("failed", 1), ("interrupted", 255)])
@@ -432,15 +465,16 @@ def test_the_command_line_wins_over_the_environment(folder: RunFolder, monkeypat
     for variable, value in {**VARIABLES, "WANDB_MODE": "online"}.items():
         monkeypatch.setenv(variable, value)
     ours = {"project": "our-project", "entity": "our-team", "group": "our-group", "tags": ("our-tag",)}
+    ours |= {"name": "our-name", "notes": "our-notes"}
     recorder = recorder_for(folder, mode="offline", **ours)
     train(recorder, range(1, 3))
     close(recorder)
     known = folder.read_json("wandb.json")
     assert known["mode"] == "offline"
     content = written(Path(known["path"]))
-    for value in ("our-project", "our-team", "our-group", "our-tag"):
+    for value in ("our-project", "our-team", "our-group", "our-tag", "our-name", "our-notes"):
         assert value.encode() in content
-    for value in ("their-project", "their-team", "their-group", "their-tag"):
+    for value in ("their-project", "their-team", "their-group", "their-tag", "their-name", "their-notes"):
         assert value.encode() not in content
 
 

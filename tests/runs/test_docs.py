@@ -69,7 +69,7 @@ def typed(text: str) -> list[list[str]]:
 
 
 FIRST = [ROOT / "README.md", DOCS / "getting-started.md"]
-FIRST += [DOCS / f"own-{what}.md" for what in ("model", "strategy", "objective", "probe", "callback", "task")]
+FIRST += [DOCS / f"own-{what}.md" for what in ("model", "strategy", "objective", "probe", "callback", "sink", "task")]
 """What a user reads first, and what brings files of their own."""
 PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if typed(page.read_text())]
 

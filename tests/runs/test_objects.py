@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from helpers.commands import run
 from helpers.nets import assert_same
 from locallearn.callbacks import Callback
 from locallearn.errors import RunError, UserError
+from locallearn.objectives import CrossEntropy
 from locallearn.seeds import generator
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.greedy import DGL
@@ -211,6 +213,7 @@ REFUSED = {
         "cannot be sent to the processes",
     ),
     "two callbacks": ({"callbacks": [Stop(1), Stop(2)]}, "of Stop, Stop two have one name"),
+    "an objective that nobody reads": ({"strategy": "backprop", "objective": CrossEntropy()}, "objective=crossentropy"),
     "no folder": ({"config_dir": "nowhere"}, "there is no such folder"),
     "another size": ({"model": locallearn.as_blocks(net(), image=(6,)), "data": (X[:, :5], Y)}, r"Net reads \[6\]"),
 }
@@ -223,6 +226,15 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(kind, tmp_path):
         locallearn.train(quiet=True, out=tmp_path / "runs", **settings)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+ONLY_TRAIN = [({"callbacks": [Stop(1)]}, "train()"), ({"data": (X, Y)}, "train()")]
+
+
+@pytest.mark.parametrize(("settings", "reader"), [*ONLY_TRAIN, ({"optim.schedule": falling}, "steps=NUMBER")])
+def test_build_refuses_objects_that_only_train_reads(settings, reader):
+    with pytest.raises(UserError, match=f"is read only with {re.escape(reader)}"):
+        locallearn.build("backprop", net(), image=(6,), classes=3, **settings)
 
 
 def test_a_folder_of_yaml_files_from_python(tmp_path, monkeypatch):

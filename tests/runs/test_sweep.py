@@ -384,12 +384,14 @@ def test_launchers(launcher, capsys):
     assert times()[good] == before
 
 
-def test_the_runs_of_a_sweep_are_a_group_at_wandb(tmp_path):
+def test_the_runs_of_a_sweep_are_a_group_at_wandb_called_by_what_differs(tmp_path):
     given = config("record=wandb", f"out={tmp_path / 'first'}")
-    assert sweep.grouped(given)["record"]["wandb"]["group"] == "first"
-    own = config("record=wandb", "record.wandb.group=mine")
-    assert sweep.grouped(own) == own
-    assert sweep.grouped(config()) == config()
+    differs = ["model=lenet", "optim.lr=0.1", "strategy=dgl", "seed=1"]
+    wandb = sweep.grouped(given, "dgl", differs)["record"]["wandb"]
+    assert (wandb["group"], wandb["name"]) == ("first", "dgl lenet lr=0.1 s1")
+    own = config("record=wandb", "record.wandb.group=mine", "record.wandb.name=it")
+    assert sweep.grouped(own, "dgl", differs) == own
+    assert sweep.grouped(config(), "dgl", differs) == config()
 
 
 def test_jobs_side_by_side_get_a_thread_and_a_device_each(monkeypatch):

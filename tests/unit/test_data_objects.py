@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from locallearn.config.registry import conf_dir
 from locallearn.data.objects import ObjectSource, batch_of, by_part
 from locallearn.errors import RunError, UserError
 from locallearn.seeds import generator
@@ -259,3 +262,10 @@ def test_the_batch_size_of_a_loader_must_be_that_of_the_run():
         loaded(given).batch(32)
     unread = source(given).unread()
     assert {"validation", "fraction", "crop", "workers"} <= unread.keys()
+
+
+def test_the_options_of_every_set_stand_in_the_yaml():
+    content = yaml.safe_load((conf_dir() / "data/_objects.yaml").read_text())
+    content.pop("_target_")
+    fields = {field.name: field.default for field in dataclasses.fields(ObjectSource) if field.name != "parts"}
+    assert content == fields

@@ -17,6 +17,7 @@ from locallearn.config.outside import trusted
 from locallearn.engine.assemble import unchanged_if_refused
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
+from locallearn.runtime.world import started_together
 from locallearn.training import saved
 from locallearn.training.later import evaluate_run, probe_run
 from locallearn.training.longer import STRETCHED
@@ -60,10 +61,11 @@ def train(quiet: bool = False, *, config_dir: Folders = (), **settings: Any) -> 
         UserError: For a mistake in the settings, before anything is written.
         RunError: When training had to stop, as for a loss that is not finite or a full disk.
     """
+    _refuse_torchrun()
     exp = experiment_of(settings, config_dir)
     exp.explicit.refuse([Unread("dry_run", "the command line, which prints the blocks")])
     result = start(exp, quiet=quiet)
-    assert result is not None, "torchrun is for the command line"
+    assert result is not None
     return result
 
 
@@ -99,6 +101,7 @@ def resume(
             run. Of source that has changed it warns.
         RunError: As `train`.
     """
+    _refuse_torchrun()
     dirs = _folders(config_dir)
     objects, plain = parted(given)
     objects |= {key: plain.pop(key) for key in ("data.task",) if key in plain}  # which train was given as a text
@@ -111,7 +114,7 @@ def resume(
         runtime = names["runtime"], config["runtime"]
     allowed = trusted(dirs, list(allow))
     result = go_on(run, allowed, quiet, runtime, words, epochs, schedule, objects)
-    assert result is not None, "torchrun is for the command line"
+    assert result is not None
     return result
 
 
@@ -162,8 +165,8 @@ def evaluate(
         linear: Also fit a linear classifier to each block's features.
         allow: Packages outside locallearn whose classes the run may use.
         config_dir: Folders of your own yaml files.
-        given: The objects that the run was made with. `data`, a name or an object, may be another set with the classes
-            of the run; it is normalised as that was.
+        given: The objects that the run was made with; what a test does not need is left aside. `data`, a name or an
+            object, may be another set with the classes of the run; it is normalised as that was.
 
     Returns:
         Numbers by name, such as "accuracy" and "block/00/accuracy".
@@ -205,6 +208,11 @@ def probe(
     words = list(overrides(plain))
     looked = probe_run(run, trusted(dirs, list(allow)), compose(words, dirs)[0]["probe"], words, objects)
     return [folder.path for folder, _ in looked]
+
+
+def _refuse_torchrun() -> None:
+    if started_together():
+        raise UserError("torchrun is for the command line: a script under runtime=pipeline starts its processes itself")
 
 
 def experiment_of(settings: Mapping[str, Any], config_dir: Folders, more: Sequence[str] = ()) -> Experiment:

@@ -127,3 +127,10 @@ def check(options: argparse.Namespace) -> None:
     for name, flag in (("resolve", "--resolve"), ("package", f"--package {options.package}")):
         if getattr(options, name) and not options.cfg:
             raise UserError(f"{flag} says how --cfg shows the configuration: write --cfg job {flag}")
+
+
+def flags(options: Any) -> list[str]:
+    """What Hydra itself is asked for, as it takes it."""
+    words = ["--multirun"] * options.multirun + ["--resolve"] * options.resolve
+    named = {"--cfg": options.cfg, "--package": options.package, "--info": options.info}
+    return words + [word for flag, value in named.items() if value is not None for word in (flag, value)]

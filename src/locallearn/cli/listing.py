@@ -97,7 +97,7 @@ def _one(group: str, name: str, config_dirs: Sequence[Path], allow: Sequence[str
         raise unknown(group, name, files)
     lines = [line for line in files[name].read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    body = [line for line in lines[len(head) :] if not line.startswith("_target_:")]
+    body = [line for line in lines[len(head) :] if not line.lstrip().startswith("_target_:")]
     appended = group in (*APPENDED, "study")
     print(f"{COMMAND_OF.get(group, group + '=')}{name}")
     for line in head:
@@ -119,10 +119,13 @@ def _ranges(group: str, file: Path, allow: Sequence[str]) -> dict[str, Any]:
     if group == "record":
         from locallearn.config.record import WandbSettings
 
-        return with_rules(WandbSettings)
+        if file.parent == conf_dir() / "record":
+            return with_rules(WandbSettings)
     from locallearn.config.targets import resolve
 
-    target = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("_target_")
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    group, content = (f"record.{file.stem}", content.get(file.stem) or {}) if group == "record" else (group, content)
+    target = content.get("_target_")
     return with_rules(resolve(target, group, allow)) if target else {}
 
 

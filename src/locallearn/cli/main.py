@@ -162,7 +162,7 @@ def _hydra(options: Any) -> int:
             internal.append(f"hydra.sweep.dir={compose.quoted(folder)}")
         stack.enter_context(_environment(variables))
         stack.enter_context(_logging_kept())
-        sys.argv = [sys.argv[0], *_flags(options), *overrides, *internal]
+        sys.argv = [sys.argv[0], *arguments.flags(options), *overrides, *internal]
         hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")(job)()
     return max(_exit_codes, default=0)
 
@@ -177,13 +177,6 @@ def _logging_kept() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
-
-
-def _flags(options: Any) -> list[str]:
-    """What Hydra itself is asked for."""
-    flags = ["--multirun"] * options.multirun + ["--resolve"] * options.resolve
-    named = {"--cfg": options.cfg, "--package": options.package, "--info": options.info}
-    return flags + [word for flag, value in named.items() if value is not None for word in (flag, value)]
 
 
 @contextmanager
@@ -275,7 +268,8 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         journal.begin(number, label)
         if launcher in SHARING:
             values = sweep.shared(values, number)
-        exp = experiment(sweep.grouped(values), names, overrides, _config_dirs(), journal.plan.varies)
+        values = sweep.grouped(values, names["strategy"], differs)
+        exp = experiment(values, names, overrides, _config_dirs(), journal.plan.varies)
         path = runner.place(exp.settings.out, differs, exp.config)
         how, numbers = runner.run(exp, path)
     except Exception as error:

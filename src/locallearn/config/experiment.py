@@ -42,7 +42,7 @@ def experiment(
     groups |= {group: config.get(group) or {} for group in optional}
     parts = _parts(groups, names or {}, objects, settings.allow)
     config = given.told(config, objects, parts)
-    record = RecordSettings.parse(groups["record"])
+    record = RecordSettings.parse(groups["record"], own_sinks(groups["record"], settings.allow))
     chosen = {group: (names or {}).get(group) or _name(groups[group]) for group in GROUPS}
     chosen |= given.names_of(objects, parts) | {group: "+".join(parts[group]) or "none" for group in SEVERAL}
     chosen["record"] = "+".join(record.sinks) or "jsonl"
@@ -58,7 +58,7 @@ def experiment(
         record=record,
         names=chosen,
         overrides=overrides,
-        explicit=explicit(overrides, config, chosen, folders, varies),
+        explicit=explicit(overrides, config, chosen, folders, varies).beside(given.names(objects)),
         objects=objects,
         callbacks=parts["callback"],
     )
@@ -105,6 +105,12 @@ def described(group: str, config: Mapping[str, Any], name: str | None, allow: It
         config = {name or _name(config): config}
     of_yaml = {str(key): _mapping(config, key) for key in config}
     return {key: instantiate(each, f"{group}.{key}", allow) for key, each in of_yaml.items() if OBJECT not in each}
+
+
+def own_sinks(config: Mapping[str, Any], allow: Iterable[str]) -> dict[str, Any]:
+    """The sinks of the user's own classes by name: what has a `_target_`."""
+    targets = {str(key): part for key, part in config.items() if isinstance(part, Mapping) and "_target_" in part}
+    return {name: instantiate(part, f"record.{name}", allow) for name, part in targets.items()}
 
 
 def _mapping(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:

@@ -161,6 +161,8 @@ def _unknown_key(override: str, names: dict[str, str], keys: list[str], config_d
     own = options(group, name, file) if file else []
     listed = ("the options " if len(own) > 1 else "only the option ") + ", ".join(own)
     has = f"{group}={name} has {listed if own else 'no options'}"
+    if (group, name) == ("optim", "torch"):
+        return UserError(f"unknown key {key}: {close}{has}; what its class takes beside them is added: +{override}")
     if not file:
         has = f"`locallearn list {group} NAME` shows the options of each"
     elif any(folder in file.parents for folder in config_dirs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,12 @@ class Explicit:
     written: Mapping[str, str] = field(default_factory=dict)
     declared: frozenset[str] = frozenset()
     varies: Mapping[str, Sequence[str]] | None = None
+
+    def beside(self, objects: Mapping[str, str]) -> Explicit:
+        """What is set, and what was given as objects: their names by place."""
+        levels = {**self.levels, **dict.fromkeys(objects, TYPED)}
+        written = {**self.written, **{place: f"{place}={name}(...)" for place, name in objects.items()}}
+        return replace(self, levels=levels, written=written)
 
     def refuse(self, unread: Iterable[Unread]) -> None:
         """Raise UserError for the first option of `unread` that is set, unless it is meant for other runs: those of the

@@ -157,6 +157,13 @@ def told(config: Mapping[str, Any], objects: Mapping[str, Any], parts: Mapping[s
     return {**config, **facts}
 
 
+def names(objects: Mapping[str, Any]) -> dict[str, str]:
+    """What each object is called in a sentence, by place."""
+    return {
+        place: name_of(value[0] if isinstance(value, list) and value else value) for place, value in objects.items()
+    }
+
+
 def names_of(objects: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, str]:
     """What the groups that were given are called."""
     names = {}

@@ -97,7 +97,7 @@ class Settings(Options):
     balance: Literal["flops", "memory", "time"]
     device: str
     threads: Annotated[int, Ge(1)] | Literal["auto"]
-    precision: Literal["fp32", "bf16", "fp64"]
+    precision: Literal["fp32", "bf16", "fp16", "fp64"]
     channels_last: bool
     compile: bool
     allocator: bool

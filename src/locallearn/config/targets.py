@@ -27,9 +27,10 @@ from locallearn.engine.torch_optim import of_class
 from locallearn.errors import UserError, did_you_mean
 from locallearn.models import BlockModel, as_blocks
 from locallearn.objectives import Objective
-from locallearn.options import checked, fields_of
+from locallearn.options import checked, fields_of, takes_function
 from locallearn.probes import Probe
 from locallearn.runtime import Runtime
+from locallearn.task import Task
 
 KINDS: dict[str, type] = {
     "strategy": Strategy,
@@ -159,9 +160,13 @@ def _of_kind(target: Any, path: str, group: str) -> Callable[..., Any]:
         if path.startswith("locallearn.") and not target.__module__.startswith("locallearn."):
             raise UserError(f"model._target_={path}: is not a model of locallearn")
         return target
+    if group.startswith("record."):
+        if not inspect.isclass(target) or not all(callable(getattr(target, name, None)) for name in ("log", "close")):
+            raise UserError(f"{group}._target_={path}: must be a class with log(record) and close(status, summary)")
+        return target
     if group == "optim" and inspect.isclass(target) and issubclass(target, Optimizer):
         return of_class(target)
-    kind = KINDS[group.partition(".")[0]]
+    kind = Task if group == "data.task" else KINDS[group.partition(".")[0]]
     if not (inspect.isclass(target) and issubclass(target, kind)) or inspect.isabstract(target):
         raise UserError(
             f"{group}._target_={path}: must be a complete class derived from {kind.__module__}.{kind.__name__}"
@@ -182,7 +187,8 @@ def built(
 ) -> Any:
     """`instantiate` for a target that is known."""
     supplied = {name: value for name, value in supplied.items() if name in fields_of(target)}
-    given = {k: _function(v, f"{group}.{k}", allow) for k, v in config.items() if k != "_target_"}
+    hints = {name: hint for name, (hint, _) in fields_of(target).items()}
+    given = {k: _named(v, hints.get(k), f"{group}.{k}", allow) for k, v in config.items() if k != "_target_"}
     if isinstance(target, type) and issubclass(target, Optim):
         target.refuse(given)
     options = checked(target, given, group, supplied)
@@ -197,18 +203,21 @@ def built(
     return instance
 
 
-def _function(value: Any, where: str, allow: Iterable[str]) -> Any:
-    """The function that an option names by a `_target_`, with the options beside it; any other value as it is."""
+def _named(value: Any, hint: Any, where: str, allow: Iterable[str]) -> Any:
+    """What an option names by a `_target_`, where it may be a function or a task; any other value as it is."""
     if not isinstance(value, Mapping) or "_target_" not in value:
         return value
-    target = reach(value["_target_"], where, allow)
     options = {name: each for name, each in value.items() if name != "_target_"}
-    if not callable(target):
+    if where == "data.task":
+        target = _of_kind(reach(value["_target_"], where, allow), str(value["_target_"]), where)
+        return target(**checked(target, options, where))
+    if not takes_function(hint):
+        return value
+    target = reach(value["_target_"], where, allow)
+    ours = value["_target_"].startswith("locallearn.")
+    if not inspect.isfunction(target) or (ours and not target.__module__.startswith("locallearn.")):
         raise UserError(f"{where}._target_={value['_target_']}: must be a function")
-    try:
-        return target(**options) if inspect.isclass(target) else functools.partial(target, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
+    return functools.partial(target, **options)
 
 
 def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:

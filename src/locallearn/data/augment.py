@@ -1,8 +1,9 @@
 """What is done to a batch of training images: crop, flip and cutout as tensor arithmetic, and a temporary defect, which
 the eye of the net cannot see past for a while (critical periods). Every image has its own draws.
 
-The transforms of torchvision draw one set of parameters for a whole batch, which is why they are not used here. The
-draws are made on the CPU in a fixed layout, so that CPU and GPU see the same images and no option shifts another.
+The transforms of torchvision draw one set of parameters for a whole batch, and are called once for each picture (see
+`distortion`). The draws of this file are made on the CPU in a fixed layout, so that CPU and GPU see the same images and
+no option shifts another.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from locallearn.data.distortion import UNDISTORTED, Distortion
+from locallearn.data.mixing import UNMIXED, Mixing
 from locallearn.seeds import generator
 
 CROP_Y, CROP_X, FLIP, CUT_Y, CUT_X = range(5)
@@ -33,13 +36,18 @@ class Augment:
     flip    half of the images are mirrored left to right
     cutout  side in pixels of a square set to zero after normalisation; its centre is anywhere in the image, so it may
             reach over the border
+    distortion  comes before them, and before a deficit: the workers that read files do it
+    mixing      comes last
     """
 
     crop: int = 0
     flip: bool = False
     cutout: int = 0
+    distortion: Distortion = UNDISTORTED
+    mixing: Mixing = UNMIXED
 
     def __bool__(self) -> bool:
+        """Whether a batch has draws."""
         return bool(self.crop or self.flip or self.cutout)
 
     def move(self, images: Tensor, draws: Tensor) -> Tensor:

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from locallearn.data.augment import Augment, Deficit, draw
+from locallearn.data.distortion import Distorter
+from locallearn.data.mixing import UNMIXED
 from locallearn.data.normalise import Normaliser
 from locallearn.data.split import balanced
 from locallearn.data.store import Memory, Size, Store
+from locallearn.data.stream import Stream
 from locallearn.errors import UserError
 from locallearn.seeds import derive, generator
 from locallearn.task import CLASSES, SEGMENTATION, Task
@@ -45,11 +48,22 @@ class Split:
         draw = getattr(self.store, "drawing", None)
         return self if draw is None else replace(self, store=draw(seed))
 
-    def take(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Raw samples [B, *image] and labels [B] at the places `order` [M] of this split, in runs of `batch_size`."""
+    def take(self, order: Tensor, batch_size: int, change: Distorter | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raw samples [B, *image] and labels [B] at the places `order` [M] of this split, in runs of `batch_size`; with
+        `change` each sample distorted."""
         if len(order):
             labels = self.labels[order.to(self.labels.device)].split(batch_size)
-            yield from zip(self.store.take(self.index[order], batch_size), labels, strict=True)
+            yield from zip(self._samples(self.index[order], batch_size, change), labels, strict=True)
+
+    def _samples(self, index: Tensor, batch_size: int, change: Distorter | None) -> Iterator[Tensor]:
+        if change is None:
+            yield from self.store.take(index, batch_size)
+        elif isinstance(self.store, Stream):  # its workers do it
+            yield from self.store.take(index, batch_size, change)
+        else:
+            for samples, places in zip(self.store.take(index, batch_size), index.split(batch_size), strict=True):
+                pairs = zip(samples.cpu(), places.tolist(), strict=True)  # a GPU would round in another way
+                yield torch.stack([change(*pair) for pair in pairs]).to(samples.device)
 
 
 class Data:
@@ -67,7 +81,8 @@ class Data:
     graph       edges between the samples, int64 [2, E], or None (see `GraphData`)
 
     Inputs are float32 [B, *image], labels int64 [B], both on the device. Nothing has to be stored to resume: the
-    order follows from (seed, epoch), augmentation and deficit from (seed, epoch, step). Samples that are float32
+    order follows from (seed, epoch), augmentation and deficit from (seed, epoch, step), and what is done to one picture
+    after another from (seed, epoch, place). Samples that are float32
     already are neither augmented nor normalised (`normaliser` is None).
     """
 
@@ -130,8 +145,13 @@ class Data:
         self.train = self.pool = self.train.at(kept)
 
     def use_unlabelled(self) -> None:
-        """Draw batches from all training samples, those without a label too."""
+        """Draw batches from all training samples, also those without a label. Raises UserError if labels are mixed."""
         if self.unlabelled is not None:
+            if self.augment.mixing != UNMIXED:
+                raise UserError(
+                    f"data.labelled={len(self.train)} leaves images without a label, from which this objective learns: "
+                    "data.mixup and data.cutmix, which mix labels, must be 0"
+                )
             parts = self.train, self.unlabelled
             index, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("index", "labels"))
             self.pool = Split(self.train.store, index, labels)
@@ -145,14 +165,16 @@ class Data:
         return max(1, len(self.pool) // _positive(batch_size))
 
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches of one epoch: shuffled, under a deficit if it is its time, augmented and normalised.
+        """Training batches of one epoch: shuffled, distorted, under a deficit if it is its time, augmented and
+        normalised.
 
         Args:
             epoch: from 0.
             batch_size: samples in a batch, at least 1; an incomplete last batch is left out.
             start: steps to skip: what follows is exactly what an uninterrupted epoch would have given.
 
-        Returns: inputs float32 [B, *image] and labels int64 [B] of each step, on the device.
+        Returns: inputs float32 [B, *image] and labels int64 [B] of each step, on the device; under mixup and cutmix the
+            labels are the share of each class, float32 [B, classes].
 
         Raises UserError for a batch size below 1 and, with a streamed folder, for an image that cannot be read.
         """
@@ -160,11 +182,13 @@ class Data:
         order = torch.randperm(len(self.pool), generator=generator(self.seed, "order", epoch))
         order = order[start * size : self.steps(batch_size) * size]
         deficit = self.deficit.now(epoch)
+        change = self.augment.distortion.at(self.seed, epoch)
         pool = self.pool.drawing(derive(self.seed, "samples", epoch))
-        for step, (images, labels) in enumerate(pool.take(order, size), start):
+        for step, (images, labels) in enumerate(pool.take(order, size, change), start):
             if deficit:
                 images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)
-            yield self._prepare(images, labels, epoch, step)
+            images, labels = self._prepare(images, labels, epoch, step)
+            yield self.augment.mixing(images, labels, len(self.classes), self.seed, epoch, step)
 
     def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every sample of a split once, in order, normalised; the last batch may be short. Nothing if it is empty."""

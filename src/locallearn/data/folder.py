@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -30,7 +31,8 @@ class Folder(DataSource):
 
     size          side in pixels to which every image is scaled and cut
     memory_share  the set is kept in memory if it takes no more than this share of it (of the machine's and of the
-                  GPU's), else its files are read again each epoch; the batches are the same
+                  GPU's), else its files are read again each epoch; the batches are the same. With `resized_crop` they
+                  are read in any case: the window is cut out of the picture as it is in the file
     workers       processes that read files
     """
 
@@ -40,6 +42,9 @@ class Folder(DataSource):
     size: Annotated[int, Ge(1)] = 64
     memory_share: Annotated[float, Interval(ge=0, le=1)] = 0.25
     workers: Annotated[int, Ge(0)] = 2
+
+    def unread(self) -> Mapping[str, str]:
+        return {**super().unread(), **({"memory_share": "data.resized_crop=0"} if self.resized_crop else {})}
 
     def folder(self) -> Path:
         if self.root is None:  # LOCALLEARN_DATA holds many sets: their folders would pass for classes
@@ -58,7 +63,7 @@ class Folder(DataSource):
     def read(self, device: torch.device) -> Raw:
         contents = self._scan()
         needed_bytes = sum(len(files) for files, _ in contents.parts.values()) * 3 * self.size**2
-        keep = needed_bytes <= self.memory_share * memory_bytes(device)
+        keep = not self.resized_crop and needed_bytes <= self.memory_share * memory_bytes(device)
         parts = {name: RawSplit(self._store(files, keep), labels) for name, (files, labels) in contents.parts.items()}
         return Raw(contents.classes, parts["train"], parts["test"], parts.get("validation"), contents.others())
 

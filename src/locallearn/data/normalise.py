@@ -11,7 +11,7 @@ from torch import Tensor
 
 from locallearn.data.store import Store
 
-NORMALISATIONS = ("standard", "symmetric")
+NORMALISATIONS = ("standard", "symmetric", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,10 @@ class Normalisation:
 
     mean: list[float]
     std: list[Annotated[float, Gt(0)]]
+
+
+IMAGENET = Normalisation([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+"""What the published weights of torchvision, and most of timm's, were trained with."""
 
 
 class Normaliser:

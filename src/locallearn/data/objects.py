@@ -26,7 +26,7 @@ from locallearn.data.dataset import Data, Split
 from locallearn.data.items import Items, Passes, as_input, as_targets, drawing, pair, reading
 from locallearn.data.listed import class_names, label_column, labels_of, labels_read, name_of
 from locallearn.data.normalise import Normalisation, Normaliser
-from locallearn.data.source import DataSource, Raw, RawSplit
+from locallearn.data.source import PIXELS, DataSource, Raw, RawSplit
 from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
 from locallearn.seeds import derive
@@ -57,13 +57,20 @@ class ObjectSource(DataSource):
     workers: Annotated[int, Ge(0)] = 0
     parts: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.parts:
+            raise UserError(
+                "data=_objects stands for what Python gives, as in locallearn.train(data=...): choose a set"
+            )
+
     def unread(self) -> Mapping[str, str]:
         unread = {**super().unread(), "root": "data=NAME that has files"}
         if isinstance(self.parts["train"], DataLoader):
             unread["workers"] = "data=DATASET; a DataLoader has its own num_workers"
         if self._passes:
             of_numbers = ("validation", "fraction", "labelled", "label_noise", "smoothing", "class_weights")
-            names = (*of_numbers, "crop", "flip", "cutout", "deficit")
+            names = (*of_numbers, *PIXELS, "deficit")
             unread |= dict.fromkeys(names, "data=DATASET with __getitem__, whose samples have numbers")
         return unread
 

@@ -19,13 +19,18 @@ from torch import Tensor
 from locallearn import paths
 from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
-from locallearn.data.normalise import NORMALISATIONS, Normalisation, Normaliser, moments
+from locallearn.data.distortion import POLICIES, Distortion
+from locallearn.data.mixing import Mixing
+from locallearn.data.normalise import IMAGENET, NORMALISATIONS, Normalisation, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
 from locallearn.options import OneOf, Options
 from locallearn.seeds import generator
-from locallearn.task import CLASSES, Classification, Task
+from locallearn.task import CLASSES, SEGMENTATION, Classification, Task
+
+PIXELS = ("crop", "flip", "cutout", "resized_crop", "policy", "jitter", "blur", "mixup", "cutmix")
+"""Options that change training images."""
 
 
 class RawSplit(NamedTuple):
@@ -116,8 +121,11 @@ class DataSource(Source):
     label_noise  share of the training labels drawn again, uniformly over all classes; validation and test stay clean
     smoothing    see `Classification`
     class_weights  of the classes in the training loss: a number for each, or `balanced`, N / (classes N_c)
-    normalise    standard (per channel, mean 0 and deviation 1 over the training split) or symmetric ([-1, 1])
+    normalise    standard (per channel, mean 0 and deviation 1 over the training split), symmetric ([-1, 1]) or
+                 imagenet (the published mean and deviation of ImageNet, which pretrained weights expect)
     crop, flip, cutout   see `Augment`
+    resized_crop, policy, jitter, blur   see `Distortion`
+    mixup, cutmix   see `Mixing`
     deficit, deficit_from, deficit_until   see `Deficit`
     """
 
@@ -131,6 +139,12 @@ class DataSource(Source):
     crop: Annotated[int, Ge(0)] = 0
     flip: bool = False
     cutout: Annotated[int, Ge(0)] = 0
+    resized_crop: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    policy: Annotated[str, OneOf(POLICIES)] | None = None
+    jitter: Annotated[float, Interval(ge=0, le=2.5)] = 0.0
+    blur: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    mixup: Annotated[float, Ge(0)] = 0.0
+    cutmix: Annotated[float, Ge(0)] = 0.0
     deficit: Annotated[str, OneOf(DEFICITS)] | None = None
     deficit_from: Annotated[int, Ge(0)] = 0
     deficit_until: int | None = None
@@ -191,10 +205,11 @@ class DataSource(Source):
         require(
             len(weights) in (0, len(classes)), "class_weights", weights, f"{len(classes)} numbers, one for each class"
         )
-        return Classification(self.smoothing, tuple(map(float, weights)))
+        return Classification(self.smoothing, tuple(map(float, weights)), mixed=bool(self.mixup or self.cutmix))
 
     def _refuse_class_options(self, task: Task) -> None:
-        for name in ("labelled", "label_noise", "smoothing", "class_weights", "deficit"):
+        masks = ("resized_crop", "policy") if task.kind == SEGMENTATION else ()  # they move pixels
+        for name in ("labelled", "label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", *masks):
             value = getattr(self, name)
             if value:
                 raise UserError(f"data.{name}={value} is for classes, and data={self.name} asks for {task.wanted}")
@@ -217,13 +232,20 @@ class DataSource(Source):
 
     def _augment(self, images: Store) -> Augment:
         """What is done to training images. Raises UserError where it, or a deficit, does not fit them."""
-        augment = Augment(self.crop, self.flip, self.cutout)
-        if not augment and self.deficit is None:
+        distortion = Distortion(self.resized_crop, self.policy, self.jitter, self.blur)
+        augment = Augment(self.crop, self.flip, self.cutout, distortion, Mixing(self.mixup, self.cutmix))
+        on = [name for name in (*PIXELS, "deficit") if getattr(self, name)]
+        if not on:
             return augment
         if images.dtype != torch.uint8 or len(images.image) != 3:
-            options = "data.deficit" if not augment else "data.crop, data.flip and data.cutout"
+            options = " and ".join(f"data.{name}" for name in on)
             raise UserError(f"data={self.name} has no pixels: {options} must be off")
-        side = min(images.image[1:])
+        channels, side = images.image[0], min(images.image[1:])
+        if (self.policy or self.jitter) and channels not in (1, 3):
+            raise UserError(
+                f"data={self.name} has {channels} channels, no colours: data.policy and data.jitter must be off"
+            )
+        require(not self.blur or side >= 3, "blur", self.blur, f"0 for images of {side} pixels")
         require(self.crop <= side, "crop", self.crop, f"at most {side}, the side of the image")
         require(self.cutout <= side, "cutout", self.cutout, f"at most {side}, the side of the image")
         return augment
@@ -239,6 +261,9 @@ class DataSource(Source):
                     f"number of channels is {len(normalisation.mean)}"
                 )
             return Normaliser.of(normalisation, device)
+        if self.normalise == "imagenet":
+            require(channels == 3, "normalise", self.normalise, f"standard or symmetric for {channels} channels")
+            return Normaliser.of(IMAGENET, device)
         if self.normalise == "symmetric":
             half = torch.full((channels,), 0.5, dtype=torch.float64)
             return Normaliser(half, half, device)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from locallearn.data.distortion import Distorter
 from locallearn.data.store import Size
 from locallearn.errors import RunError, UserError
 
@@ -21,26 +23,33 @@ if TYPE_CHECKING:
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Only these decoders of Pillow look into a file, whatever its name: others run programs (PostScript)."""
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a picture lies."""
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 class _Files(Dataset[Any]):
     """What the workers see. A fault is returned, not raised: raised in a worker it would come with its traceback."""
 
-    def __init__(self, paths: list[Path], size: int) -> None:
-        self.paths, self.size = paths, size
+    def __init__(self, paths: list[Path], size: int, change: Distorter | None) -> None:
+        self.paths, self.size, self.change = paths, size, change
 
     def __getitem__(self, index: int) -> Tensor | str:
+        path, size, change = self.paths[index], self.size, self.change
         try:
-            return read_image(self.paths[index], self.size)
+            if change is None:
+                return read_image(path, size)
+            window = partial(change.cut, size=(size, size), place=index) if change.distortion.resized_crop else None
+            return change.paint(read_image(path, size, window), index)
         except UserError as error:
             return str(error)
 
 
 def _collate(items: list[Tensor | str]) -> tuple[Tensor, list[str]]:
-    """The images that could be read, [B', 3, size, size], and a sentence for each that could not."""
+    """The images that could be read, [B', 3, size, size], and a sentence for each that could not. PyTorch's own
+    `default_collate` copies them into memory that the processes share, at once."""
     images = [item for item in items if isinstance(item, Tensor)]
-    return torch.stack(images) if images else torch.empty(0), [item for item in items if isinstance(item, str)]
+    return default_collate(images) if images else torch.empty(0), [item for item in items if isinstance(item, str)]
 
 
 class Stream:
@@ -62,9 +71,10 @@ class Stream:
     def to(self, device: torch.device) -> Stream:
         return Stream(self.paths, self.size, self.workers, device)
 
-    def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """See `Store.take`. Raises UserError for the first file of a batch that cannot be read."""
-        for images, faults in self._read(order, batch_size):
+    def take(self, order: Tensor, batch_size: int, change: Distorter | None = None) -> Iterator[Tensor]:
+        """See `Store.take`; the workers also `change` what they read. Raises UserError for the first file of a batch
+        that cannot be read."""
+        for images, faults in self._read(order, batch_size, change):
             if faults:
                 raise UserError(faults[0])
             yield images.to(self.device, non_blocking=True)
@@ -89,9 +99,11 @@ class Stream:
         """A sentence for each file that cannot be read. Reads them all."""
         return [fault for _, faults in self._read(torch.arange(len(self)), 64) for fault in faults]
 
-    def _read(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    def _read(
+        self, order: Tensor, batch_size: int, change: Distorter | None = None
+    ) -> Iterator[tuple[Tensor, list[str]]]:
         loader = DataLoader(
-            _Files(self.paths, self.size),
+            _Files(self.paths, self.size, change),
             batch_sampler=[part.tolist() for part in order.split(batch_size)],
             num_workers=self.workers,
             collate_fn=_collate,
@@ -109,8 +121,9 @@ class Stream:
             ) from error
 
 
-def read_image(path: Path, size: int) -> Tensor:
-    """One file -> uint8 [3, size, size]: in colour, the shorter side scaled to `size`, the middle cut out.
+def read_image(path: Path, size: int, window: Callable[[Image], Image] | None = None) -> Tensor:
+    """One file -> uint8 [3, size, size]: in colour, the shorter side scaled to `size`, the middle cut out; or a
+    `window` of it, of that size.
 
     It is turned as its EXIF orientation says; what is transparent lies on white; of several frames or pages the first
     is taken; CMYK becomes RGB without a colour profile, and 16 bits of a colour their upper 8. Raises UserError that
@@ -127,8 +140,9 @@ def read_image(path: Path, size: int) -> Tensor:
             with Image.open(path, formats=FORMATS) as image:
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"it has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
-                fitted = ImageOps.fit(_opaque(_upright(image)), (size, size), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+                shown = _opaque(_upright(image))
+                fitted = window(shown) if window else ImageOps.fit(shown, (size, size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.stack([np.asarray(band) for band in fitted.split()]))
     except Exception as error:  # Pillow raises whatever its readers raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, UnidentifiedImageError):
@@ -137,12 +151,12 @@ def read_image(path: Path, size: int) -> Tensor:
 
 
 def _upright(image: Image) -> Image:
-    """The picture as a viewer shows it."""
+    """The picture as a viewer shows it; most lie upright, and are not copied."""
     from PIL.ImageOps import exif_transpose
 
     image.load()
     try:
-        return exif_transpose(image)
+        return exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
     except Exception:  # a damaged EXIF block tells nothing, and viewers show the picture as it lies
         return image
 
@@ -152,7 +166,7 @@ def _opaque(image: Image) -> Image:
     from PIL.Image import alpha_composite, new
 
     if image.mode not in TRANSPARENT and "transparency" not in image.info:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     if image.getchannel("A").getextrema() != (255, 255):
         image = alpha_composite(new("RGBA", image.size, "white"), image)

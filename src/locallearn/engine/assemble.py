@@ -21,6 +21,7 @@ from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
+from locallearn.scaling import widen
 
 
 def assemble(
@@ -61,13 +62,15 @@ def assemble(
         blocks = []
         for spec in specs if place.own is None else specs[place.own.start : place.own.stop]:
             modules = _modules(model, strategy, cut[spec.index], spec, move, setup.train_blocks)
+            if setup.half == torch.float16:
+                widen(modules.layers, modules.head, *modules.auxiliary.values())
             if setup.compiled:
                 modules.layers.compile()
                 if modules.head is not None:
                     modules.head.compile()
             optimizers = optim.of_block(*modules, strategy.separate)
             blocks.append(TrainedBlock(spec, modules, optim, optimizers, setup, place))
-        options = {"bf16": setup.precision == "bf16", "micro_batches": setup.micro_batches}
+        options = {"half": setup.half, "micro_batches": setup.micro_batches}
         driver = stage(blocks, strategy, **options, link=place.link, replicas=place.replicas)
         learner = Learner(model, driver, cut, setup)
         check_ownership(learner)

@@ -21,6 +21,7 @@ from locallearn.engine.replicas import Sum
 from locallearn.engine.setup import Place, Setup
 from locallearn.engine.totals import BlockTotals, Totals
 from locallearn.errors import RunError, UserError
+from locallearn.scaling import Scaler
 
 HALVES = ("forward", "backward", "begin")
 """The parts of a step that have a random stream of their own."""
@@ -77,6 +78,7 @@ class TrainedBlock:
         self.optimizers = optimizers
         self._pending = dict.fromkeys(self.optimizers, 0)
         self._sums: deque[tuple[Optimizer, list[Tensor], float, Sum]] = deque()
+        self.scaler = Scaler(p for m in self.roots() for p in m.parameters()) if setup.precision == "fp16" else None
         self.totals = BlockTotals(self.device, spec.task)
         self._norms = Totals(self.device)
 
@@ -130,6 +132,8 @@ class TrainedBlock:
         if shares > 1:
             for gradient in _gradients(optimizer):
                 gradient.div_(shares)
+        if self.scaler is not None and self._overflowed(self.scaler, optimizer):
+            return
         if self.optim.clip and _gradients(optimizer):
             norm = self._norms.add(self._clipped(optimizer))
             if norm is not None and not math.isfinite(norm):
@@ -139,9 +143,19 @@ class TrainedBlock:
             group["lr"] = group["base_lr"] * factor
         self.updates += 1  # before, for it may break off half way
         take_step(optimizer)
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = None  # `zero_grad` does the same for 60 us more, most of it for the profiler
+        _clear(optimizer)
+
+    def _overflowed(self, scaler: Scaler, optimizer: Optimizer) -> bool:
+        """Whether float16 was too narrow for a gradient: then this step is left out. Synchronises a GPU."""
+        gradients = _gradients(optimizer)
+        overflow = bool(gradients) and not math.isfinite(_sum_of_norms(gradients).item())
+        if overflow and scaler.exhausted:
+            raise self._not_finite("gradient", math.inf)
+        scaler.update(overflow, grow=bool(gradients) and optimizer is self.optimizers["main"])
+        self.totals.note("skipped_steps", torch.tensor(float(overflow), device=self.device))
+        if overflow:
+            _clear(optimizer)
+        return overflow
 
     def _clipped(self, optimizer: Optimizer) -> Tensor:
         """The norm of the gradient before it was clipped."""
@@ -178,6 +192,8 @@ class TrainedBlock:
 
     def note(self, name: str, value: Tensor) -> None:
         """Add to the running mean of one more number; like `report` it refuses what is not finite."""
+        if self.scaler is not None and not self.scaler.exhausted and not math.isfinite(value.detach()):
+            return  # the step that is about to be left out
         number = self.totals.note(name, value)
         if number is not None and not math.isfinite(number):
             raise self._not_finite(name.replace("_", " "), number)
@@ -257,6 +273,12 @@ def set_modes(blocks: Sequence[TrainedBlock], learning: range) -> None:
     if not any(block.modes.awake() for block in learners):
         for block in learners:
             block.modes.wake()
+
+
+def _clear(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = None  # `zero_grad` does the same for 60 us more, most of it for the profiler
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:

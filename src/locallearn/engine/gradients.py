@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ def true_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gra
     parameters = [p for p in model.parameters() if p.requires_grad]
     with unchanged(learner), seeds.Undisturbed(learner.device):
         _training_mode(learner)
-        with learner.stage.autocast():
+        with learner.stage.autocast() if learner.stage.half != torch.float16 else nullcontext():  # none is scaled
             h = learner.prepare(inputs)
             for block, units in zip(learner.blocks, learner.cut, strict=True):
                 block.step, block.micro = learner.step_count, 0

@@ -247,6 +247,7 @@ class Learner:
         for block in self.blocks:
             prefix = f"auxiliary.{block.spec.index}."
             tensors |= {prefix + name: t for name, t in block.auxiliary.state_dict().items()}
+            tensors |= {f"scaler.{block.spec.index}": block.scaler.state} if block.scaler is not None else {}
             tensors |= {f"adapted.{block.spec.index}.{name}": t for name, t in adapted(self.model, block)}
         remembered: dict[Tensor, dict[str, Tensor]] = {}
         for optimizer in self.optimizers():

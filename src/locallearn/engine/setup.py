@@ -12,7 +12,8 @@ from locallearn.engine.replicas import Replicas
 from locallearn.task import CLASSES, Task
 
 Pixels: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp16": torch.float32, "fp64": torch.float64}
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Setup:
     """How the blocks of a learner compute, and what is known of the training ahead.
 
     seed           of auxiliary modules, and of what steps draw at random
-    precision      fp32, bf16 (weights in float32, autocast) or fp64
+    precision      fp32, bf16 or fp16 (weights in float32, autocast; fp16 also scales gradients) or fp64
     channels_last  the memory layout of maps
     compiled       whether torch.compile works on units and head
     micro_batches  parts of a batch whose gradients are averaged
@@ -44,6 +45,11 @@ class Setup:
     def dtype(self) -> torch.dtype:
         """The type of weights."""
         return DTYPES[self.precision]
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The type of 16 bits that autocast computes in, if any."""
+        return HALVES.get(self.precision)
 
 
 class Place(NamedTuple):

@@ -36,6 +36,7 @@ from locallearn.engine.link import NOTHING, Link
 from locallearn.engine.promises import phases_of
 from locallearn.engine.replicas import Replicas
 from locallearn.errors import UserError
+from locallearn.scaling import under
 
 
 class PendingBackward(NamedTuple):
@@ -60,7 +61,7 @@ class Stage:
         blocks: Sequence[TrainedBlock],
         strategy: Strategy,
         *,
-        bf16: bool,
+        half: torch.dtype | None,
         micro_batches: int,
         link: Link | None = None,
         staleness: int = 0,
@@ -80,7 +81,7 @@ class Stage:
         self.replicas = replicas
         self.delays = [staleness * (depth - 1 - block.spec.index) for block in blocks]
         self.longest_delay = staleness * (depth - 1)
-        self.bf16 = bf16
+        self.half = half
         self._phases = phases_of(strategy, depth, blocks[0].trained)
         self._first = 0  # the lowest block that takes its step in this phase: feedback goes no further down
         self._plain = nullcontext()
@@ -135,8 +136,8 @@ class Stage:
             raise does_not_fit(f"{name} is not part of it")
 
     def autocast(self) -> AbstractContextManager[object]:
-        """bf16 autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
-        return torch.autocast(self.blocks[0].device.type, torch.bfloat16) if self.bf16 else self._plain
+        """Autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""
+        return torch.autocast(self.blocks[0].device.type, self.half) if self.half else self._plain
 
     def _packets(self, inputs: Tensor | None, labels: Tensor | None) -> list[Packet | None]:
         """The micro-batches of a batch; None where they come from the stage below."""
@@ -172,7 +173,7 @@ class Stage:
                 continue
             block.reseed("forward")
             generator = self.strategy.step(block, packet)
-            with self._stashed(i), self.autocast():
+            with self._stashed(i), self.autocast(), under(block.scaler):
                 send = next(generator, None)
             if send is None:
                 raise UserError(f"{type(self.strategy).__name__}.step never yielded: it must yield exactly once")
@@ -271,7 +272,7 @@ class Stage:
         block, generator, at = pending
         block.start(at, "backward")
         try:
-            with self.autocast():
+            with self.autocast(), under(block.scaler):
                 generator.send(message)
         except StopIteration as stop:
             return stop.value

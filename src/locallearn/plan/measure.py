@@ -154,7 +154,7 @@ def _stage_copy(learner: Learner, strategy: Strategy, micro_batches: int) -> Sta
         for optimizer in block.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["base_lr"] = 0.0
-    return Stage(blocks, strategy, bf16=learner.stage.bf16, micro_batches=micro_batches)
+    return Stage(blocks, strategy, half=learner.stage.half, micro_batches=micro_batches)
 
 
 def _run(learner: Learner, stage: Stage, samples: int) -> None:

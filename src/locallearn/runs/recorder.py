@@ -35,6 +35,16 @@ class Sink(Protocol):
     def close(self, status: str, summary: Mapping[str, Any]) -> None: ...
 
 
+class OwnSink:
+    """A sink of the user's own class, under its name in the settings. It has `log` and `close`, and may have `show`."""
+
+    def __init__(self, name: str, own: Any) -> None:
+        self.name = name
+        self.log, self.close = own.log, own.close
+        self.show = getattr(own, "show", lambda *_: None)
+        self.start = getattr(own, "start", lambda *_: None)
+
+
 class TensorBoardSink:
     """A copy of each number as TensorBoard event files under `tensorboard/`, at its step; texts are left out."""
 
@@ -79,6 +89,12 @@ class Recorder:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from None
         self._size = _end_of_last_line(self._file)
         os.ftruncate(self._file, self._size)
+
+    def start(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Tell the user's own sinks where the run is and how it is configured, before the first record."""
+        for sink in self._sinks:
+            if isinstance(sink, OwnSink):
+                self._guard(sink, "start", folder, config)
 
     def log(self, record: Mapping[str, Value]) -> None:
         """Record numbers and texts under their keys, with `step`. Raises RunError if the file cannot grow."""
@@ -154,7 +170,7 @@ def open_recorder(folder: RunFolder, settings: RecordSettings, **about: Any) -> 
     """The recorder of a run. Raises UserError if the file cannot be written.
 
     `about` goes to W&B as it is, so hand over no secrets: the configuration `config`, `name`, and where there are such
-    `group` (that of the settings wins), `job_type` and `tags`.
+    `group` (that of the settings wins), `job_type` and `tags`. Sinks of the user's own get the configuration.
     """
     sinks: list[Sink] = []
     if settings.tensorboard is not None:
@@ -163,4 +179,6 @@ def open_recorder(folder: RunFolder, settings: RecordSettings, **about: Any) -> 
         from locallearn.runs.wandb_sink import WandbSink
 
         sinks.append(WandbSink(folder, settings.wandb, about))
-    return Recorder(folder, sinks)
+    recorder = Recorder(folder, sinks + [OwnSink(name, own) for name, own in settings.own.items()])
+    recorder.start(folder.path, about["config"])
+    return recorder

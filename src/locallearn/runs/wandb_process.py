@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,19 @@ def show(run: Any, tables: dict[str, list[dict[str, Any]]], images: dict[str, st
         print(f"{', '.join(tables)}: not shown: {error}", file=sys.stderr)
 
 
+def upload(run: Any, file: str) -> str | None:
+    """Hand the weights of the model to W&B, under the run's id; returns what went wrong."""
+    try:
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{re.sub(r'[^a-zA-Z0-9_.-]', '-', run.id)}", type="model")
+        artifact.add_file(file, policy="immutable")  # without a copy: the file stays where it is
+        run.log_artifact(artifact)
+    except Exception as error:
+        return f"the model was left out ({sentence(error)})"
+    return None
+
+
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
@@ -120,6 +134,8 @@ def main() -> int:
     problem = None
     try:
         run.summary.update(end["summary"])
+        if end.get("artifact"):
+            problem = upload(run, end["artifact"])
         run.finish(exit_code=end["exit_code"])
     except BaseException as error:
         problem = sentence(error)

@@ -25,12 +25,14 @@ from locallearn.config.record import WandbSettings
 from locallearn.config.registry import flat
 from locallearn.errors import UserError
 from locallearn.names import PATTERNS, of_probe
+from locallearn.runs import files
 from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder
 
 INIT_SECONDS = 10.0  # for the server's answer to a new run; then offline
 HANG_SECONDS = 10.0  # beyond INIT_SECONDS, for a process that does not even report that
 FINISH_SECONDS = 30.0  # for all that is left to do at close; then the process is killed
+ARTIFACT_SECONDS = 600.0  # the same where the weights of the model go along
 NOT_FOR_WANDB = ("WANDB_SERVICE", "SLURM_")  # it would send every variable of Slurm's, tokens of a job included
 QUEUE_RECORDS = 1000  # when full, the oldest is dropped
 VARIABLES = {
@@ -39,12 +41,13 @@ VARIABLES = {
     "name": "WANDB_NAME",
     "group": "WANDB_RUN_GROUP",
     "job_type": "WANDB_JOB_TYPE",
+    "notes": "WANDB_NOTES",
     "tags": "WANDB_TAGS",
     "dir": "WANDB_DIR",
     "resume": "WANDB_RESUME",
 }
 """W&B's environment variables that win over what we would say, and yield to what the user has set. All others, such as
-WANDB_MODE, WANDB_NOTES, WANDB_API_KEY and WANDB_BASE_URL, W&B reads by itself; their values pass through no file."""
+WANDB_MODE, WANDB_API_KEY and WANDB_BASE_URL, W&B reads by itself; their values pass through no file."""
 EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 255}  # 255 is what W&B itself uses for Ctrl-C
 
 
@@ -57,9 +60,11 @@ class WandbSink:
         """`about` holds config and name, and may hold group, job_type and tags."""
         self._folder = folder
         self._identity = _identity(folder)
+        self._artifact = settings.artifact
+        self._finish_seconds = FINISH_SECONDS if settings.artifact == "none" else ARTIFACT_SECONDS
         ours = {"group": None, "job_type": None, "tags": [], **about, "project": "locallearn", "entity": None}
-        ours |= {"dir": str(folder.path), "resume": "allow"}
-        users: dict[str, Any] = {"project": settings.project, "entity": settings.entity, "group": settings.group}
+        ours |= {"dir": str(folder.path), "resume": "allow", "notes": None}
+        users: dict[str, Any] = {n: getattr(settings, n) for n in ("project", "entity", "group", "name", "notes")}
         if settings.tags:
             users["tags"] = [*settings.tags, *ours["tags"]]
         self._init = {
@@ -97,13 +102,16 @@ class WandbSink:
             self._changed.notify()
 
     def close(self, status: str, summary: Mapping[str, Any]) -> None:
-        """End the run as finished, failed or killed; returns within FINISH_SECONDS and a few more."""
+        """End the run as finished, failed or killed; returns within FINISH_SECONDS (with an artifact ARTIFACT_SECONDS)
+        and a few more."""
+        model = self._folder.path / files.MODEL
+        artifact = str(model) if self._artifact == "model" and status == "done" and model.is_file() else None
         with self._changed:
-            self._final = {"exit_code": EXIT_CODES.get(status, 1), "summary": dict(summary)}
+            self._final = {"exit_code": EXIT_CODES.get(status, 1), "summary": dict(summary), "artifact": artifact}
             self._changed.notify()
-        self._thread.join(FINISH_SECONDS)
+        self._thread.join(self._finish_seconds)
         if self._thread.is_alive():
-            self._stop(f"the upload did not end within {FINISH_SECONDS:g} s")
+            self._stop(f"the upload did not end within {self._finish_seconds:g} s")
             self._thread.join(2)
         if self._dropped:
             warn(f"W&B: could not keep up; {self._dropped} records are only in {self._folder.metrics_path}")
@@ -114,7 +122,7 @@ class WandbSink:
             while (message := self._next()) is not None:
                 child.send(message)
             child.send({"finish": self._final})
-            answer = child.answer(FINISH_SECONDS)
+            answer = child.answer(self._finish_seconds)
             if answer["problem"]:
                 self._stop(f"the upload did not end: {answer['problem']}")
         except Exception as error:  # a dead process, mostly: its pipe is broken
@@ -133,7 +141,7 @@ class WandbSink:
     def _open_child(self) -> _Child:
         """A process with a started run, and a line that says where that is. Raises RuntimeError if none starts."""
         problem = None
-        limits = {"init_seconds": INIT_SECONDS, "finish_seconds": FINISH_SECONDS * 2 / 3}
+        limits = {"init_seconds": INIT_SECONDS, "finish_seconds": self._finish_seconds * 2 / 3}
         for mode in dict.fromkeys((self._init["mode"], "offline")):
             self._child = _Child(self._folder.path / "wandb")
             self._child.send({"setup": {"init": {**self._init, "mode": mode}, "curves": PATTERNS, **limits}})

@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn import seeds
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, Task, backward
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, Task, backward, task_loss
 from locallearn.errors import UserError
+from locallearn.scaling import unscaled
 from locallearn.task import POSITION
+
+HE = math.sqrt(6)
+"""The scale at which the entries of a matrix have He's bound, sqrt(6 / size)."""
 
 
 class FeedbackProjection(nn.Module):
@@ -35,6 +39,10 @@ class FeedbackProjection(nn.Module):
         self.shape, self.size = shape, size
 
     def forward(self, error: Tensor) -> Tensor:
+        with unscaled(error):
+            return self.projected(error)
+
+    def projected(self, error: Tensor) -> Tensor:
         if error.dim() == 3:
             return error.to(self.matrix.dtype) @ self.matrix  # [B, T, D]
         if error.dim() == 4:
@@ -125,7 +133,59 @@ class DFA(Strategy):
             yield Send(out)
             (error,) = torch.autograd.grad(loss, logits)
             backward(None, head, (error,))
+            error = self.signal(error, block.spec.task.count(packet.y))
         if hidden:
             backward(None, out, (block.auxiliary["feedback"](error).to(out.h.dtype),))
         block.update()
         return (error,)
+
+    def signal(self, error: Tensor, count: Tensor) -> Tensor:
+        """What is projected, of the error e [B, classes] of a batch of `count` items."""
+        return error
+
+
+@dataclass(frozen=True)
+class SignDFA(DFA):
+    """sDFA, the control of DRTP (Frenkel, Lefebvre & Bol 2021, arXiv 1909.01311): ghat_k = sign(e) B_k / n, of n items.
+
+    All else is DFA's. With softmax or sigmoid outputs the sign of e = z - t is 1 - 2t wherever z has not rounded to 0
+    or 1: of the error it tells the label alone.
+    """
+
+    scale: Annotated[float, Gt(0)] = HE
+
+    def signal(self, error: Tensor, count: Tensor) -> Tensor:
+        return error.sign() / count.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class DRTP(DFA):
+    """Direct random target projection (Frenkel, Lefebvre & Bol 2021, arXiv 1909.01311).
+
+    Every block learns from ghat_k = t B_k / n in the place of dL/dh_k, with the target t [B, classes] (one-hot labels,
+    say), n items and B_k fixed and random; inside a block ghat_k passes on by exact backprop, and the head alone has
+    its true gradient. Detached at every border and before the head; sends nothing: the labels are in the packet, so
+    that no block waits for another.
+
+    In the authors' code the hidden signals are sums over the batch and the output's gradient is a mean, which only Adam
+    hides; here both are means. Blocks should end behind a bounded activation, as theirs do (tanh).
+
+    scale  multiplies B: at sqrt(6) its entries are uniform in +-sqrt(6 / size of h), He's bound, as in their code
+    """
+
+    scale: Annotated[float, Gt(0)] = HE
+    route: ClassVar[Route] = Route.NONE
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        out = packet.at(block.layers(packet.h))
+        yield Send(out)
+        task = block.spec.task
+        hidden = True
+        if block.head is not None:
+            hidden = next(block.head.parameters(), None) is not None
+            backward(task_loss(block, out.h.detach() if hidden else out.h, packet.y))
+        if hidden:
+            target = task.context(packet.y, block.spec.classes) / task.count(packet.y).clamp(min=1)
+            backward(None, out, (block.auxiliary["feedback"](target).to(out.h.dtype),))
+        block.update()
+        return None

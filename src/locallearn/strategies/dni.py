@@ -183,7 +183,7 @@ def _regress(block: Block, part: str, predicted: Tensor, target: Tensor) -> None
     target = target.detach().to(predicted.dtype)
     loss = F.mse_loss(predicted, target)
     zero = target.square().mean()
-    loss.backward()
+    backward(loss)
     block.update(part)
     with torch.no_grad():
         block.note(f"{part}_loss", torch.where(zero > 0, loss / zero, torch.ones_like(loss)))

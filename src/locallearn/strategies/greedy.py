@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, task_loss
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, task_loss
 from locallearn.objectives import Objective
 
 
@@ -35,7 +35,7 @@ class LocalLosses(Strategy):
     def step(self, block: Block, packet: Packet) -> Step:
         h = block.layers(packet.h)
         yield Send(packet.at(h))  # the block above may start ...
-        self.loss(block, h, packet).backward()  # ... while this one learns
+        backward(self.loss(block, h, packet))  # ... while this one learns
         block.update()
         return None
 
@@ -106,7 +106,7 @@ class Shallow(Strategy):
         if block.last:
             h = block.layers(packet.h)
             yield Send(packet.at(h))
-            task_loss(block, h, packet.y).backward()
+            backward(task_loss(block, h, packet.y))
             block.update()
         else:
             with torch.no_grad():

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from locallearn.contract import Block, BlockSpec, Feedback, Packet, Route, Send, Step
+from locallearn import scaling
+from locallearn.contract import Block, BlockSpec, Feedback, Packet, Route, Send, Step, backward, enter
 from locallearn.strategies.greedy import DGL
 
 
@@ -51,7 +51,7 @@ class Overlapping(DGL):
         if self.reach == 1:
             return (yield from super().step(block, packet))
         k = block.spec.index
-        x = packet.h.detach().requires_grad_() if k else packet.h
+        x = enter(block, packet).h
         h = block.layers(x)
         own = self.own_gradient(block, h, packet)
         if self.route is Route.NEIGHBOR:
@@ -69,10 +69,9 @@ class Overlapping(DGL):
         """dL_k/dh_k [B, ...], or None where no units learn from L_k; the gradients of the block's head on the way.
 
         The head's graph ends here, so that while feedback is awaited the block keeps that of its units alone."""
-        leaf = h.detach()
-        if self.combine != "next" or block.last or block.spec.index >= self.reach - 1:
-            leaf.requires_grad_()
-        self.loss(block, leaf, packet).backward()
+        needed = self.combine != "next" or block.last or block.spec.index >= self.reach - 1
+        leaf = packet.at(h).leaves().h if needed else h.detach()
+        backward(self.loss(block, leaf, packet))
         return leaf.grad
 
     def ends(self, k: int, depth: int) -> range:
@@ -102,7 +101,7 @@ class Overlapping(DGL):
         combined = self.combined(block.spec, gradients)
         down = self.ends(block.spec.index - 1, block.spec.depth)
         if len(down) == 1 and combined is gradients[down[0]]:
-            torch.autograd.backward(h, combined)
+            scaling.backward([h], [combined])
             return (x.grad,)
         message = tuple(_input_gradient(h, x, gradients[end]) for end in down)
         _parameter_gradients(block, h, combined)
@@ -110,11 +109,11 @@ class Overlapping(DGL):
 
 
 def _input_gradient(h: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-    return torch.autograd.grad(h, x, gradient, retain_graph=True)[0]
+    return scaling.grad(h, x, gradient)
 
 
 def _parameter_gradients(block: Block, h: Tensor, gradient: Tensor) -> None:
     """Accumulate the gradients of the units, and spare that of their input."""
     parameters = [p for p in block.layers.parameters() if p.requires_grad]
     if parameters:
-        torch.autograd.backward(h, gradient, inputs=parameters)
+        scaling.backward([h], [gradient], parameters)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from locallearn.config.settings import GROUPS
 from locallearn.errors import UserError
 from locallearn.runs import again
 from locallearn.runs.files import strict_json
@@ -150,15 +151,29 @@ def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
     return config
 
 
-def grouped(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a job; at W&B it stands in a group with the other runs of its folder, unless the environment
-    names one."""
+def grouped(config: Mapping[str, Any], strategy: str, differs: Iterable[str]) -> dict[str, Any]:
+    """The configuration of a job; at W&B it stands in a group with the other runs of its folder and is called by what
+    differs from them, such as `dgl lr=0.1 s1`, unless the settings or the environment have other names."""
     config = dict(config)
-    wandb = (config.get("record") or {}).get("wandb")
-    if wandb and wandb.get("group") is None and not os.environ.get("WANDB_RUN_GROUP"):
-        group = Path(config["out"]).expanduser().resolve().name
-        config["record"] = {**config["record"], "wandb": {**wandb, "group": group}}
+    if wandb := (config.get("record") or {}).get("wandb"):
+        ours = {"group": Path(config["out"]).expanduser().resolve().name, "name": display_name(strategy, differs)}
+        variables = {"group": "WANDB_RUN_GROUP", "name": "WANDB_NAME"}
+        free = {key: value for key, value in ours.items() if not os.environ.get(variables[key])}
+        given = {key: value for key, value in wandb.items() if value is not None}
+        config["record"] = {**config["record"], "wandb": {**wandb, **free, **given}}
     return config
+
+
+def display_name(strategy: str, differs: Iterable[str]) -> str:
+    """The strategy, choices by their name, options by the last word of their key, the seed as s1."""
+    words = [strategy]
+    for text in differs:
+        key, _, value = text.lstrip("+~").partition("=")
+        if key == "seed":
+            words.append(f"s{value}")
+        elif key != "strategy":
+            words.append(value if key in GROUPS else f"{key.rpartition('.')[2]}={value}")
+    return " ".join(words)
 
 
 def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:

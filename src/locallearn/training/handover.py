@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import io
-import os
+import mmap
 import tempfile
 import typing
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,6 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from locallearn.errors import UserError, in_one_line
-
-CHUNK = 1 << 30
 
 
 @contextmanager
@@ -33,15 +30,15 @@ def handed_over(objects: Mapping[str, Any]) -> Iterator[int | None]:
         import cloudpickle
 
         for place, value in objects.items():
-            _resolve(value)
+            if place != "data":
+                _resolve(value)
             try:
-                cloudpickle.dumps(value)
+                cloudpickle.dump((place, value), file)
             except Exception as error:  # whatever a part of it raises
                 raise UserError(
                     f"{place}={type(value).__name__}(...) cannot be sent to the processes of the run ("
                     f"{in_one_line(error)}): leave open files, locks and generators out of it, or choose runtime=serial"
                 ) from error
-        cloudpickle.dump(dict(objects), file)
         file.flush()
         yield file.fileno()
 
@@ -72,8 +69,9 @@ def taken_over(number: int | None) -> dict[str, Any]:
         return {}
     import cloudpickle
 
-    content, size = io.BytesIO(), os.fstat(number).st_size
-    while part := os.pread(number, min(CHUNK, size), content.tell()):
-        content.write(part)
-    content.seek(0)
-    return cloudpickle.load(content)
+    objects: dict[str, Any] = {}
+    with mmap.mmap(number, 0, access=mmap.ACCESS_READ) as content:  # each process has a place of its own in it
+        while content.tell() < len(content):
+            place, value = cloudpickle.load(content)
+            objects[place] = value
+    return objects

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from locallearn.config.experiment import Experiment
+from locallearn.config.registry import flat
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import RunError, UserError, described, memory_ran_out
@@ -26,8 +27,10 @@ class Output:
         self.console = Console(quiet=quiet or world.rank != 0)
         self.recorder = None
         if world.rank == 0:
-            kind = exp.names["strategy"]
-            self.recorder = open_recorder(folder, exp.record, config=exp.config, name=exp.title, job_type=kind)
+            # a name of its own, such as model.name=resnet18 of torchvision, stays
+            config = {f"{group}.name": name for group, name in exp.names.items()} | flat(exp.config)
+            about = {"name": exp.title, "job_type": exp.names["strategy"]}
+            self.recorder = open_recorder(folder, exp.record, config=config, **about)
 
     def mend(self) -> None:
         """Make the folder again if somebody has deleted it: the training state in memory is worth keeping."""

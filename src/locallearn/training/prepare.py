@@ -129,8 +129,14 @@ def assembled(
         pixels=pixels,
         task=task,
     )
+    place = place or Place(choose_device(settings.device))
+    if settings.precision == "fp16" and place.device.type == "cpu":
+        raise UserError(
+            "precision=fp16 on a CPU, whose float16 is slower than its fp32 by far: choose precision=bf16 or fp32, or "
+            "device=cuda"
+        )
     cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)
-    return assemble(model, exp.strategy, exp.optim, cut, setup, place or Place(choose_device(settings.device)), stage)
+    return assemble(model, exp.strategy, exp.optim, cut, setup, place, stage)
 
 
 def try_step(learner: Learner, data: Data, samples: int) -> None:

@@ -186,6 +186,8 @@ def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHIN
     if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
         raise UserError(f"{folder.path}: model.safetensors does not fit its config.yaml: {', '.join(names[:3])}")
     model.load_state_dict(tensors)
+    if own:
+        objects["model"].eval()  # what holds the layers of the model, too
     return model.eval()
 
 
