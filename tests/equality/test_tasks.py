@@ -536,3 +536,47 @@ def test_another_set_is_measured_in_the_units_of_the_run(tmp_path, capsys):
     code, _, err = run("evaluate", str(result.run_dir), "data=digits", capsys=capsys)
     assert code == 2
     assert "the run was trained for the task regression, and data=digits asks for a class for each sample" in err
+
+
+class Words(nn.Module):
+    """A module of a user's that reads tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.last = nn.Embedding(C, 6), nn.Linear(6, 8), nn.Linear(8, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(self.table(x))))
+
+
+class Dense(nn.Module):
+    """A module of a user's that answers at every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("kind", ["tokens", "segmentation"])
+def test_a_module_that_answers_at_every_position_is_cut_and_trained(kind):
+    torch.manual_seed(0)
+    net = (Words() if kind == "tokens" else Dense()).double()
+    plain = copy.deepcopy(net)
+    image = (T,) if kind == "tokens" else (1, SIDE, SIDE)
+    x = integers(C, B, T) if kind == "tokens" else numbers(B, *image)
+    y, loss = CASES[kind].y, CASES[kind].loss
+    settings: dict[str, Any] = {"optim": "sgd", "optim.lr": RATE, "optim.momentum": 0.0, "optim.weight_decay": 0.0}
+    settings |= {"precision": "fp64", "channels_last": False, "blocks": "max", "task": kind}
+    learner = locallearn.build("backprop", net, image=image, classes=C, **settings)
+    assert len(learner.blocks) > 1
+    learner.step(x, y)
+    loss(plain(x), y).backward()
+    for mine, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs - RATE * theirs.grad, atol=1e-10, rtol=0)
+    with pytest.raises(UserError, match=r"not logits \[batch, classes\]"):
+        locallearn.build(
+            "backprop", copy.deepcopy(plain), image=image, classes=C, vocabulary=C if kind == "tokens" else None
+        )

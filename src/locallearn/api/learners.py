@@ -14,13 +14,16 @@ from locallearn.api.runs import Folders, experiment_of
 from locallearn.config.experiment import Experiment
 from locallearn.config.explicit import Unread
 from locallearn.config.settings import Settings
+from locallearn.config.targets import model_for
 from locallearn.config.unread import in_blocks
 from locallearn.contract import Strategy
+from locallearn.data.asked import asked
 from locallearn.engine import Learner
 from locallearn.engine.assemble import unchanged_if_refused
 from locallearn.engine.setup import Pixels
 from locallearn.errors import UserError
-from locallearn.models import BlockModel, as_blocks
+from locallearn.models import BlockModel, answering, as_blocks
+from locallearn.task import CLASSES, TOKENS, Task
 from locallearn.training.prepare import assembled, stage_of
 
 BUILT = (
@@ -47,6 +50,8 @@ def build(
     steps: int | None = None,
     pixels: Pixels | None = None,
     axes: str | Mapping[str, str] | None = None,
+    task: str | Task = CLASSES,
+    vocabulary: int | None = None,
     config_dir: Folders = (),
     **settings: Any,
 ) -> Learner:
@@ -57,19 +62,21 @@ def build(
         model: A name of the zoo, or any module whose forward is a sequence (see `as_blocks`), which is trained in
             place.
         image: The shape of one input, without the batch.
-        classes: The number of classes.
+        classes: The number of classes, or of labels, numbers or tokens that are answered.
         graph: Edges between the samples, int64 [2, E], for a model that reads them (gcn).
         steps: How many steps there will be, for the learning-rate schedule; without it the rate is constant.
         pixels: What a black and a white pixel are in the inputs, one number per channel each: ((0, 0, 0), (1, 1, 1))
             where nothing is normalised, else (0 - mean) / std and (1 - mean) / std. Objectives that reconstruct images
             by cross-entropy need it, and take the squared error without.
         axes: The axes of what a module's layers hand on, where the layers do not tell: see `as_blocks`.
+        task: What is asked: the name of a task, or one with options; see docs/tasks.md.
+        vocabulary: How many tokens there are, where inputs are token numbers; with task="tokens" as many as `classes`.
         config_dir: Folders of your own yaml files.
         settings: As in `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
 
     Returns:
-        A learner with `.step(inputs [B, *image], labels [B]) -> dict`, `.evaluate`, `.predict`, `.state_dict`,
-        `.model` and `.blocks`; called with inputs, it returns the model's logits.
+        A learner with `.step(inputs [B, *image], labels [B]) -> dict` (or targets as the task has them), `.evaluate`,
+        `.predict`, `.state_dict`, `.model` and `.blocks`; called with inputs, it returns the model's logits.
 
     Raises:
         UserError: For a mistake, also for a setting that only `train` reads; a module is then left as it was.
@@ -78,24 +85,33 @@ def build(
     exp = experiment_of({"strategy": strategy, **named, **settings}, config_dir, _any_batch(settings))
     exp.explicit.refuse(_read_by_train(exp, steps))
     stage = stage_of(exp)
-    network = _network(exp, model, tuple(image), classes, graph, axes)
+    task = asked(task, None)
+    vocabulary = classes if vocabulary is None and task.kind == TOKENS else vocabulary
+    network = _network(exp, model, tuple(image), classes, graph, axes, task.form, vocabulary)
     with unchanged_if_refused(network):
-        learner = assembled(exp, network, stage, steps=steps, pixels=_pixels(pixels, exp, network.image))
+        learner = assembled(exp, network, stage, steps=steps, pixels=_pixels(pixels, exp, network.image), task=task)
         exp.explicit.refuse(in_blocks(exp, learner))
     return learner
 
 
 def _network(
-    exp: Experiment, model: Any, image: tuple[int, ...], classes: int, graph: Tensor | None, axes: Any
+    exp: Experiment,
+    model: Any,
+    image: tuple[int, ...],
+    classes: int,
+    graph: Tensor | None,
+    axes: Any,
+    form: str,
+    vocabulary: int | None,
 ) -> BlockModel:
     if isinstance(model, nn.Module) and not isinstance(model, BlockModel):
-        return as_blocks(model, image=image, classes=classes, axes=axes)
+        return as_blocks(model, image=image, classes=classes, axes=axes, form=form, vocabulary=vocabulary)
     if axes is not None:
         raise UserError(f"axes={axes!r} is for a module that build cuts; the units of this model hand on [C, H, W]")
     if isinstance(model, BlockModel):
-        return model
+        return answering(model, form)
     with seeds.stream(exp.settings.seed, "model"):
-        return exp.model(image, classes, graph)
+        return model_for(exp.model, image, classes, form, graph, vocabulary)
 
 
 def _any_batch(settings: Mapping[str, Any]) -> list[str]:

@@ -25,12 +25,12 @@ from locallearn.engine import Optim
 from locallearn.engine.promises import check_class
 from locallearn.engine.torch_optim import of_class
 from locallearn.errors import UserError, did_you_mean
-from locallearn.models import BlockModel, as_blocks
+from locallearn.models import BlockModel, answering, as_blocks
 from locallearn.objectives import Objective
 from locallearn.options import checked, fields_of, takes_function
 from locallearn.probes import Probe
 from locallearn.runtime import Runtime
-from locallearn.task import Task
+from locallearn.task import SAMPLE, Task
 
 KINDS: dict[str, type] = {
     "strategy": Strategy,
@@ -53,8 +53,8 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class ModelBuilder:
-    """(image, classes, graph, vocabulary) -> BlockModel. A builder of the user's may return any module; it is cut by
-    name.
+    """(image, classes, graph, vocabulary, form) -> BlockModel. A builder of the user's may return any module, which
+    answers in the `form` of the task; it is cut by name.
 
     reads_graph  whether the target declares `graph`, the edges [2, E] of the data, or None where these have none
     reads_tokens  whether it declares `vocabulary`, how many tokens the data have, or None where they have none
@@ -72,7 +72,12 @@ class ModelBuilder:
         return replace(self, options={**self.options, "weights": None}) if given else self
 
     def __call__(
-        self, image: Size, classes: int, graph: Tensor | None = None, vocabulary: int | None = None
+        self,
+        image: Size,
+        classes: int,
+        graph: Tensor | None = None,
+        vocabulary: int | None = None,
+        form: str = SAMPLE,
     ) -> BlockModel:
         more: dict[str, Any] = {"graph": graph} if self.reads_graph else {}
         if self.reads_tokens:
@@ -91,9 +96,16 @@ class ModelBuilder:
         if isinstance(module, BlockModel):
             return module
         if isinstance(module, nn.Module):
-            return as_blocks(module, image=image, classes=classes)
+            return as_blocks(module, image=image, classes=classes, vocabulary=vocabulary, form=form)
         path = f"{self.target.__module__}.{self.target.__qualname__}"
         raise UserError(f"model._target_={path}: returned {type(module).__name__}, not a torch module")
+
+
+def model_for(
+    build: ModelBuilder, image: Size, classes: int, form: str, graph: Tensor | None, vocabulary: int | None
+) -> BlockModel:
+    """The model that a builder makes for inputs and a form of answers. Raises UserError."""
+    return answering(build(image, classes, graph, vocabulary, form), form)
 
 
 @dataclass(frozen=True)

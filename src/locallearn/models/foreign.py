@@ -18,6 +18,7 @@ from locallearn.models.flow import Flow
 from locallearn.models.seams import seams, unit_name
 from locallearn.models.watch import restored
 from locallearn.models.weights import Taken, read, sha256, take
+from locallearn.task import POSITION, SAMPLE
 
 DEFAULT = "DEFAULT"
 
@@ -30,15 +31,18 @@ def as_blocks(
     classes: int | None = None,
     name: str | None = None,
     axes: str | Mapping[str, str] | None = None,
+    vocabulary: int | None = None,
+    form: str = SAMPLE,
 ) -> BlockModel:
-    """Any classifier as a BlockModel that computes the same with the same parameters and buffers (shared, not copied).
+    """Any network as a BlockModel that computes the same with the same parameters and buffers (shared, not copied).
 
     A unit hands on [D], [T, D] or [C, H, W] (or [C, D, H, W]): one that ends in other axes ends in a view that turns
     them, and the next unit begins with a view that turns them back. The head is the last layer with weights and the
     pooling or flattening before it. An operation that would write into what was handed over a cut works on a copy.
 
     Args:
-        module: [B, *image] -> logits [B, classes]. A submodule that torch.fx cannot follow stays in one piece.
+        module: [B, *image] -> logits [B, classes], or with form="position" [B, T, classes] or [B, classes, H, W]. A
+            submodule that torch.fx cannot follow stays in one piece.
         cuts: names of submodules behind which a unit ends, e.g. ["layer1", "layer2.0"]; without them there are as many
             units as there are places for a cut, each beginning at a layer with a weight matrix.
         image: shape of one input, without the batch.
@@ -46,17 +50,23 @@ def as_blocks(
         name: of the model; the module's class by default.
         axes: channels_first or channels_last, of all units or by the name of the submodule behind which one ends: where
             the output has its features. Without it the layers tell; where they do not, there is no place for a cut.
+        vocabulary: how many tokens there are where the module reads token numbers.
+        form: whether it answers once for each sample or at each position.
 
-    Raises UserError for a module that returns no logits [B, classes], that cannot be traced or cut as asked, or that
+    Raises UserError for a module that returns no such logits, that cannot be traced or cut as asked, or that
     computes something else when it is cut.
     """
     name, image = name or type(module).__name__, tuple(image)
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     if like.is_meta:
         raise UserError(f"{name} is on the meta device, where weights have no values; give it some with .to_empty")
-    sample = torch.rand(2, *image, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+    draws = torch.Generator().manual_seed(0)
+    if vocabulary is None:
+        sample = torch.rand(2, *image, generator=draws).to(like.device, like.dtype)
+    else:
+        sample = torch.randint(vocabulary, (2, *image), generator=draws).to(like.device)
     with restored(module):
-        outputs = _classes(module, name, sample)
+        outputs = _classes(module, name, sample, form)
         if classes not in (None, outputs):
             raise UserError(f"classes={classes} but {name} returns {outputs} logits; build it for {classes} classes")
         flow = Flow(module, name, sample.clone(), axes)
@@ -65,24 +75,28 @@ def as_blocks(
         _separate_modes([*units, head])
         names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
         model = BlockModel(units, head, image=image, classes=outputs, name=name, names=names)
+        model.vocabulary, model.form = vocabulary, form
         model.channels_first = len(image) == 2 and flow.axes.of(flow.values[flow.image]) == 1
         _check_faithful(model, module, sample)
         return model
 
 
-def _classes(module: nn.Module, name: str, sample: Tensor) -> int:
+def _classes(module: nn.Module, name: str, sample: Tensor, form: str) -> int:
     """The number of logits, by a dry run."""
+    dense = form == POSITION
     try:
         logits = _run(module, sample, mode=False)
     except Exception as error:
         raise _unfit(name, sample.shape[1:], error) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(sample):
+    dimensions = (3, 4) if dense else (2,)
+    if not isinstance(logits, Tensor) or logits.dim() not in dimensions or len(logits) != len(sample):
         what = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        wanted = "[batch, steps, classes] or [batch, classes, height, width]" if dense else "[batch, classes]"
         raise UserError(
-            f"{name} returns {what} for a batch of {len(sample)}, not logits [batch, classes]; wrap it in a module "
+            f"{name} returns {what} for a batch of {len(sample)}, not logits {wanted}; wrap it in a module "
             "that returns these alone"
         )
-    return logits.shape[1]
+    return logits.shape[2 if logits.dim() == 3 else 1]
 
 
 def _built(name: str, image: Size, build: Callable[[], nn.Module]) -> nn.Module:

@@ -15,6 +15,7 @@ import torch
 
 from locallearn import seeds
 from locallearn.config.experiment import Experiment
+from locallearn.config.targets import model_for
 from locallearn.config.unread import in_blocks, taught
 from locallearn.contract import Strategy
 from locallearn.data import Data, Source
@@ -24,7 +25,7 @@ from locallearn.engine import Learner, Place, Setup, Stage, assemble
 from locallearn.engine.batch import SINGLE
 from locallearn.engine.setup import Pixels
 from locallearn.errors import RunError, UserError, described, in_one_line, memory_ran_out, needs_several_values
-from locallearn.models import BlockModel, answering
+from locallearn.models import BlockModel
 from locallearn.options import convert
 from locallearn.plan.measure import rehearse
 from locallearn.runs.console import warn
@@ -69,7 +70,7 @@ def prepare(
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         build = exp.model if fresh else exp.model.bare
-        model = answering(build(data.image, len(data.classes), data.graph, data.vocabulary), data.task.form)
+        model = model_for(build, data.image, len(data.classes), data.task.form, data.graph, data.vocabulary)
     if cut is not None and cut[-1].stop != len(model.units):
         raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
     cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)

@@ -16,10 +16,11 @@ from locallearn.config.compose import compose
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.given import in_place
 from locallearn.config.objects import compared, marks, missing
+from locallearn.config.targets import model_for
 from locallearn.data.fingerprint import Fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
-from locallearn.models import BlockModel, answering
+from locallearn.models import BlockModel
 from locallearn.models.weights import Taken
 from locallearn.names import ACCURACY
 from locallearn.options import convert, fields_of
@@ -180,7 +181,7 @@ def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHIN
     with seeds.stream(0, "load"):
         vocabulary, form = manifest.get("vocabulary"), manifest.get("form", SAMPLE)
         build = in_place(exp.model, objects["model"]) if own else exp.model.bare
-        model = answering(build(tuple(manifest["image"]), len(manifest["classes"]), graph, vocabulary), form)
+        model = model_for(build, tuple(manifest["image"]), len(manifest["classes"]), form, graph, vocabulary)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
     if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
