@@ -569,7 +569,7 @@ def test_a_module_that_answers_at_every_position_is_cut_and_trained(kind):
     x = integers(C, B, T) if kind == "tokens" else numbers(B, *image)
     y, loss = CASES[kind].y, CASES[kind].loss
     settings: dict[str, Any] = {"optim": "sgd", "optim.lr": RATE, "optim.momentum": 0.0, "optim.weight_decay": 0.0}
-    settings |= {"precision": "fp64", "channels_last": False, "blocks": "max", "task": kind}
+    settings |= {"precision": "fp64", "blocks": "max", "task": kind}
     learner = locallearn.build("backprop", net, image=image, classes=C, **settings)
     assert len(learner.blocks) > 1
     learner.step(x, y)
