@@ -554,10 +554,14 @@ class Dense(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, C, 1)
+        self.first, self.second, self.last = (
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.Conv2d(6, 4, 3, padding=1),
+            nn.Conv2d(4, C, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.first(x)))
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
 
 
 @pytest.mark.parametrize("kind", ["tokens", "segmentation"])

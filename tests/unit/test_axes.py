@@ -168,6 +168,7 @@ REFUSED = {
     ("3d", "inpainting"): "hides part of an image",
     ("1d", "simclr"): "crops images",
     ("3d", "simclr"): "crops images",
+    **{(kind, "distil"): "init.teacher" for kind in NETS},
 }
 
 
