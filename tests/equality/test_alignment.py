@@ -58,6 +58,7 @@ def test_backprop_is_aligned_with_itself():
         assert row["feedback_cosine"] == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_with_the_probe_ends_with_the_same_weights(tmp_path):
     settings = {"model": "lenet", "epochs": 1, "max_steps": 6, "strategy": "cdni", "threads": 1, "quiet": True}
     plain = locallearn.train(out=str(tmp_path), **settings)

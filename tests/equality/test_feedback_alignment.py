@@ -481,6 +481,7 @@ def test_channels_last_is_the_same(name, conv_unit):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fa", "usf", "brsf"])
 def test_compiled_is_the_same(name, conv_unit):
     twin, h = FAMILY[name].adapt(conv_unit.double(), SPEC), torch.randn(8, 4, 8, 8, dtype=torch.float64)

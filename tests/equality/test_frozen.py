@@ -114,6 +114,7 @@ def test_phases_are_those_of_the_learning_blocks():
     assert all("3" in names and "1" not in names for names in moved[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 def test_blocks_that_cannot_be_trained_are_refused(capsys):
     few = [*SMALL, "epochs=1", "max_steps=2"]

@@ -29,6 +29,7 @@ def found() -> Matrix:
     return matrix(choices("strategy"), {n: MODELS[n] for n in ("mlp", "lenet", "allcnn", "rnn", "gcn", "gpt")}, config)
 
 
+@pytest.mark.slow
 def test_it_knows_what_goes_with_what(found):
     assert found.reads == {
         "mlp": "images",
@@ -88,6 +89,7 @@ def test_what_the_table_says_is_true(name):
         assert all(torch.isfinite(torch.tensor(v)) for v in learner.step(x, y).values()), strategy
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     call = [sys.executable, "-m", "locallearn", "list", "--matrix", "--config-dir", str(tmp_path)]
     done = subprocess.run(call, capture_output=True, text=True)

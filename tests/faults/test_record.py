@@ -180,6 +180,7 @@ def own_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sys.modules.pop("own_sinks", None)
 
 
+@pytest.mark.slow
 def test_a_sink_of_the_users_own_beside_another(own_conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config-dir", str(own_conf), "strategy=dgl", *SMALL, "epochs=2", "out=runs"]
     code, _, err = run(*words, "record=[tensorboard,kept]", capsys=capsys)

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.xdist_group("resume")  # one worker makes the runs that
 LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("backprop", "greedy", "deep_supervision")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["dgl", *LONG])
 @pytest.mark.fault("F1", "R1")
 def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
@@ -143,6 +144,7 @@ def test_foreign_files_among_checkpoints_are_left_alone(stopped, tmp_path):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F6")
 def test_checkpoints_of_another_model_are_refused(stopped, tmp_path, record_property):
     """Another width, another depth, other heads, another strategy; nothing of the run is changed by it."""

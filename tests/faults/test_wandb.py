@@ -148,6 +148,7 @@ def test_without_a_key_it_is_offline_and_wandb_reads_it_back(
     assert '"block/*"' in inspect(path)
 
 
+@pytest.mark.slow
 def test_the_table_and_the_pictures_of_a_probe(folder: RunFolder, tmp_path: Path) -> None:
     figure, axes = panels()
     axes[0].plot([0, 1])
@@ -167,6 +168,7 @@ def test_the_table_and_the_pictures_of_a_probe(folder: RunFolder, tmp_path: Path
     assert image.read_bytes() == picture.read_bytes()
 
 
+@pytest.mark.slow
 def test_names_notes_and_the_model_as_an_artifact(folder: RunFolder) -> None:
     (folder.path / "model.safetensors").write_bytes(b"weights")
     found = []
@@ -392,6 +394,7 @@ def running_commands() -> str:
     return "\n".join(found)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_the_same_id(folder: RunFolder, server: Server) -> None:
     ids = []
     for steps in (range(1, 101), range(101, STEPS + 1)):

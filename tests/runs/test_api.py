@@ -109,6 +109,7 @@ def test_a_sequential_strategy_must_know_how_long():
     learner.step(torch.randn(8, 1, 28, 28), torch.randint(10, (8,)))
 
 
+@pytest.mark.slow
 def test_one_run_leaks_nothing_into_the_next(tmp_path):
     settings = {"model": "mlp", "model.width": 32, "epochs": 1, "max_steps": 5, "quiet": True, "out": tmp_path}
     threads, state = torch.get_num_threads(), torch.get_rng_state()

@@ -120,6 +120,7 @@ def test_out_that_cannot_be_written(capsys, tmp_path):
     assert "file/x" in one_sentence(err)
 
 
+@pytest.mark.slow
 def test_sweep_goes_on_after_a_failing_run(capsys, tmp_path):
     """The second of three diverges: the others end, and the exit code says so."""
     code, out, err = run(
@@ -180,6 +181,7 @@ entry()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F30")
 def test_a_run_needs_only_the_packages_that_it_uses(tmp_path):
     """Training, saving and the table at the end without the packages of pictures, trackers and other models."""
@@ -279,6 +281,7 @@ def test_stdout_closed_early(tmp_path):
     assert json.loads(status.read_text())["state"] == "done"
 
 
+@pytest.mark.slow
 def test_data_are_found_again_from_another_directory(capsys, tmp_path, monkeypatch):
     import numpy as np
     from PIL import Image

@@ -86,6 +86,7 @@ def agent_command(values: dict) -> list[str]:
     return command
 
 
+@pytest.mark.slow
 def test_the_sweep_of_wandb_is_a_command_that_works(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["locallearn"])

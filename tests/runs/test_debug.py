@@ -84,6 +84,7 @@ def mine(tmp_path, monkeypatch):
     sys.modules.pop("of_mine", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CODE)
 def test_an_error_of_the_users_names_file_line_and_text(kind, mine, capsys):
     words, place = mine(kind)
@@ -98,6 +99,7 @@ def test_an_error_of_the_users_names_file_line_and_text(kind, mine, capsys):
     assert place in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["strategy", "data"])
 def test_in_a_sweep_too(kind, mine, capsys):
     words, place = mine(kind)

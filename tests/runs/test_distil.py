@@ -138,6 +138,7 @@ def teacher(capsys: pytest.CaptureFixture[str]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_run(teacher, capsys):
     kept = (teacher / "model.safetensors").read_bytes()
     words = [*STUDENT, f"init.teacher={teacher}"]

@@ -243,6 +243,7 @@ def test_flags_and_settings_in_any_order(words, monkeypatch, capsys, tmp_path):
     assert sorted(options.overrides) == ["seed=0,1", "strategy=dgl,backprop"]
 
 
+@pytest.mark.slow
 def test_the_blocks_of_a_sweep_are_shown_for_each_run(capsys, tmp_path):
     code, out, err = run("strategy=dgl,backprop", "-m", *SETTINGS, "--dry-run", "blocks=2", capsys=capsys)
     assert code == 0, err

@@ -86,6 +86,7 @@ class Hostile:
         return os.system, ("touch canary",)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_file(first, capsys):
     """Of safetensors, or as torch saves it, alone or among other things; a pickle of anything else runs nothing."""
     before = weights(first)
@@ -107,6 +108,7 @@ def test_a_run_starts_from_a_file(first, capsys):
     assert not Path("canary").exists()
 
 
+@pytest.mark.slow
 def test_the_weights_are_needed_until_there_is_a_checkpoint(first, capsys, monkeypatch):
     """Killed before one, a run begins with the same weights or not at all; later it needs them no more."""
     words = [*STILL, "data.classes=3", "optim.lr=0.1"]

@@ -64,6 +64,7 @@ def test_a_longer_run_has_the_bits_of_one_that_was_as_long(schedule, short, long
     assert locallearn.load(path)
 
 
+@pytest.mark.slow
 def test_a_schedule_is_stretched_unless_it_is_held(capsys):
     path = made("runs", capsys, "epochs=2", "optim.lr=0.01", "optim.schedule=cosine")
     code, out, err = run("resume", str(path), "epochs=4", capsys=capsys)

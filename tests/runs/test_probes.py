@@ -65,6 +65,7 @@ def probed(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_every_probe_ends_with_the_same_bits(plain, probed):
     """Weights, optimizer states, synthesizers, batch statistics; and every number that both runs record."""
     before, after = state(plain.run_dir), state(probed.run_dir)
@@ -165,6 +166,7 @@ def test_a_resumed_run_forgets_and_repeats_its_rows(tmp_path):
     assert rows(folder, "alignment") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -189,6 +191,7 @@ def test_bad_input_is_one_sentence(settings, sentence, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -64,6 +64,7 @@ def test_a_header_says_where_a_setting_comes_from(name):
     assert f"+experiment={name}" in facts["command"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_published_number_belongs_to_a_run(name):
     """The commands of the header give runs with the settings of each published number."""
@@ -118,6 +119,7 @@ def test_the_first_and_last_job_compose(kind, name):
         experiment(*compose(job))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["feedback_lenet", "local_loss_vgg8b"])
 def test_what_a_short_form_reached_is_what_the_families_reached(name):
     """The same setting, and the mean of its seeds."""
@@ -172,6 +174,7 @@ def test_every_short_form_runs(name, which, request, tmp_path, monkeypatch):
     assert result.metrics["step"] >= 2
 
 
+@pytest.mark.slow
 def test_an_experiment_sweeps_over_what_its_yaml_says(tmp_path, capsys):
     words = ["-m", "+short=resnet32_dgl", "max_steps=1", "threads=1", f"out={tmp_path}"]
     assert cli.main(words) == 0

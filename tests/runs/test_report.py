@@ -273,6 +273,7 @@ def test_a_table_is_whole_in_any_width(width, longest):
     assert len(heads) == 1 or width < 400
 
 
+@pytest.mark.slow
 def test_500_runs_in_seconds(tmp_path):
     first = write_run(tmp_path / "runs" / "0", epochs=30)
     for k in range(1, 500):

@@ -184,6 +184,7 @@ def test_runs_without_numbers_and_runs_that_differ(tmp_path):
     assert "NaN" not in json.dumps(data_of(text))
 
 
+@pytest.mark.slow
 def test_five_hundred_runs_are_one_small_page(tmp_path):
     for i in range(500):
         write_run(tmp_path, STRATEGIES[i % 4], i % 2, lr=round(0.001 * (1 + i // 8), 4), epochs=60, name=str(i))

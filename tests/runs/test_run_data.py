@@ -126,6 +126,7 @@ def test_the_manifest_has_mean_and_deviation_of_the_training_split(made):
     torch.testing.assert_close(torch.tensor(noted["std"]).double(), raw.double().std((0, 2, 3), correction=0) / 255)
 
 
+@pytest.mark.slow
 def test_another_set_is_normalised_as_the_run_was(copied, tmp_path, capsys):
     """The same scenes at half the light: to the net that was trained on bright ones every one is a dog."""
     dark = folder_set(tmp_path / "dark", light=0.5)
@@ -251,6 +252,7 @@ def test_other_classes_are_refused(names, said, copied, tmp_path, capsys):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_another_number_of_classes_and_another_shape_are_refused(copied, tmp_path, capsys):
     other = folder_set(tmp_path / "other")
     fill(other / "train/emu", 5)

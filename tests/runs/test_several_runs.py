@@ -28,6 +28,7 @@ def runs(tmp_path_factory) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_evaluate_of_several_runs_is_a_table(runs, capsys, monkeypatch):
     monkeypatch.chdir(Path(runs[0]).parents[1])
     relative = [str(Path(run).relative_to(Path.cwd())) for run in runs]
@@ -53,6 +54,7 @@ def test_one_that_cannot_be_evaluated_does_not_hide_the_others(runs, capsys, tmp
     assert len(out.splitlines()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", range(4))
 def test_evaluate_takes_flags_and_settings_in_any_order(runs, order, capsys):
     words = [runs[0], "--linear", "data=digits", "--allow", "x", "data.fraction=0.5"]
@@ -74,7 +76,8 @@ def test_resume_takes_flags_and_settings_in_any_order(runs, capsys):
     for words, said in (
         (["runtime=serial"], "resume takes one run folder, such as"),
         (runs[:2], "resume takes one run folder, not 2"),
-        ([runs[0], "epochs=3"], "takes only settings of where blocks run"),
+        ([runs[0], "epochs=3"], "resume makes a run longer, never shorter"),
+        ([runs[0], "seed=3"], "takes only"),
     ):
         code, _, err = run("resume", *words, capsys=capsys)
         assert code == 2

@@ -156,6 +156,7 @@ def test_the_pages_are_what_the_results_say(name, tmp_path, capsys):
         assert picture.read_text() == (source / picture.name).read_text(), picture
 
 
+@pytest.mark.slow
 def test_a_study_from_outside(mine, capsys):
     command = ["study", "mine", "--config-dir", str(mine), "--jobs", "2", "--data", str(mine)]
     code, out, err = run(*command, capsys=capsys)
@@ -211,6 +212,7 @@ def test_a_killed_study_goes_on_from_the_checkpoint(mine, capsys):
     assert json.loads((begun / "summary.json").read_text())["step"] == 600
 
 
+@pytest.mark.slow
 def test_a_failing_row_is_named_and_the_others_go_on(mine, capsys):
     text = MINE.replace("_target_: my_analysis.Mine", "quick: max_steps=2")
     (mine / "study" / "mine.yaml").write_text(
@@ -315,6 +317,7 @@ def test_list_shows_the_studies(capsys):
     assert "strategy=loco auxiliary=linear" in out
 
 
+@pytest.mark.slow
 def test_a_linear_readout_is_a_classifier_on_pooled_features(tmp_path, capsys):
     run = locallearn.train(
         model="lenet",

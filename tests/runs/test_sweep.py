@@ -58,6 +58,7 @@ def config(*overrides: str) -> dict:
     return compose([*SETTINGS, *overrides])[0]
 
 
+@pytest.mark.slow
 def test_folders_say_what_differs_and_a_second_start_repeats_nothing(capsys):
     command = ["-m", "strategy=backprop,dgl", "seed=0,1", *SETTINGS]
     code, out, _ = run(*command, capsys=capsys)
@@ -125,6 +126,7 @@ def test_names_with_special_characters(differs, name, tmp_path):
     assert RunFolder.create(tmp_path, path.name, only=True).name == path.name, "the folder has another name"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F29")
 def test_a_failing_job_is_shown_and_the_others_go_on(capsys):
     command = ["-m", "strategy=dgl", *SETTINGS, "optim.lr=0.01,1e30,0.02", "optim.schedule=constant"]
@@ -142,6 +144,7 @@ def test_a_failing_job_is_shown_and_the_others_go_on(capsys):
     assert state(hidden) == "failed", "the first attempt is lost"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F29")
 def test_a_job_that_means_nothing_is_its_own_failure(capsys):
     code, out, err = run("-m", "optim.lr=0.01,abc", *SETTINGS, capsys=capsys)
@@ -199,6 +202,7 @@ def test_settings_of_a_choice_that_varies(capsys):
     assert "2 runs: 1 new, 1 failed\n  failed: strategy=backprop: " in out
 
 
+@pytest.mark.slow
 def test_what_varies_may_stand_in_a_yaml(capsys, tmp_path):
     conf = tmp_path / "conf" / "experiment"
     conf.mkdir(parents=True)

@@ -75,6 +75,7 @@ def test_classes_alone_give_a_fixed_test_set(root: Path) -> None:
     assert torch.equal(*shown)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("R11")
 def test_streamed_is_in_memory(root: Path) -> None:
     options = {"root": str(root), "size": 10, "crop": 2, "flip": True, "cutout": 3, "label_noise": 0.2}

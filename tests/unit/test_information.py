@@ -135,6 +135,7 @@ print(json.dumps([time.process_time() - started, more * 1024]))
 """
 
 
+@pytest.mark.slow
 def test_ten_thousand_samples_in_seconds_and_bounded_memory():
     """Both bounds, I(X;T) and I(T;Y), on one core: processor time, which a busy machine lengthens less."""
     done = subprocess.run([sys.executable, "-c", SPEED, "100"], capture_output=True, text=True, timeout=200)
@@ -288,6 +289,7 @@ def test_repeated_rows_are_no_work_for_neighbours():
     assert not any("repeat" in sentence for sentence in noisy.warnings)
 
 
+@pytest.mark.slow
 def test_mine_finds_correlated_gaussians_and_draws_from_its_own_generator():
     x, t = correlated(4000)
     before = torch.get_rng_state()

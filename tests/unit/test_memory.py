@@ -59,6 +59,7 @@ def block_alone(learner, k: int) -> int:
     return saved.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUXILIARIES)
 def test_dgl_holds_its_largest_block_and_not_the_sum(vgg16, name):
     dgl = learner_of(DGL(objective=CrossEntropy(), auxiliary=AUXILIARIES[name]), vgg16)
@@ -79,6 +80,7 @@ def test_all_that_autograd_holds_against_backprop(vgg16):
     assert peak(learner_of(dgl, vgg16, "memory"), with_weights=True, size=128) <= 0.37 * reference
 
 
+@pytest.mark.slow
 def test_recomputation_needs_less_than_backprop_and_deep_supervision_more(vgg16):
     reference = peak(learner_of(Backprop(), vgg16))
     assert peak(learner_of(Checkpoint(), vgg16)) < 0.6 * reference

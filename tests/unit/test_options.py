@@ -141,7 +141,7 @@ def test_every_range_of_every_choice_holds_from_its_yaml(group, name):
         supplied = {"objective": CrossEntropy(), "auxiliary": MLP()}
     supplied = {option: value for option, value in supplied.items() if option in fields_of(target)}
     checked(target, options, group, {*supplied, "graph"} if group == "model" else supplied)
-    place = f"{group}.{name}" if group == "probe" else group
+    place = f"{group}.{name}" if group in ("probe", "callback") else group
     for option, hint in with_rules(target).items():
         for value in least(hint):
             with pytest.raises(UserError, match=rf"^{place}\.{option}={value}: must be "):

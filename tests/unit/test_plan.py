@@ -286,6 +286,7 @@ def test_the_table_has_every_schedule():
 SETTINGS = [*SMALL, "model.width=16", "model.depth=3", "batch_size=32"]
 
 
+@pytest.mark.slow
 def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):
     for name in ("a.svg", "folder/b.png"):
         code, out, err = run("plan", *SETTINGS, "stages=3", "bandwidth=1", f"picture={tmp_path / name}", capsys=capsys)
