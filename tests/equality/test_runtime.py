@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -64,11 +65,10 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
         assert torch.equal(t, b[name]), name
 
 
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory) -> dict[str, Path]:
-    """The runs in one process that others are compared with."""
-    root = tmp_path_factory.mktemp("serial")
-    settings = {
+class Serial(dict[str, Path]):
+    """The runs in one process that others are compared with, each when it is first asked for."""
+
+    settings: ClassVar[dict[str, list[str]]] = {
         "dgl": ["strategy=dgl", "probe=alignment"],
         "dni": ["strategy=dni"],
         "backprop": ["strategy=backprop"],
@@ -76,9 +76,20 @@ def serial(tmp_path_factory) -> dict[str, Path]:
         "replicas": REPLICAS,
         "distorted": DISTORTED,
     }
-    for which, overrides in settings.items():
-        assert main([*SETTINGS, f"out={root / which}", *overrides]) == 0
-    return {which: next((root / which).iterdir()) for which in settings}
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, which: str) -> Path:
+        assert main([*SETTINGS, f"out={self.root / which}", *self.settings[which]]) == 0
+        self[which] = next((self.root / which).iterdir())
+        return self[which]
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory) -> Serial:
+    return Serial(tmp_path_factory.mktemp("serial"))
 
 
 @pytest.mark.parametrize(

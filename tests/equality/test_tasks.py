@@ -333,7 +333,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "sentence"), REFUSED)
+@pytest.mark.parametrize(
+    ("settings", "sentence"), [*REFUSED[::4], *(pytest.param(*each, marks=pytest.mark.slow) for each in REFUSED)]
+)
 def test_what_cannot_be_served_is_one_sentence(settings, sentence, capsys, tmp_path, real_root, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCALLEARN_DATA", str(real_root))

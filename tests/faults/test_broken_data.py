@@ -114,7 +114,7 @@ FAULTS = {
     "no test samples": "the test part has no samples",
     "not finite": "of the training samples of data=broken number 1 is not finite",
     "infinity in the test": "of the test samples of data=broken number 5 is not finite",
-    "float64": "the training samples of data=broken are float64 [12]; they must be uint8 images, float32, or int64 token numbers",
+    "float64": "the training samples of data=broken are float64 [12]; they must be uint8 images, float32, or int64",
     "bytes without channels": "are uint8 [6, 6]; images must be uint8 [channels, height, width]",
     "grey test of a colour set": "test samples of data=broken are uint8 [1, 6, 6]; they must be [3, 6, 6]",
     "a test of another size": "test samples of data=broken are float32 [11]; they must be [12]",

@@ -342,6 +342,7 @@ def test_without_a_terminal_it_is_plain_lines() -> None:
     assert all(c.isprintable() for line in lines for c in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "fits"),
     [(None, 5), ("0", 5), ("120", 6), ("80", 5), ("40", 3), ("10", 1)],

@@ -194,6 +194,7 @@ def pickles(canary: Path) -> Iterator[bytes]:
 CHECKPOINT = "checkpoints/step-00000003"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F8", "R7")
 @pytest.mark.parametrize(
     ("name", "commands"),

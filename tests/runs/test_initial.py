@@ -52,6 +52,7 @@ def first(capsys: pytest.CaptureFixture[str]) -> Path:
     return ended(capsys, *STILL, "optim.lr=0.1", "seed=5", "data.classes=3", "out=first")[0]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_model_of_an_earlier_one(first, capsys):
     every = {"0", "1", "2", "3", "head"}
     before, drawn = weights(first), weights(ended(capsys, *STILL, "data.classes=3", "out=drawn")[0])

@@ -77,6 +77,7 @@ def test_a_run_with_every_probe_ends_with_the_same_bits(plain, probed):
         assert {k: one[k] for k in same} == {k: other[k] for k in same}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_and_pictures(name, probed):
     found = rows(probed.run_dir, name)

@@ -97,6 +97,7 @@ def test_scores():
     assert [(s.settings, s.value) for s in found] == [({"strategy": "dgl", "blocks": "2"}, 91.3), ({}, 4.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORTS)
 def test_a_short_form_says_what_it_keeps_and_what_it_reached(name):
     facts = header(SHORTS[name])
@@ -111,6 +112,7 @@ def test_a_short_form_says_what_it_keeps_and_what_it_reached(name):
         ), f"{score.settings} is no run of {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["experiment", "short"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_first_and_last_job_compose(kind, name):

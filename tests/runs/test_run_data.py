@@ -233,6 +233,7 @@ def own(tmp_path) -> Iterator[Callable[..., list[str]]]:
     sys.path[:] = [path for path in sys.path if path != str(conf.resolve())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "said"),
     [

@@ -24,6 +24,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_from_python_is_a_text(text):
     """Alone, in a list, and as a folder."""
@@ -34,6 +35,7 @@ def test_a_text_from_python_is_a_text(text):
     assert again["record"]["wandb"]["project"] == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["r/2024", "20240101", "true", "1e3", "r/a\\b", "r/a\nb", "null", "a=b", "${x}", "1,2"])
 def test_a_run_goes_into_the_folder_that_was_said(out, elsewhere, tmp_path):
     result = locallearn.train(quiet=True, out=out, **SETTINGS)

@@ -130,6 +130,7 @@ def test_a_record_that_is_none(capsys, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", choices("tune"))
 @pytest.mark.parametrize("optim", choices("optim"))
 def test_ready_spaces_fit_every_optimizer(name, optim):

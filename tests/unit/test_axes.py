@@ -172,6 +172,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "name"), [(g, n) for g in ("strategy", "objective", "auxiliary") for n in sorted(choices(g))]
 )
