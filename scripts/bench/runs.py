@@ -21,9 +21,10 @@ import torch
 from bench.goals import Report
 from bench.method import Bench, Sample, between, mark, medians
 from bench.subjects import by_hand
-from locallearn import api
+from locallearn import train
 from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
+from locallearn.config.keywords import overrides
 from locallearn.runs import wandb_sink
 from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder
@@ -71,7 +72,7 @@ def trained(bench: Bench, given: dict[str, Any]) -> tuple[Path, list[float], flo
     """A run: its folder, seconds per step of each epoch as it records them (evaluation is not in them), and the cores
     that others used meanwhile."""
     start = mark(bench.pids)
-    result = api.train(quiet=True, **given)
+    result = train(quiet=True, **given)
     foreign = between(start, mark(bench.pids)).foreign
     steps = [BATCH / record["images_per_second"] for record in result.history]
     assert len(steps) == given["epochs"], f"{len(steps)} of {given['epochs']} records"
@@ -100,7 +101,7 @@ def loop(bench: Bench, report: Report) -> None:
 
 
 def _by_hand(bench: Bench, given: dict[str, Any]) -> Callable[[], Sample]:
-    exp = experiment(*compose(list(api._overrides(given))))
+    exp = experiment(*compose(list(overrides(given))))
     data = exp.source.load(0, torch.device("cpu"))
     step = by_hand(exp.model(data.image, len(data.classes)))
 
