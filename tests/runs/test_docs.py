@@ -149,6 +149,8 @@ class Reader:
             return ["list", *words[:2]]
         if words[0] == "tune":
             return [*(word for word in words if not word.startswith("trials")), "trials=2", *SHORT[:2]]
+        if words[0] == "resume":  # a run that was cut short for this test has no more epochs
+            return [word for word in words if not word.startswith("epochs=")]
         if words[0] in COMMANDS or {"--dry-run", "--help"} & set(words):
             return words
         given = {word.partition("=")[0] for word in words if "=" in word}
