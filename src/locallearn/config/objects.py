@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from locallearn.config.registry import flat
 from locallearn.engine.torch_optim import TorchOptim
 from locallearn.errors import UserError
 
@@ -102,7 +103,7 @@ def compared(saved: Mapping[str, Any], now: Mapping[str, Any], given: Iterable[s
     """
     changed = []
     for group in dict.fromkeys(place.partition(".")[0] for place in given):
-        before, here = _flat(saved.get(group)), _flat(now.get(group))
+        before, here = flat(saved.get(group) or {}), flat(now.get(group) or {})
         for key in before | here:
             name, _, last = key.rpartition(".")
             was, is_now = before.get(key), here.get(key)
@@ -128,13 +129,6 @@ def _written(mark: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return "not there" if value is None else f"{value!s:.80}"
-
-
-def _flat(config: Any, above: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in config.items() if isinstance(config, Mapping) else ():
-        values |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return values
 
 
 def _kind(value: Any) -> Any:

@@ -26,7 +26,7 @@ from locallearn.data.dataset import Data, Split
 from locallearn.data.items import Items, Passes, as_input, as_targets, drawing, pair, reading
 from locallearn.data.listed import class_names, label_column, labels_of, labels_read, name_of
 from locallearn.data.normalise import Normalisation, Normaliser
-from locallearn.data.source import PIXELS, DataSource, Raw, RawSplit
+from locallearn.data.source import PIXELS, DataSource, Raw, RawSplit, whole
 from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
 from locallearn.seeds import derive
@@ -114,7 +114,7 @@ class ObjectSource(DataSource):
             check_samples(f"{name} samples of data={self.name}", part.images, store.image)
         unknown = torch.full((len(store),), -1, device=device)
         train = Split(store, torch.arange(len(store)), unknown)
-        test, validation = (_whole(rest[name], device) if name in rest else None for name in ("test", "validation"))
+        test, validation = (whole(rest[name], device) if name in rest else None for name in ("test", "validation"))
         assert test is not None
         splits = (train, validation or test.at(torch.arange(0)), test)
         normaliser = Normaliser.of(normalisation, device) if normalisation else None
@@ -270,10 +270,6 @@ def _chosen(part: RawSplit, places: Tensor) -> RawSplit:
     assert isinstance(part.images, Items)
     subset = Subset(part.images.dataset, places.tolist())
     return RawSplit(replace(part.images, dataset=subset, labels=part.images.labels[places]), part.labels[places])
-
-
-def _whole(part: RawSplit, device: torch.device) -> Split:
-    return Split(part.images.to(device), torch.arange(len(part.images)), part.labels.to(device))
 
 
 def _is_pair(given: Any) -> bool:

@@ -164,20 +164,21 @@ class DataSource(Source):
 
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
         raw = self.read(device)
+        of_classes = isinstance(raw.task, Classification)
         for name, part in (("training", raw.train), ("test", raw.test), ("validation", raw.validation)):
             if part is not None:
                 check_samples(f"{name} samples of data={self.name}", part.images, raw.train.images.image)
-                if raw.task == CLASSES:
+                if of_classes:
                     check_labels(name, part.labels, len(part.images), raw.classes)
                 else:
                     raw.task.checked(part.labels, len(part.images), len(raw.classes))
-        if raw.task == CLASSES:
+        if of_classes:
             check_classes(raw.train.labels, raw.classes)
         else:
             self._refuse_class_options(raw.task)
         augment = self._augment(raw.train.images)
         on_device = raw.train.images.to(device)
-        classes = raw.train.labels if raw.task == CLASSES else torch.zeros(len(raw.train.images), dtype=torch.int64)
+        classes = raw.train.labels if of_classes else torch.zeros(len(raw.train.images), dtype=torch.int64)
         index, held_out = self._divide(classes, seed, self.validation if raw.validation is None else 0.0)
         labels = raw.train.labels[index]
         if self.label_noise:
@@ -185,19 +186,25 @@ class DataSource(Source):
         train = Split(on_device, index, labels.to(device))
         validation = Split(on_device, held_out, raw.train.labels[held_out].to(device))
         if raw.validation is not None:
-            validation = _whole(raw.validation, device)
-        splits = (train, validation, _whole(raw.test, device))
+            validation = whole(raw.validation, device)
+        splits = (train, validation, whole(raw.test, device))
         deficit = Deficit(self.deficit, self.deficit_from, self.deficit_until)
         normaliser = self._normaliser(train, device, normalisation)
         data = Data(self.name, raw.classes, splits, seed, augment, normaliser, deficit, raw.left_out, raw.task)
         if self.labelled is not None:
             data.keep_labels(self.labelled)
-        if raw.task == CLASSES:
-            data.task = self._classification(data.train.labels.cpu(), raw.classes)
+        if of_classes:
+            data.task = self._classification(raw.task, data.train.labels.cpu(), raw.classes)
         return data
 
-    def _classification(self, labels: Tensor, classes: tuple[str, ...]) -> Classification:
-        """The task with the options of this set; `labels` [N] are those that are trained on."""
+    def _classification(self, given: Task, labels: Tensor, classes: tuple[str, ...]) -> Task:
+        """The task with the options of this set, unless one was given that has its own; `labels` [N] are those that are
+        trained on."""
+        if given != CLASSES:
+            names = ("smoothing", "class_weights", "mixup", "cutmix")
+            if both := next((name for name in names if getattr(self, name)), None):
+                raise UserError(f"data.{both} and a task with options of its own say two things: give one of them")
+            return given
         weights = self.class_weights or ()
         if weights == "balanced":
             counts = torch.bincount(labels, minlength=len(classes)).double()
@@ -210,9 +217,9 @@ class DataSource(Source):
     def _refuse_class_options(self, task: Task) -> None:
         masks = ("resized_crop", "policy") if task.kind == SEGMENTATION else ()  # they move pixels
         for name in ("labelled", "label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", *masks):
-            value = getattr(self, name)
-            if value:
-                raise UserError(f"data.{name}={value} is for classes, and data={self.name} asks for {task.wanted}")
+            if value := getattr(self, name):
+                reason = "moves pixels away from their masks" if name in masks else "is for classes"
+                raise UserError(f"data.{name}={value} {reason}, and data={self.name} asks for {task.wanted}")
 
     def _divide(self, labels: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
         """Places of the training and of the validation samples among labels [N]: validation first, then fraction."""
@@ -276,5 +283,6 @@ def require(holds: bool, name: str, value: object, rule: str) -> None:
         raise UserError(f"data.{name}={value}: must be {rule}")
 
 
-def _whole(part: RawSplit, device: torch.device) -> Split:
+def whole(part: RawSplit, device: torch.device) -> Split:
+    """All samples of a part."""
     return Split(part.images.to(device), torch.arange(len(part.images)), part.labels.to(device))

@@ -45,8 +45,8 @@ def linear_readout(learner: Learner, data: Data) -> dict[str, float]:
     train = features(data.evaluation(data.train, BATCH), learner.features, task.flat)
     test = features(data.evaluation(data.test, BATCH), learner.features, task.flat)
     blocks = enumerate(zip(train, test, strict=True))
-    scores = {k: {"linear_accuracy": linear_accuracy(*a, *b)} for k, (a, b) in blocks}
-    return scores[len(train) - 1] | names.of_blocks(scores)
+    accuracies = {k: {"linear_accuracy": linear_accuracy(*a, *b)} for k, (a, b) in blocks}
+    return accuracies[len(train) - 1] | names.of_blocks(accuracies)
 
 
 def sums_of_blocks(reports: Iterable[Sequence[tuple[int, Mapping[str, Any]]]]) -> dict[int, dict[str, Any]]:
