@@ -89,13 +89,10 @@ class Task(Options, ABC):
         """The metrics of all `rows` of an evaluation, one after the other."""
         return {}
 
-    @abstractmethod
     def error(self, z: Tensor, y: Tensor) -> Tensor:
-        """dloss/dz in closed form, shaped like z, without autograd."""
-
-    def target(self, z: Tensor, y: Tensor) -> Tensor | None:
-        """What z should have been, shaped like z, zero where an item has no target; None where nothing can say it."""
-        return None
+        """dloss/dz, shaped like z: in closed form where a task has one, else by autograd."""
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(self.loss(z, y), z)[0]
 
     def flat(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """Features [N, D] and class numbers [N], below 0 for none, for read-outs of activations h [B, ...]; None where
@@ -181,12 +178,9 @@ class Classification(Task):
         loss = {} if total is None else {"loss": total / count}
         return loss if sums is None else loss | {"accuracy": sums[0] / count}
 
-    def target(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.context(y, z.shape[1]).to(z.dtype)
-
     def error(self, z: Tensor, y: Tensor) -> Tensor:
         assert not self.weights, "every class has the same weight in the closed form"
-        target = self.target(z, y)
+        target = self.context(y, z.shape[1]).to(z.dtype)
         there = target.sum(dim=1, keepdim=True)  # 0 where a sample has no label
         smooth = (1 - self.smoothing) * target + self.smoothing * there / z.shape[1]
         return (z.softmax(dim=1) * there - smooth) / self.count(y).clamp(min=1)
@@ -233,6 +227,16 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def not_a_tensor(what: str, value: Any) -> UserError:
     """What to raise for targets that are no tensor."""
     return UserError(f"the {what} are a {type(value).__name__}, not a tensor: make it one with torch.as_tensor")
+
+
+def class_numbers(y: Any, count: int, axes: str, what: str, each: str) -> Tensor:
+    """Class numbers of `count` samples with more `axes`, such as "H, W", as int64; without reading their values. Raises
+    UserError: `what` they are, and `each` says one of what."""
+    if not isinstance(y, Tensor):
+        raise not_a_tensor(what, y)
+    if y.dim() != 2 + axes.count(",") or len(y) != count or y.dtype not in INTEGERS:
+        raise UserError(f"the {what} are {list(y.shape)} {y.dtype}, but must be integers [{count}, {axes}], {each}")
+    return y.long()
 
 
 def _no_labels(classes: int, count: int, labels: Any) -> UserError:

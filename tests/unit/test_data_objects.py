@@ -16,6 +16,7 @@ from locallearn.config.registry import conf_dir
 from locallearn.data.objects import ObjectSource, batch_of, by_part
 from locallearn.errors import RunError, UserError
 from locallearn.seeds import generator
+from locallearn.task import Classification
 
 CPU = torch.device("cpu")
 N = 60
@@ -269,3 +270,18 @@ def test_the_options_of_every_set_stand_in_the_yaml():
     content.pop("_target_")
     fields = {field.name: field.default for field in dataclasses.fields(ObjectSource) if field.name != "parts"}
     assert content == fields
+
+
+def test_classes_with_options_are_split_checked_and_made_wrong_like_any():
+    """`task=Classification(...)` is one of classes: a fifth of each is tested on, labels may be wrong, and no option
+    stands in two places."""
+    task = Classification(smoothing=0.1)
+    source = ObjectSource(parts=by_part((X, Y)), task=task, label_noise=0.5)
+    plain = ObjectSource(parts=by_part((X, Y)), label_noise=0.5)
+    mine, other = (each.load(0, CPU) for each in (source, plain))
+    assert mine.task == task
+    for split in ("train", "validation", "test"):
+        assert torch.equal(getattr(mine, split).labels, getattr(other, split).labels)
+        assert torch.equal(getattr(mine, split).index, getattr(other, split).index)
+    with pytest.raises(UserError, match="data.smoothing and a task with options of its own say two things"):
+        ObjectSource(parts=by_part((X, Y)), task=task, smoothing=0.2).load(0, CPU)

@@ -74,9 +74,6 @@ class Multilabel(Task):
     def error(self, z: Tensor, y: Tensor) -> Tensor:
         return (z.sigmoid() - y) * (y >= 0) / self.count(y).clamp(min=1)
 
-    def target(self, z: Tensor, y: Tensor) -> Tensor:
-        return y.clamp(min=0).to(z.dtype)
-
     def context(self, y: Tensor, classes: int) -> Tensor:
         return y.clamp(min=0)
 

@@ -80,9 +80,6 @@ class Regression(Task):
     def error(self, z: Tensor, y: Tensor) -> Tensor:
         return 2 * (z - y) / z.numel()
 
-    def target(self, z: Tensor, y: Tensor) -> Tensor:
-        return y.to(z.dtype)
-
     def context(self, y: Tensor, classes: int) -> Tensor:
         return y
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locallearn.errors import UserError
-from locallearn.task import INTEGERS, POSITION, SEGMENTATION, Task, not_a_tensor
+from locallearn.task import POSITION, SEGMENTATION, Task, class_numbers
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,6 @@ class Segmentation(Task):
             return error
         return torch.ops.aten.upsample_bilinear2d_backward(error, list(y.shape[1:]), list(z.shape), False)
 
-    def target(self, z: Tensor, y: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self.context(y, z.shape[1]).to(z.dtype), (z.shape[2], z.shape[3]))
-
     def flat(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
         if h.dim() != 4:
             return None
@@ -82,13 +79,7 @@ class Segmentation(Task):
         return torch.randint(classes, (batch, *image[-2:]), generator=generator)
 
     def checked(self, y: Any, count: int, classes: int, look: bool = True) -> Tensor:
-        if not isinstance(y, Tensor):
-            raise not_a_tensor("masks", y)
-        if y.dim() != 3 or len(y) != count or y.dtype not in INTEGERS:
-            raise UserError(
-                f"the masks are {list(y.shape)} {y.dtype}, but must be integers [{count}, H, W], a class for each pixel"
-            )
-        y = y.long()
+        y = class_numbers(y, count, "H, W", "masks", "a class for each pixel")
         if look and y.numel() and (highest := int(y.max())) >= classes:
             raise UserError(
                 f"a pixel of class {highest}, but there are {classes} classes, 0 to {classes - 1} (below 0: none): "

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locallearn.errors import UserError
-from locallearn.task import INTEGERS, POSITION, TOKENS, Task, not_a_tensor
+from locallearn.task import POSITION, TOKENS, Task, class_numbers
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,9 @@ class Tokens(Task):
         return numbers if sums is None else numbers | {"accuracy": sums[0] / count}
 
     def error(self, z: Tensor, y: Tensor) -> Tensor:
-        return (z.softmax(-1) * (y >= 0)[..., None] - self.target(z, y)) / self.count(y).clamp(min=1)
-
-    def target(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.context(y, z.shape[-1]).to(z.dtype)
+        return (z.softmax(-1) * (y >= 0)[..., None] - self.context(y, z.shape[-1]).to(z.dtype)) / self.count(y).clamp(
+            min=1
+        )
 
     def flat(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
         return (h.flatten(0, 1), y.flatten()) if h.dim() == 3 and h.shape[:2] == y.shape else None
@@ -76,13 +75,7 @@ class Tokens(Task):
         return torch.randint(classes, (batch, image[0]), generator=generator)
 
     def checked(self, y: Any, count: int, classes: int, look: bool = True) -> Tensor:
-        if not isinstance(y, Tensor):
-            raise not_a_tensor("next tokens", y)
-        if y.dim() != 2 or len(y) != count or y.dtype not in INTEGERS:
-            raise UserError(
-                f"the next tokens are {list(y.shape)} {y.dtype}, but must be integers [{count}, T], one per position"
-            )
-        y = y.long()
+        y = class_numbers(y, count, "T", "next tokens", "one per position")
         if look and y.numel() and (highest := int(y.max())) >= classes:
             raise UserError(
                 f"next token {highest}, but the vocabulary has {classes}, 0 to {classes - 1} (below 0: none): correct "
