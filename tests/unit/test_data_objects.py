@@ -283,5 +283,5 @@ def test_classes_with_options_are_split_checked_and_made_wrong_like_any():
     for split in ("train", "validation", "test"):
         assert torch.equal(getattr(mine, split).labels, getattr(other, split).labels)
         assert torch.equal(getattr(mine, split).index, getattr(other, split).index)
-    with pytest.raises(UserError, match="data.smoothing and a task with options of its own say two things"):
+    with pytest.raises(UserError, match=r"data\.smoothing and a task with options of its own say two things"):
         ObjectSource(parts=by_part((X, Y)), task=task, smoothing=0.2).load(0, CPU)

@@ -124,9 +124,10 @@ class Text(Source):
             raise UserError(f"data={self.name}: {path} cannot be read ({reason}): give a text in UTF-8") from error
         vocabulary = tuple(sorted(set(text)))
         if len(vocabulary) < 2:
+            what = "repeats one character" if vocabulary else "is empty"
             raise UserError(
-                f"data={self.name}: {path} has {len(vocabulary)} different characters, and nothing can be learned of "
-                "which comes next: give another text"
+                f"data={self.name}: {path} {what}, so there is nothing to learn about which character comes next: "
+                "give another text"
             )
         number = {character: index for index, character in enumerate(vocabulary)}
         tokens = torch.tensor([number[c] for c in text], dtype=torch.uint8 if len(vocabulary) <= 256 else torch.int32)

@@ -55,7 +55,7 @@ def summary(
 
 
 def totals(rows: Sequence[BlockRow]) -> dict[str, int | None]:
-    """Forward FLOPs of one image through the model, and through what only trains it (None where that is unknown)."""
+    """Forward FLOPs of one sample through the model, and through what only trains it (None where that is unknown)."""
     auxiliary = [row.aux_flops for row in rows]
     known = [flops for flops in auxiliary if flops is not None]
     return {

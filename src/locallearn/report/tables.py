@@ -19,7 +19,7 @@ LATEX_LABEL = 60  # characters; longer ones are broken into lines
 NOTES = {
     "vs backprop": "vs backprop: mean difference to the same seeds of backprop, and its 95 % Student t interval",
     "memory": "memory: the peak, allocated on a GPU, resident in the process on a CPU",
-    "FLOPs": "FLOPs: forward pass of one image through the model; aux FLOPs: through what only trains it, if known",
+    "FLOPs": "FLOPs: forward pass of one sample through the model; aux FLOPs: through what only trains it, if known",
     "aux %": "aux %: parameters of auxiliary networks, in percent of the model's",
 }
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
