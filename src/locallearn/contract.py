@@ -183,6 +183,10 @@ class Strategy(Options, ABC):
     separate  names of auxiliary modules with an optimizer of their own, which `block.update(name)` applies
     carries   whether `step` hands on more than `h` that blocks further up need: then blocks that the user has frozen
               take their steps, too, where else those at the bottom only compute
+    ships     names of auxiliary modules without which the strategy cannot answer: they are exported with the model
+
+    The plain model answers for most strategies. One that answers in a way of its own says how by `look`, `through` and
+    `predict`; evaluations, exports and pipelines follow it.
     """
 
     _group = "strategy"
@@ -191,6 +195,7 @@ class Strategy(Options, ABC):
     tasks: ClassVar[frozenset[str] | None] = None
     separate: ClassVar[frozenset[str]] = frozenset()
     carries: ClassVar[bool] = False
+    ships: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         """Build the auxiliary modules of one block, which train it and never ship.
@@ -243,10 +248,25 @@ class Strategy(Options, ABC):
             Feedback for the block below (CHAIN) or for all blocks (BROADCAST, from the last block); else None.
         """
 
-    def predict(self, block: Block, h: Tensor) -> Tensor | None:
-        """Return the logits [B, classes] (or as the task asks) of a block for its output h [B, ...], or None. For
-        evaluation."""
-        return block.head(h) if block.head is not None else None
+    def look(self, packet: Packet, spec: BlockSpec) -> Packet:
+        """Make what block 0, which `spec` describes, reads of inputs without labels, where `begin` makes it of a
+        training batch. Of one sample there may be several rows, such as one for each class. It must draw nothing."""
+        return packet
+
+    def through(self, block: Block, packet: Packet) -> Packet:
+        """Compute a block where it does not learn: in evaluations, and below the blocks that learn."""
+        return packet.at(block.layers(packet.h))
+
+    def predict(self, block: Block, packet: Packet) -> Tensor | None:
+        """Return the logits [B, classes] (or as the task asks) of a block for the packet that `through` has made, or
+        None. For evaluation."""
+        return block.head(packet.h) if block.head is not None else None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the units and the head alone answer, as they were built."""
+        own = type(self)
+        return not self.ships and own.look is Strategy.look and own.through is Strategy.through
 
 
 def enter(block: Block, packet: Packet) -> Packet:

@@ -54,7 +54,7 @@ def assemble(
     if setup.total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     _check_types(model, setup.precision)
-    specs = _specs(model, cut, setup)
+    specs = specs_of(model, cut, setup)
     _check_trained(setup, len(cut))
     move = _Move(place.device, setup.dtype, setup.channels_last)
     with unchanged_if_refused(model):
@@ -77,7 +77,8 @@ def assemble(
     return learner
 
 
-def _specs(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpec]:
+def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpec]:
+    """What a strategy may know of each block."""
     shapes = [model.image, *model.shapes()]
     sizes = tuple(shapes[units.stop] for units in cut)
     tokens = model.vocabulary if model.inputs is None else model.inputs.vocabulary

@@ -166,13 +166,13 @@ class Learner:
             UserError: For inputs that the model cannot read.
         """
         logits: list[Tensor | None] = []
-        for block, h in zip(self.blocks, self.features(inputs), strict=True):
+        for block, packet in zip(self.blocks, self.packets(inputs), strict=True):
             k, depth = block.spec.index, block.spec.depth
             if not block.last and only_computes(self.strategy, k, depth, block.trained):
                 logits.append(None)
                 continue
             with self.stage.autocast(), Rerun(*block.roots()[1:]):
-                logits.append(self.strategy.predict(block, h))
+                logits.append(self.strategy.predict(block, packet))
         return logits
 
     @torch.no_grad()
@@ -180,10 +180,10 @@ class Learner:
         """The model's own logits [B, classes] for inputs as `step` takes them, in eval mode. Raises UserError for
         inputs that it cannot read."""
         inputs = self.gate.packed(inputs)
-        *_, h = self.features(inputs.to(self.device) if isinstance(inputs, Tensor) else inputs)
+        *_, packet = self.packets(inputs.to(self.device) if isinstance(inputs, Tensor) else inputs)
         with self.stage.autocast(), Rerun(*self.blocks[-1].roots()[1:]):
-            logits = self.strategy.predict(self.blocks[-1], h)
-        assert logits is not None, "the last block has the head"
+            logits = self.strategy.predict(self.blocks[-1], packet)
+        assert logits is not None, "the last block answers"
         return logits
 
     def evaluate(self, data: Any, labels: Tensor | None = None) -> dict[str, float]:
@@ -209,22 +209,34 @@ class Learner:
         return scores(task, self.blocks, self.predict, ((x.to(self.device), y.to(self.device)) for x, y in checked))
 
     def features(self, inputs: Any) -> Iterator[Tensor]:
-        """What each block emits [B, ...], in eval mode, one after the other; the stages of a pipeline hand it on. Call
-        it under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
+        """What each block emits [B, ...], in eval mode, one after the other. Call it under `torch.no_grad()`. Raises
+        UserError where a strategy looks at a sample several times."""
+        for packet in self.packets(inputs):
+            if isinstance(inputs, Tensor) and len(packet.h) != len(inputs):
+                raise UserError(
+                    f"{type(self.strategy).__name__} looks at each sample {len(packet.h) // len(inputs)} times, and "
+                    "one line of features is asked for: choose another read-out of the strategy"
+                )
+            yield packet.h
+
+    def packets(self, inputs: Any) -> Iterator[Packet]:
+        """What each block hands on, in eval mode, one after the other; the stages of a pipeline hand it on. Call it
+        under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
         link = self.stage.link
         if link is not None and link.below:
-            h = link.recv_forward().h
+            packet = link.recv_forward()
         else:
             inputs = self.gate.packed(inputs)
             self.gate.check(inputs)
             h = self.prepare(inputs)
+            packet = self.strategy.look(Packet(h, h.new_empty(0, dtype=torch.int64)), self.blocks[0].spec)
         for block in self.blocks:
             with evaluating(*block.roots()):
                 with self.stage.autocast(), Rerun(block.layers):
-                    h = block.layers(h)
-                yield h
+                    packet = self.strategy.through(block, packet)
+                yield packet
         if link is not None and link.above:
-            link.send_forward(Packet(h, h.new_empty(0, dtype=torch.int64)))
+            link.send_forward(packet)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, under a name that does not depend on the cut for those of the model. A stage has those
