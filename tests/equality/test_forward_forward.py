@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ OPTIM = SGD(lr=RATE, momentum=0.0, schedule="constant")
 def net(classes: int = C) -> BlockModel:
     torch.manual_seed(0)
     sizes = [7, 6, 5, 8]
-    units = [nn.Sequential(nn.Linear(n, m), nn.ReLU()) for n, m in zip(sizes, sizes[1:], strict=False)]
+    units = [nn.Sequential(nn.Linear(n, m), nn.ReLU()) for n, m in pairwise(sizes)]
     model = BlockModel(units, nn.Linear(8, classes), image=(7,), classes=classes, name="net")
     return model.double()
 
@@ -121,7 +123,8 @@ def test_the_verdict_of_goodness_is_that_of_a_pass_for_each_class():
         columns.append(total)
     assert torch.allclose(learner(x), torch.stack(columns, 1), atol=1e-6)
     first, second, _ = learner.predict(x)
-    assert first is None and second.shape == (B, classes)
+    assert first is None
+    assert second.shape == (B, classes)
 
 
 def test_the_neutral_image_is_read_by_all_blocks_but_the_first():
@@ -178,17 +181,19 @@ def test_a_strategy_looks_without_labels():
     learner = tiny_learner(Spy(), net(), "max")
     x, y = batch()
     learner.evaluate(x, y)
-    assert seen and not any(seen)
+    assert seen
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("readout", ["linear", "goodness"])
 def test_a_run_answers_as_it_did_when_it_is_loaded(readout, tmp_path):
-    options = {"strategy": {"name": "forward_forward", "readout": readout}, "model": {"name": "mlp", "width": 32, "depth": 2}}
+    options = {"strategy": "forward_forward", "strategy.readout": readout, "model": "mlp", "model.width": 32}
     settings = {"data": "digits", "epochs": 1, "blocks": "max", "device": "cpu", "quiet": True, "threads": 1}
     result = locallearn.train(**options, **settings, out=str(tmp_path / "run"))
     loaded = locallearn.load(result.run_dir)
-    x = torch.randn(5, 1, 8, 8)
-    assert torch.equal(loaded(x), result.model(x)) and loaded(x).shape == (5, 10)
+    x = torch.randn(5, 1, 32, 32)
+    assert torch.equal(loaded(x), result.model(x))
+    assert loaded(x).shape == (5, 10)
     assert locallearn.evaluate(result.run_dir)["accuracy"] == result.metrics["test/accuracy"]
     with pytest.raises(UserError, match="looks at the plain model"):
         locallearn.train(**options, **settings, out=str(tmp_path / "probed"), probe="alignment")

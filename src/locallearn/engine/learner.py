@@ -15,7 +15,7 @@ from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, cause
 from locallearn.engine.link import Stopped
-from locallearn.engine.promises import check_learned, only_computes
+from locallearn.engine.promises import check_learned, check_rows, only_computes
 from locallearn.engine.scores import scores
 from locallearn.engine.setup import Setup
 from locallearn.engine.stage import Stage, does_not_fit
@@ -203,25 +203,19 @@ class Learner:
         batches: Any = data
         if labels is not None:
             batches = zip(*(t.split(TESTED) for t in (self.gate.packed(data), labels)), strict=True)
-        task, classes = self.setup.task, self.model.classes
-        packed = ((self.gate.packed(x), y) for x, y in batches)
-        checked = ((x, task.checked(y, len(x), classes)) for x, y in packed)
+        task, packed = self.setup.task, ((self.gate.packed(x), y) for x, y in batches)
+        checked = ((x, task.checked(y, len(x), self.model.classes)) for x, y in packed)
         return scores(task, self.blocks, self.predict, ((x.to(self.device), y.to(self.device)) for x, y in checked))
 
     def features(self, inputs: Any) -> Iterator[Tensor]:
-        """What each block emits [B, ...], in eval mode, one after the other. Call it under `torch.no_grad()`. Raises
-        UserError where a strategy looks at a sample several times."""
+        """What each block emits [B, ...]; see `packets`. Raises UserError where a sample is looked at several times."""
         for packet in self.packets(inputs):
-            if isinstance(inputs, Tensor) and len(packet.h) != len(inputs):
-                raise UserError(
-                    f"{type(self.strategy).__name__} looks at each sample {len(packet.h) // len(inputs)} times, and "
-                    "one line of features is asked for: choose another read-out of the strategy"
-                )
+            check_rows(self.strategy, packet.h, inputs)
             yield packet.h
 
     def packets(self, inputs: Any) -> Iterator[Packet]:
-        """What each block hands on, in eval mode, one after the other; the stages of a pipeline hand it on. Call it
-        under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
+        """What each block hands on, in eval mode, one after the other, also from stage to stage. Call it under
+        `torch.no_grad()`. Modes and buffers are afterwards as they were."""
         link = self.stage.link
         if link is not None and link.below:
             packet = link.recv_forward()
@@ -289,8 +283,7 @@ class Learner:
         """Whether a tensor of `state` belongs to a block of this learner; a learner with all blocks owns every name."""
         if len(self.blocks) == len(self.cut):
             return True
-        kind, _, rest = name.removeprefix("optimizer.").partition(".")
-        part, _, rest = rest.partition(".")
+        kind, part, rest = f"{name.removeprefix('optimizer.')}..".split(".", 2)
         if kind != "model":
             return any(part == str(block.spec.index) for block in self.blocks)
         if part != "units":

@@ -100,8 +100,8 @@ class ForwardForward(Strategy):
         modules: dict[str, nn.Module] = {"activity": MeanActivity(math.prod(spec.emits))} if self.peer else {}
         if spec.last and self.readout == "linear":
             features = sum(math.prod(size) for size in spec.sizes[_first(spec) :])
-            modules["readout"] = nn.Linear(features, spec.classes, bias=False)
-            nn.init.zeros_(modules["readout"].weight)
+            modules["readout"] = readout = nn.Linear(features, spec.classes, bias=False)
+            nn.init.zeros_(readout.weight)
         return modules
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
@@ -117,13 +117,9 @@ class ForwardForward(Strategy):
 
     def step(self, block: Block, packet: Packet) -> Step:
         spec, y = block.spec, packet.y
-        if spec.index == 0:
-            packet = packet.at(self.labelled(packet.h, y, spec))
-        h = block.layers(normalised(packet.h))
-        positive, negative, *neutral = h.flatten(1).chunk(3 if self.readout == "linear" else 2)
-        side = packet.side
-        if neutral and spec.index >= _first(spec):
-            side = (*side, normalised(neutral[0].detach()))
+        h = block.layers(normalised(self.shown(packet, spec)))
+        positive, negative, *neutral = h.flatten(1).chunk(self.rows)
+        side = self.seen(block, packet, h)
         yield Send(packet.at(h, *side))
         loss = self.local_loss(block, positive, negative, y)
         if spec.last and neutral:
@@ -173,13 +169,30 @@ class ForwardForward(Strategy):
         return packet.at(torch.cat([written(image, each[None], spec) for each in classes]))
 
     def through(self, block: Block, packet: Packet) -> Packet:
-        h = block.layers(normalised(packet.h))
+        h = block.layers(normalised(self.shown(packet, block.spec)))
+        return packet.at(h, *self.seen(block, packet, h))
+
+    def shown(self, packet: Packet, spec: BlockSpec) -> Tensor:
+        """What a block reads: of a training batch block 0 has images, and writes the labels into them."""
+        if spec.index or not packet.y.numel():
+            return packet.h
+        return self.labelled(packet.h, packet.y, spec)
+
+    def seen(self, block: Block, packet: Packet, h: Tensor) -> tuple[Tensor, ...]:
+        """What the read-out needs of this block and those below, for what it emits, h [B, ...]: the features of images
+        that show no class; or at an evaluation the goodness so far."""
         if block.spec.index < _first(block.spec):
-            return packet.at(h)
+            return ()
+        training = bool(packet.y.numel())
         if self.readout == "linear":
-            return packet.at(h, *packet.side, normalised(h.flatten(1)))
-        before = packet.side[0] if packet.side else 0.0
-        return packet.at(h, before + self.excess(h))
+            neutral = h.detach().flatten(1).chunk(self.rows)[-1] if training else h.flatten(1)
+            return (*packet.side, normalised(neutral))
+        return () if training else ((packet.side[0] if packet.side else 0.0) + self.excess(h),)
+
+    @property
+    def rows(self) -> int:
+        """How often a training batch has each image."""
+        return 3 if self.readout == "linear" else 2
 
     def predict(self, block: Block, packet: Packet) -> Tensor | None:
         if not packet.side:

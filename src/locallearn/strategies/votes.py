@@ -45,6 +45,8 @@ class Votes(Strategy):
 
     def through(self, block: Block, packet: Packet) -> Packet:
         h = block.layers(packet.h)
+        if VOTE not in block.auxiliary or packet.y.numel():  # frozen by the user, or below blocks that learn
+            return packet.at(h)
         logits = block.auxiliary[VOTE](h)
         if self.answer == "last":
             return packet.at(h, logits)
@@ -52,6 +54,8 @@ class Votes(Strategy):
         return packet.at(h, vote + packet.side[0] if packet.side else vote)
 
     def predict(self, block: Block, packet: Packet) -> Tensor | None:
+        if VOTE not in block.auxiliary:
+            return None
         (votes,) = packet.side
         return votes.clamp(min=torch.finfo(votes.dtype).tiny).log() if self.answer == "probabilities" else votes
 
@@ -78,8 +82,10 @@ class MonoForward(Votes):
 
 @dataclass(frozen=True)
 class CaFo(Votes):
-    """Cascaded Forward with random blocks (Zhao et al. 2023, arXiv 2303.09728): L_k = CE(V_k h_k + b_k, y) trains the
-    classifier of each block alone; the blocks keep their random weights, and their batch statistics adapt. Sends nothing.
+    """Cascaded Forward with random blocks (Zhao et al. 2023, arXiv 2303.09728).
+
+    L_k = CE(V_k h_k + b_k, y) trains the classifier of each block alone; the blocks keep their random weights, and
+    their batch statistics adapt. Sends nothing.
 
     answer  probabilities: the sum of the softmax of every block decides (the authors' code); logits: the sum of logits
     """
