@@ -183,10 +183,9 @@ class Strategy(Options, ABC):
     separate  names of auxiliary modules with an optimizer of their own, which `block.update(name)` applies
     carries   whether `step` hands on more than `h` that blocks further up need: then blocks that the user has frozen
               take their steps, too, where else those at the bottom only compute
-    ships     names of auxiliary modules without which the strategy cannot answer: they are exported with the model
+    ships     names of auxiliary modules without which it cannot answer: they are exported with the model
 
-    The plain model answers for most strategies. One that answers in a way of its own says how by `look`, `through` and
-    `predict`; evaluations, exports and pipelines follow it.
+    For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way.
     """
 
     _group = "strategy"
@@ -198,14 +197,8 @@ class Strategy(Options, ABC):
     ships: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        """Build the auxiliary modules of one block, which train it and never ship.
-
-        Returns:
-            Modules by name, drawn from the global generator; `block.auxiliary` holds them during steps.
-
-        Raises:
-            UserError: For sizes that they cannot read.
-        """
+        """Build the auxiliary modules of one block by name, drawn from the global generator. They train it, and never
+        ship, but for those in `ships`. Raises UserError for sizes that they cannot read."""
         return {}
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
@@ -235,7 +228,6 @@ class Strategy(Options, ABC):
         """Train one block on one micro-batch, by the rules at the top of this module.
 
         Args:
-            block: The block.
             packet: What the block below has sent; for block 0 what `begin` has made.
 
         Yields:
@@ -258,15 +250,13 @@ class Strategy(Options, ABC):
         return packet.at(block.layers(packet.h))
 
     def predict(self, block: Block, packet: Packet) -> Tensor | None:
-        """Return the logits [B, classes] (or as the task asks) of a block for the packet that `through` has made, or
-        None. For evaluation."""
+        """Return the logits [B, classes] (or as the task asks) of a block for what `through` has made, or None."""
         return block.head(packet.h) if block.head is not None else None
 
     @property
     def plain(self) -> bool:
         """Whether the units and the head alone answer, as they were built."""
-        own = type(self)
-        return not self.ships and own.look is Strategy.look and own.through is Strategy.through
+        return not self.ships and type(self).look is Strategy.look and type(self).through is Strategy.through
 
 
 def enter(block: Block, packet: Packet) -> Packet:

@@ -185,15 +185,29 @@ def test_a_strategy_looks_without_labels():
     assert not any(seen)
 
 
+SETTINGS = {"model": "mlp", "model.width": 32, "data": "digits", "epochs": 1, "blocks": "max", "device": "cpu"}
+
+
 @pytest.mark.parametrize("readout", ["linear", "goodness"])
 def test_a_run_answers_as_it_did_when_it_is_loaded(readout, tmp_path):
-    options = {"strategy": "forward_forward", "strategy.readout": readout, "model": "mlp", "model.width": 32}
-    settings = {"data": "digits", "epochs": 1, "blocks": "max", "device": "cpu", "quiet": True, "threads": 1}
-    result = locallearn.train(**options, **settings, out=str(tmp_path / "run"))
-    loaded = locallearn.load(result.run_dir)
-    x = torch.randn(5, 1, 32, 32)
-    assert torch.equal(loaded(x), result.model(x))
+    options = {"strategy": "forward_forward", "strategy.readout": readout, **SETTINGS, "quiet": True, "threads": 1}
+    result = locallearn.train(**options, out=str(tmp_path / "run"))
+    loaded, x = locallearn.load(result.run_dir), torch.randn(5, 1, 32, 32)
     assert loaded(x).shape == (5, 10)
+    assert torch.equal(loaded(x), result.model(x))
     assert locallearn.evaluate(result.run_dir)["accuracy"] == result.metrics["test/accuracy"]
     with pytest.raises(UserError, match="looks at the plain model"):
-        locallearn.train(**options, **settings, out=str(tmp_path / "probed"), probe="alignment")
+        locallearn.train(**options, out=str(tmp_path / "probed"), probe="alignment")
+
+
+class Own(ForwardForward):
+    """Of the user's own."""
+
+
+def test_a_strategy_from_python_that_answers_is_given_again(tmp_path):
+    strategy = Own(readout="goodness")
+    result = locallearn.train(strategy=strategy, **SETTINGS, quiet=True, threads=1, out=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="strategy is the object"):
+        locallearn.load(result.run_dir)
+    x = torch.randn(5, 1, 32, 32)
+    assert torch.equal(locallearn.load(result.run_dir, strategy=strategy)(x), result.model(x))
