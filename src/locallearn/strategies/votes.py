@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -31,6 +31,9 @@ class Votes(Strategy):
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         return {VOTE: nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.emits), spec.classes, bias=self.bias))}
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        return dict.fromkeys(("answer", "order"), "blocks=2 or more") if len(specs) == 1 else {}
 
     def step(self, block: Block, packet: Packet) -> Step:
         with nullcontext() if self.trains_units else torch.no_grad():
