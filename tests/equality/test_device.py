@@ -1,0 +1,78 @@
+"""Training on an accelerator: the bits of the CPU, no wait of the host, nothing on another device. It needs no GPU: the
+device of `helpers.shadow` computes real numbers under another name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from helpers import on_shadow, shadow
+from helpers.strategies import FILES
+
+pytest.importorskip("torch.utils.backend_registration")
+pytestmark = pytest.mark.xdist_group("shadow")
+AUGMENTED = ["data.crop=2", "data.flip=true", "data.cutout=3"]
+
+
+@pytest.fixture(scope="module")
+def there() -> Iterator[Callable[..., Any]]:
+    with shadow.process() as call:
+        yield call
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_step_has_the_bits_of_the_cpu_and_waits_for_nothing(there, name):
+    for micro_batches in (1, 2):
+        there(on_shadow.steps_of, name, micro_batches, 0)
+
+
+@pytest.mark.parametrize("name", ["dgl", "dni", "brsf"])
+def test_another_device_is_the_current_one(there, name):
+    there(on_shadow.steps_of, name, 1, 1)
+
+
+def test_adam_and_clipping(there):
+    there(on_shadow.steps_of, "dgl", 2, 0, "adam")
+
+
+def test_check_waits_once_a_block_an_evaluation_once_a_split_and_a_state_is_that_of_the_cpu(there):
+    there(on_shadow.checked_and_evaluated)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        AUGMENTED,
+        ["data.deficit=noise"],
+        ["data.deficit=permutation", *AUGMENTED],
+        ["data.mixup=0.2", "data.cutmix=1"],
+        ["data.jitter=1", "data.fraction=0.3"],
+    ],
+    ids=" ".join,
+)
+def test_no_batch_waits(there, options):
+    there(on_shadow.loaded, "data=digits", *options)
+
+
+def test_a_run(there, tmp_path):
+    small = ["data=digits", "data.crop=2", "data.fraction=0.2", "model=lenet", "epochs=2", "batch_size=32"]
+    there(on_shadow.run, str(tmp_path), "strategy=dgl", *small)
+
+
+@pytest.mark.parametrize("plant", sorted(on_shadow.PLANTS.keys() - {"nothing"}))
+def test_a_planted_fault_is_caught(there, plant):
+    with pytest.raises((AssertionError, shadow.Mixed, TypeError)):
+        there(on_shadow.planted, plant)
+
+
+def test_nothing_planted_is_no_fault(there):
+    there(on_shadow.planted, "nothing")
+
+
+@pytest.mark.parametrize("what", ["none", "current"])
+def test_a_generator_that_nobody_seeds_is_caught(there, what):
+    with pytest.raises(AssertionError, match="differs by"):
+        there(on_shadow.unseeded, what)
