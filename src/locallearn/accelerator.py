@@ -7,6 +7,7 @@ PyTorch has a module for each kind of accelerator, such as `torch.cuda`, and the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from types import ModuleType
 
@@ -83,6 +84,13 @@ def sent_ahead(draw: Callable[[int], Tensor], steps: Sequence[int], device: torc
         return
     for first in range(0, len(steps), AHEAD):
         yield from sent(torch.stack([draw(step) for step in steps[first : first + AHEAD]]), device)
+
+
+@lru_cache
+def constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """These numbers on a device, for good: `torch.tensor(numbers, device=device)` makes the host wait each time."""
+    with torch.inference_mode(False):
+        return sent(torch.tensor(numbers, dtype=dtype), device)
 
 
 def read(tensors: Sequence[Tensor]) -> list[list[float]]:

@@ -57,6 +57,33 @@ def test_no_batch_waits(there, options):
     there(on_shadow.loaded, "data=digits", *options)
 
 
+TRAINED = [
+    ["data=digits", "model=lenet", "strategy=backprop", "data.class_weights=balanced", "optim.clip=1"],
+    ["data=digits", "model=lenet", "strategy=backprop", "data.mixup=0.2", "optim=adam"],
+    ["data=diabetes", "model=mlp", "strategy=dgl"],
+    ["data=cora", "model=gcn", "strategy=dgl"],
+]
+MORE = [
+    ["data=digit_segments", "model=lenet", "strategy=dfa"],
+    ["data=digit_ink", "model=plainnet", "strategy=backprop", "data.crop=2"],
+    ["data=names", "model=rnn", "strategy=dgl"],
+    ["data=shakespeare", "data.context=16", "model=gpt", "model.width=16", "model.heads=2", "strategy=backprop"],
+    ["data=digits", "model=cspnet", "strategy=pgi", "channels_last=true"],
+    ["data=digits", "model=revnet", "strategy=backprop"],
+    ["data=digits", "model=lenet", "strategy=backprop", "runtime.staleness=1"],
+    ["data=digits", "model=lenet", "strategy=dgl", "runtime=replay"],
+    *(
+        ["data=digits", "model=lenet", "strategy=dgl", f"objective={name}"]
+        for name in ("simclr", "supcon", "similarity", "predsim", "infopro", "reconstruction", "inpainting", "vib")
+    ),
+]
+
+
+@pytest.mark.parametrize("options", [*TRAINED, *(pytest.param(o, marks=pytest.mark.slow) for o in MORE)], ids=" ".join)
+def test_what_is_asked_and_how_it_is_learned(there, real_root, options):
+    there(on_shadow.trained, f"data.root={real_root}", *options)
+
+
 def test_a_run(there, tmp_path):
     small = ["data=digits", "data.crop=2", "data.fraction=0.2", "model=lenet", "epochs=2", "batch_size=32"]
     there(on_shadow.run, str(tmp_path), "strategy=dgl", *small)

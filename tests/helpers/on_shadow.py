@@ -10,17 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from helpers import shadow
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
 from helpers.shadow import Shadow, watched
 from helpers.strategies import make
 from locallearn import accelerator, seeds
+from locallearn.accelerator import is_cpu
 from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.engine import Adam, Learner
 from locallearn.strategies.backprop import Backprop
 from locallearn.training.evaluate import evaluate
+from locallearn.training.prepare import prepare
 from locallearn.training.run import start
 
 CPU = torch.device("cpu")
@@ -49,8 +52,8 @@ def moved(batches: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
 
 
 def steps(strategy: Any, current: int = 0, optim: str = "sgd", **options: Any) -> None:
-    """Three steps end with the bits of the CPU, and the host waits for none of them."""
-    batches = tiny_batches(3)
+    """Two steps end with the bits of the CPU, and the host waits for none of them."""
+    batches = tiny_batches(2)
     ours, truth = (
         learner_of(strategy, device, optim=OPTIMS[optim], **options) for device in (torch.device("shadow:0"), CPU)
     )
@@ -108,6 +111,21 @@ def loaded(*overrides: str) -> None:
     for pair, true in zip(batches, truth.batches(1, 48, start=2), strict=False):
         assert all(isinstance(t, Shadow) for t in pair)
         assert all(map(torch.equal, map(real, pair), true))
+
+
+def trained(*overrides: str) -> None:
+    """Batches of a configuration, with the model, the task and the losses that it names: the bits of the CPU, and no
+    wait."""
+    exp = experiment(*compose([*overrides, "threads=1", "batch_size=8", "blocks=2"]), [])
+    learners = []
+    for device in (torch.device("shadow:0"), CPU):
+        learner, data = prepare(exp, device=device)
+        learners.append(learner)
+        with watched() as waits, sdpa_kernel(SDPBackend.MATH):  # a CPU has another one, which rounds in another way
+            for x, y in itertools.islice(data.batches(0, 8), 2):
+                learner.learn(x, y)
+            assert is_cpu(device) or not waits, waits
+    same(*learners)
 
 
 def run(folder: str, *overrides: str) -> None:

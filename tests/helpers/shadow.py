@@ -45,6 +45,8 @@ READS = {
     aten.repeat_interleave.Tensor,
 }
 """Their result, or its shape, depends on numbers that the host must see."""
+OWN = ("silu_backward", "mish_backward", "native_channel_shuffle")
+"""What PyTorch would compute in another way than on a CPU where a device has no kernel for it."""
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
@@ -270,6 +272,10 @@ def _factory(func: Any) -> Callable[..., Shadow]:
     return kernel
 
 
+def _never(*args: Any) -> None:
+    raise AssertionError("a Shadow is unwrapped before")
+
+
 def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
     """What `torch.tensor(..., device="shadow")` does in the end, which dispatches to no subclass."""
     _look_at_copy(aten.copy_.default, (target, source), {"non_blocking": non_blocking})
@@ -301,9 +307,10 @@ def register() -> None:
     for name in ("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "eye", "eye.m"):
         packet, _, overload = name.partition(".")
         library.impl(name, _factory(getattr(getattr(aten, packet), overload or "default")), "PrivateUse1")
+    for name in OWN:
+        library.impl(name, _never, "PrivateUse1")
     library.impl("_copy_from", _copied, "PrivateUse1")
     _LIBRARY.append(library)
-    torch.__future__.set_swap_module_params_on_conversion(True)
     Tensor.pin_memory = lambda tensor, device=None: tensor.clone()
     Tensor.data = property(_DATA.__get__, _data_of)
     accelerator.KIND = "shadow"

@@ -104,8 +104,8 @@ class ModelBuilder:
 def model_for(
     build: ModelBuilder, image: Size, classes: int, form: str, graph: Tensor | None, vocabulary: int | None
 ) -> BlockModel:
-    """The model that a builder makes for inputs and a form of answers. Raises UserError."""
-    return answering(build(image, classes, graph, vocabulary, form), form)
+    """The model that a builder makes, on the CPU, for inputs and a form of answers. Raises UserError."""
+    return answering(build(image, classes, None if graph is None else graph.cpu(), vocabulary, form), form)
 
 
 @dataclass(frozen=True)

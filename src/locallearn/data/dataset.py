@@ -257,7 +257,7 @@ class GraphData(Data):
     def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All nodes, with the labels of one split."""
         labels = torch.full((len(self.nodes),), HIDDEN, device=split.labels.device)
-        labels[split.index.to(labels.device)] = split.labels
+        labels[sent(split.index, labels.device)] = split.labels
         yield self.nodes.samples, labels
 
 

@@ -153,7 +153,11 @@ class Text(Source):
         windows = Windows(tokens, self.context)
         starts = torch.arange(0, max(len(tokens) - 1, 0), self.context)
         places = starts[:, None] + 1 + torch.arange(self.context)
-        targets = windows.at(starts + 1) if len(starts) else torch.zeros(0, self.context, dtype=torch.int64)
+        targets = (
+            windows.at((starts + 1).to(tokens.device))
+            if len(starts)
+            else torch.zeros(0, self.context, dtype=torch.int64)
+        )
         return Split(windows, starts, targets.masked_fill((places >= len(tokens)).to(targets.device), -1))
 
 
