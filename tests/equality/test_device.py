@@ -3,6 +3,7 @@ device of `helpers.shadow` computes real numbers under another name."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,6 +88,18 @@ def test_what_is_asked_and_how_it_is_learned(there, real_root, options):
 def test_a_run(there, tmp_path):
     small = ["data=digits", "data.crop=2", "data.fraction=0.2", "model=lenet", "epochs=2", "batch_size=32"]
     there(on_shadow.run, str(tmp_path), "strategy=dgl", *small)
+
+
+def test_rank_0_measures_and_looks_where_the_process_that_prepared_has_no_device(there, tmp_path):
+    small = ["data=digits", "data.fraction=0.2", "model=mlp", "model.width=8", "model.depth=3", "probe=alignment"]
+    before = there(on_shadow.told, str(tmp_path), *small, "strategy=dgl", "runtime=pipeline", "blocks=3")
+    after = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert "device" not in before
+    assert (after["device"], after["device_type"]) == ("Shadow", "shadow")
+    (a, b), (c, d) = after.pop("stages")
+    assert (a, d) == (0, 3)
+    assert b == c
+    assert len((tmp_path / "run" / "probes" / "alignment" / "rows.jsonl").read_text().splitlines()) > 0
 
 
 @pytest.mark.parametrize("plant", sorted(on_shadow.PLANTS.keys() - {"nothing"}))

@@ -22,6 +22,7 @@ from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.engine import Adam, Learner
 from locallearn.strategies.backprop import Backprop
+from locallearn.training.begin import new_run, on_device
 from locallearn.training.evaluate import evaluate
 from locallearn.training.prepare import prepare
 from locallearn.training.run import start
@@ -146,6 +147,20 @@ def run(folder: str, *overrides: str) -> None:
     for pair in zip(ours.history, truth.history, strict=True):
         a, b = ({k: v for k, v in r.items() if "second" not in k and "memory" not in k} for r in pair)
         assert a == b
+
+
+def told(folder: str, *overrides: str) -> dict[str, Any]:
+    """The manifest of a pipeline, prepared by a process without an accelerator, that rank 0 with one has completed."""
+    exp = experiment(*compose([*overrides, f"out={folder}", "threads=1"]), [])
+    ready = new_run(exp, {}, "run")
+    assert is_cpu(ready.learner.device)
+    manifest = ready.folder.read_json("manifest.json")
+    with watched() as waits:
+        before = json.loads(json.dumps(manifest))
+        on_device(exp, manifest, ready.folder, torch.device("shadow:0"))
+        assert any("synchronize" in wait for wait in waits), "the blocks were not measured"
+    ready.folder.release()
+    return before
 
 
 class Planted(Backprop):
