@@ -56,7 +56,8 @@ def reset_peak_memory() -> None:
     module = torch.get_device_module(KIND)
     if module.is_initialized():
         module.empty_cache()
-        module.reset_peak_memory_stats()
+        for index in range(module.device_count()):
+            module.reset_peak_memory_stats(index)
 
 
 def use(device: torch.device) -> None:

@@ -14,6 +14,7 @@ from helpers.strategies import FILES
 
 pytest.importorskip("torch.utils.backend_registration")
 pytestmark = pytest.mark.xdist_group("shadow")
+CURRENT = "dgl", "dni", "brsf"
 AUGMENTED = ["data.crop=2", "data.flip=true", "data.cutout=3"]
 
 
@@ -29,7 +30,9 @@ def test_a_step_has_the_bits_of_the_cpu_and_waits_for_nothing(there, name):
         there(on_shadow.steps_of, name, micro_batches, 0)
 
 
-@pytest.mark.parametrize("name", ["dgl", "dni", "brsf"])
+@pytest.mark.parametrize(
+    "name", [n if n in CURRENT else pytest.param(n, marks=pytest.mark.slow) for n in sorted(FILES)]
+)
 def test_another_device_is_the_current_one(there, name):
     there(on_shadow.steps_of, name, 1, 1)
 

@@ -126,14 +126,14 @@ def new_manifest(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]
         "versions": versions,
         "command": shlex.join(sys.argv),
         "directory": str(Path.cwd()),
-        "git": _git(Path.cwd()),
+        "git": checkout(Path.cwd()),
         "system": platform.platform(),
         **{name: getattr(settings, name) for name in ("precision", "channels_last", "compile", "deterministic")},
         **facts,
     }
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
+def checkout(folder: Path) -> dict[str, Any] | None:
     """Commit and dirtiness of the checkout the command was run in, or None outside one."""
     run = partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     try:
