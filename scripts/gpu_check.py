@@ -2,7 +2,7 @@
 
 python scripts/gpu_check.py [--out gpu] [--budget 480] [--only A,B] [--device cuda|cpu|shadow] [--page docs/gpu.md]
 
-The checks of `gpu_checks.py` run in their order, each in a process group of its own that is ended at its limit. After
+The checks of `gpu_checks` run in their order, each in a process group of its own that is ended at its limit. After
 each DIR/gpu.json is written: the same command goes on, and leaves out what this commit has passed on this card. The
 page has a line for every check, "not yet run" until it is. On a CPU, and on the device of tests/helpers/shadow.py, the
 same checks run with small sizes as far as they can: that shows that the program works, and nothing of it is written

@@ -11,6 +11,7 @@ import pytest
 
 from helpers import on_shadow, shadow
 from helpers.strategies import FILES
+from locallearn.config.compose import choices
 
 pytest.importorskip("torch.utils.backend_registration")
 pytestmark = pytest.mark.xdist_group("shadow")
@@ -41,6 +42,11 @@ def test_adam_and_clipping(there):
     there(on_shadow.steps_of, "dgl", 2, 0, "adam")
 
 
+def test_only_the_look_for_an_overflow_waits(there):
+    assert there(on_shadow.half, "bf16") == 0
+    assert there(on_shadow.half, "fp16") == 4, "once a block"
+
+
 def test_check_waits_once_a_block_an_evaluation_once_a_split_and_a_state_is_that_of_the_cpu(there):
     there(on_shadow.checked_and_evaluated)
 
@@ -61,6 +67,7 @@ def test_no_batch_waits(there, options):
     there(on_shadow.loaded, "data=digits", *options)
 
 
+RUN = ["data=digits", "data.crop=2", "data.fraction=0.2", "model=lenet", "batch_size=32"]
 TRAINED = [
     ["data=digits", "model=lenet", "strategy=backprop", "data.class_weights=balanced", "optim.clip=1"],
     ["data=digits", "model=lenet", "strategy=backprop", "data.mixup=0.2", "optim=adam"],
@@ -89,8 +96,7 @@ def test_what_is_asked_and_how_it_is_learned(there, real_root, options):
 
 
 def test_a_run(there, tmp_path):
-    small = ["data=digits", "data.crop=2", "data.fraction=0.2", "model=lenet", "epochs=2", "batch_size=32"]
-    there(on_shadow.run, str(tmp_path), "strategy=dgl", *small)
+    there(on_shadow.run, str(tmp_path), "strategy=dgl", *RUN, "epochs=2")
 
 
 def test_rank_0_measures_and_looks_where_the_process_that_prepared_has_no_device(there, tmp_path):
@@ -103,6 +109,12 @@ def test_rank_0_measures_and_looks_where_the_process_that_prepared_has_no_device
     assert (a, d) == (0, 3)
     assert b == c
     assert len((tmp_path / "run" / "probes" / "alignment" / "rows.jsonl").read_text().splitlines()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("probe", sorted(choices("probe").keys() - {"none"}))
+def test_a_probe(there, tmp_path, probe):
+    there(on_shadow.run, str(tmp_path), f"probe={probe}", "strategy=dgl", *RUN, "epochs=1")
 
 
 @pytest.mark.parametrize("plant", sorted(on_shadow.PLANTS.keys() - {"nothing"}))

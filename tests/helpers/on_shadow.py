@@ -76,6 +76,15 @@ def steps_of(name: str, micro_batches: int, current: int, optim: str = "sgd") ->
     steps(make(name), current, optim, micro_batches=micro_batches)
 
 
+def half(precision: str) -> int:
+    """How often the host waits in a step with 16 bits, which are not rounded here."""
+    learner = learner_of(make("dgl"), torch.device("shadow:0"), precision=precision)
+    for x, y in moved(tiny_batches(2)):
+        with watched() as waits:
+            learner.learn(x.float(), y)
+    return len(waits)
+
+
 def checked_and_evaluated() -> None:
     """`check` waits once for each block, an evaluation once for each split; a state goes from one device to another."""
     batches = tiny_batches(4)

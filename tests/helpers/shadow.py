@@ -310,7 +310,9 @@ def register() -> None:
     for name in OWN:
         library.impl(name, _never, "PrivateUse1")
     library.impl("_copy_from", _copied, "PrivateUse1")
-    _LIBRARY.append(library)
+    autocast = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")  # under it nothing is rounded
+    autocast.fallback(torch.library.fallthrough_kernel)
+    _LIBRARY.extend([library, autocast])
     Tensor.pin_memory = lambda tensor, device=None: tensor.clone()
     Tensor.data = property(_DATA.__get__, _data_of)
     accelerator.KIND = "shadow"

@@ -153,7 +153,7 @@ class TrainedBlock:
         if overflow and scaler.exhausted:
             raise self._not_finite("gradient", math.inf)
         scaler.update(overflow, grow=bool(gradients) and optimizer is self.optimizers["main"])
-        self.totals.note("skipped_steps", torch.tensor(float(overflow), device=self.device))
+        self.totals.note("skipped_steps", torch.full((), float(overflow), device=self.device))
         if overflow:
             _clear(optimizer)
         return overflow

@@ -20,7 +20,7 @@ from locallearn.config.objects import groups_of, marks
 from locallearn.engine import Learner
 from locallearn.engine.replicas import LostProcess
 from locallearn.errors import RunError, UserError, described
-from locallearn.plan.measure import block_times
+from locallearn.plan.measure import SAMPLES, block_times
 from locallearn.runs import again
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
@@ -75,8 +75,11 @@ def divide(exp: Experiment, learner: Learner, batch: int, measured: bool) -> lis
     if not isinstance(exp.runtime, Pipeline):
         return [range(depth)]
     even = exp.runtime.divide(depth, None)
-    times = block_times(learner, batch // exp.runtime.replicas) if measured and is_measured(exp, depth) else []
-    return exp.runtime.divide(depth, [block.total for block in times]) if times else even
+    if not measured or not is_measured(exp, depth):
+        return even
+    share = batch // exp.runtime.replicas
+    samples = SAMPLES if is_cpu(learner.device) else share  # from few samples nothing follows for a GPU
+    return exp.runtime.divide(depth, [block.total for block in block_times(learner, share, samples=samples)])
 
 
 def launch_all(exp: Experiment, folder: RunFolder, quiet: bool, objects: int | None) -> None:
