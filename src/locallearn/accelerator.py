@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,12 @@ def names() -> list[str]:
 def name(device: torch.device) -> str | None:
     """What it is called; None for a CPU."""
     return module.get_device_name(device) if (module := _module(device)) else None
+
+
+def rounded(device: torch.device) -> list[str] | None:
+    """What is computed from float32 rounded to 10 bits (TF32) there, as PyTorch's flags say; None for a CPU."""
+    flags: dict[str, Any] = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
+    return None if _module(device) is None else [name for name, flag in flags.items() if flag.allow_tf32]
 
 
 def memory_bytes(device: torch.device) -> int | None:

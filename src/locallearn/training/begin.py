@@ -147,7 +147,7 @@ def _facts_of_runtime(exp: Experiment) -> dict[str, Any]:
 
 def _warn_of_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Say what may change the last bits of a resumed run."""
-    names = ("threads", "device", "device_type", "precision", "channels_last", "compile", "replicas", "message")
+    names = ("threads", "device", "device_type", "tf32", "precision", "channels_last", "compile", "replicas", "message")
     pairs = [(name, before.get(name), now[name]) for name in names if name in now]
     pairs.append(("torch", *(facts["versions"].get("torch") for facts in (before, now))))
     if changed := [f"{name} was {a}, is {b}" for name, a, b in pairs if a != b]:

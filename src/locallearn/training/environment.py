@@ -113,7 +113,9 @@ def _proc(file: str, name: str) -> str:
 def device_facts(device: torch.device) -> dict[str, Any]:
     """What the manifest says of the device of a run."""
     cpu = _proc("cpuinfo", "model name") or platform.processor() or platform.machine()
-    return {"device": accelerator.name(device) or cpu, "device_type": device.type}
+    rounded = accelerator.rounded(device)
+    tf32 = {} if rounded is None else {"tf32": rounded}
+    return {"device": accelerator.name(device) or cpu, "device_type": device.type} | tf32
 
 
 def new_manifest(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
