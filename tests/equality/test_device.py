@@ -4,12 +4,17 @@ device of `helpers.shadow` computes real numbers under another name."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from helpers import on_shadow, shadow
+from helpers import ROOT, on_shadow, shadow
 from helpers.strategies import FILES
 from locallearn.config.compose import choices
 
@@ -47,8 +52,8 @@ def test_only_the_look_for_an_overflow_waits(there):
     assert there(on_shadow.half, "fp16") == 4, "once a block"
 
 
-def test_check_waits_once_a_block_an_evaluation_once_a_split_and_a_state_is_that_of_the_cpu(there):
-    there(on_shadow.checked_and_evaluated)
+def test_check_waits_once_a_block_and_a_state_is_that_of_the_cpu(there):
+    there(on_shadow.checked_and_restored)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,26 @@ def test_rank_0_measures_and_looks_where_the_process_that_prepared_has_no_device
     assert (a, d) == (0, 3)
     assert b == c
     assert len((tmp_path / "run" / "probes" / "alignment" / "rows.jsonl").read_text().splitlines()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["dgl", "dni", "backprop", "dfa"])
+def test_a_pipeline(tmp_path, strategy):
+    """Two stages with a device each, in processes of their own, beside one on the CPU."""
+    (tmp_path / "sitecustomize.py").write_text("from helpers import shadow\nshadow.COUNT = 1\nshadow.register()\n")
+    folders = []
+    for device, more, paths in (("auto", ["runtime=pipeline"], [tmp_path, ROOT / "tests"]), ("cpu", [], [])):
+        words = [*RUN, f"strategy={strategy}", "epochs=1", f"device={device}", f"out={tmp_path / device}", *more]
+        command = [sys.executable, "-m", "locallearn", *words, "blocks=3", "threads=1"]
+        path = os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])
+        ran = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        folders.append(next((tmp_path / device).iterdir()))
+    assert json.loads((folders[0] / "manifest.json").read_text())["device"] == "Shadow"
+    ours, truth = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(ours[name], t) for name, t in truth.items())
 
 
 @pytest.mark.slow

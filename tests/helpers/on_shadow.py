@@ -53,23 +53,26 @@ def moved(batches: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
 
 
 def steps(strategy: Any, current: int = 0, optim: str = "sgd", **options: Any) -> None:
-    """Two steps end with the bits of the CPU, and the host waits for none of them."""
+    """Two steps end with the bits of the CPU, and the host waits for none of them; for an evaluation it waits once."""
     batches = tiny_batches(2)
     ours, truth = (
         learner_of(strategy, device, optim=OPTIMS[optim], **options) for device in (torch.device("shadow:0"), CPU)
     )
     shadow.backend.set_device(current)
     try:
+        own = moved(batches)
         with watched() as waits:
-            for x, y in moved(batches):
-                waits.clear()
+            for x, y in own:
                 ours.learn(x, y)
-                assert not waits, waits
+            assert not waits, waits
+            numbers = evaluate(ours, own)
+            assert len(waits) == 1, waits
     finally:
         shadow.backend.set_device(0)
     for x, y in batches:
         truth.learn(x, y)
     same(ours, truth)
+    assert numbers == evaluate(truth, batches)
 
 
 def steps_of(name: str, micro_batches: int, current: int, optim: str = "sgd") -> None:
@@ -85,8 +88,8 @@ def half(precision: str) -> int:
     return len(waits)
 
 
-def checked_and_evaluated() -> None:
-    """`check` waits once for each block, an evaluation once for each split; a state goes from one device to another."""
+def checked_and_restored() -> None:
+    """`check` waits once for each block; a state goes from one device to another."""
     batches = tiny_batches(4)
     ours, truth = (learner_of(make("dgl"), device) for device in (torch.device("shadow:0"), CPU))
     for (x, y), (own_x, own_y) in zip(batches[:2], moved(batches[:2]), strict=True):
@@ -96,10 +99,6 @@ def checked_and_evaluated() -> None:
         ours.check()
         assert len(waits) == len(ours.blocks), waits
     own = moved(batches)
-    with watched() as waits:
-        numbers = evaluate(ours, own)
-        assert len(waits) == 1, waits
-    assert numbers == evaluate(truth, batches)
     again = learner_of(make("dgl"), torch.device("shadow:0"))
     for t in again.state().values():
         t.detach().zero_()
