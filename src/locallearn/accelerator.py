@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
+from operator import attrgetter
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,8 +44,9 @@ def name(device: torch.device) -> str | None:
 
 def rounded(device: torch.device) -> list[str] | None:
     """What is computed from float32 rounded to 10 bits (TF32) there, as PyTorch's flags say; None for a CPU."""
-    flags: dict[str, Any] = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
-    return None if _module(device) is None else [name for name, flag in flags.items() if flag.allow_tf32]
+    precisions = attrgetter("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision")(torch.backends)
+    flags = zip(("products", "convolutions"), precisions, strict=True)
+    return None if _module(device) is None else [name for name, precision in flags if precision == "tf32"]
 
 
 def memory_bytes(device: torch.device) -> int | None:

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from helpers import ROOT, on_shadow, shadow
@@ -70,6 +72,20 @@ def test_check_waits_once_a_block_and_a_state_is_that_of_the_cpu(there):
 )
 def test_no_batch_waits(there, options):
     there(on_shadow.loaded, "data=digits", *options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["data.memory_share=0", "data.resized_crop=0.3"])
+def test_no_batch_of_files_waits(there, tmp_path, option):
+    draws = np.random.default_rng(0)
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(20):
+            Image.fromarray(draws.integers(256, size=(20, 20, 3), dtype=np.uint8)).save(
+                tmp_path / place / f"{number}.png"
+            )
+    options = [f"data.root={tmp_path}", "data.size=16", "data.workers=0", "batch_size=6", option, *AUGMENTED]
+    there(on_shadow.loaded, "data=folder", *options)
 
 
 RUN = ["data=digits", "data.crop=2", "data.fraction=0.2", "model=lenet", "batch_size=32"]

@@ -111,13 +111,14 @@ def checked_and_restored() -> None:
 
 def loaded(*overrides: str) -> None:
     """An epoch of batches has the bits of the CPU, and the host waits for none."""
-    exp = experiment(*compose([*overrides, "device=cpu"]), [])
+    exp = experiment(*compose(["batch_size=48", *overrides]), [])
+    size = exp.settings.batch_size
     ours, truth = (exp.source.load(0, device) for device in (torch.device("shadow:0"), CPU))
     with watched() as waits:
-        batches = list(itertools.islice(ours.batches(1, 48, start=2), 70))
+        batches = list(itertools.islice(ours.batches(1, size, start=2), 70))
         assert not waits, waits
     assert len(batches) > 2
-    for pair, true in zip(batches, truth.batches(1, 48, start=2), strict=False):
+    for pair, true in zip(batches, truth.batches(1, size, start=2), strict=False):
         assert all(isinstance(t, Shadow) for t in pair)
         assert all(map(torch.equal, map(real, pair), true))
 
