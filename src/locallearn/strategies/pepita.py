@@ -107,6 +107,7 @@ class Pepita(Strategy):
         known = (packet.y >= 0).to(first.dtype).view(-1, *[1] * (first.dim() - 1))
         count = block.spec.task.count(packet.y).clamp(min=1)
         loss = task_loss(block, out.h.detach(), packet.y) if block.spec.last else None
+        loss = loss if loss is not None and loss.requires_grad else None  # of a frozen head
         backward(loss, out, ((first - out.h.detach()) * known / count,))
         block.update()
         return out

@@ -10,10 +10,10 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
-from locallearn import scaling
 from locallearn.contract import Block, BlockSpec, Feedback, Heard, Packet, Route, Send, Step, Strategy, backward
 from locallearn.errors import UserError
 from locallearn.objectives.base import wide
+from locallearn.scaling import unscaled
 from locallearn.task import CLASSIFICATION
 
 
@@ -56,7 +56,7 @@ class PredictiveCoding(Strategy):
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         unread = {} if self.output == "squared" else {"beta": "strategy.output=squared"}
         if len(specs) == 1:  # no state is free
-            alone = ("rate", "momentum") if self.order == "each" else ("steps", "rate", "momentum", "order")
+            alone = ("rate", "momentum") if self.order == "each" else ("steps", "rate", "momentum")
             unread |= dict.fromkeys(alone, "blocks=2 or more")
         elif self.steps == 1:
             unread |= {"momentum": "strategy.steps=2 or more", "order": "strategy.steps=2 or more"}
@@ -101,20 +101,21 @@ class _State:
     def predict(self, below: Tensor) -> None:
         """u and the energy, with a graph until `wish` or `learn`."""
         self.x = below.detach().requires_grad_(self.block.spec.index > 0)
-        out = self.block.layers(self.x)
-        if self.first:
-            self.h, self.velocity = out.detach(), torch.zeros_like(out)
-        if self.block.last:
-            self.energy = self._of_answer(out)
-        else:
-            self.energy = wide(self.h - out).square().sum() / 2
+        with unscaled(self.x):  # float16 would lose what states tell each other
+            out = self.block.layers(self.x)
+            if self.first:
+                self.h, self.velocity = out.detach(), torch.zeros_like(out)
+            if self.block.last:
+                self.energy = self._of_answer(out)
+            else:
+                self.energy = wide(self.h - out).square().sum() / 2
         self.u, self.first = out.detach(), False
 
     def wish(self) -> Feedback | None:
         """dE/dh of the states below."""
         if self.block.spec.index == 0:
             return None
-        gradient = scaling.grad(self.energy, self.x, torch.ones_like(self.energy))
+        (gradient,) = torch.autograd.grad(self.energy, self.x)
         del self.energy
         return (gradient,)
 
@@ -132,7 +133,8 @@ class _State:
         energy = self.energy / (self.count * beta)
         if not self.block.last:
             self.block.report(energy)
-        backward(energy)
+        if energy.requires_grad:  # a frozen block 0 learns nothing
+            backward(energy)
         self.block.update()
 
     def _of_answer(self, out: Tensor) -> Tensor:
