@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -52,12 +52,14 @@ class BlockCost(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The blocks of one strategy, for a whole batch run at once and in micro-batches."""
+    """The blocks of one strategy, for a whole batch run at once and in micro-batches; `exchanges` says how many rounds
+    so many blocks have."""
 
     name: str
     route: Route
     whole: list[BlockCost]
     parts: list[BlockCost]
+    exchanges: Callable[[int], int] = lambda depth: 1
 
 
 def measure(
@@ -75,7 +77,7 @@ def measure(
     for name, learner in learners.items():
         whole = block_costs(learner, batch, best[name, 1])
         parts = [cost._replace(times=times) for cost, times in zip(whole, best[name, micro_batches], strict=True)]
-        measured.append(Measured(name, learner.strategy.route, whole, parts))
+        measured.append(Measured(name, learner.strategy.route, whole, parts, learner.strategy.rounds))
     return measured
 
 
