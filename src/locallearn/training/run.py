@@ -21,6 +21,7 @@ from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.link import Pipe
+from locallearn.runtime.wire.meeting import host
 from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training import processes
 from locallearn.training.begin import Ready, new_run, old_run, rows
@@ -108,8 +109,9 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
     processes.check_launcher(exp)
     with process_settings(exp.settings, exp.runtime.processes) as facts, ExitStack() as stack:
 
-        def begun() -> Ready:
-            ready = begin(facts)
+        def begun(hosts: Sequence[str] = ()) -> Ready:
+            wires = exp.runtime.wires(hosts or [host()] * exp.runtime.processes)
+            ready = begin(facts | ({"wires": wires} if wires else {}))
             stack.callback(ready.folder.release)
             return ready
 
@@ -123,14 +125,15 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
         return finished(folder, exp.settings.allow, exp.objects)
 
 
-def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -> Result | None:
+def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[Sequence[str]], Ready]) -> Result | None:
     """Rank 0 checks everything and makes the folder; then all processes train."""
 
     def facts() -> dict[str, Any]:
-        folder = begin().folder
+        folder = begin(hosts).folder
         return {"path": str(folder.path), "manifest": folder.read_json(files.MANIFEST)}
 
     with processes.joined(exp.runtime.replicas) as world:
+        hosts = world.gather(host())
         shared = processes.from_rank_0(world, facts)
         folder = RunFolder(Path(shared["path"]))
         _train_stage(exp, shared["manifest"], folder, world, quiet)
@@ -141,10 +144,11 @@ def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, w
     """Train the blocks of this process, from the newest checkpoint or the start. Raises RunError and Interrupted."""
     cut, stages = ranges(manifest["cut"]), ranges(manifest["stages"])
     world.before_leaving = partial(processes.record_failure, folder, world.stage)
-    message = torch.bfloat16 if isinstance(exp.runtime, Pipeline) and exp.runtime.message == "bf16" else None
     device = processes.device_of_process(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
-    link = Pipe(world.rank_below, world.rank_above, device, message, late)
+    assert isinstance(exp.runtime, Pipeline)
+    message = torch.bfloat16 if exp.runtime.message == "bf16" else None
+    link = Pipe(world.rank_below, world.rank_above, device, message, late, exp.runtime.wire)
     saved = checkpoint.newest(folder.checkpoints, warn)
     place = Place(device, stages[world.stage], link, world.replica_group)
     learner, data = prepare(exp, cut, place, manifest, fresh=saved is None)
