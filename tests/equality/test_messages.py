@@ -20,20 +20,20 @@ from helpers.nets import tiny_learner, tiny_model
 from helpers.strategies import make
 from locallearn.contract import Packet
 from locallearn.errors import RunError
-from locallearn.runtime.message import DTYPES, Signature, alike
+from locallearn.runtime.message import DTYPES, Signature, Slot, alike
 from locallearn.runtime.replay import ReplayStage, _copy
 
 
 def arrived(t: Tensor | None, message: torch.dtype | None = None) -> tuple[Tensor, int]:
     """What a tensor is on the other side, and how many numbers travelled."""
     signature = Signature.of([None, t], message)
-    memory = torch.full((signature.size,), 255, dtype=torch.uint8)
-    signature.write([None, t], memory)
+    slot = Slot(torch.full((signature.size,), 255, dtype=torch.uint8))
+    signature.write([None, t], slot)
     told = Signature.told(signature.text)
     assert told.size == signature.size
-    nothing, found = told.read(memory, torch.device("cpu"))
+    nothing, found = told.read(slot, torch.device("cpu"))
     assert nothing is None
-    memory.fill_(0)  # what has arrived lies in memory of its own
+    slot.memory.fill_(0)  # what has arrived lies in memory of its own
     return found, signature.size // (t.dtype if message is None or not t.is_floating_point() else message).itemsize
 
 
@@ -126,11 +126,11 @@ def test_what_cannot_travel_is_refused():
 def test_several_tensors_lie_side_by_side_and_only_like_messages_share_a_signature():
     message = [torch.rand(3), None, torch.rand(2, 5).t(), torch.tensor([True, False]), torch.empty(0, 7), torch.rand(9)]
     signature = Signature.of(message, None)
-    memory = torch.zeros(signature.size, dtype=torch.uint8)
-    signature.write(message, memory)
-    for sent, found in zip(message, signature.read(memory, torch.device("cpu")), strict=True):
+    slot = Slot(torch.zeros(signature.size, dtype=torch.uint8))
+    signature.write(message, slot)
+    for sent, found in zip(message, signature.read(slot, torch.device("cpu")), strict=True):
         assert (sent is None and found is None) or torch.equal(sent, found)
-    assert all(place.start % 64 == 0 for place in signature.places)
+    assert all(place.start % 64 == 0 for place in signature.bytes)
     others = ([t] for t in (torch.rand(3, 4), torch.rand(4, 3), torch.rand(4, 3).t(), torch.rand(3, 4).double()))
     assert len({alike(one) for one in [*others, [None], [torch.rand(3, 4)]]}) == 5
 

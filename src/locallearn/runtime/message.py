@@ -21,6 +21,7 @@ from locallearn.errors import RunError
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DTYPES = (*FLOATS, torch.int64, torch.uint8, torch.bool, torch.int32, torch.int16, torch.int8)
 ALIGNED = 64  # bytes: a kernel may choose by the address that it reads from
+MOST_SIGNATURES = 1024  # that are known at once; shapes may differ from batch to batch
 Message: TypeAlias = Sequence[Tensor | None]
 
 
@@ -57,6 +58,11 @@ class Layout:
         return reach > math.prod(self.distinct)
 
     @cached_property
+    def is_dense(self) -> bool:
+        """Whether every number has its own place, and every place its number."""
+        return not self.has_gaps and self.stretch == math.prod(self.sizes)
+
+    @cached_property
     def travels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Sizes and strides, in the tensor's memory, of what travels."""
         return (self.distinct, self.strides) if self.has_gaps else ((self.stretch,), (1,))
@@ -65,28 +71,43 @@ class Layout:
     def bytes(self) -> int:
         return math.prod(self.travels[0]) * self.sent.itemsize
 
-    def write(self, t: Tensor, numbers: Tensor) -> None:
-        """Put what travels of a tensor into `numbers`, of one dimension and the type that is sent."""
-        numbers.view(self.travels[0]).copy_(t.detach().as_strided(*self.travels))
+    def within(self, memory: Tensor) -> Tensor:
+        """So many bytes as what is to be written and read there."""
+        numbers = memory.view(self.sent)
+        return numbers.as_strided(self.sizes, self.strides) if self.is_dense else numbers.view(self.travels[0])
 
-    def read(self, numbers: Tensor, device: torch.device) -> Tensor:
+    def write(self, t: Tensor, place: Tensor) -> None:
+        """Put what travels of a tensor into a place that is `within` some bytes."""
+        place.copy_(t.detach() if self.is_dense else t.detach().as_strided(*self.travels))
+
+    def read(self, place: Tensor, device: torch.device) -> Tensor:
         """The tensor again, in memory of its own."""
+        if self.is_dense:
+            return torch.empty_strided(self.sizes, self.strides, dtype=self.meant, device=device).copy_(place)
         memory = torch.empty(self.stretch, dtype=self.meant, device=device)
-        memory.as_strided(*self.travels).copy_(numbers.view(self.travels[0]))
+        memory.as_strided(*self.travels).copy_(place)
         return memory.as_strided(self.sizes, self.strides)
 
 
+class Slot:
+    """The bytes of a message, and where the tensors of signatures lie in them, which is not computed twice."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory, self.size = memory, memory.numel()
+        self.places: dict[Signature, list[Tensor | None]] = {}
+
+
 class Signature:
-    """What lies where in a message: the layout of each tensor (None where there is none) and its first byte. `size`:
-    the bytes of the whole message."""
+    """What lies where in a message: the layout of each tensor (None where there is none) and its bytes. `size`: the
+    bytes of the whole message."""
 
     def __init__(self, layouts: Sequence[Layout | None]) -> None:
         self.layouts = list(layouts)
-        self.places, self.size = [], 0
+        self.bytes, self.size = [], 0
         for layout in self.layouts:
             first = -(-self.size // ALIGNED) * ALIGNED
             self.size = self.size if layout is None else first + layout.bytes
-            self.places.append(slice(first, self.size))
+            self.bytes.append(slice(first, self.size))
 
     @classmethod
     def of(cls, tensors: Message, message: torch.dtype | None) -> Signature:
@@ -110,18 +131,24 @@ class Signature:
         rows = [t and [DTYPES.index(t.sent), DTYPES.index(t.meant), t.sizes, t.strides] for t in self.layouts]
         return json.dumps(rows).encode()
 
-    def write(self, tensors: Message, memory: Tensor) -> None:
-        """Put a message that has this signature into bytes."""
-        for t, layout, place in zip(tensors, self.layouts, self.places, strict=True):
-            if t is not None and layout is not None:
-                layout.write(t, memory[place].view(layout.sent))
+    def write(self, tensors: Message, slot: Slot) -> None:
+        """Put a message that has this signature into a slot."""
+        for t, layout, place in zip(tensors, self.layouts, self._places_in(slot), strict=True):
+            if t is not None and layout is not None and place is not None:
+                layout.write(t, place)
 
-    def read(self, memory: Tensor, device: torch.device) -> tuple[Tensor | None, ...]:
-        """The message that lies in bytes, copied."""
-        return tuple(
-            None if layout is None else layout.read(memory[place].view(layout.sent), device)
-            for layout, place in zip(self.layouts, self.places, strict=True)
-        )
+    def read(self, slot: Slot, device: torch.device) -> tuple[Tensor | None, ...]:
+        """The message that lies in a slot, copied."""
+        pairs = zip(self.layouts, self._places_in(slot), strict=True)
+        return tuple(None if layout is None or place is None else layout.read(place, device) for layout, place in pairs)
+
+    def _places_in(self, slot: Slot) -> list[Tensor | None]:
+        if self not in slot.places:
+            if len(slot.places) == MOST_SIGNATURES:
+                slot.places.clear()
+            pairs = zip(self.layouts, self.bytes, strict=True)
+            slot.places[self] = [None if layout is None else layout.within(slot.memory[at]) for layout, at in pairs]
+        return slot.places[self]
 
 
 def alike(tensors: Message) -> tuple[object, ...]:

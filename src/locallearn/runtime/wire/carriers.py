@@ -8,10 +8,10 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from locallearn.engine.replicas import lost_process
 from locallearn.errors import RunError
+from locallearn.runtime.message import Slot
 from locallearn.runtime.wire.line import SLOT, SocketLine
 
 FORWARD, BACKWARD = 1, 2  # tags: packets go up, feedback goes down
@@ -20,8 +20,8 @@ FORWARD, BACKWARD = 1, 2  # tags: packets go up, feedback goes down
 class Carrier(Protocol):
     """Both ends of the slots between two neighbours. A slot is in use from `lend` until the other end has read it."""
 
-    def lend(self, slot: int, size: int) -> Tensor:
-        """`size` bytes of an own slot, to be written."""
+    def lend(self, slot: int, size: int) -> Slot:
+        """An own slot of at least `size` bytes, to be written."""
         ...
 
     def send(self, slot: int, size: int) -> None:
@@ -40,7 +40,7 @@ class Carrier(Protocol):
         """So many bytes are on their way."""
         ...
 
-    def take(self, slot: int, size: int) -> Tensor:
+    def take(self, slot: int) -> Slot:
         """They, once they are here; to be copied before the other end is told that the slot is free."""
         ...
 
@@ -51,13 +51,13 @@ class Ring:
 
     def __init__(self, line: SocketLine) -> None:
         self._line = line
-        self._own: dict[int, Tensor] = {}
-        self._theirs: dict[int, Tensor] = {}
+        self._own: dict[int, Slot] = {}
+        self._theirs: dict[int, Slot] = {}
 
-    def lend(self, slot: int, size: int) -> Tensor:
-        if (memory := self._own.get(slot)) is None or len(memory) < size:
-            memory = self._own[slot] = self._make(slot, room(memory, size))
-        return memory[:size]
+    def lend(self, slot: int, size: int) -> Slot:
+        if missing := _missing(self._own.get(slot), size):
+            self._own[slot] = self._make(slot, missing)
+        return self._own[slot]
 
     def send(self, slot: int, size: int) -> None:
         """It is there."""
@@ -75,20 +75,20 @@ class Ring:
     def expect(self, slot: int, size: int) -> None:
         """It is there."""
 
-    def take(self, slot: int, size: int) -> Tensor:
-        return self._theirs[slot][:size]
+    def take(self, slot: int) -> Slot:
+        return self._theirs[slot]
 
-    def _make(self, slot: int, size: int) -> Tensor:
+    def _make(self, slot: int, size: int) -> Slot:
         file = os.memfd_create("locallearn")
         try:
             os.posix_fallocate(file, 0, size)  # too little memory is an error here, not a signal later
-            memory = _mapped(file, size)
+            made = _mapped(file, size)
             self._line.say(SLOT, slot, number=size, file=file)
         except OSError as error:
             raise RunError(f"no memory for a message of {size:,} bytes: {error.strerror}") from error
         finally:
             os.close(file)
-        return memory
+        return made
 
 
 class Gloo:
@@ -99,17 +99,17 @@ class Gloo:
         self._rank = rank
         upward = rank > dist.get_rank()
         self._sends, self._receives = (FORWARD, BACKWARD) if upward else (BACKWARD, FORWARD)
-        self._own: dict[int, Tensor] = {}
-        self._theirs: dict[int, Tensor] = {}
+        self._own: dict[int, Slot] = {}
+        self._theirs: dict[int, Slot] = {}
         self._sending: dict[int, dist.Work] = {}
         self._arriving: dict[int, dist.Work] = {}
 
-    def lend(self, slot: int, size: int) -> Tensor:
-        return _at_least(size, self._own, slot)
+    def lend(self, slot: int, size: int) -> Slot:
+        return self._in(self._own, slot, size)
 
     def send(self, slot: int, size: int) -> None:
         with lost_process():
-            self._sending[slot] = _under_way(dist.isend(self._own[slot][:size], self._rank, tag=self._sends))
+            self._sending[slot] = _under_way(dist.isend(self._own[slot].memory[:size], self._rank, tag=self._sends))
 
     def freed(self, slot: int) -> None:
         with lost_process():
@@ -119,29 +119,32 @@ class Gloo:
         """Each end has memory of its own."""
 
     def expect(self, slot: int, size: int) -> None:
-        memory = _at_least(size, self._theirs, slot)
+        memory = self._in(self._theirs, slot, size).memory[:size]
         with lost_process():
             self._arriving[slot] = _under_way(dist.irecv(memory, self._rank, tag=self._receives))
 
-    def take(self, slot: int, size: int) -> Tensor:
+    def take(self, slot: int) -> Slot:
         with lost_process():
             self._arriving.pop(slot).wait()
-        return self._theirs[slot][:size]
+        return self._theirs[slot]
+
+    @staticmethod
+    def _in(slots: dict[int, Slot], slot: int, size: int) -> Slot:
+        if missing := _missing(slots.get(slot), size):
+            slots[slot] = Slot(torch.empty(missing, dtype=torch.uint8))
+        return slots[slot]
 
 
-def room(before: Tensor | None, size: int) -> int:
-    """Bytes for a slot that is too small; more than are needed where it has grown before, as it may do so again."""
-    return max(size, mmap.PAGESIZE if before is None else len(before) * 3 // 2)
+def _missing(slot: Slot | None, size: int) -> int:
+    """Bytes that a slot must get for a message; 0 if it has enough. It gets more than that where it has grown before,
+    as it may do so again."""
+    if slot is None:
+        return max(size, mmap.PAGESIZE)
+    return 0 if slot.size >= size else max(size, slot.size * 3 // 2)
 
 
-def _at_least(size: int, slots: dict[int, Tensor], slot: int) -> Tensor:
-    if (memory := slots.get(slot)) is None or len(memory) < size:
-        memory = slots[slot] = torch.empty(room(memory, size), dtype=torch.uint8)
-    return memory[:size]
-
-
-def _mapped(file: int, size: int) -> Tensor:
-    return torch.frombuffer(mmap.mmap(file, size), dtype=torch.uint8)
+def _mapped(file: int, size: int) -> Slot:
+    return Slot(torch.frombuffer(mmap.mmap(file, size), dtype=torch.uint8))
 
 
 def _under_way(work: dist.Work | None) -> dist.Work:

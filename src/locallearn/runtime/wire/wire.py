@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from locallearn.engine.link import Stopped
-from locallearn.runtime.message import Message, Signature, alike
+from locallearn.runtime.message import MOST_SIGNATURES, Message, Signature, alike
 from locallearn.runtime.wire.carriers import Carrier
 from locallearn.runtime.wire.line import CLOSE, CREDIT, DATA, SIGNATURE, SLOT, STOP, Frame, SocketLine
-
-MOST_SIGNATURES = 1024  # that are known at once; shapes may differ from batch to batch
 
 
 class Wire:
@@ -69,9 +67,9 @@ class Wire:
             raise first
         slot, signature = first
         started = time.perf_counter()
-        memory = self._carrier.take(slot, signature.size)
+        held = self._carrier.take(slot)
         self.waited += time.perf_counter() - started
-        tensors = signature.read(memory, self._device)
+        tensors = signature.read(held, self._device)
         self._line.say(CREDIT, slot)
         return tensors
 
@@ -82,10 +80,10 @@ class Wire:
     def begin_closing(self) -> None:
         """Say that nothing follows; what this end has not taken is lost."""
         self._closing = True
-        waiting = [entry for entry in self._queue if not isinstance(entry, Stopped)]
+        for entry in self._queue:
+            if not isinstance(entry, Stopped):
+                self._drop(entry[0])
         self._queue.clear()
-        for slot, signature in waiting:
-            self._drop(slot, signature)
         self._line.say(CLOSE)
         self._leave()
 
@@ -117,7 +115,7 @@ class Wire:
             signature = self._told[frame.signature]
             self._carrier.expect(frame.slot, signature.size)
             if self._closing:
-                self._drop(frame.slot, signature)
+                self._drop(frame.slot)
             else:
                 self._queue.append((frame.slot, signature))
         elif frame.kind == CREDIT:
@@ -145,8 +143,8 @@ class Wire:
             self._line.say(SIGNATURE, signature=self._known[key][0], number=len(text), text=text)
         return self._known[key]
 
-    def _drop(self, slot: int, signature: Signature) -> None:
-        self._carrier.take(slot, signature.size)
+    def _drop(self, slot: int) -> None:
+        self._carrier.take(slot)
         self._line.say(CREDIT, slot)
 
     def _leave(self) -> None:
