@@ -55,7 +55,8 @@ class BlockSpec(NamedTuple):
     channels_first  an input of two axes is [C, L], as Conv1d reads it, and not [T, D]. What blocks emit is always [D],
                     [T, D], [C, H, W] or [C, D, H, W]
     task    what is asked: the loss, the form of an answer, the numbers that are reported
-    vocabulary  how many tokens there are where the input of the network is token numbers; None where it is numbers
+    vocabulary  how many tokens there are where the input of the network, or one of its tensors, is token numbers; None
+                where it is numbers
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name

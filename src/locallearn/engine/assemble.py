@@ -80,7 +80,8 @@ def assemble(
 def _specs(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpec]:
     shapes = [model.image, *model.shapes()]
     sizes = tuple(shapes[units.stop] for units in cut)
-    of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, model.vocabulary
+    tokens = model.vocabulary if model.inputs is None else model.inputs.vocabulary
+    of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens
     return [BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run) for k, units in enumerate(cut)]
 
 

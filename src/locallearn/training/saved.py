@@ -20,6 +20,7 @@ from locallearn.config.targets import model_for
 from locallearn.data.fingerprint import Fingerprint
 from locallearn.data.normalise import Normalisation
 from locallearn.errors import UserError
+from locallearn.inputs import InputPart, Inputs
 from locallearn.models import BlockModel
 from locallearn.models.weights import Taken
 from locallearn.names import ACCURACY
@@ -130,6 +131,7 @@ class Manifest:
     score: str = ACCURACY
     metrics: dict[str, str] | None = None
     vocabulary: int | None = None
+    inputs: list[InputPart] | None = None
     task_options: dict[str, Any] | None = None
     longer: list[Longer] = field(default_factory=list)
     weights: list[Taken] = field(default_factory=list)
@@ -173,15 +175,16 @@ def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHIN
     unasked = {place.partition(".")[0] for place in marked} - {"model", *objects}
     changes = {group: compose([])[0].get(group) for group in sorted(unasked)}
     exp, manifest = saved_experiment(folder, allow, changes=changes, objects=objects)
-    if exp.model.reads_graph and "data" in unasked:
+    if "graph" in exp.model.asks and "data" in unasked:
         raise missing({"data": marked["data"]})
     tensors = model_tensors(folder)
     # a graph is no part of the model's weights
-    graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
+    graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if "graph" in exp.model.asks else None
     with seeds.stream(0, "load"):
-        vocabulary, form = manifest.get("vocabulary"), manifest.get("form", SAMPLE)
+        form, vocabulary = manifest.get("form", SAMPLE), manifest.get("vocabulary")
+        inputs = Inputs.saved(manifest.get("inputs"))
         build = in_place(exp.model, objects["model"]) if own else exp.model.bare
-        model = model_for(build, tuple(manifest["image"]), len(manifest["classes"]), form, graph, vocabulary)
+        model = model_for(build, tuple(manifest["image"]), len(manifest["classes"]), form, graph, vocabulary, inputs)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
     if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
