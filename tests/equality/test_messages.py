@@ -31,7 +31,8 @@ def arrived(t: Tensor | None, message: torch.dtype | None = None) -> tuple[Tenso
     signature.write([None, t], slot)
     told = Signature.told(signature.text)
     assert told.size == signature.size
-    nothing, found = told.read(slot, torch.device("cpu"))
+    nothing, found = received = told.empty(torch.device("cpu"))
+    told.read(received, slot)
     assert nothing is None
     slot.memory.fill_(0)  # what has arrived lies in memory of its own
     return found, signature.size // (t.dtype if message is None or not t.is_floating_point() else message).itemsize
@@ -128,7 +129,9 @@ def test_several_tensors_lie_side_by_side_and_only_like_messages_share_a_signatu
     signature = Signature.of(message, None)
     slot = Slot(torch.zeros(signature.size, dtype=torch.uint8))
     signature.write(message, slot)
-    for sent, found in zip(message, signature.read(slot, torch.device("cpu")), strict=True):
+    received = signature.empty(torch.device("cpu"))
+    signature.read(received, slot)
+    for sent, found in zip(message, received, strict=True):
         assert (sent is None and found is None) or torch.equal(sent, found)
     assert all(place.start % 64 == 0 for place in signature.bytes)
     others = ([t] for t in (torch.rand(3, 4), torch.rand(4, 3), torch.rand(4, 3).t(), torch.rand(3, 4).double()))

@@ -9,6 +9,7 @@ import torch
 from locallearn.contract import Feedback, Packet
 from locallearn.engine.link import Stopped
 from locallearn.runtime.wire.carriers import Gloo, Ring
+from locallearn.runtime.wire.lanes import Inline, Streams
 from locallearn.runtime.wire.meeting import carrier_between, host, meet
 from locallearn.runtime.wire.wire import Wire
 
@@ -41,8 +42,10 @@ class Pipe:
 
         def wire_to(rank: int, slots: int) -> Wire:
             line, there = lines[rank]
-            carrier = Ring(line) if carrier_between(wire, host(), there) == "ring" else Gloo(rank)
-            return Wire(line, carrier, self._served, slots, device, message)
+            if carrier_between(wire, host(), there) == "gloo":
+                return Wire(line, Gloo(rank), Inline(), self._served, slots, device, message)
+            lane = Inline() if device.type == "cpu" else Streams(device)
+            return Wire(line, Ring(line, device), lane, self._served, slots, device, message)
 
         self._below = None if below is None else wire_to(below, UNDER_WAY + late)
         self._above = None if above is None else wire_to(above, UNDER_WAY)

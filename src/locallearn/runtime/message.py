@@ -76,17 +76,15 @@ class Layout:
         numbers = memory.view(self.sent)
         return numbers.as_strided(self.sizes, self.strides) if self.is_dense else numbers.view(self.travels[0])
 
-    def write(self, t: Tensor, place: Tensor) -> None:
-        """Put what travels of a tensor into a place that is `within` some bytes."""
-        place.copy_(t.detach() if self.is_dense else t.detach().as_strided(*self.travels))
+    def part(self, t: Tensor) -> Tensor:
+        """What travels of a tensor that has this layout, where it lies."""
+        return t.detach() if self.is_dense else t.detach().as_strided(*self.travels)
 
-    def read(self, place: Tensor, device: torch.device) -> Tensor:
-        """The tensor again, in memory of its own."""
+    def empty(self, device: torch.device) -> Tensor:
+        """A tensor that has this layout."""
         if self.is_dense:
-            return torch.empty_strided(self.sizes, self.strides, dtype=self.meant, device=device).copy_(place)
-        memory = torch.empty(self.stretch, dtype=self.meant, device=device)
-        memory.as_strided(*self.travels).copy_(place)
-        return memory.as_strided(self.sizes, self.strides)
+            return torch.empty_strided(self.sizes, self.strides, dtype=self.meant, device=device)
+        return torch.empty(self.stretch, dtype=self.meant, device=device).as_strided(self.sizes, self.strides)
 
 
 class Slot:
@@ -131,16 +129,21 @@ class Signature:
         rows = [t and [DTYPES.index(t.sent), DTYPES.index(t.meant), t.sizes, t.strides] for t in self.layouts]
         return json.dumps(rows).encode()
 
-    def write(self, tensors: Message, slot: Slot) -> None:
+    def empty(self, device: torch.device) -> tuple[Tensor | None, ...]:
+        """A message that has this signature."""
+        return tuple(None if layout is None else layout.empty(device) for layout in self.layouts)
+
+    def write(self, tensors: Message, slot: Slot, non_blocking: bool = False) -> None:
         """Put a message that has this signature into a slot."""
         for t, layout, place in zip(tensors, self.layouts, self._places_in(slot), strict=True):
             if t is not None and layout is not None and place is not None:
-                layout.write(t, place)
+                place.copy_(layout.part(t), non_blocking)
 
-    def read(self, slot: Slot, device: torch.device) -> tuple[Tensor | None, ...]:
-        """The message that lies in a slot, copied."""
-        pairs = zip(self.layouts, self._places_in(slot), strict=True)
-        return tuple(None if layout is None or place is None else layout.read(place, device) for layout, place in pairs)
+    def read(self, tensors: Message, slot: Slot, non_blocking: bool = False) -> None:
+        """Take a message that has this signature from a slot."""
+        for t, layout, place in zip(tensors, self.layouts, self._places_in(slot), strict=True):
+            if t is not None and layout is not None and place is not None:
+                layout.part(t).copy_(place, non_blocking)
 
     def _places_in(self, slot: Slot) -> list[Tensor | None]:
         if self not in slot.places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from typing import Protocol
 
 import torch
@@ -47,10 +48,11 @@ class Carrier(Protocol):
 
 class Ring:
     """Memory that both processes have mapped. It has no name, so that nothing is left of it once both are gone, and
-    does not count against the size of /dev/shm."""
+    does not count against the size of /dev/shm. A process with a GPU pins it, so that copies need not wait."""
 
-    def __init__(self, line: SocketLine) -> None:
+    def __init__(self, line: SocketLine, device: torch.device) -> None:
         self._line = line
+        self._gpu = None if device.type == "cpu" else torch.get_device_module(device)
         self._own: dict[int, Slot] = {}
         self._theirs: dict[int, Slot] = {}
 
@@ -68,7 +70,7 @@ class Ring:
     def replace(self, slot: int, size: int) -> None:
         file = self._line.file()
         try:
-            self._theirs[slot] = _mapped(file, size)
+            self._theirs[slot] = self._mapped(file, size)
         finally:
             os.close(file)
 
@@ -82,13 +84,21 @@ class Ring:
         file = os.memfd_create("locallearn")
         try:
             os.posix_fallocate(file, 0, size)  # too little memory is an error here, not a signal later
-            made = _mapped(file, size)
+            made = self._mapped(file, size)
             self._line.say(SLOT, slot, number=size, file=file)
         except OSError as error:
             raise RunError(f"no memory for a message of {size:,} bytes: {error.strerror}") from error
         finally:
             os.close(file)
         return made
+
+    def _mapped(self, file: int, size: int) -> Slot:
+        slot = Slot(torch.frombuffer(mmap.mmap(file, size), dtype=torch.uint8))
+        if self._gpu is not None:  # where it cannot be pinned, copies wait
+            library, address = self._gpu.cudart(), slot.memory.data_ptr()
+            if int(library.cudaHostRegister(address, size, 0)) == 0:
+                weakref.finalize(slot, library.cudaHostUnregister, address)
+        return slot
 
 
 class Gloo:
@@ -141,10 +151,6 @@ def _missing(slot: Slot | None, size: int) -> int:
     if slot is None:
         return max(size, mmap.PAGESIZE)
     return 0 if slot.size >= size else max(size, slot.size * 3 // 2)
-
-
-def _mapped(file: int, size: int) -> Slot:
-    return Slot(torch.frombuffer(mmap.mmap(file, size), dtype=torch.uint8))
 
 
 def _under_way(work: dist.Work | None) -> dist.Work:

@@ -9,6 +9,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from threading import Lock
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -36,6 +37,7 @@ class SocketLine:
         self._stream, self._name = stream, name
         self._arrived = bytearray()
         self._files: deque[int] = deque()
+        self._one_at_a_time = Lock()
         stream.setblocking(True)
         _OPEN.add(self)
 
@@ -48,10 +50,11 @@ class SocketLine:
         """Send a frame, and with it perhaps an open file. Raises LostProcess."""
         frame = FRAME.pack(kind, slot, signature, number) + text
         try:
-            if file is None:
-                self._stream.sendall(frame)
-            else:
-                socket.send_fds(self._stream, [frame], [file])
+            with self._one_at_a_time:
+                if file is None:
+                    self._stream.sendall(frame)
+                else:
+                    socket.send_fds(self._stream, [frame], [file])
         except OSError as error:
             raise self._lost() from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from selectors import EVENT_READ, BaseSelector
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from locallearn.engine.link import Stopped
 from locallearn.runtime.message import MOST_SIGNATURES, Message, Signature, alike
 from locallearn.runtime.wire.carriers import Carrier
+from locallearn.runtime.wire.lanes import Lane
 from locallearn.runtime.wire.line import CLOSE, CREDIT, DATA, SIGNATURE, SLOT, STOP, Frame, SocketLine
 
 
@@ -32,13 +34,14 @@ class Wire:
         self,
         line: SocketLine,
         carrier: Carrier,
+        lane: Lane,
         served: BaseSelector,
         slots: int,
         device: torch.device,
         message: torch.dtype | None,
     ) -> None:
         self.waited = 0.0
-        self._line, self._carrier, self._served = line, carrier, served
+        self._line, self._carrier, self._lane, self._served = line, carrier, lane, served
         self._device, self._message = device, message
         self._slots = slots
         self._free = list(range(slots))
@@ -54,9 +57,13 @@ class Wire:
         self._until(lambda: self._free)
         number, signature = self._signature(tensors)
         slot = self._free.pop()
-        signature.write(tensors, self._carrier.lend(slot, signature.size))
-        self._carrier.send(slot, signature.size)
-        self._line.say(DATA, slot, number)
+        held = self._carrier.lend(slot, signature.size)
+
+        def tell() -> None:
+            self._carrier.send(slot, signature.size)
+            self._line.say(DATA, slot, number)
+
+        self._lane.out(partial(signature.write, tensors, held, self._lane.pins), tell)
 
     def get(self) -> tuple[Tensor | None, ...]:
         """The next message. Raises Stopped in the place of one, LostProcess."""
@@ -69,17 +76,19 @@ class Wire:
         started = time.perf_counter()
         held = self._carrier.take(slot)
         self.waited += time.perf_counter() - started
-        tensors = signature.read(held, self._device)
-        self._line.say(CREDIT, slot)
+        tensors = signature.empty(self._device)
+        self._lane.into(partial(signature.read, tensors, held, self._lane.pins), partial(self._line.say, CREDIT, slot))
         return tensors
 
     def stop(self, step: int) -> None:
         """Tell the neighbour, in the place of a message, that there is none after this step."""
+        self._lane.finish()
         self._line.say(STOP, number=step)
 
     def begin_closing(self) -> None:
         """Say that nothing follows; what this end has not taken is lost."""
         self._closing = True
+        self._lane.finish()
         for entry in self._queue:
             if not isinstance(entry, Stopped):
                 self._drop(entry[0])
