@@ -179,6 +179,7 @@ def test_a_stopped_pipeline_goes_on_with_any_number_of_stages(changes, serial, t
         (["runtime.split=[1,1,1]"], "must name 2 stages"),
         (["runtime.message=fp8"], "must be exact or bf16"),
         (["runtime.replicas=3"], "does not divide the batch of 32"),
+        (["runtime.wire=nccl"], "one machine has 2 processes on no GPU: choose auto"),
         (["runtime.stages=0"], "must be a whole number of at least 1"),
         (["strategy=dgl", "runtime.staleness=1"], "choose runtime.staleness=0"),
     ],

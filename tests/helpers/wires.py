@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import queue
+import random
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from selectors import DefaultSelector
 
 import pytest
 import torch
@@ -19,7 +23,10 @@ from locallearn.contract import Packet
 from locallearn.engine.link import Stopped
 from locallearn.engine.replicas import LostProcess
 from locallearn.runtime.link import UNDER_WAY, Pipe
-from locallearn.runtime.wire import meeting
+from locallearn.runtime.wire import meeting, nccl
+from locallearn.runtime.wire.lanes import Queues
+from locallearn.runtime.wire.meeting import meet
+from locallearn.runtime.wire.wire import Wire
 
 CPU = torch.device("cpu")
 LARGE = 4_194_304  # numbers: 16 MB
@@ -124,6 +131,93 @@ def killed(rank: int, wire: str, waits: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class DelayedQueue:
+    """Does what is asked in order, after random pauses. One that is `deaf` does not wait for others, one that is
+    `hasty` says that it has come to a mark at once."""
+
+    def __init__(self, seed: int, fault: str) -> None:
+        self._random, self._fault = random.Random(seed), fault
+        self._actions: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def run(self, action) -> None:
+        self._actions.put(action)
+
+    def mark(self) -> DelayedMark:
+        mark = DelayedMark()
+        (mark.set if self._fault == "hasty" else partial(self.run, mark.set))()
+        return mark
+
+    def wait(self, mark: DelayedMark) -> None:
+        if self._fault != "deaf":
+            self.run(mark.wait)
+
+    def _work(self) -> None:
+        while True:
+            action = self._actions.get()
+            time.sleep(self._random.choice((0, 0, 0.001)))
+            action()
+            if action == self._end:
+                return
+
+    def _end(self) -> None:
+        """The last action."""
+
+    def end(self) -> None:
+        self.run(self._end)
+
+
+class DelayedMark(threading.Event):
+    query, synchronize = threading.Event.is_set, threading.Event.wait
+
+
+class DelayedQueues:
+    """Those of process `own`. A `fault` names a process, a queue and its kind."""
+
+    def __init__(self, seed: int, fault: str, own: int) -> None:
+        process, name, kind = fault.split() if fault else ("", "", "")
+        kinds = {name: kind} if process == str(own) else {}
+        names = ("computing", "sending", "receiving")
+        self.computing, sending, receiving = (DelayedQueue(seed * 3 + i, kinds.get(n, "")) for i, n in enumerate(names))
+        self.queues = Queues(lambda: self.computing, sending, receiving)
+
+    def end(self) -> None:
+        for one in (self.computing, self.queues.sending, self.queues.receiving):
+            one.end()
+
+
+def queued(rank: int, wire: str, fault: str) -> None:
+    """Numbers that one end computes, the other one doubles, and the first one reads, with hosts that run ahead."""
+    queues = DelayedQueues(rank, fault, rank)
+    joined = nccl.groups(2, 1, "gloo", None)
+    lines = meet(*((None, 1) if rank == 0 else (0, None)))
+    line, _ = lines[1 - rank]
+    carrier = nccl.Nccl(1 - rank, joined, CPU, queues.queues)
+    ends = Wire(line, carrier, carrier, DefaultSelector(), UNDER_WAY, CPU, None)
+    wrong: list[int] = []
+    sizes = [50 + 400 * (i // 10) for i in range(60)]  # slots grow
+    if rank == 0:
+        for i, size in enumerate(sizes):
+            sent = torch.zeros(size)
+            queues.computing.run(partial(sent.fill_, i))
+            ends.put((sent,))
+            if i >= 2:
+                (found,) = ends.get()
+                queues.computing.run(lambda t=found, i=i: wrong.append(i) if not (t == 2 * (i - 2)).all() else None)
+    else:
+        for _ in sizes:
+            queues.computing.run(partial(time.sleep, 0.003))  # it is the slower one
+            (found,) = ends.get()
+            doubled = torch.zeros_like(found)
+            queues.computing.run(partial(torch.mul, found, 2, out=doubled))
+            ends.put((doubled,))
+    ends.begin_closing()
+    ends.close()
+    queues.computing.mark().synchronize()
+    if rank == 0:
+        assert bool(wrong) == bool(fault), wrong
+
+
 def run(rank: int, folder: str, what: str, wire: str, apart: bool, *more: str) -> None:
     """`apart`: as if the two were on two machines."""
     torch.set_num_threads(1)
@@ -132,5 +226,5 @@ def run(rank: int, folder: str, what: str, wire: str, apart: bool, *more: str) -
         meeting.host = lambda: there  # type: ignore[assignment]
     wait = timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=wait)
-    {"echo": echo, "both_ways": both_ways, "killed": killed}[what](rank, wire, *more)
+    {"echo": echo, "both_ways": both_ways, "killed": killed, "queued": queued}[what](rank, wire, *more)
     dist.destroy_process_group()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from selectors import DefaultSelector
 
 import torch
+import torch.distributed as dist
 
 from locallearn.contract import Feedback, Packet
 from locallearn.engine.link import Stopped
-from locallearn.runtime.wire.carriers import Gloo, Ring
-from locallearn.runtime.wire.lanes import Inline, Streams
+from locallearn.runtime.wire.carriers import Carrier, Gloo, Ring
+from locallearn.runtime.wire.lanes import Courier, Inline, Lane, streams
 from locallearn.runtime.wire.meeting import carrier_between, host, meet
+from locallearn.runtime.wire.nccl import Nccl, groups
 from locallearn.runtime.wire.wire import Wire
 
 UNDER_WAY = 4  # messages of a sender that nobody has taken yet; the next one waits
@@ -25,7 +27,7 @@ class Pipe:
     feedback more as are `late` (staleness times micro-batches) may wait for this stage: were they not taken in, the
     stage above would wait to send them, and this one for that to take its packets.
 
-    wire  what carries the bytes, as `runtime.wire`: auto, gloo or ring
+    wire  what carries the bytes, as `runtime.wire`
     """
 
     def __init__(
@@ -40,12 +42,21 @@ class Pipe:
         self.below, self.above = below is not None, above is not None
         lines, self._served = meet(below, above), DefaultSelector()
 
-        def wire_to(rank: int, slots: int) -> Wire:
+        replicas = next((abs(rank - dist.get_rank()) for rank in lines), 1)
+        joined = groups(dist.get_world_size(), replicas, "nccl", device) if wire == "nccl" else {}
+
+        def moved(rank: int) -> tuple[Carrier, Lane]:
             line, there = lines[rank]
-            if carrier_between(wire, host(), there) == "gloo":
-                return Wire(line, Gloo(rank), Inline(), self._served, slots, device, message)
-            lane = Inline() if device.type == "cpu" else Streams(device)
-            return Wire(line, Ring(line, device), lane, self._served, slots, device, message)
+            kind = carrier_between(wire, host(), there)
+            if kind == "nccl":
+                both = Nccl(rank, joined, device, streams(device))
+                return both, both
+            if kind == "ring":
+                return Ring(line, device), Inline() if device.type == "cpu" else Courier(streams(device))
+            return Gloo(rank), Inline()
+
+        def wire_to(rank: int, slots: int) -> Wire:
+            return Wire(lines[rank][0], *moved(rank), self._served, slots, device, message)
 
         self._below = None if below is None else wire_to(below, UNDER_WAY + late)
         self._above = None if above is None else wire_to(above, UNDER_WAY)

@@ -26,7 +26,7 @@ from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training import processes
 from locallearn.training.begin import Ready, new_run, old_run, rows
 from locallearn.training.calls import Calls
-from locallearn.training.environment import process_settings
+from locallearn.training.environment import choose_device, process_settings
 from locallearn.training.handover import handed_over, taken_over
 from locallearn.training.longer import STRETCHED, longer
 from locallearn.training.loop import Training
@@ -110,7 +110,8 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
     with process_settings(exp.settings, exp.runtime.processes) as facts, ExitStack() as stack:
 
         def begun(hosts: Sequence[str] = ()) -> Ready:
-            wires = exp.runtime.wires(hosts or [host()] * exp.runtime.processes)
+            gpus = 0 if choose_device(exp.settings.device).type == "cpu" else torch.cuda.device_count()
+            wires = exp.runtime.wires(hosts or [host()] * exp.runtime.processes, gpus)
             ready = begin(facts | ({"wires": wires} if wires else {}))
             stack.callback(ready.folder.release)
             return ready

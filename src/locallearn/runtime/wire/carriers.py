@@ -45,6 +45,10 @@ class Carrier(Protocol):
         """They, once they are here; to be copied before the other end is told that the slot is free."""
         ...
 
+    def taken(self, slot: int) -> None:
+        """They have been copied."""
+        ...
+
 
 class Ring:
     """Memory that both processes have mapped. It has no name, so that nothing is left of it once both are gone, and
@@ -57,8 +61,8 @@ class Ring:
         self._theirs: dict[int, Slot] = {}
 
     def lend(self, slot: int, size: int) -> Slot:
-        if missing := _missing(self._own.get(slot), size):
-            self._own[slot] = self._make(slot, missing)
+        if more := missing(self._own.get(slot), size):
+            self._own[slot] = self._make(slot, more)
         return self._own[slot]
 
     def send(self, slot: int, size: int) -> None:
@@ -79,6 +83,9 @@ class Ring:
 
     def take(self, slot: int) -> Slot:
         return self._theirs[slot]
+
+    def taken(self, slot: int) -> None:
+        """It stays where it is."""
 
     def _make(self, slot: int, size: int) -> Slot:
         file = os.memfd_create("locallearn")
@@ -119,7 +126,7 @@ class Gloo:
 
     def send(self, slot: int, size: int) -> None:
         with lost_process():
-            self._sending[slot] = _under_way(dist.isend(self._own[slot].memory[:size], self._rank, tag=self._sends))
+            self._sending[slot] = under_way(dist.isend(self._own[slot].memory[:size], self._rank, tag=self._sends))
 
     def freed(self, slot: int) -> None:
         with lost_process():
@@ -131,21 +138,24 @@ class Gloo:
     def expect(self, slot: int, size: int) -> None:
         memory = self._in(self._theirs, slot, size).memory[:size]
         with lost_process():
-            self._arriving[slot] = _under_way(dist.irecv(memory, self._rank, tag=self._receives))
+            self._arriving[slot] = under_way(dist.irecv(memory, self._rank, tag=self._receives))
 
     def take(self, slot: int) -> Slot:
         with lost_process():
             self._arriving.pop(slot).wait()
         return self._theirs[slot]
 
+    def taken(self, slot: int) -> None:
+        """Nothing arrives there before the other end sends again."""
+
     @staticmethod
     def _in(slots: dict[int, Slot], slot: int, size: int) -> Slot:
-        if missing := _missing(slots.get(slot), size):
-            slots[slot] = Slot(torch.empty(missing, dtype=torch.uint8))
+        if more := missing(slots.get(slot), size):
+            slots[slot] = Slot(torch.empty(more, dtype=torch.uint8))
         return slots[slot]
 
 
-def _missing(slot: Slot | None, size: int) -> int:
+def missing(slot: Slot | None, size: int) -> int:
     """Bytes that a slot must get for a message; 0 if it has enough. It gets more than that where it has grown before,
     as it may do so again."""
     if slot is None:
@@ -153,6 +163,6 @@ def _missing(slot: Slot | None, size: int) -> int:
     return 0 if slot.size >= size else max(size, slot.size * 3 // 2)
 
 
-def _under_way(work: dist.Work | None) -> dist.Work:
+def under_way(work: dist.Work | None) -> dist.Work:
     assert work is not None, "this process is not part of the group"
     return work

@@ -9,6 +9,7 @@ import platform
 import secrets
 import socket
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -47,8 +48,14 @@ def carrier_between(wire: str, here: str, there: str) -> str:
     return wire if wire != "auto" else "ring" if LINUX and here == there else "gloo"
 
 
-def carriers_between(wire: str, hosts: Sequence[str], replicas: int) -> list[str]:
-    """The carrier from every process but those of the last stage to the one above it, given the hosts by rank."""
+def carriers_between(wire: str, hosts: Sequence[str], replicas: int, gpus: int) -> list[str]:
+    """The carrier from every process but those of the last stage to the one above it, given the hosts by rank, and the
+    GPUs of each. Raises UserError for what cannot be."""
+    if wire == "nccl" and (most := max(Counter(hosts).values())) > gpus:
+        raise UserError(
+            f"runtime.wire=nccl is for processes with a GPU each, and one machine has {most} processes on "
+            f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}: choose auto"
+        )
     return [carrier_between(wire, *pair) for pair in zip(hosts, hosts[replicas:], strict=False)]
 
 

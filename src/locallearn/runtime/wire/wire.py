@@ -77,7 +77,7 @@ class Wire:
         held = self._carrier.take(slot)
         self.waited += time.perf_counter() - started
         tensors = signature.empty(self._device)
-        self._lane.into(partial(signature.read, tensors, held, self._lane.pins), partial(self._line.say, CREDIT, slot))
+        self._lane.into(partial(signature.read, tensors, held, self._lane.pins), partial(self._give_back, slot))
         return tensors
 
     def stop(self, step: int) -> None:
@@ -154,6 +154,10 @@ class Wire:
 
     def _drop(self, slot: int) -> None:
         self._carrier.take(slot)
+        self._give_back(slot)
+
+    def _give_back(self, slot: int) -> None:
+        self._carrier.taken(slot)
         self._line.say(CREDIT, slot)
 
     def _leave(self) -> None:
@@ -161,3 +165,4 @@ class Wire:
         if self._ended and self._line.fileno() >= 0:
             self._served.unregister(self._line)
             self._line.close()
+            self._lane.close()
