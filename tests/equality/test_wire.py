@@ -40,14 +40,16 @@ def two(tmp_path: Path, what: str, carrier: str, *more: str) -> list[int | None]
             stage.kill()
 
 
-@pytest.mark.parametrize("carrier", WIRES)
-@pytest.mark.parametrize("what", ["echo", "both_ways"])
+@pytest.mark.parametrize(
+    ("what", "carrier"), [*(("echo", carrier) for carrier in WIRES), ("both_ways", "ring"), ("both_ways", "gloo")]
+)
 def test_what_is_sent_arrives(what, carrier, tmp_path):
     assert two(tmp_path, what, carrier) == [0, 0]
 
 
-@pytest.mark.parametrize("carrier", WIRES)
-@pytest.mark.parametrize("waits", ["get", "put"])
+@pytest.mark.parametrize(
+    ("waits", "carrier"), [*(("get", carrier) for carrier in WIRES), ("put", "ring"), ("put", "gloo")]
+)
 @pytest.mark.fault("F13")
 def test_the_end_of_a_neighbour_is_noticed_within_a_second(waits, carrier, tmp_path):
     assert two(tmp_path, "killed", carrier, waits) == [0, -9]
@@ -104,7 +106,7 @@ BETWEEN = ["0 sending deaf", "1 computing deaf", "1 receiving deaf"]
 @pytest.mark.parametrize("fault", ["", *SHARED])
 def test_a_host_that_runs_ahead_of_its_device_shares_what_the_device_computes(fault):
     """Nothing is stale in any order in which the device may do it; and it shows where one of the waits is missing."""
-    found = sum(stale(seed, fault) for seed in range(40))
+    found = sum(stale(seed, fault) for seed in range(20))
     assert found > 0 if fault else found == 0
 
 

@@ -39,14 +39,14 @@ def pipe_of(rank: int, wire: str) -> Pipe:
 def messages() -> Iterator[tuple[Tensor, ...]]:
     """Empty, small and large ones whose shapes, types and layouts change all the time."""
     g = torch.Generator().manual_seed(0)
-    for i in range(40):
+    for i in range(15):
         maps = torch.randn(1 + i % 3, 8, 5 + i, 4, generator=g)
         last = maps.contiguous(memory_format=torch.channels_last)
         yield maps, torch.arange(i)
         yield last, torch.arange(i, dtype=torch.int32), maps > 0, maps[:, 1:3], last.bfloat16(), maps.double()
         yield torch.empty(0), torch.empty(0, dtype=torch.int64)
         yield torch.tensor(float(i)).expand(i + 1, 3), torch.tensor(i)
-    for n in (LARGE, 5, LARGE // 3, LARGE):
+    for n in (LARGE // 3, 5, LARGE):
         yield torch.randn(n, generator=g), torch.arange(n % 11)
 
 
