@@ -127,10 +127,7 @@ class Data:
     @property
     def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """The inputs that a black and a white pixel become, one number per channel each; None for other samples."""
-        if self.normaliser is None:
-            return None
-        mean, std = self.normaliser.mean, self.normaliser.std
-        return tuple((-mean / std).tolist()), tuple(((1 - mean) / std).tolist())
+        return None if self.normaliser is None else self.normaliser.pixels
 
     def keep_labels(self, count: int) -> None:
         """Take away all but `count` labels of the training samples, class by class; see `balanced`. Raises UserError

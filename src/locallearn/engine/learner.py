@@ -15,7 +15,7 @@ from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, cause
 from locallearn.engine.link import Stopped
-from locallearn.engine.promises import check_learned, only_computes
+from locallearn.engine.promises import check_learned, check_rows, only_computes
 from locallearn.engine.scores import scores
 from locallearn.engine.setup import Setup
 from locallearn.engine.stage import Stage, does_not_fit
@@ -166,13 +166,13 @@ class Learner:
             UserError: For inputs that the model cannot read.
         """
         logits: list[Tensor | None] = []
-        for block, h in zip(self.blocks, self.features(inputs), strict=True):
+        for block, packet in zip(self.blocks, self.packets(inputs), strict=True):
             k, depth = block.spec.index, block.spec.depth
             if not block.last and only_computes(self.strategy, k, depth, block.trained):
                 logits.append(None)
                 continue
             with self.stage.autocast(), Rerun(*block.roots()[1:]):
-                logits.append(self.strategy.predict(block, h))
+                logits.append(self.strategy.predict(block, packet))
         return logits
 
     @torch.no_grad()
@@ -180,10 +180,10 @@ class Learner:
         """The model's own logits [B, classes] for inputs as `step` takes them, in eval mode. Raises UserError for
         inputs that it cannot read."""
         inputs = self.gate.packed(inputs)
-        *_, h = self.features(inputs.to(self.device) if isinstance(inputs, Tensor) else inputs)
+        *_, packet = self.packets(inputs.to(self.device) if isinstance(inputs, Tensor) else inputs)
         with self.stage.autocast(), Rerun(*self.blocks[-1].roots()[1:]):
-            logits = self.strategy.predict(self.blocks[-1], h)
-        assert logits is not None, "the last block has the head"
+            logits = self.strategy.predict(self.blocks[-1], packet)
+        assert logits is not None, "the last block answers"
         return logits
 
     def evaluate(self, data: Any, labels: Tensor | None = None) -> dict[str, float]:
@@ -203,28 +203,34 @@ class Learner:
         batches: Any = data
         if labels is not None:
             batches = zip(*(t.split(TESTED) for t in (self.gate.packed(data), labels)), strict=True)
-        task, classes = self.setup.task, self.model.classes
-        packed = ((self.gate.packed(x), y) for x, y in batches)
-        checked = ((x, task.checked(y, len(x), classes)) for x, y in packed)
+        task, packed = self.setup.task, ((self.gate.packed(x), y) for x, y in batches)
+        checked = ((x, task.checked(y, len(x), self.model.classes)) for x, y in packed)
         return scores(task, self.blocks, self.predict, ((x.to(self.device), y.to(self.device)) for x, y in checked))
 
     def features(self, inputs: Any) -> Iterator[Tensor]:
-        """What each block emits [B, ...], in eval mode, one after the other; the stages of a pipeline hand it on. Call
-        it under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
+        """What each block emits [B, ...]; see `packets`. Raises UserError where a sample is looked at several times."""
+        for packet in self.packets(inputs):
+            check_rows(self.strategy, packet.h, inputs)
+            yield packet.h
+
+    def packets(self, inputs: Any) -> Iterator[Packet]:
+        """What each block hands on, in eval mode, one after the other, also from stage to stage. Call it under
+        `torch.no_grad()`. Modes and buffers are afterwards as they were."""
         link = self.stage.link
         if link is not None and link.below:
-            h = link.recv_forward().h
+            packet = link.recv_forward()
         else:
             inputs = self.gate.packed(inputs)
             self.gate.check(inputs)
             h = self.prepare(inputs)
+            packet = self.strategy.look(Packet(h, h.new_empty(0, dtype=torch.int64)), self.blocks[0].spec)
         for block in self.blocks:
             with evaluating(*block.roots()):
                 with self.stage.autocast(), Rerun(block.layers):
-                    h = block.layers(h)
-                yield h
+                    packet = self.strategy.through(block, packet)
+                yield packet
         if link is not None and link.above:
-            link.send_forward(Packet(h, h.new_empty(0, dtype=torch.int64)))
+            link.send_forward(packet)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, under a name that does not depend on the cut for those of the model. A stage has those
@@ -277,8 +283,7 @@ class Learner:
         """Whether a tensor of `state` belongs to a block of this learner; a learner with all blocks owns every name."""
         if len(self.blocks) == len(self.cut):
             return True
-        kind, _, rest = name.removeprefix("optimizer.").partition(".")
-        part, _, rest = rest.partition(".")
+        kind, part, rest = f"{name.removeprefix('optimizer.')}..".split(".", 2)
         if kind != "model":
             return any(part == str(block.spec.index) for block in self.blocks)
         if part != "units":
