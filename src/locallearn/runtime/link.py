@@ -10,7 +10,7 @@ import torch.distributed as dist
 from locallearn.contract import Feedback, Packet
 from locallearn.engine.link import Stopped
 from locallearn.runtime.wire.carriers import Carrier, Gloo, Ring
-from locallearn.runtime.wire.lanes import Courier, Inline, Lane, streams
+from locallearn.runtime.wire.lanes import Inline, Lane, lane_of, streams
 from locallearn.runtime.wire.meeting import carrier_between, host, meet
 from locallearn.runtime.wire.nccl import Nccl, groups
 from locallearn.runtime.wire.wire import Wire
@@ -52,7 +52,7 @@ class Pipe:
                 both = Nccl(rank, joined, device, streams(device))
                 return both, both
             if kind == "ring":
-                return Ring(line, device), Inline() if device.type == "cpu" else Courier(streams(device))
+                return Ring(line, device), lane_of(device)
             return Gloo(rank), Inline()
 
         def wire_to(rank: int, slots: int) -> Wire:

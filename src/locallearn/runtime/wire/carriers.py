@@ -56,7 +56,8 @@ class Ring:
 
     def __init__(self, line: SocketLine, device: torch.device) -> None:
         self._line = line
-        self._gpu = None if device.type == "cpu" else torch.get_device_module(device)
+        module = None if device.type == "cpu" else torch.get_device_module(device)
+        self._library = getattr(module, "cudart", lambda: None)()
         self._own: dict[int, Slot] = {}
         self._theirs: dict[int, Slot] = {}
 
@@ -101,10 +102,10 @@ class Ring:
 
     def _mapped(self, file: int, size: int) -> Slot:
         slot = Slot(torch.frombuffer(mmap.mmap(file, size), dtype=torch.uint8))
-        if self._gpu is not None:  # where it cannot be pinned, copies wait
-            library, address = self._gpu.cudart(), slot.memory.data_ptr()
-            if int(library.cudaHostRegister(address, size, 0)) == 0:
-                weakref.finalize(slot, library.cudaHostUnregister, address)
+        if self._library is not None:  # where it cannot be pinned, copies wait
+            address = slot.memory.data_ptr()
+            if int(self._library.cudaHostRegister(address, size, 0)) == 0:
+                weakref.finalize(slot, self._library.cudaHostUnregister, address)
         return slot
 
 

@@ -109,6 +109,12 @@ class StreamQueue:
         self._stream.wait_event(mark)
 
 
+def lane_of(device: torch.device) -> Lane:
+    """For memory that both processes reach."""
+    has_streams = device.type != "cpu" and hasattr(torch.get_device_module(device), "Stream")
+    return Courier(streams(device)) if has_streams else Inline()
+
+
 def streams(device: torch.device) -> Queues:
     """Of a GPU."""
     gpu = torch.get_device_module(device)
