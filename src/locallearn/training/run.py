@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_bytes
 
+from locallearn import accelerator
+from locallearn.accelerator import is_cpu
 from locallearn.config.experiment import Experiment
 from locallearn.config.objects import marks
 from locallearn.engine import Learner, Place
@@ -25,9 +27,9 @@ from locallearn.runtime.link import Pipe
 from locallearn.runtime.wire.meeting import host
 from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training import processes
-from locallearn.training.begin import Ready, new_run, old_run, rows
+from locallearn.training.begin import Ready, new_run, old_run, on_device, rows
 from locallearn.training.calls import Calls
-from locallearn.training.environment import choose_device, process_settings
+from locallearn.training.environment import choose_device, process_settings, reset_peak_memory
 from locallearn.training.handover import handed_over, taken_over
 from locallearn.training.longer import STRETCHED, longer
 from locallearn.training.loop import Training
@@ -44,7 +46,7 @@ def dry_run(exp: Experiment) -> str:
     """The table of blocks: output shape, parameters, FLOPs, auxiliary share, and what is dropped at inference; above it
     what weights are from elsewhere."""
     with process_settings(exp.settings):
-        learner, _ = prepare(exp)
+        learner, _ = prepare(exp, device=processes.device_to_prepare(exp))
         taken = [each.text for each in learner.model.taken]
         return "\n".join([*taken, render(rows(learner), columns())])
 
@@ -111,7 +113,7 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
     with process_settings(exp.settings, exp.runtime.processes) as facts, ExitStack() as stack:
 
         def begun(hosts: Sequence[str] = ()) -> Ready:
-            gpus = 0 if choose_device(exp.settings.device).type == "cpu" else torch.cuda.device_count()
+            gpus = 0 if is_cpu(choose_device(exp.settings.device)) else accelerator.count()
             wires = exp.runtime.wires(hosts or [host()] * exp.runtime.processes, gpus)
             ready = begin(facts | ({"wires": wires} if wires else {}))
             stack.callback(ready.folder.release)
@@ -144,9 +146,11 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[Sequence[str
 
 def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
     """Train the blocks of this process, from the newest checkpoint or the start. Raises RunError and Interrupted."""
-    cut, stages = ranges(manifest["cut"]), ranges(manifest["stages"])
     world.before_leaving = partial(processes.record_failure, folder, world.stage)
-    device = processes.device_of_process(exp.settings.device)
+    device = processes.device_of_process(exp.settings.device, world)
+    own = manifest
+    manifest = processes.from_rank_0(world, lambda: own if is_cpu(device) else on_device(exp, own, folder, device))
+    cut, stages = ranges(manifest["cut"]), ranges(manifest["stages"])
     late = exp.runtime.staleness * exp.settings.micro_batches
     assert isinstance(exp.runtime, Pipeline)
     message = torch.bfloat16 if exp.runtime.message == "bf16" else None
@@ -154,6 +158,9 @@ def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, w
     saved = checkpoint.newest(folder.checkpoints, warn)
     place = Place(device, stages[world.stage], link, world.replica_group)
     learner, data = prepare(exp, cut, place, manifest, fresh=saved is None)
+    if world.stage:  # it gets what its blocks read from the stage below
+        data.leave_samples()
+        reset_peak_memory()
     ready = Ready(folder, learner, data, saved)
     try:
         train(exp, ready, quiet, world, lambda: prepare(exp, cut, manifest=manifest, fresh=False)[0])
