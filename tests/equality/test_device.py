@@ -20,8 +20,10 @@ from helpers import ROOT, on_shadow, shadow
 from helpers.strategies import FILES
 from locallearn.config.compose import choices
 
-pytest.importorskip("torch.utils.backend_registration")
-pytestmark = pytest.mark.xdist_group("shadow")
+pytestmark = [
+    pytest.mark.xdist_group("shadow"),
+    pytest.mark.skipif(not shadow.possible(), reason="this PyTorch has no hook for a device in Python"),
+]
 CURRENT = "dgl", "dni", "brsf"
 AUGMENTED = ["data.crop=2", "data.flip=true", "data.cutout=3"]
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from helpers import ROOT
@@ -298,11 +299,14 @@ _DATA = torch._C.TensorBase.data
 _LIBRARY: list[Any] = []
 
 
+def possible() -> bool:
+    """Whether PyTorch has the hook, which is not public."""
+    return hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+
+
 def register() -> None:
     """Make `shadow` a device of this process, and the kind that runs know."""
-    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
-    _setup_privateuseone_for_python_backend("shadow", backend)
+    backend_registration._setup_privateuseone_for_python_backend("shadow", backend)
     library = torch.library.Library("aten", "IMPL")
     for name in ("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "eye", "eye.m"):
         packet, _, overload = name.partition(".")

@@ -71,6 +71,14 @@ def test_one_device_for_several_processes_is_refused(gpus, capsys, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_first_device_that_is_no_number_is_refused(gpus, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv(FIRST_DEVICE, "two")
+    code, _, err = run(*PIPELINE, "device=cuda", f"out={tmp_path / 'runs'}", capsys=capsys)
+    assert code == 2
+    assert "LOCALLEARN_FIRST_DEVICE=two: must be the number of a device" in one_sentence(err)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_process_that_starts_the_others_starts_no_gpu(gpus, monkeypatch, tmp_path):
     def launched(*_: object) -> None:
         raise RunError("as far as this")

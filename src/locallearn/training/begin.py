@@ -127,7 +127,7 @@ def on_device(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, devi
         _warn_of_other_bits(manifest, manifest | facts)
     measured = processes.is_measured(exp, len(manifest["cut"]))
     if measured or (new and exp.probes):
-        learner, data = prepare(exp, ranges(manifest["cut"]), Place(device), manifest)
+        learner, data = prepare(exp, ranges(manifest["cut"]), Place(device), manifest, fresh=new)
         stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size), measured=True)
         facts["stages"] = [[blocks.start, blocks.stop] for blocks in stages]
         for probe, seen in first_looks(exp.probes, learner, data).items() if new else ():

@@ -59,7 +59,16 @@ def device_to_prepare(exp: Experiment) -> torch.device:
             f"device={device} is one device, and runtime={exp.names['runtime']} has {exp.runtime.processes} processes: "
             f"choose device={device.type}, and each of them takes one of its own"
         )
+    first_device()
     return torch.device("cpu")
+
+
+def first_device() -> int:
+    """The number of the accelerator that the first process on a machine takes. Raises UserError."""
+    number = os.environ.get(FIRST_DEVICE) or "0"
+    if not number.isdecimal():
+        raise UserError(f"{FIRST_DEVICE}={number}: must be the number of a device, such as 2")
+    return int(number)
 
 
 def is_measured(exp: Experiment, depth: int) -> bool:
@@ -159,7 +168,6 @@ def device_of_process(name: str, world: World) -> torch.device:
     machines = world.broadcast(world.gather(platform.node()))
     here = int(os.environ.get("LOCAL_RANK") or machines[: world.rank].count(machines[world.rank]))
     if not is_cpu(device):
-        first = int(os.environ.get(FIRST_DEVICE, 0))
-        device = torch.device(device.type, (first + here) % accelerator.count())
+        device = torch.device(device.type, (first_device() + here) % accelerator.count())
         accelerator.use(device)
     return device
