@@ -245,16 +245,19 @@ class TrainedBlock:
         with rerun:
             yield
 
-    def start(self, at: MicroStep, half: str | None = None) -> None:
-        """Begin a half of a step: apply gradients that are still being summed, and restart the random stream."""
+    def start(self, at: MicroStep, half: str | None = None, number: int = 0) -> None:
+        """Begin a half of a step, or a round of it: apply gradients that are still being summed, and restart the random
+        stream."""
         self.settle()
         self.step, self.progress, self.micro = at
         if half is not None:
-            self.reseed(half)
+            self.reseed(half, number)
 
-    def reseed(self, half: str) -> None:
-        """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch and half."""
-        seeds.restart(self._seeds(self.step, self.micro, HALVES.index(half)), self.device)
+    def reseed(self, half: str, number: int = 0) -> None:
+        """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch, half and
+        round."""
+        seed = self._seeds(self.step, self.micro, HALVES.index(half))
+        seeds.restart(seeds.mix(seed, number) if number else seed, self.device)
 
     def roots(self) -> list[nn.Module]:
         """The modules of which all others of the block are parts."""
