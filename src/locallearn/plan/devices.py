@@ -13,7 +13,7 @@ from locallearn.plan.measure import BlockCost
 Seconds: TypeAlias = NDArray[np.float64]
 Items: TypeAlias = NDArray[np.int64]
 QUEUE = 4
-"""Packets between two stages that nobody has taken yet; who is further ahead waits. `link.UNDER_WAY` at each end."""
+"""Packets between two stages that nobody has taken yet; who is further ahead waits. See `link.UNDER_WAY`."""
 FORWARD, BACKWARD = "forward", "backward"
 
 
