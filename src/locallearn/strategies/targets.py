@@ -1,0 +1,141 @@
+"""Target propagation: what comes down is what a block should have emitted, not a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, task_loss
+from locallearn.objectives.base import wide
+from locallearn.scaling import unscaled
+from locallearn.task import CLASSIFICATION
+
+
+class RandomInverse(nn.Module):
+    """g(h) = tanh(V h): what a block emits [B, *emits] -> the shape of what it reads [B, *reads]. V is fixed and
+    uniform in +-bound."""
+
+    matrix: Tensor
+
+    def __init__(self, emits: Size, reads: Size, bound: float) -> None:
+        super().__init__()
+        self.register_buffer("matrix", (2 * torch.rand(math.prod(emits), math.prod(reads)) - 1) * bound)
+        self.reads = reads
+
+    def forward(self, h: Tensor) -> Tensor:
+        with unscaled(h):
+            return torch.tanh(h.flatten(1).to(self.matrix.dtype) @ self.matrix).unflatten(1, self.reads)
+
+
+@dataclass(frozen=True)
+class FixedWeightDTP(Strategy):
+    """Fixed-weight difference target propagation, FW-DTP (Shibuya et al. 2023, arXiv 2212.10352).
+
+    The target of the logits is z - step_size e, with e = dL_i/dz of each sample; that of what a block reads is
+
+        tau_{k-1} = g_k(tau_k) + h_{k-1} - g_k(h_k),    g_k(h) = tanh(V_k h), V_k fixed and random.
+
+    Block k minimises |h_k - tau_k|^2, a mean over the batch of sums over features, and the head |z - tau|^2. What a
+    block reads is detached; targets go down from block to block.
+
+    step_size  alpha: how far the logits are moved
+    bound      V is uniform in +-bound
+    """
+
+    step_size: Annotated[float, Gt(0)] = 0.04
+    bound: Annotated[float, Gt(0)] = 1e-3
+    route: ClassVar[Route] = Route.CHAIN
+    tasks: ClassVar[frozenset[str]] = frozenset({CLASSIFICATION})
+    needs: ClassVar[str] = "moves one answer for each sample"
+
+    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        modules = {"inverse": RandomInverse(spec.emits, spec.reads, self.bound)} if spec.index else {}
+        if spec.last:
+            modules["head_inverse"] = RandomInverse((spec.classes,), spec.emits, self.bound)
+        return modules
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        out = packet.at(block.layers(packet.h))
+        message = yield Send(out)
+        h, count = out.h.detach(), block.spec.task.count(packet.y).clamp(min=1)
+        loss: Tensor | None = None
+        if block.spec.last:
+            target, loss = self._of_head(block, h, packet.y)
+        else:
+            (target,) = message
+        away = 2 * (h - target) / count
+        backward(loss, out, (away.to(h.dtype),))
+        block.update()
+        if block.spec.index == 0:
+            return None
+        inverse = block.auxiliary["inverse"]
+        return (packet.h + (inverse(target) - inverse(h)).to(packet.h.dtype),)
+
+    def _of_head(self, block: Block, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The target of what the last block emits, and the loss from which its head learns."""
+        assert block.head is not None
+        true = task_loss(block, h, y)
+        with torch.no_grad():
+            z = wide(block.head(h))
+            error = block.spec.task.error(z, y) * block.spec.task.count(y)
+            inverse = block.auxiliary["head_inverse"]
+            target = h + (inverse(z - self.step_size * error) - inverse(z)).to(h.dtype)
+        # |z - tau|^2 with tau = z - alpha e has the gradient 2 alpha e
+        return target, 2 * self.step_size * true if true.requires_grad else None
+
+
+@dataclass(frozen=True)
+class CounterCurrent(Strategy):
+    """Counter-current learning (Kao & Hariharan 2024, arXiv 2409.19841).
+
+    Beside the blocks runs a net in the other direction, from the classes to the input: c_K is the N x N identity and
+    c_{k-1} = ELU(V_k c_k), N vectors as long as what the block emits, whatever the batch. Block k minimises
+
+        mean over samples and classes of (h_k c_k^T - [y = class])^2 * 128 / D_k,
+
+    from which it and the V that made c_k learn; the head learns from the true loss. All that crosses a border is
+    detached. The c go down from block to block.
+    """
+
+    route: ClassVar[Route] = Route.CHAIN
+    tasks: ClassVar[frozenset[str]] = frozenset({CLASSIFICATION})
+    needs: ClassVar[str] = "has a vector for each class"
+
+    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        above = spec.classes if spec.last else math.prod(spec.sizes[spec.index + 1])
+        return {"feedback": nn.Sequential(nn.Linear(above, math.prod(spec.emits), bias=False), nn.ELU())}
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        spec = block.spec
+        h = block.layers(packet.h)
+        message = yield Send(packet.at(h))
+        if spec.last:
+            above = torch.eye(spec.classes, dtype=h.dtype, device=h.device)
+        else:
+            (above,) = message
+        c = block.auxiliary["feedback"](above)
+        loss = self.local_loss(h, c, packet.y, spec)
+        if spec.last:
+            block.note("local_loss", loss)
+            true = task_loss(block, h.detach(), packet.y)
+            loss = loss + true
+        else:
+            block.report(loss)
+        backward(loss)
+        block.update()
+        return (c.detach(),)
+
+    def local_loss(self, h: Tensor, c: Tensor, y: Tensor, spec: BlockSpec) -> Tensor:
+        """Of what a block emits, h [B, ...], and the vectors of the classes, c [N, D]."""
+        with unscaled(h):
+            known = (y >= 0).to(h.dtype)[:, None]
+            agree = wide(h.flatten(1)) @ wide(c).t()
+        wanted = spec.task.context(y, spec.classes).to(agree.dtype)
+        count = spec.task.count(y).clamp(min=1) * spec.classes
+        return ((agree - wanted).square() * known).sum() / count * (128 / c.shape[1])
