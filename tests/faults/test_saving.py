@@ -35,10 +35,11 @@ def test_a_file_of_a_snapshot_is_one_of_safetensors(tmp_path):
     maps = torch.randn(2, 3, 4, 5, generator=g)
     tensors |= {"scalar": torch.tensor(3.0), "none": torch.empty(0, 7), "byte": torch.ones(1, dtype=torch.uint8)}
     tensors |= {"last": maps.to(memory_format=torch.channels_last), "turned": maps.mT, "part": maps[1], "maps": maps}
+    tensors |= {"gaps": maps[:, ::2, :, 1:3], "same": maps[:1].expand(3, 3, 4, 5)}
     snapshot = Snapshot()
     for number in range(2):
         snapshot.take(tensors)
-        found = write(tmp_path / f"{number}.safetensors", snapshot.head, snapshot.data)
+        found = write(tmp_path / f"{number}.safetensors", snapshot.head, snapshot.tensors)
         loaded = load_file(tmp_path / f"{number}.safetensors")
         assert found.bytes == (tmp_path / f"{number}.safetensors").stat().st_size
         assert loaded.keys() == tensors.keys()

@@ -112,7 +112,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
 
     def fill(place: Path) -> tuple[dict[str, Written], Mapping[str, Any]]:
         name = of_stage(0, 1)
-        return {name: write(place / name, snapshot.head, snapshot.data)}, state
+        return {name: write(place / name, snapshot.head, snapshot.tensors)}, state
 
     return commit(folder, step, fill, keep)
 

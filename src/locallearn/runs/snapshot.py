@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -25,6 +26,7 @@ TYPES = {
     **{torch.uint8: "U8", torch.bool: "BOOL"},
 }
 """What safetensors calls them."""
+FLOATS = {kind for kind in TYPES if kind.is_floating_point or kind.is_complex}
 ALIGNED = 8  # bytes, to which the header is filled up
 
 
@@ -40,40 +42,45 @@ class Written:
 class Snapshot:
     """Copies tensors into memory that is kept from one time to the next, so that training waits for the copy alone.
 
-    A tensor that shares memory with another is copied like any other.
+    A tensor that shares memory with another is copied like any other. Each keeps its layout, such as channels_last: to
+    change it takes twice as long, and is left to `write`.
+
+    head     what a safetensors file begins with
+    tensors  the copies, in the order of that file
     """
 
     def __init__(self) -> None:
-        self._layout: dict[str, tuple[torch.dtype, torch.Size]] = {}
-        self._views: dict[str, Tensor] = {}
         self.head = b""
-        self.data = torch.empty(0, dtype=torch.uint8)
+        self.tensors: list[Tensor] = []
+        self._names: list[str] = []
+        self._layout: dict[str, tuple[Any, ...]] = {}
+        self._buffer = torch.empty(0, dtype=torch.uint8)
 
     @torch.no_grad()
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors as they are now. Raises RunError for a type that a file cannot hold."""
-        layout = {name: (t.dtype, t.shape) for name, t in tensors.items()}
+        layout = {name: (t.dtype, t.shape, t.stride()) for name, t in tensors.items()}
         if layout != self._layout or not self.head:
             self._arrange(tensors)
             self._layout = layout
-        for name, t in tensors.items():
-            self._views[name].copy_(t)
+        for name, copy in zip(self._names, self.tensors, strict=True):
+            copy.copy_(tensors[name])
 
     def _arrange(self, tensors: Mapping[str, Tensor]) -> None:
         """Find each tensor its place: wide types first, so that all are aligned."""
         for name, t in tensors.items():
             if t.dtype not in TYPES:
                 raise RunError(f"{name} is {t.dtype}, which no checkpoint holds")
-        order = sorted(tensors, key=lambda name: -tensors[name].element_size())
-        places = dict(zip(order, pairwise(accumulate((tensors[n].nbytes for n in order), initial=0)), strict=True))
-        size = sum(t.nbytes for t in tensors.values())
-        if len(self.data) != size:
-            self.data = torch.empty(size, dtype=torch.uint8, pin_memory=any(t.is_cuda for t in tensors.values()))
-        self._views = {name: self.data[a:b].view(tensors[name].dtype) for name, (a, b) in places.items()}
-        self._views = {name: view.view(tensors[name].shape) for name, view in self._views.items()}
+        self._names = sorted(tensors, key=lambda name: -tensors[name].element_size())
+        ordered = [tensors[name] for name in self._names]
+        places = [*pairwise(accumulate((t.nbytes for t in ordered), initial=0))]
+        size = sum(t.nbytes for t in ordered)
+        if len(self._buffer) != size:
+            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=any(t.is_cuda for t in ordered))
+        self.tensors = [_inside(self._buffer[a:b], t) for t, (a, b) in zip(ordered, places, strict=True)]
         header = {
-            name: {"dtype": TYPES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [a, b]}
-            for name, (a, b) in places.items()
+            name: {"dtype": TYPES[t.dtype], "shape": list(t.shape), "data_offsets": place}
+            for name, t, place in zip(self._names, ordered, places, strict=True)
         }
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % ALIGNED)
@@ -81,23 +88,39 @@ class Snapshot:
 
     def broken(self) -> str | None:
         """The name of the first tensor that holds a number which is not finite."""
-        floats = {name: t for name, t in self._views.items() if t.is_floating_point() or t.is_complex()}
+        floats = {n: t for n, t in zip(self._names, self.tensors, strict=True) if t.dtype in FLOATS}
         norms = torch._foreach_norm(list(floats.values())) if floats else ()  # a ninth of the time of the exact look
         unsure = [name for name, norm in zip(floats, norms, strict=True) if not bool(norm.isfinite())]
         return next((name for name in unsure if not bool(floats[name].isfinite().all())), None)
 
 
-def write(path: Path, head: bytes, data: Tensor) -> Written:
-    """Write a new file of these bytes, and wait until it is on the disk. Raises OSError."""
-    size = len(head) + len(data)
+def _inside(memory: Tensor, like: Tensor) -> Tensor:
+    """These bytes as a tensor of that type, shape and layout."""
+    strides = torch.empty_like(like, device="meta").stride()  # without gaps
+    flat = memory.view(like.dtype)
+    return flat.as_strided(like.shape, strides, flat.storage_offset())
+
+
+def write(path: Path, head: bytes, tensors: Sequence[Tensor]) -> Written:
+    """Write a new file of the head and the numbers of the tensors, in the order of their dimensions, and wait until it
+    is on the disk. Raises OSError."""
+    size = len(head) + sum(t.nbytes for t in tensors)
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise OSError(errno.ENOSPC, f"no space: {size:,} bytes needed, {free:,} free")
     digest = xxhash.xxh3_128()
     with path.open("xb") as file:
-        for part in (head, data.numpy().data):
-            file.write(part)
-            digest.update(part)
+        file.write(head)
+        digest.update(head)
+        for t in tensors:
+            content: Any = as_bytes(t).numpy()
+            file.write(content)
+            digest.update(content)
         file.flush()
         os.fsync(file.fileno())
     return Written(size, ALGORITHM, digest.hexdigest())
+
+
+def as_bytes(t: Tensor) -> Tensor:
+    """The numbers of a tensor, in the order of its dimensions, as bytes [n]."""
+    return t.contiguous().view(-1).view(torch.uint8)

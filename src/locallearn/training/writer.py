@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from locallearn.engine.replicas import LostProcess
 from locallearn.errors import RunError
 from locallearn.runs.checkpoint import NotSaved, commit, of_stage
 from locallearn.runs.console import warn
-from locallearn.runs.snapshot import Snapshot, Written, write
+from locallearn.runs.snapshot import Snapshot, Written, as_bytes, write
 from locallearn.runtime.world import Words, World
 
 
@@ -110,7 +111,7 @@ class Writer:
             self._refuse_broken(save)
             tell(str(place))
             try:
-                own = write(place / of_stage(0, world.stages), self.snapshot.head, self.snapshot.data)
+                own = write(place / of_stage(0, world.stages), self.snapshot.head, self.snapshot.tensors)
             finally:  # who sends must not wait for ever, and who writes must have ended before the folder goes
                 said = {rank: self._heard(words, rank) for rank in others}
             files = {of_stage(0, world.stages): own}
@@ -143,14 +144,14 @@ class Writer:
         finally:
             words.say(self._key("written", self.world.rank), word)
         if "head" in word:
-            words.send(self.snapshot.data, 0)
+            words.send(torch.cat([as_bytes(t) for t in self.snapshot.tensors]), 0)
 
     def _left(self, place: Path) -> dict[str, Any]:
         """Write the tensors if the folder can be seen here; else what must be known to receive them."""
-        head, data = self.snapshot.head, self.snapshot.data
+        head, tensors = self.snapshot.head, self.snapshot.tensors
         if not place.is_dir():
-            return {"head": head.decode("latin-1"), "bytes": len(data)}
-        return asdict(write(place / of_stage(self.world.stage, self.world.stages), head, data))
+            return {"head": head.decode("latin-1"), "bytes": sum(t.nbytes for t in tensors)}
+        return asdict(write(place / of_stage(self.world.stage, self.world.stages), head, tensors))
 
     def _refuse_broken(self, save: Save) -> None:
         if name := self.snapshot.broken():
@@ -166,4 +167,4 @@ def _written(file: Path, word: dict[str, Any]) -> Written:
         raise LostProcess("another process holds a number that is not finite")
     if "failed" in word:
         raise OSError(word["failed"])
-    return write(file, word["head"].encode("latin-1"), word["data"]) if "head" in word else Written(**word)
+    return write(file, word["head"].encode("latin-1"), [word["data"]]) if "head" in word else Written(**word)
