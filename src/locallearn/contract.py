@@ -55,7 +55,8 @@ class BlockSpec(NamedTuple):
     channels_first  an input of two axes is [C, L], as Conv1d reads it, and not [T, D]. What blocks emit is always [D],
                     [T, D], [C, H, W] or [C, D, H, W]
     task    what is asked: the loss, the form of an answer, the numbers that are reported
-    vocabulary  how many tokens there are where the input of the network is token numbers; None where it is numbers
+    vocabulary  how many tokens there are where the input of the network, or one of its tensors, is token numbers; None
+                where it is numbers
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -182,6 +183,9 @@ class Strategy(Options, ABC):
     separate  names of auxiliary modules with an optimizer of their own, which `block.update(name)` applies
     carries   whether `step` hands on more than `h` that blocks further up need: then blocks that the user has frozen
               take their steps, too, where else those at the bottom only compute
+    ships     names of auxiliary modules without which it cannot answer: they are exported with the model
+
+    For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way.
     """
 
     _group = "strategy"
@@ -190,16 +194,11 @@ class Strategy(Options, ABC):
     tasks: ClassVar[frozenset[str] | None] = None
     separate: ClassVar[frozenset[str]] = frozenset()
     carries: ClassVar[bool] = False
+    ships: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        """Build the auxiliary modules of one block, which train it and never ship.
-
-        Returns:
-            Modules by name, drawn from the global generator; `block.auxiliary` holds them during steps.
-
-        Raises:
-            UserError: For sizes that they cannot read.
-        """
+        """Build the auxiliary modules of one block by name, drawn from the global generator. They train it, and never
+        ship, but for those in `ships`. Raises UserError for sizes that they cannot read."""
         return {}
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
@@ -229,7 +228,6 @@ class Strategy(Options, ABC):
         """Train one block on one micro-batch, by the rules at the top of this module.
 
         Args:
-            block: The block.
             packet: What the block below has sent; for block 0 what `begin` has made.
 
         Yields:
@@ -242,10 +240,23 @@ class Strategy(Options, ABC):
             Feedback for the block below (CHAIN) or for all blocks (BROADCAST, from the last block); else None.
         """
 
-    def predict(self, block: Block, h: Tensor) -> Tensor | None:
-        """Return the logits [B, classes] (or as the task asks) of a block for its output h [B, ...], or None. For
-        evaluation."""
-        return block.head(h) if block.head is not None else None
+    def look(self, packet: Packet, spec: BlockSpec) -> Packet:
+        """Make what block 0, which `spec` describes, reads of inputs without labels, where `begin` makes it of a
+        training batch. Of one sample there may be several rows, such as one for each class. It must draw nothing."""
+        return packet
+
+    def through(self, block: Block, packet: Packet) -> Packet:
+        """Compute a block where it does not learn: in evaluations, and below the blocks that learn."""
+        return packet.at(block.layers(packet.h))
+
+    def predict(self, block: Block, packet: Packet) -> Tensor | None:
+        """Return the logits [B, classes] (or as the task asks) of a block for what `through` has made, or None."""
+        return block.head(packet.h) if block.head is not None else None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the units and the head alone answer, as they were built."""
+        return not self.ships and type(self).look is Strategy.look and type(self).through is Strategy.through
 
 
 def enter(block: Block, packet: Packet) -> Packet:

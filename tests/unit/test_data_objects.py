@@ -241,7 +241,7 @@ MISTAKES = {
     "raises": (Broken(), "ZeroDivisionError|is float32"),
     "NaN": ((X / 0 * 0, Y), "not finite"),
     "triples": ([(1, 2, 3)] * 4, "sample 0 of list is 3 values"),
-    "columns": ([{"a": 1, "b": 2, "label": 0}] * 4, "has the columns a, b, label: leave two"),
+    "columns": ([{"a": 1, "b": 2}] * 4, "has the columns a, b: it must have what the model reads, and one label"),
     "iterable alone": (Stream(), "no test set can be drawn"),
     "no length": ({"train": DataLoader(Endless()), "test": (X, Y)}, "does not say how long it is"),
     "an untrue length": ({"train": Stream(N, 16), "test": (X, Y)}, "ended after 2 of 7 batches"),

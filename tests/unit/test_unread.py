@@ -165,11 +165,15 @@ BATCHES = tiny_batches(4)
 
 
 def learned(strategy: Any, blocks: int, model: BlockModel = MAPS, optim: Optim = SGD_CONSTANT) -> list[torch.Tensor]:
-    """Every weight after some steps, those of the auxiliary networks included."""
+    """Every weight after some steps, those of the auxiliary networks included, and what the last block answers."""
     learner = tiny_learner(strategy, model, blocks, optim=optim, total_steps=len(BATCHES))
     for x, y in BATCHES:
         learner.learn(x, y)
-    return [p.detach() for _, p in learner.parameters()]
+    answers = learner.predict(BATCHES[0][0])[-1]
+    return [
+        *(p.detach() for _, p in learner.parameters()),
+        *([] if strategy.plain else [answers.softmax(1).round(decimals=12)]),
+    ]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:

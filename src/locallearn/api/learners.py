@@ -22,6 +22,7 @@ from locallearn.engine import Learner
 from locallearn.engine.assemble import unchanged_if_refused
 from locallearn.engine.setup import Pixels
 from locallearn.errors import UserError
+from locallearn.inputs import Inputs
 from locallearn.models import BlockModel, answering, as_blocks
 from locallearn.task import CLASSES, TOKENS, Task
 from locallearn.training.prepare import assembled, stage_of
@@ -52,6 +53,7 @@ def build(
     axes: str | Mapping[str, str] | None = None,
     task: str | Task = CLASSES,
     vocabulary: int | None = None,
+    inputs: Any = None,
     config_dir: Folders = (),
     **settings: Any,
 ) -> Learner:
@@ -71,6 +73,9 @@ def build(
         axes: The axes of what a module's layers hand on, where the layers do not tell: see `as_blocks`.
         task: What is asked: the name of a task, or one with options; see docs/tasks.md.
         vocabulary: How many tokens there are, where inputs are token numbers; with task="tokens" as many as `classes`.
+        inputs: Where the model reads several tensors, a batch of them, in place of `image`: a tuple, or a mapping of
+            the names under which its forward takes them. It tells shapes and types, and without `vocabulary` how many
+            tokens there are.
         config_dir: Folders of your own yaml files.
         settings: As in `train`: blocks, seed, objective, auxiliary, optim, precision, device, ...
 
@@ -86,12 +91,22 @@ def build(
     exp.explicit.refuse(_read_by_train(exp, steps))
     stage = stage_of(exp)
     task = asked(task, None)
-    vocabulary = classes if vocabulary is None and task.kind == TOKENS else vocabulary
-    network = _network(exp, model, tuple(image), classes, graph, axes, task.form, vocabulary)
+    of = _several(inputs, vocabulary)
+    tokens = classes if vocabulary is None and task.kind == TOKENS else vocabulary
+    seen = graph, None if of else tokens, of
+    network = _network(exp, model, of.image if of else tuple(image), classes, axes, task.form, seen)
     with unchanged_if_refused(network):
         learner = assembled(exp, network, stage, steps=steps, pixels=_pixels(pixels, exp, network.image), task=task)
         exp.explicit.refuse(in_blocks(exp, learner))
     return learner
+
+
+def _several(batch: Any, vocabulary: int | None) -> Inputs | None:
+    """What the tensors of a batch are, where a model reads several. Raises UserError."""
+    if batch is None:
+        return None
+    inputs = Inputs.of(batch, "inputs", batch=True)
+    return inputs.counted([inputs.pack(batch)], vocabulary)
 
 
 def _network(
@@ -99,19 +114,21 @@ def _network(
     model: Any,
     image: tuple[int, ...],
     classes: int,
-    graph: Tensor | None,
     axes: Any,
     form: str,
-    vocabulary: int | None,
+    seen: tuple[Tensor | None, int | None, Inputs | None],
 ) -> BlockModel:
+    """The model for inputs with `seen`, the graph, vocabulary and several tensors that they have."""
     if isinstance(model, nn.Module) and not isinstance(model, BlockModel):
-        return as_blocks(model, image=image, classes=classes, axes=axes, form=form, vocabulary=vocabulary)
+        _, vocabulary, inputs = seen
+        options = {"axes": axes, "form": form, "vocabulary": vocabulary, "inputs": inputs}
+        return as_blocks(model, image=image, classes=classes, **options)
     if axes is not None:
         raise UserError(f"axes={axes!r} is for a module that build cuts; the units of this model hand on [C, H, W]")
     if isinstance(model, BlockModel):
         return answering(model, form)
     with seeds.stream(exp.settings.seed, "model"):
-        return model_for(exp.model, image, classes, form, graph, vocabulary)
+        return model_for(exp.model, image, classes, form, *seen)
 
 
 def _any_batch(settings: Mapping[str, Any]) -> list[str]:

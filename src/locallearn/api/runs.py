@@ -125,6 +125,7 @@ def load(
     config_dir: Folders = (),
     model: Any = None,
     data: Any = None,
+    strategy: Any = None,
 ) -> BlockModel:
     """Load the model that a finished run has trained.
 
@@ -134,15 +135,17 @@ def load(
         config_dir: Folders of your own yaml files.
         model: Of a run whose model was an object, that object: the trained weights are put into the module itself.
         data: Of a run whose data were an object, and whose model reads their graph, that object.
+        strategy: Of a run whose strategy was an object and answers in a way of its own, that object.
 
     Returns:
-        The plain model, in eval mode, on the CPU: inputs [B, *image] -> logits [B, classes]. No auxiliary parameter is
-        in it.
+        The model, in eval mode, on the CPU: inputs [B, *image] -> logits [B, classes]. It is the plain one, without any
+        auxiliary parameter, but for strategies that answer in a way of their own.
 
     Raises:
         UserError: For a folder that is no finished run, or is damaged; a module is then left as it was.
     """
-    objects = {name: value for name, value in (("model", model), ("data", data)) if value is not None}
+    given = {"model": model, "data": data, "strategy": strategy}
+    objects = {name: value for name, value in given.items() if value is not None}
     allowed = trusted(_folders(config_dir), list(allow or ()))
     if not isinstance(model, nn.Module):
         return saved.load(run, allowed, objects)

@@ -20,7 +20,7 @@ from locallearn.config.objects import (
     options_in,
     options_of,
 )
-from locallearn.config.targets import KINDS, ModelBuilder, built, instantiate, model_builder
+from locallearn.config.targets import ASKED, KINDS, ModelBuilder, built, instantiate, model_builder
 from locallearn.contract import Strategy
 from locallearn.data.objects import ObjectSource, by_part, kinds
 from locallearn.engine.promises import check_class
@@ -28,7 +28,7 @@ from locallearn.engine.torch_optim import of_class
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 
-SEEN = ("image", "classes", "graph", "vocabulary")
+SEEN = ("image", "classes", *sorted(ASKED))
 """What a function or class that builds a model may ask for."""
 
 
@@ -114,7 +114,7 @@ def builder(given: Any, config: Mapping[str, Any], allow: Iterable[str]) -> Mode
         return _copied(given, **seen) if module else given(**seen)
 
     build.__name__ = name_of(given)
-    return ModelBuilder(build, {}, "graph" in asked and not module, "vocabulary" in asked)
+    return ModelBuilder(build, {}, ASKED & asked - {"graph"} if module else ASKED & asked)
 
 
 def _copied(module: nn.Module, image: tuple[int, ...], classes: int, **others: Any) -> nn.Module:
@@ -130,7 +130,7 @@ def in_place(build: ModelBuilder, given: Any) -> ModelBuilder:
     """The same builder, but of the very module that was given."""
     if not isinstance(given, nn.Module):
         return build
-    return ModelBuilder(lambda **seen: given, {}, False, True)
+    return ModelBuilder(lambda **seen: given, {}, ASKED - {"graph"})
 
 
 def told(config: Mapping[str, Any], objects: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:

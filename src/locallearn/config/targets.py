@@ -25,6 +25,7 @@ from locallearn.engine import Optim
 from locallearn.engine.promises import check_class
 from locallearn.engine.torch_optim import of_class
 from locallearn.errors import UserError, did_you_mean
+from locallearn.inputs import Inputs
 from locallearn.models import BlockModel, answering, as_blocks
 from locallearn.objectives import Objective
 from locallearn.options import checked, fields_of, takes_function
@@ -51,19 +52,22 @@ RENAMED = {
 """Targets by the names that they had when older runs wrote their config.yaml."""
 
 
+ASKED = frozenset({"graph", "vocabulary", "inputs"})
+"""What a builder may ask for, beside image and classes."""
+
+
 @dataclass(frozen=True)
 class ModelBuilder:
-    """(image, classes, graph, vocabulary, form) -> BlockModel. A builder of the user's may return any module, which
-    answers in the `form` of the task; it is cut by name.
+    """(image, classes, form, ...) -> BlockModel. A builder of the user's may return any module, which answers in the
+    `form` of the task; it is cut by name.
 
-    reads_graph  whether the target declares `graph`, the edges [2, E] of the data, or None where these have none
-    reads_tokens  whether it declares `vocabulary`, how many tokens the data have, or None where they have none
+    asks  which of these the target declares: `graph`, the edges [2, E] of the data; `vocabulary`, how many tokens they
+          have; `inputs`, what the tensors of a sample are. Each is None where the data have none
     """
 
     target: Callable[..., Any]
     options: Mapping[str, Any]
-    reads_graph: bool
-    reads_tokens: bool
+    asks: frozenset[str]
 
     @property
     def bare(self) -> ModelBuilder:
@@ -78,14 +82,19 @@ class ModelBuilder:
         graph: Tensor | None = None,
         vocabulary: int | None = None,
         form: str = SAMPLE,
+        inputs: Inputs | None = None,
     ) -> BlockModel:
-        more: dict[str, Any] = {"graph": graph} if self.reads_graph else {}
-        if self.reads_tokens:
-            more["vocabulary"] = vocabulary
-        elif vocabulary is not None:
+        seen = {"graph": graph, "vocabulary": vocabulary, "inputs": inputs}
+        more = {name: seen[name] for name in self.asks}
+        if vocabulary is not None and "vocabulary" not in more:
             raise UserError(
                 f"model {self.target.__name__} reads numbers, and the data are tokens of a vocabulary of {vocabulary}: "
                 "choose model=gpt, or a builder that declares `vocabulary`"
+            )
+        if inputs is not None and "inputs" not in more:
+            raise UserError(
+                f"model {self.target.__name__} reads one tensor, and a sample has {len(inputs.parts)} ({inputs}): give "
+                "a module that reads these, or a builder that declares `inputs`"
             )
         try:
             module = self.target(image=image, classes=classes, **more, **self.options)
@@ -96,16 +105,22 @@ class ModelBuilder:
         if isinstance(module, BlockModel):
             return module
         if isinstance(module, nn.Module):
-            return as_blocks(module, image=image, classes=classes, vocabulary=vocabulary, form=form)
+            return as_blocks(module, image=image, classes=classes, vocabulary=vocabulary, form=form, inputs=inputs)
         path = f"{self.target.__module__}.{self.target.__qualname__}"
         raise UserError(f"model._target_={path}: returned {type(module).__name__}, not a torch module")
 
 
 def model_for(
-    build: ModelBuilder, image: Size, classes: int, form: str, graph: Tensor | None, vocabulary: int | None
+    build: ModelBuilder,
+    image: Size,
+    classes: int,
+    form: str,
+    graph: Tensor | None = None,
+    vocabulary: int | None = None,
+    inputs: Inputs | None = None,
 ) -> BlockModel:
     """The model that a builder makes for inputs and a form of answers. Raises UserError."""
-    return answering(build(image, classes, graph, vocabulary, form), form)
+    return answering(build(image, classes, graph, vocabulary, form, inputs), form)
 
 
 @dataclass(frozen=True)
@@ -235,6 +250,7 @@ def _named(value: Any, hint: Any, where: str, allow: Iterable[str]) -> Any:
 def model_builder(config: Mapping[str, Any], allow: Iterable[str]) -> ModelBuilder:
     """The builder that a configuration means. Raises UserError."""
     target = resolve(config.get("_target_"), "model", allow)
-    supplied = ("image", "classes", *({"graph", "vocabulary"} & fields_of(target).keys()))
+    asks = frozenset(ASKED & fields_of(target).keys())
+    supplied = ("image", "classes", *asks)
     options = checked(target, {k: v for k, v in config.items() if k != "_target_"}, "model", supplied)
-    return ModelBuilder(target, options, "graph" in supplied, "vocabulary" in supplied)
+    return ModelBuilder(target, options, asks)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from locallearn.data.dataset import Data
+from locallearn.data.items import Passes
 from locallearn.data.split import stratified
-from locallearn.data.store import Memory
+from locallearn.data.store import CHECKED
 from locallearn.errors import UserError, unknown
 from locallearn.seeds import generator
 from locallearn.task import CLASSIFICATION, TOKENS, Task
@@ -46,16 +47,28 @@ def _columns(labels: Tensor) -> Tensor:
     return labels[:, None] if labels.dim() == 1 else labels
 
 
-def vocabulary_of(data: Data) -> int | None:
-    """How many tokens there are, where inputs are token numbers; those of the next tokens count. Raises UserError."""
-    if data.train.store.dtype != torch.int64:
-        return None
-    if data.task.kind == TOKENS:
-        return len(data.classes)
-    stores = [part.store for part in (data.train, data.validation, data.test)]
-    if not all(isinstance(store, Memory) for store in stores):
-        raise UserError("inputs are whole numbers, and nobody knows how many tokens there are: give them as one tensor")
-    return 1 + max(int(store.samples.max()) for store in stores if isinstance(store, Memory))
+def count_tokens(data: Data) -> None:
+    """Say what the tensors of a sample are, and how many tokens there are where some are token numbers; those of the
+    next tokens count. Every sample is looked at once. Raises UserError where they can only be gone through."""
+    data.inputs = getattr(data.train.store, "inputs", None)
+    if data.inputs is None and data.train.store.dtype != torch.int64:
+        return
+    if data.inputs is not None and all(part.kind != "tokens" for part in data.inputs.parts):
+        return
+    if data.inputs is None and data.task.kind == TOKENS:
+        data.vocabulary = len(data.classes)
+        return
+    stores = {id(part.store): part.store for part in (data.train, data.validation, data.test)}.values()
+    if any(isinstance(store, Passes) for store in stores):
+        raise UserError(
+            "inputs are whole numbers, and nobody knows how many tokens there are: give them as tensors, or as a "
+            "dataset with __getitem__"
+        )
+    samples = (part for store in stores for part in store.take(torch.arange(len(store)), CHECKED))
+    if data.inputs is None:
+        data.vocabulary = 1 + max(int(part.max()) for part in samples)
+    else:
+        data.inputs = data.inputs.counted(samples)
 
 
 def fifth(labels: Tensor, task: Task) -> Sequence[Tensor]:

@@ -17,6 +17,7 @@ from locallearn.data.split import balanced
 from locallearn.data.store import Memory, Size, Store
 from locallearn.data.stream import Stream
 from locallearn.errors import UserError
+from locallearn.inputs import Inputs
 from locallearn.seeds import derive, generator
 from locallearn.task import CLASSES, SEGMENTATION, Task
 from locallearn.tasks import Regression
@@ -74,6 +75,7 @@ class Data:
     classes     the names of what is answered, in order: of classes, labels, numbers or tokens
     task        what is asked
     vocabulary  how many tokens there are where inputs are token numbers; else None
+    inputs      what the tensors are where a sample has several, which come as one vector; else None
     train, validation, test     `validation` is empty with data.validation=0
     unlabelled  training samples whose labels were taken away; None where all have kept theirs
     pool        what batches are drawn from: `train`, perhaps with what is unlabelled
@@ -107,6 +109,7 @@ class Data:
         self.left_out = left_out
         self.graph: Tensor | None = None
         self.vocabulary: int | None = None
+        self.inputs: Inputs | None = None
 
     def measure_in(self, task: Regression) -> None:
         """Standardise the targets as another set was: that of a run whose model answers in these units."""
@@ -124,10 +127,7 @@ class Data:
     @property
     def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """The inputs that a black and a white pixel become, one number per channel each; None for other samples."""
-        if self.normaliser is None:
-            return None
-        mean, std = self.normaliser.mean, self.normaliser.std
-        return tuple((-mean / std).tolist()), tuple(((1 - mean) / std).tolist())
+        return None if self.normaliser is None else self.normaliser.pixels
 
     def keep_labels(self, count: int) -> None:
         """Take away all but `count` labels of the training samples, class by class; see `balanced`. Raises UserError

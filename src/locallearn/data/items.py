@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from locallearn.data.store import Size
+from locallearn.data.values import as_targets, inputs_of, one_tensor, pair
 from locallearn.errors import RunError, UserError, described
+from locallearn.inputs import Inputs
 from locallearn.seeds import mix
-
-LABELS = ("label", "labels", "target", "targets", "y")
-"""What the column of the labels may be called."""
 
 
 @contextmanager
@@ -45,56 +44,6 @@ def drawing(seed: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
-
-
-def pair(item: Any, what: str, label: str | None = None) -> tuple[Any, Any]:
-    """Input and label of a sample or a batch. `label` is the name of the column, where the set itself says it."""
-    if isinstance(item, Mapping):
-        named = [label] if label in item else [name for name in LABELS if name in item]
-        inputs = [name for name in item if name not in named]
-        if len(named) == len(inputs) == 1:
-            return item[inputs[0]], item[named[0]]
-        raise UserError(
-            f"{what} has the columns {', '.join(map(str, item))}: leave two of them, the input and its label, which is "
-            f"called {' or '.join(LABELS)}"
-        )
-    if isinstance(item, list | tuple) and len(item) == 2:
-        return item[0], item[1]
-    kind = f"{len(item)} values" if isinstance(item, list | tuple) else f"a {type(item).__name__}"
-    raise UserError(f"{what} is {kind}; it must be a pair (input, label), or a mapping with a label")
-
-
-def as_input(x: Any, what: str) -> Tensor:
-    """One input, or a batch of them, as uint8 (pixels), float32, or the integers that it is. Pictures become [C, H, W].
-    Raises UserError."""
-    if hasattr(x, "getbands"):  # a picture of Pillow's
-        x = np.array(x if x.mode in ("L", "RGB") else x.convert("RGB"))
-        x = x[None] if x.ndim == 2 else x.transpose(2, 0, 1)
-    try:
-        x = torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{what} is a {type(x).__name__}, which is no tensor: make it one, or an array") from error
-    if x.is_complex():
-        raise UserError(f"{what} holds complex numbers; give real ones, such as torch.view_as_real(x)")
-    if x.is_floating_point() or x.dtype == torch.bool:
-        return x.float()
-    return x if x.dtype == torch.uint8 else x.long()
-
-
-def as_targets(y: Any, what: str) -> Tensor:
-    """Labels as int64, whatever integers they were; other numbers as float32, which only some tasks take. Raises
-    UserError."""
-    if isinstance(y, list | tuple) and y and isinstance(y[0], Tensor):
-        y = torch.stack(tuple(torch.as_tensor(each) for each in y))
-    try:
-        y = torch.as_tensor(np.asarray(y) if isinstance(y, list | tuple) else y)
-    except (TypeError, ValueError, RuntimeError) as error:
-        shown = y[0] if isinstance(y, list | tuple | np.ndarray) and len(y) else y
-        raise UserError(
-            f"{what} are no numbers ({shown!r:.40}): number the classes from 0, as numpy.unique(..., "
-            "return_inverse=True)[1] does"
-        ) from error
-    return y.float() if y.is_floating_point() else y.long()
 
 
 @dataclass(frozen=True)
@@ -124,6 +73,7 @@ class Items:
 
     labels  those of all samples, as they were found before; a sample that has another one when it is read is refused
     image, dtype  of the first sample; all others must be like it
+    inputs  what the tensors of a sample are where it has several
     seed    of the draws
     """
 
@@ -134,6 +84,7 @@ class Items:
     image: Size
     dtype: torch.dtype
     label: str | None = None
+    inputs: Inputs | None = None
     workers: int = 0
     device: torch.device | str = "cpu"
     seed: int = 0
@@ -152,7 +103,7 @@ class Items:
         """One sample. Raises UserError for one that is not like the others."""
         what = f"sample {place} of {self.name}"
         x, y = pair(self.dataset[place], what, self.label)
-        x = as_input(x, what)
+        x = one_tensor(x, what, self.inputs)
         if tuple(x.shape) != self.image or x.dtype != self.dtype:
             raise UserError(
                 f"{what} is {_kind(x)}, and the first one {_kind_of(self.dtype, self.image)}: give all samples one "
@@ -191,8 +142,12 @@ class Passes:
         self.targets: Callable[[Tensor], Tensor] = _as_it_is
         own = isinstance(source, DataLoader)
         self.size: int | None = source.batch_size if own else None
+        self.inputs: Inputs | None = None
         with drawing(0), reading(name):
-            x, _ = self._pair(next(iter(self._loader(self.size or 1)), None))
+            first = next(iter(self._loader(self.size or 1)), None)
+            if first is not None:
+                self.inputs = inputs_of(pair(first, f"a batch of {name}")[0], f"a batch of {name}", batch=True)
+            x, _ = self._pair(first)
         if own and self.size is None:
             self.size = len(x)
         self.image: Size = tuple(x.shape[1:])
@@ -245,7 +200,7 @@ class Passes:
         if batch is None:
             raise UserError(f"{self.name} has no samples; a data set needs at least one")
         x, y = pair(batch, f"a batch of {self.name}")
-        x = as_input(x, f"a batch of {self.name}")
+        x = one_tensor(x, f"a batch of {self.name}", self.inputs, batch=True)
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise UserError(f"a batch of {self.name} is not finite (a NaN or infinity); mend it or take it out")
         return x, self.targets(as_targets(y, f"the labels of {self.name}"))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from locallearn.data.items import LABELS, as_targets, drawing, pair, reading
+from locallearn.data.items import drawing, reading
+from locallearn.data.values import LABELS, as_targets, pair
 
 
 def label_column(given: Any) -> str | None:

@@ -43,6 +43,11 @@ class Normaliser:
     def normalisation(self) -> Normalisation:
         return Normalisation(self.mean.tolist(), self.std.tolist())
 
+    @property
+    def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """What a black and a white pixel become, one number per channel each."""
+        return tuple((-self.mean / self.std).tolist()), tuple(((1 - self.mean) / self.std).tolist())
+
     def __call__(self, images: Tensor) -> Tensor:
         # Two roundings, not one fused operation, so that every device gives the same bits.
         return images.float().mul_(self.scale).add_(self.shift)

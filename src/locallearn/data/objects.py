@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -20,16 +20,18 @@ from torch.utils.data import (
     default_collate,
 )
 
-from locallearn.data.asked import asked, fifth, targets, vocabulary_of
+from locallearn.data.asked import asked, count_tokens, fifth, targets
 from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
-from locallearn.data.items import Items, Passes, as_input, as_targets, drawing, pair, reading
+from locallearn.data.items import Items, Passes, drawing, reading
 from locallearn.data.listed import class_names, label_column, labels_of, labels_read, name_of
 from locallearn.data.normalise import Normalisation, Normaliser
+from locallearn.data.passed import PassedData
 from locallearn.data.source import PIXELS, DataSource, Raw, RawSplit, whole
 from locallearn.data.store import Memory, Store, check_samples
+from locallearn.data.values import as_targets, inputs_of, one_tensor, pair
 from locallearn.errors import UserError
-from locallearn.seeds import derive
+from locallearn.inputs import several
 from locallearn.task import CLASSIFICATION
 
 PARTS = ("train", "validation", "test")
@@ -97,7 +99,7 @@ class ObjectSource(DataSource):
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
         if not self._passes:
             data = super().load(seed, device, normalisation)
-            data.vocabulary = vocabulary_of(data)
+            count_tokens(data)
             return data
         if "test" not in self.parts:
             raise UserError(
@@ -127,7 +129,7 @@ class ObjectSource(DataSource):
             half = torch.full((store.image[0],), 0.5, dtype=torch.float64)
             normaliser = Normaliser(half, half, device)
         data = PassedData(self.name, self._classes(rest.values()), splits, seed, Augment(), normaliser, task=task)
-        data.vocabulary = vocabulary_of(data)
+        count_tokens(data)
         return data
 
     def _check(self, name: str, part: RawSplit, train: Store) -> None:
@@ -135,6 +137,12 @@ class ObjectSource(DataSource):
         if len(part.labels) != len(part.images):
             raise UserError(
                 f"the {name} part has {len(part.images)} samples but {len(part.labels)} labels; give each sample one"
+            )
+        theirs, ours = (getattr(store, "inputs", None) for store in (part.images, train))
+        if theirs != ours:
+            shown = [each or "one tensor" for each in (theirs, ours)]
+            raise UserError(
+                f"a sample of the {name} part is {shown[0]} and of the training part {shown[1]}: give the same for both"
             )
         if part.images.dtype != train.dtype:
             kinds = [str(store.dtype).removeprefix("torch.") for store in (part.images, train)]
@@ -149,8 +157,7 @@ class ObjectSource(DataSource):
         if isinstance(given, TensorDataset) and len(given.tensors) == 2:
             given = given.tensors
         if _is_pair(given):
-            samples = _pixels(as_input(given[0], f"the inputs of {what}"), what)
-            return RawSplit(Memory(samples), as_targets(given[1], f"the labels of {what}"))
+            return _in_memory(given[0], given[1], f"the inputs of {what}", f"the labels of {what}", what)
         if isinstance(given, DataLoader | IterableDataset):
             return self._read_once(given)
         if not len(given):
@@ -158,12 +165,13 @@ class ObjectSource(DataSource):
         label = label_column(given)
         with drawing(0), reading(name_of(given)):
             x, _ = pair(given[0], f"sample 0 of {name_of(given)}", label)
-        x = as_input(x, f"sample 0 of {name_of(given)}")
+        inputs = inputs_of(x, f"sample 0 of {name_of(given)}")
+        x = one_tensor(x, f"sample 0 of {name_of(given)}", inputs)
         _pixels(x[None], what)
         labels = labels_of(given)
         known = labels is not None and len(labels) == len(given)
         targets = labels if labels is not None and known else labels_read(given, label, workers)
-        return RawSplit(Items(given, name_of(given), targets, tuple(x.shape), x.dtype, label, workers), targets)
+        return RawSplit(Items(given, name_of(given), targets, tuple(x.shape), x.dtype, label, inputs, workers), targets)
 
     def _read_once(self, given: Any) -> RawSplit:
         """A validation or test part that can only be gone through is kept in memory."""
@@ -172,10 +180,11 @@ class ObjectSource(DataSource):
             batches = [pair(batch, f"a batch of {name_of(given)}") for batch in loader]
         if not batches:
             raise UserError(f"{name_of(given)} has no samples; a data set needs at least one")
-        inputs = torch.cat([as_input(x, f"a batch of {name_of(given)}") for x, _ in batches])
-        return RawSplit(
-            Memory(inputs), torch.cat([as_targets(y, f"the labels of {name_of(given)}") for _, y in batches])
-        )
+        batch = f"a batch of {name_of(given)}"
+        inputs = inputs_of(batches[0][0], batch, batch=True)
+        samples = torch.cat([one_tensor(x, batch, inputs, batch=True) for x, _ in batches])
+        labels = torch.cat([as_targets(y, f"the labels of {name_of(given)}") for _, y in batches])
+        return RawSplit(Memory(samples, inputs=inputs), labels)
 
     def _classes(self, parts: Collection[RawSplit]) -> tuple[str, ...]:
         """The names of the classes: those that a set has, else numbers up to the highest label."""
@@ -187,41 +196,6 @@ class ObjectSource(DataSource):
             return tuple(map(str, range(labels.shape[1] if labels.dim() > 1 else 1)))
         highest = max((int(part.labels.max()) for part in parts if part.labels.numel()), default=0)
         return tuple(map(str, range(highest + 1)))
-
-
-class PassedData(Data):
-    """`Data` whose training part can only be gone through. What resume does: it goes through the epoch from its
-    beginning again and leaves out the steps that are done."""
-
-    def _passes(self) -> Passes:
-        assert isinstance(self.train.store, Passes)
-        return self.train.store
-
-    def batch(self, batch_size: int) -> int:
-        size = self._passes().size
-        if size is not None and size != batch_size:
-            raise UserError(
-                f"{self._passes().name} gives batches of {size}, and batch_size={batch_size}: choose batch_size={size}"
-            )
-        return super().batch(batch_size)
-
-    def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        size = min(self._passes().size or batch_size, len(self.train))
-        given = self._passes().batches(derive(self.seed, "order", epoch), epoch, size, self.steps(size))
-        parts = (
-            part
-            for inputs, labels in given
-            for part in zip(*(t.split(batch_size) for t in (inputs, labels)), strict=True)
-        )
-        for step, (inputs, labels) in enumerate(parts):
-            if step >= start:
-                yield self._normalise(inputs), labels
-
-    def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if split.store is self.train.store:
-            yield from self.batches(0, self._passes().size or batch_size)
-        else:
-            yield from super().evaluation(split, batch_size)
 
 
 def by_part(given: Any) -> dict[str, Any]:
@@ -266,14 +240,23 @@ def kinds(given: Any) -> list[Any]:
 def _chosen(part: RawSplit, places: Tensor) -> RawSplit:
     """Some of the samples of a part, by their numbers."""
     if isinstance(part.images, Memory):
-        return RawSplit(Memory(part.images.samples[places]), part.labels[places])
+        return RawSplit(part.images.at(places), part.labels[places])
     assert isinstance(part.images, Items)
     subset = Subset(part.images.dataset, places.tolist())
     return RawSplit(replace(part.images, dataset=subset, labels=part.images.labels[places]), part.labels[places])
 
 
 def _is_pair(given: Any) -> bool:
-    return isinstance(given, list | tuple) and len(given) == 2 and all(hasattr(each, "shape") for each in given)
+    if not isinstance(given, list | tuple) or len(given) != 2 or not hasattr(given[1], "shape"):
+        return False
+    return hasattr(given[0], "shape") or several(given[0])
+
+
+def _in_memory(x: Any, y: Any, inputs: str, labels: str, what: str) -> RawSplit:
+    """Tensors of samples and their labels."""
+    kinds = inputs_of(x, inputs, batch=True)
+    samples = _pixels(one_tensor(x, inputs, kinds, batch=True), what)
+    return RawSplit(Memory(samples, inputs=kinds), as_targets(y, labels))
 
 
 def _pixels(samples: Tensor, what: str) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from locallearn.errors import UserError
+from locallearn.inputs import Inputs
 
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for images, (D,) for vectors."""
@@ -22,8 +23,9 @@ CHECKED = 1024
 class Store(Protocol):
     """N raw samples: uint8 images [C, H, W], or float32 of any shape or token numbers (int64), used as they are.
 
-    A store may have a method `identity() -> bytes` that changes where its samples do (see `fingerprint`), a method
-    `drawing(seed) -> Store` if reading it draws random numbers, and `looks = True` if it checks what it reads.
+    A store may have `inputs`, which says what is packed into its samples where they have several tensors, a method
+    `identity() -> bytes` that changes where its samples do (see `fingerprint`), a method `drawing(seed) -> Store` if
+    reading it draws random numbers, and `looks = True` if it checks what it reads.
     """
 
     @property
@@ -63,10 +65,12 @@ def check_samples(what: str, store: Store, image: Size) -> None:
 
 class Memory:
     """Samples [N, *image] that lie on the device. `origin` gives the identity of what they were read from, where that
-    tells them apart from others sooner than their values do."""
+    tells them apart from others sooner than their values do; `inputs` what the tensors of a sample are, of several."""
 
-    def __init__(self, samples: Tensor, origin: Callable[[], bytes] | None = None) -> None:
-        self.samples, self.origin = samples.contiguous(), origin
+    def __init__(
+        self, samples: Tensor, origin: Callable[[], bytes] | None = None, inputs: Inputs | None = None
+    ) -> None:
+        self.samples, self.origin, self.inputs = samples.contiguous(), origin, inputs
 
     def identity(self) -> bytes:
         """A sum over every byte, or what `origin` says."""
@@ -89,7 +93,11 @@ class Memory:
         return len(self.samples)
 
     def to(self, device: torch.device) -> Memory:
-        return Memory(self.samples.to(device), self.origin)
+        return Memory(self.samples.to(device), self.origin, self.inputs)
+
+    def at(self, places: Tensor) -> Memory:
+        """Some of the samples."""
+        return Memory(self.samples[places], inputs=self.inputs)
 
     def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
         for part in order.to(self.samples.device).split(batch_size):  # one copy of the order an epoch, none a step

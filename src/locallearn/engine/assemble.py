@@ -54,8 +54,8 @@ def assemble(
     if setup.total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     _check_types(model, setup.precision)
-    specs = _specs(model, cut, setup)
-    _check_trained(setup, len(cut))
+    specs = specs_of(model, cut, setup)
+    _check_trained(setup, len(cut), strategy)
     move = _Move(place.device, setup.dtype, setup.channels_last)
     with unchanged_if_refused(model):
         _place(model, cut, place.own, move._replace(channels_last=False))  # `adapt` draws in the order of memory
@@ -77,10 +77,12 @@ def assemble(
     return learner
 
 
-def _specs(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpec]:
+def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpec]:
+    """What a strategy may know of each block."""
     shapes = [model.image, *model.shapes()]
     sizes = tuple(shapes[units.stop] for units in cut)
-    of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, model.vocabulary
+    tokens = model.vocabulary if model.inputs is None else model.inputs.vocabulary
+    of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens
     return [BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run) for k, units in enumerate(cut)]
 
 
@@ -139,12 +141,17 @@ def _check_types(model: BlockModel, precision: str) -> None:
             )
 
 
-def _check_trained(setup: Setup, depth: int) -> None:
-    """Raise UserError for blocks that are to learn and are not there."""
+def _check_trained(setup: Setup, depth: int, strategy: Strategy) -> None:
+    """Raise UserError for blocks that are to learn and are not there, and where nobody would answer."""
     trained = sorted(setup.train_blocks or ())
     if trained and trained[-1] >= depth:
         blocks = f"blocks 0 to {depth - 1}" if depth > 1 else "one block, 0"
         raise UserError(f"train_blocks={trained}: the model is cut into {blocks}; choose of these")
+    if trained and strategy.ships and trained[-1] < depth - 1:
+        raise UserError(
+            f"train_blocks={trained} leaves out block {depth - 1}, from which {type(strategy).__name__} answers by a "
+            "module that must learn: add it"
+        )
 
 
 @contextmanager

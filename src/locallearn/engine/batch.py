@@ -11,6 +11,7 @@ from torch import Tensor
 from locallearn.analysis.quiet import Rerun, evaluating
 from locallearn.engine.stage import Stage
 from locallearn.errors import RunError, UserError, in_one_line, needs_several_values
+from locallearn.inputs import several
 from locallearn.models import BlockModel
 
 SINGLE = (
@@ -29,6 +30,11 @@ class Gate:
         self._model, self._stage, self._trial = model, stage, trial
         self._reads: set[torch.dtype] = set()  # integers that the model is known to read
         self._learns_from_one = False
+
+    def packed(self, inputs: Any) -> Any:
+        """Inputs as one tensor, also where the model reads several. Raises UserError for other tensors."""
+        of = self._model.inputs
+        return inputs if of is None or not several(inputs) else of.pack(inputs)
 
     def check(self, inputs: Any) -> None:
         """Raises UserError for what the learner cannot read."""
@@ -79,12 +85,20 @@ class Gate:
 def check_inputs(model: BlockModel, inputs: Any) -> None:
     """Raises UserError for what is no batch [B, *image] of the model."""
     if not isinstance(inputs, Tensor):
-        raise UserError(f"the images are a {type(inputs).__name__}, not a tensor: make it one with torch.as_tensor")
+        hint = "make it one with torch.as_tensor"
+        if several(inputs):
+            hint = f"{model.name} was built for one; of several, give build inputs=, such as the tensors of a batch"
+        raise UserError(f"the images are a {type(inputs).__name__}, not a tensor: {hint}")
     shape = inputs.shape
     if shape[1:] != model.image or len(shape) != 1 + len(model.image):
         wanted = f"[B, {', '.join(map(str, model.image))}]"
         last = len(shape) == 4 and (shape[3], shape[1], shape[2]) == model.image
         hint = "images.permute(0, 3, 1, 2)" if last else "give these, or build it with another image="
+        if model.inputs is not None:
+            wanted, hint = (
+                f"several tensors ({model.inputs})",
+                "give a tuple of them, or a mapping of their names to them",
+            )
         raise UserError(f"the images are {list(shape)}, but the learner was built for {wanted}: {hint}")
     if not shape[0]:
         raise UserError("the batch is empty: give at least one sample, or leave the step out")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from locallearn.contract import Route
+from locallearn.engine.block import TrainedBlock
 from locallearn.engine.stage import Stage
 
 
@@ -41,3 +46,14 @@ def clear(stage: Stage) -> None:
     stage._messages = [deque() for _ in stage.blocks]
     for block in stage.blocks:
         block.forget()
+
+
+def cause(blocks: Sequence[TrainedBlock], inputs: Tensor | None) -> str | None:
+    """Why a number of a step may not be finite, in words: what it began with."""
+    if inputs is not None and not bool(torch.isfinite(inputs).all()):
+        return "the inputs hold NaN or infinity"
+    broken = [f"{weight} of block {b.spec.index}" for b in blocks if (weight := b.broken_weight())]
+    if not broken:
+        return None
+    named = ", ".join(broken[:3]) + (f" and weights of {len(broken) - 3} more blocks" if len(broken) > 3 else "")
+    return f"{named} {'is' if len(broken) == 1 else 'are'} not finite any more"

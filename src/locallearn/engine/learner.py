@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from locallearn.analysis.quiet import Rerun, evaluating
 from locallearn.contract import Packet, Strategy
 from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
-from locallearn.engine.broken import abandon
+from locallearn.engine.broken import abandon, cause
 from locallearn.engine.link import Stopped
-from locallearn.engine.promises import check_learned, only_computes
+from locallearn.engine.promises import check_learned, check_rows, only_computes
 from locallearn.engine.scores import scores
 from locallearn.engine.setup import Setup
 from locallearn.engine.stage import Stage, does_not_fit
@@ -88,21 +88,12 @@ class Learner:
         for block in self.blocks:
             block.check()
 
-    def _cause(self, inputs: Tensor | None) -> str | None:
-        """Why a number of this step may not be finite, in words: what it began with."""
-        if inputs is not None and not bool(torch.isfinite(inputs).all()):
-            return "the inputs hold NaN or infinity"
-        broken = [f"{weight} of block {b.spec.index}" for b in self.blocks if (weight := b.broken_weight())]
-        if not broken:
-            return None
-        named = ", ".join(broken[:3]) + (f" and weights of {len(broken) - 3} more blocks" if len(broken) > 3 else "")
-        return f"{named} {'is' if len(broken) == 1 else 'are'} not finite any more"
-
-    def step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def step(self, images: Any, labels: Tensor) -> dict[str, float]:
         """Take one training step, in a loop of one's own.
 
         Args:
-            images: Inputs [B, *image], floats or the integers that the model reads.
+            images: Inputs [B, *image], floats or the integers that the model reads; of several tensors a tuple of them,
+                or a mapping of names to them.
             labels: Class numbers [B], below 0 where a sample has none; or targets as the task has them.
 
         Returns:
@@ -114,6 +105,7 @@ class Learner:
             UserError: For a batch that does not fit, before a weight moves.
             RunError: For numbers that are not finite.
         """
+        images = self.gate.packed(images)
         labels = self.gate.checked(images, labels)
         for block in self.blocks:
             block.reset()
@@ -135,8 +127,8 @@ class Learner:
             raise
         except BaseException as error:
             abandon(self.stage, self.step_count)
-            if isinstance(error, RunError) and (cause := self._cause(prepared)):
-                raise RunError(f"step {self.step_count}: {cause}; {error}") from error
+            if isinstance(error, RunError) and (why := cause(self.blocks, prepared)):
+                raise RunError(f"step {self.step_count}: {why}; {error}") from error
             raise
         if self.step_count == 0 and len(self.blocks) == len(self.cut):
             check_learned(self.strategy, self.blocks)
@@ -160,11 +152,11 @@ class Learner:
         return inputs
 
     @torch.no_grad()
-    def predict(self, inputs: Tensor) -> list[Tensor | None]:
+    def predict(self, inputs: Any) -> list[Tensor | None]:
         """Predict with every block, in eval mode.
 
         Args:
-            inputs: [B, *image].
+            inputs: [B, *image], or as `step` takes them.
 
         Returns:
             Logits [B, classes] of each block, None for one that cannot predict, or never learns to; the last entry is
@@ -174,30 +166,32 @@ class Learner:
             UserError: For inputs that the model cannot read.
         """
         logits: list[Tensor | None] = []
-        for block, h in zip(self.blocks, self.features(inputs), strict=True):
+        for block, packet in zip(self.blocks, self.packets(inputs), strict=True):
             k, depth = block.spec.index, block.spec.depth
             if not block.last and only_computes(self.strategy, k, depth, block.trained):
                 logits.append(None)
                 continue
             with self.stage.autocast(), Rerun(*block.roots()[1:]):
-                logits.append(self.strategy.predict(block, h))
+                logits.append(self.strategy.predict(block, packet))
         return logits
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """The model's own logits [B, classes] for inputs [B, *image], in eval mode. Raises UserError for inputs that it
-        cannot read."""
-        *_, h = self.features(inputs.to(self.device) if isinstance(inputs, Tensor) else inputs)
+    def __call__(self, inputs: Any) -> Tensor:
+        """The model's own logits [B, classes] for inputs as `step` takes them, in eval mode. Raises UserError for
+        inputs that it cannot read."""
+        inputs = self.gate.packed(inputs)
+        *_, packet = self.packets(inputs.to(self.device) if isinstance(inputs, Tensor) else inputs)
         with self.stage.autocast(), Rerun(*self.blocks[-1].roots()[1:]):
-            logits = self.strategy.predict(self.blocks[-1], h)
-        assert logits is not None, "the last block has the head"
+            logits = self.strategy.predict(self.blocks[-1], packet)
+        assert logits is not None, "the last block answers"
         return logits
 
-    def evaluate(self, data: Iterable[Any] | Tensor, labels: Tensor | None = None) -> dict[str, float]:
+    def evaluate(self, data: Any, labels: Tensor | None = None) -> dict[str, float]:
         """Test the model and every block that can predict.
 
         Args:
-            data: Batches (inputs [B, *image], labels [B]), as a loader gives them; or inputs [N, *image].
+            data: Batches (inputs [B, *image], labels [B]), as a loader gives them; or inputs [N, *image]. Inputs are
+                as `step` takes them.
             labels: [N], beside inputs.
 
         Returns:
@@ -208,27 +202,35 @@ class Learner:
         """
         batches: Any = data
         if labels is not None:
-            batches = zip(*(t.split(TESTED) for t in (cast(Tensor, data), labels)), strict=True)
-        task, classes = self.setup.task, self.model.classes
-        checked = ((x, task.checked(y, len(x), classes)) for x, y in batches)
+            batches = zip(*(t.split(TESTED) for t in (self.gate.packed(data), labels)), strict=True)
+        task, packed = self.setup.task, ((self.gate.packed(x), y) for x, y in batches)
+        checked = ((x, task.checked(y, len(x), self.model.classes)) for x, y in packed)
         return scores(task, self.blocks, self.predict, ((x.to(self.device), y.to(self.device)) for x, y in checked))
 
-    def features(self, inputs: Tensor) -> Iterator[Tensor]:
-        """What each block emits [B, ...], in eval mode, one after the other; the stages of a pipeline hand it on. Call
-        it under `torch.no_grad()`. Modes and buffers are afterwards as they were."""
+    def features(self, inputs: Any) -> Iterator[Tensor]:
+        """What each block emits [B, ...]; see `packets`. Raises UserError where a sample is looked at several times."""
+        for packet in self.packets(inputs):
+            check_rows(self.strategy, packet.h, inputs)
+            yield packet.h
+
+    def packets(self, inputs: Any) -> Iterator[Packet]:
+        """What each block hands on, in eval mode, one after the other, also from stage to stage. Call it under
+        `torch.no_grad()`. Modes and buffers are afterwards as they were."""
         link = self.stage.link
         if link is not None and link.below:
-            h = link.recv_forward().h
+            packet = link.recv_forward()
         else:
+            inputs = self.gate.packed(inputs)
             self.gate.check(inputs)
             h = self.prepare(inputs)
+            packet = self.strategy.look(Packet(h, h.new_empty(0, dtype=torch.int64)), self.blocks[0].spec)
         for block in self.blocks:
             with evaluating(*block.roots()):
                 with self.stage.autocast(), Rerun(block.layers):
-                    h = block.layers(h)
-                yield h
+                    packet = self.strategy.through(block, packet)
+                yield packet
         if link is not None and link.above:
-            link.send_forward(Packet(h, h.new_empty(0, dtype=torch.int64)))
+            link.send_forward(packet)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, under a name that does not depend on the cut for those of the model. A stage has those
@@ -281,8 +283,7 @@ class Learner:
         """Whether a tensor of `state` belongs to a block of this learner; a learner with all blocks owns every name."""
         if len(self.blocks) == len(self.cut):
             return True
-        kind, _, rest = name.removeprefix("optimizer.").partition(".")
-        part, _, rest = rest.partition(".")
+        kind, part, rest = f"{name.removeprefix('optimizer.')}..".split(".", 2)
         if kind != "model":
             return any(part == str(block.spec.index) for block in self.blocks)
         if part != "units":

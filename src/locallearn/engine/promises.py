@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from locallearn.contract import BlockSpec, Route, Strategy
 from locallearn.engine.block import TrainedBlock
@@ -118,6 +118,15 @@ def check_trained(strategy: Strategy, blocks: Sequence[TrainedBlock]) -> None:
         raise UserError(
             f"train_blocks names block {missed[0]}, which {type(strategy).__name__} does not train: leave it out, or "
             "choose another strategy"
+        )
+
+
+def check_rows(strategy: Strategy, h: Tensor, inputs: Any) -> None:
+    """Raise UserError where an evaluation has several rows h [N, ...] for a sample, and one is asked for."""
+    if isinstance(inputs, Tensor) and len(h) != len(inputs):
+        raise UserError(
+            f"{type(strategy).__name__} looks at each sample {len(h) // len(inputs)} times, and the features of one "
+            "look are asked for: choose another read-out of the strategy"
         )
 
 

@@ -168,7 +168,7 @@ class Stage:
             idle = block.frozen and self.strategy.route is Route.NONE
             if idle or block.spec.index not in learning:  # it only computes
                 with torch.no_grad(), self.autocast():
-                    packet = packet.at(block.layers(packet.h))
+                    packet = self.strategy.through(block, packet)
                 self._send_forward(block, packet, learning)
                 continue
             block.reseed("forward")

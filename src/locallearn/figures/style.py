@@ -18,7 +18,8 @@ _STRATEGIES = {
     "backprop": COLOURS[7], "deep_supervision": COLOURS[4], "pgi": COLOURS[3], "dgl": COLOURS[0], "greedy": COLOURS[6],
     "loco": COLOURS[2], "cdni": COLOURS[1], "dni": COLOURS[5], "fa": "#8C564B", "dfa": "#6A3D9A", "infomax": "#B2DF8A",
     "shallow": "#C0C0C0", "checkpoint": "#5A5A5A", "usf": "#17BECF", "brsf": "#9C9E1C", "frsf": "#843C39",
-    "pgi_causal": "#F781BF", "drtp": "#B15928", "sdfa": "#CAB2D6",
+    "pgi_causal": "#F781BF", "drtp": "#B15928", "sdfa": "#CAB2D6", "forward_forward": "#1F4E79",
+    "mono_forward": "#33A02C", "cafo": "#FB9A99",
 }  # fmt: skip
 LONG = 50
 """From so many epochs on their axis is logarithmic."""

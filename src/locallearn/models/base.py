@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from locallearn.analysis.cost import SavedBytes, now
 from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError, unknown
+from locallearn.inputs import Inputs
 from locallearn.models import cut
 from locallearn.models.axes import Axes, usual
 from locallearn.task import POSITION, SAMPLE
@@ -51,8 +52,9 @@ class BlockModel(nn.Module):
 
     `samples` is the only batch size that the model reads (all nodes of its graph), or None for any; `channels_first`
     says that an input of two axes is [C, L] and not [T, D]; `vocabulary` is how many tokens there are where the inputs
-    are token numbers, else None; `form` says whether the head answers once for each `sample` or for each `position`;
-    `taken` what of its weights is from elsewhere (`weights.Taken`).
+    are token numbers, else None; `inputs` what the tensors of a sample are where the model reads several, which come as
+    one vector, `image` being its length; `form` says whether the head answers once for each `sample` or for each
+    `position`; `taken` what of its weights is from elsewhere (`weights.Taken`).
     """
 
     units: nn.ModuleList
@@ -60,6 +62,7 @@ class BlockModel(nn.Module):
     samples: int | None = None
     channels_first: bool = False
     vocabulary: int | None = None
+    inputs: Inputs | None = None
     form: str = SAMPLE
     taken: tuple[Any, ...] = ()
 
@@ -84,7 +87,10 @@ class BlockModel(nn.Module):
         self.names = list(names) if names is not None else [f"unit{i}" for i in range(len(self.units))]
         assert len(self.names) == len(self.units), "one name per unit"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Tensor:
+        """Logits of a batch [B, *image]; of several tensors as they are, a tuple or a mapping, or packed."""
+        if self.inputs is not None and not isinstance(x, Tensor):
+            x = self.inputs.pack(x)
         for unit in self.units:
             x = unit(x)
         return self.head(x)
@@ -120,6 +126,8 @@ class BlockModel(nn.Module):
     def noise(self, batch: int, generator: torch.Generator) -> Tensor:
         """A batch of random inputs [B, *image] on the CPU."""
         size = self.samples or batch, *self.image
+        if self.inputs is not None:
+            return self.inputs.noise(size[0], generator)
         if self.vocabulary is None:
             return torch.randn(size, generator=generator)
         return torch.randint(self.vocabulary, size, generator=generator)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import unknown
+from locallearn.inputs import Inputs
 from locallearn.models.axes import Axes, usual
 from locallearn.models.trace import trace
 
@@ -29,13 +30,18 @@ class Flow:
     """
 
     def __init__(
-        self, module: nn.Module, name: str, sample: Tensor, asked: str | Mapping[str, str] | None = None
+        self,
+        module: nn.Module,
+        name: str,
+        sample: Tensor,
+        asked: str | Mapping[str, str] | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         self.module, self.asked = module, asked
         for word in [asked] if isinstance(asked, str) else (asked or {}).values():
             if word not in AXES:
                 raise unknown("axes", word, AXES)
-        self.tracer, self.graph = trace(module, name)
+        self.tracer, self.graph = trace(module, name, inputs)
         self.nodes = list(self.graph.nodes)
         self.at = {node: i for i, node in enumerate(self.nodes)}
         self.last = {node: max((self.at[user] for user in node.users), default=-1) for node in self.nodes}

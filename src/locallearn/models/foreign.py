@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from locallearn import paths, seeds
 from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError, did_you_mean, in_one_line
+from locallearn.inputs import Inputs
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.flow import Flow
 from locallearn.models.seams import seams, unit_name
@@ -33,6 +34,7 @@ def as_blocks(
     axes: str | Mapping[str, str] | None = None,
     vocabulary: int | None = None,
     form: str = SAMPLE,
+    inputs: Inputs | None = None,
 ) -> BlockModel:
     """Any network as a BlockModel that computes the same with the same parameters and buffers (shared, not copied).
 
@@ -52,6 +54,8 @@ def as_blocks(
             the output has its features. Without it the layers tell; where they do not, there is no place for a cut.
         vocabulary: how many tokens there are where the module reads token numbers.
         form: whether it answers once for each sample or at each position.
+        inputs: what the tensors are where the module reads several; `image` is then that of `inputs`. A cut goes where
+            the last of them has been read.
 
     Raises UserError for a module that returns no such logits, that cannot be traced or cut as asked, or that
     computes something else when it is cut.
@@ -60,34 +64,40 @@ def as_blocks(
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     if like.is_meta:
         raise UserError(f"{name} is on the meta device, where weights have no values; give it some with .to_empty")
-    draws = torch.Generator().manual_seed(0)
-    if vocabulary is None:
-        sample = torch.rand(2, *image, generator=draws).to(like.device, like.dtype)
-    else:
-        sample = torch.randint(vocabulary, (2, *image), generator=draws).to(like.device)
+    sample = _sample(image, vocabulary, inputs, like)
     with restored(module):
-        outputs = _classes(module, name, sample, form)
+        outputs = _classes(module, name, sample, form, inputs)
         if classes not in (None, outputs):
             raise UserError(f"classes={classes} but {name} returns {outputs} logits; build it for {classes} classes")
-        flow = Flow(module, name, sample.clone(), axes)
+        flow = Flow(module, name, sample.clone(), axes, inputs)
         edges = [flow.image, *seams(flow, name, cuts), flow.logits]
         *units, head = (_piece(flow, before, after) for before, after in pairwise(edges))
         _separate_modes([*units, head])
         names = [unit_name(flow, before, after) for before, after in pairwise(edges[:-1])]
         model = BlockModel(units, head, image=image, classes=outputs, name=name, names=names)
-        model.vocabulary, model.form = vocabulary, form
+        model.vocabulary, model.inputs, model.form = vocabulary, inputs, form
         model.channels_first = len(image) == 2 and flow.axes.of(flow.values[flow.image]) == 1
         _check_faithful(model, module, sample)
         return model
 
 
-def _classes(module: nn.Module, name: str, sample: Tensor, form: str) -> int:
+def _sample(image: Size, vocabulary: int | None, inputs: Inputs | None, like: Tensor) -> Tensor:
+    """Two samples of what the module reads."""
+    draws = torch.Generator().manual_seed(0)
+    if inputs is not None:
+        return inputs.noise(2, draws).to(like.device, like.dtype)
+    if vocabulary is not None:
+        return torch.randint(vocabulary, (2, *image), generator=draws).to(like.device)
+    return torch.rand(2, *image, generator=draws).to(like.device, like.dtype)
+
+
+def _classes(module: nn.Module, name: str, sample: Tensor, form: str, inputs: Inputs | None) -> int:
     """The number of logits, by a dry run."""
     dense = form == POSITION
     try:
-        logits = _run(module, sample, mode=False)
+        logits = _run(module, sample, inputs, mode=False)
     except Exception as error:
-        raise _unfit(name, sample.shape[1:], error) from error
+        raise _unfit(name, inputs or sample.shape[1:], error) from error
     dimensions = (3, 4) if dense else (2,)
     if not isinstance(logits, Tensor) or logits.dim() not in dimensions or len(logits) != len(sample):
         what = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
@@ -107,25 +117,30 @@ def _built(name: str, image: Size, build: Callable[[], nn.Module]) -> nn.Module:
         raise _unfit(name, image, error) from error
 
 
-def _unfit(name: str, image: Sequence[int], error: Exception) -> UserError:
-    shape = "x".join(map(str, image))
+def _unfit(name: str, image: Sequence[int] | Inputs, error: Exception) -> UserError:
+    what = f"inputs of {image}" if isinstance(image, Inputs) else f"images of {'x'.join(map(str, image))}"
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     hint = "choose another image size or model"
+    if isinstance(image, Inputs):
+        hint = "its forward takes these tensors, by their place or by name: give what it reads"
     if "must be Tensor, not" in text:
         hint = "a layer returns more than one tensor, of which a module of your own must take the one that goes on"
-    return UserError(f"{name} cannot read images of {shape}: {text}; {hint}")
+    return UserError(f"{name} cannot read {what}: {text}; {hint}")
 
 
-def _run(module: nn.Module, sample: Tensor, *, mode: bool) -> Any:
+def _run(module: nn.Module, sample: Tensor, inputs: Inputs | None = None, *, mode: bool) -> Any:
     with undisturbed(module), restored(module):
         module.train(mode)
         seeds.restart(0, sample.device)  # inside undisturbed: the caller's random state comes back
-        return module(sample.clone())
+        if inputs is None:
+            return module(sample.clone())
+        placed, by_name = inputs.unpack(sample.clone())
+        return module(*placed, **by_name)
 
 
 def _check_faithful(model: BlockModel, module: nn.Module, sample: Tensor) -> None:
     for mode in (True, False):
-        ours, theirs = _run(model, sample, mode=mode), _run(module, sample, mode=mode)
+        ours, theirs = _run(model, sample, mode=mode), _run(module, sample, model.inputs, mode=mode)
         if not torch.allclose(ours, theirs, equal_nan=True):
             raise UserError(
                 f"{model.name} computes something else when it is cut: its forward depends on what no trace shows, "

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError
+from locallearn.inputs import Inputs
 from locallearn.models.watch import Watch
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -29,20 +30,30 @@ class Frozen(Exception):
 
 
 class Tracer(fx.Tracer):
-    """fx's tracer, which follows only the first argument, keeps as one piece any submodule that fx cannot look into or
-    would freeze, and reads `self.training` when the graph runs: one graph serves training and evaluation."""
+    """fx's tracer, which follows only the first argument, from which it takes several `inputs`, keeps as one piece any
+    submodule that fx cannot look into or would freeze, and reads `self.training` when the graph runs: one graph serves
+    training and evaluation."""
 
     proxy_buffer_attributes = True  # a buffer is read when the graph runs
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Inputs | None = None) -> None:
         super().__init__()
+        self.inputs = inputs
         self.calls: dict[str, list[Call]] = {}
         self.opaque: dict[str, str] = {}  # submodules kept whole, and why
         self.asked_mode = False  # the outermost forward takes a decision on self.training
         self.modes = _modes()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+        x = self.create_proxy("placeholder", "x", (), {})
+        if self.inputs is None:
+            return root_fn, [self.root, x]
+        placed, by_name = self.inputs.unpack(x)
+
+        def called(root: nn.Module) -> Any:
+            return root_fn(root, *placed, **by_name)
+
+        return called, [self.root]
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path, start, stack = self.path_of_module(m), len(self.graph.nodes), self.module_stack.copy()
@@ -129,7 +140,7 @@ def _mode_as_value(root: nn.Module) -> Iterator[None]:
             module.__dict__["training"] = mode
 
 
-def trace(module: nn.Module, name: str) -> tuple[Tracer, fx.Graph]:
+def trace(module: nn.Module, name: str, inputs: Inputs | None = None) -> tuple[Tracer, fx.Graph]:
     """The graph of `module`, whose modes are left as they were; a UserError where it has none. Constants that the graph
     reads are left in the module as attributes."""
     graphs: list[fx.Graph] = []
@@ -138,7 +149,7 @@ def trace(module: nn.Module, name: str) -> tuple[Tracer, fx.Graph]:
         with undisturbed(module, gradients=True):
             module.train(mode)
             watch.put_back()  # what the other trace left
-            tracer = Tracer()
+            tracer = Tracer(inputs)
             try:
                 if any(getattr(module, hooks) for hooks in HOOKS):
                     raise Frozen("it has hooks")

@@ -64,5 +64,5 @@ class DeepSupervision(Strategy):
         block.update()
         return x.take_grads()
 
-    def predict(self, block: Block, h: Tensor) -> Tensor | None:
-        return block.head(h) if block.head is not None else self.objective.predict(block.auxiliary, h)
+    def predict(self, block: Block, packet: Packet) -> Tensor | None:
+        return block.head(packet.h) if block.head is not None else self.objective.predict(block.auxiliary, packet.h)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeGuard
@@ -16,6 +15,7 @@ from locallearn.contract import BlockSpec
 from locallearn.errors import UserError
 from locallearn.options import OneOf
 from locallearn.strategies.backprop import Backprop
+from locallearn.strategies.twin import twin
 
 Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -159,7 +159,7 @@ class FeedbackAlignment(Backprop):
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
         """A twin of `layers` with the same parameters and buffers, in which weight layers answer through B. It shares
         the layers themselves, and so their modes and hooks; only what contains weight layers is copied."""
-        return self._replaced(_twin(layers), f"block {spec.index}: layers", {})
+        return self._replaced(twin(layers, _is_weight_layer), f"block {spec.index}: layers", {})
 
     def _replaced(self, module: nn.Module, path: str, done: dict[nn.Module, FeedbackLayer]) -> nn.Module:
         """`module` with every weight layer in it wrapped; a layer that stands in two places is one, with one B."""
@@ -180,20 +180,6 @@ class FeedbackAlignment(Backprop):
             if child is not None:
                 setattr(module, name, self._replaced(child, f"{path}.{name}", done))
         return module
-
-
-def _twin(layers: nn.Module) -> nn.Module:
-    """A copy of the modules that contain weight layers, with the forward hooks of the true ones; of all else, those
-    themselves."""
-    same: dict[int, Any] = {id(t): t for t in (*layers.parameters(), *layers.buffers())}
-    for module in layers.modules():
-        if _is_weight_layer(module) or not any(_is_weight_layer(m) for m in module.modules()):
-            same[id(module)] = module
-    twin = copy.deepcopy(layers, same)
-    for name, module in twin.named_modules():
-        hooks = {key: value for key, value in vars(layers.get_submodule(name)).items() if key.startswith("_forward_")}
-        vars(module).update(hooks)
-    return twin
 
 
 def _is_weight_layer(module: nn.Module) -> TypeGuard[Layer]:

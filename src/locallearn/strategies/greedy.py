@@ -51,8 +51,8 @@ class LocalLosses(Strategy):
         block.report(loss, logits, packet.y)
         return loss
 
-    def predict(self, block: Block, h: Tensor) -> Tensor | None:
-        return block.head(h) if block.head is not None else self.objective.predict(block.auxiliary, h)
+    def predict(self, block: Block, packet: Packet) -> Tensor | None:
+        return block.head(packet.h) if block.head is not None else self.objective.predict(block.auxiliary, packet.h)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
     folder.write_text(files.OVERRIDES, yaml.safe_dump(exp.overrides))
     facts |= {
         "choices": exp.names,
+        "plain": exp.strategy.plain,
         **facts_of(data),
         "cut": [[units.start, units.stop] for units in learner.cut],
         "stages": [[blocks.start, blocks.stop] for blocks in stages],

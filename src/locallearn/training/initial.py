@@ -22,7 +22,7 @@ from locallearn.models.weights import Taken, read, sha256, take
 from locallearn.runs import files
 from locallearn.runs.folder import RunFolder
 from locallearn.task import CLASSIFICATION
-from locallearn.training.saved import load, model_tensors
+from locallearn.training.saved import load, plain_tensors
 
 PATHS = {"data": ("root",), "init": ("run", "weights", "teacher"), "model": ("weights",)}
 """The options that name files; `model.weights` may also be a name of the model's library."""
@@ -38,7 +38,7 @@ def fill(model: BlockModel, init: InitSettings, cut: Sequence[range], classes: S
         folder = RunFolder.open(Path(init.run))
         before = folder.read_json(files.MANIFEST).get("classes")
         new_head = "" if before == [*classes] else f"of {len(classes)} classes, which are others than there"
-        source, file, tensors = f"init.run={folder.path}", folder.path / files.MODEL, model_tensors(folder)
+        source, file, tensors = f"init.run={folder.path}", folder.path / files.MODEL, plain_tensors(folder)
     elif init.weights is not None:
         file = paths.expanded(init.weights).resolve()
         new_head, source = "", f"init.weights={file}"

@@ -25,6 +25,7 @@ from locallearn.engine import Learner, Place, Setup, Stage, assemble
 from locallearn.engine.batch import SINGLE
 from locallearn.engine.setup import Pixels
 from locallearn.errors import RunError, UserError, described, in_one_line, memory_ran_out, needs_several_values
+from locallearn.inputs import Inputs
 from locallearn.models import BlockModel
 from locallearn.options import convert
 from locallearn.plan.measure import rehearse
@@ -70,7 +71,8 @@ def prepare(
     check_batch(exp, data)
     with seeds.stream(settings.seed, "model"):
         build = exp.model if fresh else exp.model.bare
-        model = model_for(build, data.image, len(data.classes), data.task.form, data.graph, data.vocabulary)
+        seen = data.graph, data.vocabulary, data.inputs
+        model = model_for(build, data.image, len(data.classes), data.task.form, *seen)
     if cut is not None and cut[-1].stop != len(model.units):
         raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
     cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)
@@ -191,6 +193,7 @@ def facts_of(data: Data) -> dict[str, Any]:
         "metrics": data.task.directions,
         "task_options": asdict(data.task) if is_dataclass(data.task) else {},
         "vocabulary": data.vocabulary,
+        "inputs": [asdict(part) for part in data.inputs.parts] if data.inputs is not None else None,
         "normalisation": asdict(data.normaliser.normalisation) if data.normaliser else None,
         "data": asdict(fingerprint(data)),
     }
@@ -210,6 +213,7 @@ def load_data(source: Source, seed: int, device: torch.device, manifest: Mapping
         )
     if isinstance(data.task, Regression) and (units := manifest.get("task_options")):
         data.measure_in(convert(units, Regression, "manifest.json: task_options"))
+    _as_read(data, Inputs.saved(manifest.get("inputs")), manifest.get("vocabulary", data.vocabulary))
     classes = manifest["classes"]
     if tuple(manifest["image"]) != data.image or len(classes) != len(data.classes):
         raise UserError(
@@ -230,6 +234,22 @@ def load_data(source: Source, seed: int, device: torch.device, manifest: Mapping
             "choose a set of the same kind"
         )
     return data
+
+
+def _as_read(data: Data, inputs: Inputs | None, vocabulary: int | None) -> None:
+    """Let data be read by a model that was built for `inputs` and a `vocabulary`. Raises UserError for other tensors
+    and for tokens that it does not know."""
+    ours = data.inputs
+    if (ours and ours.unnumbered) != (inputs and inputs.unnumbered):
+        shown = [f"several tensors ({each})" if each else "one tensor" for each in (inputs, ours)]
+        raise UserError(f"the run was trained on samples of {shown[0]}, and those of data={data.name} are {shown[1]}")
+    here, there = (ours.vocabulary, inputs.vocabulary) if ours and inputs else (data.vocabulary, vocabulary)
+    if here is not None and there is not None and here > there:
+        raise UserError(
+            f"the run was trained on tokens below {there}, and data={data.name} has the token {here - 1}: choose a set "
+            "of the same tokens"
+        )
+    data.inputs, data.vocabulary = inputs, there
 
 
 def fingerprint_of_run(manifest: Mapping[str, Any]) -> Fingerprint | None:

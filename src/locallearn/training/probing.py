@@ -40,6 +40,11 @@ def first_looks(probes: Mapping[str, Probe], learner: Learner, data: Data) -> di
     or these data says so here. Raises UserError."""
     task = learner.setup.task
     for name, probe in probes.items():
+        if not learner.strategy.plain:
+            raise UserError(
+                f"probe.{name} looks at the plain model, and {type(learner.strategy).__name__} answers in a way of its "
+                "own: leave the probe out, or choose another strategy"
+            )
         if probe.tasks is not None and task.asks not in probe.tasks:
             raise UserError(
                 f"probe.{name} is for {', '.join(sorted(probe.tasks))}, and data={data.name} asks for {task.wanted} "

@@ -14,6 +14,7 @@ from safetensors.torch import save as to_bytes
 from locallearn.config.experiment import Experiment
 from locallearn.config.objects import marks
 from locallearn.engine import Learner, Place
+from locallearn.engine.answer import answering, exported
 from locallearn.figures.text import columns
 from locallearn.models.summary import render
 from locallearn.runs import checkpoint, files
@@ -173,7 +174,7 @@ def train(
         record = training.run()
         training.tell("end", record)
         counts = world.gather(parameter_counts(learner))
-        weights = world.gather_tensors({f"model.{n}": t for n, t in learner.model_state().items()})
+        weights = world.gather_tensors({f"model.{n}": t for n, t in exported(learner).items()})
         if output.recorder is not None:
             copies = range(0, world.size, world.replicas)
             record |= {name: sum(counts[rank][name] for rank in copies) for name in counts[0]}
@@ -188,12 +189,15 @@ def train(
                 output.console.line(f"stopped early: {why}")
             output.console.final_table(record, len(learner.cut))
             output.console.finish(folder.path)
-    return Result(record, learner.model.eval(), folder.path, folder.history() if world.rank == 0 else [])
+    return Result(record, answering(learner), folder.path, folder.history() if world.rank == 0 else [])
 
 
 def parameter_counts(learner: Learner) -> dict[str, int]:
-    """Trainable numbers of the plain model, and of what trains it and never ships; of the blocks in this process."""
+    """Trainable numbers of the model and what ships with it, and of what trains it and never ships; of the blocks in
+    this process."""
     counts = {"parameters": 0, "auxiliary_parameters": 0}
     for name, p in learner.parameters():
-        counts["parameters" if name.startswith("model.") else "auxiliary_parameters"] += p.numel()
+        kind, _, rest = name.partition(".")
+        ships = kind == "model" or rest.split(".")[1] in learner.strategy.ships
+        counts["parameters" if ships else "auxiliary_parameters"] += p.numel()
     return counts

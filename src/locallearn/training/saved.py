@@ -18,8 +18,12 @@ from locallearn.config.given import in_place
 from locallearn.config.objects import compared, marks, missing
 from locallearn.config.targets import model_for
 from locallearn.data.fingerprint import Fingerprint
-from locallearn.data.normalise import Normalisation
+from locallearn.data.normalise import Normalisation, Normaliser
+from locallearn.engine.answer import AnsweringModel, answering_blocks
+from locallearn.engine.assemble import specs_of
+from locallearn.engine.setup import Setup
 from locallearn.errors import UserError
+from locallearn.inputs import InputPart, Inputs
 from locallearn.models import BlockModel
 from locallearn.models.weights import Taken
 from locallearn.names import ACCURACY
@@ -27,7 +31,8 @@ from locallearn.options import convert, fields_of
 from locallearn.runs import again, files
 from locallearn.runs.console import warn
 from locallearn.runs.folder import RunFolder
-from locallearn.task import CLASSIFICATION, SAMPLE
+from locallearn.task import CLASSES, CLASSIFICATION, SAMPLE, Task
+from locallearn.tasks import TASKS
 
 LARGEST = 1_000_000
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -116,7 +121,7 @@ class Manifest:
     """What is read back from `manifest.json`: the choice of each group, the units of each block, the shape of one
     input, the names of the classes, the versions that trained, and, but for older runs, normalisation and data, the
     task, the form of its answers, its score and its metrics ("up" or "down"), and how many tokens there are; how it was
-    made longer, and what of its weights was from elsewhere."""
+    made longer, what of its weights was from elsewhere, and whether the plain model answers."""
 
     choices: dict[str, str]
     cut: list[list[int]]
@@ -130,6 +135,8 @@ class Manifest:
     score: str = ACCURACY
     metrics: dict[str, str] | None = None
     vocabulary: int | None = None
+    inputs: list[InputPart] | None = None
+    plain: bool = True
     task_options: dict[str, Any] | None = None
     longer: list[Longer] = field(default_factory=list)
     weights: list[Taken] = field(default_factory=list)
@@ -166,22 +173,33 @@ def ranges(pairs: Any) -> list[range]:
 
 def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHING, own: bool = False) -> BlockModel:
     """The model that a finished run has trained, in eval mode, on the CPU. Of its objects only the model must be given,
-    and the data if it reads a graph; `own` puts the weights into the very module that is given. Raises UserError."""
+    the data if it reads a graph, and a strategy that answers in a way of its own; `own` puts the weights into the very
+    module that is given. Raises UserError."""
     folder = RunFolder.open(Path(path))
     config, _ = _read(folder)
     marked = marks(config)
     unasked = {place.partition(".")[0] for place in marked} - {"model", *objects}
     changes = {group: compose([])[0].get(group) for group in sorted(unasked)}
     exp, manifest = saved_experiment(folder, allow, changes=changes, objects=objects)
-    if exp.model.reads_graph and "data" in unasked:
-        raise missing({"data": marked["data"]})
+    plain = manifest.get("plain", True)
+    needed = {"data": "graph" in exp.model.asks, "strategy": not plain}
+    if lacking := {group: marked[group] for group, wanted in needed.items() if wanted and group in unasked}:
+        raise missing(lacking)
     tensors = model_tensors(folder)
     # a graph is no part of the model's weights
-    graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if exp.model.reads_graph else None
+    graph = exp.source.load(exp.settings.seed, torch.device("cpu")).graph if "graph" in exp.model.asks else None
     with seeds.stream(0, "load"):
-        vocabulary, form = manifest.get("vocabulary"), manifest.get("form", SAMPLE)
+        form, vocabulary = manifest.get("form", SAMPLE), manifest.get("vocabulary")
+        inputs = Inputs.saved(manifest.get("inputs"))
         build = in_place(exp.model, objects["model"]) if own else exp.model.bare
-        model = model_for(build, tuple(manifest["image"]), len(manifest["classes"]), form, graph, vocabulary)
+        model = model_for(build, tuple(manifest["image"]), len(manifest["classes"]), form, graph, vocabulary, inputs)
+    if not plain:
+        numbers = manifest.get("normalisation")
+        pixels = Normaliser.of(Normalisation(**numbers), torch.device("cpu")).pixels if numbers else None
+        setup = Setup(seed=exp.settings.seed, task=task_of(manifest), pixels=pixels)
+        cut = ranges(manifest["cut"])
+        blocks = answering_blocks(model, exp.strategy, cut, specs_of(model, cut, setup))
+        model = AnsweringModel(model, exp.strategy, blocks)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
     if names := sorted(name for name in built | saved if built.get(name) != saved.get(name)):
@@ -190,6 +208,17 @@ def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHIN
     if own:
         objects["model"].eval()  # what holds the layers of the model, too
     return model.eval()
+
+
+def plain_tensors(folder: RunFolder) -> dict[str, Tensor]:
+    """`model_tensors` without those of modules that a strategy ships with the model."""
+    return {name: t for name, t in model_tensors(folder).items() if not name.startswith("auxiliary.")}
+
+
+def task_of(manifest: Mapping[str, Any]) -> Task:
+    """What was asked of the model of a run."""
+    task, options = TASKS.get(manifest.get("task", CLASSIFICATION)), manifest.get("task_options") or {}
+    return convert(options, task, "manifest.json: task_options") if task is not None else CLASSES
 
 
 def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
