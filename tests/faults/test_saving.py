@@ -15,7 +15,7 @@ from helpers.runs import STAGE
 from locallearn.engine.block import TrainedBlock
 from locallearn.errors import RunError
 from locallearn.runs import checkpoint
-from locallearn.runs.snapshot import TYPES, Snapshot, write
+from locallearn.runs.snapshot import TYPES, Snapshot, Written, write
 from locallearn.runtime.world import World
 from locallearn.training import writer
 from locallearn.training.writer import Save, Writer
@@ -49,6 +49,52 @@ def test_a_file_of_a_snapshot_is_one_of_safetensors(tmp_path):
         tensors |= {"scalar": torch.tensor(4.0), "more": torch.ones(2)}
     with pytest.raises(RunError, match=r"^a is torch\.complex128, which no checkpoint holds$"):
         snapshot.take({"a": torch.ones(1, dtype=torch.complex128)})
+
+
+@pytest.mark.fault("F3", "R3")
+def test_a_bit_in_any_file_of_two_stages_is_noticed(tmp_path, record_property):
+    """Of tensors, state and manifest; also a file that is gone."""
+    parts = [{"model.units.0.weight": torch.arange(9.0)}, {"model.head.weight": torch.ones(3)}]
+
+    def fill(place: Path) -> tuple[dict[str, Written], Any]:
+        written = {}
+        for stage, tensors in enumerate(parts):
+            snapshot, name = Snapshot(), checkpoint.of_stage(stage, 2)
+            snapshot.take(tensors)
+            written[name] = write(place / name, snapshot.head, snapshot.tensors)
+        return written, STATE
+
+    for step in (1, 2):
+        checkpoint.commit(tmp_path, step, fill, keep=2)
+    found = checkpoint.newest(tmp_path, pytest.fail)
+    assert found is not None
+    assert found.state["step"] == 2
+    assert {name: t.tolist() for name, t in found.tensors.items()} == {
+        name: t.tolist() for tensors in parts for name, t in tensors.items()
+    }
+    files = sorted(found.path.iterdir())
+    assert len(files) == 4
+    injected = 0
+    for file in files:
+        sound = file.read_bytes()
+        for place in range(0, len(sound), max(1, len(sound) // 40)):
+            changed = bytearray(sound)
+            changed[place] ^= 1 << place % 8
+            file.write_bytes(changed)
+            assert used(tmp_path) == 1, f"{file.name}, byte {place}"
+            injected += 1
+        file.unlink()
+        assert used(tmp_path) == 1
+        file.write_bytes(sound)
+        assert used(tmp_path) == 2
+    record_property("injected", injected + len(files))
+
+
+def used(folder: Path) -> int:
+    """The step of the newest checkpoint that is sound."""
+    found = checkpoint.newest(folder, lambda _: None)
+    assert found is not None
+    return found.state["step"]
 
 
 @pytest.mark.fault("R2")
