@@ -177,11 +177,13 @@ class TrainedBlock:
         return next((name for name, p in weights.items() if not bool(torch.isfinite(p).all())), None)
 
     def _statistics(self) -> list[Tensor]:
-        """The running means and variances of batch norms: each replica has moved them by its own part of the batch."""
+        """The running means and variances of batch norms, and the buffers that a module names as `moving`: each replica
+        has moved them by its own part of the batch."""
         modules = [m for root in self.roots() for m in root.modules()]
         norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
         norms = [m for m in norms if m.training]  # those of a frozen block keep every bit
-        return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
+        moving = [getattr(m, name) for m in modules if m.training for name in getattr(m, "moving", ())]
+        return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None] + moving
 
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
         """Add to the totals. On the CPU a loss that is not finite is refused here, before anything learns from it; on a
