@@ -33,6 +33,7 @@ ROUTES = {
     "neighbor": "feedback from the block above, which has it ready without waiting for anyone",
     "chain": "feedback from the block above, which waits for the block above it",
     "broadcast": "feedback from the last block, to all at once",
+    "rounds": "messages between neighbours, both ways at the same time, in a fixed number of rounds for each batch",
 }
 SHARED = ("loss", "accuracy", "validation_accuracy", "test_accuracy")  # of every block that can predict
 

@@ -4,10 +4,10 @@ A strategy is one generator function per packet. What stands before its `yield` 
 stands after it is the backward half; one declared word, its route, says where feedback comes from. The driver
 (`engine.stage`) runs the generators; whether the blocks live in one process or in many is not a strategy's business.
 
-Rules of `Strategy.step`: yield exactly once; write gradients with `backward` and then say with `block.update()` that
-they are complete (the block clips, schedules, counts micro-batches, applies and clears: a strategy never touches an
-optimizer); never yield inside a `with`; a message is moved, not shared; under NEIGHBOR hold tensors, not graphs, across
-the yield.
+Rules of `Strategy.step`: yield exactly once (under ROUNDS once for each round); write gradients with `backward` and
+then say with `block.update()` that they are complete (the block clips, schedules, counts micro-batches, applies and
+clears: a strategy never touches an optimizer); never yield inside a `with`; a message is moved, not shared; under
+NEIGHBOR and ROUNDS hold tensors, not graphs, across the yield.
 """
 
 from __future__ import annotations
@@ -16,22 +16,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
 from locallearn import scaling
+from locallearn.messages import Feedback, Packet, Send, Size
+from locallearn.messages import Heard as Heard  # for strategies
 from locallearn.options import Options
 from locallearn.task import CLASSES, Task
 from locallearn.task import cross_entropy as cross_entropy  # for strategies
-
-Size: TypeAlias = tuple[int, ...]
-"""A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
-
-Feedback: TypeAlias = tuple[Tensor | None, ...]
-"""What a block sends down: under CHAIN and NEIGHBOR a gradient for `h` and one for each tensor of `side` (None for one
-that needs none), or a message of the strategy's own making (several gradients of `h`, by the loss they come from);
-under BROADCAST whatever the last block returns."""
 
 
 class Route(Enum):
@@ -41,6 +35,7 @@ class Route(Enum):
     NEIGHBOR = "neighbor"  # from the block above, which has it ready without waiting for anyone
     CHAIN = "chain"  # from the block above, which waits for the block above it
     BROADCAST = "broadcast"  # from the last block, to all
+    ROUNDS = "rounds"  # from both neighbours, in a fixed number of rounds for each batch
 
 
 class BlockSpec(NamedTuple):
@@ -75,52 +70,6 @@ class BlockSpec(NamedTuple):
     @property
     def last(self) -> bool:
         return self.index == self.depth - 1
-
-
-class Packet(NamedTuple):
-    """What a block hands to the next one.
-
-    h     activations [B, ...]; the input for block 0
-    y     targets of the task [B, ...]: of classification labels [B], below 0 where a sample has none (the nodes of a
-          graph that are not trained on): no loss reads it
-    side  what a strategy needs further up (the image, a reversible branch)
-    """
-
-    h: Tensor
-    y: Tensor
-    side: tuple[Tensor, ...] = ()
-
-    def detach(self) -> Packet:
-        """The same values without a graph: nothing that leaves a block carries one."""
-        return Packet(self.h.detach(), self.y, tuple(t.detach() for t in self.side))
-
-    def at(self, h: Tensor, *side: Tensor) -> Packet:
-        """This packet one block further up; `side` replaces the old one when given."""
-        return Packet(h, self.y, side or self.side)
-
-    def leaves(self) -> Packet:
-        """The same values as leaves that collect gradients (integers stay as they are)."""
-        return Packet(_leaf(self.h), self.y, tuple(_leaf(t) for t in self.side))
-
-    def take_grads(self) -> Feedback:
-        """The collected gradients of `h` and `side`, moved out of the leaves. None where nothing arrived."""
-        grads: list[Tensor | None] = []
-        for leaf in (self.h, *self.side):
-            grads.append(leaf.grad)
-            leaf.grad = None
-        return tuple(grads)
-
-
-def _leaf(t: Tensor) -> Tensor:
-    t = t.detach()
-    return scaling.leaf(t.requires_grad_()) if t.is_floating_point() else t
-
-
-class Send(NamedTuple):
-    """What `step` yields: a packet for the block above and, under NEIGHBOR, feedback for the block below."""
-
-    ahead: Packet
-    back: Feedback | None = None
 
 
 class Block(Protocol):
@@ -170,7 +119,8 @@ class Block(Protocol):
         ...
 
 
-Step: TypeAlias = Generator[Send, Feedback | None, Feedback | None]
+Step: TypeAlias = Generator[Send, Any, Feedback | None]
+"""It is sent `Feedback` or None, or under ROUNDS `Heard`."""
 
 
 class Strategy(Options, ABC):
@@ -209,6 +159,11 @@ class Strategy(Options, ABC):
         """Return which of `depth` blocks learn, phase after phase; the phases share the steps of a run equally."""
         return [range(depth)]
 
+    def rounds(self, depth: int) -> int:
+        """Under ROUNDS, how often each of `depth` blocks yields: once on the way up, then once for each message to its
+        neighbours, which all exchange at the same time. It may depend on nothing but options."""
+        return 1
+
     def begin(self, packet: Packet) -> Packet:
         """Make what block 0 reads of a batch, whether it learns or not: augmented views, a masked image, the image in
         `side` for the blocks further up. Draws from the global generator."""
@@ -231,10 +186,10 @@ class Strategy(Options, ABC):
             packet: What the block below has sent; for block 0 what `begin` has made.
 
         Yields:
-            `Send`, once, when the forward half is done.
+            `Send`, once, when the forward half is done; under ROUNDS `rounds(depth)` times.
 
         Receives:
-            The feedback that the route brings; None under NONE and in the last block.
+            The feedback that the route brings; None under NONE and in the last block. Under ROUNDS `Heard`.
 
         Returns:
             Feedback for the block below (CHAIN) or for all blocks (BROADCAST, from the last block); else None.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
+
+from locallearn.accelerator import generators
 
 _MASK = (1 << 63) - 1
 
@@ -61,16 +63,6 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, *names))
 
 
-def generators(device: torch.device) -> list[torch.Generator]:
-    """PyTorch's global generators that code on `device` draws from: that of the CPU, and that of the device itself.
-    `torch.cuda.manual_seed` and its like mean the current device, which may be another one."""
-    if device.type != "cuda":
-        return [torch.default_generator]
-    torch.cuda.init()  # before it there are none
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return [torch.default_generator, torch.cuda.default_generators[index]]
-
-
 def restart(seed: int, device: torch.device) -> None:
     """Put the global generators of `device` at the start of the stream `seed`."""
     for generator in generators(device):
@@ -102,10 +94,18 @@ class Undisturbed:
 
 
 @contextmanager
-def stream(seed: int, *names: str | int, device: torch.device | None = None) -> Iterator[None]:
-    """Run a piece of code whose draws use PyTorch's global generators, of the CPU and of `device`, without leaving a
-    trace in them."""
-    device = device or torch.device("cpu")
+def restarted(seed: int, device: torch.device) -> Iterator[None]:
+    """Run a piece of code with PyTorch's global generators, of the CPU and of `device`, at the start of the stream
+    `seed`, and without leaving a trace in them."""
     with Undisturbed(device):
-        restart(derive(seed, *names), device)
+        restart(seed, device)
         yield
+
+
+def stream(
+    seed: int,
+    *names: str | int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  # frozen
+) -> AbstractContextManager[None]:
+    """`restarted` at the start of the stream `names`."""
+    return restarted(derive(seed, *names), device)

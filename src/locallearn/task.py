@@ -16,6 +16,7 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 from torch.nn import functional as F
 
+from locallearn.accelerator import constant
 from locallearn.analysis.readout import pooled
 from locallearn.errors import UserError
 from locallearn.options import Options
@@ -152,7 +153,7 @@ class Classification(Task):
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         if not self.smoothing and not self.weights and not y.is_floating_point():
             return cross_entropy(z, y)
-        weights = torch.tensor(self.weights, dtype=z.dtype, device=z.device) if self.weights else None
+        weights = constant(self.weights, z.dtype, z.device) if self.weights else None
         if y.is_floating_point():
             return F.cross_entropy(z, y.to(z.dtype), weights, label_smoothing=self.smoothing)
         y = y.clamp(min=-1)
@@ -162,7 +163,7 @@ class Classification(Task):
 
     def count(self, y: Tensor) -> Tensor:
         if y.is_floating_point():
-            return torch.tensor(len(y), device=y.device)
+            return y.new_full((), len(y), dtype=torch.int64)
         return (y >= 0).count_nonzero()
 
     def total(self, z: Tensor, y: Tensor) -> Tensor:

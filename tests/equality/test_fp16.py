@@ -127,7 +127,7 @@ def test_the_bits_of_a_loop_with_grad_scalers(kind):
     assert len(set(hand.skipped)) == len(hand.skipped) or kind == "chain"  # each block for itself
 
 
-OWN_SIZE = {"dfa", "sdfa", "drtp", "fa", "frsf", "brsf", "usf", "infomax", "forward_forward", "cafo"}
+OWN_SIZE = {"dfa", "sdfa", "drtp", "fa", "frsf", "brsf", "usf", "infomax", "forward_forward", "cafo", "pepita"}
 """Their gradients pass through other weights than the head's, do not shrink with these, or are none."""
 
 

@@ -18,9 +18,11 @@ from hydra.errors import MissingConfigException
 from safetensors.torch import load_file
 
 from helpers.commands import SMALL, obey_signals, run
+from locallearn import accelerator
 from locallearn.config.compose import compose, explain, multirun
 from locallearn.config.experiment import experiment
 from locallearn.runs.folder import RunFolder
+from locallearn.runtime.launch import FIRST_DEVICE
 from locallearn.studies import runner, sweep
 from locallearn.training.environment import peak_memory_bytes, process_settings
 
@@ -399,10 +401,15 @@ def test_the_runs_of_a_sweep_are_a_group_at_wandb_called_by_what_differs(tmp_pat
 
 
 def test_jobs_side_by_side_get_a_thread_and_a_device_each(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(accelerator, "count", lambda: 4)
     shared = [sweep.shared({"threads": "auto", "device": "auto"}, number) for number in range(6)]
     assert [config["device"] for config in shared] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0", "cuda:1"]
     assert {config["threads"] for config in shared} == {1}
+    monkeypatch.setenv(FIRST_DEVICE, "")
+    two = {"threads": "auto", "device": "auto", "runtime": {"stages": 2, "replicas": 1}}
+    for number, first in enumerate(("0", "2", "0")):  # the next devices of each are those of its stages
+        assert sweep.shared(two, number)["device"] == "auto"
+        assert os.environ[FIRST_DEVICE] == first
     assert sweep.shared({"threads": 3, "device": "cpu"}, 1) == {"threads": 3, "device": "cpu"}
 
 

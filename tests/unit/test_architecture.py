@@ -129,3 +129,13 @@ def test_the_three_walks_are_short_and_lead_through_functions_that_exist():
         nodes = ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
         defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
         assert {name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", functions)} <= defined, file
+
+
+def test_one_file_knows_a_device_by_name():
+    """Everybody else asks whether something is the CPU, so that another kind of device goes the way of a GPU."""
+    for path in FILES:
+        if path.name == "accelerator.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.value if isinstance(node, ast.Constant) else getattr(node, "attr", None)
+            assert name not in ("cuda", "is_cuda", "mps", "xpu"), f"{path}:{node.lineno}: ask locallearn.accelerator"

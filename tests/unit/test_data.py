@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import gzip
 import hashlib
 import importlib
@@ -10,6 +11,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +23,7 @@ import torch
 from locallearn.data import Data, DataSource
 from locallearn.data.augment import Augment, draw
 from locallearn.data.benchmarks import CIFAR10, CIFAR100, MNIST, STL10, SVHN, FashionMNIST
+from locallearn.data.diabetes import Diabetes
 from locallearn.data.digits import Digits
 from locallearn.data.doctor import diagnose
 from locallearn.data.source import Raw, RawSplit
@@ -255,6 +258,23 @@ def test_evaluation_shows_every_sample_in_order() -> None:
     empty = Digits(validation=0.0).load(0, CPU)
     assert len(empty.validation) == 0
     assert list(empty.evaluation(empty.validation, 10)) == []
+
+
+@pytest.mark.parametrize("source", [Digits(labelled=50), Digits(crop=2), Diabetes()], ids=repr)
+def test_who_leaves_the_samples_keeps_labels_lengths_and_steps(source: DataSource) -> None:
+    """A stage above the lowest one: it holds no sample, and evaluates in the same batches."""
+    whole, bare = source.load(0, CPU), source.load(0, CPU)
+    held = [weakref.ref(split.store.samples) for split in (bare.train, bare.test)]  # type: ignore[attr-defined]
+    bare.leave_samples()
+    gc.collect()
+    assert [samples() for samples in held] == [None, None]
+    assert (bare.batch(32), bare.steps(32), bare.image) == (whole.batch(32), whole.steps(32), whole.image)
+    for split in ("train", "validation", "test"):
+        for (_, labels), (nothing, own) in zip(
+            *(d.evaluation(getattr(d, split), 100) for d in (whole, bare)), strict=True
+        ):
+            assert torch.equal(labels, own)
+            assert nothing.numel() == 0
 
 
 def test_types_and_global_generator() -> None:

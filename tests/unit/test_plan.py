@@ -147,6 +147,8 @@ DRAWN = {
     "delayed": {(0, "f", 0): (0, 1), (0, "f", 1): (1, 2), (0, "f", 2): (2, 3), (1, "f", 1): (3, 5), (2, "b", 0): (4, 7)}
     | {(1, "b", 0): (7, 8), (0, "b", 0): (8, 10), (2, "f", 1): (7, 8), (2, "b", 1): (8, 11), (1, "f", 2): (8, 10)}
     | {(1, "b", 1): (11, 12), (0, "f", 3): (10, 11), (0, "b", 1): (12, 14)},
+    "rounds": {(0, "f", 0): (0, 1), (1, "f", 0): (1, 3), (2, "f", 0): (3, 4), (0, "b", 0): (3, 5), (1, "b", 0): (4, 5)}
+    | {(2, "b", 0): (4, 7), (0, "f", 1): (5, 6), (1, "f", 1): (6, 8), (2, "f", 1): (8, 9)},
 }
 
 
@@ -155,6 +157,28 @@ def test_schedules_drawn_by_hand(schedule):
     divided = schedule in ("chain", "1f1b", "broadcast")
     found = pieces(schedule, TWICE if divided else UNEVEN, 2 if divided else 1, batches=2 if divided else 4)
     assert {key: found[key] for key in DRAWN[schedule]} == DRAWN[schedule]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounds_wait_for_both_neighbours(seed):
+    """Against the rule itself: a round begins when the own one before and those of both neighbours are there."""
+    draw = random.Random(seed)
+    count, exchanges, up, down, latency = 4, 5, 0.3, 0.2, 0.05
+    division = [[cost(draw.uniform(0.1, 2), draw.uniform(0.1, 2), up=300, down=200)] for _ in range(count)]
+    times = [blocks[0].times for blocks in division]
+    free = [0.0] * count
+    for _ in range(2):
+        arrived, ended = 0.0, []
+        for k in range(count):
+            free[k] = max(free[k], arrived) + times[k].forward
+            arrived, ended = free[k] + up + latency, [*ended, free[k]]
+        for number in range(exchanges):
+            above = [ended[k + 1] + down + latency if k + 1 < count else 0.0 for k in range(count)]
+            below = [ended[k - 1] + up + latency if k and number else 0.0 for k in range(count)]
+            ended = [max(free[k], above[k], below[k]) + times[k].backward / exchanges for k in range(count)]
+            free = ended
+    trace = simulate("rounds", stages(division, 1, 1000, latency, exchanges), batches=2)
+    assert trace.done[-1] == pytest.approx(max(free))
 
 
 def test_blocks_that_share_a_stage_answer_as_soon_as_the_first_has_begun():

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from locallearn import accelerator
+
 
 def now(device: torch.device) -> float:
     """Seconds, once everything that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    accelerator.synchronise(device)
     return time.perf_counter()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from locallearn.seeds import Undisturbed
 
 
 @contextmanager
@@ -49,13 +51,13 @@ def buffers_kept(*modules: nn.Module) -> Iterator[None]:
 @contextmanager
 def undisturbed(*modules: nn.Module, gradients: bool = False) -> Iterator[None]:
     """Evaluation mode, with or without gradients; modes, buffers and the global random state are put back."""
-    gpus = {t.device for root in modules for t in (*root.parameters(), *root.buffers()) if t.is_cuda}
-    with (
-        torch.random.fork_rng(devices=list(gpus)),
-        buffers_kept(*modules),
-        evaluating(*modules),
-        torch.set_grad_enabled(gradients),
-    ):
+    devices = {t.device for root in modules for t in (*root.parameters(), *root.buffers())}
+    with ExitStack() as stack:
+        for device in devices or {torch.device("cpu")}:
+            stack.enter_context(Undisturbed(device))
+        stack.enter_context(buffers_kept(*modules))
+        stack.enter_context(evaluating(*modules))
+        stack.enter_context(torch.set_grad_enabled(gradients))
         yield
 
 

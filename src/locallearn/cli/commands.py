@@ -80,12 +80,12 @@ example:
     config, _ = compose(settings, options.config_dir)
     import torch
 
+    from locallearn import accelerator
     from locallearn.config.targets import instantiate
     from locallearn.data.doctor import diagnose, torchvision_version
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"python {sys.version.split()[0]}, torch {torch.__version__}, threads: {torch.get_num_threads()}")
-    print(f"GPUs: {', '.join(gpus) or 'none'}")
+    print(f"GPUs: {', '.join(accelerator.names()) or 'none'}")
     print(torchvision_version())
     source = instantiate(config["data"], "data", config["allow"])
     print(diagnose(source, seed=config["seed"]))

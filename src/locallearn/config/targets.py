@@ -119,8 +119,9 @@ def model_for(
     vocabulary: int | None = None,
     inputs: Inputs | None = None,
 ) -> BlockModel:
-    """The model that a builder makes for inputs and a form of answers. Raises UserError."""
-    return answering(build(image, classes, graph, vocabulary, form, inputs), form)
+    """The model that a builder makes, on the CPU, for inputs and a form of answers. Raises UserError."""
+    edges = None if graph is None else graph.cpu()
+    return answering(build(image, classes, edges, vocabulary, form, inputs), form)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from locallearn.accelerator import sent
 from locallearn.data.distortion import UNDISTORTED, Distortion
 from locallearn.data.mixing import UNMIXED, Mixing
 from locallearn.seeds import generator
@@ -53,7 +54,7 @@ class Augment:
     def move(self, images: Tensor, draws: Tensor) -> Tensor:
         """Crop and flip raw images, uint8 [B, C, H, W] -> [B, C, H, W]."""
         if self.crop:
-            offset = draws[[CROP_Y, CROP_X]] % (2 * self.crop + 1)
+            offset = draws[CROP_Y : CROP_X + 1] % (2 * self.crop + 1)
             images = _windows(F.pad(images, [self.crop] * 4), offset[0], offset[1], images.shape)
         if self.flip:
             images = _choose(draws[FLIP] % 2 == 1, images.flip(3), images)
@@ -119,11 +120,11 @@ class Deficit:
         if self.kind == "flip":
             return images.flip(2), labels
         if self.kind == "permutation":
-            others = permutation(classes, seed).to(labels.device)[labels]
+            others = sent(permutation(classes, seed), labels.device)[labels]
             return images, torch.where(labels < 0, labels, others)  # a sample may have no label
         draws = generator(seed, "deficit", epoch, step)
         noise = torch.randint(256, images.shape, dtype=torch.uint8, generator=draws)  # on the CPU: one noise everywhere
-        return noise.to(images.device), labels
+        return sent(noise, images.device), labels
 
 
 def blurred(images: Tensor) -> Tensor:

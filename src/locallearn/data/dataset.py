@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from locallearn.accelerator import sent, sent_ahead
 from locallearn.data.augment import Augment, Deficit, draw
 from locallearn.data.distortion import Distorter
 from locallearn.data.mixing import UNMIXED
 from locallearn.data.normalise import Normaliser
 from locallearn.data.split import balanced
-from locallearn.data.store import Memory, Size, Store
+from locallearn.data.store import Elsewhere, Memory, Size, Store
 from locallearn.data.stream import Stream
 from locallearn.errors import UserError
 from locallearn.inputs import Inputs
@@ -53,7 +55,7 @@ class Split:
         """Raw samples [B, *image] and labels [B] at the places `order` [M] of this split, in runs of `batch_size`; with
         `change` each sample distorted."""
         if len(order):
-            labels = self.labels[order.to(self.labels.device)].split(batch_size)
+            labels = self.labels[sent(order, self.labels.device)].split(batch_size)
             yield from zip(self._samples(self.index[order], batch_size, change), labels, strict=True)
 
     def _samples(self, index: Tensor, batch_size: int, change: Distorter | None) -> Iterator[Tensor]:
@@ -62,9 +64,10 @@ class Split:
         elif isinstance(self.store, Stream):  # its workers do it
             yield from self.store.take(index, batch_size, change)
         else:
-            for samples, places in zip(self.store.take(index, batch_size), index.split(batch_size), strict=True):
+            host = getattr(self.store, "host", None) or self.store
+            for samples, places in zip(host.take(index, batch_size), index.split(batch_size), strict=True):
                 pairs = zip(samples.cpu(), places.tolist(), strict=True)  # a GPU would round in another way
-                yield torch.stack([change(*pair) for pair in pairs]).to(samples.device)
+                yield sent(torch.stack([change(*pair) for pair in pairs]), self.labels.device)
 
 
 class Data:
@@ -156,6 +159,17 @@ class Data:
             index, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("index", "labels"))
             self.pool = Split(self.train.store, index, labels)
 
+    def leave_samples(self) -> None:
+        """Let go of samples in memory, and read no files; labels stay. For a process that gets from another what its
+        blocks read."""
+
+        def bare(split: Split) -> Split:
+            return replace(split, store=Elsewhere(split.store)) if isinstance(split.store, Memory | Stream) else split
+
+        self.train, self.validation, self.test = map(bare, (self.train, self.validation, self.test))
+        self.pool, self.normaliser = bare(self.pool), None
+        self.unlabelled = bare(self.unlabelled) if self.unlabelled is not None else None
+
     def batch(self, batch_size: int) -> int:
         """Samples in a batch: `batch_size`, or all of a set that is smaller."""
         return min(_positive(batch_size), len(self.pool))
@@ -184,10 +198,12 @@ class Data:
         deficit = self.deficit.now(epoch)
         change = self.augment.distortion.at(self.seed, epoch)
         pool = self.pool.drawing(derive(self.seed, "samples", epoch))
-        for step, (images, labels) in enumerate(pool.take(order, size, change), start):
+        steps = range(start, self.steps(batch_size))
+        draws = sent_ahead(partial(draw, self.seed, epoch, images=size), steps, self.pool.labels.device)
+        for step, (images, labels) in zip(steps, pool.take(order, size, change), strict=True):
             if deficit:
                 images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)
-            images, labels = self._prepare(images, labels, epoch, step)
+            images, labels = self._prepare(images, labels, draws)
             yield self.augment.mixing(images, labels, len(self.classes), self.seed, epoch, step)
 
     def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -195,10 +211,11 @@ class Data:
         for images, labels in split.take(torch.arange(len(split)), _positive(batch_size)):
             yield self._normalise(images), labels
 
-    def _prepare(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    def _prepare(self, images: Tensor, labels: Tensor, drawn: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+        """Augmented, with the draws of the step, and normalised."""
         if not self.augment:
             return self._normalise(images), labels
-        draws = draw(self.seed, epoch, step, len(images)).to(images.device)
+        draws = next(drawn)
         if self.task.kind == SEGMENTATION:  # masks move with their images; from beyond the border comes 0, no class
             labels = self.augment.move((labels + 1).to(torch.uint8)[:, None], draws)[:, 0].long() - 1
         return self.augment.cut(self._normalise(self.augment.move(images, draws)), draws), labels
@@ -240,7 +257,7 @@ class GraphData(Data):
     def evaluation(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All nodes, with the labels of one split."""
         labels = torch.full((len(self.nodes),), HIDDEN, device=split.labels.device)
-        labels[split.index.to(labels.device)] = split.labels
+        labels[sent(split.index, labels.device)] = split.labels
         yield self.nodes.samples, labels
 
 

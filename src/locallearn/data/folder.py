@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar
 import torch
 from annotated_types import Ge, Interval
 
+from locallearn import accelerator
 from locallearn.data.files import checked_root, reading
 from locallearn.data.scan import Files, Scan, scan
 from locallearn.data.source import DataSource, Raw, RawSplit
@@ -97,6 +98,6 @@ def memory_bytes(device: torch.device) -> int:
     container = Path("/sys/fs/cgroup/memory.max")
     if container.is_file() and (text := container.read_text().strip()).isdigit():
         limits.append(int(text))
-    if device.type == "cuda":
-        limits.append(torch.cuda.get_device_properties(device).total_memory)
+    if (own := accelerator.memory_bytes(device)) is not None:
+        limits.append(own)
     return min(limits)

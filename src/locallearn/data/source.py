@@ -19,7 +19,7 @@ from torch import Tensor
 from locallearn import paths
 from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
-from locallearn.data.distortion import POLICIES, Distortion
+from locallearn.data.distortion import POLICIES, UNDISTORTED, Distortion
 from locallearn.data.mixing import Mixing
 from locallearn.data.normalise import IMAGENET, NORMALISATIONS, Normalisation, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
@@ -177,7 +177,10 @@ class DataSource(Source):
         else:
             self._refuse_class_options(raw.task)
         augment = self._augment(raw.train.images)
-        on_device = raw.train.images.to(device)
+        images = raw.train.images
+        on_device = images.to(device)
+        if augment.distortion != UNDISTORTED and isinstance(images, Memory) and isinstance(on_device, Memory):
+            on_device.host = images
         classes = raw.train.labels if of_classes else torch.zeros(len(raw.train.images), dtype=torch.int64)
         index, held_out = self._divide(classes, seed, self.validation if raw.validation is None else 0.0)
         labels = raw.train.labels[index]

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from locallearn.accelerator import sent
 from locallearn.errors import UserError
 from locallearn.inputs import Inputs
 
@@ -63,9 +64,29 @@ def check_samples(what: str, store: Store, image: Size) -> None:
             raise UserError(f"of the {what} number {index} is not finite (a NaN or infinity); mend it or take it out")
 
 
+class Elsewhere:
+    """The samples of a store that another process reads; here is only what is known of them."""
+
+    def __init__(self, store: Store) -> None:
+        self.image, self.dtype, self._count = store.image, store.dtype, len(store)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def to(self, device: torch.device) -> Elsewhere:
+        return self
+
+    def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Nothing, [B, 0], for each batch."""
+        yield from (torch.empty(len(part), 0) for part in order.split(batch_size))
+
+
 class Memory:
     """Samples [N, *image] that lie on the device. `origin` gives the identity of what they were read from, where that
-    tells them apart from others sooner than their values do; `inputs` what the tensors of a sample are, of several."""
+    tells them apart from others sooner than their values do; `inputs` what the tensors of a sample are, of several.
+    `host` has the same samples on the CPU, if they are changed there one after the other."""
+
+    host: Memory | None = None
 
     def __init__(
         self, samples: Tensor, origin: Callable[[], bytes] | None = None, inputs: Inputs | None = None
@@ -100,5 +121,5 @@ class Memory:
         return Memory(self.samples[places], inputs=self.inputs)
 
     def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-        for part in order.to(self.samples.device).split(batch_size):  # one copy of the order an epoch, none a step
+        for part in sent(order, self.samples.device).split(batch_size):  # one copy of the order an epoch, none a step
             yield self.samples.index_select(0, part)

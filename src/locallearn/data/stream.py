@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from locallearn.accelerator import is_cpu
 from locallearn.data.distortion import Distorter
 from locallearn.data.store import Size
 from locallearn.errors import RunError, UserError
@@ -107,7 +108,7 @@ class Stream:
             batch_sampler=[part.tolist() for part in order.split(batch_size)],
             num_workers=self.workers,
             collate_fn=_collate,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=not is_cpu(self.device),
             generator=torch.Generator(),  # without one it would draw from PyTorch's global generator
         )
         try:

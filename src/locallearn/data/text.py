@@ -13,6 +13,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from locallearn import paths
+from locallearn.accelerator import sent, sent_ahead
 from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
 from locallearn.data.files import ALL_CHECKED, check_files
@@ -47,12 +48,12 @@ class Windows:
 
     def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
         """See `Store.take`: int64 [B, context]"""
-        for starts in order.split(batch_size):
+        for starts in sent(order, self.tokens.device).split(batch_size):
             yield self.at(starts)
 
     def at(self, starts: Tensor) -> Tensor:
-        """The windows that begin at the places [B]: int64 [B, context]"""
-        return self._padded.unfold(0, self.context, 1)[starts.to(self.tokens.device)].long()
+        """The windows that begin at the places [B], on the device: int64 [B, context]"""
+        return self._padded.unfold(0, self.context, 1)[starts].long()
 
     def identity(self) -> bytes:
         return hashlib.sha256(self.tokens.cpu().numpy().data).digest() + bytes(str(self.context), "ascii")
@@ -80,9 +81,12 @@ class TextData(Data):
     def batches(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         windows = self.train.store
         assert isinstance(windows, Windows)
-        for step in range(start, self.steps_per_epoch):
+
+        def draw(step: int) -> Tensor:
             draws = generator(self.seed, "order", epoch, step)
-            starts = torch.randint(len(windows) - windows.context, (batch_size,), generator=draws)
+            return torch.randint(len(windows) - windows.context, (batch_size,), generator=draws)
+
+        for starts in sent_ahead(draw, range(start, self.steps_per_epoch), windows.tokens.device):
             yield windows.at(starts), windows.at(starts + 1)
 
 
@@ -149,7 +153,11 @@ class Text(Source):
         windows = Windows(tokens, self.context)
         starts = torch.arange(0, max(len(tokens) - 1, 0), self.context)
         places = starts[:, None] + 1 + torch.arange(self.context)
-        targets = windows.at(starts + 1) if len(starts) else torch.zeros(0, self.context, dtype=torch.int64)
+        targets = (
+            windows.at((starts + 1).to(tokens.device))
+            if len(starts)
+            else torch.zeros(0, self.context, dtype=torch.int64)
+        )
         return Split(windows, starts, targets.masked_fill((places >= len(tokens)).to(targets.device), -1))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from locallearn import seeds
+from locallearn.accelerator import read
 from locallearn.analysis.quiet import Rerun
 from locallearn.contract import BlockSpec
 from locallearn.engine.modes import Modes
@@ -152,7 +153,7 @@ class TrainedBlock:
         if overflow and scaler.exhausted:
             raise self._not_finite("gradient", math.inf)
         scaler.update(overflow, grow=bool(gradients) and optimizer is self.optimizers["main"])
-        self.totals.note("skipped_steps", torch.tensor(float(overflow), device=self.device))
+        self.totals.note("skipped_steps", torch.full((), float(overflow), device=self.device))
         if overflow:
             _clear(optimizer)
         return overflow
@@ -164,17 +165,16 @@ class TrainedBlock:
 
     def broken_weight(self) -> str | None:
         """The name of the first weight of this block that holds a number which is not finite. Synchronises a GPU."""
-        modules = {"": self.layers, "head.": self.head, "auxiliary.": self.auxiliary}
-        weights = {
-            prefix + name: p
-            for prefix, module in modules.items()
-            if module is not None
-            for name, p in module.named_parameters()
-            if p.requires_grad
-        }
-        if not weights or math.isfinite(_sum_of_norms([p.detach() for p in weights.values()]).item()):
+        weights = self._weights()
+        if not weights or math.isfinite(_sum_of_norms(list(weights.values())).item()):
             return None
         return next((name for name, p in weights.items() if not bool(torch.isfinite(p).all())), None)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What learns in this block, by its name there."""
+        modules = {"": self.layers, "head.": self.head, "auxiliary.": self.auxiliary}
+        named = ((prefix + n, p) for prefix, m in modules.items() if m is not None for n, p in m.named_parameters())
+        return {name: p.detach() for name, p in named if p.requires_grad}
 
     def _statistics(self) -> list[Tensor]:
         """The running means and variances of batch norms, and the buffers that a module names as `moving`: each replica
@@ -201,11 +201,14 @@ class TrainedBlock:
             raise self._not_finite(name.replace("_", " "), number)
 
     def check(self) -> None:
-        """Refuse totals and weights that are not finite. Synchronises a GPU, and reads every weight."""
-        for name, total in (*self.totals.sums(), ("norm of the gradient", self._norms.read()[0])):
+        """Refuse totals and weights that are not finite. Reads every weight, and synchronises a GPU once."""
+        sums = {**self.totals.sums(), "norm of the gradient": self._norms.loss}
+        weights = list(self._weights().values())
+        *totals, (norms,) = read([*sums.values(), _sum_of_norms(weights) if weights else self._norms.loss])
+        for name, (total,) in zip(sums, totals, strict=True):
             if not math.isfinite(total):
                 raise self._not_finite(name.replace("_", " "), total)
-        if weight := self.broken_weight():
+        if not math.isfinite(norms) and (weight := self.broken_weight()):
             raise self._not_finite(f"weight {weight}", math.nan)
 
     def read(self) -> dict[str, float]:
@@ -244,16 +247,19 @@ class TrainedBlock:
         with rerun:
             yield
 
-    def start(self, at: MicroStep, half: str | None = None) -> None:
-        """Begin a half of a step: apply gradients that are still being summed, and restart the random stream."""
+    def start(self, at: MicroStep, half: str | None = None, number: int = 0) -> None:
+        """Begin a half of a step, or a round of it: apply gradients that are still being summed, and restart the random
+        stream."""
         self.settle()
         self.step, self.progress, self.micro = at
         if half is not None:
-            self.reseed(half)
+            self.reseed(half, number)
 
-    def reseed(self, half: str) -> None:
-        """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch and half."""
-        seeds.restart(self._seeds(self.step, self.micro, HALVES.index(half)), self.device)
+    def reseed(self, half: str, number: int = 0) -> None:
+        """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch, half and
+        round."""
+        seed = self._seeds(self.step, self.micro, HALVES.index(half))
+        seeds.restart(seeds.mix(seed, number) if number else seed, self.device)
 
     def roots(self) -> list[nn.Module]:
         """The modules of which all others of the block are parts."""

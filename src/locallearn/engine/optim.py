@@ -17,6 +17,7 @@ from torch.optim import AdamW as TorchAdamW
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from locallearn import accelerator
 from locallearn.errors import UserError, described
 from locallearn.options import OneOf, Options
 
@@ -157,7 +158,7 @@ def fusable(groups: list[dict]) -> bool:
     several (Adam on a CPU takes an eighth of the time). They know floating-point numbers on a CPU or a GPU alone, and
     go through them in the order of memory, which must have no gaps."""
     parameters = [p for group in groups for p in group["params"]]
-    known = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    known = all(p.is_floating_point() and p.device.type in ("cpu", accelerator.KIND) for p in parameters)
     return known and all(torch.empty_like(p).stride() == p.stride() for p in parameters)
 
 

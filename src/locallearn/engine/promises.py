@@ -26,8 +26,8 @@ def check_class(strategy: Strategy) -> None:
         )
     if not inspect.isgeneratorfunction(strategy.step):
         raise UserError(
-            f"{name}.step is no generator function: it must yield Send(packet) exactly once, between the forward and "
-            "the backward half of a block"
+            f"{name}.step is no generator function: it must yield Send(packet) between the forward and the backward "
+            "half of a block, exactly once (under route rounds once for each round)"
         )
     if isinstance(strategy.separate, str) or not all(isinstance(each, str) for each in strategy.separate):
         raise UserError(f"{name}.separate={strategy.separate!r}: must be a frozenset of names of auxiliary modules")
@@ -63,7 +63,9 @@ def phases_of(strategy: Strategy, depth: int, trained: Collection[int] | None = 
             f"{type(strategy).__name__}.phases({depth}) returned {phases!r}: must be a list of ranges within "
             f"range({depth}), the blocks that learn in each phase"
         )
-    if trained is None:
+    if strategy.route is Route.ROUNDS and list(phases) != [range(depth)]:
+        raise UserError(f"{type(strategy).__name__}.phases: under route rounds all blocks take their steps together")
+    if trained is None or strategy.route is Route.ROUNDS:
         return list(phases)
     pairs = [(phase, [k for k in phase if k in trained]) for phase in phases]
     without_feedback = strategy.route is Route.NONE

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from locallearn import names
+from locallearn.accelerator import read
 from locallearn.engine.block import TrainedBlock
 from locallearn.task import Task
 
@@ -34,13 +35,15 @@ def scores(
             if blocks[k].last or names.LOSS in task.inner:
                 totals[k] = totals.get(k, 0.0) + task.total(answers, targets).double()
             if blocks[k].last and (row := task.rows(answers, targets)) is not None:
-                rows.append(row.cpu())
-    count = int(items)
+                rows.append(row)
+    (count,), *found = read([items, *totals.values(), *sums.values()])
     if not count:
         return {}
-    of = {k: task.numbers(totals[k].item() if k in totals else None, own.tolist(), count) for k, own in sums.items()}
+    losses = {k: total for k, (total,) in zip(totals, found, strict=False)}
+    parts = zip(sums, found[len(totals) :], strict=True)
+    of = {k: task.numbers(losses.get(k), own, int(count)) for k, own in parts}
     model: dict[str, float] = {}
     if blocks[-1].last:
-        model = of[len(blocks) - 1] | (task.finish(torch.cat(rows)) if rows else {})
+        model = of[len(blocks) - 1] | (task.finish(torch.cat(rows).cpu()) if rows else {})
     inner = {blocks[k].spec.index: {n: v for n, v in own.items() if n in task.inner} for k, own in of.items()}
     return model | names.of_blocks(inner)

@@ -1,9 +1,10 @@
-"""The driver: runs a strategy's generators over the blocks of one process, for all four routes.
+"""The driver: runs a strategy's generators over the blocks of one process, for all routes.
 
 for each micro-batch, for each block upward:  run the forward half, detach what it hands on
     NONE       run the backward half now         -> its graph is freed before the next block runs
     NEIGHBOR   give what came back to the block below, and run its backward half
     CHAIN, BROADCAST   keep it
+    ROUNDS     keep it, and at the top exchange messages between neighbours (`rounds`)
 then, oldest micro-batch first:
     CHAIN      messages go downward, each backward half returns the one for the block below
     BROADCAST  the last block returns the error, every other one gets it
@@ -35,6 +36,7 @@ from locallearn.engine.block import MicroStep, TrainedBlock, set_modes
 from locallearn.engine.link import NOTHING, Link
 from locallearn.engine.promises import phases_of
 from locallearn.engine.replicas import Replicas
+from locallearn.engine.rounds import exchange
 from locallearn.errors import UserError
 from locallearn.scaling import under
 
@@ -161,6 +163,8 @@ class Stage:
             self.blocks[0].start(at, "begin")
             packet = self.strategy.begin(packet)
         below: PendingBackward | None = None  # under NEIGHBOR, the block that waits for this one
+        halves: list[PendingBackward] = []  # under ROUNDS
+        backs: list[Feedback | None] = []
         for i, block in enumerate(self.blocks[: max(0, learning.stop - self.blocks[0].spec.index)]):
             if block is self.blocks[-1]:
                 self._finish_late()
@@ -177,6 +181,7 @@ class Stage:
                 send = next(generator, None)
             if send is None:
                 raise UserError(f"{type(self.strategy).__name__}.step never yielded: it must yield exactly once")
+            assert send.ahead is not None, "the block above needs it"
             packet = send.ahead.detach()
             back = send.back
             del send  # it may hold the graph, which must be gone before the next block runs
@@ -186,8 +191,13 @@ class Stage:
                 self._finish(pending, None)
             elif self.strategy.route is Route.NEIGHBOR:
                 below = self._meet(below, pending, back)
+            elif self.strategy.route is Route.ROUNDS:
+                halves.append(pending)
+                backs.append(back)
             else:
                 self._waiting[i].append(pending)
+        if halves:
+            exchange(self, halves, backs)
         if self.link is not None and self.link.above and learning.stop <= self.blocks[-1].spec.index + 1:
             self.link.send_forward(NOTHING)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from locallearn.accelerator import is_cpu
 from locallearn.task import CLASSES, CLASSIFICATION, Task
 
 HELD = 1 << 16  # logits held back until they are counted, in numbers: 256 KiB of them
@@ -27,7 +28,7 @@ class Totals:
         self._task = task
         self._sums = [0.0, 0.0, 0.0]
         self._held: list[tuple[float, Tensor, Tensor | None]] = []
-        self._tensor = None if device.type == "cpu" else torch.zeros(3, dtype=torch.float64, device=device)
+        self._tensor = None if is_cpu(device) else torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> float | None:
         """Add the mean loss [] over the items of y [B, ...] that have a target (without y it counts as one item), and
@@ -48,6 +49,12 @@ class Totals:
         if sums is not None:
             self._tensor[1:-1] += sums
         return None
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the losses, float64 []: finite if all that was added is."""
+        self._count()
+        return torch.tensor(self._sums[0], dtype=torch.float64) if self._tensor is None else self._tensor[0]
 
     def read(self) -> list[float]:
         """[loss, *sums of the task, items]; of classification [loss, correct, samples]. Synchronises a GPU."""
@@ -125,9 +132,9 @@ class BlockTotals:
             self._notes[name] = Totals(self._device)
         return self._notes[name].add(value)
 
-    def sums(self) -> Iterator[tuple[str, float]]:
-        """The sum under each name, which is finite if all that was added is. Synchronises a GPU."""
-        yield from ((name, totals.read()[0]) for name, totals in {"loss": self._loss, **self._notes}.items())
+    def sums(self) -> dict[str, Tensor]:
+        """The sum [] under each name, which is finite if all that was added is."""
+        return {name: totals.loss for name, totals in {"loss": self._loss, **self._notes}.items()}
 
     def reset(self) -> None:
         self._loss.write([0.0, 0.0, 0.0])

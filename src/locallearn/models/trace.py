@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from locallearn.accelerator import KIND
 from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError
 from locallearn.inputs import Inputs
@@ -100,7 +101,7 @@ class Tracer(fx.Tracer):
 
 def _modes() -> tuple[bool, ...]:
     """What decides how PyTorch runs an operation, and is no part of a graph."""
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, ("cpu", "cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, ("cpu", KIND))
 
 
 class _NoDraws(TorchDispatchMode):

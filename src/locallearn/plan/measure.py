@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from locallearn.analysis.cost import SavedBytes, now
-from locallearn.contract import Block, Feedback, Packet, Route, Send, Step, Strategy
+from locallearn.contract import Block, Packet, Route, Send, Step, Strategy
 from locallearn.engine import Learner, Stage, TrainedBlock
 from locallearn.engine.promises import check_learned, check_trained
 from locallearn.errors import UserError
@@ -52,12 +52,14 @@ class BlockCost(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The blocks of one strategy, for a whole batch run at once and in micro-batches."""
+    """The blocks of one strategy, for a whole batch run at once and in micro-batches; `exchanges` says how many rounds
+    so many blocks have."""
 
     name: str
     route: Route
     whole: list[BlockCost]
     parts: list[BlockCost]
+    exchanges: Callable[[int], int] = lambda depth: 1
 
 
 def measure(
@@ -75,7 +77,7 @@ def measure(
     for name, learner in learners.items():
         whole = block_costs(learner, batch, best[name, 1])
         parts = [cost._replace(times=times) for cost, times in zip(whole, best[name, micro_batches], strict=True)]
-        measured.append(Measured(name, learner.strategy.route, whole, parts))
+        measured.append(Measured(name, learner.strategy.route, whole, parts, learner.strategy.rounds))
     return measured
 
 
@@ -193,6 +195,9 @@ class _Observed(Strategy):
     def phases(self, depth: int) -> list[range]:
         return self.inner.phases(depth)
 
+    def rounds(self, depth: int) -> int:
+        return self.inner.rounds(depth)
+
     def step(self, block: Block, packet: Packet) -> Step:
         saved = SavedBytes(_parameters(block)) if self._weigh else None
         generator = self.inner.step(block, packet)
@@ -201,27 +206,24 @@ class _Observed(Strategy):
         with saved or nullcontext():
             sent.append(next(generator))
         forward = now(self._device) - start
+        assert sent[0].ahead is not None
         up, down = _bytes((sent[0].ahead.h, sent[0].ahead.y, *sent[0].ahead.side)), _bytes(sent[0].back or ())
         held = saved.now if saved else 0
-        message = yield sent.pop()  # no reference stays behind: it may hold the graph
-        start = now(self._device)
-        with saved or nullcontext():
-            answer = _finish(generator, message)
-        backward = now(self._device) - start
+        backward, answer = 0.0, None
+        while sent:
+            message = yield sent.pop()  # no reference stays behind: it may hold the graph
+            start = now(self._device)
+            with saved or nullcontext():
+                try:
+                    sent.append(generator.send(message))
+                except StopIteration as stop:
+                    answer = stop.value
+            backward += now(self._device) - start
         k = block.spec.index
         before = self.times.get(k, BlockTimes(0.0, 0.0))
         self.times[k] = BlockTimes(before.forward + forward, before.backward + backward)
         self.bytes[k] = up, max(down, _bytes(answer or ())), held, saved.peak if saved else 0
         return answer
-
-
-def _finish(generator: Step, message: Feedback | None) -> Feedback | None:
-    """The backward half; what it answers."""
-    try:
-        generator.send(message)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError("a strategy yields exactly once")
 
 
 def _parameters(block: Block) -> list[Tensor]:

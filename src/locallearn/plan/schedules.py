@@ -54,13 +54,19 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    schedule: str, division: Division, micro_batches: int = 1, bandwidth: float = 10 * GB, latency: float = 20e-6
+    schedule: str,
+    division: Division,
+    micro_batches: int = 1,
+    bandwidth: float = 10 * GB,
+    latency: float = 20e-6,
+    exchanges: int = 1,
 ) -> Prediction:
     """What a schedule of `simulate.SCHEDULES` gives for the costs of the blocks of each stage (for a whole batch).
 
-    A strategy without feedback runs `none`, backprop `chain` (or `1f1b`); bandwidth in bytes/s, latency in seconds.
+    A strategy without feedback runs `none`, backprop `chain` (or `1f1b`); bandwidth in bytes/s, latency in seconds;
+    `exchanges` of route rounds.
     """
-    devices = stages(division, micro_batches, bandwidth, latency)
+    devices = stages(division, micro_batches, bandwidth, latency, exchanges)
     step = simulate(schedule, devices, micro_batches).step_seconds
     bubble = 1 - micro_batches * devices.busy / (len(division) * step)
     return Prediction(step, max(bubble, 0.0), memory(schedule, division, micro_batches))
@@ -133,13 +139,17 @@ def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_byt
             cases.append((f"route chain, M={m}", "chain", m, strategy))
     cases += [("route none", "none", 1, strategy), ("route neighbor", "neighbor", 1, strategy)]
     cases.append((f"route broadcast, M={m}", "broadcast", m, strategy))
+    if own is Route.ROUNDS:
+        cases.append(("route rounds", "rounds", 1, strategy))
     table = []
     for label, schedule, micro, measured in cases:
         costs = _with_feedback(measured.whole if micro == 1 else measured.parts, schedule, error_bytes)
         serial, reference = (options.depth * sum(c.times.total for c in each.whole) for each in (measured, backprop))
         if schedule:
             division = divide(costs, options.stages, options.depth)
-            prediction = predict(schedule, division, micro, options.bandwidth * GB, options.latency * 1e-6)
+            exchanges = measured.exchanges(sum(map(len, division)))
+            link = options.bandwidth * GB, options.latency * 1e-6
+            prediction = predict(schedule, division, micro, *link, exchanges)
         else:
             division = [[block for copy in divide(costs, options.depth, options.depth) for block in copy]]
             kind = "none" if measured.route is Route.NONE else "chain"

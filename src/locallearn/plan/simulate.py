@@ -36,6 +36,7 @@ class Stages(NamedTuple):
     single             whether it has one block only
     up, down           a message upward and downward on the wire
     latency            until a message has arrived
+    exchanges          rounds of messages between neighbours, which share the backward half
     """
 
     forward: Seconds
@@ -48,6 +49,7 @@ class Stages(NamedTuple):
     up: Seconds
     down: Seconds
     latency: float
+    exchanges: int = 1
 
     @property
     def busy(self) -> float:
@@ -55,7 +57,9 @@ class Stages(NamedTuple):
         return float(self.forward.sum() + self.backward.sum())
 
 
-def stages(division: Sequence[Sequence[BlockCost]], micro_batches: int, bandwidth: float, latency: float) -> Stages:
+def stages(
+    division: Sequence[Sequence[BlockCost]], micro_batches: int, bandwidth: float, latency: float, exchanges: int = 1
+) -> Stages:
     """The stages that hold the blocks of `division`, costs for a whole batch. bandwidth in bytes/s, latency in s.
 
     The optimizer's time is shared among the micro-batches, as everything else is.
@@ -75,6 +79,7 @@ def stages(division: Sequence[Sequence[BlockCost]], micro_batches: int, bandwidt
         up=each(lambda blocks: blocks[-1].up) / bandwidth,
         down=each(lambda blocks: blocks[0].down) / bandwidth,
         latency=latency,
+        exchanges=exchanges,
     )
 
 
@@ -229,6 +234,24 @@ def _delayed(on: Devices, batches: int, micro: int) -> None:
                 on.backward(who, steps - top + _numbers(who), steps=steps)
 
 
+def _rounds(on: Devices, batches: int, micro: int) -> None:
+    """One micro-batch at a time: up, then all stages exchange messages with both neighbours, round after round."""
+    everyone, share = slice(0, on.count), on.stages.backward / on.stages.exchanges
+    for item in range(batches * micro):
+        for tick in range(on.count):
+            for who, _ in _wave(tick, 1, 1, on.count):
+                on.forward(who, np.full(1, item))
+                on.send_down(who, on.free[who])
+        items = np.full(on.count, item)
+        for number in range(on.stages.exchanges):
+            above, below = on.answered[1:].copy(), on.arrived[:-1].copy()
+            end = on.work(everyone, share, items, BACKWARD, np.maximum(above, below) if number else above)
+            if number < on.stages.exchanges - 1:
+                on.send_up(everyone, end)
+                on.send_down(everyone, end)
+        on.finish(items[:1], end.max(keepdims=True))
+
+
 def _numbers(who: slice) -> Items:
     return np.arange(who.start, who.stop, who.step)
 
@@ -240,6 +263,7 @@ SCHEDULES: dict[str, Callable[[Devices, int, int], None]] = {
     "1f1b": _1f1b,
     "broadcast": _broadcast,
     "delayed": _delayed,
+    "rounds": _rounds,
 }
 
 

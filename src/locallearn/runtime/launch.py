@@ -18,6 +18,8 @@ import torch.distributed as dist
 from locallearn.errors import RunError
 
 POLL_SECONDS = 0.1
+FIRST_DEVICE = "LOCALLEARN_FIRST_DEVICE"
+"""The environment variable with the number of the accelerator that the first process on a machine takes."""
 GRACE_SECONDS = 3.0  # for the others to leave by themselves once one has failed
 
 

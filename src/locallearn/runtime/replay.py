@@ -200,6 +200,7 @@ class ReplayStage(Stage):
         with self.autocast():
             send = next(generator)
         if not block.last:
+            assert send.ahead is not None
             dropped = self.buffers[k + 1].push(_copy(send.ahead.detach()), batch)
             if dropped is not None:
                 self._note(k + 1, "uses", dropped.uses)

@@ -129,11 +129,10 @@ class FreshMagnitude(UniformMagnitude):
         """|M|, from a stream of its own: dropout draws what it draws under backprop. The engine seeds the global
         generator anew for every block, step and micro-batch, so that its seed stands for the pass."""
         weight = self.weight
-        stream = None if weight.is_meta else torch.Generator(weight.device)
-        if stream is not None:
-            stream.manual_seed(seeds.mix(torch.initial_seed(), self.number))
         drawn = torch.empty(weight.shape, device=weight.device, dtype=torch.float32)
-        return drawn.normal_(std=self.std, generator=stream).abs_().to(weight.dtype)
+        with seeds.restarted(seeds.mix(torch.initial_seed(), self.number), weight.device):
+            drawn.normal_(std=self.std)
+        return drawn.abs_().to(weight.dtype)
 
 
 @dataclass(frozen=True)

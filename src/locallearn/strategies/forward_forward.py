@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, cross_entropy
 from locallearn.errors import UserError
 from locallearn.objectives.base import wide
-from locallearn.strategies.twin import twin
+from locallearn.strategies.passing import passing
 from locallearn.task import CLASSIFICATION
 
 NEUTRAL = 0.1
@@ -40,26 +40,6 @@ class MeanActivity(nn.Module):
         mean = torch.where(count > 0, 0.9 * self.mean + 0.1 * now, self.mean)
         self.mean.copy_(mean.detach())
         return mean
-
-
-class _Passing(torch.autograd.Function):
-    """max(x, 0), with the gradient of x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
-
-
-class PassingReLU(nn.Module):
-    """A ReLU that passes gradients as if it were not there. Those of goodness, 2 h, are 0 where it is closed; so only
-    the peer loss opens features that have died."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _Passing.apply(x)
 
 
 @dataclass(frozen=True)
@@ -106,15 +86,9 @@ class ForwardForward(Strategy):
         return modules
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
-        """Units whose rectifiers pass every gradient, for the peer loss."""
-        if not self.peer:
-            return layers
-        passing = twin(layers, _is_rectifier)
-        for module in passing.modules():
-            for name, child in module._modules.items():
-                if child is not None and _is_rectifier(child):
-                    setattr(module, name, PassingReLU())
-        return passing
+        """Units whose rectifiers pass every gradient. That of goodness, 2 h, is 0 where they are closed; so only the
+        peer loss opens features that have died."""
+        return passing(layers) if self.peer else layers
 
     def step(self, block: Block, packet: Packet) -> Step:
         spec, y = block.spec, packet.y
@@ -216,10 +190,6 @@ def normalised(h: Tensor) -> Tensor:
     """h [B, ...] over the root of its mean square, sample by sample."""
     rms = h.flatten(1).square().mean(1).sqrt() + TINY
     return h / rms.view(-1, *[1] * (h.dim() - 1))
-
-
-def _is_rectifier(module: nn.Module) -> bool:
-    return type(module) is nn.ReLU
 
 
 def _first(spec: BlockSpec) -> int:

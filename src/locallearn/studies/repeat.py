@@ -23,7 +23,7 @@ COST = ("seconds", "images_per_second", "peak_memory_bytes", "waiting")
 """Numbers that no run repeats: what it cost."""
 DECIDE = (
     *("threads", "device", "device_type", "precision", "channels_last", "compile", "deterministic", "cut", "delays"),
-    "weights",
+    *("weights", "tf32"),
 )
 
 

@@ -140,14 +140,21 @@ class Journal:
 
 
 def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The configuration of a job that runs beside others: one thread, and of several GPUs its own, by job number."""
-    import torch
+    """The configuration of a job that runs beside others: one thread, and of several GPUs its own, by job number. One
+    whose blocks are divided over several processes has the next of them for these, which the environment says."""
+    from locallearn import accelerator
+    from locallearn.runtime.launch import FIRST_DEVICE
 
     config = dict(config)
     if config.get("threads") == "auto":
         config["threads"] = 1
-    if config.get("device") in ("auto", "cuda") and torch.cuda.device_count() > 1:
-        config["device"] = f"cuda:{number % torch.cuda.device_count()}"
+    if config.get("device") in ("auto", accelerator.KIND) and (count := accelerator.count()) > 1:
+        runtime = config.get("runtime") or {}
+        processes = runtime.get("stages", 1) * runtime.get("replicas", 1)
+        if processes > 1:
+            os.environ[FIRST_DEVICE] = str(number * processes % count)
+        else:
+            config["device"] = f"{accelerator.KIND}:{number % count}"
     return config
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from locallearn.accelerator import constant
 from locallearn.errors import UserError
 from locallearn.task import REGRESSION, Task, not_a_tensor
 
@@ -43,19 +44,19 @@ class Regression(Task):
 
     def standardised(self, y: Tensor) -> Tensor:
         """Targets in original units -> float32, as the task has them."""
-        mean, std = (torch.tensor(numbers, dtype=torch.float64, device=y.device) for numbers in (self.mean, self.std))
+        mean, std = (constant(numbers, torch.float64, y.device) for numbers in (self.mean, self.std))
         return ((y.double() - mean) / std).float()
 
     def original(self, y: Tensor) -> Tensor:
         """What was standardised, or answered, in original units; float64."""
-        mean, std = (torch.tensor(numbers, dtype=torch.float64, device=y.device) for numbers in (self.mean, self.std))
+        mean, std = (constant(numbers, torch.float64, y.device) for numbers in (self.mean, self.std))
         return y.double() * std + mean
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(z, y.to(z.dtype))
 
     def count(self, y: Tensor) -> Tensor:
-        return torch.tensor(len(y), device=y.device)
+        return y.new_full((), len(y), dtype=torch.int64)
 
     def sums(self, z: Tensor, y: Tensor) -> Tensor:
         """Of each output: squared errors, absolute errors, y and y^2."""

@@ -7,11 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
+from locallearn import accelerator
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
-from locallearn.engine import Learner
+from locallearn.engine import Learner, Place
 from locallearn.errors import UserError
 from locallearn.models.summary import BlockRow, summary, totals
 from locallearn.runs import checkpoint, files
@@ -20,7 +22,7 @@ from locallearn.runs.folder import RunFolder
 from locallearn.runtime.world import World
 from locallearn.training import processes
 from locallearn.training.calls import Calls
-from locallearn.training.environment import new_manifest
+from locallearn.training.environment import choose_device, device_facts, new_manifest
 from locallearn.training.initial import absolute
 from locallearn.training.longer import described
 from locallearn.training.prepare import check_data, facts_of, prepare
@@ -39,15 +41,17 @@ class Ready(NamedTuple):
 
 def new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
     """A new, locked run folder with what is known before training."""
-    learner, data = prepare(exp)
+    device = processes.device_to_prepare(exp)
+    apart = device != choose_device(exp.settings.device)  # then `on_device` says the rest
+    learner, data = prepare(exp, device=device)
     batch = data.batch(exp.settings.batch_size)
     if batch < exp.settings.batch_size and data.graph is None:
         warn(
             f"batch_size={exp.settings.batch_size} is more than the {len(data.pool)} training samples: every epoch is "
             f"one step on {batch}"
         )
-    stages = processes.divide(exp, learner, batch)
-    looks = first_looks(exp.probes, learner, data)
+    stages = processes.divide(exp, learner, batch, measured=not apart)
+    looks = {} if apart else first_looks(exp.probes, learner, data)
     Calls(exp.callbacks, learner, data, Path(), World()).before_the_run()
     stamped = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{exp.title}"
     folder = RunFolder.create(Path(exp.settings.out), name or stamped, only=name is not None)
@@ -62,10 +66,11 @@ def new_run(exp: Experiment, facts: dict[str, Any], name: str | None) -> Ready:
         "delays": learner.stage.delays,
         **totals(rows(learner)),
         **_facts_of_runtime(exp),
+        **({} if apart else device_facts(device)),
     }
     if taken := learner.model.taken:
         facts |= {"weights": [asdict(each) for each in taken]}
-    folder.write_json(files.MANIFEST, new_manifest(exp.settings, learner.device, facts))
+    folder.write_json(files.MANIFEST, new_manifest(exp.settings, facts))
     for probe, seen in looks.items():
         ProbeFolder(folder, probe).add(seen, START)
     return Ready(folder, learner, data)
@@ -86,14 +91,17 @@ def old_run(
     if change is not None:
         change = replace(change, step=saved.state["step"] if saved else 0)
         manifest |= {"longer": [*manifest.get("longer", []), asdict(change)]}
-    learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest, fresh=saved is None)
+    device = processes.device_to_prepare(exp)
+    apart = device != choose_device(exp.settings.device)
+    learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest, fresh=saved is None, device=device)
     check_data(data, manifest, train=True)
-    stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size))
+    stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size), measured=not apart)
     if saved:
         if len(saved.state["blocks"]) != len(learner.cut):
             raise UserError(f"checkpoint {saved.path} is of {len(saved.state['blocks'])} blocks, not of this run's")
         learner.load_state(saved.tensors)  # done again where it trains; here a difference costs nothing yet
-    _warn_of_other_bits(manifest, new_manifest(exp.settings, learner.device, facts | _facts_of_runtime(exp)))
+    facts |= _facts_of_runtime(exp) | ({} if apart else device_facts(device))
+    _warn_of_other_bits(manifest, new_manifest(exp.settings, facts))
     manifest |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names}
     folder.write_text(files.CONFIG, yaml.safe_dump(exp.config, sort_keys=False))
     folder.write_json(files.MANIFEST, manifest)
@@ -108,6 +116,27 @@ def old_run(
     return Ready(folder, learner, data, saved)
 
 
+def on_device(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, device: torch.device) -> dict[str, Any]:
+    """The manifest of a run whose processes have an accelerator each, with what the process that prepared it could not
+    know: the device of this one, and by times measured there the blocks of each stage. In a new run probes take their
+    first look. Raises UserError."""
+    new, facts = "device" not in manifest, device_facts(device)
+    if not new:
+        _warn_of_other_bits(manifest, manifest | facts)
+    measured = processes.is_measured(exp, len(manifest["cut"]))
+    if measured or (new and exp.probes):
+        learner, data = prepare(exp, ranges(manifest["cut"]), Place(device), manifest, fresh=new)
+        stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size), measured=True)
+        facts["stages"] = [[blocks.start, blocks.stop] for blocks in stages]
+        for probe, seen in first_looks(exp.probes, learner, data).items() if new else ():
+            ProbeFolder(folder, probe).add(seen, START)
+        del learner, data
+        accelerator.reset_peak_memory()
+    manifest = manifest | facts
+    folder.write_json(files.MANIFEST, manifest)
+    return manifest
+
+
 def rows(learner: Learner) -> list[BlockRow]:
     return summary(learner.model, learner.cut, [dict(block.auxiliary.items()) for block in learner.blocks])
 
@@ -119,8 +148,8 @@ def _facts_of_runtime(exp: Experiment) -> dict[str, Any]:
 
 def _warn_of_other_bits(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Say what may change the last bits of a resumed run."""
-    names = ("threads", "device", "device_type", "precision", "channels_last", "compile", "replicas", "message")
-    pairs = [(name, before.get(name), now.get(name)) for name in names]
+    names = ("threads", "device", "device_type", "tf32", "precision", "channels_last", "compile", "replicas", "message")
+    pairs = [(name, before.get(name), now[name]) for name in names if name in now]
     pairs.append(("torch", *(facts["versions"].get("torch") for facts in (before, now))))
     if changed := [f"{name} was {a}, is {b}" for name, a, b in pairs if a != b]:
         warn(f"not bit-exact with the first part of the run: {'; '.join(changed)}")

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from locallearn import __version__
+from locallearn import __version__, accelerator
 from locallearn.config.settings import Settings
 from locallearn.errors import UserError
 
@@ -27,17 +27,18 @@ _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "safete
 
 def choose_device(name: str) -> torch.device:
     """The torch device for `device=`; auto is the first GPU if there is one."""
+    kind = accelerator.KIND
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kinds = UserError(f"device={name}: choose auto, cpu, cuda or cuda:INDEX")
+        return torch.device(kind if accelerator.count() else "cpu")
+    kinds = UserError(f"device={name}: choose auto, cpu, {kind} or {kind}:INDEX")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise kinds from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", kind):
         raise kinds
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; choose device=cpu")
+    if device.type == kind and (device.index or 0) >= (here := accelerator.count()):
+        raise UserError(f"device={name}: this machine has {here} {kind.upper()} devices; choose device=cpu")
     return device
 
 
@@ -62,7 +63,7 @@ def process_settings(settings: Settings, processes: int = 1) -> Iterator[dict[st
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    _reset_peak_memory()
+    reset_peak_memory()
     try:
         yield {"threads": torch.get_num_threads(), "allocator_keeps_memory": allocator}
     finally:
@@ -84,23 +85,20 @@ def keep_freed_memory() -> bool:
         return False
 
 
-def _reset_peak_memory() -> None:
+def reset_peak_memory() -> None:
     """Start counting at what this process needs now: what an earlier run in it has freed goes back to the system."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    accelerator.reset_peak_memory()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, which else carries over from an earlier run
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held since the run began: allocated on a GPU, else resident in this process. 0 if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return int((_proc("self/status", "VmHWM").split() or ["0"])[0]) * 1024
+    allocated = accelerator.peak_memory_bytes(device)
+    return allocated if allocated is not None else int((_proc("self/status", "VmHWM").split() or ["0"])[0]) * 1024
 
 
 def _proc(file: str, name: str) -> str:
@@ -112,28 +110,32 @@ def _proc(file: str, name: str) -> str:
     return ""
 
 
-def new_manifest(settings: Settings, device: torch.device, facts: Mapping[str, Any]) -> dict[str, Any]:
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """What the manifest says of the device of a run."""
+    cpu = _proc("cpuinfo", "model name") or platform.processor() or platform.machine()
+    rounded = accelerator.rounded(device)
+    tf32 = {} if rounded is None else {"tf32": rounded}
+    return {"device": accelerator.name(device) or cpu, "device_type": device.type} | tf32
+
+
+def new_manifest(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Versions, machine and command of a run: what decides its bits, and nothing of the environment's variables."""
     versions = {"locallearn": __version__, "python": platform.python_version()} | dict.fromkeys(_PACKAGES, "missing")
     for name in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    gpu = device.type == "cuda"
-    cpu = _proc("cpuinfo", "model name") or platform.processor() or platform.machine()
     return {
         "versions": versions,
         "command": shlex.join(sys.argv),
         "directory": str(Path.cwd()),
-        "git": _git(Path.cwd()),
-        "device": torch.cuda.get_device_name(device) if gpu else cpu,
-        "device_type": device.type,
+        "git": checkout(Path.cwd()),
         "system": platform.platform(),
         **{name: getattr(settings, name) for name in ("precision", "channels_last", "compile", "deterministic")},
         **facts,
     }
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
+def checkout(folder: Path) -> dict[str, Any] | None:
     """Commit and dirtiness of the checkout the command was run in, or None outside one."""
     run = partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     try:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from locallearn import names
+from locallearn.accelerator import is_cpu
 from locallearn.config.experiment import Experiment
 from locallearn.data import Data
 from locallearn.engine import Learner
@@ -174,7 +175,7 @@ class Training:
     def so_far(self) -> str:
         """Loss and score of the running epoch at the highest block here that has a loss. On a GPU it is left to the
         records inside the epoch, which synchronise anyway."""
-        if self.running.every and self.learner.device.type == "cuda":
+        if self.running.every and not is_cpu(self.learner.device):
             return ""
         score = self.learner.setup.task.score
         for block in reversed(self.learner.blocks):

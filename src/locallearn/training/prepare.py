@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from locallearn import seeds
+from locallearn.accelerator import is_cpu
 from locallearn.config.experiment import Experiment
 from locallearn.config.targets import model_for
 from locallearn.config.unread import in_blocks, taught
@@ -58,14 +59,15 @@ def prepare(
     manifest: Mapping[str, Any] | None = None,
     fresh: bool = True,
     learns: bool = True,
+    device: torch.device | None = None,
 ) -> tuple[Learner, Data]:
     """Load the data, build the model and cut it. `cut` is that of an earlier part of the same run, and `manifest` the
     manifest of that part: its normalisation is used, and its classes must be those of the data. A model that is not
     `fresh` gets the weights of a checkpoint afterwards, and none from elsewhere; where nothing `learns`, nobody
-    teaches. Raises UserError."""
+    teaches. All is on the `device` of the settings, unless another one is given. Raises UserError."""
     settings = exp.settings
     stage = stage_of(exp)
-    device = place.device if place else choose_device(settings.device)
+    device = place.device if place else device or choose_device(settings.device)
     data = load_data(exp.source, settings.seed, device, manifest or {})
     choose_samples(exp, data)
     check_batch(exp, data)
@@ -82,7 +84,8 @@ def prepare(
         exp = with_teacher(exp, model, data, device)
     check_same(model, manifest or {})
     steps = scheduled_epochs(settings.epochs, manifest or {}) * data.steps(settings.batch_size)
-    learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=place, task=data.task)
+    at = place or Place(device)
+    learner = assembled(exp, model, stage, steps=steps, pixels=data.pixels, cut=cut, place=at, task=data.task)
     if place is None:
         exp.explicit.refuse(in_blocks(exp, learner, data))
         single = data.graph is None and data.batch(settings.batch_size) == _parts(exp)
@@ -132,8 +135,9 @@ def assembled(
         pixels=pixels,
         task=task,
     )
-    place = place or Place(choose_device(settings.device))
-    if settings.precision == "fp16" and place.device.type == "cpu":
+    device = choose_device(settings.device)
+    place = place or Place(device)
+    if settings.precision == "fp16" and is_cpu(device):
         raise UserError(
             "precision=fp16 on a CPU, whose float16 is slower than its fp32 by far: choose precision=bf16 or fp32, or "
             "device=cuda"

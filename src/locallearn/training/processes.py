@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -12,17 +13,19 @@ from typing import Any
 
 import torch
 
+from locallearn import accelerator
+from locallearn.accelerator import is_cpu
 from locallearn.config.experiment import Experiment
 from locallearn.config.objects import groups_of, marks
 from locallearn.engine import Learner
 from locallearn.engine.replicas import LostProcess
 from locallearn.errors import RunError, UserError, described
-from locallearn.plan.measure import block_times
+from locallearn.plan.measure import SAMPLES, block_times
 from locallearn.runs import again
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
-from locallearn.runtime.launch import launch
-from locallearn.runtime.world import JoinedWorld, join, started_together
+from locallearn.runtime.launch import FIRST_DEVICE, launch
+from locallearn.runtime.world import JoinedWorld, World, join, started_together
 from locallearn.training.environment import choose_device
 from locallearn.training.stopping import Interrupted, stop_signals
 
@@ -45,16 +48,47 @@ def check_launcher(exp: Experiment) -> None:
         )
 
 
-def divide(exp: Experiment, learner: Learner, batch: int) -> list[range]:
-    """The blocks of each stage. Raises UserError for what cannot be divided, before any process is started."""
+def device_to_prepare(exp: Experiment) -> torch.device:
+    """Where a run is prepared: on its device, or on the CPU where each of its processes takes an accelerator; this one
+    then starts none. Raises UserError for one device that all of them would share."""
+    device = choose_device(exp.settings.device)
+    if exp.runtime.processes == 1 or is_cpu(device):
+        return device
+    if device.index is not None:
+        raise UserError(
+            f"device={device} is one device, and runtime={exp.names['runtime']} has {exp.runtime.processes} processes: "
+            f"choose device={device.type}, and each of them takes one of its own"
+        )
+    first_device()
+    return torch.device("cpu")
+
+
+def first_device() -> int:
+    """The number of the accelerator that the first process on a machine takes. Raises UserError."""
+    number = os.environ.get(FIRST_DEVICE) or "0"
+    if not number.isdecimal():
+        raise UserError(f"{FIRST_DEVICE}={number}: must be the number of a device, such as 2")
+    return int(number)
+
+
+def is_measured(exp: Experiment, depth: int) -> bool:
+    """Whether the times of `depth` blocks decide which stage has them."""
+    runtime = exp.runtime
+    automatic = isinstance(runtime, Pipeline) and runtime.split == "auto" and runtime.stages not in (1, depth)
+    return automatic and exp.settings.train_blocks is None
+
+
+def divide(exp: Experiment, learner: Learner, batch: int, measured: bool) -> list[range]:
+    """The blocks of each stage, by their `measured` times or evenly. Raises UserError for what cannot be divided."""
     depth = len(learner.blocks)
     if not isinstance(exp.runtime, Pipeline):
         return [range(depth)]
     even = exp.runtime.divide(depth, None)
-    if exp.runtime.split != "auto" or exp.runtime.stages in (1, depth) or exp.settings.train_blocks is not None:
+    if not measured or not is_measured(exp, depth):
         return even
-    times = block_times(learner, batch // exp.runtime.replicas)
-    return exp.runtime.divide(depth, [block.total for block in times])
+    share = batch // exp.runtime.replicas
+    samples = SAMPLES if is_cpu(learner.device) else share  # from few samples nothing follows for a GPU
+    return exp.runtime.divide(depth, [block.total for block in block_times(learner, share, samples=samples)])
 
 
 def launch_all(exp: Experiment, folder: RunFolder, quiet: bool, objects: int | None) -> None:
@@ -127,10 +161,13 @@ def record_failure(folder: RunFolder, stage: int, reason: str, secondary: bool) 
         folder.status("failed", reason=f"stage {stage}: {reason}")
 
 
-def device_of_process(name: str) -> torch.device:
-    """`device=` for this process: with GPUs each process takes the next one, and they share when there are too few."""
+def device_of_process(name: str, world: World) -> torch.device:
+    """`device=` for this process, which makes it the current one: of the accelerators of its machine each process takes
+    the next, from that on which the environment names, and they share when there are too few. All must call this."""
     device = choose_device(name)
-    if device.type == "cuda" and device.index is None:
-        local_rank = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    machines = world.broadcast(world.gather(platform.node()))
+    here = int(os.environ.get("LOCAL_RANK") or machines[: world.rank].count(machines[world.rank]))
+    if not is_cpu(device):
+        device = torch.device(device.type, (first_device() + here) % accelerator.count())
+        accelerator.use(device)
     return device

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_bytes
 
+from locallearn.accelerator import is_cpu
 from locallearn.config.experiment import Experiment
 from locallearn.config.objects import marks
 from locallearn.engine import Learner, Place
@@ -24,9 +25,9 @@ from locallearn.runtime import Pipeline
 from locallearn.runtime.link import Pipe
 from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training import processes
-from locallearn.training.begin import Ready, new_run, old_run, rows
+from locallearn.training.begin import Ready, new_run, old_run, on_device, rows
 from locallearn.training.calls import Calls
-from locallearn.training.environment import process_settings
+from locallearn.training.environment import process_settings, reset_peak_memory
 from locallearn.training.handover import handed_over, taken_over
 from locallearn.training.longer import STRETCHED, longer
 from locallearn.training.loop import Training
@@ -43,7 +44,7 @@ def dry_run(exp: Experiment) -> str:
     """The table of blocks: output shape, parameters, FLOPs, auxiliary share, and what is dropped at inference; above it
     what weights are from elsewhere."""
     with process_settings(exp.settings):
-        learner, _ = prepare(exp)
+        learner, _ = prepare(exp, device=processes.device_to_prepare(exp))
         taken = [each.text for each in learner.model.taken]
         return "\n".join([*taken, render(rows(learner), columns())])
 
@@ -140,15 +141,20 @@ def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -
 
 def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, world: JoinedWorld, quiet: bool) -> None:
     """Train the blocks of this process, from the newest checkpoint or the start. Raises RunError and Interrupted."""
-    cut, stages = ranges(manifest["cut"]), ranges(manifest["stages"])
     world.before_leaving = partial(processes.record_failure, folder, world.stage)
+    device = processes.device_of_process(exp.settings.device, world)
+    own = manifest
+    manifest = processes.from_rank_0(world, lambda: own if is_cpu(device) else on_device(exp, own, folder, device))
+    cut, stages = ranges(manifest["cut"]), ranges(manifest["stages"])
     message = torch.bfloat16 if isinstance(exp.runtime, Pipeline) and exp.runtime.message == "bf16" else None
-    device = processes.device_of_process(exp.settings.device)
     late = exp.runtime.staleness * exp.settings.micro_batches
     link = Pipe(world.rank_below, world.rank_above, device, message, late)
     saved = checkpoint.newest(folder.checkpoints, warn)
     place = Place(device, stages[world.stage], link, world.replica_group)
     learner, data = prepare(exp, cut, place, manifest, fresh=saved is None)
+    if world.stage:  # it gets what its blocks read from the stage below
+        data.leave_samples()
+        reset_peak_memory()
     ready = Ready(folder, learner, data, saved)
     try:
         train(exp, ready, quiet, world, lambda: prepare(exp, cut, manifest=manifest, fresh=False)[0])

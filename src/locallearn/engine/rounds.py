@@ -1,0 +1,70 @@
+"""Route ROUNDS: after the way up all blocks exchange messages with both neighbours, a fixed number of times.
+
+What a block yields in one round its neighbours get in the next one (Jacobi): the order in which the blocks of a
+process are resumed does not matter, and neither does where they live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from locallearn.engine.link import NOTHING, Link
+from locallearn.errors import UserError
+from locallearn.messages import Feedback, Heard, Packet, Send
+from locallearn.scaling import under
+
+if TYPE_CHECKING:
+    from locallearn.engine.stage import PendingBackward, Stage
+
+
+def exchange(stage: Stage, halves: Sequence[PendingBackward], backs: Sequence[Feedback | None]) -> None:
+    """Resume the blocks of a stage, which have computed on the way up, until each has had all its rounds. `backs`: what
+    they sent down on the way up."""
+    count = stage.strategy.rounds(halves[0].block.spec.depth)
+    ups: list[Packet | None] = [None] * len(halves)  # the blocks above have had these already
+    downs = list(backs)
+    for number in range(1, count + 1):
+        below, above = _across(stage.link, ups[-1], downs[0], first=number == 1)
+        heard = map(Heard, [below, *ups[:-1]], [*downs[1:], above])
+        sent = [_resumed(stage, half, each, number, count) for half, each in zip(halves, list(heard), strict=True)]
+        ups, downs = [send.ahead for send in sent], [send.back for send in sent]
+
+
+def _across(
+    link: Link | None, up: Packet | None, down: Feedback | None, first: bool
+) -> tuple[Packet | None, Feedback | None]:
+    """Send the messages that leave the stage, then take those of the neighbours."""
+    below, above = None, None
+    if link is not None and link.above and not first:
+        link.send_forward(NOTHING if up is None else up)
+    if link is not None and link.below:
+        link.send_backward(down)
+    if link is not None and link.below and not first:
+        packet = link.recv_forward()
+        below = packet if packet.side or packet.h.numel() or packet.y.numel() else None
+    if link is not None and link.above:
+        above = link.recv_backward()
+    return below, above
+
+
+def _resumed(stage: Stage, half: PendingBackward, heard: Heard, number: int, count: int) -> Send:
+    """What a block yields after a round, without a graph; nothing after the last one."""
+    block, generator, at = half
+    block.start(at, "backward", number)
+    name = type(stage.strategy).__name__
+    try:
+        with stage.autocast(), under(block.scaler):
+            send = generator.send(heard)
+    except StopIteration:
+        if number < count:
+            raise UserError(
+                f"{name}.step yielded {number} times: rounds({block.spec.depth}) promises {count}"
+            ) from None
+        return Send(None)
+    if number == count:
+        raise UserError(
+            f"{name}.step yielded more than {count} times, which is what rounds({block.spec.depth}) promises"
+        )
+    back = None if send.back is None else tuple(t if t is None else t.detach() for t in send.back)
+    return Send(None if send.ahead is None else send.ahead.detach(), back)

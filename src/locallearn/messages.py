@@ -1,0 +1,71 @@
+"""What blocks send each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from locallearn import scaling
+
+Size: TypeAlias = tuple[int, ...]
+"""A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
+
+Feedback: TypeAlias = tuple[Tensor | None, ...]
+"""What a block sends down: under CHAIN and NEIGHBOR a gradient for `h` and one for each tensor of `side` (None for one
+that needs none), or a message of the strategy's own making (several gradients of `h`, by the loss they come from);
+under BROADCAST whatever the last block returns."""
+
+
+class Packet(NamedTuple):
+    """What a block hands to the next one.
+
+    h     activations [B, ...]; the input for block 0
+    y     targets of the task [B, ...]: of classification labels [B], below 0 where a sample has none (the nodes of a
+          graph that are not trained on): no loss reads it
+    side  what a strategy needs further up (the image, a reversible branch)
+    """
+
+    h: Tensor
+    y: Tensor
+    side: tuple[Tensor, ...] = ()
+
+    def detach(self) -> Packet:
+        """The same values without a graph: nothing that leaves a block carries one."""
+        return Packet(self.h.detach(), self.y, tuple(t.detach() for t in self.side))
+
+    def at(self, h: Tensor, *side: Tensor) -> Packet:
+        """This packet one block further up; `side` replaces the old one when given."""
+        return Packet(h, self.y, side or self.side)
+
+    def leaves(self) -> Packet:
+        """The same values as leaves that collect gradients (integers stay as they are)."""
+        return Packet(_leaf(self.h), self.y, tuple(_leaf(t) for t in self.side))
+
+    def take_grads(self) -> Feedback:
+        """The collected gradients of `h` and `side`, moved out of the leaves. None where nothing arrived."""
+        grads: list[Tensor | None] = []
+        for leaf in (self.h, *self.side):
+            grads.append(leaf.grad)
+            leaf.grad = None
+        return tuple(grads)
+
+
+def _leaf(t: Tensor) -> Tensor:
+    t = t.detach()
+    return scaling.leaf(t.requires_grad_()) if t.is_floating_point() else t
+
+
+class Send(NamedTuple):
+    """What `step` yields: a packet for the block above and, under NEIGHBOR and ROUNDS, feedback for the block below.
+    After the first yield either may be None."""
+
+    ahead: Packet | None
+    back: Feedback | None = None
+
+
+class Heard(NamedTuple):
+    """What a block gets in a round: what both neighbours sent in the round before; None where they sent nothing."""
+
+    below: Packet | None
+    above: Feedback | None
