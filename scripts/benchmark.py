@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 def chosen(only: str) -> list[tuple[str, Callable[..., None], tuple]]:
     """What is measured for the goals named by `only`, in the order of the table; all if it is empty."""
-    from bench import data, memory, pipeline, runs, start, step
+    from bench import data, memory, messages, pipeline, runs, start, step
 
     both = (("vgg16",), ("resnet32",))
     table: dict[str, tuple[Callable[..., None], tuple[tuple, ...]]] = {
@@ -75,6 +75,8 @@ def chosen(only: str) -> list[tuple[str, Callable[..., None], tuple]]:
         "P16 P17": (runs.tracked, ((),)),
         "P18": (step.small, tuple((name,) for name in step.SMALL)),
         "P19": (step.logging, (("mlp",), ("lenet",))),
+        "P20 P21": (messages.one_way, ((),)),
+        "P22": (messages.small_net, ((),)),
     }
     wanted = {word.strip() for word in only.split(",") if word.strip()}
     known = {goal for goals in table for goal in goals.split()}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bench.method import Bench, Mark, mark
 from bench.subjects import alone, bare, batch_of, by_hand, learner_of, model_of, optimizer_of
+from locallearn.contract import Packet
 from locallearn.engine import Learner
 from locallearn.models import BlockModel
 from locallearn.runtime.link import Pipe
@@ -95,7 +97,11 @@ class Worker:
 
     def make(self, name: str, about: dict[str, Any]) -> None:
         """The step, and what must happen before a run and, as that returns it, after it."""
-        kind, model, (x, y) = about["kind"], model_of(about["model"], about["quick"]), batch_of(about["quick"])
+        kind = about["kind"]
+        if kind == "messages":
+            self._variants[name] = self._trips(about["wire"], about["bytes"], about["trips"])
+            return
+        model, (x, y) = model_of(about["model"], about["quick"]), batch_of(about["quick"], about.get("batch"))
         cut = [range(*pair) for pair in about.get("cut", [])]
         own = [range(*pair) for pair in about["stages"]][self.rank] if "stages" in about else None
         begin = None
@@ -112,7 +118,8 @@ class Worker:
             micro = about.get("micro_batches", 1)
             learner = learner_of(model, about["strategy"], cut, own=own, micro_batches=micro)
             batch = (x, y) if self.rank == 0 else (None, None)
-            step, begin = (lambda: learner.learn(*batch)), (lambda: self._open(learner)) if own else None
+            step = partial(learner.learn, *batch)
+            begin = partial(self._open, learner, about.get("wire", "auto")) if own else None
         self._variants[name] = step, begin
 
     def run(self, name: str, steps: int, pids: list[int]) -> list[Mark]:
@@ -128,11 +135,28 @@ class Worker:
             end()
         return marks
 
-    def _open(self, learner: Learner) -> Step:
-        """A pipe for this run alone: those of several variants would take each other's messages."""
+    def _pipe(self, wire: str) -> Pipe:
         below = self.rank - 1 if self.rank else None
         above = self.rank + 1 if self.rank < self.size - 1 else None
-        pipe = learner.stage.link = Pipe(below, above, torch.device("cpu"), None)
+        return Pipe(below, above, torch.device("cpu"), None, wire=wire)
+
+    def _trips(self, wire: str, size: int, trips: int) -> tuple[Step, Callable[[], Step]]:
+        """Messages there and back between the two workers."""
+        message, pipe = Packet(torch.rand(size // 4), torch.arange(8)), self._pipe(wire)
+
+        def step() -> None:
+            for _ in range(trips):
+                if self.rank == 0:
+                    pipe.send_forward(message)
+                    pipe.recv_backward()
+                else:
+                    pipe.send_backward((pipe.recv_forward().h,))
+
+        return step, lambda: lambda: None
+
+    def _open(self, learner: Learner, wire: str) -> Step:
+        """A pipe for this run alone: those of several variants would take each other's messages."""
+        pipe = learner.stage.link = self._pipe(wire)
 
         def close() -> None:
             learner.stage.drain()

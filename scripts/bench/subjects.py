@@ -14,6 +14,7 @@ from locallearn.auxiliary import Linear, MLPSpatialReduction
 from locallearn.contract import Feedback, Packet, Strategy
 from locallearn.engine import SGD, Adam, Learner, Optim, Place, Setup, assemble
 from locallearn.models import BlockModel
+from locallearn.models.plain import mlp
 from locallearn.models.resnet import cifar_resnet
 from locallearn.models.vgg import vgg
 from locallearn.objectives import CrossEntropy
@@ -29,6 +30,7 @@ DNI_WIDTH = 32  # hidden channels of narrow synthesizers; as wide as what they r
 MODELS: dict[str, Callable[[], BlockModel]] = {
     "vgg11": lambda: vgg(IMAGE, CLASSES, depth=11),
     "vgg16": lambda: vgg(IMAGE, CLASSES, depth=16),
+    "mlp4": lambda: mlp(IMAGE, CLASSES, width=1024, depth=4),
     "resnet32": lambda: cifar_resnet(IMAGE, CLASSES, depth=32),
 }
 STRATEGIES: dict[str, Callable[[], Strategy]] = {

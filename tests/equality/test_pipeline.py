@@ -17,25 +17,29 @@ from helpers.pipeline_worker import STRATEGIES, learner_of, settings, train
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker starts the stages
 
 
+LONG = [(2, "gloo"), (4, "ring"), (4, "gloo")]
+
+
 @pytest.fixture(
     scope="module",
-    params=[2, pytest.param(4, marks=pytest.mark.slow)],
+    params=[(2, "ring"), *(pytest.param(setting, marks=pytest.mark.slow) for setting in LONG)],
+    ids=lambda param: f"{param[0]}-{param[1]}",
 )
 def finished(request, tmp_path_factory) -> tuple[int, Path]:
     """The folder in which the stages of every strategy have left their states."""
-    folder = tmp_path_factory.mktemp(f"stages{request.param}")
+    count, wire = request.param
+    folder = tmp_path_factory.mktemp(f"stages{count}")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{TESTS}"}
     command = [sys.executable, "-m", "helpers.pipeline_worker"]
     stages = [
-        subprocess.Popen([*command, str(rank), str(request.param), str(folder)], env=environment)
-        for rank in range(request.param)
+        subprocess.Popen([*command, str(rank), str(count), wire, str(folder)], env=environment) for rank in range(count)
     ]
     try:
-        assert [stage.wait(240) for stage in stages] == [0] * request.param
+        assert [stage.wait(240) for stage in stages] == [0] * count
     finally:
         for stage in stages:
             stage.kill()
-    return request.param, folder
+    return count, folder
 
 
 @pytest.mark.parametrize(

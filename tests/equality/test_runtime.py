@@ -99,7 +99,9 @@ def serial(tmp_path_factory) -> Serial:
         ("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=2"]),
         pytest.param("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=3"], marks=pytest.mark.slow),
         pytest.param("dni", ["strategy=dni", "runtime.split=[2,1]"], marks=pytest.mark.slow),
-        pytest.param("backprop", ["strategy=backprop", "runtime.stages=2"], marks=pytest.mark.slow),
+        pytest.param(
+            "backprop", ["strategy=backprop", "runtime.stages=2", "runtime.wire=gloo"], marks=pytest.mark.slow
+        ),
         pytest.param("distorted", [*DISTORTED, "runtime.stages=2"], marks=pytest.mark.slow),
         pytest.param("late", ["strategy=backprop", "runtime.stages=3", "runtime.staleness=1"], marks=pytest.mark.slow),
     ],
@@ -116,6 +118,9 @@ def test_a_run_in_several_processes_is_the_same_run(which, settings, serial, tmp
     expected = json.loads((serial[which] / "summary.json").read_text())
     assert summary["auxiliary_parameters"] == expected["auxiliary_parameters"]
     assert 0 <= summary["stage/01/waiting"] < 1
+    manifest = json.loads((found / "manifest.json").read_text())
+    carrier = "gloo" if "runtime.wire=gloo" in settings else "ring"
+    assert manifest["wires"] == [carrier] * (len(manifest["stages"]) - 1)
 
 
 @pytest.mark.slow
@@ -201,6 +206,7 @@ def test_a_stopped_pipeline_goes_on_with_any_number_of_stages(changes, serial, t
         (["runtime.split=[1,1,1]"], "must name 2 stages"),
         (["runtime.message=fp8"], "must be exact or bf16"),
         (["runtime.replicas=3"], "does not divide the batch of 32"),
+        (["runtime.wire=nccl"], "one machine has 2 processes on no GPU: choose auto"),
         (["runtime.stages=0"], "must be a whole number of at least 1"),
         (["strategy=dgl", "runtime.staleness=1"], "choose runtime.staleness=0"),
     ],

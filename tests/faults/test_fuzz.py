@@ -241,6 +241,7 @@ WORDS = {
     "split": ["train", "validation", "test", "all", "[1,1]", "[2,1]"],
     "decoder": ["linear", "network"],
     "message": ["exact", "bf16"],
+    "wire": ["auto", "gloo", "ring", "nccl"],
     "slow": ["{0: 2}", "{1: 1.5}", "{9: 2}", "{0: 0.5}", "{a: 2}"],
     "milestones": ["[0.5]", "[0.9,0.1]", "[0,1]", "[2]", "[-1]"],
     "auxiliary_lr": ["0", "0.1"],

@@ -21,6 +21,7 @@ LIMIT_SECONDS = 30  # from the fault to the end of the whole run
 SETTINGS = ["model=mlp", "blocks=3", "model.width=32", "auxiliary=linear", "device=cpu", "threads=1", "epochs=40"]
 SETTINGS += ["checkpoint.every=20it"]
 THREE = ["runtime=pipeline", "runtime.stages=3"]
+WIRES = pytest.mark.parametrize("wire", ["ring", "gloo"])
 
 STRATEGY = """
 from dataclasses import dataclass
@@ -122,10 +123,11 @@ def undisturbed(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
+@WIRES
 @pytest.mark.fault("F13", "R5")
-def test_a_killed_stage_ends_the_run(stage, running, undisturbed):
+def test_a_killed_stage_ends_the_run(stage, wire, running, undisturbed):
     """kill -9 of the first, a middle and the last stage; what is left goes on to the same bits."""
-    run = running()
+    run = running(*THREE, f"runtime.wire={wire}")
     run.hit(stage, signal.SIGKILL, f"stage {stage} of 3 was ended by SIGKILL, perhaps because memory ran out")
     assert main(["resume", str(run.folder)]) == 0
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (run.folder, undisturbed))
@@ -133,29 +135,32 @@ def test_a_killed_stage_ends_the_run(stage, running, undisturbed):
 
 
 @pytest.mark.slow
+@WIRES
 @pytest.mark.fault("F13", "R5")
-def test_a_replica_that_dies_is_named(running):
-    run = running("runtime=pipeline", "runtime.stages=2", "runtime.replicas=2")
+def test_a_replica_that_dies_is_named(wire, running):
+    run = running("runtime=pipeline", "runtime.stages=2", "runtime.replicas=2", f"runtime.wire={wire}")
     run.hit(3, signal.SIGKILL, "stage 1 of 2, replica 1 was ended by SIGKILL")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2])
+@WIRES
 @pytest.mark.fault("F13", "R5")
-def test_a_stage_that_stops_answering_ends_the_run(stage, running):
-    run = running()
+def test_a_stage_that_stops_answering_ends_the_run(stage, wire, running):
+    run = running(*THREE, f"runtime.wire={wire}")
     run.hit(stage, signal.SIGSTOP, f"stage {stage} has not answered for 20 seconds")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [0, 1, 2])
+@WIRES
 @pytest.mark.fault("F13")
-def test_an_exception_in_one_stage(block, running, tmp_path):
+def test_an_exception_in_one_stage(block, wire, running, tmp_path):
     folder = tmp_path / "mine" / "strategy"
     folder.mkdir(parents=True)
     (tmp_path / "mine" / "fragile_strategy.py").write_text(STRATEGY)
     (folder / "fragile.yaml").write_text(f"_target_: fragile_strategy.Fragile\nblock: {block}\n")
-    run = running(*THREE, "strategy=fragile", "--config-dir", str(tmp_path / "mine"))
+    run = running(*THREE, f"runtime.wire={wire}", "strategy=fragile", "--config-dir", str(tmp_path / "mine"))
     error, _ = run.end()
     run.assert_failed(error, f"stage {block} of 3: the run failed with ZeroDivisionError: a mistake of the user's")
     assert "a mistake of the user's" in (run.folder / f"log-{block}.txt").read_text()

@@ -1,4 +1,4 @@
-"""One of two stages of tests/equality/test_messages.py: python -m helpers.message_worker RANK FOLDER."""
+"""One of two stages of tests/equality/test_messages.py: python -m helpers.message_worker RANK WIRE FOLDER."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def train(learner: Learner, lowest: bool) -> Learner:
     return learner
 
 
-def main(rank: int, folder: Path) -> None:
+def main(rank: int, wire: str, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     for family in FAMILIES:
         for channels_last in (False, True):
-            pipe = Pipe(0 if rank else None, None if rank else 1, torch.device("cpu"), None)
+            pipe = Pipe(0 if rank else None, None if rank else 1, torch.device("cpu"), None, wire=wire)
             learner = learner_of(family, channels_last, own=range(rank, rank + 1), link=pipe)
             train(learner, lowest=rank == 0)
             pipe.close()
@@ -60,4 +60,4 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""One stage of tests/equality/test_pipeline.py: python -m helpers.pipeline_worker RANK WORLD FOLDER."""
+"""One stage of tests/equality/test_pipeline.py: python -m helpers.pipeline_worker RANK WORLD WIRE FOLDER."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def learner_of(name: str, micro_batches: int, staleness: int, **place: Any) -> L
     )
 
 
-def main(rank: int, world: int, folder: Path) -> None:
+def main(rank: int, world: int, wire: str, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=timedelta(seconds=60)
@@ -63,7 +63,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     for name in STRATEGIES:
         for micro_batches, staleness in settings(name):
             below, above = rank - 1 if rank else None, rank + 1 if rank < world - 1 else None
-            pipe = Pipe(below, above, torch.device("cpu"), None, late=staleness * micro_batches)
+            pipe = Pipe(below, above, torch.device("cpu"), None, staleness * micro_batches, wire)
             own = range(rank * 4 // world, (rank + 1) * 4 // world)
             learner = learner_of(name, micro_batches, staleness, own=own, link=pipe if world > 1 else None)
             train(learner, lowest=rank == 0)
@@ -74,4 +74,4 @@ def main(rank: int, world: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

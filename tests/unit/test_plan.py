@@ -17,10 +17,11 @@ from locallearn.auxiliary import Linear
 from locallearn.contract import Route
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
+from locallearn.plan.devices import QUEUE, stages
 from locallearn.plan.measure import BlockCost, BlockTimes, Measured, block_costs, block_times
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.schedules import divide, memory, predict, rows
-from locallearn.plan.simulate import QUEUE, SCHEDULES, graphs, simulate, stages
+from locallearn.plan.simulate import SCHEDULES, graphs, simulate
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dni import DNI
 from locallearn.strategies.greedy import DGL, Greedy

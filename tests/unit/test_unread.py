@@ -265,6 +265,7 @@ UNREAD = {
     "data=digits data.root=/somewhere": "data=NAME that has files",
     "data=folder data.resized_crop=0.5 data.memory_share=0": "data.resized_crop=0",
     "runtime=pipeline runtime.stages=1 runtime.message=bf16": "runtime.stages=2",
+    "runtime=pipeline runtime.stages=1 runtime.wire=gloo": "runtime.stages=2",
     "probe=information_plane probe.information_plane.bins=5": "probe.information_plane.estimator=binned",
     "probe=information_plane probe.information_plane.estimator=binned "
     "probe.information_plane.noise_variance=0.1": "probe.information_plane.estimator=kde",

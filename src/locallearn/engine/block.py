@@ -248,16 +248,14 @@ class TrainedBlock:
             yield
 
     def start(self, at: MicroStep, half: str | None = None, number: int = 0) -> None:
-        """Begin a half of a step, or a round of it: apply gradients that are still being summed, and restart the random
-        stream."""
+        """Begin a half or a round of a step: apply gradients that are still being summed, restart the random stream."""
         self.settle()
         self.step, self.progress, self.micro = at
         if half is not None:
             self.reseed(half, number)
 
     def reseed(self, half: str, number: int = 0) -> None:
-        """Put PyTorch's global generators at the start of this block's stream for this step, micro-batch, half and
-        round."""
+        """Put PyTorch's global generators at the start of this block's stream for a half or round of this step."""
         seed = self._seeds(self.step, self.micro, HALVES.index(half))
         seeds.restart(seeds.mix(seed, number) if number else seed, self.device)
 

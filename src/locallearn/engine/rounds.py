@@ -6,28 +6,45 @@ process are resumed does not matter, and neither does where they live.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
+from locallearn.contract import Step, Strategy
+from locallearn.engine.block import MicroStep, TrainedBlock
 from locallearn.engine.link import NOTHING, Link
 from locallearn.errors import UserError
 from locallearn.messages import Feedback, Heard, Packet, Send
 from locallearn.scaling import under
 
-if TYPE_CHECKING:
-    from locallearn.engine.stage import PendingBackward, Stage
+
+class PendingBackward(NamedTuple):
+    """A block whose forward half is done."""
+
+    block: TrainedBlock
+    generator: Step
+    moment: MicroStep
 
 
-def exchange(stage: Stage, halves: Sequence[PendingBackward], backs: Sequence[Feedback | None]) -> None:
+def exchange(
+    strategy: Strategy,
+    link: Link | None,
+    autocast: Callable[[], AbstractContextManager[object]],
+    halves: Sequence[PendingBackward],
+    backs: Sequence[Feedback | None],
+) -> None:
     """Resume the blocks of a stage, which have computed on the way up, until each has had all its rounds. `backs`: what
     they sent down on the way up."""
-    count = stage.strategy.rounds(halves[0].block.spec.depth)
+    count = strategy.rounds(halves[0].block.spec.depth)
     ups: list[Packet | None] = [None] * len(halves)  # the blocks above have had these already
     downs = list(backs)
     for number in range(1, count + 1):
-        below, above = _across(stage.link, ups[-1], downs[0], first=number == 1)
-        heard = map(Heard, [below, *ups[:-1]], [*downs[1:], above])
-        sent = [_resumed(stage, half, each, number, count) for half, each in zip(halves, list(heard), strict=True)]
+        below, above = _across(link, ups[-1], downs[0], first=number == 1)
+        heard = [Heard(*each) for each in zip([below, *ups[:-1]], [*downs[1:], above], strict=True)]
+        sent = []
+        for half, each in zip(halves, heard, strict=True):
+            with autocast(), under(half.block.scaler):
+                sent.append(_resumed(type(strategy).__name__, half, each, number, count))
         ups, downs = [send.ahead for send in sent], [send.back for send in sent]
 
 
@@ -48,23 +65,18 @@ def _across(
     return below, above
 
 
-def _resumed(stage: Stage, half: PendingBackward, heard: Heard, number: int, count: int) -> Send:
+def _resumed(name: str, half: PendingBackward, heard: Heard, number: int, count: int) -> Send:
     """What a block yields after a round, without a graph; nothing after the last one."""
     block, generator, at = half
     block.start(at, "backward", number)
-    name = type(stage.strategy).__name__
+    promised = f"rounds({block.spec.depth}) promises {count}"
     try:
-        with stage.autocast(), under(block.scaler):
-            send = generator.send(heard)
+        send = generator.send(heard)
     except StopIteration:
         if number < count:
-            raise UserError(
-                f"{name}.step yielded {number} times: rounds({block.spec.depth}) promises {count}"
-            ) from None
+            raise UserError(f"{name}.step yielded {number} times, but {promised}") from None
         return Send(None)
     if number == count:
-        raise UserError(
-            f"{name}.step yielded more than {count} times, which is what rounds({block.spec.depth}) promises"
-        )
+        raise UserError(f"{name}.step yielded more than {count} times, but {promised}")
     back = None if send.back is None else tuple(t if t is None else t.detach() for t in send.back)
     return Send(None if send.ahead is None else send.ahead.detach(), back)

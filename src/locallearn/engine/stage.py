@@ -24,29 +24,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn import seeds
-from locallearn.contract import Feedback, Packet, Route, Step, Strategy
+from locallearn.contract import Feedback, Packet, Route, Strategy
 from locallearn.engine.block import MicroStep, TrainedBlock, set_modes
 from locallearn.engine.link import NOTHING, Link
 from locallearn.engine.promises import phases_of
 from locallearn.engine.replicas import Replicas
+from locallearn.engine.rounds import PendingBackward as PendingBackward
 from locallearn.engine.rounds import exchange
 from locallearn.errors import UserError
 from locallearn.scaling import under
-
-
-class PendingBackward(NamedTuple):
-    """A block whose forward half is done."""
-
-    block: TrainedBlock
-    generator: Step
-    moment: MicroStep
 
 
 class Stage:
@@ -197,7 +189,7 @@ class Stage:
             else:
                 self._waiting[i].append(pending)
         if halves:
-            exchange(self, halves, backs)
+            exchange(self.strategy, self.link, self.autocast, halves, backs)
         if self.link is not None and self.link.above and learning.stop <= self.blocks[-1].spec.index + 1:
             self.link.send_forward(NOTHING)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from locallearn.errors import UserError
+from locallearn.plan.devices import FORWARD, Piece, stages
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.schedules import GB, ScheduleRow, short
-from locallearn.plan.simulate import FORWARD, Piece, simulate, stages
+from locallearn.plan.simulate import simulate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,10 @@ from locallearn.contract import Route
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.models.cut import partition
+from locallearn.plan.devices import QUEUE, stages
 from locallearn.plan.measure import BlockCost, Measured
 from locallearn.plan.options import PlanOptions
-from locallearn.plan.simulate import QUEUE, graphs, simulate, stages
+from locallearn.plan.simulate import graphs, simulate
 
 Division = Sequence[Sequence[BlockCost]]
 GB = 1e9

@@ -15,6 +15,7 @@ from locallearn.engine import Stage
 from locallearn.errors import UserError
 from locallearn.models.cut import partition
 from locallearn.options import Options
+from locallearn.runtime.wire.meeting import carriers_between
 
 
 class Runtime(Options):
@@ -33,6 +34,11 @@ class Runtime(Options):
     def unread(self) -> Mapping[str, str]:
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
         return {}
+
+    def wires(self, hosts: Sequence[str], gpus: int) -> list[str]:
+        """What carries the messages of every process to the stage above, given the host of each process by rank, and
+        the GPUs of each host that are to be used. Raises UserError for what cannot be."""
+        return []
 
     def stage(self, name: str, strategy: Strategy, micro_batches: int) -> Callable[..., Stage]:
         """What drives the blocks, a constructor like `Stage`. Raises UserError for what the runtime cannot do with the
@@ -55,12 +61,15 @@ class Pipeline(Runtime):
     replicas  copies of each stage, which share every batch
     split     blocks of each stage, such as [3,1]; auto: measured, so that the slowest stage is as fast as it can be
     message   exact, or bf16 for activations and gradients on their way
+    wire      what carries messages: ring (memory that two processes of one machine share), gloo (between any
+              machines), auto (ring where it can be), or nccl (from GPU to GPU)
     """
 
     stages: Annotated[int, Ge(1)] = 2
     replicas: Annotated[int, Ge(1)] = 1
     split: Literal["auto"] | list[Annotated[int, Ge(1)]] = "auto"
     message: Literal["exact", "bf16"] = "exact"
+    wire: Literal["auto", "gloo", "ring", "nccl"] = "auto"
     staleness: Annotated[int, Ge(0)] = 0
 
     def __post_init__(self) -> None:
@@ -73,7 +82,10 @@ class Pipeline(Runtime):
         return self.stages * self.replicas
 
     def unread(self) -> Mapping[str, str]:
-        return {} if self.stages > 1 else {"message": "runtime.stages=2 or more"}
+        return {} if self.stages > 1 else dict.fromkeys(("message", "wire"), "runtime.stages=2 or more")
+
+    def wires(self, hosts: Sequence[str], gpus: int) -> list[str]:
+        return carriers_between(self.wire, hosts, self.replicas, gpus)
 
     def divide(self, blocks: int, seconds: Sequence[float] | None) -> list[range]:
         """The blocks of each stage, given the time of each block (None: all alike). Raises UserError."""

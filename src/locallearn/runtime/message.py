@@ -1,14 +1,17 @@
 """How tensors travel between stages: with the strides that they had, which decide what kernel a convolution takes, and
 so the last bits. (A map of one position is contiguous and channels-last at once: the name of a layout says too little.)
 
-A message is a header of whole numbers, and the numbers of each tensor in one dimension.
+A message is one stretch of bytes. Its signature says what lies where in it; it is told once and then has a number.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,98 +20,145 @@ from locallearn.errors import RunError
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DTYPES = (*FLOATS, torch.int64, torch.uint8, torch.bool, torch.int32, torch.int16, torch.int8)
-MOST_TENSORS, MOST_DIMENSIONS = 64, 8
-WIDTH = 3 + 2 * MOST_DIMENSIONS  # per tensor: types as sent and as meant, dimensions, sizes, strides
-HEADER = 1 + MOST_TENSORS * WIDTH
+ALIGNED = 64  # bytes: a kernel may choose by the address that it reads from
+MOST_SIGNATURES = 1024  # that are known at once; shapes may differ from batch to batch
+Message: TypeAlias = Sequence[Tensor | None]
 
 
-class Layout(NamedTuple):
-    """What a header says of one tensor."""
+@dataclass(frozen=True)
+class Layout:
+    """How one tensor lies in memory, and what of it travels: its stretch of memory as it lies there or, where that has
+    gaps that belong to others (a slice of a larger tensor), its numbers one after the other."""
 
     sent: torch.dtype
     meant: torch.dtype
-    sizes: Sequence[int]
-    strides: Sequence[int]
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
 
-    def empty(self) -> Tensor:
-        """Where to receive its numbers."""
-        return torch.empty(_count(self.sizes, self.strides), dtype=self.sent)
+    @cached_property
+    def stretch(self) -> int:
+        """Numbers in memory from the first to the last one of the tensor."""
+        away = sum((n - 1) * stride for n, stride in zip(self.sizes, self.strides, strict=True))
+        return 1 + away if math.prod(self.sizes) else 0
 
-    def tensor(self, numbers: Tensor) -> Tensor:
-        """The tensor again, of numbers that have been received."""
-        numbers = numbers.to(self.meant)
-        if not _has_gaps(self.sizes, self.strides):
-            return numbers.as_strided(self.sizes, self.strides)
-        distinct = _distinct(self.sizes, self.strides)
-        memory = numbers.new_empty(_stretch(self.sizes, self.strides))
-        memory.as_strided(distinct, self.strides).copy_(numbers.view(distinct))
-        return memory.as_strided(self.sizes, self.strides)
+    @cached_property
+    def distinct(self) -> tuple[int, ...]:
+        """The sizes without repetition of the same memory: what `expand` repeats counts once."""
+        return tuple(n if stride else min(n, 1) for n, stride in zip(self.sizes, self.strides, strict=True))
 
+    @cached_property
+    def has_gaps(self) -> bool:
+        """Whether memory between the numbers is not the tensor's own. Of tensors that overlap themselves (windows over
+        a signal) gaps do not count."""
+        reach = 1
+        for stride, n in sorted(zip(self.strides, self.distinct, strict=True)):
+            if n > 1 and stride < reach:
+                return False
+            reach += (n - 1) * stride
+        return reach > math.prod(self.distinct)
 
-def values(t: Tensor, message: torch.dtype | None = None) -> Tensor:
-    """What travels of a tensor: its stretch of memory as it lies there or, where that has gaps that belong to others (a
-    slice of a larger tensor), its numbers one after the other. On the CPU; floats as `message` if that is given."""
-    sizes, strides = t.shape, t.stride()
-    if _has_gaps(sizes, strides):
-        numbers = t.detach().as_strided(_distinct(sizes, strides), strides).contiguous().view(-1)
-    else:
-        numbers = t.detach().as_strided((_stretch(sizes, strides),), (1,))
-    return numbers.to("cpu", message if message is not None and t.is_floating_point() else t.dtype)
+    @cached_property
+    def is_dense(self) -> bool:
+        """Whether every number has its own place, and every place its number."""
+        return not self.has_gaps and self.stretch == math.prod(self.sizes)
 
+    @cached_property
+    def travels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes and strides, in the tensor's memory, of what travels."""
+        return (self.distinct, self.strides) if self.has_gaps else ((self.stretch,), (1,))
 
-def header(tensors: Sequence[Tensor | None], sent: Sequence[Tensor | None]) -> Tensor:
-    """Of a message of tensors whose `values` are sent."""
-    if len(tensors) > MOST_TENSORS:
-        raise RunError(
-            f"a pipeline sends at most {MOST_TENSORS} tensors in one message, and this one has {len(tensors)}: choose "
-            "fewer blocks, or runtime=serial"
-        )
-    words = torch.zeros(HEADER, dtype=torch.int64)
-    words[0] = len(tensors)
-    for i, (t, numbers) in enumerate(zip(tensors, sent, strict=True)):
-        if t is None or numbers is None:
-            words[1 + i * WIDTH] = -1
-            continue
-        if t.dtype not in DTYPES or t.dim() > MOST_DIMENSIONS:
-            raise RunError(
-                f"a pipeline sends tensors of real numbers of at most {MOST_DIMENSIONS} dimensions, not {t.dtype} "
-                f"{list(t.shape)}: choose runtime=serial"
-            )
-        rest = [0] * (MOST_DIMENSIONS - t.dim())
-        row = [DTYPES.index(numbers.dtype), DTYPES.index(t.dtype), t.dim(), *t.shape, *rest, *t.stride(), *rest]
-        words[1 + i * WIDTH : 1 + (i + 1) * WIDTH] = torch.tensor(row)
-    return words
+    @cached_property
+    def bytes(self) -> int:
+        return math.prod(self.travels[0]) * self.sent.itemsize
 
+    def within(self, memory: Tensor) -> Tensor:
+        """So many bytes as what is to be written and read there."""
+        numbers = memory.view(self.sent)
+        return numbers.as_strided(self.sizes, self.strides) if self.is_dense else numbers.view(self.travels[0])
 
-def layouts(count: int, rest: Sequence[int]) -> Iterator[Layout | None]:
-    """Of the tensors of a header, from its numbers; None in the place of a tensor that is none."""
-    for i in range(count):
-        sent, meant, dimensions, *numbers = rest[i * WIDTH : (i + 1) * WIDTH]
-        strides = numbers[MOST_DIMENSIONS : MOST_DIMENSIONS + dimensions]
-        yield Layout(DTYPES[sent], DTYPES[meant], numbers[:dimensions], strides) if sent >= 0 else None
+    def part(self, t: Tensor) -> Tensor:
+        """What travels of a tensor that has this layout, where it lies."""
+        return t.detach() if self.is_dense else t.detach().as_strided(*self.travels)
+
+    def empty(self, device: torch.device) -> Tensor:
+        """A tensor that has this layout."""
+        if self.is_dense:
+            return torch.empty_strided(self.sizes, self.strides, dtype=self.meant, device=device)
+        return torch.empty(self.stretch, dtype=self.meant, device=device).as_strided(self.sizes, self.strides)
 
 
-def _count(sizes: Sequence[int], strides: Sequence[int]) -> int:
-    """How many numbers travel."""
-    return math.prod(_distinct(sizes, strides)) if _has_gaps(sizes, strides) else _stretch(sizes, strides)
+class Slot:
+    """The bytes of a message, and where the tensors of signatures lie in them, which is not computed twice."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory, self.size = memory, memory.numel()
+        self.places: dict[Signature, list[Tensor | None]] = {}
 
 
-def _stretch(sizes: Sequence[int], strides: Sequence[int]) -> int:
-    """Numbers in memory from the first to the last one of a tensor."""
-    return 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True)) if math.prod(sizes) else 0
+class Signature:
+    """What lies where in a message: the layout of each tensor (None where there is none) and its bytes. `size`: the
+    bytes of the whole message."""
+
+    def __init__(self, layouts: Sequence[Layout | None]) -> None:
+        self.layouts = list(layouts)
+        self.bytes, self.size = [], 0
+        for layout in self.layouts:
+            first = -(-self.size // ALIGNED) * ALIGNED
+            self.size = self.size if layout is None else first + layout.bytes
+            self.bytes.append(slice(first, self.size))
+
+    @classmethod
+    def of(cls, tensors: Message, message: torch.dtype | None) -> Signature:
+        """Of these tensors, floats sent as `message` if that is given. Raises RunError for types that cannot travel."""
+        for t in tensors:
+            if t is not None and t.dtype not in DTYPES:
+                raise RunError(
+                    f"a pipeline sends tensors of real numbers, not {t.dtype} {list(t.shape)}: choose runtime=serial"
+                )
+        return cls([None if t is None else _layout(t, message) for t in tensors])
+
+    @classmethod
+    def told(cls, text: bytes) -> Signature:
+        """From its `text`."""
+        rows = json.loads(text)
+        return cls([row and Layout(DTYPES[row[0]], DTYPES[row[1]], tuple(row[2]), tuple(row[3])) for row in rows])
+
+    @property
+    def text(self) -> bytes:
+        """As JSON."""
+        rows = [t and [DTYPES.index(t.sent), DTYPES.index(t.meant), t.sizes, t.strides] for t in self.layouts]
+        return json.dumps(rows).encode()
+
+    def empty(self, device: torch.device) -> tuple[Tensor | None, ...]:
+        """A message that has this signature."""
+        return tuple(None if layout is None else layout.empty(device) for layout in self.layouts)
+
+    def write(self, tensors: Message, slot: Slot, non_blocking: bool = False) -> None:
+        """Put a message that has this signature into a slot."""
+        for t, layout, place in zip(tensors, self.layouts, self._places_in(slot), strict=True):
+            if t is not None and layout is not None and place is not None:
+                place.copy_(layout.part(t), non_blocking)
+
+    def read(self, tensors: Message, slot: Slot, non_blocking: bool = False) -> None:
+        """Take a message that has this signature from a slot."""
+        for t, layout, place in zip(tensors, self.layouts, self._places_in(slot), strict=True):
+            if t is not None and layout is not None and place is not None:
+                layout.part(t).copy_(place, non_blocking)
+
+    def _places_in(self, slot: Slot) -> list[Tensor | None]:
+        if self not in slot.places:
+            if len(slot.places) == MOST_SIGNATURES:
+                slot.places.clear()
+            pairs = zip(self.layouts, self.bytes, strict=True)
+            slot.places[self] = [None if layout is None else layout.within(slot.memory[at]) for layout, at in pairs]
+        return slot.places[self]
 
 
-def _distinct(sizes: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """The sizes without repetition of the same memory: what `expand` repeats counts once."""
-    return [n if stride else min(n, 1) for n, stride in zip(sizes, strides, strict=True)]
+def alike(tensors: Message) -> tuple[object, ...]:
+    """Equal for messages of one signature."""
+    return tuple(None if t is None else (t.dtype, t.shape, t.stride()) for t in tensors)
 
 
-def _has_gaps(sizes: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether memory between the numbers of a tensor is not its own. Of tensors that overlap themselves (windows over a
-    signal) gaps do not count."""
-    reach = 1
-    for stride, n in sorted(zip(strides, _distinct(sizes, strides), strict=True)):
-        if n > 1 and stride < reach:
-            return False
-        reach += (n - 1) * stride
-    return reach > math.prod(_distinct(sizes, strides))
+def _layout(t: Tensor, message: torch.dtype | None) -> Layout:
+    sent = message if message is not None and t.is_floating_point() else t.dtype
+    return Layout(sent, t.dtype, tuple(t.shape), t.stride())

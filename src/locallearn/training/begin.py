@@ -102,7 +102,9 @@ def old_run(
         learner.load_state(saved.tensors)  # done again where it trains; here a difference costs nothing yet
     facts |= _facts_of_runtime(exp) | ({} if apart else device_facts(device))
     _warn_of_other_bits(manifest, new_manifest(exp.settings, facts))
-    manifest |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names}
+    manifest.pop("wires", None)
+    wires = {"wires": facts["wires"]} if "wires" in facts else {}
+    manifest |= {"stages": [[blocks.start, blocks.stop] for blocks in stages], "choices": exp.names, **wires}
     folder.write_text(files.CONFIG, yaml.safe_dump(exp.config, sort_keys=False))
     folder.write_json(files.MANIFEST, manifest)
     folder.truncate_metrics(saved.state["step"] if saved else 0)

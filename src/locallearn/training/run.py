@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_bytes
 
+from locallearn import accelerator
 from locallearn.accelerator import is_cpu
 from locallearn.config.experiment import Experiment
 from locallearn.config.objects import marks
@@ -23,11 +24,12 @@ from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.link import Pipe
+from locallearn.runtime.wire.meeting import host
 from locallearn.runtime.world import JoinedWorld, World, started_together
 from locallearn.training import processes
 from locallearn.training.begin import Ready, new_run, old_run, on_device, rows
 from locallearn.training.calls import Calls
-from locallearn.training.environment import process_settings, reset_peak_memory
+from locallearn.training.environment import choose_device, process_settings, reset_peak_memory
 from locallearn.training.handover import handed_over, taken_over
 from locallearn.training.longer import STRETCHED, longer
 from locallearn.training.loop import Training
@@ -110,8 +112,10 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
     processes.check_launcher(exp)
     with process_settings(exp.settings, exp.runtime.processes) as facts, ExitStack() as stack:
 
-        def begun() -> Ready:
-            ready = begin(facts)
+        def begun(hosts: Sequence[str] = ()) -> Ready:
+            gpus = 0 if is_cpu(choose_device(exp.settings.device)) else accelerator.count()
+            wires = exp.runtime.wires(hosts or [host()] * exp.runtime.processes, gpus)
+            ready = begin(facts | ({"wires": wires} if wires else {}))
             stack.callback(ready.folder.release)
             return ready
 
@@ -125,14 +129,15 @@ def _run(exp: Experiment, quiet: bool, begin: Callable[[dict[str, Any]], Ready])
         return finished(folder, exp.settings.allow, exp.objects)
 
 
-def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[], Ready]) -> Result | None:
+def _run_in_torchrun(exp: Experiment, quiet: bool, begin: Callable[[Sequence[str]], Ready]) -> Result | None:
     """Rank 0 checks everything and makes the folder; then all processes train."""
 
     def facts() -> dict[str, Any]:
-        folder = begin().folder
+        folder = begin(hosts).folder
         return {"path": str(folder.path), "manifest": folder.read_json(files.MANIFEST)}
 
     with processes.joined(exp.runtime.replicas) as world:
+        hosts = world.gather(host())
         shared = processes.from_rank_0(world, facts)
         folder = RunFolder(Path(shared["path"]))
         _train_stage(exp, shared["manifest"], folder, world, quiet)
@@ -146,9 +151,10 @@ def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, w
     own = manifest
     manifest = processes.from_rank_0(world, lambda: own if is_cpu(device) else on_device(exp, own, folder, device))
     cut, stages = ranges(manifest["cut"]), ranges(manifest["stages"])
-    message = torch.bfloat16 if isinstance(exp.runtime, Pipeline) and exp.runtime.message == "bf16" else None
     late = exp.runtime.staleness * exp.settings.micro_batches
-    link = Pipe(world.rank_below, world.rank_above, device, message, late)
+    assert isinstance(exp.runtime, Pipeline)
+    message = torch.bfloat16 if exp.runtime.message == "bf16" else None
+    link = Pipe(world.rank_below, world.rank_above, device, message, late, exp.runtime.wire)
     saved = checkpoint.newest(folder.checkpoints, warn)
     place = Place(device, stages[world.stage], link, world.replica_group)
     learner, data = prepare(exp, cut, place, manifest, fresh=saved is None)
