@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,8 +151,9 @@ def commit(
         raise NotSaved(f"checkpoint {target} could not be written: {error}; earlier checkpoints are intact") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # it is there only where something went wrong
-    for old in _committed(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):  # somebody deletes the run meanwhile
+        for old in _committed(folder)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
