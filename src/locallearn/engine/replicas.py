@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from locallearn.errors import RunError
@@ -78,3 +78,12 @@ class Sum:
         with torch.no_grad():
             for t, part in zip(self.tensors, self._flat[: sum(sizes)].split(sizes), strict=True):
                 t.copy_(part.view(t.shape))
+
+
+def moved(roots: Iterable[nn.Module]) -> list[Tensor]:
+    """Buffers that each replica has moved by its own part of the batch: running means and variances of batch norms, and
+    what a module names as `moving`. Those of a frozen module keep every bit."""
+    modules = [m for root in roots for m in root.modules() if m.training]
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    moving = [getattr(m, name) for m in modules for name in getattr(m, "moving", ())]
+    return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None] + moving

@@ -17,6 +17,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from locallearn.accelerator import is_cpu
 from locallearn.errors import RunError
 
 ALGORITHM = "xxh3_128"
@@ -76,7 +77,9 @@ class Snapshot:
         places = [*pairwise(accumulate((t.nbytes for t in ordered), initial=0))]
         size = sum(t.nbytes for t in ordered)
         if len(self._buffer) != size:
-            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=any(t.is_cuda for t in ordered))
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+            if not all(is_cpu(t.device) for t in ordered):
+                self._buffer = self._buffer.pin_memory()
         self.tensors = [_inside(self._buffer[a:b], t) for t, (a, b) in zip(ordered, places, strict=True)]
         header = {
             name: {"dtype": TYPES[t.dtype], "shape": list(t.shape), "data_offsets": place}
