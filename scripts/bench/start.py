@@ -3,54 +3,77 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
 from pathlib import Path
 
-from safetensors.torch import save_file
+import xxhash
 
 from bench.goals import Report
-from bench.method import Action, Bench, Sample, medians
+from bench.method import Action, Bench, Sample, Series, between, mark, medians
 from bench.subjects import batch_of, learner_of, model_of
-from locallearn.runs import checkpoint
+from locallearn.runs.snapshot import Snapshot, write
+from locallearn.runtime.world import World
+from locallearn.training.writer import Save, Writer
 
 LIMIT_SECONDS = 120
 FIRST = str(Path(__file__).with_name("first.py"))
 
 
 def saving(bench: Bench, report: Report) -> None:
-    """P13, and what each part of it takes by itself: write, checksum, sync."""
+    """P13: how long training stands for a checkpoint; beside it the whole save, and each part of it by itself."""
     model, (x, y) = model_of("vgg16", bench.quick), batch_of(bench.quick, 16)
     learner = learner_of(model, "backprop", model.cut(4))
     learner.learn(x, y)  # momentum exists after a step
-    tensors = learner.state()
     with tempfile.TemporaryDirectory(prefix="locallearn-bench-", dir=Path.cwd()) as name:
-        folder, file = Path(name), Path(name) / "parts.safetensors"
+        writer, saves = Writer(World()), Path(name) / "checkpoints"
+        steps, whole, cpu = itertools.count(1), Series(), Series()
+
+        def stand() -> Sample:
+            before, start, own = mark(bench.pids), time.perf_counter(), time.thread_time()
+            learner.check()
+            writer.begin(Save(saves, 1, next(steps), {}, lambda reports: {}, needed=True), learner.state())
+            stood = time.perf_counter() - start
+            cpu.kept[len(cpu.kept)] = time.thread_time() - own
+            writer.wait()
+            whole.kept[len(whole.kept)] = time.perf_counter() - start
+            return Sample(stood, between(before, mark(bench.pids)).foreign)
+
+        snapshot, file = Snapshot(), Path(name) / "parts"
+        snapshot.take(learner.state())
+        _written(file, snapshot)
+        content = file.read_bytes()
         variants: dict[str, Action] = {
-            "save": lambda: checkpoint.save(folder / "checkpoints", 1, tensors, {}, keep=1),
-            "write": lambda: save_file(checkpoint.distinct(tensors), file),
-            "checksum": lambda: hashlib.sha256(file.read_bytes()),
-            "write, sync": lambda: _synced(lambda: save_file(checkpoint.distinct(tensors), file), file),
+            "stands": stand,
+            "check": learner.check,
+            "copy": lambda: snapshot.take(learner.state()),
+            "finite": snapshot.broken,
+            "xxh3_128": lambda: xxhash.xxh3_128(content),
+            "sha256": lambda: hashlib.sha256(content),
+            "write, sync": lambda: _written(file, snapshot),
         }
-        series = bench.run(variants, bench.rounds(more=2))
-        size = file.stat().st_size
+        series = bench.run(variants, bench.rounds(more=6))
+    size = len(content)
+    series |= {"whole": whole, "CPU": cpu}
+    took = {name: f"{1e3 * s.median:.0f} ms" if s.median is not None else "?" for name, s in series.items()}
     why = (
-        f"of {size / 1e6:.0f} MB SHA-256 takes {series['checksum']} s by itself here, writing {series['write']} s "
-        f"and, with a sync, {series['write, sync']} s"
+        f"{took['CPU']} of it are CPU time; by themselves the check of the weights takes {took['check']} and the copy "
+        f"{took['copy']}; the whole save takes {took['whole']}: looking for NaN {took['finite']}, writing with a sum "
+        f"and a sync {took['write, sync']}, of which the sum {took['xxh3_128']} (SHA-256: {took['sha256']})"
     )
-    parts = {"bytes": size, **medians(series, "s")}
-    report.add("P13", f"vgg16, {size / 1e6:.0f} MB", bench.single(series["save"]), why, **parts)
+    parts = {"bytes": size, **medians(series, "ms")}
+    stands = bench.joined([series["stands"]], lambda seconds: 1e3 * seconds)
+    report.add("P13", f"vgg16, {size / 1e6:.0f} MB", stands, why, **parts)
 
 
-def _synced(write: Callable[[], None], path: Path) -> None:
-    write()
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+def _written(file: Path, snapshot: Snapshot) -> None:
+    file.unlink(missing_ok=True)
+    write(file, snapshot.head, snapshot.tensors)
 
 
 def first_step(bench: Bench, report: Report) -> None:

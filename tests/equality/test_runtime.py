@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     newest = max((folder / "checkpoints").iterdir())
-    return load_file(newest / "tensors.safetensors")
+    return {name: t for file in newest.glob("*.safetensors") for name, t in load_file(file).items()}
 
 
 def numbers(folder: Path) -> list[dict]:
@@ -140,6 +141,32 @@ def test_replicas_are_micro_batches_elsewhere(stages, serial, tmp_path):
     assert_equal(weights(serial["replicas"]), weights(found))
     for one, other in zip(numbers(serial["replicas"]), numbers(found), strict=True):
         assert one == pytest.approx(other, rel=1e-6)  # the sums of losses are added in another order
+
+
+@pytest.mark.slow
+@pytest.mark.fault("R6")
+def test_a_stage_that_does_not_see_the_run_folder_sends_its_part_of_checkpoints(serial, tmp_path):
+    """As on another machine: it has an empty file system in the place of that folder."""
+    out = tmp_path / "runs"
+    out.mkdir()
+    hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs "$0" && exec "$@"', str(out)]
+    if subprocess.run([*hidden, "true"], capture_output=True).returncode:
+        pytest.skip("only root can mount a file system")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    words = command(out, "runtime=pipeline", "strategy=dgl", "probe=alignment", "checkpoint.every=20it")
+    both = [
+        subprocess.Popen([*(hidden if rank else []), *words], env=environment() | meet | {"RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(240) for process in both] == [0, 0]
+    (found,) = out.iterdir()
+    newest = max((found / "checkpoints").iterdir())
+    parts = ["stage-00-of-02.safetensors", "stage-01-of-02.safetensors"]
+    assert sorted(path.name for path in newest.iterdir()) == ["manifest.json", *parts, "state.json"]
+    assert_equal(checkpoint(serial["dgl"]), checkpoint(found))
+    assert_equal(weights(serial["dgl"]), weights(found))
 
 
 @pytest.mark.parametrize("changes", [["runtime=serial"], ["runtime.stages=3"]])

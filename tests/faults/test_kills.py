@@ -1,4 +1,4 @@
-"""kill -9 at eighty random moments of runs, of one process and of a pipeline: nothing is ever lost.
+"""kill -9 at a hundred random moments of runs, of one process and of a pipeline: nothing is ever lost.
 
 Half of the moments are drawn from the clock, half are aimed: in the middle of a step, of a checkpoint, of a line.
 """
@@ -37,7 +37,8 @@ class Tortured:
     def __init__(self, folder: Path, seed: str, stages: int = 1) -> None:
         self.out, self.log = folder / "runs", folder / "log.txt"
         self.random = random.Random(seed)
-        self.aims = deque(self.random.sample(list(killed.MOMENTS), len(killed.MOMENTS)))
+        self.moments = killed.MOMENTS | (killed.TOGETHER if stages > 1 else {})
+        self.aims = deque(self.random.sample(list(self.moments), len(self.moments)))
         self.stages = stages
         self.kills: Counter[str] = Counter()
         self.starts = 0
@@ -82,14 +83,13 @@ class Tortured:
     def hit(self, words: list[str]) -> None:
         """Run a command line, and kill one of its processes."""
         name = CLOCK if 2 * self.kills[CLOCK] < self.kills.total() else self.aims[0]
-        everywhere = name == CLOCK or name.endswith(("step", "update", "evaluation"))  # else in the lowest stage alone
-        victim = self.random.randrange(self.stages) if everywhere else 0
+        victim = self.random.randrange(self.stages) if name == CLOCK or self.moments[name].everywhere else 0
         if name == CLOCK:
             processes = self.begin(words)
             time.sleep(self.random.uniform(0, 3.0))
             processes[victim].kill()
         else:
-            count = self.random.randrange(1, 400 if name.endswith(("step", "update")) else 5)
+            count = self.random.randrange(1, self.moments[name].most)
             processes = self.begin(words, name, count, victim)
         if self.end(processes)[victim] == -signal.SIGKILL:
             self.kills[name] += 1
@@ -151,6 +151,6 @@ def test_kills_lose_nothing(stages, references, tmp_path, record_property):
         strategy = list(references)[runs % len(references)]
         tortured.one([f"strategy={strategy}", *words], references[strategy], KILLS)
         runs += 1
-    assert tortured.kills.keys() == {CLOCK, *killed.MOMENTS}
+    assert tortured.kills.keys() == {CLOCK, *tortured.moments}
     record_property("injected", tortured.kills.total())
-    record_property("lost", f"no bit of {runs} runs; at most {EVERY} steps were done again after each")
+    record_property("lost", f"no bit of {runs} runs; at most {2 * EVERY} steps were done again after each")

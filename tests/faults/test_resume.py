@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import locallearn
 from helpers import killed
-from helpers.runs import SETTINGS, assert_same_run, start, wait_for_steps, whole
+from helpers.runs import SETTINGS, STAGE, assert_same_run, start, wait_for_steps, whole
 from locallearn.errors import UserError
 from locallearn.training.run import resume
 
@@ -98,7 +98,7 @@ def copy_of(run: Path, tmp_path: Path) -> Path:
     "damage", ["flip", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("zero", "cut", "empty", "gone"))]
 )
 @pytest.mark.parametrize(
-    "name", ["tensors.safetensors", *(pytest.param(n, marks=pytest.mark.slow) for n in ("state.json", "SHA256SUMS"))]
+    "name", [STAGE, *(pytest.param(n, marks=pytest.mark.slow) for n in ("state.json", "manifest.json"))]
 )
 @pytest.mark.fault("F3", "F5", "R3")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, stopped, tmp_path, capsys):
@@ -119,6 +119,30 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, 
     assert newest.name in err
     assert f"step {int(second.name.removeprefix('step-'))}" in out
     assert result.metrics["step"] == 100
+
+
+@pytest.mark.parametrize("damaged", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.fault("F3", "R3")
+def test_checkpoints_of_format_1_are_read(damaged, stopped, tmp_path, capsys):
+    """One file of tensors, and SHA-256 sums, as sha256sum writes them."""
+    run = copy_of(stopped, tmp_path)
+    for path in run.glob("checkpoints/step-*"):
+        save_file(load_file(path / STAGE), path / "tensors.safetensors")
+        state = json.loads((path / "state.json").read_text())
+        (path / "state.json").write_text(json.dumps(state | {"format": 1}))
+        sums = subprocess.run(["sha256sum", "tensors.safetensors", "state.json"], cwd=path, capture_output=True).stdout
+        (path / "SHA256SUMS").write_bytes(sums)
+        (path / STAGE).unlink()
+        (path / "manifest.json").unlink()
+    newest, second, *_ = sorted(run.glob("checkpoints/step-*"), reverse=True)
+    if damaged:
+        (newest / "state.json").write_text((newest / "state.json").read_text() + " ")
+    resume(run, [], quiet=False)
+    used = second if damaged else newest
+    assert f"step {int(used.name.removeprefix('step-'))}" in capsys.readouterr().out
+    again = copy_of(stopped, tmp_path / "as it was")
+    resume(again, [], quiet=True)
+    assert_same_run(again, run)
 
 
 @pytest.mark.fault("F3", "R3")

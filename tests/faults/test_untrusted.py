@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from hypothesis import strategies as st
 import locallearn
 import locallearn.config.compose
 from helpers.commands import SMALL, run
+from helpers.runs import STAGE
 from locallearn import stored
 from locallearn.cli import main as cli
 from locallearn.config.targets import KINDS, resolve
@@ -130,11 +132,16 @@ COMMANDS: dict[str, Callable[[Path], int]] = {
 }
 
 
-def seal(folder: Path) -> None:
+def seal(folder: Path, version: int = 2) -> None:
     """Make the sums of a checkpoint right again, as whoever forges one would."""
-    names = ("tensors.safetensors", "state.json")
-    sums = (f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
-    (folder / "SHA256SUMS").write_text("".join(sums))
+    contents = {name: (folder / name).read_bytes() for name in (STAGE, "state.json")}
+    files = {
+        name: {"bytes": len(content), "algorithm": "xxh3_128", "sum": xxhash.xxh3_128_hexdigest(content)}
+        for name, content in contents.items()
+    }
+    manifest = {"format": version, "step": int(folder.name.removeprefix("step-")), "files": files}
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "sum": xxhash.xxh3_128_hexdigest(text)}))
 
 
 def newest(run: Path) -> Path:
@@ -199,9 +206,9 @@ CHECKPOINT = "checkpoints/step-00000003"
 @pytest.mark.parametrize(
     ("name", "commands"),
     [
-        (f"{CHECKPOINT}/tensors.safetensors", ("evaluate", "probe")),
+        (f"{CHECKPOINT}/{STAGE}", ("evaluate", "probe")),
         slow(f"{CHECKPOINT}/state.json", ("evaluate",)),
-        slow(f"{CHECKPOINT}/SHA256SUMS", ("evaluate",)),
+        slow(f"{CHECKPOINT}/manifest.json", ("evaluate",)),
         ("model.safetensors", ("load", "repeat")),
         ("config.yaml", ("evaluate", "load", "report")),
         slow("manifest.json", ("evaluate", "compare")),
@@ -217,7 +224,7 @@ def test_a_pickle_by_any_name_is_never_opened(name, commands, copied, tmp_path, 
     record_property("injected", 2 * len(commands))
     for content in pickles(canary):
         (copied / name).write_bytes(content)
-        if name.startswith(CHECKPOINT) and not name.endswith("SUMS"):
+        if name.startswith(CHECKPOINT) and not name.endswith("manifest.json"):
             seal(copied / CHECKPOINT)
         for command in commands:
             assert COMMANDS[command](copied) in (0, 1, 2)
@@ -400,7 +407,7 @@ OFTEN = {"100 MB of header", "overlapping", "eighths"}
 @pytest.mark.parametrize("kind", [kind if kind in OFTEN else slow(kind) for kind in SAFETENSORS])
 def test_hostile_tensors_are_refused_in_bounded_time_and_memory(kind, copied):
     (copied / "model.safetensors").write_bytes(SAFETENSORS[kind])
-    (newest(copied) / "tensors.safetensors").write_bytes(SAFETENSORS[kind])
+    (newest(copied) / STAGE).write_bytes(SAFETENSORS[kind])
     seal(newest(copied))
     for path in sorted(copied.glob("checkpoints/*"))[:-1]:
         shutil.rmtree(path)
@@ -416,16 +423,17 @@ def test_hostile_tensors_are_refused_in_bounded_time_and_memory(kind, copied):
 
 
 @pytest.mark.fault("F7")
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("command", ["evaluate", slow("resume"), slow("probe")])
-def test_a_newer_checkpoint_is_refused_by_its_version(command, stopped, tmp_path):
+def test_a_newer_checkpoint_is_refused_by_its_version(command, version, stopped, tmp_path):
     """And not passed over: an older one would silently undo training."""
     state = json.loads((newest(stopped) / "state.json").read_text())
-    (newest(stopped) / "state.json").write_text(json.dumps({**state, "format": 2, "new": [1]}))
-    seal(newest(stopped))
+    (newest(stopped) / "state.json").write_text(json.dumps({**state, "format": 3, "new": [1]}))
+    seal(newest(stopped), version)
     arguments = ["probe=filters"] if command == "probe" else []
     code, said = quietly(command, str(stopped), *arguments)
     assert code == 2
-    assert f"{newest(stopped)} has format 2; this locallearn reads up to {checkpoint.FORMAT}" in said
+    assert f"{newest(stopped)} has format 3; this locallearn reads up to {checkpoint.FORMAT}" in said
 
 
 @pytest.mark.fault("F3", "R3")

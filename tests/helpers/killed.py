@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
 from multiprocessing.process import BaseProcess
@@ -22,7 +23,10 @@ from locallearn.engine.learner import Learner
 from locallearn.runs import checkpoint
 from locallearn.runs import folder as run_folder
 from locallearn.runs import recorder as record
-from locallearn.training import run
+from locallearn.runs.snapshot import Snapshot
+from locallearn.runtime.world import Words
+from locallearn.training import run, writer
+from locallearn.training.writer import Writer
 
 HEAVY = ["hydra", "torch._dynamo", run.__name__, experiment.__name__]
 """What every run imports; torch._dynamo with its first optimizer."""
@@ -31,32 +35,53 @@ SERVER.set_forkserver_preload(HEAVY)
 
 
 class Moment(NamedTuple):
-    """Before or after the call number `count` of a function; `half` of what it writes is written."""
+    """Before or after the call number `count` of a function, of less than `most`; `half` of what it writes is written.
+
+    everywhere  in any process of several, not in the lowest stage alone
+    beside      only calls while a checkpoint is being written are counted
+    """
 
     owner: Any
     name: str
     after: bool = False
     half: bool = False
+    most: int = 5
+    everywhere: bool = False
+    beside: bool = False
 
 
+ANY_STEP = {"most": 400, "everywhere": True}
 MOMENTS = {
-    "in the backward half of a step": Moment(TrainedBlock, "update"),
-    "after a block's update": Moment(TrainedBlock, "update", after=True),
-    "in the forward half of a step": Moment(TrainedBlock, "reseed", after=True),
-    "in evaluation": Moment(Learner, "predict"),
-    "before the tensors of a checkpoint": Moment(checkpoint, "save_file"),
-    "after the tensors of a checkpoint": Moment(checkpoint, "save_file", after=True),
-    "in the sums of a checkpoint": Moment(checkpoint, "_sha256", after=True),
+    "in the backward half of a step": Moment(TrainedBlock, "update", **ANY_STEP),
+    "after a block's update": Moment(TrainedBlock, "update", after=True, **ANY_STEP),
+    "in the forward half of a step": Moment(TrainedBlock, "reseed", after=True, **ANY_STEP),
+    "in a step while a checkpoint is written": Moment(TrainedBlock, "update", most=9, everywhere=True, beside=True),
+    "in evaluation": Moment(Learner, "predict", everywhere=True),
+    "in the copy of a checkpoint": Moment(Snapshot, "take", half=True, everywhere=True),
+    "after the copy of a checkpoint": Moment(Snapshot, "take", after=True, everywhere=True),
+    "before the writer of a checkpoint begins": Moment(Writer, "_run", everywhere=True),
+    "before the tensors of a checkpoint": Moment(writer, "write", everywhere=True),
+    "in the tensors of a checkpoint": Moment(writer, "write", half=True, everywhere=True),
+    "after the tensors of a checkpoint": Moment(writer, "write", after=True, everywhere=True),
+    "in the sums of a checkpoint": Moment(checkpoint, "_sum_of", after=True),
     "before a sync of a checkpoint": Moment(checkpoint, "sync"),
     "before the rename of a checkpoint": Moment(Path, "rename"),
     "after the rename of a checkpoint": Moment(Path, "rename", after=True),
     "before old checkpoints are removed": Moment(checkpoint, "_committed", after=True),
+    "after the writer of a checkpoint has ended": Moment(Writer, "_run", after=True, everywhere=True),
     "in a line of metrics.jsonl": Moment(record.os, "write", half=True),
     "after a line of metrics.jsonl": Moment(record.Recorder, "log", after=True),
     "before a file is put in its place": Moment(run_folder.os, "replace"),
     "after a file was put in its place": Moment(run_folder.os, "replace", after=True),
 }
-assert all(hasattr(moment.owner, moment.name) for moment in MOMENTS.values()), "a function has another name now"
+TOGETHER = {
+    "before the writer of a stage says something": Moment(Words, "say", everywhere=True),
+    "after the writer of a stage has heard something": Moment(Words, "hear", after=True, everywhere=True),
+}
+"""Only where there are several processes."""
+assert all(hasattr(moment.owner, moment.name) for moment in (MOMENTS | TOGETHER).values()), (
+    "a function has another name now"
+)
 
 
 def begin(
@@ -75,7 +100,7 @@ def _run(arguments: list[str], log: str, moment: str | None, count: int, environ
     os.environ.update(environment)
     sys.argv = ["locallearn", *arguments]
     if moment is not None:
-        place = MOMENTS[moment]
+        place = (MOMENTS | TOGETHER)[moment]
         setattr(place.owner, place.name, _deadly(getattr(place.owner, place.name), place, count))
     sys.exit(cli.main(arguments))
 
@@ -86,12 +111,14 @@ def _deadly(function: Callable[..., Any], place: Moment, count: int) -> Callable
     @wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         nonlocal left
-        left -= 1
-        if left:
+        if not place.beside or any(thread.name == "checkpoint" for thread in threading.enumerate()):
+            left -= 1
+        if left > 0:
             return function(*arguments, **named)
         if place.half:
-            handle, data = arguments
-            function(handle, data[: len(data) // 2])
+            *others, data = arguments
+            some = len(data) // 2
+            function(*others, dict([*data.items()][:some]) if isinstance(data, dict) else data[:some])
         elif place.after:
             function(*arguments, **named)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -21,6 +21,8 @@ from locallearn.studies.repeat import COST
 
 CAPBSET_DROP, DAC_OVERRIDE, DAC_READ_SEARCH = 24, 1, 2
 
+STAGE = "stage-00-of-01.safetensors"
+"""The tensors of a checkpoint that one process has written."""
 SETTINGS = [
     "model=mlp",
     "model.width=24",

@@ -16,7 +16,7 @@ import locallearn
 from helpers.commands import SMALL, one_sentence, run
 from helpers.nets import assert_same, tiny_batches, tiny_learner, tiny_model
 from helpers.objectives import Teacher as Answers
-from helpers.runs import assert_same_run
+from helpers.runs import STAGE, assert_same_run
 from locallearn.auxiliary import Linear
 from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
@@ -147,7 +147,7 @@ def test_a_student_learns_from_a_run(teacher, capsys):
     assert f"learns from init.teacher={teacher.resolve()}, of " in out
     assert "40 of the training samples have labels; the objective learns from the others, too" in out
     (path,) = Path("student").iterdir()
-    saved = load_file(next(path.glob("checkpoints/step-*9/tensors.safetensors")))
+    saved = load_file(next(path.glob(f"checkpoints/step-*9/{STAGE}")))
     assert all(t.shape[-1:] != (16,) for t in (*saved.values(), *load_file(path / "model.safetensors").values()))
     assert (teacher / "model.safetensors").read_bytes() == kept
     summary = json.loads((path / "summary.json").read_text())

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 import locallearn
+from helpers.runs import STAGE
 from locallearn.config import targets
 from locallearn.config.compose import choices
 from locallearn.config.targets import RENAMED
@@ -38,7 +39,7 @@ CHEAP = {
 
 def state(run_dir):
     newest = max((run_dir / "checkpoints").iterdir())
-    return load_file(newest / "tensors.safetensors")
+    return load_file(newest / STAGE)
 
 
 def rows(run_dir, name):

@@ -32,7 +32,7 @@ WITHOUT_TORCH = [
     "figures/text.py",
     *(str(path.relative_to(ROOT)) for room in ("cli", "report", "runs") for path in (ROOT / room).glob("*.py")),
 ]
-WITHOUT_TORCH.remove("runs/checkpoint.py")  # tensors
+WITHOUT_TORCH = [name for name in WITHOUT_TORCH if name not in ("runs/checkpoint.py", "runs/snapshot.py")]  # tensors
 
 
 HANDOVER = ROOT / "training" / "handover.py"

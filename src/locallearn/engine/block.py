@@ -18,7 +18,7 @@ from locallearn.analysis.quiet import Rerun
 from locallearn.contract import BlockSpec
 from locallearn.engine.modes import Modes
 from locallearn.engine.optim import Optim, take_step
-from locallearn.engine.replicas import Sum
+from locallearn.engine.replicas import Sum, moved
 from locallearn.engine.setup import Place, Setup
 from locallearn.engine.totals import BlockTotals, Totals
 from locallearn.errors import RunError, UserError
@@ -114,7 +114,7 @@ class TrainedBlock:
         if self.replicas is None:
             self._apply(optimizer, self.micro_batches)
         elif gradients := _gradients(optimizer):
-            statistics = self._statistics() if part == "main" else []
+            statistics = moved(self.roots()) if part == "main" else []
             total = self.replicas.start(gradients + statistics)
             self._sums.append((optimizer, statistics, self.progress, total))
 
@@ -175,13 +175,6 @@ class TrainedBlock:
         modules = {"": self.layers, "head.": self.head, "auxiliary.": self.auxiliary}
         named = ((prefix + n, p) for prefix, m in modules.items() if m is not None for n, p in m.named_parameters())
         return {name: p.detach() for name, p in named if p.requires_grad}
-
-    def _statistics(self) -> list[Tensor]:
-        """The running means and variances of batch norms: each replica has moved them by its own part of the batch."""
-        modules = [m for root in self.roots() for m in root.modules()]
-        norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-        norms = [m for m in norms if m.training]  # those of a frozen block keep every bit
-        return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
         """Add to the totals. On the CPU a loss that is not finite is refused here, before anything learns from it; on a

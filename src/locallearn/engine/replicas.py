@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from locallearn.errors import RunError
 
@@ -30,24 +32,58 @@ class Replicas:
 
     def __init__(self, group: dist.ProcessGroup, index: int, size: int) -> None:
         self.group, self.index, self.size = group, index, size
+        self._last: Sum | None = None
 
     def start(self, tensors: Sequence[Tensor]) -> Sum:
         """Begin to sum tensors of one type over the replicas. All of them must do so in the same order."""
-        return Sum(tensors, self.group, self.size)
+        if self._last is not None:
+            self._last.add()  # while a block computed, what it waits for has arrived
+        self._last = Sum(tensors, self)
+        return self._last
 
 
 class Sum:
-    """A sum under way, in one message; `finish` puts it back into the tensors."""
+    """A sum under way; `finish` puts it back into the tensors.
 
-    def __init__(self, tensors: Sequence[Tensor], group: dist.ProcessGroup, size: int) -> None:
-        self.tensors, self.size = list(tensors), size
-        self._flat = torch.cat([t.detach().reshape(-1) for t in tensors]).cpu()
-        self._work = dist.all_reduce(self._flat, group=group, async_op=True)
+    Each replica gets a part of what all have, adds it in the order of the replicas, and sends the total to all. One
+    process adds its micro-batches in that order, and so to the same bits. It is the traffic of an all-reduce, which has
+    another order for every number (of 5,000,000 numbers over gloo, 1.0 to 1.5 times its time).
+    """
 
-    def finish(self) -> None:
+    def __init__(self, tensors: Sequence[Tensor], replicas: Replicas) -> None:
+        self.tensors, self.size, self._group = list(tensors), replicas.size, replicas.group
+        own = torch.cat([t.detach().reshape(-1) for t in tensors]).cpu()
+        self._flat = pad(own, (0, -len(own) % self.size))
+        self._parts = torch.empty_like(self._flat)
+        self._work: Any = dist.all_to_all_single(self._parts, self._flat, group=self._group, async_op=True)
+        self._added = False
+
+    def add(self) -> None:
+        """Add what the others have sent, and begin to send the total."""
+        if self._added:
+            return
+        self._added = True
         with lost_process():
             self._work.wait()
-        parts = self._flat.split([t.numel() for t in self.tensors])
+        total, *others = self._parts.view(self.size, -1)
+        for part in others:
+            total += part
+        self._work = dist.all_gather_into_tensor(self._flat, total, group=self._group, async_op=True)
+
+    def finish(self) -> None:
+        self.add()
+        with lost_process():
+            self._work.wait()
+        sizes = [t.numel() for t in self.tensors]
         with torch.no_grad():
-            for t, part in zip(self.tensors, parts, strict=True):
+            for t, part in zip(self.tensors, self._flat[: sum(sizes)].split(sizes), strict=True):
                 t.copy_(part.view(t.shape))
+
+
+def moved(roots: Iterable[nn.Module]) -> list[Tensor]:
+    """Buffers that each replica has moved by its own part of the batch: running means and variances of batch norms, and
+    what a module names as `moving`. Those of a frozen module keep every bit."""
+    modules = [m for root in roots for m in root.modules() if m.training]
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    moving = [getattr(m, name) for m in modules for name in getattr(m, "moving", ())]
+    return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None] + moving

@@ -1,36 +1,41 @@
 """Checkpoints: tensors as safetensors, the rest as JSON, no pickle anywhere.
 
-One checkpoint is one folder `checkpoints/step-00000120/` with `tensors.safetensors`, `state.json`, `SHA256SUMS`. It is
-written under a temporary name beside its place, synced, and committed by one rename; older ones go only after that. On
-loading every file is checked against its sum; a damaged checkpoint is named and the next older one is used.
+One checkpoint is one folder `checkpoints/step-00000120/` with a `stage-00-of-02.safetensors` for each stage (tensors by
+names that no cut changes), `state.json`, and `manifest.json` with the size and the sum of each file. It is written in a
+temporary folder beside its place, synced, and committed by one rename; older ones go only after that. On loading every
+file is checked against its sum; a damaged checkpoint is named and the next older one is used. Those of format 1 have
+`tensors.safetensors`, `state.json` and `SHA256SUMS`.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import xxhash
 from torch import Tensor
 
 from locallearn import stored
 from locallearn.errors import RunError, UserError
 from locallearn.options import checked
 from locallearn.runs.files import remove_orphans, sync
+from locallearn.runs.snapshot import ALGORITHM, Snapshot, Written, write
 
-FORMAT = 1
+FORMAT = 2
+STATE, MANIFEST, SUMS = "state.json", "manifest.json", "SHA256SUMS"
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-step-\d{8,}")
-_FILES = ("tensors.safetensors", "state.json")
+_STAGE = re.compile(r"stage-\d{2,}-of-\d{2,}\.safetensors")
+_OLD = ("tensors.safetensors", STATE)
+_SUMS: dict[str, Any] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 
 
 class NotSaved(RunError):
@@ -76,6 +81,16 @@ class BlockSums:
             raise UserError("state.json: the sums of a block are two numbers or more, those of a note are three")
 
 
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """What `manifest.json` must hold: the files of the checkpoint, and the sum of this manifest without it."""
+
+    format: int
+    step: int
+    files: dict[str, Written]
+    sum: str
+
+
 class SavedCheckpoint(NamedTuple):
     """A sound checkpoint, read: the learner's tensors by name, what else was saved, and the state of each callback."""
 
@@ -91,10 +106,26 @@ def of_callback(callback: str, name: str) -> str:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
-    """Commit a checkpoint of `step` under `folder` and remove all but the newest `keep`.
+    """Commit a checkpoint of `step` under `folder`, of one process, and remove all but the newest `keep`. Raises as
+    `commit`."""
+    snapshot = Snapshot()
+    snapshot.take(tensors)
+
+    def fill(place: Path) -> tuple[dict[str, Written], Mapping[str, Any]]:
+        name = of_stage(0, 1)
+        return {name: write(place / name, snapshot.head, snapshot.tensors)}, state
+
+    return commit(folder, step, fill, keep)
+
+
+def commit(
+    folder: Path, step: int, fill: Callable[[Path], tuple[dict[str, Written], Mapping[str, Any]]], keep: int
+) -> Path:
+    """Commit a checkpoint of `step` under `folder` and remove all but the newest `keep`. `fill` writes the tensors into
+    the place that it is given, and returns what it has written there, and the state of the run.
 
     A sound one of that step stays: it says the same. Raises NotSaved (with the path and the cause) when it cannot be
-    written; what was there before stays intact.
+    written, or what `fill` raises; what was there before stays intact.
     """
     target = folder / f"step-{step:08d}"
     if target.exists() and next(_read_all([target], lambda _: None), None):
@@ -103,24 +134,32 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     try:
         folder.mkdir(exist_ok=True)
         remove_orphans(folder, _TEMPORARY)
-        _check_space(folder, tensors)
         temporary.mkdir()
-        save_file(distinct(tensors), temporary / _FILES[0])
-        (temporary / _FILES[1]).write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
-        sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in _FILES)
-        (temporary / "SHA256SUMS").write_text(sums)
-        for name in (*_FILES, "SHA256SUMS"):
+        written, state = fill(temporary)
+        (temporary / STATE).write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
+        files = {name: asdict(entry) for name, entry in (*written.items(), (STATE, _entry(temporary / STATE)))}
+        content = {"format": FORMAT, "step": step, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps({**content, "sum": _sum_of(content)}, indent=1))
+        for name in (STATE, MANIFEST):
             sync(temporary / name)
+        sync(temporary)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
         sync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
         raise NotSaved(f"checkpoint {target} could not be written: {error}; earlier checkpoints are intact") from error
-    for old in _committed(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # it is there only where something went wrong
+    with suppress(OSError):  # somebody deletes the run meanwhile
+        for old in _committed(folder)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def of_stage(stage: int, stages: int) -> str:
+    """The name of a stage's file in a checkpoint."""
+    return f"stage-{stage:02d}-of-{stages:02d}.safetensors"
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> SavedCheckpoint | None:
@@ -152,21 +191,15 @@ def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Sa
 
 def _read(path: Path) -> SavedCheckpoint:
     """Check the sums, then parse. Raises ValueError or OSError for a damaged file, and Newer."""
-    lines = stored.read_bytes(path / "SHA256SUMS").decode().splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in _FILES:
-        if _sha256(path / name) != sums.get(name):
-            raise ValueError(f"{name} does not match its SHA-256 sum")
-    state = stored.mapping(path / "state.json")
-    version = state.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise Newer(
-            f"checkpoint {path} has format {version}; this locallearn reads up to {FORMAT}: install a newer one"
-        )
-    checked(SavedState, state, "state.json")
+    names = _whole_files(path)
+    state = stored.mapping(path / STATE)
+    _refuse_newer(path, state)
+    checked(SavedState, state, STATE)
     if path.name != f"step-{state['step']:08d}":
-        raise ValueError(f"state.json is of step {state['step']}")
-    tensors = stored.tensors(path / "tensors.safetensors")
+        raise ValueError(f"{STATE} is of step {state['step']}")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        tensors |= stored.tensors(path / name)
     callbacks = {}
     known = state.get("callbacks", {})
     for callback, values in sorted(known.items(), key=lambda item: -len(item[0])):  # "a.b" before "a"
@@ -176,19 +209,41 @@ def _read(path: Path) -> SavedCheckpoint:
     return SavedCheckpoint(path, tensors, state, callbacks)
 
 
+def _whole_files(path: Path) -> list[str]:
+    """The files with tensors, of a checkpoint whose every file has its sum. Raises as `_read`."""
+    if (path / SUMS).exists():  # format 1
+        lines = stored.read_bytes(path / SUMS).decode().splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        entries = {name: Written((path / name).stat().st_size, "sha256", sums.get(name, "")) for name in _OLD}
+    else:
+        manifest = stored.mapping(path / MANIFEST)
+        if _sum_of({key: value for key, value in manifest.items() if key != "sum"}) != manifest.get("sum"):
+            raise ValueError(f"{MANIFEST} does not match its sum")
+        _refuse_newer(path, manifest)
+        entries = checked(CheckpointManifest, manifest, MANIFEST)["files"]
+    tensors = [name for name in entries if name != STATE]
+    if STATE not in entries or not tensors or not all(name in _OLD or _STAGE.fullmatch(name) for name in tensors):
+        raise ValueError(f"{MANIFEST} names other files than those of a checkpoint")
+    for name, entry in entries.items():
+        if entry.algorithm not in _SUMS or _entry(path / name, entry.algorithm) != entry:
+            raise ValueError(f"{name} does not match its {entry.algorithm} sum")
+    return tensors
+
+
+def _refuse_newer(path: Path, content: Mapping[str, Any]) -> None:
+    version = content.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise Newer(
+            f"checkpoint {path} has format {version}; this locallearn reads up to {FORMAT}: install a newer one"
+        )
+
+
 def _committed(folder: Path) -> list[Path]:
     """Committed checkpoints, newest first; everything else in the folder is left alone."""
     if not folder.is_dir():
         return []
     committed = [p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
     return sorted(committed, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
-
-
-def _check_space(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    needed = sum(t.numel() * t.element_size() for t in tensors.values())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"no space: {needed:,} bytes needed, {free:,} free")
 
 
 def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -204,6 +259,13 @@ def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _sha256(path: Path) -> str:
+def _entry(path: Path, algorithm: str = ALGORITHM) -> Written:
+    """What `write` would say of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, _SUMS[algorithm]).hexdigest()
+        return Written(file.tell(), algorithm, digest)
+
+
+def _sum_of(content: Mapping[str, Any]) -> str:
+    """The sum of a manifest: of its JSON without spaces, in the order of its keys."""
+    return xxhash.xxh3_128(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from locallearn.engine.replicas import Replicas, lost_process
+from locallearn.engine.replicas import LostProcess, Replicas, lost_process
 from locallearn.errors import RunError
 from locallearn.runtime.message import DTYPES
 
@@ -25,7 +25,8 @@ BEAT_SECONDS = 1.0
 PATIENCE_SECONDS = 20.0  # without a beat for so long, a process counts as gone
 START_SECONDS = 300.0  # for all processes to be there
 FOREVER = timedelta(days=1)  # of messages: a stage may wait long for a slow one; the beats tell slow from gone
-GATHER = 3  # the tag of tensors on their way to rank 0
+GATHER, SAVED = 3, 4  # the tags of tensors on their way to rank 0, and of those that a thread of its own sends there
+WORD_SECONDS = 0.005  # between two looks for a word
 
 
 class World:
@@ -71,6 +72,45 @@ class World:
     def broadcast_to_replicas(self, number: int) -> int:
         """The number of the first replica of this stage. Its replicas must call it at the same step."""
         return number
+
+    def words(self) -> Words:
+        """What a thread of its own may say to those of the other processes."""
+        return Words(dist.HashStore())
+
+
+class Words:
+    """JSON values between threads of processes, each under a key that is used once."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self._store = store
+
+    def say(self, key: str, value: Any) -> None:
+        with lost_process():
+            self._store.set(key, json.dumps(value))
+
+    def hear(self, key: str, gone: threading.Event) -> Any:
+        """Wait for a value, and take it away. Raises LostProcess once `gone` is set."""
+        with lost_process():
+            while not self._store.check([key]):
+                if gone.wait(WORD_SECONDS):
+                    raise LostProcess("lost another process, which has not answered")
+            value = json.loads(self._store.get(key))
+            self._store.delete_key(key)  # a long run must not fill the store
+        return value
+
+    @staticmethod
+    def send(data: Tensor, rank: int) -> None:
+        """Send a tensor to another process, whose thread must `receive` it."""
+        with lost_process():
+            dist.send(data, rank, tag=SAVED)
+
+    @staticmethod
+    def receive(size: int, rank: int) -> Tensor:
+        """The bytes [size] that another process sends."""
+        data = torch.empty(size, dtype=torch.uint8)
+        with lost_process():
+            dist.recv(data, rank, tag=SAVED)
+        return data
 
 
 class JoinedWorld(World):
@@ -153,6 +193,9 @@ class JoinedWorld(World):
         with lost_process():
             dist.broadcast(word, self.rank - self.replica, group=self._groups[self.stage])
         return int(word)
+
+    def words(self) -> Words:
+        return Words(_connect())
 
     def close(self) -> None:
         """Leave together: nobody takes an ordinary end for a failure."""

@@ -27,6 +27,7 @@ class MeanActivity(nn.Module):
     """The running mean m of what each feature of a block emits for images with their label: m <- 0.9 m + 0.1 mean."""
 
     mean: Tensor
+    moving: ClassVar[tuple[str, ...]] = ("mean",)
 
     def __init__(self, features: int) -> None:
         super().__init__()

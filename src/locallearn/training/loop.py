@@ -76,7 +76,7 @@ class Training:
         counts = {"first_step": learner.step_count, "last_step": self.last_step}
         score = learner.setup.task.score
         console.start(self.title, settings.epochs, self.steps_per_epoch, **counts, so_far=self.so_far, score=score)
-        with stop_signals(say=self.world.rank == 0) as stop, learner.stage.random_state:
+        with stop_signals(say=self.world.rank == 0) as stop, learner.stage.random_state, self.checkpoints:
             self.tell("start")
             while learner.step_count < self.last_step and not self.position.stopped:
                 started, first, self.paused = time.perf_counter(), learner.step_count, 0.0
@@ -124,12 +124,13 @@ class Training:
     def inside_epoch(self) -> None:
         """What is due after a step that is not the last of its epoch."""
         step = self.learner.step_count
+        self.checkpoints.check()
         if self.running.due(self.position.offset):
             self.running.record(self.epoch, self.position.seconds, sums_of(self.learner), self.calls.taken())
         if self.evaluations.unit == "it" and self.evaluations.due(step, self.steps_per_epoch):
             self.evaluate_inside()
         if self.saving.due(step, self.steps_per_epoch):
-            self.checkpoints.save_or_warn(self.position)
+            self.checkpoints.save(self.position, needed=False)
 
     def evaluate_inside(self) -> None:
         """Evaluate and record inside an epoch. Raises CalledOff."""
@@ -231,10 +232,8 @@ class Training:
             link.waited()  # from here on it counts for the next epoch
         self.position = Position(epoch + 1, 0, seconds, stopped)
         self.checkpoints.save_kept(self.position)
-        if last:
-            self.checkpoints.save(self.position)
-        elif self.saving.due(learner.step_count, self.steps_per_epoch):
-            self.checkpoints.save_or_warn(self.position)
+        if last or self.saving.due(learner.step_count, self.steps_per_epoch):
+            self.checkpoints.save(self.position, needed=last)
 
     def tell_of_epoch(
         self, record: Callable[[], dict[str, Any]], reports: list[dict[str, Any]], evaluated: bool, known: bool

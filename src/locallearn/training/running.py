@@ -18,6 +18,9 @@ Sums = list[tuple[int, dict[str, Any]]]
 """Index and sums of each block of a process."""
 
 
+PAUSE_SECONDS = 0.001  # between two looks for what others have
+
+
 class RunningNumbers:
     """Means over the training batches since the last record, every `every` steps of an epoch; its end has a record of
     its own.
@@ -68,6 +71,12 @@ class RunningNumbers:
         if self.world.rank == 0:
             self._pending.append((head, ready))
             self.flush()
+
+    def complete(self) -> None:
+        """Record everything, once all processes have said what they have."""
+        while self._pending:
+            self.flush()
+            time.sleep(PAUSE_SECONDS if self._pending else 0)
 
     def flush(self) -> None:
         """Record what is complete: everything, where all processes have met since."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from locallearn.config.settings import CheckpointSettings
 from locallearn.engine import Learner
-from locallearn.errors import RunError
 from locallearn.runs import checkpoint
-from locallearn.runs.console import warn
 from locallearn.runtime.world import World
 from locallearn.training.calls import Calls
 from locallearn.training.evaluate import sums_of_blocks
 from locallearn.training.output import Output
 from locallearn.training.running import RunningNumbers, Sums
+from locallearn.training.stopping import Interrupted
+from locallearn.training.writer import Save, Writer
+
+PATIENCE_SECONDS = 2.0
+"""For other processes to write their part of a checkpoint, when this one ends the run."""
 
 
 class Position(NamedTuple):
@@ -49,42 +52,58 @@ class Checkpoints:
         self.calls = calls
         self.running = running
         self.last_step = last_step
+        self.writer = Writer(world)
 
-    def save(self, position: Position, folder: Path | None = None) -> None:
-        """Write a checkpoint of this moment, alone into `folder` or beside the others of the run. Raises RunError if a
-        number is not finite, NotSaved if writing fails."""
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Whatever ends the run, the save that is under way comes to its end, but for a second interrupt."""
+        if error is None:
+            self.writer.wait()
+        elif isinstance(error, Exception):
+            whole = self.world.size == 1 or isinstance(error, Interrupted)
+            self.writer.end(None if whole else PATIENCE_SECONDS)
+
+    def save(self, position: Position, folder: Path | None = None, needed: bool = True) -> None:
+        """Write a checkpoint of this moment, alone into `folder` or beside the others of the run.
+
+        Returns once it is written, or, if it is not `needed`, once everything is copied; it is then written while
+        training goes on, and a failure costs a warning. Raises RunError if a number is not finite, here or at the next
+        `check`, and NotSaved if writing fails.
+        """
         self.learner.stage.drain()
         self.learner.check()  # never replace a good checkpoint by a broken one
-        tensors = self.learner.state()
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise RunError(f"{name} is not finite after step {self.learner.step_count}; lower optim.lr")
         values, own = self.calls.state()
-        tensors = self.world.gather_tensors(tensors | own)
-        reports = self.world.gather({"blocks": sums_of(self.learner), "logged": list(self.running.last.items())})
-        self.running.flush()
+        report = {"blocks": sums_of(self.learner), "logged": list(self.running.last.items())}
+        self.writer.wait()
+        self.running.complete()  # what is recorded until here is never recorded again
         if self.world.rank == 0:
             self.output.mend()
-            blocks, logged = (list(sums_of_blocks(report[k] for report in reports).values()) for k in reports[0])
-            state: dict[str, Any] = {**position._asdict(), "blocks": blocks}
-            more: dict[str, Any] = {"logged": logged, "callbacks": values}
-            if stopped := state.pop("stopped"):
-                more |= {"stopped": stopped, "ends": self.last_step}
-            state |= {name: value for name, value in more.items() if value}
-            place, keep = (folder, 1) if folder else (self.output.folder.checkpoints, self.keep)
-            checkpoint.save(place, self.learner.step_count, tensors, state, keep)
+        place, keep = (folder, 1) if folder else (self.output.folder.checkpoints, self.keep)
+        state = partial(self._state, position, copy.deepcopy(values))
+        save = Save(place, keep, self.learner.step_count, report, state, needed)
+        self.writer.begin(save, self.learner.state() | own)
+        if needed:
+            self.writer.wait()
 
-    def save_or_warn(self, position: Position, folder: Path | None = None) -> None:
-        """A periodic save that fails costs a warning; the next one is tried again."""
-        try:
-            self.save(position, folder)
-        except checkpoint.NotSaved as error:
-            warn(f"{error}; training goes on")
+    def check(self) -> None:
+        """Raise RunError if a save has found a number that is not finite."""
+        self.writer.check()
+
+    def _state(self, position: Position, values: dict[str, Any], reports: list[Any]) -> dict[str, Any]:
+        """What is saved beside the tensors, given the reports of all processes."""
+        blocks, logged = (list(sums_of_blocks(report[k] for report in reports).values()) for k in reports[0])
+        state: dict[str, Any] = {**position._asdict(), "blocks": blocks}
+        more: dict[str, Any] = {"logged": logged, "callbacks": values}
+        if stopped := state.pop("stopped"):
+            more |= {"stopped": stopped, "ends": self.last_step}
+        return state | {name: value for name, value in more.items() if value}
 
     def save_kept(self, position: Position) -> None:
         """Save what callbacks have asked to keep, each in its folder."""
         for name in self.calls.kept():
-            self.save_or_warn(position, self.output.folder.path / name)
+            self.save(position, self.output.folder.path / name, needed=False)
 
     def restore(self, saved: checkpoint.SavedCheckpoint) -> Position:
         """Go back to the moment of a checkpoint, exactly."""
