@@ -12,7 +12,7 @@ from helpers.commands import run
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
 from helpers.strategies import FILES, make
 from locallearn.contract import Route
-from locallearn.engine import SGD, Learner
+from locallearn.engine import SGD, Learner, rounds
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import CHECK_STEPS
 from locallearn.errors import RunError
@@ -75,10 +75,12 @@ def test_in_the_gradient(name, value, record_property):
         block = learner.blocks[k]
         if block not in learning(learner) or (name == "shallow" and not block.last):
             continue
-        where, parameter = next((n, p) for n, p in block.layers.named_parameters() if p.requires_grad)
+        learns = block.auxiliary if name == "cafo" else block.layers  # whose units are random
+        where, parameter = next((n, p) for n, p in learns.named_parameters() if p.requires_grad)
         parameter.register_hook(lambda g, learner=learner: poisoned(g, value) if learner.step_count == STEP else g)
         said = stops(learner, within=2)
-        assert re.match(rf"step {STEP + 1}: .*{where} of block {k}.* not finite any more; block ", said), said
+        named = rf"({re.escape(where)} of block {k}|and weights of 1 more block)"  # three are named
+        assert re.match(rf"step {STEP + 1}: .*{named}.* not finite any more; block ", said), said
         assert f"step {STEP + 1}: the " in said
         block.reset()
         with pytest.raises(RunError, match=f"block {k} of 4, step {STEP + 1}: .*{where} "):
@@ -130,12 +132,12 @@ def test_in_the_loss(name, value, monkeypatch):
     assert name in ("dni", "cdni") or weights_are_finite(learner), "their blocks learn before the loss is known"
 
 
-def test_in_the_feedback(name, value, record_property):
+def test_in_the_feedback(name, value, record_property, monkeypatch):
     """What comes back to a block from above: a gradient, an error, or the target of a synthesizer. All of it is wrong:
     one wrong number would do no harm where a ReLU is closed."""
     if make(name).route is Route.NONE:
         return  # nothing comes back
-    injected = 0
+    injected, resumed = 0, rounds._resumed
     for k in range(3):
         learner = learner_of(name)
         finish = learner.stage._finish
@@ -144,10 +146,17 @@ def test_in_the_feedback(name, value, record_property):
             hit = running.block.spec.index == k and running.moment.step == STEP and message is not None
             return finish(running, tuple(t if t is None else t * value for t in message) if hit else message)
 
+        def broken_round(strategy, half, heard, *rest, k=k):
+            hit = half.block.spec.index == k and half.moment.step == STEP and heard.above is not None
+            above = tuple(t if t is None else t * value for t in heard.above) if hit else heard.above
+            return resumed(strategy, half, heard._replace(above=above), *rest)
+
         learner.stage._finish = broken
+        monkeypatch.setattr(rounds, "_resumed", broken_round)
         said = stops(learner, within=2)
         assert re.search(rf"step ({STEP}|{STEP + 1}): the ", said)
-        assert re.search(rf"block {k}\b", said)
+        spreads = learner.strategy.route is Route.ROUNDS  # to both sides, before anybody looks
+        assert spreads or re.search(rf"block {k}\b", said)
         injected += 1
     record_property("injected", injected)
 

@@ -142,7 +142,7 @@ def test_a_table_goes_on_below_behind_its_first_columns():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["strategy.beta=3"], "objective.beta belongs to objective="),
+        (["strategy.temperature=3"], "objective.temperature belongs to objective="),
         (["strategy=pgi", "strategy.beta=3"], "strategy=pgi has the options weight, taps, width, couplings"),
         (["strategy=pgi", "strategy.wieght=3"], "did you mean 'strategy.weight'?"),
         (["strategy.reach=3"], "strategy.reach belongs to strategy=loco: choose that, too"),

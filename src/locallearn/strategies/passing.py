@@ -35,7 +35,9 @@ def passing(layers: nn.Module) -> nn.Module:
     for module in copied.modules():
         for name, child in module._modules.items():
             if child is not None and _is_rectifier(child):
-                setattr(module, name, PassingReLU())
+                own = PassingReLU()
+                vars(own).update({key: value for key, value in vars(child).items() if key.startswith("_forward_")})
+                setattr(module, name, own)
     return copied
 
 

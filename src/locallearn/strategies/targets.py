@@ -80,9 +80,11 @@ class FixedWeightDTP(Strategy):
     def _of_head(self, block: Block, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """The target of what the last block emits, and the loss from which its head learns."""
         assert block.head is not None
-        true = task_loss(block, h, y)
+        logits = block.head(h)
+        true = block.spec.task.loss(logits, y)
+        block.report(true, logits, y)
         with torch.no_grad():
-            z = wide(block.head(h))
+            z = wide(logits.detach())
             error = block.spec.task.error(z, y) * block.spec.task.count(y)
             inverse = block.auxiliary["head_inverse"]
             target = h + (inverse(z - self.step_size * error) - inverse(z)).to(h.dtype)
