@@ -131,6 +131,10 @@ OWN_SIZE = {"dfa", "sdfa", "drtp", "fa", "frsf", "brsf", "usf", "infomax", "forw
 """Their gradients pass through other weights than the head's, do not shrink with these, or are none."""
 
 
+SCALES = {"forward_forward": 2.0**6, "fw_dtp": 2.0**22}
+"""Where a scale comes to whose gradients are large, or (with inverses of 0.001) far too small for the first one."""
+
+
 def shrink(module: nn.Module, factor: float) -> None:
     for p in module.parameters():
         p.data.mul_(factor)
@@ -149,9 +153,10 @@ def test_small_gradients_survive_under_every_strategy(name):
     for learner in (wide, narrow):
         shrink(learner.model.head, 1e-5)
         for block in learner.blocks:
-            shrink(block.auxiliary, 3e-3 if learner.strategy.plain else 5e-6)  # of two layers, or of one
-            if name == "forward_forward" and block.scaler:
-                block.scaler.state[0] = 2.0**6  # large gradients, which the first scale makes overflow
+            factor = {"counter_current": 0.05}.get(name, 3e-3 if learner.strategy.plain else 5e-6)
+            shrink(block.auxiliary, factor)  # of two layers, of one, or of one for each block
+            if block.scaler and name in SCALES:
+                block.scaler.state[0] = SCALES[name]
     true, found = (strategy_gradients(learner, x.float(), y) for learner in (wide, narrow))
     small = 0
     for a, b, wide_block, block in zip(true, found, wide.blocks, narrow.blocks, strict=True):

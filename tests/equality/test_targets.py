@@ -94,8 +94,8 @@ class Transposed(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return h @ self.weight
+    def forward(self, h: torch.Tensor, away: torch.Tensor) -> torch.Tensor:
+        return away @ self.weight
 
 
 def test_with_transposed_weights_in_a_linear_net_it_is_backprop_times_two_alpha():

@@ -28,9 +28,11 @@ class RandomInverse(nn.Module):
         self.register_buffer("matrix", (2 * torch.rand(math.prod(emits), math.prod(reads)) - 1) * bound)
         self.reads = reads
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, away: Tensor) -> Tensor:
+        """g(h + away) - g(h), to all digits where both are nearly equal."""
         with unscaled(h):
-            return torch.tanh(h.flatten(1).to(self.matrix.dtype) @ self.matrix).unflatten(1, self.reads)
+            below, step = (t.flatten(1).to(self.matrix.dtype) @ self.matrix for t in (h, away))
+            return (torch.tanh(step) * (1 - torch.tanh(below + step) * torch.tanh(below))).unflatten(1, self.reads)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class FixedWeightDTP(Strategy):
         tau_{k-1} = g_k(tau_k) + h_{k-1} - g_k(h_k),    g_k(h) = tanh(V_k h), V_k fixed and random.
 
     Block k minimises |h_k - tau_k|^2, a mean over the batch of sums over features, and the head |z - tau|^2. What a
-    block reads is detached; targets go down from block to block.
+    block reads is detached; tau_{k-1} - h_{k-1} goes down from block to block.
 
     step_size  alpha: how far the logits are moved
     bound      V is uniform in +-bound
@@ -66,19 +68,15 @@ class FixedWeightDTP(Strategy):
         h, count = out.h.detach(), block.spec.task.count(packet.y).clamp(min=1)
         loss: Tensor | None = None
         if block.spec.last:
-            target, loss = self._of_head(block, h, packet.y)
+            away, loss = self._of_head(block, h, packet.y)
         else:
-            (target,) = message
-        away = 2 * (h - target) / count
-        backward(loss, out, (away.to(h.dtype),))
+            (away,) = message
+        backward(loss, out, ((-2 / count * away).to(h.dtype),))
         block.update()
-        if block.spec.index == 0:
-            return None
-        inverse = block.auxiliary["inverse"]
-        return (packet.h + (inverse(target) - inverse(h)).to(packet.h.dtype),)
+        return (block.auxiliary["inverse"](h, away) if block.spec.index else None,)
 
     def _of_head(self, block: Block, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The target of what the last block emits, and the loss from which its head learns."""
+        """How far from what the last block emits its target is, and the loss from which its head learns."""
         assert block.head is not None
         logits = block.head(h)
         true = block.spec.task.loss(logits, y)
@@ -86,10 +84,9 @@ class FixedWeightDTP(Strategy):
         with torch.no_grad():
             z = wide(logits.detach())
             error = block.spec.task.error(z, y) * block.spec.task.count(y)
-            inverse = block.auxiliary["head_inverse"]
-            target = h + (inverse(z - self.step_size * error) - inverse(z)).to(h.dtype)
+            away = block.auxiliary["head_inverse"](z, -self.step_size * error)
         # |z - tau|^2 with tau = z - alpha e has the gradient 2 alpha e
-        return target, 2 * self.step_size * true if true.requires_grad else None
+        return away, 2 * self.step_size * true if true.requires_grad else None
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ class CounterCurrent(Strategy):
             block.report(loss)
         backward(loss)
         block.update()
-        return (c.detach(),)
+        return (c.detach() if spec.index else None,)
 
     def local_loss(self, h: Tensor, c: Tensor, y: Tensor, spec: BlockSpec) -> Tensor:
         """Of what a block emits, h [B, ...], and the vectors of the classes, c [N, D]."""
