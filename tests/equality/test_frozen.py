@@ -13,7 +13,7 @@ import locallearn
 from helpers.commands import SMALL, one_sentence, run
 from helpers.nets import assert_same, tiny_batches, tiny_learner, tiny_model, trained
 from helpers.strategies import FILES, make
-from locallearn.engine.answer import answering
+from locallearn.engine.answer import answering_model
 from locallearn.engine.gradients import true_gradients
 from locallearn.errors import UserError
 from locallearn.plan.measure import rehearse
@@ -54,7 +54,7 @@ def test_frozen_blocks_keep_every_bit_and_the_others_learn(name, learning):
     assert all(torch.equal(t, before[key]) != learns for key, t in learner.model.head.state_dict().items())
     assert all(p.grad is None for _, p in learner.parameters())
     x = BATCHES[0][0]
-    assert torch.equal(learner.predict(x)[-1], answering(learner)(x))
+    assert torch.equal(learner.predict(x)[-1], answering_model(learner)(x))
 
 
 def frozen(*modules: nn.Module) -> None:

@@ -22,7 +22,7 @@ from locallearn.config.compose import header
 from locallearn.config.targets import instantiate
 from locallearn.contract import Route, Send, Strategy
 from locallearn.engine import SGD, Setup, assemble
-from locallearn.engine.answer import answering, exported
+from locallearn.engine.answer import answering_model, exported
 from locallearn.engine.assemble import check_ownership
 from locallearn.engine.block import TrainedBlock
 from locallearn.errors import RunError, UserError
@@ -118,7 +118,7 @@ def test_nothing_auxiliary_ships(name):
     for block in learner.blocks:
         for module in set(block.auxiliary) - learner.strategy.ships:
             del block.auxiliary[module]
-    model = answering(learner)
+    model = answering_model(learner)
     assert torch.equal(model(x), logits)
     assert model.state_dict().keys() == exported(learner).keys()
 

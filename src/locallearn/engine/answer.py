@@ -73,7 +73,7 @@ def answering_blocks(
     return blocks
 
 
-def answering(learner: Learner) -> BlockModel:
+def answering_model(learner: Learner) -> BlockModel:
     """What answers once training is over, in eval mode: the plain model, or one that answers as the strategy does."""
     plain = learner.strategy.plain
     return (learner.model if plain else AnsweringModel(learner.model, learner.strategy, learner.blocks)).eval()

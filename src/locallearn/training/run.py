@@ -16,7 +16,7 @@ from locallearn.accelerator import is_cpu
 from locallearn.config.experiment import Experiment
 from locallearn.config.objects import marks
 from locallearn.engine import Learner, Place
-from locallearn.engine.answer import answering, exported
+from locallearn.engine.answer import answering_model, exported
 from locallearn.figures.text import columns
 from locallearn.models.summary import render
 from locallearn.runs import checkpoint, files
@@ -201,7 +201,7 @@ def train(
                 output.console.line(f"stopped early: {why}")
             output.console.final_table(record, len(learner.cut))
             output.console.finish(folder.path)
-    return Result(record, answering(learner), folder.path, folder.history() if world.rank == 0 else [])
+    return Result(record, answering_model(learner), folder.path, folder.history() if world.rank == 0 else [])
 
 
 def parameter_counts(learner: Learner) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ class Manifest:
     normalisation: Normalisation | None = None
     data: Fingerprint | None = None
     task: str = CLASSIFICATION
-    form: str = SAMPLE
+    form: Literal["sample", "position"] = "sample"
     score: str = ACCURACY
     metrics: dict[str, str] | None = None
     vocabulary: int | None = None
