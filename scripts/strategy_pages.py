@@ -27,7 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "strategies"
 BY_HAND = ("Equation", "The last block", "Differences from the paper")
 MADE = f"<!-- Made by `python scripts/strategy_pages.py`. Written by hand: {', '.join(BY_HAND)}. -->"
-MODELS = {"infomax": "model=basic_cnn model.hidden=0"}  # it needs maps of at least two rows in every block
+MODELS = {
+    "infomax": "model=basic_cnn model.hidden=0",  # it needs maps of at least two rows in every block
+    "fw_dtp": "model=lenet",  # a matrix between large maps would be too large
+    "counter_current": "model=lenet",
+}
 ROUTES = {
     "none": "no feedback: a block learns as soon as it has computed, and waits for nobody",
     "neighbor": "feedback from the block above, which has it ready without waiting for anyone",

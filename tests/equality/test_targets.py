@@ -11,6 +11,7 @@ from torch import nn
 
 from helpers.nets import tiny_learner
 from locallearn.engine import SGD
+from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.targets import CounterCurrent, FixedWeightDTP
@@ -155,3 +156,12 @@ def test_samples_without_a_label_teach_nothing(strategy):
     theirs.step(x, y)
     for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         assert torch.allclose(mine, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", [FixedWeightDTP(), CounterCurrent()], ids=["fw_dtp", "counter_current"])
+def test_a_matrix_that_no_machine_holds_is_one_sentence(strategy):
+    maps = [nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)]
+    head = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32 * 32, C))
+    model = BlockModel(maps, head, image=(3, 32, 32), classes=C, name="maps").double()
+    with pytest.raises(UserError, match="has 1,073,741,824 numbers, and at most 268,435,456 are allowed"):
+        tiny_learner(strategy, model, "max")

@@ -12,9 +12,23 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, task_loss
+from locallearn.errors import UserError
 from locallearn.objectives.base import wide
 from locallearn.scaling import unscaled
 from locallearn.task import CLASSIFICATION
+
+MOST_WEIGHTS = 2**28
+"""Of one matrix between two blocks: 1 GB in float32."""
+
+
+def matrix_fits(spec: BlockSpec, rows: Size, columns: Size) -> None:
+    """Raise UserError for a dense matrix between maps that no machine would hold."""
+    if (count := math.prod(rows) * math.prod(columns)) > MOST_WEIGHTS:
+        raise UserError(
+            f"block {spec.index}: a matrix from {list(rows)} to {list(columns)} has {count:,} numbers, and at most "
+            f"{MOST_WEIGHTS:,} are allowed: cut the model where maps are small, as in an mlp or lenet, or choose "
+            "another strategy"
+        )
 
 
 class RandomInverse(nn.Module):
@@ -57,6 +71,8 @@ class FixedWeightDTP(Strategy):
     needs: ClassVar[str] = "moves one answer for each sample"
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        if spec.index:
+            matrix_fits(spec, spec.emits, spec.reads)
         modules = {"inverse": RandomInverse(spec.emits, spec.reads, self.bound)} if spec.index else {}
         if spec.last:
             modules["head_inverse"] = RandomInverse((spec.classes,), spec.emits, self.bound)
@@ -107,7 +123,9 @@ class CounterCurrent(Strategy):
     needs: ClassVar[str] = "has a vector for each class"
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        above = spec.classes if spec.last else math.prod(spec.sizes[spec.index + 1])
+        size = (spec.classes,) if spec.last else spec.sizes[spec.index + 1]
+        matrix_fits(spec, size, spec.emits)
+        above = math.prod(size)
         return {"feedback": nn.Sequential(nn.Linear(above, math.prod(spec.emits), bias=False), nn.ELU())}
 
     def step(self, block: Block, packet: Packet) -> Step:
