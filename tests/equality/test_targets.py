@@ -159,9 +159,9 @@ def test_samples_without_a_label_teach_nothing(strategy):
 
 
 @pytest.mark.parametrize("strategy", [FixedWeightDTP(), CounterCurrent()], ids=["fw_dtp", "counter_current"])
-def test_a_matrix_that_no_machine_holds_is_one_sentence(strategy):
+def test_matrices_that_would_fill_the_memory_are_one_sentence(strategy):
     maps = [nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)]
     head = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32 * 32, C))
     model = BlockModel(maps, head, image=(3, 32, 32), classes=C, name="maps").double()
-    with pytest.raises(UserError, match="has 1,073,741,824 numbers, and at most 268,435,456 are allowed"):
+    with pytest.raises(UserError, match="have 2,147,483,648 numbers together, and at most 134,217,728 are allowed"):
         tiny_learner(strategy, model, "max")

@@ -110,7 +110,8 @@ def _activations(schedule: str, blocks: Sequence[BlockCost], alive: Sequence[int
 
 
 class ScheduleRow(NamedTuple):
-    """One line of the table. `own`: what `runtime=pipeline` does with the strategy that was asked for."""
+    """One line of the table. `own`: what `runtime=pipeline` does with the strategy that was asked for; `exchanges`: the
+    rounds of route rounds."""
 
     label: str
     strategy: str
@@ -121,6 +122,7 @@ class ScheduleRow(NamedTuple):
     speed_up: float
     over_backprop: float
     own: bool
+    exchanges: int = 1
 
 
 def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_bytes: int) -> list[ScheduleRow]:
@@ -146,9 +148,9 @@ def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_byt
     for label, schedule, micro, measured in cases:
         costs = _with_feedback(measured.whole if micro == 1 else measured.parts, schedule, error_bytes)
         serial, reference = (options.depth * sum(c.times.total for c in each.whole) for each in (measured, backprop))
+        exchanges = measured.exchanges(len(costs) * options.depth)
         if schedule:
             division = divide(costs, options.stages, options.depth)
-            exchanges = measured.exchanges(sum(map(len, division)))
             link = options.bandwidth * GB, options.latency * 1e-6
             prediction = predict(schedule, division, micro, *link, exchanges)
         else:
@@ -157,8 +159,8 @@ def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_byt
             prediction = Prediction(serial, 0.0, memory(kind, division))
         speed_up, over_backprop = serial / prediction.step_seconds, reference / prediction.step_seconds
         is_own = measured is strategy and schedule == own.value and (own is not Route.CHAIN or micro == m)
-        row = ScheduleRow(label, measured.name, schedule, micro, division, prediction, speed_up, over_backprop, is_own)
-        table.append(row)
+        facts = label, measured.name, schedule, micro, division, prediction, speed_up, over_backprop, is_own
+        table.append(ScheduleRow(*facts, exchanges))
     return table
 
 

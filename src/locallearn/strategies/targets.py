@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, ClassVar
 
 import torch
@@ -17,17 +18,20 @@ from locallearn.objectives.base import wide
 from locallearn.scaling import unscaled
 from locallearn.task import CLASSIFICATION
 
-MOST_WEIGHTS = 2**28
-"""Of one matrix between two blocks: 1 GB in float32."""
+MOST_WEIGHTS = 2**27
+"""Of the matrices between all blocks together: half a GB in float32, four times that with gradients and Adam."""
 
 
-def matrix_fits(spec: BlockSpec, rows: Size, columns: Size) -> None:
-    """Raise UserError for a dense matrix between maps that no machine would hold."""
-    if (count := math.prod(rows) * math.prod(columns)) > MOST_WEIGHTS:
+def matrices_fit(spec: BlockSpec) -> None:
+    """Raise UserError where dense matrices between what neighbouring blocks emit would fill the memory."""
+    counts = [(math.prod(below) * math.prod(above), below, above) for below, above in pairwise(spec.sizes)]
+    count = sum(each for each, _, _ in counts)
+    if count > MOST_WEIGHTS:
+        _, below, above = max(counts)
         raise UserError(
-            f"block {spec.index}: a matrix from {list(rows)} to {list(columns)} has {count:,} numbers, and at most "
-            f"{MOST_WEIGHTS:,} are allowed: cut the model where maps are small, as in an mlp or lenet, or choose "
-            "another strategy"
+            f"block {spec.index}: matrices between what blocks emit, of which the largest leads from {list(above)} to "
+            f"{list(below)}, have {count:,} numbers together, and at most {MOST_WEIGHTS:,} are allowed: cut the model "
+            "where maps are small, as in an mlp or lenet, or choose another strategy"
         )
 
 
@@ -71,8 +75,7 @@ class FixedWeightDTP(Strategy):
     needs: ClassVar[str] = "moves one answer for each sample"
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        if spec.index:
-            matrix_fits(spec, spec.emits, spec.reads)
+        matrices_fit(spec)
         modules = {"inverse": RandomInverse(spec.emits, spec.reads, self.bound)} if spec.index else {}
         if spec.last:
             modules["head_inverse"] = RandomInverse((spec.classes,), spec.emits, self.bound)
@@ -123,9 +126,8 @@ class CounterCurrent(Strategy):
     needs: ClassVar[str] = "has a vector for each class"
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        size = (spec.classes,) if spec.last else spec.sizes[spec.index + 1]
-        matrix_fits(spec, size, spec.emits)
-        above = math.prod(size)
+        matrices_fit(spec)
+        above = spec.classes if spec.last else math.prod(spec.sizes[spec.index + 1])
         return {"feedback": nn.Sequential(nn.Linear(above, math.prod(spec.emits), bias=False), nn.ELU())}
 
     def step(self, block: Block, packet: Packet) -> Step:
