@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
 from gpu_checks import CHECKS, Check, Facts, facts_of, on  # noqa: E402
 
+from locallearn import accelerator  # noqa: E402
 from locallearn.errors import described, in_one_line  # noqa: E402
 from locallearn.runs.files import replace  # noqa: E402
 from locallearn.studies.page import write_between  # noqa: E402
@@ -47,12 +48,17 @@ def main() -> int:
     options = parser.parse_args()
     if options.child:
         return child(options.child, options.device, options.out)
-    results = run(options.out, options.device, options.budget, set(filter(None, options.only.split(","))))
+    only, known = set(filter(None, options.only.split(","))), {check.letter for check in CHECKS if check.function}
+    if unknown := sorted(only - known):
+        parser.error(f"--only {','.join(unknown)}: choose of {','.join(sorted(known))}")
+    if options.device == "cuda" and not accelerator.count():
+        parser.error("there is no GPU here: choose --device cpu or shadow")
+    if options.device != "cuda" and options.page is not None:
+        parser.error("--page shows what a GPU gave: leave it out, or choose --device cuda")
+    results = run(options.out, options.device, options.budget, only)
     if options.page is not None:
-        shown = results if options.device == "cuda" else {}
-        write_between(options.page, COMMAND, table(shown))
-        if shown:
-            replace(options.page.with_suffix(".json"), [json.dumps(shown, indent=1).encode()])
+        write_between(options.page, COMMAND, table(results))
+        replace(options.page.with_suffix(".json"), [json.dumps(results, indent=1).encode()])
     print("\n".join(line_of(check, results["checks"].get(check.letter)) for check in CHECKS))
     return int(any(result["state"] == FAILED for result in results["checks"].values()))
 
@@ -70,7 +76,10 @@ def run(out: Path, device: str, budget: float, only: set[str]) -> dict[str, Any]
         done = results["checks"].get(check.letter, {}).get("state") == PASSED
         if done or (only and check.letter not in only) or check.function is None:
             continue
-        results["checks"][check.letter] = checked(check, device, end - time.monotonic(), results["checks"])
+        result, old = checked(check, device, end - time.monotonic(), results["checks"]), results["checks"]
+        if result["state"] == LEFT_OUT and old.get(check.letter, {}).get("state") == FAILED:
+            continue  # it stays what it was
+        results["checks"][check.letter] = result
         replace(file, [json.dumps(results, indent=1).encode()])
         print(line_of(check, results["checks"][check.letter]), flush=True)
     return results

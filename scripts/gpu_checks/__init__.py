@@ -46,7 +46,7 @@ class Facts(NamedTuple):
     commit: str
 
     def sentence(self) -> str:
-        return f"{self.name}, torch {self.torch}, commit {self.commit[:10]}"
+        return f"{self.name}, torch {self.torch}, commit {self.commit[:10]}{self.commit[40:]}"
 
 
 def facts_of(device: str) -> Facts:

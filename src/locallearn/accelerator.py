@@ -21,6 +21,11 @@ AHEAD = 64
 """Draws of so many steps go to an accelerator together."""
 
 
+def module(device: torch.device) -> ModuleType | None:
+    """What PyTorch has for this kind of device, such as `torch.cuda`; nothing for what needs nothing."""
+    return None if device.type in ("cpu", "meta") else torch.get_device_module(device)
+
+
 def is_cpu(device: torch.device) -> bool:
     """Whether what is asked of the device is done when the call returns."""
     return device.type == "cpu"
@@ -28,8 +33,8 @@ def is_cpu(device: torch.device) -> bool:
 
 def count() -> int:
     """The accelerators of this machine that PyTorch can use; asking starts none."""
-    module = torch.get_device_module(KIND)
-    return module.device_count() if module.is_available() else 0
+    own = torch.get_device_module(KIND)
+    return own.device_count() if own.is_available() else 0
 
 
 def names() -> list[str]:
@@ -39,45 +44,45 @@ def names() -> list[str]:
 
 def name(device: torch.device) -> str | None:
     """What it is called; None for a CPU."""
-    return module.get_device_name(device) if (module := _module(device)) else None
+    return own.get_device_name(device) if (own := module(device)) else None
 
 
 def rounded(device: torch.device) -> list[str] | None:
     """What is computed from float32 rounded to 10 bits (TF32) there, as PyTorch's flags say; None for a CPU."""
     precisions = attrgetter("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision")(torch.backends)
     flags = zip(("products", "convolutions"), precisions, strict=True)
-    return None if _module(device) is None else [name for name, precision in flags if precision == "tf32"]
+    return None if module(device) is None else [name for name, precision in flags if precision == "tf32"]
 
 
 def memory_bytes(device: torch.device) -> int | None:
     """The memory that it has; None for a CPU."""
-    return module.get_device_properties(device).total_memory if (module := _module(device)) else None
+    return own.get_device_properties(device).total_memory if (own := module(device)) else None
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
     """The most memory that tensors have taken there since `reset_peak_memory`; None for a CPU."""
-    return module.max_memory_allocated(device) if (module := _module(device)) else None
+    return own.max_memory_allocated(device) if (own := module(device)) else None
 
 
 def reset_peak_memory() -> None:
     """Give back memory that nothing needs, and count the peak from here. Starts no accelerator."""
-    module = torch.get_device_module(KIND)
-    if module.is_initialized():
-        module.empty_cache()
-        for index in range(module.device_count()):
-            module.reset_peak_memory_stats(index)
+    own = torch.get_device_module(KIND)
+    if own.is_initialized():
+        own.empty_cache()
+        for index in range(own.device_count()):
+            own.reset_peak_memory_stats(index)
 
 
 def use(device: torch.device) -> None:
     """Make it the current one of this process: whatever is asked of an accelerator without an index goes there."""
-    if (module := _module(device)) and device.index is not None:
-        module.set_device(device)
+    if (own := module(device)) and device.index is not None:
+        own.set_device(device)
 
 
 def synchronise(device: torch.device) -> None:
     """Wait until everything that was asked of the device is done."""
-    if module := _module(device):
-        module.synchronize(device)
+    if own := module(device):
+        own.synchronize(device)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -111,14 +116,9 @@ def read(tensors: Sequence[Tensor]) -> list[list[float]]:
 def generators(device: torch.device) -> list[torch.Generator]:
     """PyTorch's global generators that code on `device` draws from: that of the CPU, and that of the device itself.
     `torch.cuda.manual_seed` and its like mean the current device, which may be another one."""
-    module = _module(device)
-    if module is None:
+    own = module(device)
+    if own is None:
         return [torch.default_generator]
-    module.init()  # before it there are none
-    index = module.current_device() if device.index is None else device.index
-    return [torch.default_generator, module.default_generators[index]]
-
-
-def _module(device: torch.device) -> ModuleType | None:
-    """What PyTorch has for this kind of device; nothing for what needs nothing."""
-    return None if device.type in ("cpu", "meta") else torch.get_device_module(device)
+    own.init()  # before it there are none
+    index = own.current_device() if device.index is None else device.index
+    return [torch.default_generator, own.default_generators[index]]

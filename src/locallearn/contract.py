@@ -73,7 +73,7 @@ class BlockSpec(NamedTuple):
 
 
 class Block(Protocol):
-    """A run of units, the auxiliary modules that train it and never ship, and the optimizers that own exactly these."""
+    """A run of units, the auxiliary modules that train it, and the optimizers that own exactly these."""
 
     spec: BlockSpec
     layers: nn.Module  # the units, [B, *reads] -> [B, *emits]
@@ -133,6 +133,7 @@ class Strategy(Options, ABC):
     separate  names of auxiliary modules with an optimizer of their own, which `block.update(name)` applies
     carries   whether `step` hands on more than `h` that blocks further up need: then blocks that the user has frozen
               take their steps, too, where else those at the bottom only compute
+    repeats   whether a block updates its weights several times in a batch, which then cannot be divided
     ships     names of auxiliary modules without which it cannot answer: they are exported with the model
 
     For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way.
@@ -144,6 +145,7 @@ class Strategy(Options, ABC):
     tasks: ClassVar[frozenset[str] | None] = None
     separate: ClassVar[frozenset[str]] = frozenset()
     carries: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
     ships: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:

@@ -28,7 +28,7 @@ DEPTH = 50
 VALUES = 1_000_000
 """So many values may a file hold, those counted that a yaml alias repeats."""
 DIMENSIONS = 16
-TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+TYPES = ("C64", "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 """What a model and its optimizers are made of; not all of PyTorch works with the other types of safetensors."""
 
 

@@ -92,8 +92,9 @@ class Task(Options, ABC):
 
     def error(self, z: Tensor, y: Tensor) -> Tensor:
         """dloss/dz, shaped like z: in closed form where a task has one, else by autograd."""
-        z = z.detach().requires_grad_()
-        return torch.autograd.grad(self.loss(z, y), z)[0]
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            return torch.autograd.grad(self.loss(z, y), z)[0]
 
     def flat(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """Features [N, D] and class numbers [N], below 0 for none, for read-outs of activations h [B, ...]; None where
@@ -153,7 +154,7 @@ class Classification(Task):
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         if not self.smoothing and not self.weights and not y.is_floating_point():
             return cross_entropy(z, y)
-        weights = constant(self.weights, z.dtype, z.device) if self.weights else None
+        weights = constant(tuple(self.weights), z.dtype, z.device) if self.weights else None
         if y.is_floating_point():
             return F.cross_entropy(z, y.to(z.dtype), weights, label_smoothing=self.smoothing)
         y = y.clamp(min=-1)
@@ -180,7 +181,8 @@ class Classification(Task):
         return loss if sums is None else loss | {"accuracy": sums[0] / count}
 
     def error(self, z: Tensor, y: Tensor) -> Tensor:
-        assert not self.weights, "every class has the same weight in the closed form"
+        if self.weights:  # the closed form gives every class the same weight
+            return super().error(z, y)
         target = self.context(y, z.shape[1]).to(z.dtype)
         there = target.sum(dim=1, keepdim=True)  # 0 where a sample has no label
         smooth = (1 - self.smoothing) * target + self.smoothing * there / z.shape[1]

@@ -16,6 +16,7 @@ from locallearn.engine import SGD
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.strategies.forward_forward import ForwardForward, normalised, written
+from locallearn.task import Classification
 
 B, C = 6, 2  # of two classes the wrong one is certain
 RATE = 0.1
@@ -211,3 +212,9 @@ def test_a_strategy_from_python_that_answers_is_given_again(tmp_path):
         locallearn.load(result.run_dir)
     x = torch.randn(5, 1, 32, 32)
     assert torch.equal(locallearn.load(result.run_dir, strategy=strategy)(x), result.model(x))
+
+
+def test_what_no_read_out_reads_is_refused():
+    with pytest.raises(UserError, match=r"data\.smoothing and data\.class_weights must be off"):
+        tiny_learner(ForwardForward(readout="goodness"), net(), "max", task=Classification(smoothing=0.1))
+    tiny_learner(ForwardForward(), net(), "max", task=Classification(smoothing=0.1)).step(*batch())

@@ -119,11 +119,6 @@ def test_both_neighbours_are_heard_one_round_later():
     assert Heard.log == expected
 
 
-class Few(PassedDown):
-    def rounds(self, depth):
-        return 9
-
-
 class Many(PassedDown):
     def rounds(self, depth):
         return 1 if depth == 4 else 3
@@ -378,3 +373,8 @@ def test_samples_without_a_label_teach_nothing(strategy):
     theirs.step(x, y)
     for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         assert torch.allclose(mine, other, atol=1e-12)
+
+
+def test_what_learns_several_times_from_a_batch_is_not_divided():
+    with pytest.raises(UserError, match="updates its weights several times in a batch, which cannot be divided"):
+        tiny_learner(PredictiveCoding(order="each"), net(nn.Tanh), "max", micro_batches=2)

@@ -15,6 +15,7 @@ from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.targets import CounterCurrent, FixedWeightDTP
+from locallearn.task import Classification
 
 RATE, B, C = 0.1, 5, 3
 OPTIM = SGD(lr=RATE, momentum=0.0, schedule="constant")
@@ -165,3 +166,15 @@ def test_matrices_that_would_fill_the_memory_are_one_sentence(strategy):
     model = BlockModel(maps, head, image=(3, 32, 32), classes=C, name="maps").double()
     with pytest.raises(UserError, match="have 2,147,483,648 numbers together, and at most 134,217,728 are allowed"):
         tiny_learner(strategy, model, "max")
+
+
+def test_classes_may_weigh_differently():
+    """The error is then that of autograd, also where no gradients are taken."""
+    task = Classification(weights=(1.0, 3.0, 0.5))
+    z, (_, y) = torch.randn(B, C, dtype=torch.float64), batch()
+    with torch.no_grad():
+        error = task.error(z, y)
+    leaf = z.clone().requires_grad_()
+    task.loss(leaf, y).backward()
+    assert torch.allclose(error, leaf.grad, atol=1e-12)
+    tiny_learner(FixedWeightDTP(), net(), "max", task=task).step(*batch())

@@ -106,7 +106,7 @@ def break_one(learner: Learner, batch, where: str, k: int, monkeypatch, nth: int
 
 
 WHERE = ["forward", "head", "auxiliary", "backward", "update", "optimizer"]
-QUICK = ("backprop", "dgl", "dni", "dfa")  # one of each route
+QUICK = ("backprop", "dgl", "dni", "dfa", "pepita")  # one of each route
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
@@ -131,7 +131,7 @@ def test_the_next_step_is_undisturbed_or_refused(name, where, micro_batches, mon
         learned = sum(block.updates for block in broken.blocks) > updates
         moved = any(not torch.equal(p, before[n]) for n, p in broken.parameters())
         assert learned or not moved
-        if learned and broken.strategy.route in (Route.CHAIN, Route.BROADCAST):
+        if learned and broken.strategy.route in (Route.CHAIN, Route.BROADCAST, Route.ROUNDS):
             with pytest.raises(UserError, match=r"step 2 was broken off when some blocks had learned .* load_state"):
                 broken.learn(*next(stream))
             broken.load_state({n: t.clone() for n, t in whole.state().items()})

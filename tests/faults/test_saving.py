@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import locallearn
 from helpers.runs import STAGE
+from locallearn import stored
 from locallearn.engine.block import TrainedBlock
 from locallearn.errors import RunError
 from locallearn.runs import checkpoint
@@ -47,7 +48,10 @@ def test_a_file_of_a_snapshot_is_one_of_safetensors(tmp_path):
             assert loaded[name].dtype == t.dtype
             assert torch.equal(loaded[name], t), name
         tensors |= {"scalar": torch.tensor(4.0), "more": torch.ones(2)}
-    with pytest.raises(RunError, match=r"^a is torch\.complex128, which no checkpoint holds$"):
+    assert set(TYPES.values()) == set(stored.TYPES), "whatever is written can be read"
+    with pytest.raises(
+        RunError, match=r"^a is torch\.complex128, which no checkpoint holds: choose another precision$"
+    ):
         snapshot.take({"a": torch.ones(1, dtype=torch.complex128)})
 
 

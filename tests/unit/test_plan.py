@@ -22,6 +22,7 @@ from locallearn.plan.measure import BlockCost, BlockTimes, Measured, block_costs
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.schedules import divide, memory, predict, rows
 from locallearn.plan.simulate import SCHEDULES, graphs, simulate
+from locallearn.runtime.link import UNDER_WAY
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dni import DNI
 from locallearn.strategies.greedy import DGL, Greedy
@@ -86,6 +87,7 @@ def test_a_strategy_without_feedback_runs_at_its_slowest_stage_and_loses_only_th
 
 
 def test_no_stage_runs_further_ahead_than_the_queue_lets_it():
+    assert QUEUE == UNDER_WAY, "what a link lets"
     run = pieces("none", [[cost(0.1, 0.1)], [cost(1, 1)]], batches=20)
     for item in range(QUEUE, 20):
         assert run[0, "f", item][0] >= run[1, "f", item - QUEUE][0]

@@ -251,7 +251,7 @@ def test_an_own_loop_hears_what_is_wrong():
             learner.step(given, Y)
     assert_same(dict(learner.state()), before)
     single = locallearn.build("dgl", nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), image=(4,), classes=3, blocks=1)
-    with pytest.raises(UserError, match="was built for one; of several, give build inputs="):
+    with pytest.raises(UserError, match="was built for one; to build it for several, give inputs="):
         single.step((NUMBERS, AGE), Y)
 
 

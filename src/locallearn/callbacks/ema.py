@@ -16,6 +16,7 @@ from locallearn import names
 from locallearn.callbacks.base import Callback, RunView
 from locallearn.callbacks.monitoring import EMA_PREFIX
 from locallearn.engine import Learner
+from locallearn.engine.answer import answers, exported
 
 
 @dataclass
@@ -60,7 +61,7 @@ class EMA(Callback):
 
     def end(self, run: RunView) -> None:
         with self.averaged(run.learner):
-            run.save("model-ema", run.learner.model_state())
+            run.save("model-ema", exported(run.learner))
 
     @contextmanager
     def averaged(self, learner: Learner) -> Iterator[None]:
@@ -85,5 +86,7 @@ class EMA(Callback):
 
 
 def weights(learner: Learner) -> dict[str, nn.Parameter]:
-    """The parameters of the plain model that this process has, by name."""
-    return {name.removeprefix("model."): p for name, p in learner.parameters() if name.startswith("model.")}
+    """The parameters of the model, and of what ships with it, that this process has, by name."""
+    ships = learner.strategy.ships
+    kept = {n: p for n, p in learner.parameters() if n.startswith("model.") or answers(n, ships)}
+    return {name.removeprefix("model."): p for name, p in kept.items()}

@@ -47,9 +47,9 @@ def _columns(labels: Tensor) -> Tensor:
     return labels[:, None] if labels.dim() == 1 else labels
 
 
-def count_tokens(data: Data) -> None:
-    """Say what the tensors of a sample are, and how many tokens there are where some are token numbers; those of the
-    next tokens count. Every sample is looked at once. Raises UserError where they can only be gone through."""
+def describe_inputs(data: Data) -> None:
+    """Set `data.inputs`, and count the tokens where inputs are token numbers; under the task `tokens` the classes are
+    the vocabulary. Else every sample is read once. Raises UserError where they can only be gone through."""
     data.inputs = getattr(data.train.store, "inputs", None)
     if data.inputs is None and data.train.store.dtype != torch.int64:
         return

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from locallearn.accelerator import sent
 from locallearn.data.store import Size
 from locallearn.data.values import as_targets, inputs_of, one_tensor, pair
 from locallearn.errors import RunError, UserError, described
@@ -123,7 +124,7 @@ class Items:
         for batch in DataLoader(_Batches(self), sampler=wanted, generator=generator, **options):
             if isinstance(batch, str):
                 raise UserError(batch)
-            yield batch.to(self.device, non_blocking=True)
+            yield sent(batch, torch.device(self.device))
 
 
 class Passes:
@@ -181,7 +182,7 @@ class Passes:
             if len(x) != batch_size or tuple(x.shape[1:]) != self.image or x.dtype != self.dtype:
                 first = _kind_of(self.dtype, (batch_size, *self.image))
                 raise RunError(f"batch {step} of {self.name} is {_kind(x)}, and the first one was {first}")
-            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            yield sent(x, self.device), sent(y, self.device)
 
     def _loader(self, batch_size: int) -> Any:
         if isinstance(self.source, DataLoader):

@@ -20,7 +20,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from locallearn.data.asked import asked, count_tokens, fifth, targets
+from locallearn.data.asked import asked, describe_inputs, fifth, targets
 from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
 from locallearn.data.items import Items, Passes, drawing, reading
@@ -99,7 +99,7 @@ class ObjectSource(DataSource):
     def load(self, seed: int, device: torch.device, normalisation: Normalisation | None = None) -> Data:
         if not self._passes:
             data = super().load(seed, device, normalisation)
-            count_tokens(data)
+            describe_inputs(data)
             return data
         if "test" not in self.parts:
             raise UserError(
@@ -129,7 +129,7 @@ class ObjectSource(DataSource):
             half = torch.full((store.image[0],), 0.5, dtype=torch.float64)
             normaliser = Normaliser(half, half, device)
         data = PassedData(self.name, self._classes(rest.values()), splits, seed, Augment(), normaliser, task=task)
-        count_tokens(data)
+        describe_inputs(data)
         return data
 
     def _check(self, name: str, part: RawSplit, train: Store) -> None:

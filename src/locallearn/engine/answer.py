@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from locallearn import seeds
 from locallearn.contract import Block, BlockSpec, Packet, Strategy
+from locallearn.engine.assemble import modules_of_block
 from locallearn.engine.learner import Learner
-from locallearn.engine.promises import modules_of
 from locallearn.models import BlockModel
 
 
@@ -58,18 +57,18 @@ class AnsweringModel(BlockModel):
 
 
 def answering_blocks(
-    model: BlockModel, strategy: Strategy, cut: Sequence[range], specs: Sequence[BlockSpec]
+    model: BlockModel,
+    strategy: Strategy,
+    cut: Sequence[range],
+    specs: Sequence[BlockSpec],
+    trained: frozenset[int] | None,
 ) -> list[AnsweringBlock]:
     """The blocks of a model as a strategy answers with them; modules that do not ship are left out."""
     blocks = []
     for spec, units in zip(specs, cut, strict=True):
-        with seeds.stream(spec.seed, "auxiliary", spec.index):
-            auxiliary = modules_of(strategy, spec)
-            layers = strategy.adapt(model.block(units), spec)
-            head = strategy.adapt(model.head, spec) if spec.last else None
-        for name in [name for name in auxiliary if name not in strategy.ships]:
-            del auxiliary[name]
-        blocks.append(AnsweringBlock(spec, layers, head, auxiliary))
+        layers, head, auxiliary = modules_of_block(model, strategy, units, spec, trained)
+        shipped = nn.ModuleDict({name: m for name, m in auxiliary.items() if name in strategy.ships})
+        blocks.append(AnsweringBlock(spec, layers, head, shipped))
     return blocks
 
 
@@ -79,9 +78,15 @@ def answering_model(learner: Learner) -> BlockModel:
     return (learner.model if plain else AnsweringModel(learner.model, learner.strategy, learner.blocks)).eval()
 
 
+def answers(name: str, ships: Collection[str]) -> bool:
+    """Whether a tensor of a learner's state is of a module that ships with the model."""
+    kind, _, rest = name.partition(".")
+    return kind == "auxiliary" and rest.split(".")[1] in ships
+
+
 def exported(learner: Learner) -> dict[str, Tensor]:
-    """The tensors of `answering`: the weights of the plain model, and as `auxiliary.K.NAME...` those of modules that
-    ship with it; a stage has the part of its own blocks."""
+    """The tensors of `answering_model`: the weights of the plain model, and as `auxiliary.K.NAME...` those of modules
+    that ship with it; a stage has the part of its own blocks."""
     shipped: dict[str, Tensor] = {}
     for block in learner.blocks:
         for name in learner.strategy.ships & set(block.auxiliary):

@@ -16,7 +16,7 @@ from locallearn.contract import BlockSpec, Strategy
 from locallearn.engine.block import BlockModules, TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
-from locallearn.engine.promises import check_class, check_separate, check_task, modules_of, only_computes
+from locallearn.engine.promises import check_class, check_parts, check_separate, check_task, modules_of, only_computes
 from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
@@ -51,6 +51,7 @@ def assemble(
     """
     check_class(strategy)
     check_task(strategy, setup.task)
+    check_parts(strategy, setup.micro_batches, place.replicas.size if place.replicas else 1)
     if setup.total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     _check_types(model, setup.precision)
@@ -109,6 +110,19 @@ class _Move(NamedTuple):
 def _modules(
     model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, move: _Move, trained: frozenset[int] | None
 ) -> BlockModules:
+    """`modules_of_block`, where they belong; those of a frozen block do not learn."""
+    modules = modules_of_block(model, strategy, units, spec, trained)
+    for module in modules:
+        if module is not None:
+            move.module(module)
+            if trained is not None and spec.index not in trained and module is not modules.auxiliary:
+                module.requires_grad_(False)
+    return modules
+
+
+def modules_of_block(
+    model: BlockModel, strategy: Strategy, units: range, spec: BlockSpec, trained: frozenset[int] | None
+) -> BlockModules:
     """The units of a block and, at the last one, the head, as the strategy adapts them; and its auxiliary modules."""
     idle = only_computes(strategy, spec.index, spec.depth, trained)
     with seeds.stream(spec.seed, "auxiliary", spec.index):
@@ -116,11 +130,6 @@ def _modules(
     with seeds.stream(spec.seed, "adapt", spec.index):
         layers = strategy.adapt(model.block(units), spec)
         head = strategy.adapt(model.head, spec) if spec.last else None
-    for module in (layers, head, auxiliary):
-        if module is not None:
-            move.module(module)
-            if trained is not None and spec.index not in trained and module is not auxiliary:
-                module.requires_grad_(False)
     return BlockModules(layers, head, auxiliary)
 
 

@@ -87,7 +87,7 @@ def check_inputs(model: BlockModel, inputs: Any) -> None:
     if not isinstance(inputs, Tensor):
         hint = "make it one with torch.as_tensor"
         if several(inputs):
-            hint = f"{model.name} was built for one; of several, give build inputs=, such as the tensors of a batch"
+            hint = f"{model.name} was built for one; to build it for several, give inputs=, such as those of a batch"
         raise UserError(f"the images are a {type(inputs).__name__}, not a tensor: {hint}")
     shape = inputs.shape
     if shape[1:] != model.image or len(shape) != 1 + len(model.image):

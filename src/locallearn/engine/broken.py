@@ -19,8 +19,8 @@ def abandon(stage: Stage, step: int) -> None:
 
     If no block had learned from the batch, the next step is the one that would have come without it. Where blocks learn
     without the whole net (routes none and neighbor), those that had learned keep their update, and training may go on.
-    Under chain and broadcast, weights of which a part has learned are those of no step: then, and where feedback of
-    earlier steps is lost, further steps are refused (`stage.broken`) until a state is loaded.
+    Under chain, broadcast and rounds, weights of which a part has learned are those of no step: then, and where
+    feedback of earlier steps is lost, further steps are refused (`stage.broken`) until a state is loaded.
     """
     waiting = [[pending for pending in queue if pending.moment.step != step] for queue in stage._waiting]
     late, counts, updates = stage._before
@@ -29,7 +29,7 @@ def abandon(stage: Stage, step: int) -> None:
     clear(stage)
     if stage.link is not None:
         stage.broken = f"step {step} was broken off, and the other stages of the pipeline wait for it: end the run"
-    elif not whole and stage.strategy.route in (Route.CHAIN, Route.BROADCAST):
+    elif not whole and stage.strategy.route in (Route.CHAIN, Route.BROADCAST, Route.ROUNDS):
         stage.broken = (
             f"step {step} was broken off when some blocks had learned from it and others had not: load_state() an "
             "earlier state(), or build the learner anew, which goes on from these weights"

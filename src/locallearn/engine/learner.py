@@ -209,6 +209,7 @@ class Learner:
 
     def features(self, inputs: Any) -> Iterator[Tensor]:
         """What each block emits [B, ...]; see `packets`. Raises UserError where a sample is looked at several times."""
+        inputs = self.gate.packed(inputs)
         for packet in self.packets(inputs):
             check_rows(self.strategy, packet.h, inputs)
             yield packet.h

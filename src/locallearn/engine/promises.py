@@ -123,6 +123,15 @@ def check_trained(strategy: Strategy, blocks: Sequence[TrainedBlock]) -> None:
         )
 
 
+def check_parts(strategy: Strategy, micro_batches: int, replicas: int) -> None:
+    """Raise UserError where a batch is divided that a block learns from several times."""
+    if strategy.repeats and micro_batches * replicas > 1:
+        raise UserError(
+            f"{type(strategy).__name__} updates its weights several times in a batch, which cannot be divided: choose "
+            "micro_batches=1 and runtime.replicas=1"
+        )
+
+
 def check_rows(strategy: Strategy, h: Tensor, inputs: Any) -> None:
     """Raise UserError where an evaluation has several rows h [N, ...] for a sample, and one is asked for."""
     if isinstance(inputs, Tensor) and len(h) != len(inputs):

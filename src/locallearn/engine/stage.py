@@ -172,7 +172,7 @@ class Stage:
             with self._stashed(i), self.autocast(), under(block.scaler):
                 send = next(generator, None)
             if send is None:
-                raise UserError(f"{type(self.strategy).__name__}.step never yielded: it must yield exactly once")
+                raise UserError(f"{type(self.strategy).__name__}.step never yielded: it must yield at least once")
             assert send.ahead is not None, "the block above needs it"
             packet = send.ahead.detach()
             back = send.back

@@ -17,7 +17,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from locallearn.accelerator import is_cpu
+from locallearn.accelerator import is_cpu, synchronise
 from locallearn.errors import RunError
 
 ALGORITHM = "xxh3_128"
@@ -65,13 +65,15 @@ class Snapshot:
             self._arrange(tensors)
             self._layout = layout
         for name, copy in zip(self._names, self.tensors, strict=True):
-            copy.copy_(tensors[name])
+            copy.copy_(tensors[name], non_blocking=True)
+        for device in {t.device for t in tensors.values()}:
+            synchronise(device)
 
     def _arrange(self, tensors: Mapping[str, Tensor]) -> None:
         """Find each tensor its place: wide types first, so that all are aligned."""
         for name, t in tensors.items():
             if t.dtype not in TYPES:
-                raise RunError(f"{name} is {t.dtype}, which no checkpoint holds")
+                raise RunError(f"{name} is {t.dtype}, which no checkpoint holds: choose another precision")
         self._names = sorted(tensors, key=lambda name: -tensors[name].element_size())
         ordered = [tensors[name] for name in self._names]
         places = [*pairwise(accumulate((t.nbytes for t in ordered), initial=0))]

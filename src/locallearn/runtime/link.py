@@ -1,4 +1,4 @@
-"""Messages between the stages of a pipeline; those of GPUs travel through the CPU."""
+"""Messages between the stages of a pipeline; `wire` has what carries them."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def started_together() -> int:
 
 
 def _connect() -> dist.Store:
-    """A connection of the heartbeat's own: a store serves one caller at a time, and the other one may be waiting."""
+    """A connection for one thread: a store serves one caller at a time, and another one may be waiting."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     patience = timedelta(seconds=PATIENCE_SECONDS)
     return dist.PrefixStore(

@@ -12,11 +12,11 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, cross_entropy
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward
 from locallearn.errors import UserError
-from locallearn.objectives.base import wide
+from locallearn.objectives.base import numbers_of_input, wide
 from locallearn.strategies.passing import passing
-from locallearn.task import CLASSIFICATION
+from locallearn.task import CLASSES, CLASSIFICATION
 
 NEUTRAL = 0.1
 """Every class has it in an image that shows none."""
@@ -64,7 +64,6 @@ class ForwardForward(Strategy):
     threshold: Annotated[float, Gt(0)] = 1.0
     peer: Annotated[float, Ge(0)] = 0.03
     route: ClassVar[Route] = Route.NONE
-    carries: ClassVar[bool] = True
     tasks: ClassVar[frozenset[str]] = frozenset({CLASSIFICATION})
     needs: ClassVar[str] = "writes a class into each image"
 
@@ -73,6 +72,12 @@ class ForwardForward(Strategy):
         return frozenset({"readout"}) if self.readout == "linear" else frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        numbers_of_input(spec, "ForwardForward")
+        if self.readout == "goodness" and spec.task != CLASSES:
+            raise UserError(
+                "strategy.readout=goodness has no loss over classes, so data.smoothing and data.class_weights must be "
+                "off: leave them out, or choose strategy.readout=linear"
+            )
         if math.prod(spec.image) < spec.classes:
             raise UserError(
                 f"ForwardForward writes {spec.classes} classes into inputs of {math.prod(spec.image)} numbers: choose "
@@ -100,7 +105,7 @@ class ForwardForward(Strategy):
         if spec.last and neutral:
             block.note("local_loss", loss)
             logits = block.auxiliary["readout"](torch.cat(side, 1))
-            true = cross_entropy(logits, y)
+            true = spec.task.loss(logits, y)
             block.report(true, logits, y)
             loss = loss + true
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -11,8 +12,8 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from locallearn.contract import Block, BlockSpec, Heard, Packet, Route, Send, Step, Strategy, backward, task_loss
-from locallearn.objectives.base import numbers_of_input
+from locallearn.contract import Block, BlockSpec, Heard, Packet, Route, Send, Step, Strategy, backward
+from locallearn.objectives.base import numbers_of_input, wide
 from locallearn.scaling import unscaled
 from locallearn.strategies.passing import passing
 from locallearn.task import CLASSIFICATION
@@ -93,21 +94,23 @@ class Pepita(Strategy):
         return max(1, spec.depth - 1 + spec.index)
 
     def error(self, block: Block, h: Tensor, y: Tensor) -> Tensor:
-        """softmax(z) - t of each sample [B, classes], 0 for those without a label."""
+        """The error of each sample at the logits [B, classes], 0 for those without a label."""
+        assert block.head is not None
+        task = block.spec.task
         with torch.no_grad():
-            assert block.head is not None
-            logits = block.head(h).float() if h.dtype != torch.float64 else block.head(h)
-            target = block.spec.task.context(y, block.spec.classes).to(logits.dtype)
-            return (logits.softmax(1) - target) * (y >= 0).to(logits.dtype)[:, None]
+            logits = wide(block.head(h))
+            block.report(task.loss(logits, y), logits, y)
+            return task.error(logits, y) * task.count(y)
 
-    def second(self, block: Block, packet: Packet, first: Tensor, again: object) -> Packet:
+    def second(self, block: Block, packet: Packet, first: Tensor, again: AbstractContextManager[None]) -> Packet:
         """The second pass of a block, from which it learns."""
-        with again:  # type: ignore[attr-defined]
+        task, loss = block.spec.task, None
+        with again:
             out = packet.at(block.layers(packet.h))
+            if block.head is not None:
+                loss = task.loss(block.head(out.h.detach()), packet.y)
         known = (packet.y >= 0).to(first.dtype).view(-1, *[1] * (first.dim() - 1))
-        count = block.spec.task.count(packet.y).clamp(min=1)
-        loss = task_loss(block, out.h.detach(), packet.y) if block.spec.last else None
         loss = loss if loss is not None and loss.requires_grad else None  # of a frozen head
-        backward(loss, out, ((first - out.h.detach()) * known / count,))
+        backward(loss, out, ((first - out.h.detach()) * known / task.count(packet.y).clamp(min=1),))
         block.update()
         return out

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from locallearn.contract import Block, BlockSpec, Feedback, Heard, Packet, Route, Send, Step, Strategy, backward
 from locallearn.errors import UserError
-from locallearn.objectives.base import wide
-from locallearn.scaling import unscaled
+from locallearn.objectives.base import exact, wide
 from locallearn.task import CLASSIFICATION
 
 
@@ -52,6 +51,10 @@ class PredictiveCoding(Strategy):
         super().__post_init__()
         if not self.beta:
             raise UserError("strategy.beta=0: nothing would be nudged; choose another number, such as 1")
+
+    @property
+    def repeats(self) -> bool:  # type: ignore[override]
+        return self.order == "each"
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         unread = {} if self.output == "squared" else {"beta": "strategy.output=squared"}
@@ -101,7 +104,7 @@ class _State:
     def predict(self, below: Tensor) -> None:
         """u and the energy, with a graph until `wish` or `learn`."""
         self.x = below.detach().requires_grad_(self.block.spec.index > 0)
-        with unscaled(self.x):  # float16 would lose what states tell each other
+        with exact(self.x):  # 16 bits would lose what states tell each other
             out = self.block.layers(self.x)
             if self.first:
                 self.h, self.velocity = out.detach(), torch.zeros_like(out)

@@ -30,16 +30,24 @@ class Votes(Strategy):
     needs: ClassVar[str] = "votes for classes"
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        return {VOTE: nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.emits), spec.classes, bias=self.bias))}
+        return {
+            self._name(spec): nn.Sequential(
+                nn.Flatten(), nn.Linear(math.prod(spec.emits), spec.classes, bias=self.bias)
+            )
+        }
+
+    def _name(self, spec: BlockSpec) -> str:
+        """Of a block's classifier: whether it ships."""
+        return VOTE if spec.last or self.answer != "last" else "local"
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
-        return dict.fromkeys(("answer", "order"), "blocks=2 or more") if len(specs) == 1 else {}
+        return {"answer": "blocks=2 or more"} if len(specs) == 1 else {}
 
     def step(self, block: Block, packet: Packet) -> Step:
         with nullcontext() if self.trains_units else torch.no_grad():
             h = block.layers(packet.h)
         yield Send(packet.at(h))
-        logits = block.auxiliary[VOTE](h)
+        logits = block.auxiliary[self._name(block.spec)](h)
         loss = block.spec.task.loss(logits, packet.y)
         block.report(loss, logits, packet.y)
         backward(loss)
@@ -48,16 +56,17 @@ class Votes(Strategy):
 
     def through(self, block: Block, packet: Packet) -> Packet:
         h = block.layers(packet.h)
-        if VOTE not in block.auxiliary or packet.y.numel():  # frozen by the user, or below blocks that learn
+        name = self._name(block.spec)
+        if name not in block.auxiliary or packet.y.numel():  # not needed to answer, frozen, or below blocks that learn
             return packet.at(h)
-        logits = block.auxiliary[VOTE](h)
+        logits = block.auxiliary[name](h)
         if self.answer == "last":
             return packet.at(h, logits)
         vote = logits.softmax(1) if self.answer == "probabilities" else logits
         return packet.at(h, vote + packet.side[0] if packet.side else vote)
 
     def predict(self, block: Block, packet: Packet) -> Tensor | None:
-        if VOTE not in block.auxiliary:
+        if self._name(block.spec) not in block.auxiliary:
             return None
         (votes,) = packet.side
         return votes.clamp(min=torch.finfo(votes.dtype).tiny).log() if self.answer == "probabilities" else votes
@@ -78,6 +87,9 @@ class MonoForward(Votes):
     answer: Literal["last", "sum"] = "last"
     order: Literal["sequential", "parallel"] = "sequential"
     bias: ClassVar[bool] = False
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        return dict.fromkeys(("answer", "order"), "blocks=2 or more") if len(specs) == 1 else {}
 
     def phases(self, depth: int) -> list[range]:
         return [range(k, k + 1) for k in range(depth)] if self.order == "sequential" else [range(depth)]

@@ -44,12 +44,12 @@ class Regression(Task):
 
     def standardised(self, y: Tensor) -> Tensor:
         """Targets in original units -> float32, as the task has them."""
-        mean, std = (constant(numbers, torch.float64, y.device) for numbers in (self.mean, self.std))
+        mean, std = (constant(tuple(numbers), torch.float64, y.device) for numbers in (self.mean, self.std))
         return ((y.double() - mean) / std).float()
 
     def original(self, y: Tensor) -> Tensor:
         """What was standardised, or answered, in original units; float64."""
-        mean, std = (constant(numbers, torch.float64, y.device) for numbers in (self.mean, self.std))
+        mean, std = (constant(tuple(numbers), torch.float64, y.device) for numbers in (self.mean, self.std))
         return y.double() * std + mean
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:

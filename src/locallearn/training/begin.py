@@ -140,7 +140,9 @@ def on_device(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, devi
 
 
 def rows(learner: Learner) -> list[BlockRow]:
-    return summary(learner.model, learner.cut, [dict(block.auxiliary.items()) for block in learner.blocks])
+    ships = learner.strategy.ships
+    only_train = [{n: m for n, m in block.auxiliary.items() if n not in ships} for block in learner.blocks]
+    return summary(learner.model, learner.cut, only_train)
 
 
 def _facts_of_runtime(exp: Experiment) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from locallearn.callbacks import Callback
 from locallearn.data import Data
 from locallearn.engine import Learner
+from locallearn.engine.answer import answers
 from locallearn.engine.gradients import unchanged
 from locallearn.errors import UserError
 from locallearn.runs import checkpoint, files
@@ -72,7 +73,9 @@ class Calls:
     def export(self, name: str) -> None:
         saved = checkpoint.newest(self.folder / name, warn) if self.rank == 0 else None
         if saved is not None:
-            model = {n.removeprefix("model."): t for n, t in saved.tensors.items() if n.startswith("model.")}
+            ships = self.learner.strategy.ships
+            kept = {n: t for n, t in saved.tensors.items() if n.startswith("model.") or answers(n, ships)}
+            model = {n.removeprefix("model."): t for n, t in kept.items()}
             files.replace(self.folder / f"model-{name}.safetensors", [to_bytes(model)])
 
     def before_the_run(self) -> None:

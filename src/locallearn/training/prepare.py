@@ -253,7 +253,7 @@ def _as_read(data: Data, inputs: Inputs | None, vocabulary: int | None) -> None:
             f"the run was trained on tokens below {there}, and data={data.name} has the token {here - 1}: choose a set "
             "of the same tokens"
         )
-    data.inputs, data.vocabulary = inputs, there
+    data.inputs, data.vocabulary = inputs, vocabulary
 
 
 def fingerprint_of_run(manifest: Mapping[str, Any]) -> Fingerprint | None:

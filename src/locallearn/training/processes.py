@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from locallearn.runs import again
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime import Pipeline
 from locallearn.runtime.launch import FIRST_DEVICE, launch
+from locallearn.runtime.wire.meeting import host
 from locallearn.runtime.world import JoinedWorld, World, join, started_together
 from locallearn.training.environment import choose_device
 from locallearn.training.stopping import Interrupted, stop_signals
@@ -165,7 +165,7 @@ def device_of_process(name: str, world: World) -> torch.device:
     """`device=` for this process, which makes it the current one: of the accelerators of its machine each process takes
     the next, from that on which the environment names, and they share when there are too few. All must call this."""
     device = choose_device(name)
-    machines = world.broadcast(world.gather(platform.node()))
+    machines = world.broadcast(world.gather(host()))
     here = int(os.environ.get("LOCAL_RANK") or machines[: world.rank].count(machines[world.rank]))
     if not is_cpu(device):
         device = torch.device(device.type, (first_device() + here) % accelerator.count())

@@ -16,7 +16,7 @@ from locallearn.accelerator import is_cpu
 from locallearn.config.experiment import Experiment
 from locallearn.config.objects import marks
 from locallearn.engine import Learner, Place
-from locallearn.engine.answer import answering_model, exported
+from locallearn.engine.answer import answering_model, answers, exported
 from locallearn.figures.text import columns
 from locallearn.models.summary import render
 from locallearn.runs import checkpoint, files
@@ -209,7 +209,6 @@ def parameter_counts(learner: Learner) -> dict[str, int]:
     this process."""
     counts = {"parameters": 0, "auxiliary_parameters": 0}
     for name, p in learner.parameters():
-        kind, _, rest = name.partition(".")
-        ships = kind == "model" or rest.split(".")[1] in learner.strategy.ships
+        ships = name.startswith("model.") or answers(name, learner.strategy.ships)
         counts["parameters" if ships else "auxiliary_parameters"] += p.numel()
     return counts

@@ -26,7 +26,7 @@ class RunningNumbers:
     its own.
 
     In a pipeline a process says what it has and goes on: rank 0 records it once all have said theirs, which is when it
-    looks for the next record, or where all meet anyway.
+    looks for the next record, or where all meet anyway; before a save it waits for them.
 
     last  the sums at the last record, by block
     """

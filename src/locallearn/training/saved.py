@@ -43,7 +43,7 @@ class Result:
     """What a finished run gives back.
 
     metrics   final values by the names used in metrics.jsonl, plus parameters, auxiliary_parameters and seconds
-    model     the trained plain model, in eval mode
+    model     the trained model, in eval mode
     run_dir   where everything was written
     history   the records of metrics.jsonl at the end of each epoch, in order: `pandas.DataFrame(result.history)`
     """
@@ -196,9 +196,11 @@ def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHIN
     if not plain:
         numbers = manifest.get("normalisation")
         pixels = Normaliser.of(Normalisation(**numbers), torch.device("cpu")).pixels if numbers else None
+        chosen = exp.settings.train_blocks
+        trained = None if chosen is None else frozenset(chosen)
         setup = Setup(seed=exp.settings.seed, task=task_of(manifest), pixels=pixels)
         cut = ranges(manifest["cut"])
-        blocks = answering_blocks(model, exp.strategy, cut, specs_of(model, cut, setup))
+        blocks = answering_blocks(model, exp.strategy, cut, specs_of(model, cut, setup), trained)
         model = AnsweringModel(model, exp.strategy, blocks)
     model.to(dtype=next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32))
     built, saved = ({name: list(t.shape) for name, t in named.items()} for named in (model.state_dict(), tensors))
@@ -222,7 +224,7 @@ def task_of(manifest: Mapping[str, Any]) -> Task:
 
 
 def model_tensors(folder: RunFolder) -> dict[str, Tensor]:
-    """The weights of the plain model that a finished run has left. Raises UserError."""
+    """The weights that a finished run has left. Raises UserError."""
     file = folder.path / files.MODEL
     if not file.is_file():
         raise UserError(f"{folder.path} has no model.safetensors: first end it, `{again.resume(folder.path)}`")

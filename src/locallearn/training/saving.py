@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from locallearn.config.settings import CheckpointSettings
 from locallearn.engine import Learner
+from locallearn.engine.replicas import LostProcess
 from locallearn.runs import checkpoint
 from locallearn.runtime.world import World
 from locallearn.training.calls import Calls
@@ -18,7 +19,7 @@ from locallearn.training.running import RunningNumbers, Sums
 from locallearn.training.stopping import Interrupted
 from locallearn.training.writer import Save, Writer
 
-PATIENCE_SECONDS = 2.0
+LAST_SAVE_SECONDS = 2.0
 """For other processes to write their part of a checkpoint, when this one ends the run."""
 
 
@@ -58,12 +59,15 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Whatever ends the run, the save that is under way comes to its end, but for a second interrupt."""
+        """Whatever ends the run, the save that is under way comes to its end, but for a second interrupt; where other
+        processes may be gone it has two seconds."""
         if error is None:
             self.writer.wait()
         elif isinstance(error, Exception):
             whole = self.world.size == 1 or isinstance(error, Interrupted)
-            self.writer.end(None if whole else PATIENCE_SECONDS)
+            self.writer.end(None if whole else LAST_SAVE_SECONDS)
+            if isinstance(error, LostProcess):
+                self.writer.check()  # it may know why
 
     def save(self, position: Position, folder: Path | None = None, needed: bool = True) -> None:
         """Write a checkpoint of this moment, alone into `folder` or beside the others of the run.

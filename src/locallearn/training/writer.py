@@ -21,8 +21,8 @@ from locallearn.runtime.world import Words, World
 
 class Save(NamedTuple):
     """A checkpoint that is asked for: where, how many are kept there, and of which step; what this process reports for
-    it, and how rank 0 makes the state of the run of the reports by rank. Without one that is `needed` training goes on.
-    """
+    it, and how rank 0 makes the state of the run of the reports by rank. If one that is not `needed` cannot be written,
+    training goes on."""
 
     folder: Path
     keep: int

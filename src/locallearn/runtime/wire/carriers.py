@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from locallearn import accelerator
 from locallearn.engine.replicas import lost_process
 from locallearn.errors import RunError
 from locallearn.runtime.message import Slot
@@ -56,8 +57,7 @@ class Ring:
 
     def __init__(self, line: SocketLine, device: torch.device) -> None:
         self._line = line
-        module = None if device.type == "cpu" else torch.get_device_module(device)
-        self._library = getattr(module, "cudart", lambda: None)()
+        self._library = getattr(accelerator.module(device), "cudart", lambda: None)()
         self._own: dict[int, Slot] = {}
         self._theirs: dict[int, Slot] = {}
 

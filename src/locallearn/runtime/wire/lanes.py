@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
+from locallearn import accelerator
 from locallearn.engine.replicas import LostProcess
 
 Action: TypeAlias = Callable[[], object]
@@ -18,10 +19,10 @@ CHECK_SECONDS = 1.0
 
 
 class Lane(Protocol):
-    """`copy` reads or writes memory that others share, `then` tells them that it has been done. `pins`: the host does
-    not wait for a copy."""
+    """`copy` reads or writes memory that others share, `then` tells them that it has been done. `non_blocking`: the
+    host does not wait for a copy."""
 
-    pins: bool
+    non_blocking: bool
 
     def out(self, copy: Action, then: Action) -> None:
         """Copy what has been computed so far, beside what is computed from now on."""
@@ -29,6 +30,10 @@ class Lane(Protocol):
 
     def into(self, copy: Action, then: Action) -> None:
         """Copy what the computation reads from now on."""
+        ...
+
+    def check(self) -> None:
+        """Raise what a copy has failed with."""
         ...
 
     def finish(self) -> None:
@@ -43,7 +48,7 @@ class Lane(Protocol):
 class Inline:
     """The CPU."""
 
-    pins = False
+    non_blocking = False
 
     def out(self, copy: Action, then: Action) -> None:
         copy()
@@ -52,6 +57,9 @@ class Inline:
     def into(self, copy: Action, then: Action) -> None:
         copy()
         then()
+
+    def check(self) -> None:
+        """A copy that fails has raised."""
 
     def finish(self) -> None:
         """They have been."""
@@ -111,13 +119,13 @@ class StreamQueue:
 
 def lane_of(device: torch.device) -> Lane:
     """For memory that both processes reach."""
-    has_streams = device.type != "cpu" and hasattr(torch.get_device_module(device), "Stream")
-    return Courier(streams(device)) if has_streams else Inline()
+    return Courier(streams(device)) if hasattr(accelerator.module(device), "Stream") else Inline()
 
 
 def streams(device: torch.device) -> Queues:
     """Of a GPU."""
-    gpu = torch.get_device_module(device)
+    gpu = accelerator.module(device)
+    assert gpu is not None
     sending, receiving = (StreamQueue(gpu, gpu.Stream(device, priority=-1)) for _ in range(2))
     return Queues(lambda: StreamQueue(gpu, gpu.current_stream(device)), sending, receiving)
 
@@ -127,7 +135,7 @@ class Courier:
     that of the computation, whose memory it goes to. A thread waits for the copies and tells of them, so that the host
     waits for neither; until then it holds the tensors."""
 
-    pins = True
+    non_blocking = True
 
     def __init__(self, queues: Queues) -> None:
         self._queues = queues
@@ -136,13 +144,13 @@ class Courier:
         Thread(target=self._tell, daemon=True, name="courier").start()
 
     def out(self, copy: Action, then: Action) -> None:
-        self._check()
+        self.check()
         self._queues.sending.wait(self._queues.computing().mark())
         self._queues.sending.run(copy)
         self._told.put((self._queues.sending.mark(), copy, then))
 
     def into(self, copy: Action, then: Action) -> None:
-        self._check()
+        self.check()
         computing = self._queues.computing()
         computing.run(copy)
         self._told.put((computing.mark(), copy, then))
@@ -151,12 +159,12 @@ class Courier:
         done = Event()
         self.out(lambda: None, done.set)
         while not done.wait(CHECK_SECONDS):
-            self._check()
+            self.check()
 
     def close(self) -> None:
         self._told.put(None)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
@@ -170,5 +178,5 @@ class Courier:
                 then()
             except LostProcess:
                 pass  # the main thread will notice
-            except RuntimeError as error:  # of the GPU
+            except Exception as error:  # of the GPU, or of the line
                 self._failure = error

@@ -22,9 +22,10 @@ from locallearn.engine.replicas import lost_process
 from locallearn.errors import RunError, UserError
 from locallearn.runtime.wire.line import SocketLine
 
-MEETING = 4  # the tag of what neighbours tell each other before they have a line
+MEETING = 5  # the tag of what neighbours tell each other before they have a line; see `world.SAVED`
 CARD = 512  # bytes of it
 MEETING_SECONDS = 60.0
+CALLER_SECONDS = 2.0  # for a caller to say its token
 LINUX = sys.platform == "linux"
 
 
@@ -141,13 +142,24 @@ def _connect(name: str, port: int, token: str) -> socket.socket:
 
 
 def _accept(server: socket.socket, token: bytes) -> socket.socket:
-    """The one that knows the token: others of the machine, or of the network, may call too."""
+    """The one that knows the token: others of the machine, or of the network, may call too, and say nothing."""
     with server:
         while True:
             stream, _ = server.accept()
-            stream.settimeout(MEETING_SECONDS)
-            if stream.recv(len(token), socket.MSG_WAITALL) == token:
+            if _knows(stream, token):
+                stream.settimeout(None)
                 if stream.family != socket.AF_UNIX:
                     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return stream
             stream.close()
+
+
+def _knows(stream: socket.socket, token: bytes) -> bool:
+    stream.settimeout(CALLER_SECONDS)
+    said = b""
+    try:
+        while len(said) < len(token) and (more := stream.recv(len(token) - len(said))):
+            said += more
+    except OSError:
+        return False
+    return secrets.compare_digest(said, token)

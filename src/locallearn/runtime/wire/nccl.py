@@ -47,7 +47,7 @@ class Nccl:
     """A carrier and its lane: slots are memory of the device, and queues wait for each other where the host of other
     carriers would."""
 
-    pins = True
+    non_blocking = True
 
     def __init__(self, rank: int, joined: Groups, device: torch.device, queues: Queues) -> None:
         own = dist.get_rank()
@@ -70,6 +70,9 @@ class Nccl:
     def into(self, copy: Action, then: Action) -> None:
         self._queues.computing().run(copy)
         then()
+
+    def check(self) -> None:
+        """A copy that fails has raised."""
 
     def finish(self) -> None:
         self._queues.sending.mark().synchronize()

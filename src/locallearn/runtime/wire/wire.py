@@ -14,7 +14,7 @@ from torch import Tensor
 from locallearn.engine.link import Stopped
 from locallearn.runtime.message import MOST_SIGNATURES, Message, Signature, alike
 from locallearn.runtime.wire.carriers import Carrier
-from locallearn.runtime.wire.lanes import Lane
+from locallearn.runtime.wire.lanes import CHECK_SECONDS, Lane
 from locallearn.runtime.wire.line import CLOSE, CREDIT, DATA, SIGNATURE, SLOT, STOP, Frame, SocketLine
 
 
@@ -63,7 +63,7 @@ class Wire:
             self._carrier.send(slot, signature.size)
             self._line.say(DATA, slot, number)
 
-        self._lane.out(partial(signature.write, tensors, held, self._lane.pins), tell)
+        self._lane.out(partial(signature.write, tensors, held, self._lane.non_blocking), tell)
 
     def get(self) -> tuple[Tensor | None, ...]:
         """The next message. Raises Stopped in the place of one, LostProcess."""
@@ -77,7 +77,7 @@ class Wire:
         held = self._carrier.take(slot)
         self.waited += time.perf_counter() - started
         tensors = signature.empty(self._device)
-        self._lane.into(partial(signature.read, tensors, held, self._lane.pins), partial(self._give_back, slot))
+        self._lane.into(partial(signature.read, tensors, held, self._lane.non_blocking), partial(self._give_back, slot))
         return tensors
 
     def stop(self, step: int) -> None:
@@ -108,7 +108,8 @@ class Wire:
         if not reached():
             started = time.perf_counter()
             while not reached():
-                self._serve(None)
+                self._lane.check()
+                self._serve(CHECK_SECONDS)
             self.waited += time.perf_counter() - started
 
     def _serve(self, seconds: float | None) -> None:
@@ -146,6 +147,7 @@ class Wire:
         if key not in self._known:
             signature = Signature.of(tensors, self._message)
             if len(self._known) == MOST_SIGNATURES:
+                self._lane.finish()  # messages that nobody has been told of yet have the old numbers
                 self._known.clear()
             self._known[key] = len(self._known), signature
             text = signature.text
