@@ -200,10 +200,9 @@ class Learner:
         Raises:
             UserError: For inputs or labels that do not fit.
         """
-        batches: Any = data
         if labels is not None:
-            batches = zip(*(t.split(TESTED) for t in (self.gate.packed(data), labels)), strict=True)
-        task, packed = self.setup.task, ((self.gate.packed(x), y) for x, y in batches)
+            data = zip(*(t.split(TESTED) for t in (self.gate.packed(data), labels)), strict=True)
+        task, packed = self.setup.task, ((self.gate.packed(x), y) for x, y in data)
         checked = ((x, task.checked(y, len(x), self.model.classes)) for x, y in packed)
         return scores(task, self.blocks, self.predict, ((x.to(self.device), y.to(self.device)) for x, y in checked))
 
