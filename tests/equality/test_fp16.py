@@ -128,6 +128,7 @@ def test_the_bits_of_a_loop_with_grad_scalers(kind):
 
 
 OWN_SIZE = {"dfa", "sdfa", "drtp", "fa", "frsf", "brsf", "usf", "infomax", "forward_forward", "cafo", "pepita"}
+OWN_SIZE |= {"forward_gradient"}
 """Their gradients pass through other weights than the head's, do not shrink with these, or are none."""
 
 

@@ -30,6 +30,7 @@ from locallearn.models.plain import basic_cnn
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dfa import DFA
+from locallearn.strategies.forward_gradient import ForwardGradient
 from locallearn.strategies.targets import CounterCurrent, FixedWeightDTP
 
 GOLDEN = Path(__file__).parent / "first_losses.json"
@@ -74,12 +75,14 @@ def test_first_losses(name):
 
 TARGETS = ("fw_dtp", "counter_current")
 """What they send down is no gradient."""
+NOT_BACKPROP = DFA | FixedWeightDTP | CounterCurrent | ForwardGradient
+"""Inside a block, or before it."""
 
 
 def is_backprop_within_a_block(strategy: Strategy) -> bool:
-    """Not one that changes the backward pass there (feedback alignment) or before it (direct feedback alignment), nor
-    one whose blocks read no labels."""
-    plain = type(strategy).adapt is Strategy.adapt and not isinstance(strategy, DFA | FixedWeightDTP | CounterCurrent)
+    """Not one that changes the backward pass (feedback alignment, forward gradient), nor one whose blocks read no
+    labels."""
+    plain = type(strategy).adapt is Strategy.adapt and not isinstance(strategy, NOT_BACKPROP)
     plain = plain and strategy.plain
     return plain and learns_from_labels(strategy)
 
