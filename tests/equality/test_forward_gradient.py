@@ -16,7 +16,8 @@ from locallearn.contract import Packet
 from locallearn.engine import SGD, Learner
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-from locallearn.strategies.forward_gradient import HEADS, ForwardGradient, LocalHeads, layers_of, weighed
+from locallearn.strategies.forward_gradient import HEADS, ForwardGradient, LocalHeads, weighed
+from locallearn.strategies.forward_mode import layers_of
 
 B, D, C = 4, 6, 3
 RATE = 0.1
@@ -315,3 +316,20 @@ def test_evaluation_answers_with_the_head_and_inner_blocks_with_the_mean_of_thei
     h = block.layers.eval()(x)
     assert torch.allclose(inner[0], heads(h).view(heads.groups, len(x), -1).mean(0))
     assert learner.strategy.predict(block, Packet(h, y)) is not None
+
+
+def test_a_layer_in_two_places_is_one_or_refused():
+    torch.manual_seed(0)
+    shared = nn.Linear(D, D)
+    pair = nn.Sequential(nn.Sequential(shared, nn.Tanh()), nn.Sequential(shared, nn.Tanh()))
+    model = BlockModel([pair], nn.Linear(D, C), image=(D,), classes=C, name="shared").double()
+    entries = torch.eye(2 * D, dtype=torch.float64) * math.sqrt(2 * D)
+    learner = learner_of(Given(draws=2 * D, vectors=tuple((each[:D], each[D:]) for each in entries)), model)
+    x, y = torch.randn(B, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), batch()[1]
+    expected = true_gradients(learner, x, y)
+    for ours, truth in zip(step(learner, x, y), expected, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=0, atol=1e-12)
+    pair = nn.Sequential(nn.Sequential(shared, nn.LayerNorm(D)), nn.Sequential(shared, nn.Tanh()))
+    model = BlockModel([pair], nn.Linear(D, C), image=(D,), classes=C, name="shared").double()
+    with pytest.raises(UserError, match="stands in two places"):
+        tiny_learner(ForwardGradient(), model, 1).step(x, y)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _NormBase
 
 from locallearn import seeds
 from locallearn.auxiliary import Linear
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, task_loss
-from locallearn.errors import UserError
 from locallearn.objectives.base import wide
-from locallearn.scaling import unscaled
+from locallearn.strategies.forward_mode import Layer, forward_mode, watched
 from locallearn.task import POSITION
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 HEADS = "local_heads"
 
 
@@ -67,39 +59,6 @@ class LocalHeads(nn.Module):
     def apart(self, answers: Tensor) -> Tensor:
         """What belongs to all groups [G B, ...], group by group [G, B, ...]."""
         return answers.unflatten(0, (self.groups, -1))
-
-
-class Layer(NamedTuple):
-    """Modules that run one after the other and learn together by exact gradients: one that holds parameters, and a norm
-    that follows it.
-
-    rectified  whether max(x, 0) follows, so that no gradient passes where the output is below 0
-    """
-
-    modules: Sequence[nn.Module]
-    rectified: bool
-
-
-def layers_of(module: nn.Module) -> Iterator[Layer]:
-    """The layers of a net: its outermost modules that hold parameters. What follows one is only known in an
-    `nn.Sequential`."""
-    if module._parameters:
-        yield Layer([module], rectified=False)
-        return
-    children = list(module.children())
-    if type(module) is not nn.Sequential:
-        for child in children:
-            yield from layers_of(child)
-        return
-    while children:
-        child = children.pop(0)
-        if not child._parameters:
-            yield from layers_of(child)
-            continue
-        run = [child]
-        while children and isinstance(children[0], NORMS):
-            run.append(children.pop(0))
-        yield Layer(run, rectified=bool(children) and type(children[0]) is nn.ReLU)
 
 
 class Perturbed(NamedTuple):
@@ -179,13 +138,13 @@ class ForwardGradient(Strategy):
         has no forward mode."""
         layers: list[Perturbed] = []
 
-        def perturb(layer: Layer, read: Tensor, out: Tensor) -> Tensor:
+        def perturb(layer: Layer, read: Tensor | None, out: Tensor) -> Tensor:
             value, tangent = forward_ad.unpack_dual(out)
             if not value.requires_grad:  # frozen
                 return out
             v = self.noise(value.detach(), draw, len(layers))
             v = v * (value.detach() > 0) if layer.rectified else v
-            layers.append(Perturbed(value, v, read.dim() > 1 and len(value) == len(x)))
+            layers.append(Perturbed(value, v, read is not None and read.dim() > 1 and len(value) == len(x)))
             return forward_ad.make_dual(value.detach(), v if tangent is None else tangent.detach() + v)
 
         with torch.no_grad(), forward_mode(block, x), watched(block.layers, perturb):
@@ -245,55 +204,6 @@ def weighed(layer: Perturbed, change: Tensor, h: Tensor, last: bool) -> Tensor:
         change = change.sum(0)
         shape[0] = -1
     return (layer.noise * change.view(shape)).to(layer.out.dtype)
-
-
-@contextmanager
-def watched(net: nn.Module, seen: Callable[[Layer, Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """While it lasts each layer computes with a graph, and what it gives is replaced by `seen` of the layer, what it
-    read and what it gave. To be entered without gradients."""
-    read: list[Tensor] = []
-
-    def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
-        read.append(next(t for t in args if isinstance(t, Tensor)))
-        torch.set_grad_enabled(True)
-
-    def end(layer: Layer, out: Any) -> Any:
-        x, parts = read.pop(), (out,) if isinstance(out, Tensor) else out
-        parts = tuple(seen(layer, x, part) if isinstance(part, Tensor) else part for part in parts)
-        torch.set_grad_enabled(False)
-        return parts[0] if isinstance(out, Tensor) else parts
-
-    with ExitStack() as stack:
-        for layer in layers_of(net):
-            first, last = layer.modules[0], layer.modules[-1]
-            stack.callback(first.register_forward_pre_hook(begin).remove)
-            stack.callback(last.register_forward_hook(lambda _, args, out, layer=layer: end(layer, out)).remove)
-        yield
-
-
-@contextmanager
-def forward_mode(block: Block, x: Tensor) -> Iterator[None]:
-    """Where tensors like x carry derivatives along. Raises UserError for an operation that has no forward mode."""
-    _loaded()
-    try:
-        with forward_ad.dual_level(), unscaled(x), sdpa_kernel(SDPBackend.MATH):
-            yield
-    except NotImplementedError as error:
-        if "forward" not in str(error) and "jvp" not in str(error):
-            raise
-        why = str(error).partition(" because")[0].partition("\n")[0]
-        raise UserError(
-            f"strategy=forward_gradient needs a forward mode of all that block {block.spec.index} computes, and "
-            f"PyTorch has none ({why}): choose another model, or another strategy, such as strategy=dgl"
-        ) from error
-
-
-@cache
-def _loaded() -> None:
-    """PyTorch loads the derivatives of some operations at the first of them, and warns of its own way to do so."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 def _axis(emits: Sequence[int]) -> int:
