@@ -59,7 +59,7 @@ def layers_of(module: nn.Module) -> Iterator[Layer]:
 def watched(net: nn.Module, seen: Callable[[Layer, Tensor | None, Tensor], Tensor]) -> Iterator[None]:
     """While it lasts each layer computes with a graph, and what it gives is replaced by `seen` of the layer, what it
     read (None if that has no place of its own) and what it gave. To be entered without gradients. Raises UserError for
-    a layer in two places with a norm behind one of them."""
+    a layer in two places of different kinds."""
     read: list[Tensor | None] = []
 
     def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -73,13 +73,19 @@ def watched(net: nn.Module, seen: Callable[[Layer, Tensor | None, Tensor], Tenso
         return parts[0] if isinstance(out, Tensor) else parts
 
     with ExitStack() as stack:
-        for layer in {layer.modules[0]: layer for layer in layers_of(net)}.values():
+        found: dict[nn.Module, Layer] = {}
+        for layer in layers_of(net):
             first, last = layer.modules[0], layer.modules[-1]
+            if found.setdefault(first, layer) != layer:
+                raise UserError(
+                    f"a {type(first).__name__} stands in two places, and other modules follow it in each, which "
+                    "strategy=forward_gradient cannot tell apart: use two, or choose another strategy"
+                )
+            if found[first] is not layer:
+                continue
             stack.callback(first.register_forward_pre_hook(begin).remove)
             stack.callback(last.register_forward_hook(lambda _, args, out, layer=layer: end(layer, out)).remove)
         yield
-        if read:
-            raise UserError("a layer stands in two places, and a norm follows in one of them: use two layers")
 
 
 @contextmanager
