@@ -132,7 +132,7 @@ OWN_SIZE |= {"forward_gradient"}
 """Their gradients pass through other weights than the head's, do not shrink with these, or are none."""
 
 
-SCALES = {"forward_forward": 2.0**6, "fw_dtp": 2.0**22}
+SCALES = {"forward_forward": 2.0**6, "fw_dtp": 2.0**22, "dtp": 2.0**22}
 """Where a scale comes to whose gradients are large, or (with inverses of 0.001) far too small for the first one."""
 
 
@@ -154,7 +154,7 @@ def test_small_gradients_survive_under_every_strategy(name):
     for learner in (wide, narrow):
         shrink(learner.model.head, 1e-5)
         for block in learner.blocks:
-            factor = {"counter_current": 0.05}.get(name, 3e-3 if learner.strategy.plain else 5e-6)
+            factor = {"counter_current": 0.05, "dtp": 1.0}.get(name, 3e-3 if learner.strategy.plain else 5e-6)
             shrink(block.auxiliary, factor)  # of two layers, of one, or of one for each block
             if block.scaler and name in SCALES:
                 block.scaler.state[0] = SCALES[name]

@@ -73,7 +73,7 @@ def test_first_losses(name):
         assert found == pytest.approx(expected, rel=1e-9), f"step {step}"
 
 
-TARGETS = ("fw_dtp", "counter_current")
+TARGETS = ("fw_dtp", "dtp", "counter_current")
 """What they send down is no gradient."""
 NOT_BACKPROP = DFA | FixedWeightDTP | CounterCurrent | ForwardGradient
 """Inside a block, or before it."""

@@ -130,8 +130,7 @@ class ForwardGradient(Strategy):
     def noise(self, out: Tensor, draw: int, number: int) -> Tensor:
         """v like the output of a layer, from a stream of its own: dropout draws what it draws under backprop, in every
         draw the same."""
-        with seeds.restarted(seeds.mix(torch.initial_seed(), draw, number), out.device):
-            return torch.randn_like(out)
+        return seeds.noise_like(out, draw, number)
 
     def tried(self, block: Block, x: Tensor, draw: int) -> Pass:
         """What a block makes of x [B, ...], in forward mode with the noise of a draw. Raises UserError for a net that
