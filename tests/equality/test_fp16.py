@@ -128,11 +128,11 @@ def test_the_bits_of_a_loop_with_grad_scalers(kind):
 
 
 OWN_SIZE = {"dfa", "sdfa", "drtp", "fa", "frsf", "brsf", "usf", "infomax", "forward_forward", "cafo", "pepita"}
-OWN_SIZE |= {"forward_gradient"}
+OWN_SIZE |= {"forward_gradient", "sigprop"}
 """Their gradients pass through other weights than the head's, do not shrink with these, or are none."""
 
 
-SCALES = {"forward_forward": 2.0**6, "fw_dtp": 2.0**22, "dtp": 2.0**22}
+SCALES = {"forward_forward": 2.0**6, "sigprop": 2.0**6, "fw_dtp": 2.0**22, "dtp": 2.0**22}
 """Where a scale comes to whose gradients are large, or (with inverses of 0.001) far too small for the first one."""
 
 

@@ -31,6 +31,7 @@ from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dfa import DFA
 from locallearn.strategies.forward_gradient import ForwardGradient
+from locallearn.strategies.sigprop import SigProp
 from locallearn.strategies.targets import CounterCurrent, FixedWeightDTP
 
 GOLDEN = Path(__file__).parent / "first_losses.json"
@@ -75,7 +76,7 @@ def test_first_losses(name):
 
 TARGETS = ("fw_dtp", "dtp", "counter_current")
 """What they send down is no gradient."""
-NOT_BACKPROP = DFA | FixedWeightDTP | CounterCurrent | ForwardGradient
+NOT_BACKPROP = DFA | FixedWeightDTP | CounterCurrent | ForwardGradient | SigProp
 """Inside a block, or before it."""
 
 
