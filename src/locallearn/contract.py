@@ -13,7 +13,7 @@ NEIGHBOR and ROUNDS hold tensors, not graphs, across the yield.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
@@ -36,6 +36,22 @@ class Route(Enum):
     CHAIN = "chain"  # from the block above, which waits for the block above it
     BROADCAST = "broadcast"  # from the last block, to all
     ROUNDS = "rounds"  # from both neighbours, in a fixed number of rounds for each batch
+
+
+class Unit(NamedTuple):
+    """A unit of the model, of which a strategy may build new ones.
+
+    index  of the unit, from the input upward
+    reads, emits  the shapes that it reads and emits, without the batch
+    build  from a shape to a new unit that reads it, with parameters as fresh as those of a new model, drawn from the
+           global generator. Of another shape than `reads`, maps may have other channels and another size, vectors and
+           sequences other features. Raises UserError for a unit that cannot be built anew, or not for that shape
+    """
+
+    index: int  # type: ignore[assignment]
+    reads: Size
+    emits: Size
+    build: Callable[[Size], nn.Module]
 
 
 class BlockSpec(NamedTuple):
@@ -66,6 +82,7 @@ class BlockSpec(NamedTuple):
     channels_first: bool = False
     task: Task = CLASSES
     vocabulary: int | None = None
+    above: tuple[Unit, ...] = ()
 
     @property
     def last(self) -> bool:
@@ -85,6 +102,14 @@ class Published(NamedTuple):
     source: int
     every: int = 1
     lag: int = 0
+
+
+class Copy(NamedTuple):
+    """What a block reads of another one: the steps after which the tensors were so, and the tensors, which are not to
+    be written into."""
+
+    version: int
+    tensors: tuple[Tensor, ...]
 
 
 class Block(Protocol):
@@ -133,8 +158,8 @@ class Block(Protocol):
         Call it before the first run where that moves buffers that the modules compute with."""
         ...
 
-    def published(self, name: str) -> tuple[Tensor, ...]:
-        """Return the copy of what `Strategy.reads` asks for under a name. It is not to be written into."""
+    def published(self, name: str) -> Copy:
+        """Return the copy of what `Strategy.reads` asks for under a name."""
         ...
 
 
