@@ -132,13 +132,14 @@ class FixedWeightDTP(Strategy):
 
 @dataclass(frozen=True)
 class DTP(FixedWeightDTP):
-    """Difference target propagation (Lee, Zhang, Fischer & Bengio 2015, arXiv 1412.7525), and with
-    reconstruction=l_drl that of local difference reconstruction losses (Ernoult et al. 2022, arXiv 2201.13415).
+    """Difference target propagation with inverses that learn: by local difference reconstruction losses (Ernoult et al.
+    2022, arXiv 2201.13415), or with reconstruction=dtp as at first (Lee, Zhang, Fischer & Bengio 2015, arXiv
+    1412.7525).
 
     The targets of FW-DTP, with inverses g_k(h) = tanh(V_k h) that learn before each of them, `feedback_steps` times in
     a batch, with an optimizer of their own, from x = h_{k-1}, q = x + sigma N(0, 1), r = h_k + sigma N(0, 1):
 
-        dtp     |g(f(q)) - q|^2
+        dtp     |g(f(q)) - q|^2, which needs activations between -1 and 1
         l_drl   -(q - x)^T (g(f(q)) - g(h_k)) + |g(r) - g(h_k)|^2 / 2, at whose least g has the transposed Jacobian of f
 
     a mean over the batch of sums over features; f(q) is a constant. The head has an inverse, too.
@@ -148,7 +149,7 @@ class DTP(FixedWeightDTP):
     """
 
     bound: Annotated[float, Gt(0)] = 1e-2
-    reconstruction: Literal["dtp", "l_drl"] = "dtp"
+    reconstruction: Literal["l_drl", "dtp"] = "l_drl"
     noise: Annotated[float, Gt(0)] = 1e-2
     feedback_steps: Annotated[int, Ge(1)] = 5
     separate: ClassVar[frozenset[str]] = frozenset({"inverse", "head_inverse"})
