@@ -66,6 +66,7 @@ class BlockSpec(NamedTuple):
     channels_first: bool = False
     task: Task = CLASSES
     vocabulary: int | None = None
+    reversible: tuple[bool, ...] = ()
 
     @property
     def last(self) -> bool:

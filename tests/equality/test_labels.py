@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 import yaml
-from torch import nn
 from torch.nn import functional as F
 
 import locallearn
-from helpers.nets import assembled, tiny_batches, tiny_model
+from helpers.nets import assembled, fitting, tiny_batches, tiny_model, without_norms
 from helpers.objectives import FILES as OBJECTIVES
 from helpers.objectives import make as make_objective
 from helpers.strategies import FILES, make
@@ -31,16 +30,12 @@ NONE_READ = ("infomax",)  # no block reads a label; the head does
 def learner_of(strategy, micro_batches: int = 1) -> Learner:
     """Without batch norm, which joins the samples of a batch."""
     torch.manual_seed(0)
-    model = tiny_model()
-    for unit in model.units:
-        unit[1] = nn.Identity()
+    model = fitting(strategy, tiny_model())
+    without_norms(model)
     options = {"precision": "fp64", "total_steps": 1, "micro_batches": micro_batches}
     learner = assembled(model, strategy, PLAIN, model.cut("max"), **options)
     for block in learner.blocks:
-        for module in block.auxiliary.modules():
-            for name, child in module.named_children():
-                if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                    setattr(module, name, nn.Identity())
+        without_norms(block.auxiliary)
     return learner
 
 

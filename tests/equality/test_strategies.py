@@ -15,7 +15,7 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
-from helpers.nets import SGD_CONSTANT, assert_same, tiny_batches, tiny_learner, tiny_model
+from helpers.nets import SGD_CONSTANT, assert_same, fitting, tiny_batches, tiny_learner, tiny_model
 from helpers.strategies import FILES, make
 from locallearn.auxiliary import MLP
 from locallearn.config.compose import header
@@ -27,6 +27,7 @@ from locallearn.engine.assemble import check_ownership
 from locallearn.engine.block import TrainedBlock
 from locallearn.errors import RunError, UserError
 from locallearn.models.plain import basic_cnn
+from locallearn.models.revnet import revnet
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dfa import DFA
@@ -112,7 +113,7 @@ def test_nothing_auxiliary_ships(name):
     learner = tiny_learner(make(name), total_steps=4)
     for x, y in tiny_batches(4):
         learner.learn(x, y)
-    assert learner.model.state_dict().keys() == tiny_model().state_dict().keys()
+    assert learner.model.state_dict().keys() == fitting(learner.strategy, tiny_model()).state_dict().keys()
     x = tiny_batches(1)[0][0]
     logits = learner.predict(x)[-1]
     for block in learner.blocks:
@@ -190,7 +191,8 @@ def test_gradients_of_a_block_stay_in_the_block(name, monkeypatch):
 def test_what_lies_above_does_not_matter(name):
     """Other weights in the two blocks above: a block without feedback learns the same, bit for bit; one with
     feedback from the whole net notices."""
-    strategy, model = make(name), tiny_model(dropout=0.2)
+    strategy = make(name)
+    model = fitting(strategy, tiny_model(dropout=0.2))
     other = copy.deepcopy(model)
     with torch.no_grad():
         for p in (*other.units[2].parameters(), *other.units[3].parameters(), *other.head.parameters()):
@@ -306,7 +308,7 @@ def test_learns_to_memorise_64_real_images(name):
     x = torch.nn.functional.interpolate(torch.tensor(images[:64], dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1, 16)
     y = torch.tensor(labels[:64])
     torch.manual_seed(0)
-    model = basic_cnn((1, 16, 16), 10, width=16, hidden=0)
+    model = revnet((1, 16, 16), 10, depth=14) if name == "petra" else basic_cnn((1, 16, 16), 10, width=16, hidden=0)
     steps = 120
     optim = SGD(lr=0.05, momentum=0.9, schedule="constant")
     strategy = make(name)

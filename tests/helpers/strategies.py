@@ -11,6 +11,8 @@ from locallearn.contract import Strategy
 from locallearn.objectives import CrossEntropy
 
 FILES = choices("strategy")
+ANY_MODEL = sorted(FILES.keys() - {"petra"})
+"""Those that train a model of any units."""
 
 
 def make(name: str) -> Strategy:
