@@ -24,6 +24,7 @@ from locallearn.strategies.greedy import DGL
 
 PLAIN = SGD(lr=0.1, momentum=0.0, schedule="constant")
 GUESSES = ("dni", "cdni")  # the prediction of a gradient is regressed on all samples, for a label may reach any
+SHOWN = ("noprop",)  # blocks that learn from images with a noisy label, and that say nothing of how well they would do
 NONE_READ = ("infomax",)  # no block reads a label; the head does
 
 
@@ -68,7 +69,8 @@ def test_a_strategy_learns_from_the_labelled_samples_alone(name, hidden):
     for n in names:
         assert torch.allclose(moved[n], wanted[n], rtol=1e-9, atol=1e-12), n
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-9)
-    assert found["accuracy"] == expected["accuracy"]
+    assert ("accuracy" in found) == (name not in SHOWN)
+    assert found.get("accuracy") == expected.get("accuracy")
     assert all(math.isfinite(value) for value in found.values())
 
 
