@@ -13,7 +13,7 @@ NEIGHBOR and ROUNDS hold tensors, not graphs, across the yield.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
@@ -38,6 +38,22 @@ class Route(Enum):
     ROUNDS = "rounds"  # from both neighbours, in a fixed number of rounds for each batch
 
 
+class Unit(NamedTuple):
+    """A unit of the model, of which a strategy may build new ones.
+
+    index  of the unit, from the input upward
+    reads, emits  the shapes that it reads and emits, without the batch
+    build  from a shape to a new unit that reads it, with parameters as fresh as those of a new model, drawn from the
+           global generator. Of another shape than `reads`, maps may have other channels and another size, vectors and
+           sequences other features. Raises UserError for a unit that cannot be built anew, or not for that shape
+    """
+
+    index: int  # type: ignore[assignment]
+    reads: Size
+    emits: Size
+    build: Callable[[Size], nn.Module]
+
+
 class BlockSpec(NamedTuple):
     """All that a strategy may know of a block. Sizes are without the batch.
 
@@ -52,6 +68,9 @@ class BlockSpec(NamedTuple):
     task    what is asked: the loss, the form of an answer, the numbers that are reported
     vocabulary  how many tokens there are where the input of the network, or one of its tensors, is token numbers; None
                 where it is numbers
+    reversible  of every block of the model, from the input upward, whether it has units whose input can be computed from
+                their output: modules that are `reversible`, as `models.coupling.Reversible`
+    above   the units of all blocks above, in order
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -67,10 +86,34 @@ class BlockSpec(NamedTuple):
     task: Task = CLASSES
     vocabulary: int | None = None
     reversible: tuple[bool, ...] = ()
+    above: tuple[Unit, ...] = ()
 
     @property
     def last(self) -> bool:
         return self.index == self.depth - 1
+
+
+class Published(NamedTuple):
+    """Tensors of a block above that a block reads: in step t it gets them as they were after
+    every * floor(max(0, t - lag) / every) steps, wherever the two blocks live.
+
+    source  the block that has them
+    every   steps from one version to the next
+    lag     steps by which they are late; in a pipeline 0 waits for the source to finish the step before, and as many
+            as there are blocks from here to the source wait for nobody
+    """
+
+    source: int
+    every: int = 1
+    lag: int = 0
+
+
+class Copy(NamedTuple):
+    """What a block reads of another one: the steps after which the tensors were so, and the tensors, which are not to
+    be written into."""
+
+    version: int
+    tensors: tuple[Tensor, ...]
 
 
 class Block(Protocol):
@@ -117,6 +160,10 @@ class Block(Protocol):
     def again(self) -> AbstractContextManager[None]:
         """Run `layers` or auxiliary modules a second time in one step: the same dropout, and no buffer moves.
         Call it before the first run where that moves buffers that the modules compute with."""
+        ...
+
+    def published(self, name: str) -> Copy:
+        """Return the copy of what `Strategy.reads` asks for under a name."""
         ...
 
 
@@ -171,6 +218,15 @@ class Strategy(Options, ABC):
         """Make what block 0 reads of a batch, whether it learns or not: augmented views, a masked image, the image in
         `side` for the blocks further up. Draws from the global generator."""
         return packet
+
+    def reads(self, spec: BlockSpec) -> Mapping[str, Published]:
+        """Say which tensors of blocks above a block reads while it learns, by the names under which they `publish`
+        them. Names have no dots."""
+        return {}
+
+    def publish(self, block: Block, name: str) -> Sequence[Tensor]:
+        """Return the tensors of a block that others read under a name: parameters, buffers. They are copied."""
+        raise NotImplementedError
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         """Name the options that have no effect on these blocks, or beside the others.

@@ -5,17 +5,21 @@ from locallearn.auxiliary.decoder import Decoder
 from locallearn.auxiliary.networks import (
     CNN,
     MLP,
+    AugLocal,
     Auxiliary,
     ConvFC,
     Linear,
     MeanOverSteps,
     MLPSpatialReduction,
     Projector,
+    like,
+    pooled,
 )
 
 __all__ = [
     "CNN",
     "MLP",
+    "AugLocal",
     "Auxiliary",
     "ConvFC",
     "Decoder",
@@ -23,4 +27,6 @@ __all__ = [
     "MLPSpatialReduction",
     "MeanOverSteps",
     "Projector",
+    "like",
+    "pooled",
 ]

@@ -8,15 +8,18 @@ auxiliary study); a vector counts as C = D features without a grid, a sequence a
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge
+import torch
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
+from locallearn.contract import BlockSpec, Unit
 from locallearn.errors import UserError
 from locallearn.options import Options
 
@@ -37,6 +40,10 @@ class Auxiliary(Options, ABC):
     def build(self, size: Size, classes: int) -> nn.Module:
         """A module [B, *size] -> [B, classes], with PyTorch's default initialisation from the global generator. A loss
         that needs features instead of logits asks for as many `classes`."""
+
+    def build_for(self, spec: BlockSpec, classes: int) -> nn.Module:
+        """`build` for what a block emits. Raises UserError where the model has not what it is built from."""
+        return self.build(spec.emits, classes)
 
     def build_dense(self, size: Size, classes: int) -> nn.Module:
         """A module that answers at every position: sequences [B, T, D] -> [B, T, classes], maps [B, C, H, W] ->
@@ -63,7 +70,7 @@ class Linear(Auxiliary):
         return {} if any(len(size) > 2 for size in sizes) else {"features": MAPS}
 
     def build(self, size: Size, classes: int) -> nn.Module:
-        pool, inputs = _windows(size, self.features) if self.features and len(size) > 2 else _pooled(size, (2, 2))
+        pool, inputs = _windows(size, self.features) if self.features and len(size) > 2 else pooled(size, (2, 2))
         linear = nn.Linear(inputs, classes)
         if self.zero_init:
             nn.init.zeros_(linear.weight)
@@ -98,7 +105,7 @@ class MLP(Auxiliary):
         if len(size) == 3:
             pool, inputs = [*self.reduced(*size), nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten()], 4 * size[0]
         else:
-            pool, inputs = _pooled(size, (2, 2))
+            pool, inputs = pooled(size, (2, 2))
         return nn.Sequential(*pool, *self._hidden(inputs, classes))
 
     def build_dense(self, size: Size, classes: int) -> nn.Module:
@@ -165,7 +172,7 @@ class CNN(Auxiliary):
         return nn.Sequential(*body, *pool, nn.Linear(4 * channels, classes))
 
     def _of_vectors(self, size: Size, classes: int) -> nn.Module:
-        body, features = _pooled(size, (2, 2))
+        body, features = pooled(size, (2, 2))
         for _ in range(self.layers):
             body += [nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()]
         return nn.Sequential(*body, nn.BatchNorm1d(features), nn.Linear(features, classes))
@@ -198,7 +205,7 @@ class ConvFC(Auxiliary):
             conv = nn.Conv2d(c, times * c, 3, stride=times, padding=1, bias=False)
             body += [conv, nn.BatchNorm2d(times * c), nn.ReLU()]
             size = (times * c, math.ceil(h / times), math.ceil(w / times))
-        pool, inputs = _pooled(size, (1, 1))
+        pool, inputs = pooled(size, (1, 1))
         body += pool
         for _ in range(self.layers - 1):
             body += [nn.Linear(inputs, self.width), nn.ReLU()]
@@ -216,9 +223,50 @@ class Projector(Auxiliary):
     width: Annotated[int, Ge(0)] = 0
 
     def build(self, size: Size, classes: int) -> nn.Module:
-        pool, inputs = _pooled(size, (1, 1))
+        pool, inputs = pooled(size, (1, 1))
         width = self.width or inputs
         return nn.Sequential(*pool, nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, classes))
+
+
+@dataclass(frozen=True)
+class AugLocal(Auxiliary):
+    """AugLocal's heads (Ma et al. 2024, arXiv 2402.17318): new units like some of those above the block, evenly spaced,
+    then the average over positions, BN if there is at most one unit, and Linear.
+
+    Of the block that ends with unit l of n they are round(l + (n - 1 - l) / d * i), i = 1 ... d, halves to even, or all
+    where d is not less than there are. Each reads the width of the one before it; a residual block or convolution
+    halves the sides where they are at least twice those of the unit it is like. Lower blocks have deeper heads: d =
+    max(1, round((1 - q) layers + q)), q = decay l / (n - 2).
+
+    layers  units of the lowest head
+    decay   how much shallower the highest one is: 0 not at all, 1 down to a single unit
+    """
+
+    layers: Annotated[int, Ge(1)] = 2
+    decay: Annotated[float, Interval(ge=0, le=1)] = 0.5
+
+    def build(self, size: Size, classes: int) -> nn.Module:
+        raise UserError(
+            "auxiliary=auglocal is made of units like those above a block, which this loss does not read: choose "
+            "objective=cross_entropy, or another auxiliary network"
+        )
+
+    def build_for(self, spec: BlockSpec, classes: int) -> nn.Module:
+        body, size = like(self.chosen(spec.above), spec.emits)
+        pool, features = pooled(size, (1, 1))
+        norm = [nn.BatchNorm1d(features)] if len(body) < 2 else []
+        return nn.Sequential(*body, *pool, *norm, nn.Linear(features, classes))
+
+    def chosen(self, above: Sequence[Unit]) -> list[Unit]:
+        """Which of the units above a block its head is like."""
+        if not above:
+            return []
+        lowest, count = above[0].index - 1, above[-1].index + 1
+        share = self.decay * lowest / (count - 2) if count > 2 else 0.0
+        depth = max(1, round(self.layers * (1 - share) + share))
+        if depth >= len(above):
+            return [*above]
+        return [above[round(lowest + len(above) / depth * i) - lowest - 1] for i in range(1, depth + 1)]
 
 
 class MeanOverSteps(nn.Module):
@@ -228,7 +276,18 @@ class MeanOverSteps(nn.Module):
         return h.mean(dim=1)
 
 
-def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
+def like(units: Sequence[Unit], size: Size) -> tuple[list[nn.Module], Size]:
+    """New units like these, the first for [B, *size] and each for what the one before it emits, and what the last one
+    emits. Raises UserError for a unit that cannot be built so."""
+    made: list[nn.Module] = []
+    for unit in units:
+        made.append(unit.build(size))
+        with torch.no_grad():
+            size = tuple(copy.deepcopy(made[-1]).eval()(torch.zeros(1, *size)).shape[1:])
+    return made, size
+
+
+def pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
     """Average pooling to a grid (never enlarging; over all steps of a sequence; maps of three dimensions to as many
     cells in depth as in height) and flattening; and how many features that leaves."""
     if len(size) == 2:

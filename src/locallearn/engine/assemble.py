@@ -6,21 +6,24 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.contract import BlockSpec, Strategy
+from locallearn.contract import BlockSpec, Strategy, Unit
 from locallearn.engine.block import BlockModules, TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
 from locallearn.engine.promises import check_class, check_parts, check_separate, check_task, modules_of, only_computes
+from locallearn.engine.published import reads_of
 from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
+from locallearn.models.fresh import fresh
 from locallearn.scaling import widen
 
 
@@ -71,7 +74,10 @@ def assemble(
                     modules.head.compile()
             optimizers = optim.of_block(*modules, strategy.separate)
             blocks.append(TrainedBlock(spec, modules, optim, optimizers, setup, place))
-        options = {"half": setup.half, "micro_batches": setup.micro_batches}
+        options: dict[str, Any] = {"half": setup.half, "micro_batches": setup.micro_batches}
+        idle = [k for k in range(len(cut)) if only_computes(strategy, k, len(cut), setup.train_blocks)]
+        if reads := reads_of(strategy, specs, idle):
+            options["reads"] = reads
         driver = stage(blocks, strategy, **options, link=place.link, replicas=place.replicas)
         learner = Learner(model, driver, cut, setup)
         check_ownership(learner)
@@ -85,7 +91,14 @@ def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpe
     tokens = model.vocabulary if model.inputs is None else model.inputs.vocabulary
     reversible = tuple(model.reversible(units) for units in cut)
     of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens, reversible
-    return [BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run) for k, units in enumerate(cut)]
+    built = [
+        Unit(i, shapes[i], shapes[i + 1], partial(fresh, unit, shapes[i], shapes[i + 1], begin=model.begin))
+        for i, unit in enumerate(model.units)
+    ]
+    return [
+        BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run, above=tuple(built[units.stop :]))
+        for k, units in enumerate(cut)
+    ]
 
 
 class _Move(NamedTuple):
