@@ -68,8 +68,8 @@ class BlockSpec(NamedTuple):
     task    what is asked: the loss, the form of an answer, the numbers that are reported
     vocabulary  how many tokens there are where the input of the network, or one of its tensors, is token numbers; None
                 where it is numbers
-    reversible  of every block of the model, from the input upward, whether it has units whose input can be computed from
-                their output: modules that are `reversible`, as `models.coupling.Reversible`
+    reversible  of every block of the model, from the input upward, whether it has units whose input can be computed
+                from their output: modules that are `reversible`, as `models.coupling.Reversible`
     above   the units of all blocks above, in order
     """
 

@@ -90,12 +90,12 @@ def fixed(monkeypatch) -> list[Tensor]:
     """The noise of a run in the order of its draws, instead of that of samples."""
     drawn: list[Tensor] = []
 
-    def normal(x: Tensor, key: object, size: int) -> Tensor:
+    def draw(x: Tensor, size: int) -> Tensor:
         g = torch.Generator().manual_seed(len(drawn))
         drawn.append(torch.randn(len(x), size, generator=g, dtype=torch.float64))
         return drawn[-1]
 
-    monkeypatch.setattr(noprop, "normal", normal)
+    monkeypatch.setattr(noprop, "draw", draw)
     return drawn
 
 

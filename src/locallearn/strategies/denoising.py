@@ -4,6 +4,7 @@ and noise at an evaluation belongs to the sample."""
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.auxiliary import Linear
-from locallearn.contract import Block, BlockSpec, Packet, Route, Strategy
+from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward
 from locallearn.errors import UserError
 from locallearn.objectives.base import numbers_of_input
 from locallearn.task import CLASSES, CLASSIFICATION
@@ -67,6 +68,22 @@ class Denoising(Strategy):
         """What the units of a block make of the image, [B, *emits]."""
         return block.layers(block.auxiliary["image"](image) if block.spec.index else image)
 
+    def step(self, block: Block, packet: Packet) -> Step:
+        yield Send(packet)  # the image; the block above waits for nothing else
+        image, y = packet.h, packet.y
+        label = block.spec.task.context(y, block.spec.classes).to(image.dtype)
+        loss, logits = self.loss(block, image, label, y)
+        block.report(loss)  # no accuracy: the block has seen the label
+        block.note("denoised", mean((logits.argmax(1) == y).to(label.dtype), y))
+        backward(loss)
+        block.update()
+        return None
+
+    @abstractmethod
+    def loss(self, block: Block, image: Tensor, label: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss [] of a block for images [B, ...] and one-hot labels [B, classes], 0 for a sample without one, whose
+        number in y [B] is below 0; and its logits [B, classes], given the label with noise."""
+
     def look(self, packet: Packet, spec: BlockSpec) -> Packet:
         start = normal(packet.h, seeds.derive(spec.seed, "noise"), spec.classes)
         return packet.at(packet.h, packet.h, start)
@@ -79,10 +96,10 @@ class Denoising(Strategy):
             return packet.at(packet.h, image, z)
         return packet.at(*self.denoised(block, image, z))
 
+    @abstractmethod
     def denoised(self, block: Block, image: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         """What a block hands on to answer: its features [B, *emits], the image, the label with less noise [B, classes],
         and its logits [B, classes]."""
-        raise NotImplementedError
 
 
 def reader(spec: BlockSpec) -> nn.Module:
@@ -104,6 +121,17 @@ def reader(spec: BlockSpec) -> nn.Module:
             "another strategy"
         )
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image), math.prod(reads)), nn.Unflatten(1, reads))
+
+
+def mean(values: Tensor, y: Tensor) -> Tensor:
+    """The mean [] of values [B] over the samples whose label in y [B] is not below 0; 0 if there is none."""
+    known = (y >= 0).to(values.dtype)
+    return (values * known).sum() / known.sum().clamp(min=1)
+
+
+def draw(image: Tensor, size: int) -> Tensor:
+    """Normal numbers [B, size], others at every call; see `normal`."""
+    return normal(image, torch.randint(2**62, (), device=image.device), size)
 
 
 def normal(x: Tensor, key: int | Tensor, size: int) -> Tensor:

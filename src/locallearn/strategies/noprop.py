@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
-import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.contract import Block, BlockSpec, Packet, Send, Step, backward
+from locallearn.contract import Block, BlockSpec, Packet
 from locallearn.objectives.base import wide
-from locallearn.strategies.denoising import Denoising, normal
+from locallearn.strategies.denoising import Denoising, draw, mean, normal
 
 
 class Mix(NamedTuple):
@@ -78,27 +77,16 @@ class NoProp(Denoising):
 
     def noisy(self, label: Tensor, image: Tensor, kept: float) -> Tensor:
         """A label [B, classes] with fresh noise, of which it keeps the share `kept`."""
-        key = torch.randint(2**62, (), device=image.device)
-        return math.sqrt(kept) * label + math.sqrt(1 - kept) * normal(image, key, label.shape[1])
+        return math.sqrt(kept) * label + math.sqrt(1 - kept) * draw(image, label.shape[1])
 
-    def step(self, block: Block, packet: Packet) -> Step:
-        yield Send(packet)  # the image; the block above waits for nothing else
-        spec, image, y = block.spec, packet.h, packet.y
-        t, depth = spec.index + 1, spec.depth
-        label = spec.task.context(y, spec.classes).to(image.dtype)
+    def loss(self, block: Block, image: Tensor, label: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        t, depth = block.spec.index + 1, block.spec.depth
         logits = block.auxiliary["denoiser"](self.read(block, image), self.noisy(label, image, self.kept(t - 1, depth)))
-        known = (y >= 0).to(label.dtype)
-        count = known.sum().clamp(min=1)
         error = (wide(logits).softmax(1) - label).square().sum(1)
-        loss = self.weight(t, depth) * (error * known).sum() / count
-        if spec.last:
-            read_out = block.auxiliary["out"](self.noisy(label, image, self.kept(depth, depth)))
-            loss = loss + spec.task.loss(read_out, y)
-        block.report(loss)  # no accuracy: the block has seen the label
-        block.note("denoised", ((logits.argmax(1) == y) * known).sum() / count)
-        backward(loss)
-        block.update()
-        return None
+        loss = self.weight(t, depth) * mean(error, y)
+        if block.last:
+            loss = loss + block.spec.task.loss(block.auxiliary["out"](self.noisy(label, image, self.kept(t, depth))), y)
+        return loss, logits
 
     def denoised(self, block: Block, image: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         spec = block.spec
