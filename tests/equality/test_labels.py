@@ -24,7 +24,10 @@ from locallearn.strategies.greedy import DGL
 
 PLAIN = SGD(lr=0.1, momentum=0.0, schedule="constant")
 GUESSES = ("dni", "cdni")  # the prediction of a gradient is regressed on all samples, for a label may reach any
-SHOWN = ("noprop",)  # blocks that learn from images with a noisy label, and that say nothing of how well they would do
+SHOWN = (
+    "noprop",
+    "diffusion_blocks",
+)  # blocks that learn from images with a noisy label, and that say nothing of how well they would do
 NONE_READ = ("infomax",)  # no block reads a label; the head does
 
 
