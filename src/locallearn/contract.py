@@ -13,7 +13,7 @@ NEIGHBOR and ROUNDS hold tensors, not graphs, across the yield.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 from torch import Tensor, nn
 
 from locallearn import scaling
-from locallearn.messages import Feedback, Packet, Send, Size
+from locallearn.messages import Copy, Feedback, Packet, Published, Send, Size, Unit
 from locallearn.messages import Heard as Heard  # for strategies
 from locallearn.options import Options
 from locallearn.task import CLASSES, Task
@@ -36,22 +36,6 @@ class Route(Enum):
     CHAIN = "chain"  # from the block above, which waits for the block above it
     BROADCAST = "broadcast"  # from the last block, to all
     ROUNDS = "rounds"  # from both neighbours, in a fixed number of rounds for each batch
-
-
-class Unit(NamedTuple):
-    """A unit of the model, of which a strategy may build new ones.
-
-    index  of the unit, from the input upward
-    reads, emits  the shapes that it reads and emits, without the batch
-    build  from a shape to a new unit that reads it, with parameters as fresh as those of a new model, drawn from the
-           global generator. Of another shape than `reads`, maps may have other channels and another size, vectors and
-           sequences other features. Raises UserError for a unit that cannot be built anew, or not for that shape
-    """
-
-    index: int  # type: ignore[assignment]
-    reads: Size
-    emits: Size
-    build: Callable[[Size], nn.Module]
 
 
 class BlockSpec(NamedTuple):
@@ -91,29 +75,6 @@ class BlockSpec(NamedTuple):
     @property
     def last(self) -> bool:
         return self.index == self.depth - 1
-
-
-class Published(NamedTuple):
-    """Tensors of a block above that a block reads: in step t it gets them as they were after
-    every * floor(max(0, t - lag) / every) steps, wherever the two blocks live.
-
-    source  the block that has them
-    every   steps from one version to the next
-    lag     steps by which they are late; in a pipeline 0 waits for the source to finish the step before, and as many
-            as there are blocks from here to the source wait for nobody
-    """
-
-    source: int
-    every: int = 1
-    lag: int = 0
-
-
-class Copy(NamedTuple):
-    """What a block reads of another one: the steps after which the tensors were so, and the tensors, which are not to
-    be written into."""
-
-    version: int
-    tensors: tuple[Tensor, ...]
 
 
 class Block(Protocol):

@@ -161,12 +161,12 @@ def test_which_layers_a_head_is_like():
 
 def test_a_head_of_a_resnet_32_halves_twice():
     spec = specs(cifar_resnet((3, 32, 32), 10, depth=32))[0]
-    first, second, *rest = AugLocal(layers=2).build_for(spec, 10)
+    first, second, *rest = AugLocal(layers=2).build_below(spec.above, spec.emits, 10)
     assert isinstance(first, BasicBlock)
     assert [first.conv2.out_channels, second.conv2.out_channels] == [32, 64]
     assert [first.conv1.stride, second.conv1.stride] == [(2, 2), (2, 2)]
     assert [type(layer).__name__ for layer in rest] == ["AdaptiveAvgPool2d", "Flatten", "Linear"]
-    one = AugLocal(layers=1).build_for(spec, 10)
+    one = AugLocal(layers=1).build_below(spec.above, spec.emits, 10)
     assert [type(layer).__name__ for layer in one] == [
         "BasicBlock", "AdaptiveAvgPool2d", "Flatten", "BatchNorm1d", "Linear",
     ]  # fmt: skip
@@ -176,7 +176,7 @@ def test_a_head_of_a_resnet_32_halves_twice():
 def test_with_all_layers_and_the_weights_of_the_trunk_it_answers_as_the_model():
     model = cifar_resnet((3, 16, 16), 10, depth=20).eval()
     spec = specs(model)[3]
-    head = AugLocal(layers=20, decay=0.0).build_for(spec, 10).eval()
+    head = AugLocal(layers=20, decay=0.0).build_below(spec.above, spec.emits, 10).eval()
     trunk = nn.Sequential(*model.units[4:], *model.head)
     head.load_state_dict(trunk.state_dict())
     x = torch.randn(4, *spec.emits)

@@ -5,16 +5,15 @@ from locallearn.auxiliary.decoder import Decoder
 from locallearn.auxiliary.networks import (
     CNN,
     MLP,
-    AugLocal,
     Auxiliary,
     ConvFC,
     Linear,
     MeanOverSteps,
     MLPSpatialReduction,
     Projector,
-    like,
     pooled,
 )
+from locallearn.auxiliary.units import AugLocal, like
 
 __all__ = [
     "CNN",

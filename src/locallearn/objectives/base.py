@@ -99,7 +99,11 @@ def head(spec: BlockSpec, auxiliary: Auxiliary, size: Size | None = None) -> nn.
     block emits or from features of another `size`. Raises UserError where there is none."""
     if spec.task.form == POSITION:
         return auxiliary.build_dense(size or spec.emits, spec.classes)
-    return auxiliary.build_for(spec, spec.classes) if size is None else auxiliary.build(size, spec.classes)
+    return (
+        auxiliary.build_below(spec.above, spec.emits, spec.classes)
+        if size is None
+        else auxiliary.build(size, spec.classes)
+    )
 
 
 def numbers_of_input(spec: BlockSpec, what: str) -> None:
