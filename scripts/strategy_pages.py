@@ -32,6 +32,7 @@ MODELS = {
     "fw_dtp": "model=lenet",  # a matrix between large maps would be too large
     "dtp": "model=lenet",
     "counter_current": "model=lenet",
+    "petra": "model=revnet",
 }
 ROUTES = {
     "none": "no feedback: a block learns as soon as it has computed, and waits for nobody",

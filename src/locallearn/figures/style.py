@@ -21,7 +21,7 @@ _STRATEGIES = {
     "pgi_causal": "#F781BF", "drtp": "#B15928", "sdfa": "#CAB2D6", "forward_forward": "#1F4E79",
     "mono_forward": "#33A02C", "cafo": "#FB9A99", "pepita": "#A65628", "predictive_coding": "#66A61E",
     "fw_dtp": "#E7298A", "counter_current": "#7570B3", "forward_gradient": "#A6761D", "dtp": "#F4A6C8",
-    "sigprop": "#4D9221",
+    "sigprop": "#4D9221", "petra": "#1B9E77", "noprop": "#D95F02", "diffusion_blocks": "#E6AB02",
 }  # fmt: skip
 LONG = 50
 """From so many epochs on their axis is logarithmic."""
