@@ -30,6 +30,7 @@ from locallearn.models.plain import basic_cnn
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dfa import DFA
+from locallearn.strategies.dual_propagation import DualPropagation
 from locallearn.strategies.targets import CounterCurrent, FixedWeightDTP
 
 GOLDEN = Path(__file__).parent / "first_losses.json"
@@ -79,7 +80,8 @@ TARGETS = ("fw_dtp", "counter_current")
 def is_backprop_within_a_block(strategy: Strategy) -> bool:
     """Not one that changes the backward pass there (feedback alignment) or before it (direct feedback alignment), nor
     one whose blocks read no labels."""
-    plain = type(strategy).adapt is Strategy.adapt and not isinstance(strategy, DFA | FixedWeightDTP | CounterCurrent)
+    others = DFA | FixedWeightDTP | CounterCurrent | DualPropagation
+    plain = type(strategy).adapt is Strategy.adapt and not isinstance(strategy, others)
     plain = plain and strategy.plain
     return plain and learns_from_labels(strategy)
 

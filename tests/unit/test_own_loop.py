@@ -263,7 +263,7 @@ def test_a_hook_runs_as_often_as_in_ones_own_loop(strategy):
         "cafo": units,
         "forward_forward": units,
     }.get(strategy, leaves)
-    times = dict.fromkeys(learning, {"pepita": 2, "predictive_coding": 6}.get(strategy, 1))
+    times = dict.fromkeys(learning, {"pepita": 2, "predictive_coding": 6, "dual_propagation": 2}.get(strategy, 1))
     times |= dict.fromkeys(first, 2) if strategy == "checkpoint" else {}
     assert seen == times
 
