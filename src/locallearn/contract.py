@@ -72,6 +72,21 @@ class BlockSpec(NamedTuple):
         return self.index == self.depth - 1
 
 
+class Published(NamedTuple):
+    """Tensors of a block above that a block reads: in step t it gets them as they were after
+    every * floor(max(0, t - lag) / every) steps, wherever the two blocks live.
+
+    source  the block that has them
+    every   steps from one version to the next
+    lag     steps by which they are late; in a pipeline 0 waits for the source to finish the step before, and as many
+            as there are blocks from here to the source wait for nobody
+    """
+
+    source: int
+    every: int = 1
+    lag: int = 0
+
+
 class Block(Protocol):
     """A run of units, the auxiliary modules that train it, and the optimizers that own exactly these."""
 
@@ -116,6 +131,10 @@ class Block(Protocol):
     def again(self) -> AbstractContextManager[None]:
         """Run `layers` or auxiliary modules a second time in one step: the same dropout, and no buffer moves.
         Call it before the first run where that moves buffers that the modules compute with."""
+        ...
+
+    def published(self, name: str) -> tuple[Tensor, ...]:
+        """Return the copy of what `Strategy.reads` asks for under a name. It is not to be written into."""
         ...
 
 
@@ -170,6 +189,15 @@ class Strategy(Options, ABC):
         """Make what block 0 reads of a batch, whether it learns or not: augmented views, a masked image, the image in
         `side` for the blocks further up. Draws from the global generator."""
         return packet
+
+    def reads(self, spec: BlockSpec) -> Mapping[str, Published]:
+        """Say which tensors of blocks above a block reads while it learns, by the names under which they `publish`
+        them. Names have no dots."""
+        return {}
+
+    def publish(self, block: Block, name: str) -> Sequence[Tensor]:
+        """Return the tensors of a block that others read under a name: parameters, buffers. They are copied."""
+        raise NotImplementedError
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         """Name the options that have no effect on these blocks, or beside the others.

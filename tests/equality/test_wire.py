@@ -84,7 +84,7 @@ def stale(seed: int, fault: str) -> int:
         sent = torch.zeros(50)
         below.computing.run(partial(sent.fill_, i))
         wires[0].put((sent,))
-        (found,) = wires[1].get()
+        _, (found,) = wires[1].get()
         above.computing.run(lambda found=found, i=i: wrong.append(i) if not (found == i).all() else None)
     for wire in wires:
         wire.begin_closing()

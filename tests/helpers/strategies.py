@@ -1,21 +1,63 @@
-"""Every strategy that has a yaml."""
+"""Every strategy that has a yaml, and one that has none."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
 import yaml
+from torch import Tensor
 
 from locallearn.auxiliary import MLP
 from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
-from locallearn.contract import Strategy
+from locallearn.contract import Block, BlockSpec, Packet, Published, Route, Send, Step, Strategy, backward, task_loss
 from locallearn.objectives import CrossEntropy
 
 FILES = choices("strategy")
 
 
+@dataclass(frozen=True)
+class Follower(Strategy):
+    """A block below the last one moves the mean of what it emits towards the sum of those of the weights and of the
+    batch statistics of the block above it or, with `top`, of the last one."""
+
+    every: int = 1
+    lag: int = 0
+    top: bool = False
+    route: ClassVar[Route] = Route.NONE
+
+    def reads(self, spec: BlockSpec) -> Mapping[str, Published]:
+        source = spec.depth - 1 if self.top else spec.index + 1
+        return {} if spec.last else {"layers": Published(source, self.every, self.lag)}
+
+    def publish(self, block: Block, name: str) -> Sequence[Tensor]:
+        assert name == "layers"
+        return [t for t in block.layers.state_dict().values() if t.is_floating_point()]
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        h = block.layers(packet.h)
+        yield Send(packet.at(h))
+        if block.last:
+            loss = task_loss(block, h, packet.y)
+        else:
+            goal = torch.stack([t.mean() for t in block.published("layers")]).sum()
+            loss = (h.mean() - goal).square()
+            block.report(loss)
+        backward(loss)
+        block.update()
+
+
+OWN = {"follower": Follower}
+
+
 def make(name: str) -> Strategy:
     """The strategy of a yaml; options may follow its name, as in "loco reach=3"."""
     name, *options = name.split()
+    if name in OWN:
+        return OWN[name](**{key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in options)})
     config = yaml.safe_load(FILES[name].read_text())
     config |= {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
     return instantiate(config, "strategy", [], objective=CrossEntropy(), auxiliary=MLP(layers=1, width=16))

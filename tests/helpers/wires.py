@@ -205,12 +205,12 @@ def queued(rank: int, wire: str, fault: str) -> None:
             queues.computing.run(partial(sent.fill_, i))
             ends.put((sent,))
             if i >= 2:
-                (found,) = ends.get()
+                _, (found,) = ends.get()
                 queues.computing.run(lambda t=found, i=i: wrong.append(i) if not (t == 2 * (i - 2)).all() else None)
     else:
         for _ in sizes:
             queues.computing.run(partial(time.sleep, 0.003))  # it is the slower one
-            (found,) = ends.get()
+            _, (found,) = ends.get()
             doubled = torch.zeros_like(found)
             queues.computing.run(partial(torch.mul, found, 2, out=doubled))
             ends.put((doubled,))

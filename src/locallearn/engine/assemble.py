@@ -17,6 +17,7 @@ from locallearn.engine.block import BlockModules, TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
 from locallearn.engine.promises import check_class, check_parts, check_separate, check_task, modules_of, only_computes
+from locallearn.engine.published import reads_of
 from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
@@ -71,7 +72,10 @@ def assemble(
                     modules.head.compile()
             optimizers = optim.of_block(*modules, strategy.separate)
             blocks.append(TrainedBlock(spec, modules, optim, optimizers, setup, place))
-        options = {"half": setup.half, "micro_batches": setup.micro_batches}
+        options: dict[str, Any] = {"half": setup.half, "micro_batches": setup.micro_batches}
+        idle = [k for k in range(len(cut)) if only_computes(strategy, k, len(cut), setup.train_blocks)]
+        if reads := reads_of(strategy, specs, idle):
+            options["reads"] = reads
         driver = stage(blocks, strategy, **options, link=place.link, replicas=place.replicas)
         learner = Learner(model, driver, cut, setup)
         check_ownership(learner)

@@ -51,6 +51,7 @@ class TrainedBlock:
     trained  the blocks that the user lets learn; None: all of them
     updates  steps of its optimizers so far
     updated  whether the strategy has ever called `update`
+    copies   what it reads of blocks above, by name: the version, and the tensors
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class TrainedBlock:
         self.micro = 0
         self.updates = 0
         self.updated = False
+        self.copies: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
         self.trained = setup.train_blocks
         self.modes = Modes([m for m in self.roots() if not self.frozen or m is not self.auxiliary], self.auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(setup.seed, "block", spec.index), len(HALVES))
@@ -218,6 +220,12 @@ class TrainedBlock:
         self._sums.clear()
         self._norms.write([0.0, 0.0, 0.0])
         self.reset()
+
+    def published(self, name: str) -> tuple[Tensor, ...]:
+        """See `contract.Block`."""
+        if name not in self.copies:
+            raise UserError(f"block.published({name!r}): Strategy.reads asks for {', '.join(self.copies) or 'nothing'}")
+        return self.copies[name][1]
 
     def running(self) -> dict[str, Any]:
         """The state of the totals; see `BlockTotals`."""

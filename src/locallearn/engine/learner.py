@@ -72,8 +72,7 @@ class Learner:
 
         Args:
             inputs: [B, *image]; None in a stage of a pipeline above the lowest one.
-            labels: [B], below 0 where a sample has none, or targets as the task has them; the values are not looked at
-                if they lie on a GPU.
+            labels: [B], below 0 for none, or targets as the task has them; values on a GPU are not looked at.
 
         Raises:
             UserError: For a batch that does not fit, before a weight moves.
@@ -216,6 +215,7 @@ class Learner:
     def packets(self, inputs: Any) -> Iterator[Packet]:
         """What each block hands on, in eval mode, one after the other, also from stage to stage. Call it under
         `torch.no_grad()`. Modes and buffers are afterwards as they were."""
+        self.stage.published.begin()
         link = self.stage.link
         if link is not None and link.below:
             packet = link.recv_forward()

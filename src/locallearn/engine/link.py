@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from locallearn.contract import Feedback, Packet
 
@@ -30,6 +31,14 @@ class Link(Protocol):
 
     def send_backward(self, feedback: Feedback | None) -> None:
         """Feedback for the stage below."""
+        ...
+
+    def recv_published(self) -> tuple[int, tuple[Tensor, ...]]:
+        """The next published tensors from the stage above, and their number; feedback on its way may be overtaken."""
+        ...
+
+    def send_published(self, number: int, tensors: tuple[Tensor, ...]) -> None:
+        """Published tensors for the stage below, in their own types; it never waits."""
         ...
 
 

@@ -34,6 +34,7 @@ from locallearn.contract import Feedback, Packet, Route, Strategy
 from locallearn.engine.block import MicroStep, TrainedBlock, set_modes
 from locallearn.engine.link import NOTHING, Link
 from locallearn.engine.promises import phases_of
+from locallearn.engine.published import Publications, Reads
 from locallearn.engine.replicas import Replicas
 from locallearn.engine.rounds import PendingBackward as PendingBackward
 from locallearn.engine.rounds import exchange
@@ -47,6 +48,7 @@ class Stage:
     delays    steps by which the backward half of each block is late
     replicas  copies of this stage, each of which takes its part of every batch: the parts are further micro-batches,
               whose gradients are summed between the copies
+    reads     what the blocks of all stages read of tensors of others, see `published`
     random_state  to be entered around many steps: PyTorch's global generators are then kept once, not at every step
     """
 
@@ -60,6 +62,7 @@ class Stage:
         link: Link | None = None,
         staleness: int = 0,
         replicas: Replicas | None = None,
+        reads: Reads | None = None,
     ) -> None:
         if staleness and strategy.route not in (Route.CHAIN, Route.BROADCAST):
             raise UserError(
@@ -85,6 +88,7 @@ class Stage:
         self._waiting: list[deque[PendingBackward]] = [deque() for _ in blocks]
         self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]
         self._now = 0
+        self.published = Publications(strategy, blocks, reads or {}, link)
         self._before = 0, [0], 0  # when the step began: what waited, messages for each block, updates of all blocks
         self.broken = ""  # why there is no further step, in a sentence: see `abandon`
 
@@ -103,15 +107,17 @@ class Stage:
         self._now = step
         updates = sum(block.updates for block in self.blocks)
         self._before = sum(map(len, self._waiting)), [*map(len, self._messages)], updates
+        self.published.advance(step)
         with self.random_state:
             first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
             for micro, packet in enumerate(self._packets(inputs, labels), first):
                 self._up(packet, MicroStep(step, progress, micro), learning)
             self._down(step)
+        self.published.done = step + 1
 
     def drain(self) -> None:
-        """Wait for feedback that is still under way: afterwards every block has learned from every step. With a
-        staleness training differs by this, so that it belongs at the same steps of every run."""
+        """Wait for feedback and published tensors that are under way: afterwards every block has learned from every
+        step. With a staleness training differs by this, so that it belongs at the same steps of every run."""
         with self.random_state:
             self._finish_late()
             for _ in range(self.longest_delay):
@@ -119,15 +125,16 @@ class Stage:
                 self._down(self._now)
             for block in self.blocks:
                 block.settle()
+        self.published.settle()
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor beside the blocks' own that influences the next step, by names that begin with `replay.`."""
-        return {}
+        """Every tensor beside the blocks' own that influences the next step: `replay.` or `published.` and a name."""
+        return self.published.state()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave. Raises UserError, with nothing changed, for what does not fit."""
-        for name in sorted(tensors):
-            raise does_not_fit(f"{name} is not part of it")
+        if (unknown := self.published.load_state(tensors)) is not None:
+            raise does_not_fit(f"{unknown} is not part of it")
 
     def autocast(self) -> AbstractContextManager[object]:
         """Autocast, or nothing. Entered around each half, so that a strategy never yields inside it."""

@@ -13,7 +13,9 @@ from locallearn.engine.broken import clear
 from locallearn.engine.stage import Stage, does_not_fit
 from locallearn.engine.torch_optim import forget, misfit, put_back
 
-VARYING = ("optimizer.", "replay.")
+OF_STAGE = ("replay.", "published.")
+"""What a stage has beside the tensors of its blocks."""
+VARYING = ("optimizer.", *OF_STAGE)
 """Tensors of a learner's state that are not there from the beginning."""
 
 
@@ -38,7 +40,7 @@ def put_all_back(
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise does_not_fit("; ".join(sorted(problems)[:3]) + more)
-    stage.load_state({name: t for name, t in tensors.items() if name.startswith("replay.")})
+    stage.load_state({name: t for name, t in tensors.items() if name.startswith(OF_STAGE)})
     clear(stage)
     with torch.no_grad():
         for name, t in own.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from selectors import DefaultSelector
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from locallearn.contract import Feedback, Packet
 from locallearn.engine.link import Stopped
@@ -60,12 +62,14 @@ class Pipe:
 
         self._below = None if below is None else wire_to(below, UNDER_WAY + late)
         self._above = None if above is None else wire_to(above, UNDER_WAY)
+        self._feedback: deque[Feedback] = deque()
+        self._published: deque[tuple[int, tuple[Tensor, ...]]] = deque()
         self._wires = [wire for wire in (self._below, self._above) if wire is not None]
 
     def recv_forward(self) -> Packet:
         assert self._below is not None
         try:
-            h, y, *side = self._below.get()
+            _, (h, y, *side) = self._below.get()
         except Stopped as stop:
             self.stop(stop.step)
             raise
@@ -78,12 +82,31 @@ class Pipe:
         self._above.put((packet.h, packet.y, *packet.side))
 
     def recv_backward(self) -> Feedback | None:
-        assert self._above is not None
-        return self._above.get() or None
+        while not self._feedback:
+            self._hear_above()
+        return self._feedback.popleft() or None
 
     def send_backward(self, feedback: Feedback | None) -> None:
         assert self._below is not None
         self._below.put(feedback or ())
+
+    def recv_published(self) -> tuple[int, tuple[Tensor, ...]]:
+        while not self._published:
+            self._hear_above()
+        return self._published.popleft()
+
+    def send_published(self, number: int, tensors: tuple[Tensor, ...]) -> None:
+        assert self._below is not None
+        self._below.put(tensors, kind=number + 1)
+
+    def _hear_above(self) -> None:
+        """The next message from above, for whoever asks for its kind."""
+        assert self._above is not None
+        kind, tensors = self._above.get()
+        if kind:
+            self._published.append((kind - 1, tuple(t for t in tensors if t is not None)))
+        else:
+            self._feedback.append(tensors)
 
     def stop(self, step: int) -> None:
         """Tell the stages above to stop as this one has, with `step` steps done."""

@@ -97,10 +97,10 @@ class Slot:
 
 class Signature:
     """What lies where in a message: the layout of each tensor (None where there is none) and its bytes. `size`: the
-    bytes of the whole message."""
+    bytes of the whole message; `kind`: a number that tells messages of several kinds apart."""
 
-    def __init__(self, layouts: Sequence[Layout | None]) -> None:
-        self.layouts = list(layouts)
+    def __init__(self, layouts: Sequence[Layout | None], kind: int = 0) -> None:
+        self.layouts, self.kind = list(layouts), kind
         self.bytes, self.size = [], 0
         for layout in self.layouts:
             first = -(-self.size // ALIGNED) * ALIGNED
@@ -108,26 +108,27 @@ class Signature:
             self.bytes.append(slice(first, self.size))
 
     @classmethod
-    def of(cls, tensors: Message, message: torch.dtype | None) -> Signature:
+    def of(cls, tensors: Message, message: torch.dtype | None, kind: int = 0) -> Signature:
         """Of these tensors, floats sent as `message` if that is given. Raises RunError for types that cannot travel."""
         for t in tensors:
             if t is not None and t.dtype not in DTYPES:
                 raise RunError(
                     f"a pipeline sends tensors of real numbers, not {t.dtype} {list(t.shape)}: choose runtime=serial"
                 )
-        return cls([None if t is None else _layout(t, message) for t in tensors])
+        return cls([None if t is None else _layout(t, message) for t in tensors], kind)
 
     @classmethod
     def told(cls, text: bytes) -> Signature:
         """From its `text`."""
-        rows = json.loads(text)
-        return cls([row and Layout(DTYPES[row[0]], DTYPES[row[1]], tuple(row[2]), tuple(row[3])) for row in rows])
+        kind, rows = json.loads(text)
+        layouts = [row and Layout(DTYPES[row[0]], DTYPES[row[1]], tuple(row[2]), tuple(row[3])) for row in rows]
+        return cls(layouts, kind)
 
     @property
     def text(self) -> bytes:
         """As JSON."""
         rows = [t and [DTYPES.index(t.sent), DTYPES.index(t.meant), t.sizes, t.strides] for t in self.layouts]
-        return json.dumps(rows).encode()
+        return json.dumps([self.kind, rows]).encode()
 
     def empty(self, device: torch.device) -> tuple[Tensor | None, ...]:
         """A message that has this signature."""

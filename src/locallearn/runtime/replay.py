@@ -120,6 +120,11 @@ class ReplayStage(Stage):
         **options: Any,
     ) -> None:
         super().__init__(blocks, strategy, **options)
+        if options.get("reads"):
+            raise UserError(
+                f"runtime=replay lets blocks learn at different times, and {type(strategy).__name__} reads tensors of "
+                "other blocks as they were at a step: choose runtime=serial or pipeline"
+            )
         if blocks[0].trained is not None:
             raise UserError("runtime=replay lets all blocks learn: leave train_blocks out, or choose runtime=serial")
         if len(strategy.phases(len(blocks))) > 1:

@@ -51,11 +51,15 @@ class Wire:
         self._closing = self._closed = False  # on this end, on the other one
         served.register(line, EVENT_READ, self)
 
-    def put(self, tensors: Message) -> None:
-        """Send a message. Raises LostProcess, RunError."""
+    def put(self, tensors: Message, kind: int = 0) -> None:
+        """Send a message. One that has a kind goes in its own types, and waits for no slot: who sends it promises that
+        there are never many. Raises LostProcess, RunError."""
         self._serve(0)
+        if kind and not self._free:
+            self._free.append(self._slots)
+            self._slots += 1
         self._until(lambda: self._free)
-        number, signature = self._signature(tensors)
+        number, signature = self._signature(tensors, kind)
         slot = self._free.pop()
         held = self._carrier.lend(slot, signature.size)
 
@@ -65,8 +69,8 @@ class Wire:
 
         self._lane.out(partial(signature.write, tensors, held, self._lane.non_blocking), tell)
 
-    def get(self) -> tuple[Tensor | None, ...]:
-        """The next message. Raises Stopped in the place of one, LostProcess."""
+    def get(self) -> tuple[int, tuple[Tensor | None, ...]]:
+        """The kind of the next message, and the message. Raises Stopped in the place of one, LostProcess."""
         self._serve(0)
         self._until(lambda: self._queue)
         first = self._queue.popleft()
@@ -78,7 +82,7 @@ class Wire:
         self.waited += time.perf_counter() - started
         tensors = signature.empty(self._device)
         self._lane.into(partial(signature.read, tensors, held, self._lane.non_blocking), partial(self._give_back, slot))
-        return tensors
+        return signature.kind, tensors
 
     def stop(self, step: int) -> None:
         """Tell the neighbour, in the place of a message, that there is none after this step."""
@@ -141,11 +145,11 @@ class Wire:
             assert frame.kind == CLOSE
             self._closed = True
 
-    def _signature(self, tensors: Message) -> tuple[int, Signature]:
+    def _signature(self, tensors: Message, kind: int) -> tuple[int, Signature]:
         """Of a message, and its number, which the neighbour knows from now on."""
-        key = alike(tensors)
+        key = kind, *alike(tensors)
         if key not in self._known:
-            signature = Signature.of(tensors, self._message)
+            signature = Signature.of(tensors, None if kind else self._message, kind)
             if len(self._known) == MOST_SIGNATURES:
                 self._lane.finish()  # messages that nobody has been told of yet have the old numbers
                 self._known.clear()
