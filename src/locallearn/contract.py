@@ -141,6 +141,9 @@ class Block(Protocol):
 Step: TypeAlias = Generator[Send, Any, Feedback | None]
 """It is sent `Feedback` or None, or under ROUNDS `Heard`."""
 
+Settling: TypeAlias = Generator[Send, Heard, Packet]
+"""An answer that is found in rounds."""
+
 
 class Strategy(Options, ABC):
     """Who gets which gradient. Concrete ones are frozen dataclasses; their fields are typed, checked hyper-parameters.
@@ -155,7 +158,8 @@ class Strategy(Options, ABC):
     repeats   whether a block updates its weights several times in a batch, which then cannot be divided
     ships     names of auxiliary modules without which it cannot answer: they are exported with the model
 
-    For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way.
+    For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way,
+    and `settles` and `settle` where blocks must exchange messages to answer.
     """
 
     _group = "strategy"
@@ -234,14 +238,43 @@ class Strategy(Options, ABC):
         """Compute a block where it does not learn: in evaluations, and below the blocks that learn."""
         return packet.at(block.layers(packet.h))
 
+    def settles(self, depth: int) -> int:
+        """How often each of `depth` blocks yields in `settle`, as `rounds` says it of `step`; 0 where an answer is made
+        on the way up, by `through`. It may depend on nothing but options."""
+        return 0
+
+    def settle(self, block: Block, packet: Packet) -> Settling:
+        """Compute a block for an evaluation where that takes messages from both neighbours, in place of `through`.
+
+        Called without gradients, in eval mode, in one process or in many; `block` has no more than an answer needs:
+        spec, layers, head, and the auxiliary modules that ship. It must draw nothing, and treat samples one by one.
+
+        Args:
+            packet: What the block below has sent first; for block 0 what `look` has made. It has no labels.
+
+        Yields:
+            `Send` with a packet for the block above, then one for each round: `settles(depth)` times.
+
+        Receives:
+            `Heard`: what both neighbours yielded in the round before.
+
+        Returns:
+            What `predict` reads; its `h` is the feature of the block.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.settles promises rounds, and it has no settle")
+        yield
+
     def predict(self, block: Block, packet: Packet) -> Tensor | None:
-        """Return the logits [B, classes] (or as the task asks) of a block for what `through` has made, or None."""
+        """Return the logits [B, classes] (or as the task asks) of a block for what `through` or `settle` has made, or
+        None."""
         return block.head(packet.h) if block.head is not None else None
 
     @property
     def plain(self) -> bool:
         """Whether the units and the head alone answer, as they were built."""
-        return not self.ships and type(self).look is Strategy.look and type(self).through is Strategy.through
+        own = type(self)
+        alone = own.through is Strategy.through and own.settles is Strategy.settles
+        return not self.ships and own.look is Strategy.look and alone
 
 
 def enter(block: Block, packet: Packet) -> Packet:

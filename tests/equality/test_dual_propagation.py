@@ -14,7 +14,7 @@ from helpers.nets import tiny_learner
 from locallearn.engine import SGD
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-from locallearn.strategies.activations import before_activation
+from locallearn.strategies.activations import activated, before_activation
 from locallearn.strategies.dual_propagation import DualPropagation
 from locallearn.task import Classification
 
@@ -150,12 +150,21 @@ def test_samples_without_a_label_teach_nothing():
         assert torch.allclose(mine, other, atol=1e-12)
 
 
-def test_what_an_activation_reads_is_kept_where_it_writes_over_it():
-    linear, x = nn.Linear(4, 6), torch.randn(3, 4)
-    out, before = before_activation(nn.Sequential(linear, nn.ReLU(inplace=True)), x)
-    assert torch.equal(before, linear(x))
-    assert torch.equal(out, linear(x).relu())
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_block_without_its_last_activation(inplace):
+    """Also before a max-pool, which picks the same numbers, and never where one module stands in two places."""
+    conv, act, pool, x = nn.Conv2d(2, 3, 3), nn.ReLU(inplace=inplace), nn.MaxPool2d(2), torch.randn(3, 2, 6, 6)
+    block = nn.Sequential(nn.Sequential(conv, act), pool)
+    before = before_activation(block, x)
+    assert torch.equal(before, pool(conv(x)))
+    assert torch.equal(activated(block, before), block(x))
     assert before.min() < 0
+    for other in (
+        nn.Sequential(act, conv, act),
+        nn.Sequential(conv, act, nn.AvgPool2d(2)),
+        nn.Sequential(conv, nn.GELU()),
+    ):
+        assert torch.equal(before_activation(other, x), other(x))
 
 
 def test_other_losses_over_classes_are_one_sentence():

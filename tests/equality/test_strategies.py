@@ -303,7 +303,8 @@ def test_a_broken_loss_stops_the_run_before_it_teaches(name):
 @pytest.mark.slow
 def test_learns_to_memorise_64_real_images(name):
     """Real handwritten digits, 8x8, enlarged to 16x16: all 64 right. More than half for features that no label has
-    touched, those of random blocks and self-supervised ones, and for sdfa, whose errors never become smaller."""
+    touched, those of random blocks and self-supervised ones, for sdfa, whose errors never become smaller, and for
+    equilibrium, whose states end at 0 and 1."""
     images, labels = load_digits(return_X_y=True)
     x = torch.nn.functional.interpolate(torch.tensor(images[:64], dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1, 16)
     y = torch.tensor(labels[:64])
@@ -316,7 +317,7 @@ def test_learns_to_memorise_64_real_images(name):
     for _ in range(steps):
         learner.learn(x, y)
     accuracy = (learner.predict(x)[-1].argmax(1) == y).float().mean().item()
-    half = name in ("shallow", "cafo", "sdfa") or not learns_from_labels(strategy)
+    half = name in ("shallow", "cafo", "sdfa", "equilibrium") or not learns_from_labels(strategy)
     assert accuracy > 0.5 if half else accuracy == 1.0
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from locallearn.contract import Block, BlockSpec, Feedback, Heard, Packet, Route, Send, Step, Strategy, backward
 from locallearn.objectives.base import exact
-from locallearn.strategies.activations import before_activation, last_activation
+from locallearn.strategies.activations import activated, before_activation
 from locallearn.strategies.squared import plain_targets
 from locallearn.task import CLASSIFICATION
 
@@ -77,8 +77,8 @@ class _Dyad:
         self.count = block.spec.task.count(packet.y).clamp(min=1)
         self.x = packet.h.detach().requires_grad_(block.spec.index > 0)
         with exact(self.x), torch.set_grad_enabled(block.spec.index > 0):  # the first block answers nobody
-            out, self.before = before_activation(block.layers, self.x)
-        self.out = out.detach()
+            self.before = before_activation(block.layers, self.x)
+        self.out = activated(block.layers, self.before.detach())
 
     def of_head(self) -> Tensor:
         """What the head sends down."""
@@ -101,11 +101,9 @@ class _Dyad:
 
     def nudge(self, pull: Tensor) -> Feedback | None:
         """Part the states by what comes from above; returns what goes down."""
-        activation, before = last_activation(self.block.layers), self.before.detach()
+        layers, before = self.block.layers, self.before.detach()
         away = self.rule.gamma / 2 * pull.double()  # float32 would lose a small one beside `before`
-        plus, minus = before + away, before - away
-        if activation is not None:
-            plus, minus = activation.forward(plus), activation.forward(minus)
+        plus, minus = (activated(layers, before + way) for way in (away, -away))
         self.difference, self.mean = (plus - minus).to(before.dtype), ((plus + minus) / 2).to(before.dtype)
         if self.block.spec.index == 0:
             return None
@@ -118,7 +116,7 @@ class _Dyad:
         """Learn from the states, at the mean ones of the block below."""
         block = self.block
         with self.again, exact(self.x):
-            _, before = before_activation(block.layers, below.h)
+            before = before_activation(block.layers, below.h)
             loss = (before * self.difference).sum()
             if block.head is not None:
                 loss = loss + (block.head(self.mean) * self.apart).sum()
