@@ -20,9 +20,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from locallearn import scaling
 from locallearn.messages import Feedback, Packet, Send, Size
 from locallearn.messages import Heard as Heard  # for strategies
+from locallearn.messages import backward as backward  # for strategies
 from locallearn.options import Options
 from locallearn.task import CLASSES, Task
 from locallearn.task import cross_entropy as cross_entropy  # for strategies
@@ -156,6 +156,7 @@ class Strategy(Options, ABC):
     carries   whether `step` hands on more than `h` that blocks further up need: then blocks that the user has frozen
               take their steps, too, where else those at the bottom only compute
     repeats   whether a block updates its weights several times in a batch, which then cannot be divided
+    exact     whether messages must arrive with all their bits, as where two blocks hold copies of one state
     ships     names of auxiliary modules without which it cannot answer: they are exported with the model
 
     For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way,
@@ -169,6 +170,7 @@ class Strategy(Options, ABC):
     separate: ClassVar[frozenset[str]] = frozenset()
     carries: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     ships: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
@@ -246,20 +248,17 @@ class Strategy(Options, ABC):
     def settle(self, block: Block, packet: Packet) -> Settling:
         """Compute a block for an evaluation where that takes messages from both neighbours, in place of `through`.
 
-        Called without gradients, in eval mode, in one process or in many; `block` has no more than an answer needs:
-        spec, layers, head, and the auxiliary modules that ship. It must draw nothing, and treat samples one by one.
+        Runs without gradients and in eval mode, in one process or in many; `block` has spec, layers, head, and the
+        auxiliary modules that ship. It must draw nothing, and treat samples one by one.
 
         Args:
-            packet: What the block below has sent first; for block 0 what `look` has made. It has no labels.
+            packet: What the block below has yielded first; for block 0 what `look` has made. It has no labels.
 
         Yields:
             `Send` with a packet for the block above, then one for each round: `settles(depth)` times.
 
-        Receives:
-            `Heard`: what both neighbours yielded in the round before.
-
         Returns:
-            What `predict` reads; its `h` is the feature of the block.
+            What `predict` reads; its `h` are the features of the block.
         """
         raise NotImplementedError(f"{type(self).__name__}.settles promises rounds, and it has no settle")
         yield
@@ -290,24 +289,3 @@ def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
     loss = block.spec.task.loss(logits, y)
     block.report(loss, logits, y)
     return loss
-
-
-def backward(loss: Tensor | None, out: Packet | None = None, grads: Feedback | None = None) -> None:
-    """Write gradients by one autograd call; with precision=fp16 it also keeps small ones from becoming 0.
-
-    Args:
-        loss: The block's own [], if it has one.
-        out: What it has sent, with its graph.
-        grads: The gradients of `out.h` and `out.side` that came back, if any.
-    """
-    roots: list[Tensor] = []
-    seeds: list[Tensor | None] = []
-    if loss is not None:
-        roots.append(loss)
-        seeds.append(None)
-    for tensor, grad in zip((out.h, *out.side) if out else (), grads or (), strict=False):
-        if tensor.requires_grad and grad is not None:
-            roots.append(tensor)
-            seeds.append(grad)
-    if roots:
-        scaling.backward(roots, seeds)

@@ -269,6 +269,7 @@ def test_a_hook_runs_as_often_as_in_ones_own_loop(strategy):
     }.get(strategy, leaves)
     times = dict.fromkeys(learning, OFTEN.get(strategy, 1))
     times |= dict.fromkeys(first, 2) if strategy == "checkpoint" else {}
+    times |= dict.fromkeys(first, 43) if strategy == "equilibrium" else {}  # the last block also reports
     assert seen == times
 
 

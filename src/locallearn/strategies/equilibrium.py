@@ -70,6 +70,7 @@ class EquilibriumPropagation(Strategy):
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "hard_sigmoid"
     output: Literal["task", "squared"] = "task"
     route: ClassVar[Route] = Route.ROUNDS
+    exact: ClassVar[bool] = True
     tasks: ClassVar[frozenset[str]] = frozenset({CLASSIFICATION})
     needs: ClassVar[str] = "nudges towards one target for each sample"
 
