@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from locallearn.messages import Feedback, Packet, Send, Size
+from locallearn.messages import Copy, Feedback, Packet, Published, Send, Size, Unit
 from locallearn.messages import Heard as Heard  # for strategies
 from locallearn.messages import backward as backward  # for strategies
 from locallearn.options import Options
@@ -66,25 +66,11 @@ class BlockSpec(NamedTuple):
     channels_first: bool = False
     task: Task = CLASSES
     vocabulary: int | None = None
+    above: tuple[Unit, ...] = ()
 
     @property
     def last(self) -> bool:
         return self.index == self.depth - 1
-
-
-class Published(NamedTuple):
-    """Tensors of a block above that a block reads: in step t it gets them as they were after
-    every * floor(max(0, t - lag) / every) steps, wherever the two blocks live.
-
-    source  the block that has them
-    every   steps from one version to the next
-    lag     steps by which they are late; in a pipeline 0 waits for the source to finish the step before, and as many
-            as there are blocks from here to the source wait for nobody
-    """
-
-    source: int
-    every: int = 1
-    lag: int = 0
 
 
 class Block(Protocol):
@@ -133,8 +119,8 @@ class Block(Protocol):
         Call it before the first run where that moves buffers that the modules compute with."""
         ...
 
-    def published(self, name: str) -> tuple[Tensor, ...]:
-        """Return the copy of what `Strategy.reads` asks for under a name. It is not to be written into."""
+    def published(self, name: str) -> Copy:
+        """Return the copy of what `Strategy.reads` asks for under a name."""
         ...
 
 

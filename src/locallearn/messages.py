@@ -1,10 +1,11 @@
-"""What blocks send each other."""
+"""What blocks send each other, read of each other, and build like each other."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from locallearn import scaling
 
@@ -69,6 +70,45 @@ class Heard(NamedTuple):
 
     below: Packet | None
     above: Feedback | None
+
+
+class Published(NamedTuple):
+    """Tensors of a block above that a block reads: in step t it gets them as they were after
+    every * floor(max(0, t - lag) / every) steps, wherever the two blocks live.
+
+    source  the block that has them
+    every   steps from one version to the next
+    lag     steps by which they are late; in a pipeline 0 waits for the source to finish the step before, and as many
+            as there are blocks from here to the source wait for nobody
+    """
+
+    source: int
+    every: int = 1
+    lag: int = 0
+
+
+class Copy(NamedTuple):
+    """What a block reads of another one: the steps after which the tensors were so, and the tensors, which are not to
+    be written into."""
+
+    version: int
+    tensors: tuple[Tensor, ...]
+
+
+class Unit(NamedTuple):
+    """A unit of the model, of which a strategy may build new ones.
+
+    index  of the unit, from the input upward
+    reads, emits  the shapes that it reads and emits, without the batch
+    build  from a shape to a new unit that reads it, with parameters as fresh as those of a new model, drawn from the
+           global generator. Of another shape than `reads`, maps may have other channels and another size, vectors and
+           sequences other features. Raises UserError for a unit that cannot be built anew, or not for that shape
+    """
+
+    index: int  # type: ignore[assignment]
+    reads: Size
+    emits: Size
+    build: Callable[[Size], nn.Module]
 
 
 def backward(loss: Tensor | None, out: Packet | None = None, grads: Feedback | None = None) -> None:

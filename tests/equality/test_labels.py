@@ -51,7 +51,7 @@ def strategy_of(name: str):
 
 def compared(name: str, learner: Learner) -> list[str]:
     """The parameters that learn from labels alone."""
-    names = [n for n, _ in learner.parameters()]
+    names = [n for n, p in learner.parameters() if p.requires_grad]
     if name in GUESSES:
         return [n for n in names if n.startswith(("model.units.3.", "model.head."))]
     return [n for n in names if n.startswith("model.head.")] if name in NONE_READ else names

@@ -70,7 +70,8 @@ def test_what_is_read_is_a_copy_that_nobody_trains():
     assert not any("published" in name for name in learner.state()), "there is no version yet"
     for x, y in tiny_batches(2):
         learner.learn(x, y)
-    copies = learner.blocks[0].published("layers")
+    version, copies = learner.blocks[0].published("layers")
+    assert version == 0
     own = {p.data_ptr() for p in learner.model.parameters()}
     assert not any(t.requires_grad or t.data_ptr() in own for t in copies)
     names = [name for name in learner.state() if name.startswith("published.")]
@@ -87,7 +88,7 @@ def test_blocks_can_be_looked_at_before_the_first_step():
     x, y = tiny_batches(1)[0]
     learner.evaluate(x, y)
     expected = [t for t in learner.model.units[1].state_dict().values() if t.is_floating_point()]
-    for copied, t in zip(learner.blocks[0].published("layers"), expected, strict=True):
+    for copied, t in zip(learner.blocks[0].published("layers").tensors, expected, strict=True):
         assert torch.equal(copied, t)
 
 

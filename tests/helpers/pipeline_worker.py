@@ -72,8 +72,10 @@ def main(rank: int, world: int, wire: str, folder: Path) -> None:
             own = range(rank * 4 // world, (rank + 1) * 4 // world)
             learner = learner_of(name, micro_batches, staleness, own=own, link=pipe if world > 1 else None)
             train(learner, lowest=rank == 0)
+            answer = learner.predict(tiny_batches(1)[0][0])[-1]
             pipe.close()
             state = {n: t.contiguous().clone() for n, t in learner.state().items()}
+            state |= {"answer": answer.contiguous()} if rank == world - 1 else {}
             save_file(state, folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors")
     dist.destroy_process_group()
 

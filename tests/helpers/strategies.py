@@ -43,7 +43,7 @@ class Follower(Strategy):
         if block.last:
             loss = task_loss(block, h, packet.y)
         else:
-            goal = torch.stack([t.mean() for t in block.published("layers")]).sum()
+            goal = torch.stack([t.mean() for t in block.published("layers").tensors]).sum()
             loss = (h.mean() - goal).square()
             block.report(loss)
         backward(loss)

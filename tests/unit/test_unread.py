@@ -194,7 +194,7 @@ def check_options(recipe: Any, strategy_of: Any, unread: Any, blocks: int, model
 @pytest.mark.parametrize("name", choices("strategy"))
 def test_the_options_of_a_strategy(name, blocks):
     content = yaml.safe_load(choices("strategy")[name].read_text())
-    content |= {"width": 8} if name.startswith("pgi") else {}
+    content |= {"width": 8} if name.startswith("pgi") else {"every": 2} if name == "solo" else {}
     recipe = instantiate(content, "strategy", [], objective=CrossEntropy(), auxiliary=Linear())
     check_options(recipe, lambda r: r, lambda r, specs: r.unread(specs), blocks, MAPS)
 

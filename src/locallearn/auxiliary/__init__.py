@@ -11,11 +11,14 @@ from locallearn.auxiliary.networks import (
     MeanOverSteps,
     MLPSpatialReduction,
     Projector,
+    pooled,
 )
+from locallearn.auxiliary.units import AugLocal, like
 
 __all__ = [
     "CNN",
     "MLP",
+    "AugLocal",
     "Auxiliary",
     "ConvFC",
     "Decoder",
@@ -23,4 +26,6 @@ __all__ = [
     "MLPSpatialReduction",
     "MeanOverSteps",
     "Projector",
+    "like",
+    "pooled",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from locallearn.auxiliary.networks import Size
 
@@ -19,12 +20,19 @@ class Decoder:
     Vectors, and maps of a single position, first become `width` maps of a quarter of the input's side through a linear
     layer; a sequence before that `width` features per step, or the layer would have T * D inputs. Where the input is no
     image, one linear layer to its size takes the place of the convolutions.
+
+    width     of its maps
+    quarters  four decoders, each of a quarter of maps of at least 2 x 2 positions, to that quarter of the image (PFF of
+              Su et al. 2024, arXiv 2407.05638)
     """
 
     width: int = 12
+    quarters: bool = False
 
     def build(self, size: Size, image: Size) -> nn.Module:
         """A module [B, *size] -> [B, *image]."""
+        if self.quarters and len(size) == 3 == len(image) and min(*size[1:], *image[1:]) > 1:
+            return Quarters(Decoder(self.width), size, image)
         start: list[nn.Module] = []
         if len(size) == 2:
             start, size = [nn.Linear(size[1], self.width)], (size[0] * self.width,)
@@ -43,3 +51,25 @@ class Decoder:
             nn.ReLU(),
             nn.Conv2d(self.width, channels, 3, padding=1),
         )
+
+
+class Quarters(nn.Module):
+    """Four decoders, one for each quarter of a map [B, C, H, W] and of the image; the lower and the right ones have the
+    odd row and column."""
+
+    def __init__(self, decoder: Decoder, size: Size, image: Size) -> None:
+        super().__init__()
+        self.height, self.width = size[1] // 2, size[2] // 2
+        parts = [
+            [(c, h // 2 if top else h - h // 2, w // 2 if left else w - w // 2) for c, h, w in (size, image)]
+            for top in (True, False)
+            for left in (True, False)
+        ]
+        self.decoders = nn.ModuleList(decoder.build(read, emitted) for read, emitted in parts)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, *image]"""
+        rows = h[:, :, : self.height], h[:, :, self.height :]
+        parts = [part for row in rows for part in (row[..., : self.width], row[..., self.width :])]
+        decoded = [decoder(part) for decoder, part in zip(self.decoders, parts, strict=True)]
+        return torch.cat([torch.cat(decoded[:2], dim=3), torch.cat(decoded[2:], dim=3)], dim=2)

@@ -18,6 +18,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from locallearn.errors import UserError
+from locallearn.messages import Unit
 from locallearn.options import Options
 
 Size = tuple[int, ...]
@@ -37,6 +38,10 @@ class Auxiliary(Options, ABC):
     def build(self, size: Size, classes: int) -> nn.Module:
         """A module [B, *size] -> [B, classes], with PyTorch's default initialisation from the global generator. A loss
         that needs features instead of logits asks for as many `classes`."""
+
+    def build_below(self, above: Sequence[Unit], size: Size, classes: int) -> nn.Module:
+        """`build`, for who wants to know the units above the block. Raises UserError for one that it cannot use."""
+        return self.build(size, classes)
 
     def build_dense(self, size: Size, classes: int) -> nn.Module:
         """A module that answers at every position: sequences [B, T, D] -> [B, T, classes], maps [B, C, H, W] ->
@@ -63,7 +68,7 @@ class Linear(Auxiliary):
         return {} if any(len(size) > 2 for size in sizes) else {"features": MAPS}
 
     def build(self, size: Size, classes: int) -> nn.Module:
-        pool, inputs = _windows(size, self.features) if self.features and len(size) > 2 else _pooled(size, (2, 2))
+        pool, inputs = _windows(size, self.features) if self.features and len(size) > 2 else pooled(size, (2, 2))
         linear = nn.Linear(inputs, classes)
         if self.zero_init:
             nn.init.zeros_(linear.weight)
@@ -98,7 +103,7 @@ class MLP(Auxiliary):
         if len(size) == 3:
             pool, inputs = [*self.reduced(*size), nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten()], 4 * size[0]
         else:
-            pool, inputs = _pooled(size, (2, 2))
+            pool, inputs = pooled(size, (2, 2))
         return nn.Sequential(*pool, *self._hidden(inputs, classes))
 
     def build_dense(self, size: Size, classes: int) -> nn.Module:
@@ -165,7 +170,7 @@ class CNN(Auxiliary):
         return nn.Sequential(*body, *pool, nn.Linear(4 * channels, classes))
 
     def _of_vectors(self, size: Size, classes: int) -> nn.Module:
-        body, features = _pooled(size, (2, 2))
+        body, features = pooled(size, (2, 2))
         for _ in range(self.layers):
             body += [nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()]
         return nn.Sequential(*body, nn.BatchNorm1d(features), nn.Linear(features, classes))
@@ -198,7 +203,7 @@ class ConvFC(Auxiliary):
             conv = nn.Conv2d(c, times * c, 3, stride=times, padding=1, bias=False)
             body += [conv, nn.BatchNorm2d(times * c), nn.ReLU()]
             size = (times * c, math.ceil(h / times), math.ceil(w / times))
-        pool, inputs = _pooled(size, (1, 1))
+        pool, inputs = pooled(size, (1, 1))
         body += pool
         for _ in range(self.layers - 1):
             body += [nn.Linear(inputs, self.width), nn.ReLU()]
@@ -216,7 +221,7 @@ class Projector(Auxiliary):
     width: Annotated[int, Ge(0)] = 0
 
     def build(self, size: Size, classes: int) -> nn.Module:
-        pool, inputs = _pooled(size, (1, 1))
+        pool, inputs = pooled(size, (1, 1))
         width = self.width or inputs
         return nn.Sequential(*pool, nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, classes))
 
@@ -228,7 +233,7 @@ class MeanOverSteps(nn.Module):
         return h.mean(dim=1)
 
 
-def _pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
+def pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:
     """Average pooling to a grid (never enlarging; over all steps of a sequence; maps of three dimensions to as many
     cells in depth as in height) and flattening; and how many features that leaves."""
     if len(size) == 2:

@@ -6,13 +6,14 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from locallearn import seeds
-from locallearn.contract import BlockSpec, Strategy
+from locallearn.contract import BlockSpec, Strategy, Unit
 from locallearn.engine.block import BlockModules, TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
@@ -22,6 +23,7 @@ from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
+from locallearn.models.fresh import fresh
 from locallearn.scaling import widen
 
 
@@ -88,7 +90,14 @@ def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpe
     sizes = tuple(shapes[units.stop] for units in cut)
     tokens = model.vocabulary if model.inputs is None else model.inputs.vocabulary
     of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens
-    return [BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run) for k, units in enumerate(cut)]
+    built = [
+        Unit(i, shapes[i], shapes[i + 1], partial(fresh, unit, shapes[i], shapes[i + 1], begin=model.begin))
+        for i, unit in enumerate(model.units)
+    ]
+    return [
+        BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run, above=tuple(built[units.stop :]))
+        for k, units in enumerate(cut)
+    ]
 
 
 class _Move(NamedTuple):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from locallearn import seeds
 from locallearn.accelerator import read
 from locallearn.analysis.quiet import Rerun
-from locallearn.contract import BlockSpec
+from locallearn.contract import BlockSpec, Copy
 from locallearn.engine.modes import Modes
 from locallearn.engine.optim import Optim, take_step
 from locallearn.engine.replicas import Sum, moved
@@ -51,7 +51,7 @@ class TrainedBlock:
     trained  the blocks that the user lets learn; None: all of them
     updates  steps of its optimizers so far
     updated  whether the strategy has ever called `update`
-    copies   what it reads of blocks above, by name: the version, and the tensors
+    copies   what it reads of blocks above, by name
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TrainedBlock:
         self.micro = 0
         self.updates = 0
         self.updated = False
-        self.copies: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
+        self.copies: dict[str, Copy] = {}
         self.trained = setup.train_blocks
         self.modes = Modes([m for m in self.roots() if not self.frozen or m is not self.auxiliary], self.auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(setup.seed, "block", spec.index), len(HALVES))
@@ -221,11 +221,11 @@ class TrainedBlock:
         self._norms.write([0.0, 0.0, 0.0])
         self.reset()
 
-    def published(self, name: str) -> tuple[Tensor, ...]:
+    def published(self, name: str) -> Copy:
         """See `contract.Block`."""
         if name not in self.copies:
             raise UserError(f"block.published({name!r}): Strategy.reads asks for {', '.join(self.copies) or 'nothing'}")
-        return self.copies[name][1]
+        return self.copies[name]
 
     def running(self) -> dict[str, Any]:
         """The state of the totals; see `BlockTotals`."""

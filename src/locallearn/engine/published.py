@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from locallearn.contract import BlockSpec, Published, Strategy
+from locallearn.contract import BlockSpec, Copy, Published, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.link import Link
 from locallearn.errors import UserError
@@ -126,7 +126,7 @@ class Publications:
             for each in self._publications.values()
             for k in each.lags
             for version, tensors in sorted(each.versions.items())
-            if version >= self._blocks[k].copies[each.name][0] and (self.done is None or version < self.done)
+            if version >= self._blocks[k].copies[each.name].version and (self.done is None or version < self.done)
             for i, t in enumerate(tensors)
         }
 
@@ -148,7 +148,7 @@ class Publications:
             each.versions |= {
                 v: tuple(t[i].to(block.device, copy=True) for i in sorted(t)) for v, t in sorted(parts.items())
             }
-            block.copies[name] = min(parts), each.versions[min(parts)]
+            block.copies[name] = Copy(min(parts), each.versions[min(parts)])
         return None
 
     def _take_in(self, publication: Publication, version: int) -> None:
@@ -174,7 +174,7 @@ class Publications:
                     f"block {k} reads {publication.name!r} as it was after {version} steps, which is not there: go on "
                     "from the state of a run of the same strategy, or begin at step 0"
                 )
-            self._blocks[k].copies[publication.name] = version, publication.versions[version]
+            self._blocks[k].copies[publication.name] = Copy(version, publication.versions[version])
         if due:
             oldest = min(due.values())
             publication.versions = {v: t for v, t in publication.versions.items() if v >= oldest}

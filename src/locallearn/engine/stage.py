@@ -88,7 +88,8 @@ class Stage:
         self._waiting: list[deque[PendingBackward]] = [deque() for _ in blocks]
         self._messages: list[deque[Feedback | None]] = [deque() for _ in blocks]
         self._now = 0
-        self.published = Publications(strategy, blocks, reads or {}, link)
+        self.reads = reads or {}
+        self.published = Publications(strategy, blocks, self.reads, link)
         self._before = 0, [0], 0  # when the step began: what waited, messages for each block, updates of all blocks
         self.broken = ""  # why there is no further step, in a sentence: see `abandon`
 

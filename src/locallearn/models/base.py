@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -54,7 +54,8 @@ class BlockModel(nn.Module):
     says that an input of two axes is [C, L] and not [T, D]; `vocabulary` is how many tokens there are where the inputs
     are token numbers, else None; `inputs` what the tensors of a sample are where the model reads several, which come as
     one vector, `image` being its length; `form` says whether the head answers once for each `sample` or for each
-    `position`; `taken` what of its weights is from elsewhere (`weights.Taken`).
+    `position`; `taken` what of its weights is from elsewhere (`weights.Taken`); `begin` how modules like its
+    own begin, where PyTorch's initialisation is not meant.
     """
 
     units: nn.ModuleList
@@ -65,6 +66,7 @@ class BlockModel(nn.Module):
     inputs: Inputs | None = None
     form: str = SAMPLE
     taken: tuple[Any, ...] = ()
+    begin: Callable[[Iterable[nn.Module]], None] | None = None
 
     def __init__(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -89,10 +91,17 @@ def gpt(
     head = nn.Sequential(nn.LayerNorm(width, bias=bias), nn.Linear(width, classes, bias=False))
     model = BlockModel(units, head, image=image, classes=classes, name="gpt")
     model.vocabulary, model.form = vocabulary, POSITION
-    for name, p in model.named_parameters():
-        if p.dim() > 1:
-            back = name.endswith(("attention.outputs.weight", "reduce.weight"))
-            nn.init.normal_(p, std=STD / math.sqrt(2 * layers) if back else STD)
-        elif name.endswith("bias"):
-            nn.init.zeros_(p)
+    model.begin = partial(begin_transformer, layers=layers)
+    model.begin([model])
     return model
+
+
+def begin_transformer(modules: Iterable[nn.Module], layers: int) -> None:
+    """Draw weights as GPT-2's begin; see `gpt`."""
+    for module in modules:
+        for name, p in module.named_parameters():
+            if p.dim() > 1:
+                back = name.endswith(("attention.outputs.weight", "reduce.weight"))
+                nn.init.normal_(p, std=STD / math.sqrt(2 * layers) if back else STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)

@@ -62,7 +62,9 @@ def lenet(image: Size, classes: int, *, activation: Annotated[str, OneOf(layers.
     if activation != "tanh":
         layers.begin_rectified(units.values())
     head = nn.Linear(84, classes)
-    return BlockModel(units, head, image=image, classes=classes, name="lenet")
+    model = BlockModel(units, head, image=image, classes=classes, name="lenet")
+    model.begin = layers.begin_rectified if activation != "tanh" else None
+    return model
 
 
 def _lenet_conv(inputs: int, outputs: int, padding: int, act: str) -> nn.Sequential:
@@ -114,7 +116,9 @@ def allcnn(
     scores = nn.Conv2d(channels, classes, 1)
     nn.init.ones_(scores.bias)  # type: ignore[arg-type]
     head = nn.Sequential(scores, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return BlockModel(units, head, image=image, classes=classes, name="allcnn")
+    model = BlockModel(units, head, image=image, classes=classes, name="allcnn")
+    model.begin = layers.begin_rectified
+    return model
 
 
 def plainnet(image: Size, classes: int, *, depth: int = 20) -> BlockModel:
@@ -128,4 +132,6 @@ def plainnet(image: Size, classes: int, *, depth: int = 20) -> BlockModel:
         stride = 2 if units and width > before else 1
         units[f"conv{len(units) + 1}"] = unit = nn.Sequential(*layers.conv_bn(before, width, stride=stride))
         layers.begin_residual([unit])
-    return BlockModel(units, layers.pooled_head(64, classes), image=image, classes=classes, name=f"plain{depth}")
+    model = BlockModel(units, layers.pooled_head(64, classes), image=image, classes=classes, name=f"plain{depth}")
+    model.begin = layers.begin_residual
+    return model

@@ -50,6 +50,11 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = conv3x3(outputs, outputs), nn.BatchNorm2d(outputs)
         same = inputs == outputs and stride == 1
         self.shortcut = nn.Identity() if same else shortcut(inputs, outputs, stride)
+        self.new_shortcut = shortcut
+
+    def resized(self, inputs: int, stride: int) -> BasicBlock:
+        """Another block of as many outputs."""
+        return BasicBlock(inputs, self.conv2.out_channels, stride, self.new_shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn1(self.conv1(x)))
@@ -66,6 +71,10 @@ class PreactBlock(nn.Module):
         self.bn2, self.conv2 = nn.BatchNorm2d(outputs), conv3x3(outputs, outputs)
         same = inputs == outputs and stride == 1
         self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def resized(self, inputs: int, stride: int) -> PreactBlock:
+        """Another block of as many outputs."""
+        return PreactBlock(inputs, self.conv2.out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         a = F.relu(self.bn1(x))
@@ -125,5 +134,6 @@ def _build(
             inputs = outputs
     head = nn.Sequential(*closing, *pooled_head(inputs, classes))
     model = BlockModel(units, head, image=image, classes=classes, name=name)
-    begin_residual([model])
+    model.begin = begin_residual
+    model.begin([model])
     return model

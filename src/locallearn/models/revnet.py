@@ -72,5 +72,6 @@ def revnet(image: Size, classes: int, *, depth: int = 38) -> BlockModel:
             units[f"stage{stage + 1}.{i}"] = unit
     head = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(), *pooled_head(widths[-1], classes))
     model = RevNet(units, head, image=image, classes=classes, name=name)
-    begin_residual([model])
+    model.begin = begin_residual
+    model.begin([model])
     return model

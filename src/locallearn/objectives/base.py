@@ -97,8 +97,13 @@ class Objective(Options, ABC):
 def head(spec: BlockSpec, auxiliary: Auxiliary, size: Size | None = None) -> nn.Module:
     """The auxiliary network that answers what the task asks, once for each sample or at each position, from what the
     block emits or from features of another `size`. Raises UserError where there is none."""
-    build = auxiliary.build_dense if spec.task.form == POSITION else auxiliary.build
-    return build(size or spec.emits, spec.classes)
+    if spec.task.form == POSITION:
+        return auxiliary.build_dense(size or spec.emits, spec.classes)
+    return (
+        auxiliary.build_below(spec.above, spec.emits, spec.classes)
+        if size is None
+        else auxiliary.build(size, spec.classes)
+    )
 
 
 def numbers_of_input(spec: BlockSpec, what: str) -> None:

@@ -39,7 +39,7 @@ class VIB(Objective):
     needs: ClassVar[str] = "has one code for each sample"
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        encoder = auxiliary.build(spec.emits, 2 * self.features)
+        encoder = auxiliary.build_below(spec.above, spec.emits, 2 * self.features)
         return {"classifier": GaussianCode(encoder, nn.Linear(self.features, spec.classes))}
 
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
@@ -86,7 +86,7 @@ class InformationDropout(Objective):
     needs: ClassVar[str] = "gives one answer for each sample"
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        classifier = auxiliary.build(spec.emits, spec.classes)
+        classifier = auxiliary.build_below(spec.above, spec.emits, spec.classes)
         size = spec.emits
         conv = {3: nn.Conv2d, 4: nn.Conv3d}.get(len(size))
         layer = conv(size[0], size[0], 1) if conv else nn.Linear(size[-1], size[-1])

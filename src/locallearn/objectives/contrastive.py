@@ -36,7 +36,7 @@ class SupCon(Objective):
     needs: ClassVar[str] = "attracts samples of one label"
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        return {"projection": auxiliary.build(spec.emits, self.features)}
+        return {"projection": auxiliary.build_below(spec.above, spec.emits, self.features)}
 
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         return contrast(modules["projection"](h), packet.y, self.temperature), None
@@ -95,7 +95,7 @@ class SimCLR(Objective):
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
         self.check(spec.image)
-        return {"projection": auxiliary.build(spec.emits, self.features)}
+        return {"projection": auxiliary.build_below(spec.above, spec.emits, self.features)}
 
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         image = torch.arange(len(h) // 2, device=h.device).repeat(2)

@@ -41,7 +41,7 @@ class Distil(Objective):
         return packet.at(packet.h, (wide(logits) / self.temperature).softmax(dim=1))
 
     def modules(self, spec: BlockSpec, auxiliary: Auxiliary) -> dict[str, nn.Module]:
-        return {"classifier": auxiliary.build(spec.emits, spec.classes)}
+        return {"classifier": auxiliary.build_below(spec.above, spec.emits, spec.classes)}
 
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:
         logits = modules["classifier"](h)

@@ -38,6 +38,8 @@ class InfoPro(Objective):
     reconstruction_last   r at the last local block
     task_first            t at the first local block
     task_last             t at the last local block
+    quarters              reconstruct each quarter of the image from that of the maps, with a decoder of its own (PFF of
+                          Su et al. 2024, arXiv 2407.05638, who add up the four means where here is the mean of all)
     """
 
     task: Annotated[str, OneOf(LABEL_LOSSES)] = "cross_entropy"
@@ -45,6 +47,7 @@ class InfoPro(Objective):
     reconstruction_last: Annotated[float, Ge(0)] = 0.0
     task_first: Annotated[float, Ge(0)] = 0.5
     task_last: Annotated[float, Ge(0)] = 1.0
+    quarters: bool = False
 
     @property
     def tasks(self) -> frozenset[str] | None:  # type: ignore[override]  # of the loss that reads labels
@@ -62,6 +65,8 @@ class InfoPro(Objective):
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         unread = {} if self.task_first or self.task_last else {"task": "objective.task_last above 0"}
         ends = ("reconstruction_last", "task_last")
+        if not self.reconstructs or not any(len(s.emits) == 3 and min(s.emits[1:]) > 1 for s in specs[:-1]):
+            unread["quarters"] = "objective.reconstruction_first above 0, and maps of at least 2 x 2 positions"
         return unread if len(specs) > 2 else unread | dict.fromkeys(ends, "blocks=3 or more")
 
     def weights(self, index: int, depth: int) -> tuple[float, float]:
@@ -85,7 +90,7 @@ class InfoPro(Objective):
             LABEL_LOSSES[self.task].modules(spec, auxiliary) if task else {}
         )  # first, so that it starts as DGL's does
         if reconstruction:
-            modules["decoder"] = Reconstructor(spec)
+            modules["decoder"] = Reconstructor(spec, self.quarters)
         return modules
 
     def loss(self, spec: BlockSpec, modules: ObjectiveModules, h: Tensor, packet: Packet) -> LossAndLogits:

@@ -90,10 +90,10 @@ class Reconstructor(nn.Module):
     black: Tensor  # [C, 1, 1]
     contrast: Tensor  # [C, 1, 1], white - black
 
-    def __init__(self, spec: BlockSpec) -> None:
+    def __init__(self, spec: BlockSpec, quarters: bool = False) -> None:
         super().__init__()
         numbers_of_input(spec, "what reconstructs the input")
-        self.decoder = Decoder().build(spec.emits, spec.image)
+        self.decoder = Decoder(quarters=quarters).build(spec.emits, spec.image)
         self.pixels = spec.pixels is not None and len(spec.image) == 3
         black, white = (torch.tensor(x)[:, None, None] for x in spec.pixels or ((0.0,), (1.0,)))
         self.register_buffer("black", black, persistent=False)  # known from the data: no part of a checkpoint

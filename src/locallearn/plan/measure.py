@@ -156,7 +156,8 @@ def _stage_copy(learner: Learner, strategy: Strategy, micro_batches: int) -> Sta
         for optimizer in block.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["base_lr"] = 0.0
-    return Stage(blocks, strategy, half=learner.stage.half, micro_batches=micro_batches)
+    stage = learner.stage
+    return Stage(blocks, strategy, half=stage.half, micro_batches=micro_batches, reads=stage.reads)
 
 
 def _run(learner: Learner, stage: Stage, samples: int) -> None:
@@ -197,6 +198,9 @@ class _Observed(Strategy):
 
     def rounds(self, depth: int) -> int:
         return self.inner.rounds(depth)
+
+    def publish(self, block: Block, name: str) -> Sequence[Tensor]:
+        return self.inner.publish(block, name)
 
     def step(self, block: Block, packet: Packet) -> Step:
         saved = SavedBytes(_parameters(block)) if self._weigh else None

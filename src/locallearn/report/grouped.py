@@ -16,7 +16,7 @@ from typing import Any
 from locallearn.names import LOSS, TEST, TRAIN, VALIDATION, on
 from locallearn.report.grouping import BACKPROP, common, differing, is_method, label, order, settings_of, written
 from locallearn.report.numbers import Number, numbers, paired, values
-from locallearn.report.published import Published, published
+from locallearn.report.published import PublishedScore, published
 from locallearn.runs.read import Run
 
 
@@ -37,7 +37,7 @@ class Group:
     numbers: dict[str, Number] = field(repr=False, default_factory=dict)
     counted: list[Run] = field(repr=False, default_factory=list)
     baseline: str | None = None
-    published: Published | None = None
+    published: PublishedScore | None = None
 
     @property
     def strategy(self) -> str:

@@ -25,14 +25,14 @@ def scores(text: str) -> list[Score]:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedScore:
     """A published number, as it is shown, and a sentence on where it is from."""
 
     value: str
     note: str
 
 
-def published(run: Run) -> Published | None:
+def published(run: Run) -> PublishedScore | None:
     """The number that was published for the settings of this run; None if it is not of a published setting."""
     overrides = dict(word.lstrip("+").partition("=")[::2] for word in run.overrides)
     name = overrides.pop("experiment", "")
@@ -50,7 +50,7 @@ def published(run: Run) -> Published | None:
     note = f"published: {measure} in {unit} of +experiment={name}, {facts['paper']}"
     if changed:
         note += f"; not with {' '.join(changed)}, as here"
-    return Published(f"{score.value:.2f}" + ("" if unit == "percent" else f" {unit}"), note)
+    return PublishedScore(f"{score.value:.2f}" + ("" if unit == "percent" else f" {unit}"), note)
 
 
 def _is_of(score: Score, run: Run) -> bool:

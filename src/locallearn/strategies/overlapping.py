@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge
-from torch import Tensor
+from annotated_types import Ge, Interval
+from torch import Tensor, nn
 
 from locallearn import scaling
+from locallearn.auxiliary import ConvFC, Linear
 from locallearn.contract import Block, BlockSpec, Feedback, Packet, Route, Send, Step, backward, enter
+from locallearn.objectives.base import head
 from locallearn.strategies.greedy import DGL
+from locallearn.task import POSITION
+
+OWN = "own_classifier"
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,66 @@ class Overlapping(DGL):
         message = tuple(_input_gradient(h, x, gradients[end]) for end in down)
         _parameter_gradients(block, h, combined)
         return message or (None,)
+
+
+@dataclass(frozen=True)
+class HPFF(DGL):
+    """Hierarchical locally supervised learning, HPFF (Su et al. 2024, arXiv 2407.05638), without its patch features,
+    which `objective=infopro objective.quarters=true` has.
+
+    Block k > 0 has two losses: w C_k of a classifier of its own, from which it alone learns, and (1 - w) L_k of the
+    objective, from which the block below learns as well. Block 0 has none. With the last block both are the true loss.
+    The gradient of (1 - w) L_k for h_{k-1} [B, ...] goes down at once; where the paper runs two streams of equal
+    numbers through the blocks, three forwards of each, here is one.
+
+    weight  w
+    """
+
+    weight: Annotated[float, Interval(ge=0, le=1)] = 0.001
+    route: ClassVar[Route] = Route.NEIGHBOR
+
+    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        if not spec.index and not spec.last:
+            return {}
+        modules = dict(super().modules(spec))
+        if modules and self.weight and self.objective.labels:
+            own = Linear() if spec.task.form == POSITION else ConvFC(convolutions=0)
+            modules[OWN] = head(spec, own)
+        return modules
+
+    def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
+        if not self.objective.labels:
+            return {**super().unread(specs), "weight": "objective=NAME that reads labels"}
+        return {**super().unread(specs), **({"weight": "blocks=2 or more"} if len(specs) == 1 else {})}
+
+    def step(self, block: Block, packet: Packet) -> Step:
+        spec = block.spec
+        x = enter(block, packet).h
+        h = block.layers(x)
+        own, down = self._gradients(block, h, packet) if spec.index or spec.last else (None, None)
+        grads = yield Send(packet.at(h), (_input_gradient(h, x, down),) if spec.index and down is not None else None)
+        arrived = [g for g in (own, *(grads or ())) if g is not None]
+        if arrived:
+            _parameter_gradients(block, h, sum(arrived[1:], arrived[0]))
+        block.update()
+        return None
+
+    def predict(self, block: Block, packet: Packet) -> Tensor | None:
+        return super().predict(block, packet) if block.head is not None or block.auxiliary else None
+
+    def _gradients(self, block: Block, h: Tensor, packet: Packet) -> tuple[Tensor | None, Tensor | None]:
+        """Of h [B, ...]: what the block learns from, and the part of it for the block below; those of the heads on the
+        way."""
+        leaf, w = packet.at(h).leaves().h, self.weight
+        loss = self.loss(block, leaf, packet)
+        if OWN not in block.auxiliary:
+            backward(loss)
+            share = 1 - w if block.last and self.joint else 1.0
+            return leaf.grad, None if leaf.grad is None else share * leaf.grad
+        backward((1 - w) * loss)
+        down = None if leaf.grad is None else leaf.grad.clone()
+        backward(w * block.spec.task.loss(block.auxiliary[OWN](leaf), packet.y))
+        return leaf.grad, down
 
 
 def _input_gradient(h: Tensor, x: Tensor, gradient: Tensor) -> Tensor:

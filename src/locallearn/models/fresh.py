@@ -1,0 +1,110 @@
+"""New units like those of a model: the same structure with parameters of their own, also for another input."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from locallearn.errors import UserError
+from locallearn.models.base import Size
+
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A unit that knows how to make another one for maps of other channels, with another stride."""
+
+    def resized(self, inputs: int, stride: int) -> nn.Module: ...
+
+
+def fresh(
+    unit: nn.Module, reads: Size, emits: Size, asked: Size, begin: Callable[[Iterable[nn.Module]], None] | None
+) -> nn.Module:
+    """A unit like `unit`, which reads [B, *reads] and emits [B, *emits], for inputs [B, *asked].
+
+    Of maps it halves the sides where those asked are at least twice what the unit emits. `begin` draws what PyTorch's
+    initialisation does not. Nothing is copied from the unit's weights, which may be on no device. Raises UserError for
+    a unit with weights that nothing draws, or that cannot read such inputs.
+    """
+    made = _blank_copy(unit)
+    if asked != reads:
+        made = _resized(made, emits, asked)
+    made = made.to_empty(device="cpu") if any(t.is_meta for t in (*made.parameters(), *made.buffers())) else made
+    for module in made.modules():
+        _draw(module)
+    if begin is not None:
+        begin([made])
+    return made.train()
+
+
+def _blank_copy(unit: nn.Module) -> nn.Module:
+    """The structure, with tensors that have no memory; hooks of others stay behind."""
+    memo: dict[int, object] = {}
+    for p in unit.parameters():
+        memo[id(p)] = nn.Parameter(_blank(p), requires_grad=p.is_floating_point() or p.is_complex())
+    memo |= {id(b): _blank(b) for b in unit.buffers()}
+    made = copy.deepcopy(unit, memo)
+    for module in made.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            hooks.clear()
+    return made
+
+
+def _blank(t: Tensor) -> Tensor:
+    """In the type and layout in which tensors are drawn, whatever became of the unit's own."""
+    kind = torch.get_default_dtype() if t.is_floating_point() else torch.complex64 if t.is_complex() else t.dtype
+    return torch.empty(t.shape, dtype=kind, device="meta")
+
+
+def _draw(module: nn.Module) -> None:
+    own: list[Tensor | None] = [*module._parameters.values(), *module._buffers.values()]
+    if not any(t is not None for t in own):
+        return
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if not callable(reset):
+        raise UserError(
+            f"new units like those of the model are needed, and {type(module).__name__}, which holds tensors of its "
+            "own, has no reset_parameters() that draws them: add it, or choose another auxiliary network or strategy"
+        )
+    reset()
+
+
+def _resized(made: nn.Module, emits: Size, asked: Size) -> nn.Module:
+    """The unit for another input: a layer that reads it is replaced by one of the right size."""
+    stride = 2 if len(asked) == 3 == len(emits) and min(asked[1:]) >= 2 * max(1, min(emits[1:])) else 1
+    if isinstance(made, Resizable):
+        return made.resized(asked[0], stride)
+    if isinstance(made, nn.Sequential):
+        layers = list(made)
+        first = next((i for i, layer in enumerate(layers) if next(layer.parameters(), None) is not None), 0)
+        layer = layers[first]
+        if isinstance(layer, Resizable):
+            layers[first] = layer.resized(asked[0], stride)
+            return nn.Sequential(*layers)
+        if isinstance(layer, nn.Conv2d) and len(asked) == 3 and layer.groups == 1:
+            step = layer.stride if any(isinstance(each, POOLS) for each in layers) else (stride, stride)
+            layers[first] = _conv(layer, asked[0], step)
+            return nn.Sequential(*layers)
+        if isinstance(layer, nn.Linear):
+            flat = any(isinstance(each, nn.Flatten) for each in layers[:first])
+            layers[first] = nn.Linear(
+                math.prod(asked) if flat else asked[-1], layer.out_features, layer.bias is not None
+            )
+            return nn.Sequential(*layers)
+    raise UserError(
+        f"a new {type(made).__name__} is needed for inputs {list(asked)}, and it can be built only for those that it "
+        "reads in the model: choose another auxiliary network, or a model of residual blocks, convolutions or linear "
+        "layers"
+    )
+
+
+def _conv(layer: nn.Conv2d, inputs: int, stride: tuple[int, ...]) -> nn.Conv2d:
+    bias = layer.bias is not None
+    size, padding, dilation = layer.kernel_size, layer.padding, layer.dilation
+    return nn.Conv2d(inputs, layer.out_channels, size, stride, padding, dilation, bias=bias)  # type: ignore[arg-type]
