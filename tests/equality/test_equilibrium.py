@@ -3,13 +3,17 @@ steps, and a loop over one Phi of the whole net; and answers that take rounds.""
 
 from __future__ import annotations
 
+import re
+import sys
 from itertools import pairwise
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from helpers import ROOT
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
 from locallearn.contract import Send
 from locallearn.engine import SGD
@@ -211,23 +215,20 @@ def test_samples_without_a_label_teach_nothing(output, centred):
 # --- an answer in rounds ---------------------------------------------------------------------------------------------
 
 
-class SecondLook(Backprop):
-    """A block hears how active the one above was, and reads the one below again."""
+def of_page(name: str) -> ModuleType:
+    """A file of docs/own-strategy.md as a module."""
+    code = re.search(rf"```python\n# {name}\.py\n(.*?)```", (ROOT / "docs" / "own-strategy.md").read_text(), re.DOTALL)
+    assert code
+    module = sys.modules[name] = ModuleType(name)
+    exec(code[1], module.__dict__)
+    return module
 
-    def settles(self, depth):
-        return 2
 
-    def settle(self, block, packet):
-        h = block.layers(packet.h)
-        heard = yield Send(packet.at(h), (h.flatten(1).mean(1),))
-        if heard.above is not None:
-            h = h * heard.above[0][:, None, None, None]
-        heard = yield Send(packet.at(h))
-        return packet.at(h if heard.below is None else block.layers(heard.below.h))
+LooksTwice = of_page("looks_twice").LooksTwice
 
 
 def test_a_settled_answer_is_that_of_a_loop_by_hand():
-    learner = tiny_learner(SecondLook(), tiny_model(dropout=0.3))
+    learner = tiny_learner(LooksTwice(), tiny_model(dropout=0.3))
     (x, y), units = tiny_batches(1)[0], learner.model.units.eval()
     first = [x]
     for unit in units:
@@ -242,7 +243,7 @@ def test_a_settled_answer_is_that_of_a_loop_by_hand():
     assert learner.evaluate(x, y)["loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("strategy", [SecondLook(), EquilibriumPropagation(free=3)], ids=["look", "equilibrium"])
+@pytest.mark.parametrize("strategy", [LooksTwice(), EquilibriumPropagation(free=3)], ids=["look", "equilibrium"])
 def test_what_is_exported_settles_as_well_also_in_inference_mode(strategy):
     learner, x = tiny_learner(strategy, tiny_model(dropout=0.3)), tiny_batches(1)[0][0]
     logits = learner(x)
@@ -255,7 +256,7 @@ def test_what_is_exported_settles_as_well_also_in_inference_mode(strategy):
 
 @pytest.mark.parametrize(("count", "times"), [(2, 1), (1, 2)])
 def test_who_settles_in_more_or_fewer_rounds_than_promised_is_told(count, times):
-    class Odd(SecondLook):
+    class Odd(LooksTwice):
         def settles(self, depth):
             return count
 
