@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import ROOT, TESTS
-from helpers.nets import tiny_batches
-from helpers.pipeline_worker import STRATEGIES, learner_of, settings, train
+from helpers.pipeline_worker import STRATEGIES, answer_of, learner_of, settings, train
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker starts the stages
 
@@ -53,12 +52,12 @@ def test_a_pipeline_ends_as_the_serial_run_and_answers_as_it_does(name, micro_ba
     torch.set_num_threads(1)
     serial = learner_of(name, micro_batches, staleness)
     train(serial, lowest=True)
-    answer = serial.predict(tiny_batches(1)[0][0])[-1]
+    answer = answer_of(serial)
     torch.set_num_threads(threads)
     states = [load_file(folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors") for rank in range(world)]
     joined = {n: t for state in states for n, t in state.items()}
     assert sum(map(len, states)) == len(joined)
-    expected = serial.state() | {"answer": answer}
+    expected = serial.state() | answer
     assert joined.keys() == expected.keys()
     for n, t in expected.items():
         assert torch.equal(t, joined[n]), n
