@@ -12,6 +12,7 @@ from locallearn.contract import Block, Packet, Strategy
 from locallearn.engine.link import Link
 from locallearn.engine.rounds import detached, rounds, sent
 from locallearn.engine.stage import Stage
+from locallearn.errors import UserError
 from locallearn.messages import Heard, Send
 
 
@@ -50,7 +51,9 @@ def settled(strategy: Strategy, link: Link | None, blocks: Sequence[Block], pack
         generators, backs = [], []
         for block in blocks:
             generator = strategy.settle(block, packet)
-            send = detached(next(generator))
+            if (send := next(generator, None)) is None:
+                raise UserError(f"{name}.settle never yielded, but settles({depth}) promises {count}")
+            send = detached(send)
             assert send.ahead is not None, "the block above needs it"
             packet = send.ahead
             generators.append(generator)
