@@ -31,6 +31,7 @@ MODELS = {
     "infomax": "model=basic_cnn model.hidden=0",  # it needs maps of at least two rows in every block
     "fw_dtp": "model=lenet",  # a matrix between large maps would be too large
     "counter_current": "model=lenet",
+    "petra": "model=revnet",
 }
 ROUTES = {
     "none": "no feedback: a block learns as soon as it has computed, and waits for nobody",

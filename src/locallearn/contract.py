@@ -52,6 +52,9 @@ class BlockSpec(NamedTuple):
     task    what is asked: the loss, the form of an answer, the numbers that are reported
     vocabulary  how many tokens there are where the input of the network, or one of its tensors, is token numbers; None
                 where it is numbers
+    reversible  of every block of the model, from the input upward, whether it has units whose input can be computed
+                from their output: modules that are `reversible`, as `models.coupling.Reversible`
+    above   the units of all blocks above, in order
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -66,6 +69,7 @@ class BlockSpec(NamedTuple):
     channels_first: bool = False
     task: Task = CLASSES
     vocabulary: int | None = None
+    reversible: tuple[bool, ...] = ()
     above: tuple[Unit, ...] = ()
 
     @property

@@ -153,9 +153,8 @@ def test_small_gradients_survive_under_every_strategy(name):
     for learner in (wide, narrow):
         shrink(learner.model.head, 1e-5)
         for block in learner.blocks:
-            factor = {"counter_current": 0.05, "man": 1e-2, "solo": 1.0}.get(
-                name, 3e-3 if learner.strategy.plain else 5e-6
-            )
+            own = {"counter_current": 0.05, "man": 1e-2, "solo": 1.0, "noprop": 0.02, "diffusion_blocks": 0.05}
+            factor = own.get(name, 3e-3 if learner.strategy.plain else 5e-6)
             shrink(block.auxiliary, factor)  # of two layers, of one, or of one for each block
             if block.scaler and name in SCALES:
                 block.scaler.state[0] = SCALES[name]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import locallearn
 from helpers.commands import SMALL, one_sentence, run
-from helpers.nets import assert_same, tiny_batches, tiny_learner, tiny_model, trained
+from helpers.nets import assert_same, fitting, tiny_batches, tiny_learner, tiny_model, trained
 from helpers.strategies import FILES, make
 from locallearn.engine.answer import answering_model
 from locallearn.engine.gradients import true_gradients
@@ -30,7 +30,8 @@ ONE = [pytest.param(learning, marks=pytest.mark.slow) for learning in ([0], [3])
 @pytest.mark.parametrize("learning", [[1, 2], [0, 3], *ONE], ids=str)
 @pytest.mark.parametrize("name", [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3", "loco combine=next"])
 def test_frozen_blocks_keep_every_bit_and_the_others_learn(name, learning):
-    model, strategy = tiny_model(dropout=0.2), make(name)
+    strategy = make(name)
+    model = fitting(strategy, tiny_model(dropout=0.2))
     if strategy.ships and learning[-1] != 3:
         with pytest.raises(UserError, match="leaves out block 3, from which"):
             tiny_learner(strategy, model, train_blocks=frozenset(learning), total_steps=STEPS)

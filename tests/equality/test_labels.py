@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 import yaml
-from torch import nn
 from torch.nn import functional as F
 
 import locallearn
-from helpers.nets import assembled, tiny_batches, tiny_model
+from helpers.nets import assembled, fitting, tiny_batches, tiny_model, without_norms
 from helpers.objectives import FILES as OBJECTIVES
 from helpers.objectives import make as make_objective
 from helpers.strategies import FILES, make
@@ -25,22 +24,22 @@ from locallearn.strategies.greedy import DGL
 
 PLAIN = SGD(lr=0.1, momentum=0.0, schedule="constant")
 GUESSES = ("dni", "cdni")  # the prediction of a gradient is regressed on all samples, for a label may reach any
+SHOWN = (
+    "noprop",
+    "diffusion_blocks",
+)  # blocks that learn from images with a noisy label, and that say nothing of how well they would do
 NONE_READ = ("infomax",)  # no block reads a label; the head does
 
 
 def learner_of(strategy, micro_batches: int = 1) -> Learner:
     """Without batch norm, which joins the samples of a batch."""
     torch.manual_seed(0)
-    model = tiny_model()
-    for unit in model.units:
-        unit[1] = nn.Identity()
+    model = fitting(strategy, tiny_model())
+    without_norms(model)
     options = {"precision": "fp64", "total_steps": 1, "micro_batches": micro_batches}
     learner = assembled(model, strategy, PLAIN, model.cut("max"), **options)
     for block in learner.blocks:
-        for module in block.auxiliary.modules():
-            for name, child in module.named_children():
-                if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                    setattr(module, name, nn.Identity())
+        without_norms(block.auxiliary)
     return learner
 
 
@@ -73,7 +72,8 @@ def test_a_strategy_learns_from_the_labelled_samples_alone(name, hidden):
     for n in names:
         assert torch.allclose(moved[n], wanted[n], rtol=1e-9, atol=1e-12), n
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-9)
-    assert found["accuracy"] == expected["accuracy"]
+    assert ("accuracy" in found) == (name not in SHOWN)
+    assert found.get("accuracy") == expected.get("accuracy")
     assert all(math.isfinite(value) for value in found.values())
 
 

@@ -17,6 +17,7 @@ from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.models.gpt import gpt
 from locallearn.models.plain import lenet
+from locallearn.models.revnet import revnet
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.man import MAN
 from locallearn.strategies.solo import SOLO
@@ -122,6 +123,15 @@ def test_man_needs_weights_above():
     model = BlockModel(units, nn.Linear(4, 3), image=(4,), classes=3, name="own")
     with pytest.raises(UserError, match="MAN follows weights of block 1, which has none: cut the model into fewer"):
         tiny_learner(man(), model, 2)
+
+
+def test_man_follows_units_that_are_joined_in_a_block():
+    model = revnet((3, 8, 8), 3, depth=26)
+    learner = tiny_learner(man(momentum=0.0), model, [1, 3], optim=OPTIM, total_steps=2)
+    first = [p.detach().clone() for p in learner.model.units[1].parameters()]
+    learner.step(torch.randn(8, 3, 8, 8, dtype=torch.float64), torch.arange(8) % 3)
+    for p, w in zip(learner.blocks[0].auxiliary["ahead"].weights(), first, strict=True):
+        assert torch.equal(p, w)
 
 
 # --- SOLO ------------------------------------------------------------------------------------------------------------

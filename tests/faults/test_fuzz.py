@@ -111,6 +111,7 @@ OWN = {
     "objective/distil": ["init.teacher=teacher"],
     "objective/infonce": [*MAPS, "blocks=3"],
     "strategy/infomax": [*MAPS, "blocks=3"],
+    "strategy/petra": ["model=revnet", "model.depth=14"],
     "experiment/auxiliary_networks": ["model.width=1"],
     "experiment/pgi_ablation": ["model.width=0.125"],
     "short/pgi_ablation": ["model.width=0.125"],
@@ -158,7 +159,7 @@ def small_run(file: Path) -> list[str]:
     few = [f"{key}={value}" for key, value in small_probe(name).items()] if group == "probe" else []
     model = [] if group == "model" else TINY_MODEL
     own = OWN.get(title(file), [])
-    if "model=plainnet" in own:
+    if any(word.startswith("model=") for word in own):
         model = []
     return [*start, *TINY_SET, *model, f"{group}={name}", *few, *own]
 

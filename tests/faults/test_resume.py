@@ -24,7 +24,9 @@ from locallearn.training.run import resume
 pytestmark = pytest.mark.xdist_group("resume")  # one worker makes the runs that the tests share
 
 
-LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("backprop", "greedy", "deep_supervision")]
+VERSIONS = "man strategy.every=5 strategy.lag=3"
+"""Killed between two versions of what its blocks read."""
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("backprop", "greedy", "deep_supervision", VERSIONS)]
 
 
 @pytest.mark.slow
@@ -32,9 +34,10 @@ LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("backprop", "gre
 @pytest.mark.fault("F1", "R1")
 def test_kill_and_resume_ends_with_the_same_bits(strategy, tmp_path):
     """Killed twice at random moments, the second time while it resumes."""
-    reference = whole(tmp_path / "whole", f"strategy={strategy}")
+    words = f"strategy={strategy}".split()
+    reference = whole(tmp_path / "whole", *words)
     moment = random.Random(strategy)
-    process = start(tmp_path / "killed", f"strategy={strategy}")
+    process = start(tmp_path / "killed", *words)
     run = wait_for_steps(tmp_path / "killed", moment.randrange(7, 200))
     time.sleep(moment.random() * 0.1)
     process.kill()

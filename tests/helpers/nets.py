@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from locallearn.engine import SGD, Learner, Optim, Place, Setup, Stage, assemble
 from locallearn.models import BlockModel
+from locallearn.models.coupling import Coupling
+from locallearn.models.revnet import RevNet
+from locallearn.strategies.petra import Petra
 
 
 def tiny_model(units: int = 4, dropout: float = 0.0, seed: int = 0) -> BlockModel:
@@ -36,9 +39,39 @@ def tiny_batches(steps: int = 5, batch: int = 8, seed: int = 1) -> list[tuple[to
 SGD_CONSTANT = SGD(lr=0.1, momentum=0.9, weight_decay=1e-3, schedule="constant")
 
 
+def tiny_revnet(dropout: float = 0.0, seed: int = 0) -> RevNet:
+    """As `tiny_model()`, with couplings as units 1 and 3."""
+    torch.manual_seed(seed)
+
+    def layers(a: int, b: int) -> list[nn.Module]:
+        return [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+
+    units: list[nn.Module] = []
+    for a, b in ((2, 4), (4, 6)):
+        units.append(nn.Sequential(*layers(a, b), nn.Dropout(dropout)))
+        units.append(Coupling(*(nn.Sequential(*layers(b // 2, b // 2)) for _ in range(2))))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    return RevNet(units, head, image=(2, 6, 6), classes=3, name="tiny")
+
+
+def fitting(strategy, model: BlockModel) -> BlockModel:
+    """A copy of a tiny model; for a strategy that needs reversible units, one that has them."""
+    if isinstance(strategy, Petra) and not isinstance(model, RevNet):
+        return tiny_revnet(dropout=next((m.p for m in model.modules() if isinstance(m, nn.Dropout)), 0.0))
+    return copy.deepcopy(model)
+
+
+def without_norms(root: nn.Module) -> None:
+    """Take batch norms, which join the samples of a batch, out of a module."""
+    for module in root.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+
+
 def tiny_learner(strategy, model: BlockModel | None = None, blocks=4, **options) -> Learner:
     """A float64 learner over a copy of `model`."""
-    model = copy.deepcopy(model if model is not None else tiny_model())
+    model = fitting(strategy, model if model is not None else tiny_model())
     options = {"optim": SGD_CONSTANT, "precision": "fp64", **options}
     optim = options.pop("optim")
     return assembled(model, strategy, optim, model.cut(blocks), **options)

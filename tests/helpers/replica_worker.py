@@ -7,9 +7,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch import nn
 
-from helpers.nets import tiny_batches, tiny_learner, tiny_model
+from helpers.nets import fitting, tiny_batches, tiny_learner, tiny_model, without_norms
 from helpers.strategies import make
 from locallearn.engine import Learner
 from locallearn.engine.replicas import Replicas
@@ -21,10 +20,11 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 def trained(name: str, norm: bool, micro_batches: int, replicas: Replicas | None = None) -> Learner:
     """A learner after some steps, with or without batch norm in its units."""
-    model = tiny_model(dropout=0.2)
-    for unit in model.units if not norm else ():
-        unit[1] = nn.Identity()
-    learner = tiny_learner(make(name), model, total_steps=STEPS, micro_batches=micro_batches, replicas=replicas)
+    strategy = make(name)
+    model = fitting(strategy, tiny_model(dropout=0.2))
+    if not norm:
+        without_norms(model)
+    learner = tiny_learner(strategy, model, total_steps=STEPS, micro_batches=micro_batches, replicas=replicas)
     for x, y in tiny_batches(STEPS, SAMPLES):
         learner.learn(x, y)
     learner.stage.drain()

@@ -17,6 +17,8 @@ from locallearn.contract import Block, BlockSpec, Packet, Published, Route, Send
 from locallearn.objectives import CrossEntropy
 
 FILES = choices("strategy")
+ANY_MODEL = sorted(FILES.keys() - {"petra"})
+"""Those that train a model of any units."""
 
 
 @dataclass(frozen=True)

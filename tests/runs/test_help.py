@@ -353,7 +353,7 @@ ask "locallearn resume runs/" locallearn resume runs/
         ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PATH": path}
     )
     assert done.stderr == ""
-    assert done.stdout.splitlines() == ["resume", "dgl", "adam adamw sgd torch", "runs/one"]
+    assert done.stdout.splitlines() == ["resume", "dgl", "adam adamw nadamw sgd torch", "runs/one"]
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")

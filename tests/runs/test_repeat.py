@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.strategies import ANY_MODEL
 from locallearn.cli import main as cli
-from locallearn.config.compose import choices
 from locallearn.runs.read import read
 
 pytestmark = pytest.mark.xdist_group("repeat")  # one worker makes the runs that the tests share
@@ -106,7 +106,7 @@ def test_under_torchrun_it_is_refused(copied, capsys, monkeypatch):
 
 
 OF_EACH_ROUTE = ("backprop", "dfa", "dgl", "dni")
-REPEATED = [(strategy, runtime) for strategy in choices("strategy") for runtime in ("serial", "replay")]
+REPEATED = [(strategy, runtime) for strategy in ANY_MODEL for runtime in ("serial", "replay")]
 REPEATED += [(strategy, "pipeline") for strategy in OF_EACH_ROUTE]
 
 

@@ -3,8 +3,8 @@
 from locallearn.engine.assemble import assemble
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
-from locallearn.engine.optim import SGD, Adam, AdamW, Optim
+from locallearn.engine.optim import SGD, Adam, AdamW, NAdamW, Optim
 from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 
-__all__ = ["SGD", "Adam", "AdamW", "Learner", "Optim", "Place", "Setup", "Stage", "TrainedBlock", "assemble"]
+__all__ = ["SGD", "Adam", "AdamW", "Learner", "NAdamW", "Optim", "Place", "Setup", "Stage", "TrainedBlock", "assemble"]

@@ -89,7 +89,8 @@ def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpe
     shapes = [model.image, *model.shapes()]
     sizes = tuple(shapes[units.stop] for units in cut)
     tokens = model.vocabulary if model.inputs is None else model.inputs.vocabulary
-    of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens
+    reversible = tuple(model.reversible(units) for units in cut)
+    of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens, reversible
     built = [
         Unit(i, shapes[i], shapes[i + 1], partial(fresh, unit, shapes[i], shapes[i + 1], begin=model.begin))
         for i, unit in enumerate(model.units)

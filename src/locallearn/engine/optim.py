@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD as TorchSGD
 from torch.optim import Adam as TorchAdam
 from torch.optim import AdamW as TorchAdamW
+from torch.optim import NAdam as TorchNAdam
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -216,3 +217,25 @@ class AdamW(Adam):
 
     def build(self, groups: list[dict]) -> Optimizer:
         return TorchAdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=fusable(groups))
+
+
+@dataclass(frozen=True)
+class NAdamW(AdamW):
+    """AdamW with Nesterov's look-ahead (Dozat 2016), PyTorch's NAdam with decoupled weight decay.
+
+    The share mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2) of the look-ahead rises from a half of beta1 in the first
+    update to beta1; the gradient counts 1 - mu_t. With beta1=0.99 it is what AsyncPP (Ajanthan et al. 2025, arXiv
+    2505.01099) trains with late gradients: `runtime.staleness`.
+    """
+
+    momentum_decay: Annotated[float, Ge(0)] = 4e-3
+
+    def build(self, groups: list[dict]) -> Optimizer:
+        return TorchNAdam(
+            groups,
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            momentum_decay=self.momentum_decay,
+            decoupled_weight_decay=True,
+        )

@@ -10,13 +10,13 @@ from typing import Annotated, Any, ClassVar
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 
 from locallearn import seeds
 from locallearn.engine.optim import Optim, take_step
 from locallearn.errors import UserError, in_one_line
 
-OURS = (SGD, Adam, AdamW)
+OURS = (SGD, Adam, AdamW, NAdam)
 NUMBERS = {"bool": torch.bool, "int": torch.int64, "float": torch.float64}
 """How plain numbers of a state are stored; their names end in `:int` and so on."""
 GROUP = "group:"

@@ -101,6 +101,10 @@ class BlockModel(nn.Module):
         """The units of one block as a module [B, ...] -> [B, ...] that shares them."""
         return nn.Sequential(*(self.units[i] for i in units))
 
+    def reversible(self, units: range) -> bool:
+        """Whether a block of these units has modules whose input can be computed from their output."""
+        return False
+
     def cut(self, blocks: int | str | Sequence[int], balance: str = "flops") -> list[range]:
         """Divide the units among blocks.
 

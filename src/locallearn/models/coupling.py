@@ -55,14 +55,18 @@ class Reversible(nn.Module):
     The units must not draw random numbers. Neither second derivatives nor forward-mode ones.
     """
 
+    reversible = True
+
     def __init__(self, units: Iterable[Coupling]) -> None:
         super().__init__()
         self.units = nn.ModuleList(units)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Where the output `y` is known, nothing is computed before the backward pass, which works out the input at the
+        weights of the moment, and writes it into `x` where that is a leaf: the caller does not know it."""
         if not torch.is_grad_enabled():
-            return _through(self.units, x)
-        return _apply(x, self.units, *(p for p in self.units.parameters() if p.requires_grad))
+            return _through(self.units, x) if y is None else y
+        return _apply(x, y, self.units, *(p for p in self.units.parameters() if p.requires_grad))
 
 
 class _Reverse(torch.autograd.Function):
@@ -70,9 +74,10 @@ class _Reverse(torch.autograd.Function):
     parameter that was changed before the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, units: nn.ModuleList, *parameters: nn.Parameter) -> Tensor:
+    def forward(ctx: Any, x: Tensor, known: Tensor | None, units: nn.ModuleList, *parameters: nn.Parameter) -> Tensor:
         ctx.rerun = Rerun(units)  # with the buffers that this forward finds
-        y = _through(units, x)
+        ctx.unknown = x.detach() if known is not None and x.is_leaf else None
+        y = _through(units, x) if known is None else known.view_as(known)
         ctx.save_for_backward(y, *parameters)
         ctx.units, ctx.parameters = units, parameters
         ctx.dtype, ctx.device = x.dtype, x.device.type
@@ -88,7 +93,9 @@ class _Reverse(torch.autograd.Function):
         with torch.autocast(ctx.device, dtype, enabled), ctx.rerun:
             for unit in reversed(ctx.units):
                 y, grad = unit.pull_back(y, grad, grads)
-        return grad.to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, *map(grads.get, ctx.parameters)
+        if ctx.unknown is not None:
+            ctx.unknown.copy_(y)
+        return grad.to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, None, *map(grads.get, ctx.parameters)
 
 
 _apply = torch.compiler.disable(_Reverse.apply)  # it calls autograd inside, which torch.compile cannot trace

@@ -26,6 +26,9 @@ class RevNet(BlockModel):
                 joined.append(Reversible([unit]))
         return nn.Sequential(*joined)
 
+    def reversible(self, units: range) -> bool:
+        return any(isinstance(self.units[i], Coupling) for i in units)
+
 
 class Downsample(nn.Module):
     """A coupling that halves the side and widens, so it cannot be inverted: y1 = s(x1) + f(x2), y2 = s(x2) + g(y1) with

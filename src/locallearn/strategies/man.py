@@ -42,9 +42,10 @@ class Ahead(nn.Module):
 
     @torch.no_grad()
     def follow(self, version: int, weights: Sequence[Tensor], share: float) -> None:
-        """Take in a share of these weights; nothing of a version that has been taken in. It asks no GPU."""
+        """Take in a share of these weights; nothing of a version that has been taken in. It asks no GPU. There may be
+        more weights: the units of a reversible net are joined in a block."""
         new = self.seen < version
-        for p, weight in zip(self.weights(), weights, strict=True):
+        for p, weight in zip(self.weights(), weights, strict=False):
             p.lerp_(weight, new.to(p.dtype) * share)
         self.seen.clamp_(min=version)
 
