@@ -20,6 +20,7 @@ from locallearn.engine import SGD
 from locallearn.engine.answer import answering_model
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
+from locallearn.plan.measure import rehearse
 from locallearn.runtime.choice import Pipeline
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.equilibrium import EquilibriumPropagation
@@ -266,7 +267,7 @@ def test_who_settles_in_more_or_fewer_rounds_than_promised_is_told(count, times)
             return packet
 
     with pytest.raises(UserError, match=rf"Odd.settle .*yielded.*, but settles\(4\) promises {count}"):
-        tiny_learner(Odd()).predict(tiny_batches(1)[0][0])
+        rehearse(tiny_learner(Odd(), total_steps=1), *tiny_batches(1)[0])  # before a run has a folder
 
 
 def test_messages_that_lose_bits_are_one_sentence():
