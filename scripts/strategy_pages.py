@@ -30,6 +30,7 @@ MADE = f"<!-- Made by `python scripts/strategy_pages.py`. Written by hand: {', '
 MODELS = {
     "infomax": "model=basic_cnn model.hidden=0",  # it needs maps of at least two rows in every block
     "fw_dtp": "model=lenet",  # a matrix between large maps would be too large
+    "dtp": "model=lenet",
     "counter_current": "model=lenet",
     "petra": "model=revnet",
 }

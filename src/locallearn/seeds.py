@@ -93,6 +93,13 @@ class Undisturbed:
                 generator.set_state(state)
 
 
+def noise_like(t: Tensor, *counters: int) -> Tensor:
+    """Normal numbers in the shape of t, from a stream of their own beside the one at whose start the global generators
+    were put: these go on as if nothing had been drawn."""
+    with restarted(mix(torch.initial_seed(), *counters), t.device):
+        return torch.randn_like(t)
+
+
 @contextmanager
 def restarted(seed: int, device: torch.device) -> Iterator[None]:
     """Run a piece of code with PyTorch's global generators, of the CPU and of `device`, at the start of the stream

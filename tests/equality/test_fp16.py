@@ -128,10 +128,11 @@ def test_the_bits_of_a_loop_with_grad_scalers(kind):
 
 
 OWN_SIZE = {"dfa", "sdfa", "drtp", "fa", "frsf", "brsf", "usf", "infomax", "forward_forward", "cafo", "pepita"}
+OWN_SIZE |= {"forward_gradient", "sigprop"}
 """Their gradients pass through other weights than the head's, do not shrink with these, or are none."""
 
 
-SCALES = {"forward_forward": 2.0**6, "fw_dtp": 2.0**22}
+SCALES = {"forward_forward": 2.0**6, "sigprop": 2.0**6, "fw_dtp": 2.0**22, "dtp": 2.0**22}
 """Where a scale comes to whose gradients are large, or (with inverses of 0.001) far too small for the first one."""
 
 
@@ -153,7 +154,14 @@ def test_small_gradients_survive_under_every_strategy(name):
     for learner in (wide, narrow):
         shrink(learner.model.head, 1e-5)
         for block in learner.blocks:
-            own = {"counter_current": 0.05, "man": 1e-2, "solo": 1.0, "noprop": 0.02, "diffusion_blocks": 0.05}
+            own = {
+                "counter_current": 0.05,
+                "dtp": 1.0,
+                "man": 1e-2,
+                "solo": 1.0,
+                "noprop": 0.02,
+                "diffusion_blocks": 0.05,
+            }
             factor = own.get(name, 3e-3 if learner.strategy.plain else 5e-6)
             shrink(block.auxiliary, factor)  # of two layers, of one, or of one for each block
             if block.scaler and name in SCALES:
@@ -163,7 +171,8 @@ def test_small_gradients_survive_under_every_strategy(name):
     for a, b, wide_block, block in zip(true, found, wide.blocks, narrow.blocks, strict=True):
         for p, q in zip(wide_block.layers.parameters(), block.layers.parameters(), strict=True):
             if p in a.parameters and p.dim() > 1 and a.parameters[p].norm() > 0:
-                assert relative(b.parameters[q], a.parameters[p]) < 0.12  # without a scale: 1
+                # Without a scale it is 1. A softmax of sums over all numbers of a map feels their rounding.
+                assert relative(b.parameters[q], a.parameters[p]) < (0.3 if name == "sigprop" else 0.12)
                 small += bool(a.parameters[p].abs().max() < 1e-6)
     assert small or name in OWN_SIZE
 

@@ -29,6 +29,7 @@ SHOWN = (
     "diffusion_blocks",
 )  # blocks that learn from images with a noisy label, and that say nothing of how well they would do
 NONE_READ = ("infomax",)  # no block reads a label; the head does
+NOISY = ("dtp",)  # what is drawn for a batch depends on how many samples it has; see test_targets.py
 
 
 def learner_of(strategy, micro_batches: int = 1) -> Learner:
@@ -53,7 +54,7 @@ def compared(name: str, learner: Learner) -> list[str]:
     names = [n for n, p in learner.parameters() if p.requires_grad]
     if name in GUESSES:
         return [n for n in names if n.startswith(("model.units.3.", "model.head."))]
-    return [n for n in names if n.startswith("model.head.")] if name in NONE_READ else names
+    return [n for n in names if n.startswith("model.head.")] if name in NONE_READ + NOISY else names
 
 
 @pytest.mark.parametrize("hidden", [[-1] * 8, [-100, -1, -7, -1, -2, -(2**40), -1, -1]])
@@ -80,6 +81,8 @@ def test_a_strategy_learns_from_the_labelled_samples_alone(name, hidden):
 @pytest.mark.parametrize("micro_batches", [1, 4])
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_batch_without_any_label_has_the_loss_0_and_teaches_nothing(name, micro_batches):
+    if micro_batches > 1 and make(name).repeats:
+        pytest.skip("its batches cannot be divided")
     x, _ = tiny_batches(1)[0]
     learner = learner_of(strategy_of(name), micro_batches)
     before = {n: p.detach().clone() for n, p in learner.parameters()}

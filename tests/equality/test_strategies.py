@@ -33,6 +33,8 @@ from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.denoising import Denoising
 from locallearn.strategies.dfa import DFA
 from locallearn.strategies.dual_propagation import DualPropagation
+from locallearn.strategies.forward_gradient import ForwardGradient
+from locallearn.strategies.sigprop import SigProp
 from locallearn.strategies.targets import CounterCurrent, FixedWeightDTP
 
 GOLDEN = Path(__file__).parent / "first_losses.json"
@@ -75,15 +77,16 @@ def test_first_losses(name):
         assert found == pytest.approx(expected, rel=1e-9), f"step {step}"
 
 
-TARGETS = ("fw_dtp", "counter_current")
+TARGETS = ("fw_dtp", "dtp", "counter_current")
 """What they send down is no gradient."""
+NOT_BACKPROP = DFA | DualPropagation | FixedWeightDTP | CounterCurrent | ForwardGradient | SigProp
+"""Inside a block, or before it."""
 
 
 def is_backprop_within_a_block(strategy: Strategy) -> bool:
-    """Not one that changes the backward pass there (feedback alignment) or before it (direct feedback alignment), nor
-    one whose blocks read no labels."""
-    others = DFA | FixedWeightDTP | CounterCurrent | DualPropagation
-    plain = type(strategy).adapt is Strategy.adapt and not isinstance(strategy, others)
+    """Not one that changes the backward pass (feedback alignment, forward gradient), nor one whose blocks read no
+    labels."""
+    plain = type(strategy).adapt is Strategy.adapt and not isinstance(strategy, NOT_BACKPROP)
     plain = plain and strategy.plain
     return plain and learns_from_labels(strategy)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,19 +41,19 @@ def real(t: Tensor) -> Tensor:
     return t.detach().numbers if isinstance(t.detach(), Shadow) else t.detach()  # type: ignore[return-value]
 
 
-def same(learner: Learner, truth: Learner) -> None:
+def same(learner: Learner, truth: Learner, rounding: float = 0.0) -> None:
     state = truth.state()
     assert learner.state().keys() == state.keys()
     for name, tensor in learner.state().items():
         ours = real(tensor)
-        assert torch.equal(ours, state[name]), f"{name} differs by {(ours - state[name]).abs().max()}"
+        assert torch.allclose(ours, state[name], 0, rounding), f"{name}: {(ours - state[name]).abs().max()} apart"
 
 
 def moved(batches: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     return [(x.to("shadow:0"), y.to("shadow:0")) for x, y in batches]
 
 
-def steps(strategy: Any, current: int = 0, optim: str = "sgd", **options: Any) -> None:
+def steps(strategy: Any, current: int = 0, optim: str = "sgd", rounding: float = 0.0, **options: Any) -> None:
     """Two steps end with the bits of the CPU, and the host waits for none of them; for an evaluation it waits once."""
     batches = tiny_batches(2)
     ours, truth = (
@@ -71,12 +72,14 @@ def steps(strategy: Any, current: int = 0, optim: str = "sgd", **options: Any) -
         shadow.backend.set_device(0)
     for x, y in batches:
         truth.learn(x, y)
-    same(ours, truth)
-    assert numbers == evaluate(truth, batches)
+    same(ours, truth, rounding)
+    assert numbers == pytest.approx(evaluate(truth, batches), rel=rounding, abs=0)
 
 
 def steps_of(name: str, micro_batches: int, current: int, optim: str = "sgd") -> None:
-    steps(make(name), current, optim, micro_batches=micro_batches)
+    # In forward mode PyTorch computes norms in another order where a tensor is of a subclass, as here.
+    rounding = 1e-14 if name == "forward_gradient" else 0.0
+    steps(make(name), current, optim, rounding, micro_batches=micro_batches)
 
 
 def half(precision: str) -> int:

@@ -33,8 +33,9 @@ STRATEGIES += [
 
 def settings(name: str) -> list[tuple[int, int]]:
     """(micro-batches, staleness) to try with a strategy."""
-    late = make(name.partition(" train_blocks=")[0]).route in (Route.CHAIN, Route.BROADCAST)
-    return [(1, 0), (2, 0), *([(1, 1), (4, 3)] if late else [])]
+    strategy = make(name.partition(" train_blocks=")[0])
+    late = [(1, 1), (4, 3)] if strategy.route in (Route.CHAIN, Route.BROADCAST) else []
+    return [each for each in [(1, 0), (2, 0), *late] if each[0] == 1 or not strategy.repeats]
 
 
 def train(learner: Learner, lowest: bool) -> None:

@@ -311,6 +311,7 @@ def register() -> None:
     for name in ("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "eye", "eye.m"):
         packet, _, overload = name.partition(".")
         library.impl(name, _factory(getattr(getattr(aten, packet), overload or "default")), "PrivateUse1")
+    library.impl("_efficientzerotensor", _factory(aten.zeros.default), "PrivateUse1")  # of derivatives in forward mode
     for name in OWN:
         library.impl(name, _never, "PrivateUse1")
     library.impl("_copy_from", _copied, "PrivateUse1")

@@ -117,6 +117,89 @@ def test_similarity_matching(size: tuple[int, ...], parity: Parity) -> None:
     parity.equal("local-loss", "similarity matching: loss and gradients (ours adds 1e-8 in a root)", found, 1e-6)
 
 
+class LinearFA(torch.autograd.Function):
+    """Their linear layer: what it answers with is another matrix."""
+
+    @staticmethod
+    def forward(ctx, x, weight, feedback, bias):  # type: ignore[override]
+        ctx.save_for_backward(x, feedback)
+        return x @ weight.T + bias
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        x, feedback = ctx.saved_tensors
+        return grad @ feedback, grad.T @ x, None, grad.sum(0)
+
+
+def reduced(x: Tensor) -> Tensor:
+    """What their similarity matrix takes of maps, or of anything else."""
+    return x.flatten(2).std(2) if x.dim() == 4 and x.shape[1] > 3 and x.shape[2] > 1 else x.flatten(1)
+
+
+def their_predsim(modules: nn.ModuleDict, options: PredSim, h: Tensor, x: Tensor, y: Tensor, index: int) -> Tensor:
+    """The loss of a block in their program, of tensors alone. Maps of 8 x 8 are pooled by 2 x 2 to 96 features."""
+    onehot = F.one_hot(y, 3).double()
+    pooled = F.avg_pool2d(h, 2) if h.dim() == 4 else h
+    if options.bio:
+        own = modules["projected"]
+        projected = onehot @ own.project.T
+        answers = LinearFA.apply(pooled.flatten(1), own.linear.weight, own.feedback, own.linear.bias)
+        pred = F.binary_cross_entropy_with_logits(answers, projected.gt(0).double())
+        rh, ry = cosines(reduced(pooled)), cosines(projected)
+    else:
+        weight, decoder = modules["similarity"].layer.weight, modules["classifier"][-1]
+        pred = F.cross_entropy(pooled.flatten(1) @ decoder.weight.T + decoder.bias, y)
+        rh = cosines(reduced(F.conv2d(h, weight, padding=1) if h.dim() == 4 else h @ weight.T))
+        ry = cosines(onehot)
+    unsupervised = torch.zeros(())
+    if options.unsupervised == "sim":
+        unsupervised = F.mse_loss(rh, cosines(reduced(x)))
+    elif options.unsupervised == "recon" and index:
+        if h.dim() == 4:
+            layer = modules["input_decoder"].layers
+            made = F.conv_transpose2d(h, layer.weight, layer.bias, padding=1)
+        else:
+            layer = modules["input_decoder"].layers[1]
+            made = h @ layer.weight.T + layer.bias
+        unsupervised = F.mse_loss(made.relu(), x)
+    supervised = (1 - options.beta) * pred + options.beta * F.mse_loss(rh, ry)
+    return options.alpha * unsupervised + (1 - options.alpha) * supervised
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("size", [(9,), (6, 8, 8)], ids=str)
+@pytest.mark.parametrize(("unsupervised", "alpha"), [("none", 0.0), ("sim", 0.3), ("recon", 0.3)])
+@pytest.mark.parametrize("bio", [False, True])
+def test_what_their_program_has_beside(bio, unsupervised, alpha, size, index, parity: Parity) -> None:
+    options = PredSim(beta=0.7, bio=bio, unsupervised=unsupervised, alpha=alpha)
+    torch.manual_seed(0)
+    spec = BlockSpec(index, 4, (5, 8, 8), (5, *size[1:]), size, 3)
+    modules = nn.ModuleDict(options.modules(spec, Linear(features=96))).double()
+    h, x, y = randn(8, *size).requires_grad_(), randn(8, *spec.reads, seed=4), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
+    ours, _ = options.loss(spec, modules, h, Packet(x, y))
+    theirs = their_predsim(modules, options, h, x, y, index)
+    read = [h, *modules.parameters()]
+    grads = [torch.autograd.grad(loss, read, retain_graph=True) for loss in (ours, theirs)]
+    name = f"predsim{', bio' if bio else ''}, unsupervised loss {unsupervised}"
+    found = max(apart(ours, theirs), *(apart(a, b) for a, b in zip(*grads, strict=True)))
+    parity.equal("local-loss", f"{name}: loss and gradients (ours adds 1e-8 in a root)", found, 1e-6)
+
+
+def test_how_the_bio_form_begins(parity: Parity) -> None:
+    """Weight and bias of the decoder at 0, both random matrices uniform within 1 / sqrt(fan_in)."""
+    torch.manual_seed(0)
+    spec = BlockSpec(0, 4, (5,), (5,), (400,), 9)
+    own = PredSim(bio=True).modules(spec, Linear(zero_init=True))["projected"]
+    assert not own.linear.weight.any()
+    assert not own.linear.bias.any()
+    assert own.linear.weight.shape == (128, 400)
+    assert own.project.shape == (128, 9)
+    largest = own.project.abs().max() * 3, own.feedback.abs().max() * 20
+    assert all(0.98 < each <= 1 for each in largest)
+    deviations = own.project.std() * 3, own.feedback.std() * 20
+    parity.equal("local-loss", "predsim, bio: deviation of the random matrices", apart(deviations, [3**-0.5] * 2), 0.02)
+
+
 def test_local_losses_read_before_dropout(parity: Parity) -> None:
     """vgg8b at a rate of 0.5: what the local loss of a layer reads is the activation, whatever is dropped after it."""
     torch.manual_seed(0)

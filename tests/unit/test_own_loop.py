@@ -272,6 +272,9 @@ def test_a_hook_runs_as_often_as_in_ones_own_loop(strategy):
     times = dict.fromkeys(learning, OFTEN.get(strategy, 1))
     times |= dict.fromkeys(first, 2) if strategy == "checkpoint" else {}
     times |= dict.fromkeys(first, 43) if strategy == "equilibrium" else {}  # the last block also reports
+    times |= dict.fromkeys(units[3:], 2) if strategy == "sigprop" else {}  # of inputs and of targets
+    if strategy == "dtp":  # the blocks above the first one and the head also compute what their inverses learn from
+        times |= dict.fromkeys(units[3:], 6) | dict.fromkeys(leaves[6:], 11)
     assert seen == times
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from locallearn import seeds
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Size, Step, Strategy, backward, task_loss
 from locallearn.errors import UserError
 from locallearn.objectives.base import wide
@@ -35,16 +37,25 @@ def matrices_fit(spec: BlockSpec) -> None:
         )
 
 
-class RandomInverse(nn.Module):
-    """g(h) = tanh(V h): what a block emits [B, *emits] -> the shape of what it reads [B, *reads]. V is fixed and
-    uniform in +-bound."""
+class Inverse(nn.Module):
+    """g(h) = tanh(V h): what a block emits [B, *emits] -> the shape of what it reads [B, *reads]. V is uniform in
+    +-bound, and fixed unless it `learns`."""
 
     matrix: Tensor
 
-    def __init__(self, emits: Size, reads: Size, bound: float) -> None:
+    def __init__(self, emits: Size, reads: Size, bound: float, learns: bool) -> None:
         super().__init__()
-        self.register_buffer("matrix", (2 * torch.rand(math.prod(emits), math.prod(reads)) - 1) * bound)
+        matrix = (2 * torch.rand(math.prod(emits), math.prod(reads)) - 1) * bound
+        if learns:
+            self.matrix = nn.Parameter(matrix)
+        else:
+            self.register_buffer("matrix", matrix)
         self.reads = reads
+
+    def of(self, h: Tensor) -> Tensor:
+        """g(h)."""
+        with unscaled(h):
+            return torch.tanh(h.flatten(1).to(self.matrix.dtype) @ self.matrix).unflatten(1, self.reads)
 
     def forward(self, h: Tensor, away: Tensor) -> Tensor:
         """g(h + away) - g(h), to all digits where both are nearly equal."""
@@ -73,18 +84,23 @@ class FixedWeightDTP(Strategy):
     route: ClassVar[Route] = Route.CHAIN
     tasks: ClassVar[frozenset[str]] = frozenset({CLASSIFICATION})
     needs: ClassVar[str] = "moves one answer for each sample"
+    feedback_steps = 0
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         matrices_fit(spec)
-        modules = {"inverse": RandomInverse(spec.emits, spec.reads, self.bound)} if spec.index else {}
+        learns = self.feedback_steps > 0
+        modules = {"inverse": Inverse(spec.emits, spec.reads, self.bound, learns)} if spec.index else {}
         if spec.last:
-            modules["head_inverse"] = RandomInverse((spec.classes,), spec.emits, self.bound)
+            modules["head_inverse"] = Inverse((spec.classes,), spec.emits, self.bound, learns)
         return modules
 
     def step(self, block: Block, packet: Packet) -> Step:
+        again = [block.again() for _ in range(self.feedback_steps)]
         out = packet.at(block.layers(packet.h))
         message = yield Send(out)
         h, count = out.h.detach(), block.spec.task.count(packet.y).clamp(min=1)
+        for number, each in enumerate(again):
+            self.fit_inverses(block, packet, h, each, number)
         loss: Tensor | None = None
         if block.spec.last:
             away, loss = self._of_head(block, h, packet.y)
@@ -92,7 +108,13 @@ class FixedWeightDTP(Strategy):
             (away,) = message
         backward(loss, out, ((-2 / count * away).to(h.dtype),))
         block.update()
-        return (block.auxiliary["inverse"](h, away) if block.spec.index else None,)
+        with torch.no_grad():
+            return (block.auxiliary["inverse"](h, away) if block.spec.index else None,)
+
+    def fit_inverses(
+        self, block: Block, packet: Packet, h: Tensor, again: AbstractContextManager[None], number: int
+    ) -> None:
+        """One update of the inverses of a block that has read `packet` and emits h, where they learn."""
 
     def _of_head(self, block: Block, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """How far from what the last block emits its target is, and the loss from which its head learns."""
@@ -106,6 +128,70 @@ class FixedWeightDTP(Strategy):
             away = block.auxiliary["head_inverse"](z, -self.step_size * error)
         # |z - tau|^2 with tau = z - alpha e has the gradient 2 alpha e
         return away, 2 * self.step_size * true if true.requires_grad else None
+
+
+@dataclass(frozen=True)
+class DTP(FixedWeightDTP):
+    """Difference target propagation with inverses that learn: by local difference reconstruction losses (Ernoult et al.
+    2022, arXiv 2201.13415), or with reconstruction=dtp as at first (Lee, Zhang, Fischer & Bengio 2015, arXiv
+    1412.7525).
+
+    The targets of FW-DTP, with inverses g_k(h) = tanh(V_k h) that learn before each of them, `feedback_steps` times in
+    a batch, with an optimizer of their own, from x = h_{k-1}, q = x + sigma N(0, 1), r = h_k + sigma N(0, 1):
+
+        dtp     |g(f(q)) - q|^2, which needs activations between -1 and 1
+        l_drl   -(q - x)^T (g(f(q)) - g(h_k)) + |g(r) - g(h_k)|^2 / 2, at whose least g has the transposed Jacobian of f
+
+    a mean over the batch of sums over features; f(q) is a constant. The head has an inverse, too.
+
+    step_size, bound  as of FW-DTP; `bound` is of the V that they begin with
+    noise             sigma
+    """
+
+    bound: Annotated[float, Gt(0)] = 1e-2
+    reconstruction: Literal["l_drl", "dtp"] = "l_drl"
+    noise: Annotated[float, Gt(0)] = 1e-2
+    feedback_steps: Annotated[int, Ge(1)] = 5
+    separate: ClassVar[frozenset[str]] = frozenset({"inverse", "head_inverse"})
+
+    @property
+    def repeats(self) -> bool:  # type: ignore[override]
+        return self.feedback_steps > 1
+
+    def fit_inverses(
+        self, block: Block, packet: Packet, h: Tensor, again: AbstractContextManager[None], number: int
+    ) -> None:
+        x, states = packet.h, dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]()
+        with torch.no_grad():
+            q, q_head = (t + self.noise * seeds.noise_like(t, number, i) for i, t in enumerate((x, h)))
+            z = h if block.head is None else block.head(h)
+            with again:
+                if block.spec.index:
+                    states["inverse"] = x, q, h, block.layers(q)
+                if block.head is not None:
+                    states["head_inverse"] = h, q_head, z, block.head(q_head)
+        known = (packet.y >= 0).to(x.dtype)
+        for i, (name, of_part) in enumerate(states.items(), start=2):
+            errors = self.reconstruction_errors(block.auxiliary[name], *of_part, (number, i))
+            loss = (errors * known).sum() / block.spec.task.count(packet.y).clamp(min=1)
+            block.note(f"{name}_loss", loss)
+            backward(loss)
+            block.update(name)
+
+    def reconstruction_errors(
+        self, inverse: nn.Module, x: Tensor, q: Tensor, h: Tensor, up: Tensor, number: tuple[int, int]
+    ) -> Tensor:
+        """Of each sample [B]: of what was read x, with noise q, and what came of both, h and `up`."""
+        assert isinstance(inverse, Inverse)
+        if self.reconstruction == "dtp":
+            return _summed((inverse.of(up) - wide(q)).square())
+        back = inverse(h, self.noise * seeds.noise_like(h, *number))
+        return _summed(back.square() / 2 - wide(q - x) * inverse(h, up - h))
+
+
+def _summed(errors: Tensor) -> Tensor:
+    """Over features: [B, ...] -> [B]"""
+    return errors.flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
