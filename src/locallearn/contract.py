@@ -20,9 +20,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from locallearn import scaling
 from locallearn.messages import Copy, Feedback, Packet, Published, Send, Size, Unit
 from locallearn.messages import Heard as Heard  # for strategies
+from locallearn.messages import backward as backward  # for strategies
 from locallearn.options import Options
 from locallearn.task import CLASSES, Task
 from locallearn.task import cross_entropy as cross_entropy  # for strategies
@@ -131,6 +131,9 @@ class Block(Protocol):
 Step: TypeAlias = Generator[Send, Any, Feedback | None]
 """It is sent `Feedback` or None, or under ROUNDS `Heard`."""
 
+Settling: TypeAlias = Generator[Send, Heard, Packet]
+"""An answer that is found in rounds."""
+
 
 class Strategy(Options, ABC):
     """Who gets which gradient. Concrete ones are frozen dataclasses; their fields are typed, checked hyper-parameters.
@@ -143,9 +146,11 @@ class Strategy(Options, ABC):
     carries   whether `step` hands on more than `h` that blocks further up need: then blocks that the user has frozen
               take their steps, too, where else those at the bottom only compute
     repeats   whether a block updates its weights several times in a batch, which then cannot be divided
+    exact     whether messages must arrive with all their bits, as where two blocks hold copies of one state
     ships     names of auxiliary modules without which it cannot answer: they are exported with the model
 
-    For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way.
+    For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way,
+    and `settles` and `settle` where blocks must exchange messages to answer.
     """
 
     _group = "strategy"
@@ -155,6 +160,7 @@ class Strategy(Options, ABC):
     separate: ClassVar[frozenset[str]] = frozenset()
     carries: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     ships: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
@@ -224,14 +230,40 @@ class Strategy(Options, ABC):
         """Compute a block where it does not learn: in evaluations, and below the blocks that learn."""
         return packet.at(block.layers(packet.h))
 
+    def settles(self, depth: int) -> int:
+        """How often each of `depth` blocks yields in `settle`, as `rounds` says it of `step`; 0 where an answer is made
+        on the way up, by `through`. It may depend on nothing but options."""
+        return 0
+
+    def settle(self, block: Block, packet: Packet) -> Settling:
+        """Compute a block for an evaluation where that takes messages from both neighbours, in place of `through`.
+
+        Runs without gradients and in eval mode, in one process or in many; `block` has spec, layers, head, and the
+        auxiliary modules that ship. It must draw nothing, and treat samples one by one.
+
+        Args:
+            packet: What the block below has yielded first; for block 0 what `look` has made. It has no labels.
+
+        Yields:
+            `Send` with a packet for the block above, then one for each round: `settles(depth)` times.
+
+        Returns:
+            What `predict` reads; its `h` are the features of the block.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.settles promises rounds, and it has no settle")
+        yield
+
     def predict(self, block: Block, packet: Packet) -> Tensor | None:
-        """Return the logits [B, classes] (or as the task asks) of a block for what `through` has made, or None."""
+        """Return the logits [B, classes] (or as the task asks) of a block for what `through` or `settle` has made, or
+        None."""
         return block.head(packet.h) if block.head is not None else None
 
     @property
     def plain(self) -> bool:
         """Whether the units and the head alone answer, as they were built."""
-        return not self.ships and type(self).look is Strategy.look and type(self).through is Strategy.through
+        own = type(self)
+        alone = own.through is Strategy.through and own.settles is Strategy.settles
+        return not self.ships and own.look is Strategy.look and alone
 
 
 def enter(block: Block, packet: Packet) -> Packet:
@@ -247,24 +279,3 @@ def task_loss(block: Block, h: Tensor, y: Tensor) -> Tensor:
     loss = block.spec.task.loss(logits, y)
     block.report(loss, logits, y)
     return loss
-
-
-def backward(loss: Tensor | None, out: Packet | None = None, grads: Feedback | None = None) -> None:
-    """Write gradients by one autograd call; with precision=fp16 it also keeps small ones from becoming 0.
-
-    Args:
-        loss: The block's own [], if it has one.
-        out: What it has sent, with its graph.
-        grads: The gradients of `out.h` and `out.side` that came back, if any.
-    """
-    roots: list[Tensor] = []
-    seeds: list[Tensor | None] = []
-    if loss is not None:
-        roots.append(loss)
-        seeds.append(None)
-    for tensor, grad in zip((out.h, *out.side) if out else (), grads or (), strict=False):
-        if tensor.requires_grad and grad is not None:
-            roots.append(tensor)
-            seeds.append(grad)
-    if roots:
-        scaling.backward(roots, seeds)

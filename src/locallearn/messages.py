@@ -109,3 +109,24 @@ class Unit(NamedTuple):
     reads: Size
     emits: Size
     build: Callable[[Size], nn.Module]
+
+
+def backward(loss: Tensor | None, out: Packet | None = None, grads: Feedback | None = None) -> None:
+    """Write gradients by one autograd call; with precision=fp16 it also keeps small ones from becoming 0.
+
+    Args:
+        loss: The block's own [], if it has one.
+        out: What it has sent, with its graph.
+        grads: The gradients of `out.h` and `out.side` that came back, if any.
+    """
+    roots: list[Tensor] = []
+    seeds: list[Tensor | None] = []
+    if loss is not None:
+        roots.append(loss)
+        seeds.append(None)
+    for tensor, grad in zip((out.h, *out.side) if out else (), grads or (), strict=False):
+        if tensor.requires_grad and grad is not None:
+            roots.append(tensor)
+            seeds.append(grad)
+    if roots:
+        scaling.backward(roots, seeds)

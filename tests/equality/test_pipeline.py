@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import ROOT, TESTS
-from helpers.pipeline_worker import STRATEGIES, learner_of, settings, train
+from helpers.pipeline_worker import STRATEGIES, answer_of, learner_of, settings, train
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker starts the stages
 
@@ -46,17 +46,18 @@ def finished(request, tmp_path_factory) -> tuple[int, Path]:
     ("name", "micro_batches", "staleness"), [(name, *setting) for name in STRATEGIES for setting in settings(name)]
 )
 @pytest.mark.fault("R6")
-def test_a_pipeline_ends_as_the_serial_run(name, micro_batches, staleness, finished):
+def test_a_pipeline_ends_as_the_serial_run_and_answers_as_it_does(name, micro_batches, staleness, finished):
     world, folder = finished
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     serial = learner_of(name, micro_batches, staleness)
     train(serial, lowest=True)
+    answer = answer_of(serial)
     torch.set_num_threads(threads)
     states = [load_file(folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors") for rank in range(world)]
     joined = {n: t for state in states for n, t in state.items()}
     assert sum(map(len, states)) == len(joined)
-    expected = serial.state()
+    expected = serial.state() | answer
     assert joined.keys() == expected.keys()
     for n, t in expected.items():
         assert torch.equal(t, joined[n]), n

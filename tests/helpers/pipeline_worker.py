@@ -46,6 +46,12 @@ def train(learner: Learner, lowest: bool) -> None:
             learner.stage.drain()
 
 
+def answer_of(learner: Learner) -> dict[str, torch.Tensor]:
+    """The logits of the last block, where it lives. Those of counter_current, whose weights explode here, are NaN."""
+    logits = learner.predict(tiny_batches(1)[0][0])[-1]
+    return {"answer": logits.nan_to_num(7.0).contiguous()} if learner.blocks[-1].last else {}
+
+
 def learner_of(name: str, micro_batches: int, staleness: int, **place: Any) -> Learner:
     """The learner of one setting: all of it, or the blocks of one process at their `place`."""
     name, _, blocks = name.partition(" train_blocks=")
@@ -73,9 +79,10 @@ def main(rank: int, world: int, wire: str, folder: Path) -> None:
             own = range(rank * 4 // world, (rank + 1) * 4 // world)
             learner = learner_of(name, micro_batches, staleness, own=own, link=pipe if world > 1 else None)
             train(learner, lowest=rank == 0)
+            answer = answer_of(learner)
             pipe.close()
             state = {n: t.contiguous().clone() for n, t in learner.state().items()}
-            save_file(state, folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors")
+            save_file(state | answer, folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors")
     dist.destroy_process_group()
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from locallearn.contract import Block, BlockSpec, Packet, Strategy
 from locallearn.engine.assemble import modules_of_block
 from locallearn.engine.learner import Learner
+from locallearn.engine.packets import settled
 from locallearn.models import BlockModel
 
 
 class AnsweringBlock(NamedTuple):
-    """What `Strategy.through` and `Strategy.predict` may ask a block for."""
+    """What `Strategy.through`, `settle` and `predict` may ask a block for."""
 
     spec: BlockSpec
     layers: nn.Module
@@ -28,7 +29,8 @@ class AnsweringBlock(NamedTuple):
 
 
 class AnsweringModel(BlockModel):
-    """Inputs [B, *image] -> logits [B, classes], by the way in which a strategy answers (`look`, `through`, `predict`).
+    """Inputs [B, *image] -> logits [B, classes], by the way in which a strategy answers (`look`, `through` or
+    `settle`, `predict`).
 
     It shares units and head with the model; what ships with it lies in `auxiliary`, by block and name.
     """
@@ -49,8 +51,11 @@ class AnsweringModel(BlockModel):
         if self.inputs is not None and not isinstance(x, Tensor):
             x = self.inputs.pack(x)
         packet = self._strategy.look(Packet(x, torch.empty(0, dtype=torch.int64)), self._blocks[0].spec)
-        for block in self._blocks:
-            packet = self._strategy.through(block, packet)
+        if self._strategy.settles(len(self._blocks)):
+            *_, packet = settled(self._strategy, None, self._blocks, packet)
+        else:
+            for block in self._blocks:
+                packet = self._strategy.through(block, packet)
         logits = self._strategy.predict(self._blocks[-1], packet)
         assert logits is not None, "the last block answers"
         return logits

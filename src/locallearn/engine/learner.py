@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from locallearn import names
-from locallearn.analysis.quiet import Rerun, evaluating
+from locallearn.analysis.quiet import Rerun
 from locallearn.contract import Packet, Strategy
 from locallearn.engine.batch import Gate
 from locallearn.engine.block import TrainedBlock
 from locallearn.engine.broken import abandon, cause
 from locallearn.engine.link import Stopped
+from locallearn.engine.packets import packets_of
 from locallearn.engine.promises import check_learned, check_rows, only_computes
 from locallearn.engine.scores import scores
 from locallearn.engine.setup import Setup
@@ -224,13 +225,7 @@ class Learner:
             self.gate.check(inputs)
             h = self.prepare(inputs)
             packet = self.strategy.look(Packet(h, h.new_empty(0, dtype=torch.int64)), self.blocks[0].spec)
-        for block in self.blocks:
-            with evaluating(*block.roots()):
-                with self.stage.autocast(), Rerun(block.layers):
-                    packet = self.strategy.through(block, packet)
-                yield packet
-        if link is not None and link.above:
-            link.send_forward(packet)
+        yield from packets_of(self.stage, packet)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter once, under a name that does not depend on the cut for those of the model. A stage has those

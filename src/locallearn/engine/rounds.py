@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from locallearn.contract import Step, Strategy
 from locallearn.engine.block import MicroStep, TrainedBlock
@@ -36,16 +36,25 @@ def exchange(
     """Resume the blocks of a stage, which have computed on the way up, until each has had all its rounds. `backs`: what
     they sent down on the way up."""
     count = strategy.rounds(halves[0].block.spec.depth)
-    ups: list[Packet | None] = [None] * len(halves)  # the blocks above have had these already
+
+    def resumed(i: int, heard: Heard, number: int) -> Send:
+        with autocast(), under(halves[i].block.scaler):
+            return _resumed(type(strategy).__name__, halves[i], heard, number, count)
+
+    rounds(link, count, backs, resumed)
+
+
+def rounds(
+    link: Link | None, count: int, backs: Sequence[Feedback | None], resumed: Callable[[int, Heard, int], Send]
+) -> None:
+    """Let the blocks of a stage exchange messages so often: `resumed` gives what block i of it yields in a round."""
+    ups: list[Packet | None] = [None] * len(backs)  # the blocks above have had these already
     downs = list(backs)
     for number in range(1, count + 1):
         below, above = _across(link, ups[-1], downs[0], first=number == 1)
         heard = [Heard(*each) for each in zip([below, *ups[:-1]], [*downs[1:], above], strict=True)]
-        sent = []
-        for half, each in zip(halves, heard, strict=True):
-            with autocast(), under(half.block.scaler):
-                sent.append(_resumed(type(strategy).__name__, half, each, number, count))
-        ups, downs = [send.ahead for send in sent], [send.back for send in sent]
+        found = [resumed(i, each, number) for i, each in enumerate(heard)]
+        ups, downs = [send.ahead for send in found], [send.back for send in found]
 
 
 def _across(
@@ -66,17 +75,26 @@ def _across(
 
 
 def _resumed(name: str, half: PendingBackward, heard: Heard, number: int, count: int) -> Send:
-    """What a block yields after a round, without a graph; nothing after the last one."""
+    """What a block yields after a round of training."""
     block, generator, at = half
     block.start(at, "backward", number)
-    promised = f"rounds({block.spec.depth}) promises {count}"
+    return sent(generator, heard, number, count, f"{name}.step", f"rounds({block.spec.depth})")[0]
+
+
+def sent(generator: Any, heard: Heard, number: int, count: int, who: str, promise: str) -> tuple[Send, Any]:
+    """What a generator yields after a round, without a graph; nothing after the last one, and what it returns."""
     try:
         send = generator.send(heard)
-    except StopIteration:
+    except StopIteration as stop:
         if number < count:
-            raise UserError(f"{name}.step yielded {number} times, but {promised}") from None
-        return Send(None)
+            raise UserError(f"{who} yielded {number} times, but {promise} promises {count}") from None
+        return Send(None), stop.value
     if number == count:
-        raise UserError(f"{name}.step yielded more than {count} times, but {promised}")
+        raise UserError(f"{who} yielded more than {count} times, but {promise} promises {count}")
+    return detached(send), None
+
+
+def detached(send: Send) -> Send:
+    """The same messages without a graph."""
     back = None if send.back is None else tuple(t if t is None else t.detach() for t in send.back)
     return Send(None if send.ahead is None else send.ahead.detach(), back)

@@ -22,6 +22,7 @@ _STRATEGIES = {
     "mono_forward": "#33A02C", "cafo": "#FB9A99", "pepita": "#A65628", "predictive_coding": "#66A61E",
     "fw_dtp": "#E7298A", "counter_current": "#7570B3", "forward_gradient": "#A6761D", "dtp": "#F4A6C8",
     "sigprop": "#4D9221", "petra": "#1B9E77", "noprop": "#D95F02", "diffusion_blocks": "#E6AB02",
+    "dual_propagation": "#1F78B4", "equilibrium": "#E31A1C",
 }  # fmt: skip
 LONG = 50
 """From so many epochs on their axis is logarithmic."""

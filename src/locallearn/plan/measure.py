@@ -139,11 +139,14 @@ def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> li
 
 
 def rehearse(learner: Learner, inputs: Tensor, labels: Tensor) -> None:
-    """A step of every phase on inputs [B, ...] and labels [B], on a copy of the blocks; raises what training would."""
+    """A step of every phase on inputs [B, ...] and labels [B], on a copy of the blocks, and an answer where that takes
+    rounds; raises what training would."""
     stage = _stage_copy(learner, learner.strategy, 1)
     _phases(learner, stage, inputs, labels)
     check_learned(learner.strategy, stage.blocks)
     check_trained(learner.strategy, stage.blocks)
+    if learner.strategy.settles(len(learner.cut)):
+        learner.predict(inputs)
 
 
 def _stage_copy(learner: Learner, strategy: Strategy, micro_batches: int) -> Stage:

@@ -84,6 +84,14 @@ class Pipeline(Runtime):
     def unread(self) -> Mapping[str, str]:
         return {} if self.stages > 1 else dict.fromkeys(("message", "wire"), "runtime.stages=2 or more")
 
+    def stage(self, name: str, strategy: Strategy, micro_batches: int) -> Callable[..., Stage]:
+        if self.message != "exact" and strategy.exact:
+            raise UserError(
+                f"runtime.message={self.message} rounds what blocks send, and strategy={name} needs every bit of it: "
+                "choose runtime.message=exact"
+            )
+        return super().stage(name, strategy, micro_batches)
+
     def wires(self, hosts: Sequence[str], gpus: int) -> list[str]:
         return carriers_between(self.wire, hosts, self.replicas, gpus)
 
