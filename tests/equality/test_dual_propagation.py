@@ -12,11 +12,9 @@ from torch.nn import functional as F
 
 from helpers.nets import tiny_learner
 from locallearn.engine import SGD
-from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.strategies.activations import activated, before_activation
 from locallearn.strategies.dual_propagation import DualPropagation
-from locallearn.task import Classification
 
 RATE, B, C = 0.1, 5, 3
 OPTIM = SGD(lr=RATE, momentum=0.0, schedule="constant")
@@ -165,10 +163,3 @@ def test_a_block_without_its_last_activation(inplace):
         nn.Sequential(conv, nn.GELU()),
     ):
         assert torch.equal(before_activation(other, x), other(x))
-
-
-def test_other_losses_over_classes_are_one_sentence():
-    task = Classification(smoothing=0.1)
-    with pytest.raises(UserError, match=r"strategy.output=squared has no loss .* choose strategy.output=task"):
-        tiny_learner(DualPropagation(output="squared"), net(), "max", task=task)
-    tiny_learner(DualPropagation(), net(), "max", task=task).step(*batch())

@@ -10,7 +10,7 @@ import yaml
 from torch.nn import functional as F
 
 import locallearn
-from helpers.nets import assembled, fitting, tiny_batches, tiny_model, without_norms
+from helpers.nets import assembled, fitting, tiny_batches, tiny_learner, tiny_model, without_norms
 from helpers.objectives import FILES as OBJECTIVES
 from helpers.objectives import make as make_objective
 from helpers.strategies import FILES, make
@@ -19,8 +19,10 @@ from locallearn.config.targets import instantiate
 from locallearn.contract import cross_entropy
 from locallearn.engine import SGD, Learner
 from locallearn.engine.gradients import true_gradients
+from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.greedy import DGL
+from locallearn.task import Classification
 
 PLAIN = SGD(lr=0.1, momentum=0.0, schedule="constant")
 GUESSES = ("dni", "cdni")  # the prediction of a gradient is regressed on all samples, for a label may reach any
@@ -178,3 +180,19 @@ def test_one_hot_labels_of_none_are_zeros():
         blank = synthesizer(h, torch.full((4,), -1))
         synthesizer.context.weight.zero_()
         assert torch.equal(blank, synthesizer(h, torch.arange(4) % 3))
+
+
+SQUARED = sorted(name for name in FILES if "output: task" in FILES[name].read_text())
+
+
+@pytest.mark.parametrize("name", SQUARED)
+@pytest.mark.parametrize("asked", [{"smoothing": 0.1}, {"weights": (1.0, 2.0, 3.0)}])
+def test_a_squared_error_with_another_loss_over_classes_is_one_sentence(name, asked):
+    task = Classification(**asked)
+    with pytest.raises(UserError, match=r"strategy.output=squared has no loss .* choose strategy.output=task"):
+        tiny_learner(make(f"{name} output=squared"), task=task)
+    tiny_learner(make(name), task=task, total_steps=2).step(*tiny_batches(1)[0])
+
+
+def test_all_rules_with_a_squared_error_are_known():
+    assert SQUARED == ["dual_propagation", "equilibrium", "predictive_coding"]

@@ -8,11 +8,12 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Interval
-from torch import Tensor
+from torch import Tensor, nn
 
 from locallearn.contract import Block, BlockSpec, Feedback, Heard, Packet, Route, Send, Step, Strategy, backward
 from locallearn.errors import UserError
 from locallearn.objectives.base import exact, wide
+from locallearn.strategies.squared import plain_targets
 from locallearn.task import CLASSIFICATION
 
 
@@ -64,6 +65,11 @@ class PredictiveCoding(Strategy):
         elif self.steps == 1:
             unread |= {"momentum": "strategy.steps=2 or more", "order": "strategy.steps=2 or more"}
         return unread
+
+    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
+        if self.output == "squared":
+            plain_targets(spec)
+        return {}
 
     def rounds(self, depth: int) -> int:
         return 2 * self.steps
