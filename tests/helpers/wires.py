@@ -74,7 +74,8 @@ def echo(rank: int, wire: str) -> None:
         pipe.close()
         del pipe
         after = (threading.active_count(), len(os.listdir("/proc/self/fd")), mapped())
-    assert after == before, f"{before} threads, files and mappings before, {after} after"
+    left = [a - b for a, b in zip(after, before, strict=True)]  # what others had open may have gone meanwhile
+    assert max(left) <= 0, f"{before} threads, files and mappings before, {after} after"
 
 
 def both_ways(rank: int, wire: str) -> None:

@@ -235,3 +235,12 @@ def test_sample_draws_from_a_split():
     assert len(sample(data, "test")[0]) == len(data.test)
     with pytest.raises(UserError, match="tset"):
         sample(data, "tset", 1)
+
+
+@pytest.mark.parametrize("strategy", [{"strategy": "dtp"}, {"strategy": "predictive_coding", "strategy.order": "each"}])
+@pytest.mark.parametrize("probe", ["alignment", "gradient_snr"])
+def test_what_one_update_would_be_is_not_asked_of_who_takes_several(strategy, probe, tmp_path):
+    small = {"model": "mlp", "model.width": 8, "blocks": "max", "max_steps": 2}
+    with pytest.raises(UserError, match=rf"probe.{probe} asks what one update .* updates its weights several times"):
+        locallearn.train(**strategy, **small, probe=probe, quiet=True, out=str(tmp_path))
+    assert not list(tmp_path.iterdir())

@@ -29,6 +29,7 @@ from locallearn.contract import BlockSpec
 from locallearn.engine.optim import SCHEDULES, Optim
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
+from locallearn.models.plain import mlp
 from locallearn.objectives import CrossEntropy, Objective
 from locallearn.options import fields_of, names_in
 from locallearn.runs.folder import RunFolder
@@ -228,11 +229,17 @@ def test_the_options_of_an_objective(name, blocks):
 @pytest.mark.parametrize("model", [MAPS, VECTORS], ids=["maps", "vectors"])
 @pytest.mark.parametrize("name", choices("auxiliary"))
 def test_the_options_of_an_auxiliary_network(name, model):
-    recipe = instantiate(yaml.safe_load(choices("auxiliary")[name].read_text()), "auxiliary", [])
+    content = yaml.safe_load(choices("auxiliary")[name].read_text())
+    if name == "auglocal":  # made of units, of which there must be some
+        content, model = (
+            content | {"layers": 3},
+            tiny_model(units=6) if model is MAPS else mlp(VECTORS.image, 3, depth=6),
+        )
+    recipe = instantiate(content, "auxiliary", [])
     dgl = target("strategy", "dgl")
     check_options(
         recipe, lambda r: dgl(objective=CrossEntropy(), auxiliary=r),
-        lambda r, specs: r.unread([spec.emits for spec in specs[:-1]]), 3, model,
+        lambda r, specs: r.unread([spec.emits for spec in specs[:-1]]), 6 if name == "auglocal" else 3, model,
     )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ def unchanged(learner: Learner) -> AbstractContextManager[None]:
 def strategy_gradients(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Gradients]:
     """What each block would learn from: one step of the strategy on inputs [B, ...] and labels [B] without an update.
 
-    In training mode, with the dropout that the next step would draw.
+    In training mode, with the dropout that the next step would draw. Where a strategy updates several times in a batch
+    (`repeats`), as if no earlier update had been.
     """
     total = learner.setup.total_steps
     return trial_step(learner.stage, learner.prepare(inputs), labels, learner.step_count, total)

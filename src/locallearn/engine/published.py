@@ -7,9 +7,9 @@ its blocks read. So a run has the same bits wherever its blocks live.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from locallearn.engine.link import Link
 from locallearn.errors import UserError
 
 PREFIX = "published."
+NAME = re.compile(r"published\.(\d+)\.([^.]+)\.(\d+)\.(\d+)")
+"""Of a tensor of a state: the block that reads it, what it reads, the version, and which of its tensors."""
 Reads = Mapping[int, Mapping[str, Published]]
 """By block, and by the name of what it reads."""
 
@@ -134,11 +136,11 @@ class Publications:
         """Put back what `state` gave. Returns the first name that is not part of it, and changes nothing then."""
         versions: dict[tuple[int, str], dict[int, dict[int, Tensor]]] = {}
         known = {(k, each.name): each for each in self._publications.values() for k in each.lags}
-        for full, t in tensors.items():
-            k, name, version, i = _parsed(full)
-            if (k, name) not in known:
+        for full in sorted(tensors):
+            if not (found := NAME.fullmatch(full)) or (int(found[1]), found[2]) not in known:
                 return full
-            versions.setdefault((k, name), {}).setdefault(version, {})[i] = t
+            k, name, version, i = int(found[1]), found[2], int(found[3]), int(found[4])
+            versions.setdefault((k, name), {}).setdefault(version, {})[i] = tensors[full]
         self.done = self._first_step = None
         self._begun = bool(versions)
         for each in self._publications.values():
@@ -178,8 +180,3 @@ class Publications:
         if due:
             oldest = min(due.values())
             publication.versions = {v: t for v, t in publication.versions.items() if v >= oldest}
-
-
-def _parsed(full: str) -> tuple[Any, ...]:
-    k, name, version, i = full.removeprefix(PREFIX).split(".")
-    return int(k), name, int(version), int(i)

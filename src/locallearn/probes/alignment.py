@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 from torch import Tensor
@@ -29,6 +29,7 @@ class Alignment(Probe):
     """
 
     samples: Annotated[int, Ge(2)] = 256
+    single: ClassVar[bool] = True
     curves = (
         Curve("update_cosine", "cosine to backpropagation's gradient", level=0),
         Curve("update_angle", "angle to it (degrees)", level=90),

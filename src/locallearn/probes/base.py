@@ -73,6 +73,8 @@ class Probe(Options, ABC):
     their `curves`; `depth` has the samples to look at and what each layer makes of them.
 
     tasks   what it can look at (`Task.asks`); None: any task
+    single  whether it asks what one update of each block would be: not of a strategy that updates several times in a
+            batch, each from the weights that the one before has left
     every   look after every so many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for each
             factor of ten); in any case at the initial weights and after the last epoch
     """
@@ -80,6 +82,7 @@ class Probe(Options, ABC):
     every: Every = field(default=1, kw_only=True)
     curves: ClassVar[Sequence[Curve]] = ()
     tasks: ClassVar[frozenset[str] | None] = None
+    single: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -42,6 +42,7 @@ class GradientSNR(Probe):
 
     batches: Annotated[int, Ge(2)] = 32
     batch_size: Annotated[int, Ge(1)] = 64
+    single: ClassVar[bool] = True
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         return Seen(gradient_snr(learner, _minibatches(data, self.batches, self.batch_size)))

@@ -45,6 +45,11 @@ def first_looks(probes: Mapping[str, Probe], learner: Learner, data: Data) -> di
                 f"probe.{name} looks at the plain model, and {type(learner.strategy).__name__} answers in a way of its "
                 "own: leave the probe out, or choose another strategy"
             )
+        if probe.single and learner.strategy.repeats:
+            raise UserError(
+                f"probe.{name} asks what one update of each block would be, and {type(learner.strategy).__name__} "
+                "updates its weights several times in a batch: leave the probe out, or choose another strategy"
+            )
         if probe.tasks is not None and task.asks not in probe.tasks:
             raise UserError(
                 f"probe.{name} is for {', '.join(sorted(probe.tasks))}, and data={data.name} asks for {task.wanted} "
