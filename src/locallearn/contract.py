@@ -147,6 +147,7 @@ class Strategy(Options, ABC):
               take their steps, too, where else those at the bottom only compute
     repeats   whether a block updates its weights several times in a batch, which then cannot be divided
     exact     whether messages must arrive with all their bits, as where two blocks hold copies of one state
+    multiplies  whether `begin` or `look` makes several rows of a sample, which a graph does not allow
     ships     names of auxiliary modules without which it cannot answer: they are exported with the model
 
     For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way,
@@ -161,6 +162,7 @@ class Strategy(Options, ABC):
     carries: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = False
     ships: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:

@@ -191,16 +191,18 @@ def test_language_models_answer_at_each_step():
 @pytest.mark.parametrize(
     ("model", "options", "said"),
     [
-        (lenet((1, 12, 12), 3), {"layers": 0}, "the model's read-out reads 84 features, and block 0 has 6 for it"),
+        (
+            lenet((1, 12, 12), 3),
+            {"layers": 0},
+            "answers from 6 features of block 0, and the read-out has 84",
+        ),
         (
             BlockModel([nn.Linear(4, 4), nn.Linear(4, 4)], nn.Softmax(1), image=(4,), classes=4, name="own"),
             {},
-            "the last linear layer of the model's head, which has none",
+            "ends the model's head and reads 4 features, and there is none",
         ),
     ],
 )
 def test_what_solo_cannot_share_is_one_sentence(model, options, said):
-    learner = tiny_learner(SOLO(**options), model, "max", optim=OPTIM, total_steps=4)
-    x = torch.randn(4, *model.image, dtype=torch.float64)
     with pytest.raises(UserError, match=said):
-        learner.step(x, torch.arange(4) % 3)
+        tiny_learner(SOLO(**options), model, "max", optim=OPTIM, total_steps=4)

@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from helpers.nets import tiny_learner, tiny_model
 from locallearn.auxiliary import MLP, AugLocal
+from locallearn.config.compose import choices
+from locallearn.config.targets import model_builder
 from locallearn.contract import BlockSpec
 from locallearn.engine import Setup
 from locallearn.engine.assemble import specs_of
@@ -51,6 +54,25 @@ def test_a_new_unit_is_like_the_old_one_with_numbers_of_its_own(name):
             assert r.shape != p.shape or not torch.equal(p, r)
         assert all(torch.equal(p, q) for p, q in zip(new.parameters(), repeated.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before, values(model), strict=True))
+
+
+@pytest.mark.parametrize("name", sorted({*choices("model")} - {"torchvision", "timm"}))
+def test_every_unit_of_the_zoo_can_be_built(name):
+    recipe = model_builder(yaml.safe_load(choices("model")[name].read_text()), [])
+    shape, words, graph = (3, 32, 32), None, None
+    if name == "gcn":
+        shape, graph = (16,), torch.stack([torch.arange(8), torch.arange(8).roll(1)])
+    elif name == "rnn":
+        shape = (6, 5)
+    elif name == "gpt":
+        shape, words = (6,), 10
+    model = recipe(shape, 10, graph, words)
+    (spec,) = specs_of(model, [range(0, 1)], Setup()) if len(model.units) > 1 else specs(model)
+    for unit in spec.above:
+        count = model.samples or 2
+        built = unit.build(unit.reads)
+        assert built(torch.randn(count, *unit.reads)).shape == (count, *unit.emits)
+        assert all(torch.isfinite(t).all() for t in built.state_dict().values() if t.is_floating_point())
 
 
 def test_it_begins_as_units_of_the_model_do():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Interval
 from torch import nn
 
 from locallearn.auxiliary.networks import Auxiliary, Size, pooled
 from locallearn.errors import UserError
 from locallearn.messages import Unit
+from locallearn.models.fresh import emitted
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,5 @@ def like(units: Sequence[Unit], size: Size) -> tuple[list[nn.Module], Size]:
     made: list[nn.Module] = []
     for unit in units:
         made.append(unit.build(size))
-        with torch.no_grad():
-            size = tuple(copy.deepcopy(made[-1]).eval()(torch.zeros(1, *size)).shape[1:])
+        size = unit.emits if size == unit.reads else emitted(made[-1], size)
     return made, size

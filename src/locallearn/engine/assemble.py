@@ -6,7 +6,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +16,21 @@ from locallearn.contract import BlockSpec, Strategy, Unit
 from locallearn.engine.block import BlockModules, TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
-from locallearn.engine.promises import check_class, check_parts, check_separate, check_task, modules_of, only_computes
+from locallearn.engine.promises import (
+    check_class,
+    check_parts,
+    check_separate,
+    check_task,
+    check_whole,
+    modules_of,
+    only_computes,
+)
 from locallearn.engine.published import reads_of
 from locallearn.engine.setup import Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
-from locallearn.models.fresh import fresh
+from locallearn.models.fresh import builder
 from locallearn.scaling import widen
 
 
@@ -55,6 +62,7 @@ def assemble(
     check_class(strategy)
     check_task(strategy, setup.task)
     check_parts(strategy, setup.micro_batches, place.replicas.size if place.replicas else 1)
+    check_whole(strategy, model.name, model.samples)
     if setup.total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     _check_types(model, setup.precision)
@@ -92,7 +100,7 @@ def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpe
     reversible = tuple(model.reversible(units) for units in cut)
     of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens, reversible
     built = [
-        Unit(i, shapes[i], shapes[i + 1], partial(fresh, unit, shapes[i], shapes[i + 1], begin=model.begin))
+        Unit(i, shapes[i], shapes[i + 1], builder(unit, shapes[i], shapes[i + 1], model.begin))
         for i, unit in enumerate(model.units)
     ]
     return [

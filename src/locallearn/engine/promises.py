@@ -132,6 +132,15 @@ def check_parts(strategy: Strategy, micro_batches: int, replicas: int) -> None:
         )
 
 
+def check_whole(strategy: Strategy, name: str, samples: int | None) -> None:
+    """Raise UserError where a model, called `name`, reads so many samples at once and a strategy makes more of them."""
+    if samples is not None and strategy.multiplies:
+        raise UserError(
+            f"{type(strategy).__name__} makes several rows of a sample, and {name} reads the {samples} nodes of its "
+            "graph as they are: choose another strategy, such as dgl"
+        )
+
+
 def check_rows(strategy: Strategy, h: Tensor, inputs: Any) -> None:
     """Raise UserError where an evaluation has several rows h [N, ...] for a sample, and one is asked for."""
     if isinstance(inputs, Tensor) and len(h) != len(inputs):

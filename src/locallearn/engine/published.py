@@ -92,6 +92,8 @@ class Publications:
                 own = {k: lag for k, lag in lags.items() if k >= lowest}
                 ahead = min(*lags.values(), source - highest)
                 passed, here = min(lags) < lowest, self._blocks.get(source)
+                if here is not None:
+                    strategy.publish(here, name)  # refuses here what it cannot give
                 self._publications[number] = Publication(number, name, every, own, ahead, passed, here, {})
 
     def begin(self) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,8 +22,27 @@ class Resizable(Protocol):
     def resized(self, inputs: int, stride: int) -> nn.Module: ...
 
 
+def builder(
+    unit: nn.Module, reads: Size, emits: Size, begin: Callable[[Iterable[nn.Module]], None] | None
+) -> Callable[[Size], nn.Module]:
+    """`fresh` of a unit, whatever becomes of its tensors later. Buffers that are no part of its state are constants,
+    such as the edges of a graph, and are shared."""
+    constants = {
+        f"{m_name}.{name}".lstrip("."): b
+        for m_name, m in unit.named_modules()
+        for name, b in m._buffers.items()
+        if b is not None and name in m._non_persistent_buffers_set
+    }
+    return lambda asked: fresh(unit, reads, emits, asked, begin, constants)
+
+
 def fresh(
-    unit: nn.Module, reads: Size, emits: Size, asked: Size, begin: Callable[[Iterable[nn.Module]], None] | None
+    unit: nn.Module,
+    reads: Size,
+    emits: Size,
+    asked: Size,
+    begin: Callable[[Iterable[nn.Module]], None] | None,
+    constants: Mapping[str, Tensor],
 ) -> nn.Module:
     """A unit like `unit`, which reads [B, *reads] and emits [B, *emits], for inputs [B, *asked].
 
@@ -32,10 +50,9 @@ def fresh(
     initialisation does not. Nothing is copied from the unit's weights, which may be on no device. Raises UserError for
     a unit with weights that nothing draws, or that cannot read such inputs.
     """
-    made = _blank_copy(unit)
+    made = _blank_copy(unit, constants)
     if asked != reads:
         made = _resized(made, emits, asked)
-    made = made.to_empty(device="cpu") if any(t.is_meta for t in (*made.parameters(), *made.buffers())) else made
     for module in made.modules():
         _draw(module)
     if begin is not None:
@@ -43,12 +60,13 @@ def fresh(
     return made.train()
 
 
-def _blank_copy(unit: nn.Module) -> nn.Module:
-    """The structure, with tensors that have no memory; hooks of others stay behind."""
+def _blank_copy(unit: nn.Module, constants: Mapping[str, Tensor]) -> nn.Module:
+    """The structure, with tensors that hold anything; constants are shared, hooks of others stay behind."""
     memo: dict[int, object] = {}
     for p in unit.parameters():
         memo[id(p)] = nn.Parameter(_blank(p), requires_grad=p.is_floating_point() or p.is_complex())
-    memo |= {id(b): _blank(b) for b in unit.buffers()}
+    for name, b in unit.named_buffers(remove_duplicate=False):
+        memo[id(b)] = constants[name] if name in constants else _blank(b)
     made = copy.deepcopy(unit, memo)
     for module in made.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
@@ -59,12 +77,12 @@ def _blank_copy(unit: nn.Module) -> nn.Module:
 def _blank(t: Tensor) -> Tensor:
     """In the type and layout in which tensors are drawn, whatever became of the unit's own."""
     kind = torch.get_default_dtype() if t.is_floating_point() else torch.complex64 if t.is_complex() else t.dtype
-    return torch.empty(t.shape, dtype=kind, device="meta")
+    return torch.empty(t.shape, dtype=kind)
 
 
 def _draw(module: nn.Module) -> None:
-    own: list[Tensor | None] = [*module._parameters.values(), *module._buffers.values()]
-    if not any(t is not None for t in own):
+    kept = [b for name, b in module._buffers.items() if name not in module._non_persistent_buffers_set]
+    if all(t is None for t in (*module._parameters.values(), *kept)):
         return
     reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
     if not callable(reset):
@@ -92,10 +110,8 @@ def _resized(made: nn.Module, emits: Size, asked: Size) -> nn.Module:
             layers[first] = _conv(layer, asked[0], step)
             return nn.Sequential(*layers)
         if isinstance(layer, nn.Linear):
-            flat = any(isinstance(each, nn.Flatten) for each in layers[:first])
-            layers[first] = nn.Linear(
-                math.prod(asked) if flat else asked[-1], layer.out_features, layer.bias is not None
-            )
+            inputs = emitted(nn.Sequential(*layers[:first]), asked)[-1]
+            layers[first] = nn.Linear(inputs, layer.out_features, layer.bias is not None)
             return nn.Sequential(*layers)
     raise UserError(
         f"a new {type(made).__name__} is needed for inputs {list(asked)}, and it can be built only for those that it "
@@ -108,3 +124,9 @@ def _conv(layer: nn.Conv2d, inputs: int, stride: tuple[int, ...]) -> nn.Conv2d:
     bias = layer.bias is not None
     size, padding, dilation = layer.kernel_size, layer.padding, layer.dilation
     return nn.Conv2d(inputs, layer.out_channels, size, stride, padding, dilation, bias=bias)  # type: ignore[arg-type]
+
+
+def emitted(module: nn.Module, size: Size) -> Size:
+    """What a module emits for [B, *size], by a run in which nothing is computed."""
+    with torch.no_grad():
+        return tuple(copy.deepcopy(module).eval().to("meta")(torch.zeros(1, *size, device="meta")).shape[1:])

@@ -64,6 +64,7 @@ class ForwardForward(Strategy):
     threshold: Annotated[float, Gt(0)] = 1.0
     peer: Annotated[float, Ge(0)] = 0.03
     route: ClassVar[Route] = Route.NONE
+    multiplies: ClassVar[bool] = True
     tasks: ClassVar[frozenset[str]] = frozenset({CLASSIFICATION})
     needs: ClassVar[str] = "writes a class into each image"
 

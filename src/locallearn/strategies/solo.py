@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.auxiliary import like, pooled
-from locallearn.contract import Block, BlockSpec, Packet, Published, Route, Send, Step, Strategy, backward, task_loss
+from locallearn.contract import (
+    Block,
+    BlockSpec,
+    Packet,
+    Published,
+    Route,
+    Send,
+    Size,
+    Step,
+    Strategy,
+    backward,
+    task_loss,
+)
 from locallearn.errors import UserError
 from locallearn.objectives.base import wide
 from locallearn.task import POSITION
@@ -26,7 +38,6 @@ class Answer(nn.Module):
 
     def __init__(self, transform: nn.Module, features: int, classes: int, readout: str) -> None:
         super().__init__()
-        self.features = features
         self.transform, self.norm = transform, nn.RMSNorm(features)
         self.tau, self.bias = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(classes))
         own = None if readout == "shared" else nn.Linear(features, classes, bias=False).weight
@@ -76,6 +87,11 @@ class SOLO(Strategy):
                 f"SOLO answers at each step of a sequence, and block {spec.index} emits {list(spec.emits)}: choose a "
                 "model of sequences, such as gpt, or another strategy"
             )
+        if not self.layers and _width(spec.emits) != _width(spec.sizes[-1]):
+            raise UserError(
+                f"strategy.layers=0 answers from {_width(spec.emits)} features of block {spec.index}, and the read-out "
+                f"has {_width(spec.sizes[-1])}: choose strategy.layers=1 or more"
+            )
         pool, features = ([], size[-1]) if spec.task.form == POSITION else pooled(size, (1, 1))
         return {"answer": Answer(nn.Sequential(*units, *pool), features, spec.classes, self.readout)}
 
@@ -87,10 +103,11 @@ class SOLO(Strategy):
     def publish(self, block: Block, name: str) -> Sequence[Tensor]:
         assert block.head is not None
         linear = [m for m in block.head.modules() if isinstance(m, nn.Linear)]
-        if not linear:
+        if not linear or linear[-1].in_features != _width(block.spec.emits):
             raise UserError(
-                "SOLO shares the weight of the last linear layer of the model's head, which has none: choose "
-                "strategy.readout=private, or another model"
+                f"block {block.spec.index}: SOLO shares the weight of a linear layer that ends the model's head and "
+                f"reads {_width(block.spec.emits)} features, and there is none: choose strategy.readout=private, or "
+                "another model, such as an mlp, gpt or a resnet"
             )
         return (linear[-1].weight,)
 
@@ -116,10 +133,9 @@ class SOLO(Strategy):
         if self.readout != "shared":
             return answer(h, None)
         (weight,) = block.published("readout").tensors
-        if weight.shape[1] != answer.features:
-            raise UserError(
-                f"SOLO: the model's read-out reads {weight.shape[1]} features, and block {block.spec.index} has "
-                f"{answer.features} for it: choose strategy.layers=1 or more, or a model whose head "
-                "reads one vector, as that of an mlp, gpt or resnet"
-            )
         return answer(h, weight)
+
+
+def _width(size: Size) -> int:
+    """The features of maps, vectors and sequences without the batch."""
+    return size[1] if len(size) == 2 else size[0]
