@@ -30,7 +30,6 @@ from locallearn.strategies.greedy import DGL
 from locallearn.training.evaluate import evaluate
 from locallearn.training.later import evaluate_run
 from locallearn.training.run import resume
-from locallearn.training.saved import load
 
 CPU = torch.device("cpu")
 
@@ -307,7 +306,7 @@ def test_cora_is_learnt_loaded_and_evaluated(strategy: str, cora: GraphData, rea
     result = train_cora(real_root, tmp_path, strategy=strategy)
     assert result.metrics["test/accuracy"] > 0.7
     assert not [key for key in result.model.state_dict() if "edge" in key]
-    model = load(result.run_dir)
+    model = locallearn.load(result.run_dir)
     with torch.no_grad():
         found = model(next(cora.batches(0, 1))[0])[1708:].argmax(1)
     assert float((found == cora.test.labels).double().mean()) == pytest.approx(result.metrics["test/accuracy"])

@@ -15,7 +15,8 @@ from locallearn.engine.stage import Stage
 
 def abandon(stage: Stage, step: int) -> None:
     """After a step that raised, whatever it was: no feedback, gradient, count or sum of it is left. Running means begin
-    anew, and buffers such as batch statistics keep what the forward has done.
+    anew, and buffers such as batch statistics keep what the forward has done; but those that later steps read
+    (`moving`) are put back where a block has not learned.
 
     If no block had learned from the batch, the next step is the one that would have come without it. Where blocks learn
     without the whole net (routes none and neighbor), those that had learned keep their update, and training may go on.
@@ -27,6 +28,9 @@ def abandon(stage: Stage, step: int) -> None:
     messages = [list(queue)[:count] for queue, count in zip(stage._messages, counts, strict=False)]
     whole = sum(map(len, waiting)) == late and sum(block.updates for block in stage.blocks) == updates
     clear(stage)
+    for block, updates, buffer, before in stage.kept:
+        if block.updates == updates:
+            buffer.copy_(before)
     if stage.link is not None:
         stage.broken = f"step {step} was broken off, and the other stages of the pipeline wait for it: end the run"
     elif not whole and stage.strategy.route in (Route.CHAIN, Route.BROADCAST, Route.ROUNDS):

@@ -87,5 +87,9 @@ def moved(roots: Iterable[nn.Module]) -> list[Tensor]:
     what a module names as `moving`. Those of a frozen module keep every bit."""
     modules = [m for root in roots for m in root.modules() if m.training]
     norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    moving = [getattr(m, name) for m in modules for name in getattr(m, "moving", ())]
-    return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None] + moving
+    return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None] + moving(modules)
+
+
+def moving(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The buffers that modules name as `moving`: training moves them, and later steps read them."""
+    return [getattr(m, name) for m in modules for name in getattr(m, "moving", ())]

@@ -35,7 +35,7 @@ from locallearn.engine.block import MicroStep, TrainedBlock, set_modes
 from locallearn.engine.link import NOTHING, Link
 from locallearn.engine.promises import phases_of
 from locallearn.engine.published import Publications, Reads
-from locallearn.engine.replicas import Replicas
+from locallearn.engine.replicas import Replicas, moving
 from locallearn.engine.rounds import PendingBackward as PendingBackward
 from locallearn.engine.rounds import exchange
 from locallearn.errors import UserError
@@ -90,15 +90,15 @@ class Stage:
         self._now = 0
         self.reads = reads or {}
         self.published = Publications(strategy, blocks, self.reads, link)
+        self._moving = [(b, t) for b in blocks for t in moving(m for root in b.roots() for m in root.modules())]
+        self.kept: list[tuple[TrainedBlock, int, Tensor, Tensor]] = []  # updates before the step, and what moves then
         self._before = 0, [0], 0  # when the step began: what waited, messages for each block, updates of all blocks
         self.broken = ""  # why there is no further step, in a sentence: see `abandon`
 
     def step(self, inputs: Tensor | None, labels: Tensor | None, step: int, total: int | None) -> None:
         """Train on one batch: inputs [B, ...] and labels [B], which only the lowest stage needs. `step` of `total`
-        decides phase and learning rate; without a total training stays at its beginning.
-
-        Leaves PyTorch's global generators as they were.
-        """
+        decides phase and learning rate; without a total training stays at its beginning. Leaves PyTorch's global
+        generators as they were."""
         done, of = (min(step, total), total) if total else (0, 1)
         phase = min(done * len(self._phases) // of, len(self._phases) - 1)
         progress = (done * len(self._phases) - phase * of) / of
@@ -109,6 +109,7 @@ class Stage:
         updates = sum(block.updates for block in self.blocks)
         self._before = sum(map(len, self._waiting)), [*map(len, self._messages)], updates
         self.published.advance(step)
+        self.kept = [(block, block.updates, t, t.clone()) for block, t in self._moving]
         with self.random_state:
             first = self.micro_batches * self.replicas.index if self.replicas is not None else 0
             for micro, packet in enumerate(self._packets(inputs, labels), first):
