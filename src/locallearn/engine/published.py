@@ -109,6 +109,7 @@ class Publications:
                 each.newest = step - 1  # those who go on from a checkpoint have the versions until there
         for each in self._publications.values():
             if each.source is not None and step % each.every == 0 and each.newest < step:
+                each.source.settle()  # what replicas still sum belongs to the step before
                 tensors = self.strategy.publish(each.source, each.name)
                 self._arrive(each, step, tuple(t.detach().clone() for t in tensors))
         for each in self._publications.values():
