@@ -252,7 +252,7 @@ class Strategy(Options, ABC):
         Returns:
             What `predict` reads; its `h` are the features of the block.
         """
-        raise NotImplementedError(f"{type(self).__name__}.settles promises rounds, and it has no settle")
+        raise NotImplementedError
         yield
 
     def predict(self, block: Block, packet: Packet) -> Tensor | None:

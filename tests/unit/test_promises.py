@@ -204,3 +204,16 @@ def test_a_run_with_it_writes_nothing(source, capsys, monkeypatch):
     assert SOURCES[source] in err
     assert err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "said"),
+    [
+        ("reads", {}, "Half has reads and no publish: add the method that gives what blocks read"),
+        ("settles", 2, "Half has settles and no settle: add the method that answers in rounds"),
+    ],
+)
+def test_half_of_a_promise_is_one_sentence(method, answer, said):
+    strategy = type("Half", (Backprop,), {method: lambda self, _: answer})
+    with pytest.raises(UserError, match=said):
+        tiny_learner(strategy(), total_steps=2)

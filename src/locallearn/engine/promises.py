@@ -31,6 +31,11 @@ def check_class(strategy: Strategy) -> None:
         )
     if isinstance(strategy.separate, str) or not all(isinstance(each, str) for each in strategy.separate):
         raise UserError(f"{name}.separate={strategy.separate!r}: must be a frozenset of names of auxiliary modules")
+    pairs = ("reads", "publish", "gives what blocks read"), ("settles", "settle", "answers in rounds")
+    for says, does, what in pairs:
+        missing = getattr(type(strategy), does) is getattr(Strategy, does)
+        if missing and getattr(type(strategy), says) is not getattr(Strategy, says):
+            raise UserError(f"{name} has {says} and no {does}: add the method that {what}, see docs/own-strategy.md")
 
 
 def check_task(strategy: Strategy, task: Task) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from locallearn.errors import UserError
 from locallearn.models.base import Size
+from locallearn.models.trace import HOOKS
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -69,8 +70,8 @@ def _blank_copy(unit: nn.Module, constants: Mapping[str, Tensor]) -> nn.Module:
         memo[id(b)] = constants[name] if name in constants else _blank(b)
     made = copy.deepcopy(unit, memo)
     for module in made.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            hooks.clear()
+        for hooks in HOOKS:
+            getattr(module, hooks).clear()
     return made
 
 
@@ -94,30 +95,29 @@ def _draw(module: nn.Module) -> None:
 
 
 def _resized(made: nn.Module, emits: Size, asked: Size) -> nn.Module:
-    """The unit for another input: a layer that reads it is replaced by one of the right size."""
-    stride = 2 if len(asked) == 3 == len(emits) and min(asked[1:]) >= 2 * max(1, min(emits[1:])) else 1
-    if isinstance(made, Resizable):
-        return made.resized(asked[0], stride)
-    if isinstance(made, nn.Sequential):
-        layers = list(made)
-        first = next((i for i, layer in enumerate(layers) if next(layer.parameters(), None) is not None), 0)
-        layer = layers[first]
-        if isinstance(layer, Resizable):
-            layers[first] = layer.resized(asked[0], stride)
-            return nn.Sequential(*layers)
-        if isinstance(layer, nn.Conv2d) and len(asked) == 3 and layer.groups == 1:
-            step = layer.stride if any(isinstance(each, POOLS) for each in layers) else (stride, stride)
-            layers[first] = _conv(layer, asked[0], step)
-            return nn.Sequential(*layers)
-        if isinstance(layer, nn.Linear):
-            inputs = emitted(nn.Sequential(*layers[:first]), asked)[-1]
-            layers[first] = nn.Linear(inputs, layer.out_features, layer.bias is not None)
-            return nn.Sequential(*layers)
-    raise UserError(
-        f"a new {type(made).__name__} is needed for inputs {list(asked)}, and it can be built only for those that it "
-        "reads in the model: choose another auxiliary network, or a model of residual blocks, convolutions or linear "
-        "layers"
-    )
+    """The unit for another input: the layer that reads it is replaced by one of the right size."""
+    layers = list(made) if isinstance(made, nn.Sequential) else [made]
+    first = next((i for i, layer in enumerate(layers) if next(layer.parameters(), None) is not None), None)
+    if first is None:  # a pool, or an activation
+        return made
+    layer, stride = layers[first], 1
+    if len(asked) == 3 == len(emits) and min(asked[1:]) >= 2 * max(1, min(emits[1:])):
+        stride = 2
+    if isinstance(layer, Resizable):
+        layers[first] = layer.resized(asked[0], stride)
+    elif isinstance(layer, nn.Conv2d) and len(asked) == 3 and layer.groups == 1:
+        own = any(isinstance(each, POOLS) for each in layers)
+        layers[first] = _conv(layer, asked[0], layer.stride if own else (stride, stride))
+    elif isinstance(layer, nn.Linear):
+        inputs = emitted(nn.Sequential(*layers[:first]), asked)[-1]
+        layers[first] = nn.Linear(inputs, layer.out_features, layer.bias is not None)
+    else:
+        raise UserError(
+            f"a new {type(layer).__name__} is needed for inputs {list(asked)}, and it can be built only for those that "
+            "it reads in the model: choose another auxiliary network, or a model of residual blocks, convolutions or "
+            "linear layers"
+        )
+    return nn.Sequential(*layers) if isinstance(made, nn.Sequential) else layers[0]
 
 
 def _conv(layer: nn.Conv2d, inputs: int, stride: tuple[int, ...]) -> nn.Conv2d:

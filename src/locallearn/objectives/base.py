@@ -115,6 +115,15 @@ def numbers_of_input(spec: BlockSpec, what: str) -> None:
         )
 
 
+def plain_labels(spec: BlockSpec, what: str, instead: str) -> None:
+    """Raise UserError where the data ask for a loss over classes that `what` does not have; `instead` has it."""
+    if getattr(spec.task, "smoothing", 0) or getattr(spec.task, "weights", ()):
+        raise UserError(
+            f"{what} has no loss over classes, so data.smoothing and data.class_weights must be off: leave them out, "
+            f"or choose {instead}"
+        )
+
+
 def wide(x: Tensor) -> Tensor:
     """x in float32, or as it is where it is float64: sums of exponentials and of many squares need the digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from locallearn.auxiliary import Auxiliary, Linear
 from locallearn.contract import BlockSpec
 from locallearn.errors import UserError
-from locallearn.objectives.base import wide
+from locallearn.objectives.base import plain_labels, wide
 
 PROJECTED = 128
 
@@ -35,11 +35,7 @@ class Projected(nn.Module):
                 f"objective.bio=true has a decoder of one linear layer, and auxiliary is {type(auxiliary).__name__}: "
                 "choose auxiliary=pooled_linear or linear"
             )
-        if getattr(spec.task, "smoothing", 0) or getattr(spec.task, "weights", ()):
-            raise UserError(
-                "objective.bio=true has no loss over classes, so data.smoothing and data.class_weights must be off: "
-                "leave them out, or choose objective.bio=false"
-            )
+        plain_labels(spec, "objective.bio=true", "objective.bio=false")
         *pool, self.linear = auxiliary.build(spec.emits, PROJECTED).children()
         assert isinstance(self.linear, nn.Linear)
         nn.init.zeros_(self.linear.bias)

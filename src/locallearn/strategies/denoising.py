@@ -15,13 +15,12 @@ from locallearn import seeds
 from locallearn.auxiliary import Linear
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward
 from locallearn.errors import UserError
-from locallearn.objectives.base import numbers_of_input
-from locallearn.task import CLASSES, CLASSIFICATION
+from locallearn.objectives.base import numbers_of_input, plain_labels
+from locallearn.strategies.targets import MOST_WEIGHTS
+from locallearn.task import CLASSIFICATION
 
 FEATURES = 2048
 """Maps are pooled until at most so many numbers are left for the linear layer that reads them."""
-MOST_WEIGHTS = 2**27
-"""Of the matrix from the image to what a block reads: half a GB in float32."""
 
 
 class Denoiser(nn.Module):
@@ -55,11 +54,7 @@ class Denoising(Strategy):
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         numbers_of_input(spec, type(self).__name__)
-        if spec.task != CLASSES:
-            raise UserError(
-                f"{type(self).__name__} adds noise to the label itself, so data.smoothing and data.class_weights must "
-                "be off: leave them out, or choose another strategy"
-            )
+        plain_labels(spec, type(self).__name__, "another strategy")
         modules: dict[str, nn.Module] = {} if spec.index == 0 else {"image": reader(spec)}
         modules["denoiser"] = Denoiser(spec.emits, spec.classes + self.given, spec.classes, self.width)
         return modules

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Interval
-from torch import Tensor, nn
+from torch import Tensor
 
-from locallearn.contract import Block, BlockSpec, Feedback, Heard, Packet, Route, Send, Step, Strategy, backward
+from locallearn.contract import Block, Feedback, Heard, Packet, Send, Step, backward
 from locallearn.objectives.base import exact
 from locallearn.strategies.activations import activated, before_activation
-from locallearn.strategies.squared import plain_targets
-from locallearn.task import CLASSIFICATION
+from locallearn.strategies.squared import TowardsTarget
 
 
 @dataclass(frozen=True)
-class DualPropagation(Strategy):
+class DualPropagation(TowardsTarget):
     """Dual propagation (Hoier, Staudt & Zach 2023, arXiv 2302.01228; 2024, arXiv 2402.08573).
 
     After a forward pass one sweep goes down. Block k gives its units two states by its activation s_k, which ends it,
@@ -36,14 +34,6 @@ class DualPropagation(Strategy):
 
     gamma: Annotated[float, Interval(gt=0, lt=2)] = 1.0
     output: Literal["task", "squared"] = "task"
-    route: ClassVar[Route] = Route.ROUNDS
-    tasks: ClassVar[frozenset[str]] = frozenset({CLASSIFICATION})
-    needs: ClassVar[str] = "nudges towards one target for each sample"
-
-    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        if self.output == "squared":
-            plain_targets(spec)
-        return {}
 
     def rounds(self, depth: int) -> int:
         return depth

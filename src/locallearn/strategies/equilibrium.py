@@ -9,14 +9,13 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Interval
-from torch import Tensor, nn
+from torch import Tensor
 
-from locallearn.contract import Block, BlockSpec, Heard, Packet, Route, Send, Settling, Step, Strategy, backward
+from locallearn.contract import Block, BlockSpec, Heard, Packet, Send, Settling, Step, backward
 from locallearn.objectives.base import exact
 from locallearn.options import OneOf
 from locallearn.strategies.activations import before_activation
-from locallearn.strategies.squared import plain_targets
-from locallearn.task import CLASSIFICATION
+from locallearn.strategies.squared import TowardsTarget
 
 
 def _hard_sigmoid(s: Tensor) -> Tensor:
@@ -39,7 +38,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class EquilibriumPropagation(Strategy):
+class EquilibriumPropagation(TowardsTarget):
     """Equilibrium propagation (Scellier & Bengio 2017, arXiv 1602.05179), centred (Laborieux et al. 2021, arXiv
     2006.03824).
 
@@ -69,15 +68,7 @@ class EquilibriumPropagation(Strategy):
     centred: bool = True
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "hard_sigmoid"
     output: Literal["task", "squared"] = "task"
-    route: ClassVar[Route] = Route.ROUNDS
     exact: ClassVar[bool] = True
-    tasks: ClassVar[frozenset[str]] = frozenset({CLASSIFICATION})
-    needs: ClassVar[str] = "nudges towards one target for each sample"
-
-    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        if self.output == "squared":
-            plain_targets(spec)
-        return {}
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         alone = len(specs) == 1 and self.output == "task"  # nothing moves the only states

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward
 from locallearn.errors import UserError
-from locallearn.objectives.base import numbers_of_input, wide
+from locallearn.objectives.base import numbers_of_input, plain_labels, wide
 from locallearn.strategies.passing import passing
-from locallearn.task import CLASSES, CLASSIFICATION
+from locallearn.task import CLASSIFICATION
 
 NEUTRAL = 0.1
 """Every class has it in an image that shows none."""
@@ -74,11 +74,8 @@ class ForwardForward(Strategy):
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         numbers_of_input(spec, "ForwardForward")
-        if self.readout == "goodness" and spec.task != CLASSES:
-            raise UserError(
-                "strategy.readout=goodness has no loss over classes, so data.smoothing and data.class_weights must be "
-                "off: leave them out, or choose strategy.readout=linear"
-            )
+        if self.readout == "goodness":
+            plain_labels(spec, "strategy.readout=goodness", "strategy.readout=linear")
         if math.prod(spec.image) < spec.classes:
             raise UserError(
                 f"ForwardForward writes {spec.classes} classes into inputs of {math.prod(spec.image)} numbers: choose "

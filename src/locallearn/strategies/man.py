@@ -59,10 +59,10 @@ class MAN(DGL):
     EMA are built like the first units of block k + 1, up to the first with weights; LB learns with block k, and EMA <-
     m EMA + (1 - m) W, with the weights W of those units as block k + 1 publishes them.
 
-    momentum  m, for each step
+    momentum  m, for one step
     scaled    whether s, which begins at 1, learns
-    every     steps from one version of W to the next; m to the power of it counts for each
-    lag       steps by which W is late: with 1, as in the paper, u reads what W was before the step before, and no
+    every     steps from one version of W to the next; a version counts with m to the power of `every`
+    lag       steps by which W is late. With 1, as in the paper, u reads W as it was before the previous step, and no
               stage of a pipeline waits
     """
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Interval
-from torch import Tensor, nn
+from torch import Tensor
 
-from locallearn.contract import Block, BlockSpec, Feedback, Heard, Packet, Route, Send, Step, Strategy, backward
+from locallearn.contract import Block, BlockSpec, Feedback, Heard, Packet, Send, Step, backward
 from locallearn.errors import UserError
 from locallearn.objectives.base import exact, wide
-from locallearn.strategies.squared import plain_targets
-from locallearn.task import CLASSIFICATION
+from locallearn.strategies.squared import TowardsTarget
 
 
 @dataclass(frozen=True)
-class PredictiveCoding(Strategy):
+class PredictiveCoding(TowardsTarget):
     """Predictive coding (Rao & Ballard 1999; Whittington & Bogacz 2017) with the settings of pcx (Pinchetti et al.
     2024, arXiv 2407.01163).
 
@@ -44,9 +43,6 @@ class PredictiveCoding(Strategy):
     output: Literal["task", "squared"] = "task"
     beta: float = 1.0
     order: Literal["after", "each"] = "after"
-    route: ClassVar[Route] = Route.ROUNDS
-    tasks: ClassVar[frozenset[str]] = frozenset({CLASSIFICATION})
-    needs: ClassVar[str] = "relaxes towards one target for each sample"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,11 +61,6 @@ class PredictiveCoding(Strategy):
         elif self.steps == 1:
             unread |= {"momentum": "strategy.steps=2 or more", "order": "strategy.steps=2 or more"}
         return unread
-
-    def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
-        if self.output == "squared":
-            plain_targets(spec)
-        return {}
 
     def rounds(self, depth: int) -> int:
         return 2 * self.steps
