@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.nets import tiny_learner
+from helpers.nets import dense_batch, dense_model, tiny_learner
 from locallearn.engine import SGD
 from locallearn.models import BlockModel
 from locallearn.strategies.activations import activated, before_activation
@@ -18,17 +16,6 @@ from locallearn.strategies.dual_propagation import DualPropagation
 
 RATE, B, C = 0.1, 5, 3
 OPTIM = SGD(lr=RATE, momentum=0.0, schedule="constant")
-
-
-def net(act=nn.ReLU, sizes=(6, 7, 5, 4)) -> BlockModel:
-    torch.manual_seed(0)
-    units = [nn.Sequential(nn.Linear(n, m), act()) for n, m in pairwise(sizes)]
-    return BlockModel(units, nn.Linear(sizes[-1], C), image=(sizes[0],), classes=C, name="net").double()
-
-
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(1)
-    return torch.randn(B, 6, generator=g, dtype=torch.float64), torch.randint(C, (B,), generator=g)
 
 
 def layers(model: BlockModel) -> list[nn.Linear]:
@@ -43,7 +30,7 @@ def moved(strategy, model: BlockModel, blocks="max") -> list[np.ndarray]:
     """The gradients of one step: a weight and a bias for each layer."""
     learner = tiny_learner(strategy, model, blocks, optim=OPTIM)
     before = weights(learner.model)
-    learner.step(*batch())
+    learner.step(*dense_batch())
     return [(old - new) / RATE for old, new in zip(before, weights(learner.model), strict=True)]
 
 
@@ -57,7 +44,7 @@ def softmax(z: np.ndarray) -> np.ndarray:
 def test_a_linear_net_learns_the_gradient_of_backprop_times_the_closed_form(gamma, output):
     """(p - m)_k = -4 gamma / (4 - gamma^2) gamma^(L - k) g_k of each sample, and layers learn -1 / gamma times that;
     with the error of the task the first factor is gamma."""
-    model, (x, y) = net(nn.Identity), batch()
+    model, (x, y) = dense_model(nn.Identity), dense_batch()
     z = model(x)
     target = F.one_hot(y, C).double()
     loss = (z - target).square().sum() / 2 if output == "squared" else F.cross_entropy(z, y, reduction="sum")
@@ -74,7 +61,7 @@ def test_a_linear_net_learns_the_gradient_of_backprop_times_the_closed_form(gamm
 @pytest.mark.parametrize("gamma", [1.0, 1.9])
 def test_a_step_is_that_of_a_net_in_numpy(gamma, output):
     """Rectifiers that open and close: p and m of every layer by the equations of the paper."""
-    model, (x, y) = net(), batch()
+    model, (x, y) = dense_model(), dense_batch()
     ws, bs = (
         [p.detach().numpy() for p in part] for part in zip(*((q.weight, q.bias) for q in layers(model)), strict=True)
     )
@@ -109,7 +96,7 @@ def test_a_step_is_that_of_a_net_in_numpy(gamma, output):
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_within_a_deep_block_there_is_exact_backprop(blocks):
     """Two blocks of two layers, or one of four: functions of the weights, and autograd for what goes down."""
-    model, (x, y) = net(nn.Tanh, (6, 7, 5, 6, 4)), batch()
+    model, (x, y) = dense_model(nn.Tanh, (6, 7, 5, 6, 4)), dense_batch()
     parameters = [p for layer in layers(model) for p in (layer.weight, layer.bias)]
     per = 4 // blocks
 
@@ -140,8 +127,8 @@ def test_within_a_deep_block_there_is_exact_backprop(blocks):
 
 
 def test_samples_without_a_label_teach_nothing():
-    x, y = batch()
-    ours, theirs = (tiny_learner(DualPropagation(), net(), "max", optim=OPTIM) for _ in range(2))
+    x, y = dense_batch()
+    ours, theirs = (tiny_learner(DualPropagation(), dense_model(), "max", optim=OPTIM) for _ in range(2))
     ours.step(torch.cat([x, torch.randn(2, 6, dtype=torch.float64)]), torch.cat([y, torch.full((2,), -1)]))
     theirs.step(x, y)
     for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):

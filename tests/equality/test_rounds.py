@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.nets import assert_same, tiny_batches, tiny_learner, tiny_model
+from helpers.nets import assert_same, dense_batch, dense_model, tiny_batches, tiny_learner, tiny_model
 from locallearn.auxiliary import Linear
 from locallearn.contract import Packet, Route, Send, backward, task_loss
 from locallearn.engine import SGD
@@ -158,17 +157,6 @@ def test_a_strategy_that_ends_too_early_is_told():
 # --- PEPITA ----------------------------------------------------------------------------------------------------------
 
 
-def net(act=nn.ReLU, sizes=(6, 7, 5, 4)) -> BlockModel:
-    torch.manual_seed(0)
-    units = [nn.Sequential(nn.Linear(n, m), act()) for n, m in pairwise(sizes)]
-    return BlockModel(units, nn.Linear(sizes[-1], C), image=(sizes[0],), classes=C, name="net").double()
-
-
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(1)
-    return torch.randn(B, 6, generator=g, dtype=torch.float64), torch.randint(C, (B,), generator=g)
-
-
 def weights(model: BlockModel) -> list[tuple[np.ndarray, np.ndarray]]:
     layers = [*(unit[0] for unit in model.units), model.head]
     return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in layers]
@@ -189,9 +177,9 @@ def moved(model: BlockModel, before: list) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("blocks", ["max", 1])
 def test_a_step_of_pepita_is_that_of_a_net_in_numpy(blocks):
-    model = net() if blocks == "max" else net(sizes=(6, 7))
+    model = dense_model() if blocks == "max" else dense_model(sizes=(6, 7))
     learner = tiny_learner(Pepita(scale=0.7), model, blocks, optim=OPTIM)
-    x, y = batch()
+    x, y = dense_batch()
     before, f = weights(learner.model), learner.blocks[0].auxiliary["projection"].matrix.double().numpy()
     *hidden, (w, b) = before
 
@@ -216,11 +204,11 @@ def test_a_step_of_pepita_is_that_of_a_net_in_numpy(blocks):
 
 
 def test_without_a_projection_only_the_head_of_pepita_learns_as_backprop_does():
-    ours, truth = (tiny_learner(s, net(), "max", optim=OPTIM) for s in (Pepita(), Backprop()))
+    ours, truth = (tiny_learner(s, dense_model(), "max", optim=OPTIM) for s in (Pepita(), Backprop()))
     ours.blocks[0].auxiliary["projection"].matrix.zero_()
     before = weights(ours.model)
     for learner in (ours, truth):
-        learner.step(*batch())
+        learner.step(*dense_batch())
     assert_same(ours.model.head, truth.model.head)
     assert all(not move.any() for move in moved(ours.model, before)[:-2])
 
@@ -291,8 +279,8 @@ CASES = [
 @pytest.mark.parametrize(("steps", "rate", "momentum", "output", "beta"), CASES)
 def test_a_step_of_predictive_coding_is_that_of_a_net_in_numpy(steps, rate, momentum, output, beta):
     strategy = PredictiveCoding(steps=steps, rate=rate, momentum=momentum, output=output, beta=beta)
-    learner = tiny_learner(strategy, net(nn.Tanh), "max", optim=OPTIM)
-    before, (x, y) = weights(learner.model), batch()
+    learner = tiny_learner(strategy, dense_model(nn.Tanh), "max", optim=OPTIM)
+    before, (x, y) = weights(learner.model), dense_batch()
     _, expected = relaxed(before, x.numpy(), y.numpy(), steps, rate, momentum, output == "squared", beta)
     learner.step(x, y)
     for ours, theirs in zip(moved(learner.model, before), expected, strict=True):
@@ -300,9 +288,9 @@ def test_a_step_of_predictive_coding_is_that_of_a_net_in_numpy(steps, rate, mome
 
 
 def test_blocks_further_from_the_last_one_than_the_states_have_steps_learn_nothing():
-    learner = tiny_learner(PredictiveCoding(steps=1), net(nn.Tanh), "max", optim=OPTIM)
+    learner = tiny_learner(PredictiveCoding(steps=1), dense_model(nn.Tanh), "max", optim=OPTIM)
     before = weights(learner.model)
-    learner.step(*batch())
+    learner.step(*dense_batch())
     first, second, third = (moved(learner.model, before)[i] for i in (0, 2, 4))
     assert not first.any()
     assert second.any()
@@ -312,11 +300,11 @@ def test_blocks_further_from_the_last_one_than_the_states_have_steps_learn_nothi
 def test_the_first_states_move_along_the_gradient_of_backprop():
     """With one step of rate g, e_k = -g dL/dh_k of each sample: its weights learn backprop's gradient times g."""
     rate = 0.01
-    ours = tiny_learner(PredictiveCoding(steps=1, rate=rate, momentum=0.0), net(nn.Tanh), "max", optim=OPTIM)
-    truth = tiny_learner(Backprop(), net(nn.Tanh), "max", optim=OPTIM)
+    ours = tiny_learner(PredictiveCoding(steps=1, rate=rate, momentum=0.0), dense_model(nn.Tanh), "max", optim=OPTIM)
+    truth = tiny_learner(Backprop(), dense_model(nn.Tanh), "max", optim=OPTIM)
     before = weights(ours.model)
     for learner in (ours, truth):
-        learner.step(*batch())
+        learner.step(*dense_batch())
     np.testing.assert_allclose(moved(ours.model, before)[2], rate * moved(truth.model, before)[2], atol=1e-12)
 
 
@@ -341,10 +329,10 @@ def test_incremental_predictive_coding_learns_after_every_step_of_the_states():
     """iPC by hand: relax once, learn, with the states kept; twice."""
     rate = 0.2
     strategy = PredictiveCoding(steps=2, rate=rate, momentum=0.0, order="each", output="squared")
-    learner = tiny_learner(strategy, net(nn.Tanh, (6, 7, 4)), "max", optim=OPTIM)
-    x, y = batch()
+    learner = tiny_learner(strategy, dense_model(nn.Tanh, (6, 7, 4)), "max", optim=OPTIM)
+    x, y = dense_batch()
     goal = torch.eye(C, dtype=torch.float64)[y]
-    twin = net(nn.Tanh, (6, 7, 4))
+    twin = dense_model(nn.Tanh, (6, 7, 4))
     h = twin.units[0](x).detach()
     for _ in range(2):
         state = h.clone().requires_grad_()
@@ -366,8 +354,8 @@ def test_incremental_predictive_coding_learns_after_every_step_of_the_states():
 
 @pytest.mark.parametrize("strategy", [Pepita(), PredictiveCoding()], ids=["pepita", "predictive_coding"])
 def test_samples_without_a_label_teach_nothing(strategy):
-    x, y = batch()
-    ours, theirs = (tiny_learner(strategy, net(nn.Tanh), "max", optim=OPTIM) for _ in range(2))
+    x, y = dense_batch()
+    ours, theirs = (tiny_learner(strategy, dense_model(nn.Tanh), "max", optim=OPTIM) for _ in range(2))
     hidden = torch.cat([y, torch.full((2,), -1)])
     ours.step(torch.cat([x, torch.randn(2, 6, dtype=torch.float64)]), hidden)
     theirs.step(x, y)
@@ -377,4 +365,4 @@ def test_samples_without_a_label_teach_nothing(strategy):
 
 def test_what_learns_several_times_from_a_batch_is_not_divided():
     with pytest.raises(UserError, match="updates its weights several times in a batch, which cannot be divided"):
-        tiny_learner(PredictiveCoding(order="each"), net(nn.Tanh), "max", micro_batches=2)
+        tiny_learner(PredictiveCoding(order="each"), dense_model(nn.Tanh), "max", micro_batches=2)

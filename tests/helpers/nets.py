@@ -107,3 +107,23 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
     other = b.state_dict()
     for name, tensor in a.state_dict().items():
         assert torch.equal(tensor, other[name]), f"{name} differs by {(tensor - other[name]).abs().max()}"
+
+
+def dense_model(act=nn.ReLU, sizes: tuple[int, ...] = (6, 7, 5, 4), classes: int = 3) -> BlockModel:
+    """Linear layers with an activation each and a linear head, in float64."""
+    torch.manual_seed(0)
+    units = [nn.Sequential(nn.Linear(n, m), act()) for n, m in itertools.pairwise(sizes)]
+    return BlockModel(units, nn.Linear(sizes[-1], classes), image=(sizes[0],), classes=classes, name="net").double()
+
+
+def dense_batch(samples: int = 5, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """For `dense_model`."""
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(samples, 6, generator=g, dtype=torch.float64), torch.randint(classes, (samples,), generator=g)
+
+
+def assert_descended(before, after, loss: torch.Tensor, rate: float, **tolerances: float) -> None:
+    """A block has taken a step of plain SGD from `before` to `after` on this loss; what it does not reach stays."""
+    old, new = ([p for root in (b.layers, b.auxiliary) for p in root.parameters()] for b in (before, after))
+    for p, q, g in zip(old, new, torch.autograd.grad(loss, old, allow_unused=True), strict=True):
+        torch.testing.assert_close(q, p if g is None else p - rate * g, **tolerances)
