@@ -134,10 +134,10 @@ def test_it_never_carries_less_than_is_read_and_collapses_at_a_high_price(tmp_pa
     runs = {}
     for beta in (1e-3, 2.0):
         result = train(
-            tmp_path, epochs=60, batch_size=128, probe="bottleneck",
+            tmp_path, epochs=100, batch_size=256, probe="bottleneck",
             **{
                 "bottleneck.beta": beta, "bottleneck.warmup": 0.0,
-                "optim.lr": 0.02,
+                "optim.lr": 0.05,
                 "probe.bottleneck.split": "train", "probe.bottleneck.every": 3,
             },
         )  # fmt: skip
