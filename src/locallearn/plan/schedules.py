@@ -11,12 +11,12 @@ from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.models.cut import partition
 from locallearn.plan.devices import QUEUE, stages
+from locallearn.plan.link import GUESSED, Link
 from locallearn.plan.measure import BlockCost, Measured
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.simulate import graphs, simulate
 
 Division = Sequence[Sequence[BlockCost]]
-GB = 1e9
 
 
 def cut_for(options: PlanOptions, model: BlockModel, blocks: int | str | list[int], balance: str) -> list[range]:
@@ -58,18 +58,16 @@ def predict(
     schedule: str,
     division: Division,
     micro_batches: int = 1,
-    bandwidth: float = 10 * GB,
-    latency: float = 20e-6,
+    link: Link = GUESSED,
     exchanges: int = 1,
 ) -> Prediction:
     """What a schedule of `simulate.SCHEDULES` gives for the costs of the blocks of each stage (for a whole batch).
 
-    A strategy without feedback runs `none`, backprop `chain` (or `1f1b`); bandwidth in bytes/s, latency in seconds;
-    `exchanges` of route rounds.
+    A strategy without feedback runs `none`, backprop `chain` (or `1f1b`); `exchanges` of route rounds.
     """
-    devices = stages(division, micro_batches, bandwidth, latency, exchanges)
+    devices = stages(division, micro_batches, link, exchanges)
     step = simulate(schedule, devices, micro_batches).step_seconds
-    bubble = 1 - micro_batches * devices.busy / (len(division) * step)
+    bubble = 1 - devices.busy / (len(division) * step)
     return Prediction(step, max(bubble, 0.0), memory(schedule, division, micro_batches))
 
 
@@ -125,7 +123,9 @@ class ScheduleRow(NamedTuple):
     exchanges: int = 1
 
 
-def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_bytes: int) -> list[ScheduleRow]:
+def rows(
+    options: PlanOptions, link: Link, strategy: Measured, backprop: Measured, error_bytes: int
+) -> list[ScheduleRow]:
     """Every schedule: those of backprop with its costs, those of the other routes with the strategy's. `error_bytes`:
     of the message of route BROADCAST."""
     m, own = options.micro_batches, strategy.route
@@ -151,8 +151,7 @@ def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_byt
         exchanges = measured.exchanges(len(costs) * options.depth)
         if schedule:
             division = divide(costs, options.stages, options.depth)
-            link = options.bandwidth * GB, options.latency * 1e-6
-            prediction = predict(schedule, division, micro, *link, exchanges)
+            prediction = predict(schedule, division, micro, link, exchanges)
         else:
             division = [[block for copy in divide(costs, options.depth, options.depth) for block in copy]]
             kind = "none" if measured.route is Route.NONE else "chain"

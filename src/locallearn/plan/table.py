@@ -12,6 +12,7 @@ from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures.text import columns, fitted, table
 from locallearn.plan.draw import draw
+from locallearn.plan.link import Link, link_of
 from locallearn.plan.measure import BlockCost, measure
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.schedules import ScheduleRow, rows, short
@@ -38,7 +39,8 @@ def plan(learners: Mapping[str, Learner], batch: int, options: PlanOptions) -> s
             f"micro_batches={options.micro_batches} does not divide a batch of {batch}{whole}; choose a divisor"
         )
     measured = measure(learners, batch, options.micro_batches, SAMPLES, ROUNDS, REPEATS)
-    schedules = rows(options, measured[0], measured[-1], error_bytes=4 * batch * model.classes)
+    link = link_of(options.bandwidth, options.latency, learner.device)
+    schedules = rows(options, link, measured[0], measured[-1], error_bytes=4 * batch * model.classes)
     copies = f"{options.depth} x " if options.depth > 1 else ""
     threads = torch.get_num_threads()
     title = (
@@ -46,13 +48,13 @@ def plan(learners: Mapping[str, Learner], batch: int, options: PlanOptions) -> s
         f"{learner.device} with {threads} thread{'s' if threads > 1 else ''}"
     )
     if options.picture:
-        draw(schedules, options, title)
+        draw(schedules, options, link, title)
     few = options.stages <= MOST_COLUMNS
     head = (*HEAD, "MB of each stage" if few else "MB, largest stage (mean)")
     width, own = columns(), next((row for row in schedules if row.own), schedules[-1])
     lines = table([head, *(_cells(row, few) for row in schedules)], width, left=(0, 1, 2, 7), again=3)
     stages = _stages(own, model.names, learner.cut, width)
-    return "\n\n".join([fitted(title, width), lines, stages, _assumptions(own, options, width)])
+    return "\n\n".join([fitted(title, width), lines, stages, _assumptions(own, options, link, width)])
 
 
 def _cells(row: ScheduleRow, few: bool) -> tuple[str, ...]:
@@ -97,12 +99,12 @@ def _numbers(blocks: Sequence[BlockCost], stage: int, count: int) -> tuple[str, 
     return tuple(map(short, (forward * 1e3, backward * 1e3, up / MB, down / MB)))
 
 
-def _assumptions(own: ScheduleRow, options: PlanOptions, width: int | None) -> str:
+def _assumptions(own: ScheduleRow, options: PlanOptions, link: Link, width: int | None) -> str:
     text = (
         f"* what the pipeline does with {own.strategy}. Predicted, not run: block times are measured here, alone, and "
-        f"every device is taken to be as fast; a message takes {options.latency:g} us + bytes / {options.bandwidth:g} "
-        "GB/s and costs the devices nothing. M: micro-batches. 'over backprop': against backprop on one device. Routes "
-        f"that are not the strategy's own show their schedule at the block times of {own.strategy}."
+        f"every device is taken to be as fast; a message takes {link}. M: micro-batches. 'over backprop': against "
+        "backprop on one device. Routes that are not the strategy's own show their schedule at the block times of "
+        f"{own.strategy}."
     )
     if options.depth > 1:
         text += f" The network is {options.depth} copies of the model's blocks, one after the other."
