@@ -369,6 +369,18 @@ def test_the_table_has_every_schedule():
     assert {"route neighbor", "route broadcast, M=4"} <= speed.keys()
 
 
+def test_replicas_share_the_batch_and_wait_for_their_sums():
+    """Each of three replicas takes a third of 4 x 3 s and sums 4 x 50 bytes, of which 4/3 travel at 100 bytes/s."""
+    share = [BlockCost(BlockTimes(0.5, 0.5), 0, 0, 0, 0, 0, gradients=50)] * 4
+    both = [Measured(name, Route.NONE, share, share) for name in ("dgl", "backprop")]
+    alone = {"dgl": 12.0, "backprop": 9.0}
+    table = rows(PlanOptions(stages=1, replicas=3), Link(100.0, 0.0), *both, 40, alone)
+    (none,) = [row for row in table if row.own]
+    assert none.prediction.step_seconds == pytest.approx(4 * (1 + 50 * 4 / 3 / 100))
+    assert none.speed_up == pytest.approx(12 / none.prediction.step_seconds)
+    assert none.over_backprop == pytest.approx(9 / none.prediction.step_seconds)
+
+
 SETTINGS = [*SMALL, "model.width=16", "model.depth=3", "batch_size=32"]
 
 
@@ -399,9 +411,12 @@ def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):
         (["bandwidth=0"], "must be a number above 0"),
         (["picture=plan.pdf"], "must end in .svg or .png"),
         (["micro_batches=5"], "does not divide a batch of 32"),
+        (["replicas=3"], "replicas=3 does not divide a batch of 32"),
+        (["replicas=2", "micro_batches=32"], "micro_batches=32 does not divide a batch of 16"),
         (["strategy=greedy"], "there is no pipeline to plan"),
         (["stages=5000", "depth=5000"], "must be a whole number from 1 to 4096"),
         (["modell=vgg16"], "did you mean 'model'?"),
+        (["runtime.replicas=2"], "say stages=, replicas= or micro_batches="),
     ],
 )
 def test_what_a_plan_refuses(words, expected, capsys):

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from locallearn.accelerator import is_cpu
 from locallearn.contract import Packet
+from locallearn.engine.replicas import Replicas
 from locallearn.runtime.link import UNDER_WAY, Pipe
 
 SMALL, LARGE = 2**12, 2**24  # bytes of the messages that are measured
@@ -24,12 +25,14 @@ GB = 1e9
 
 class Link(NamedTuple):
     """A message of n bytes arrives `latency` + n / `bandwidth` after it was sent, and meanwhile both ends work on. Each
-    of them has spent `call` + n / `copying` of its own time on it. Seconds and bytes per second."""
+    of them has spent `call` + n / `copying` of its own time on it. Replicas sum gradients at `summing`, as fast as a
+    message travels if that is not given. Seconds and bytes per second."""
 
     bandwidth: float
     latency: float
     call: float = 0.0
     copying: float = math.inf
+    summing: float | None = None
 
     def flight(self, size: float) -> float:
         """Seconds that the link is taken by a message of so many bytes."""
@@ -38,6 +41,11 @@ class Link(NamedTuple):
     def spent(self, size: float) -> float:
         """Seconds that each end spends on a message of so many bytes; nothing where there is none."""
         return self.call + size / self.copying if size else 0.0
+
+    def summed(self, size: float, replicas: int) -> float:
+        """Seconds until so many bytes are summed over the replicas: of every byte each of them sends a part, and each
+        sends the total of its part on (2 (R - 1) / R in all)."""
+        return size * 2 * (replicas - 1) / replicas / (self.summing or self.bandwidth)
 
     def __str__(self) -> str:
         if math.isinf(self.copying):
@@ -76,7 +84,7 @@ def measure_link() -> Link:
         for _, writer in ends:
             writer.close()
         try:
-            (sent, trip), (received, _) = (reader.recv() for reader, _ in ends)
+            (sent, trip, summing), (received, _, _) = (reader.recv() for reader, _ in ends)
         finally:
             for worker in workers:
                 worker.join(5)
@@ -85,17 +93,17 @@ def measure_link() -> Link:
     small, large = ((sent[size] + received[size]) / 2 for size in (SMALL, LARGE))
     copying = (LARGE - SMALL) / max(large - small, 1e-9)
     call = max(small - SMALL / copying, 0.0)
-    return Link(math.inf, max(trip / 2 - 2 * small, 0.0), call, copying)
+    return Link(math.inf, max(trip / 2 - 2 * small, 0.0), call, copying, summing)
 
 
 def _end(rank: int, meet: str, answer: Connection) -> None:
-    """Measure one end: by size the median seconds of a call that sends, or that takes what is there, and those of a
-    small message there and back."""
+    """Measure one end: by size the median seconds of a call that sends, or that takes what is there; those of a small
+    message there and back; and the bytes per second of a sum."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
     pipe = Pipe(None if rank == 0 else 0, 1 if rank == 0 else None, torch.device("cpu"), None)
     seconds = {size: _calls(pipe, rank, size) for size in (SMALL, LARGE)}
-    answer.send((seconds, _there_and_back(pipe, rank)))
+    answer.send((seconds, _there_and_back(pipe, rank), LARGE / _sum(rank)))
     dist.barrier()
     pipe.close()
     dist.destroy_process_group()
@@ -123,5 +131,18 @@ def _there_and_back(pipe: Pipe, rank: int) -> float:
             pipe.recv_backward()
         else:
             pipe.send_backward((pipe.recv_forward().h,))
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def _sum(rank: int) -> float:
+    """Seconds of a sum over two replicas, of a large tensor."""
+    group = dist.group.WORLD
+    assert group is not None
+    replicas, gradients, seconds = Replicas(group, rank, 2), torch.rand(LARGE // 4), []
+    for _ in range(TRIPS):
+        dist.barrier()
+        start = time.perf_counter()
+        replicas.start([gradients]).finish()
         seconds.append(time.perf_counter() - start)
     return median(seconds)

@@ -40,11 +40,12 @@ class BlockTimes(NamedTuple):
 class BlockCost(NamedTuple):
     """What one block costs for one batch.
 
-    up     bytes of the packet for the block above
-    down   bytes of the feedback for the block below; 0 where the route has none
-    held   bytes that autograd keeps from the forward to the backward half
-    peak   the most bytes that autograd keeps at one time, auxiliary networks included
-    fixed  bytes of weights, gradients, optimizer state and buffers, whatever the batch
+    up         bytes of the packet for the block above
+    down       bytes of the feedback for the block below; 0 where the route has none
+    held       bytes that autograd keeps from the forward to the backward half
+    peak       the most bytes that autograd keeps at one time, auxiliary networks included
+    fixed      bytes of weights, gradients, optimizer state and buffers, whatever the batch
+    gradients  bytes of gradients, which replicas sum
     """
 
     times: BlockTimes
@@ -53,6 +54,7 @@ class BlockCost(NamedTuple):
     held: int
     peak: int
     fixed: int
+    gradients: int = 0
 
 
 class Measured(NamedTuple):
@@ -149,7 +151,8 @@ def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> li
     costs = []
     for k, block in enumerate(stage.blocks):
         up, down, held, peak = (round(scale * n) for n in observed.bytes[k])
-        costs.append(BlockCost(times[k], up, down, held, peak, _fixed(block)))
+        gradients = _bytes(p for p in _parameters(block) if p.requires_grad)
+        costs.append(BlockCost(times[k], up, down, held, peak, _fixed(block), gradients))
     return costs
 
 

@@ -20,7 +20,8 @@ class PlanOptions(CommandOptions):
     """What `locallearn plan` asks beside the settings of a run.
 
     stages         devices
-    micro_batches  parts of a batch where the schedule divides it
+    replicas       pipelines of so many stages that share every batch
+    micro_batches  parts of a batch, or of the share of a replica, where the schedule divides it
     bandwidth      of a link between two stages, GB/s; without both, the link between two processes here is measured
     latency        of a message, microseconds; where only one of the two is given, they are 10 and 20
     depth          copies of the model's blocks one after the other: a deeper network than the model, to simulate
@@ -28,6 +29,7 @@ class PlanOptions(CommandOptions):
     """
 
     stages: Annotated[int, Interval(ge=1, le=MOST_STAGES)] = 2
+    replicas: Annotated[int, Interval(ge=1, le=MOST_STAGES)] = 1
     micro_batches: Annotated[int, Interval(ge=1, le=MOST_STAGES)] = 4
     bandwidth: Annotated[float, Gt(0)] | None = None
     latency: Annotated[float, Ge(0)] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -124,10 +124,16 @@ class ScheduleRow(NamedTuple):
 
 
 def rows(
-    options: PlanOptions, link: Link, strategy: Measured, backprop: Measured, error_bytes: int
+    options: PlanOptions,
+    link: Link,
+    strategy: Measured,
+    backprop: Measured,
+    error_bytes: int,
+    alone: Mapping[str, float] | None = None,
 ) -> list[ScheduleRow]:
-    """Every schedule: those of backprop with its costs, those of the other routes with the strategy's. `error_bytes`:
-    of the message of route BROADCAST."""
+    """Every schedule: those of backprop with its costs, those of the other routes with the strategy's, for the share of
+    one replica. `error_bytes`: of the message of route BROADCAST; `alone`: seconds of the whole batch by strategy on
+    one device, where replicas share it."""
     m, own = options.micro_batches, strategy.route
     cases = [
         ("one device", "", 1, backprop),
@@ -144,12 +150,13 @@ def rows(
     cases.append((f"route broadcast, M={m}", "broadcast", m, strategy))
     if own is Route.ROUNDS:
         cases.append(("route rounds", "rounds", 1, strategy))
-    table = []
+    table, alone = [], alone or {each.name: sum(c.times.total for c in each.whole) for each in (strategy, backprop)}
     for label, schedule, micro, measured in cases:
         costs = _with_feedback(measured.whole if micro == 1 else measured.parts, schedule, error_bytes)
-        serial, reference = (options.depth * sum(c.times.total for c in each.whole) for each in (measured, backprop))
+        serial, reference = (options.depth * alone[each.name] for each in (measured, backprop))
         exchanges = measured.exchanges(len(costs) * options.depth)
         if schedule:
+            costs = [_summed(cost, link, options.replicas) for cost in costs]
             division = divide(costs, options.stages, options.depth)
             prediction = predict(schedule, division, micro, link, exchanges)
         else:
@@ -161,6 +168,12 @@ def rows(
         facts = label, measured.name, schedule, micro, division, prediction, speed_up, over_backprop, is_own
         table.append(ScheduleRow(*facts, exchanges))
     return table
+
+
+def _summed(cost: BlockCost, link: Link, replicas: int) -> BlockCost:
+    """The cost with that of the sums over replicas, which a block waits for before its update."""
+    times = cost.times
+    return cost._replace(times=times._replace(update=times.update + link.summed(cost.gradients, replicas)))
 
 
 def _with_feedback(costs: Sequence[BlockCost], schedule: str, error_bytes: int) -> list[BlockCost]:
