@@ -23,7 +23,7 @@ from bench.pipeline import cut_by_time, pairs, segment, unit_seconds
 from bench.processes import Team
 from bench.subjects import batch_of, learner_of, model_of
 
-from locallearn.plan.link import Link, measure_link
+from locallearn.plan.link import LinkCost, measure_link
 from locallearn.plan.measure import BlockTimes, block_costs, block_times, middle
 from locallearn.plan.schedules import predict
 from locallearn.training.environment import keep_freed_memory
@@ -55,7 +55,7 @@ def main() -> None:
             print(row, flush=True)
 
 
-def compared(subject: str, rounds: int, link: Link) -> Iterator[str]:
+def compared(subject: str, rounds: int, link: LinkCost) -> Iterator[str]:
     """A row of the table for each route."""
     model, (x, y) = model_of(subject, quick=False), batch_of(quick=False)
     units = unit_seconds(model, x)

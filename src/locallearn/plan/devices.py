@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from locallearn.plan.link import Link
+from locallearn.plan.link import LinkCost
 from locallearn.plan.measure import BlockCost
 
 Seconds: TypeAlias = NDArray[np.float64]
@@ -54,7 +54,7 @@ class Stages(NamedTuple):
         return float(self.micro_batches * parts + self.update.sum())
 
 
-def stages(division: Sequence[Sequence[BlockCost]], micro_batches: int, link: Link, exchanges: int = 1) -> Stages:
+def stages(division: Sequence[Sequence[BlockCost]], micro_batches: int, link: LinkCost, exchanges: int = 1) -> Stages:
     """The stages that hold the blocks of `division`, costs for a whole batch. What a device spends on its messages is
     in the half in which it takes or sends them; of several exchanges, in that which they share."""
     count, whole = len(division), micro_batches == 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from locallearn.errors import UserError
 from locallearn.plan.devices import FORWARD, Piece, stages
-from locallearn.plan.link import Link
+from locallearn.plan.link import LinkCost
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.schedules import ScheduleRow, short
 from locallearn.plan.simulate import simulate
@@ -24,7 +24,7 @@ WIDTH = 10.0  # inches
 COLOURS = {"forward": ("#0072B2", "#5BA9D6"), "backward": ("#E69F00", "#F5CE7A")}  # Okabe-Ito; by even and odd batch
 
 
-def draw(rows: Sequence[ScheduleRow], options: PlanOptions, link: Link, title: str) -> None:
+def draw(rows: Sequence[ScheduleRow], options: PlanOptions, link: LinkCost, title: str) -> None:
     """Write `options.picture`: the first batches of every schedule on the first devices, from empty devices."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ def _title(row: ScheduleRow) -> str:
     return f"{row.label}, {row.strategy}{own}: {numbers}"
 
 
-def _pieces(row: ScheduleRow, link: Link, until: float) -> list[Piece]:
+def _pieces(row: ScheduleRow, link: LinkCost, until: float) -> list[Piece]:
     """What the first devices do in the first `until` seconds."""
     devices = stages(row.division, row.micro_batches, link, row.exchanges)
     period, first = row.prediction.step_seconds, float(devices.forward[0])

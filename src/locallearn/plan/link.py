@@ -23,7 +23,7 @@ TRIPS = 8
 GB = 1e9
 
 
-class Link(NamedTuple):
+class LinkCost(NamedTuple):
     """A message of n bytes arrives `latency` + n / `bandwidth` after it was sent, and meanwhile both ends work on. Each
     of them has spent `call` + n / `copying` of its own time on it. Replicas sum gradients at `summing`, as fast as a
     message travels if that is not given. Seconds and bytes per second."""
@@ -54,22 +54,22 @@ class Link(NamedTuple):
         return f"{self.latency * 1e6:.0f} us, and each end spends {each} on it (measured between two processes here)"
 
 
-GUESSED = Link(10 * GB, 20e-6)
+GUESSED = LinkCost(10 * GB, 20e-6)
 """Of a device that copies messages beside its work."""
 
 
-def link_of(bandwidth: float | None, latency: float | None, device: torch.device) -> Link:
+def link_of(bandwidth: float | None, latency: float | None, device: torch.device) -> LinkCost:
     """The link that is asked for, in GB/s and microseconds; without either, that between two processes of this machine,
     or for an accelerator, whose messages do not travel so, a guess."""
     if bandwidth is None and latency is None:
         return measure_link() if is_cpu(device) else GUESSED
-    return Link(
+    return LinkCost(
         GUESSED.bandwidth if bandwidth is None else bandwidth * GB,
         GUESSED.latency if latency is None else latency * 1e-6,
     )
 
 
-def measure_link() -> Link:
+def measure_link() -> LinkCost:
     """The link between two processes of this machine under `runtime.wire=auto`, in a few seconds: what it carries lies
     in memory that both share, so that the ends do all the work, and a message arrives as soon as they are done."""
     spawn = get_context("spawn")
@@ -93,7 +93,7 @@ def measure_link() -> Link:
     small, large = ((sent[size] + received[size]) / 2 for size in (SMALL, LARGE))
     copying = (LARGE - SMALL) / max(large - small, 1e-9)
     call = max(small - SMALL / copying, 0.0)
-    return Link(math.inf, max(trip / 2 - 2 * small, 0.0), call, copying, summing)
+    return LinkCost(math.inf, max(trip / 2 - 2 * small, 0.0), call, copying, summing)
 
 
 def _end(rank: int, meet: str, answer: Connection) -> None:

@@ -11,7 +11,7 @@ from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.models.cut import partition
 from locallearn.plan.devices import QUEUE, stages
-from locallearn.plan.link import GUESSED, Link
+from locallearn.plan.link import GUESSED, LinkCost
 from locallearn.plan.measure import BlockCost, Measured
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.simulate import graphs, simulate
@@ -58,7 +58,7 @@ def predict(
     schedule: str,
     division: Division,
     micro_batches: int = 1,
-    link: Link = GUESSED,
+    link: LinkCost = GUESSED,
     exchanges: int = 1,
 ) -> Prediction:
     """What a schedule of `simulate.SCHEDULES` gives for the costs of the blocks of each stage (for a whole batch).
@@ -125,7 +125,7 @@ class ScheduleRow(NamedTuple):
 
 def rows(
     options: PlanOptions,
-    link: Link,
+    link: LinkCost,
     strategy: Measured,
     backprop: Measured,
     error_bytes: int,
@@ -170,7 +170,7 @@ def rows(
     return table
 
 
-def _summed(cost: BlockCost, link: Link, replicas: int) -> BlockCost:
+def _summed(cost: BlockCost, link: LinkCost, replicas: int) -> BlockCost:
     """The cost with that of the sums over replicas, which a block waits for before its update."""
     times = cost.times
     return cost._replace(times=times._replace(update=times.update + link.summed(cost.gradients, replicas)))

@@ -12,7 +12,7 @@ from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.figures.text import columns, fitted, table
 from locallearn.plan.draw import draw
-from locallearn.plan.link import GB, Link, link_of
+from locallearn.plan.link import GB, LinkCost, link_of
 from locallearn.plan.measure import BlockCost, measure
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.schedules import ScheduleRow, rows, short
@@ -108,7 +108,7 @@ def _numbers(blocks: Sequence[BlockCost], stage: int, count: int) -> tuple[str, 
     return tuple(map(short, (forward * 1e3, backward * 1e3, up / MB, down / MB)))
 
 
-def _assumptions(own: ScheduleRow, options: PlanOptions, link: Link, width: int | None) -> str:
+def _assumptions(own: ScheduleRow, options: PlanOptions, link: LinkCost, width: int | None) -> str:
     text = (
         f"* what the pipeline does with {own.strategy}. Predicted, not run: block times are measured here, alone, and "
         f"every device is taken to be as fast; a message takes {link}. M: micro-batches. 'over backprop': against "
