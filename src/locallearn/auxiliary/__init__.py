@@ -13,6 +13,7 @@ from locallearn.auxiliary.networks import (
     Projector,
     pooled,
 )
+from locallearn.auxiliary.transformer import Transformer
 from locallearn.auxiliary.units import AugLocal, like
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MLPSpatialReduction",
     "MeanOverSteps",
     "Projector",
+    "Transformer",
     "like",
     "pooled",
 ]

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from locallearn.errors import UserError
 from locallearn.models.base import Size
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
 POOL = "P"
+
+
+class MeanOverSteps(nn.Module):
+    """Sequences [B, T, D] -> [B, D]. Flattening them instead would give a head T times as wide."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.mean(dim=1)
 
 
 def activation(name: str) -> nn.Module:
