@@ -95,8 +95,8 @@ class Objective(Options, ABC):
 
 
 def head(spec: BlockSpec, auxiliary: Auxiliary, size: Size | None = None) -> nn.Module:
-    """The auxiliary network that answers what the task asks, for each sample or position or with boxes, from what the block
-    emits or from features of another `size`. Raises UserError where there is none."""
+    """The auxiliary network that answers what the task asks, for each sample or position or with boxes, from what the
+    block emits or from features of another `size`. Raises UserError where there is none."""
     if spec.task.form == BOXES:
         return auxiliary.build_boxes(spec.image, (size,) if size else spec.levels[spec.index], spec.classes)
     if spec.task.form == POSITION:
