@@ -99,13 +99,25 @@ def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpe
     sizes = tuple(shapes[units.stop] for units in cut)
     tokens = model.vocabulary if model.inputs is None else model.inputs.vocabulary
     reversible = tuple(model.reversible(units) for units in cut)
+    levels = tuple(
+        getattr(model.units[units.stop - 1], "levels", (size,)) for units, size in zip(cut, sizes, strict=True)
+    )
     of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens, reversible
     built = [
         Unit(i, shapes[i], shapes[i + 1], builder(unit, shapes[i], shapes[i + 1], model.begin))
         for i, unit in enumerate(model.units)
     ]
     return [
-        BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run, above=tuple(built[units.stop :]))
+        BlockSpec(
+            k,
+            len(cut),
+            model.image,
+            shapes[units.start],
+            sizes[k],
+            *of_run,
+            above=tuple(built[units.stop :]),
+            levels=levels,
+        )
         for k, units in enumerate(cut)
     ]
 
