@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.contract import BlockSpec, Strategy, Unit
-from locallearn.engine.block import BlockModules, TrainedBlock
+from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
 from locallearn.engine.promises import (
@@ -26,7 +26,7 @@ from locallearn.engine.promises import (
     only_computes,
 )
 from locallearn.engine.published import reads_of
-from locallearn.engine.setup import Place, Setup
+from locallearn.engine.setup import BlockModules, Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
