@@ -11,7 +11,7 @@ from torch import Tensor
 
 from locallearn.data.store import Store
 
-NORMALISATIONS = ("standard", "symmetric", "imagenet")
+NORMALISATIONS = ("standard", "unit", "symmetric", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Normalisation:
 
 IMAGENET = Normalisation([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 """What the published weights of torchvision, and most of timm's, were trained with."""
+FIXED = {"unit": (0.0, 1.0), "symmetric": (0.5, 0.5)}
+"""Mean and deviation, on the scale of 0 to 1, that put pixels into [0, 1] and [-1, 1]."""
 
 
 class Normaliser:
@@ -38,6 +40,12 @@ class Normaliser:
     def of(cls, normalisation: Normalisation, device: torch.device) -> Normaliser:
         mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (normalisation.mean, normalisation.std))
         return cls(mean, std, device)
+
+    @classmethod
+    def fixed(cls, name: str, channels: int, device: torch.device) -> Normaliser:
+        """That of a name in `FIXED`."""
+        mean, std = FIXED[name]
+        return cls.of(Normalisation([mean] * channels, [std] * channels), device)
 
     @property
     def normalisation(self) -> Normalisation:

@@ -21,7 +21,7 @@ from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
 from locallearn.data.distortion import POLICIES, UNDISTORTED, Distortion
 from locallearn.data.mixing import Mixing
-from locallearn.data.normalise import IMAGENET, NORMALISATIONS, Normalisation, Normaliser, moments
+from locallearn.data.normalise import FIXED, IMAGENET, NORMALISATIONS, Normalisation, Normaliser, moments
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
@@ -121,8 +121,9 @@ class DataSource(Source):
     label_noise  share of the training labels drawn again, uniformly over all classes; validation and test stay clean
     smoothing    see `Classification`
     class_weights  of the classes in the training loss: a number for each, or `balanced`, N / (classes N_c)
-    normalise    standard (per channel, mean 0 and deviation 1 over the training split), symmetric ([-1, 1]) or
-                 imagenet (the published mean and deviation of ImageNet, which pretrained weights expect)
+    normalise    standard (per channel, mean 0 and deviation 1 over the training split), unit ([0, 1]),
+                 symmetric ([-1, 1]) or imagenet (the published mean and deviation of ImageNet, which pretrained weights
+                 expect)
     crop, flip, cutout   see `Augment`
     resized_crop, policy, jitter, blur   see `Distortion`
     mixup, cutmix   see `Mixing`
@@ -272,11 +273,10 @@ class DataSource(Source):
                 )
             return Normaliser.of(normalisation, device)
         if self.normalise == "imagenet":
-            require(channels == 3, "normalise", self.normalise, f"standard or symmetric for {channels} channels")
+            require(channels == 3, "normalise", self.normalise, f"standard, unit or symmetric for {channels} channels")
             return Normaliser.of(IMAGENET, device)
-        if self.normalise == "symmetric":
-            half = torch.full((channels,), 0.5, dtype=torch.float64)
-            return Normaliser(half, half, device)
+        if self.normalise in FIXED:
+            return Normaliser.fixed(self.normalise, channels, device)
         return Normaliser(*moments(train.store, train.index, self.measured), device)
 
 
