@@ -41,6 +41,7 @@ SCHEDULES: dict[str, Callable[[float, Optim], float]] = {
     "constant": lambda p, o: 1.0,
     "linear": lambda p, o: 1.0 - p,
     "cosine": lambda p, o: _half_cosine(p),
+    "late_linear": lambda p, o: min(1.0, 2.0 * (1.0 - p)),
     "step": lambda p, o: o.decay ** sum(p >= m for m in o.milestones),
     "one_cycle": lambda p, o: one_cycle(p),
 }
@@ -51,8 +52,8 @@ class Optim(Options, ABC):
     """What every optimizer shares.
 
     lr, weight_decay  of a block's units and head
-    schedule          of the learning rate: constant, linear or cosine to zero, step, one_cycle, or a function of your
-                      own, progress in [0, 1] -> factor
+    schedule          of the learning rate: constant, linear or cosine to zero, late_linear (to zero over the second
+                      half), step, one_cycle, or a function of your own, progress in [0, 1] -> factor
     warmup            share of training over which the rate rises linearly from zero
     milestones        with schedule=step: the shares of training at which the rate is multiplied by `decay`
     clip              largest gradient norm per block; 0: no clipping
