@@ -2,6 +2,7 @@
 never ship."""
 
 from locallearn.auxiliary.decoder import Decoder
+from locallearn.auxiliary.detect import Detect
 from locallearn.auxiliary.networks import (
     CNN,
     MLP,
@@ -23,6 +24,7 @@ __all__ = [
     "Auxiliary",
     "ConvFC",
     "Decoder",
+    "Detect",
     "Linear",
     "MLPSpatialReduction",
     "MeanOverSteps",

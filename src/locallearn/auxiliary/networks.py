@@ -53,6 +53,12 @@ class Auxiliary(Options, ABC):
             "or transformer"
         )
 
+    def build_boxes(self, image: Size, levels: Sequence[Size], classes: int, every: bool = False) -> nn.Module:
+        """A module that answers with boxes, as `tasks.Detection` has them, from maps [B, *levels[0]] or a packed
+        pyramid of several `levels` for inputs [B, *image]: from the newest level or from `every` one. Raises UserError
+        where there is none."""
+        raise UserError(f"{type(self).__name__} finds no boxes, and the task asks for them: choose auxiliary=detect")
+
 
 @dataclass(frozen=True)
 class Linear(Auxiliary):

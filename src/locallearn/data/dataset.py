@@ -91,6 +91,8 @@ class Data:
     already are neither augmented nor normalised (`normaliser` is None).
     """
 
+    draws = 5  # rows of `augment.draw` that a step uses
+
     def __init__(
         self,
         name: str,
@@ -204,7 +206,9 @@ class Data:
         change = self.augment.distortion.at(self.seed, epoch)
         pool = self.pool.drawing(derive(self.seed, "samples", epoch))
         steps = range(start, self.steps(batch_size))
-        draws = sent_ahead(partial(draw, self.seed, epoch, images=size), steps, self.pool.labels.device)
+        draws = sent_ahead(
+            partial(draw, self.seed, epoch, images=size, rows=self.draws), steps, self.pool.labels.device
+        )
         for step, (images, labels) in zip(steps, pool.take(order, size, change), strict=True):
             if deficit:
                 images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)

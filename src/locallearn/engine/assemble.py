@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.contract import BlockSpec, Strategy, Unit
-from locallearn.engine.block import BlockModules, TrainedBlock
+from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
 from locallearn.engine.promises import (
@@ -26,7 +26,7 @@ from locallearn.engine.promises import (
     only_computes,
 )
 from locallearn.engine.published import reads_of
-from locallearn.engine.setup import Place, Setup
+from locallearn.engine.setup import BlockModules, Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
@@ -99,13 +99,25 @@ def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpe
     sizes = tuple(shapes[units.stop] for units in cut)
     tokens = model.vocabulary if model.inputs is None else model.inputs.vocabulary
     reversible = tuple(model.reversible(units) for units in cut)
+    levels = tuple(
+        getattr(model.units[units.stop - 1], "levels", (size,)) for units, size in zip(cut, sizes, strict=True)
+    )
     of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens, reversible
     built = [
         Unit(i, shapes[i], shapes[i + 1], builder(unit, shapes[i], shapes[i + 1], model.begin))
         for i, unit in enumerate(model.units)
     ]
     return [
-        BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run, above=tuple(built[units.stop :]))
+        BlockSpec(
+            k,
+            len(cut),
+            model.image,
+            shapes[units.start],
+            sizes[k],
+            *of_run,
+            above=tuple(built[units.stop :]),
+            levels=levels,
+        )
         for k, units in enumerate(cut)
     ]
 

@@ -76,6 +76,8 @@ def probe_run(
     exp, manifest = saved_experiment(
         folder, allow, changes={**NOT_ASKED, "probe": probes}, overrides=overrides, objects=objects
     )
+    if follows := next((name for name, probe in exp.probes.items() if probe.follows), None):
+        raise UserError(f"probe.{follows} watches every step of training: choose it for a new run")
     with process_settings(exp.settings):
         folder.lock()
         try:
