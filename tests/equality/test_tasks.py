@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import locallearn
 from helpers.commands import run
+from locallearn.analysis.cost import SavedBytes
 from locallearn.auxiliary import Linear
 from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
@@ -33,7 +34,7 @@ from locallearn.strategies.dfa import DFA
 from locallearn.strategies.greedy import DGL
 from locallearn.strategies.overlapping import Overlapping
 from locallearn.task import CLASSIFICATION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS
-from locallearn.tasks import TASKS, Classification, Multilabel, Regression, Segmentation, Task, Tokens
+from locallearn.tasks import TASKS, Classification, Multilabel, Regression, Segmentation, Task, Tokens, tokens
 
 B, C, T, SIDE = 6, 5, 7, 8
 
@@ -152,6 +153,23 @@ def test_running_totals_are_those_of_the_whole_whatever_looks_at_them(name):
     assert {k: merged[k] for k in merged if k not in ("loss", "bits_per_character", "perplexity")} == pytest.approx(
         task.numbers(None, task.sums(z, y).tolist(), count)
     )
+
+
+def test_the_loss_of_a_large_vocabulary_is_computed_in_parts(monkeypatch):
+    """The same loss and gradient, and autograd keeps no second copy of the logits."""
+    monkeypatch.setattr(tokens, "CHUNK", 3 * 5000)
+    z, y = numbers(2, T, 5000).requires_grad_(), some_unknown(integers(5000, 2, T))
+    gradients, kept = [], []
+    for loss in (Tokens().loss, next_token):
+        with SavedBytes([z]) as saved:
+            value = loss(z, y)
+        kept.append(saved.now)
+        gradients.append(torch.autograd.grad(value, z)[0])
+        assert float(value.detach()) == pytest.approx(float(next_token(z.detach(), y)), abs=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-15, rtol=0)
+    assert kept[0] < 0.01 * z.nbytes <= z.nbytes <= kept[1]
+    with torch.no_grad():
+        assert float(Tokens().total(z, y)) == pytest.approx(float(next_token(z, y) * (y >= 0).sum()), rel=1e-12)
 
 
 def test_metrics_are_those_of_scikit_learn():
