@@ -28,7 +28,7 @@ def gradient(folder: Path, width: int = 12, height: int = 8) -> str:
 
 
 def test_a_picture_is_its_colours_by_place(tmp_path):
-    data = Picture(file=gradient(tmp_path), side=8, frequencies=2, validation=0.0).load(0, CPU)
+    data = OnePicture(file=gradient(tmp_path), side=8, frequencies=2, validation=0.0).load(0, CPU)
     assert data.image == (10,)
     assert (len(data.train), len(data.test)) == (72, 24), "odd rows and odd columns are tested"
     for split in (data.train, data.test):
@@ -47,7 +47,7 @@ def test_places_come_with_sines_and_cosines():
 
 
 def test_the_default_picture_is_a_photograph():
-    data = Picture(side=32).load(0, CPU)
+    data = OnePicture(side=32).load(0, CPU)
     assert len(data.train) + len(data.validation) + len(data.test) == 32 * 48
     assert data.image == (26,)
 
