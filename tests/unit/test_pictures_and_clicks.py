@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss
 
 from helpers.commands import SMALL, one_sentence, run
 from locallearn.data.clicks import Clicks
-from locallearn.data.picture import Picture, encoded
+from locallearn.data.picture import OnePicture, encoded
 
 CPU = torch.device("cpu")
 
