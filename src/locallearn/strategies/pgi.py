@@ -204,7 +204,8 @@ class CausalPGI(Branched):
         if block.last:
             return Packet(h, x.y), task_loss(block, h, x.y)
         level = block.auxiliary["level"]
-        assert isinstance(level, Level) and level.classifier is not None
+        assert isinstance(level, Level)
+        assert level.classifier is not None
         a = level(x.side[0] if x.side else block.auxiliary["stem"](x.h), [self.tap(block, h)])
         loss = self.auxiliary_loss(block, [level.classifier(a)], x.y)
         wanted = block.spec.index < block.spec.depth - 2  # the last block has no level
