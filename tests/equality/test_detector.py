@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import locallearn
 from helpers.commands import run
 from helpers.scenes import SIDE, TASK, batch, folder, net
 from locallearn.auxiliary import Detect, Linear
+from locallearn.data.boxes import Boxes
 from locallearn.engine import SGD, AdamW, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
@@ -216,3 +218,20 @@ def test_four_images_are_learned_by_heart():
     with torch.no_grad():
         numbers = TASK.finish(TASK.rows(model.eval()(x), y))
     assert numbers["ap50"] > 0.95
+
+
+def test_the_probe_draws_what_is_found_beside_what_is_there(root, tmp_path):
+    """The counts of the probe's row are those of the decoded boxes, and the picture is in the page of a report."""
+    options = settings(root, "backprop", probe="detections", out=str(tmp_path), epochs=1, max_steps=2)
+    result = locallearn.train(**options | {"probe.detections.score": 0.001, "probe.detections.images": 3})
+    folder = Path(result.run_dir) / "probes" / "detections"
+    assert [file.name for file in folder.glob("*.png")] == ["detections-00001.png"]
+    last = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()][-1]
+    data = Boxes(root=str(root), size=(SIDE, SIDE)).load(0, torch.device("cpu"))
+    x, y = next(data.evaluation(data.test, 3))
+    with torch.no_grad():
+        found = torch.stack(data.task.decoded(result.model.eval()(x)))  # type: ignore[attr-defined]
+    for k, name in enumerate(data.classes):
+        assert last[f"objects_{name}"] == int((y[..., 0] == k).sum())
+        assert last[f"found_{name}"] == int((found[..., 0] == k).sum())
+    assert sum(last[f"found_{name}"] for name in data.classes) > 0
