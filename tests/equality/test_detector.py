@@ -211,7 +211,7 @@ def test_four_images_are_learned_by_heart():
     images, y = batch(4, seed=1)
     x = images.float()
     model = detector((3, SIDE, SIDE), 2, width=0.25)
-    optim = AdamW(lr=5e-3, schedule="cosine", warmup=0.05)
+    optim = AdamW(lr=1e-2, schedule="cosine", warmup=0.05)
     learner = assemble(model, Backprop(), optim, model.cut(1), Setup(task=TASK, total_steps=200))
     for _ in range(200):
         learner.step(x, y)

@@ -24,9 +24,8 @@ def scenes(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     for image, own in zip(images, boxes, strict=True):
         for k in range(int(torch.randint(1, 3, (), generator=draws))):
             which, side = int(torch.randint(2, (), generator=draws)), int(torch.randint(14, 26, (), generator=draws))
-            x, y = (
-                int(torch.randint(SIDE // 2 * (a == 0 and k) or 1, SIDE - side, (), generator=draws)) for a in (0, 1)
-            )
+            x = SIDE // 2 * k + int(torch.randint(SIDE // 2 - side, (), generator=draws))  # one in each half
+            y = int(torch.randint(SIDE - side, (), generator=draws))
             image[:, y : y + side, x : x + side] = (0, 255)[which]
             own[k] = torch.tensor([which, x, y, x + side, y + side])
     return images, boxes
