@@ -296,6 +296,8 @@ def test_standard_and_symmetric() -> None:
     images = torch.tensor([0, 255]).to(torch.uint8).view(2, 1, 1, 1).expand(2, 1, 4, 4)
     data = given(images, validation=0.0, normalise="symmetric")
     assert [x.unique().tolist() for x, _ in data.evaluation(data.train, 1)] == [[-1.0], [1.0]]
+    data = given(images, validation=0.0, normalise="unit")
+    assert [x.unique().tolist() for x, _ in data.evaluation(data.train, 1)] == [[0.0], [1.0]]
     flat = given(numbered(4) * 0 + 7, validation=0.0)  # a constant channel must not divide by zero
     assert all(x.abs().max() < 1e-6 for x, _ in flat.batches(0, 2))
 

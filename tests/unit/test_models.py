@@ -138,6 +138,38 @@ def test_mlp_of_several_widths():
     ]  # fmt: skip
 
 
+def test_mlp_without_biases():
+    model = mlp((1, 4, 4), 3, width=8, depth=2, batch_norm=False, bias=False, activation="elu")
+    assert [tuple(p.shape) for p in model.parameters()] == [(8, 16), (8, 8), (3, 8)]
+    x = torch.randn(2, 1, 4, 4)
+    h = x.flatten(1)
+    for weight in list(model.parameters())[:2]:
+        h = h @ weight.T
+        h = torch.where(h > 0, h, h.exp() - 1)
+    torch.testing.assert_close(model(x), h @ list(model.parameters())[2].T)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_weights_begin_as_papers_say(name):
+    """The deviation of 784 x 256 or 400 x 120 weights, in closed form; biases at zero."""
+    options = {"width": 256, "batch_norm": False} if name == "mlp" else {}
+    stds = {
+        "xavier": lambda n, m: (2 / (n + m)) ** 0.5,
+        "he": lambda n, m: (2 / n) ** 0.5,
+        "fan_out": lambda n, m: m**-0.5,
+    }
+    for init, std in stds.items():
+        model = build(name, (1, 28, 28), init=init, **options)
+        weight = model.units[0 if name == "mlp" else 2][-2].weight
+        assert weight.std().item() == pytest.approx(std(weight.shape[1], weight.shape[0]), rel=0.03), init
+        assert all(not p.any() for p in model.parameters() if p.dim() == 1)
+    weight = build(name, (1, 28, 28), init="orthogonal", **options).units[0 if name == "mlp" else 2][-2].weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), atol=1e-5, rtol=0)
+    default, zero = build("mlp", (12,)), build("mlp", (12,), init="xavier", zero_head=True)
+    assert not zero.head.weight.any()
+    assert default.begin is None
+
+
 def test_mlp_reads_vectors():
     assert build("mlp", (12,))(torch.randn(2, 12)).shape == (2, 10)
 

@@ -14,6 +14,7 @@ from locallearn.auxiliary.networks import (
     Projector,
     pooled,
 )
+from locallearn.auxiliary.transformer import Transformer
 from locallearn.auxiliary.units import AugLocal, like
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MLPSpatialReduction",
     "MeanOverSteps",
     "Projector",
+    "Transformer",
     "like",
     "pooled",
 ]

@@ -134,6 +134,11 @@ class Data:
         """The inputs that a black and a white pixel become, one number per channel each; None for other samples."""
         return None if self.normaliser is None else self.normaliser.pixels
 
+    @property
+    def own_validation(self) -> bool:
+        """Whether the validation part is the set's own, and none of the training part."""
+        return self.validation.store is not self.train.store
+
     def keep_labels(self, count: int) -> None:
         """Take away all but `count` labels of the training samples, class by class; see `balanced`. Raises UserError
         for fewer than one of each class, and for more than there are."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from locallearn.data.store import Store
 from locallearn.errors import UserError
 
-NORMALISATIONS = ("standard", "symmetric", "imagenet")
+NORMALISATIONS = ("standard", "unit", "symmetric", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Normalisation:
 
 IMAGENET = Normalisation([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 """What the published weights of torchvision, and most of timm's, were trained with."""
+FIXED = {"unit": (0.0, 1.0), "symmetric": (0.5, 0.5)}
+"""Mean and deviation, on the scale of 0 to 1, that put pixels into [0, 1] and [-1, 1]."""
 
 
 class Normaliser:
@@ -39,6 +41,12 @@ class Normaliser:
     def of(cls, normalisation: Normalisation, device: torch.device) -> Normaliser:
         mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (normalisation.mean, normalisation.std))
         return cls(mean, std, device)
+
+    @classmethod
+    def fixed(cls, name: str, channels: int, device: torch.device) -> Normaliser:
+        """That of a name in `FIXED`."""
+        mean, std = FIXED[name]
+        return cls.of(Normalisation([mean] * channels, [std] * channels), device)
 
     @property
     def normalisation(self) -> Normalisation:
@@ -98,9 +106,8 @@ def normaliser(
         return Normaliser.of(of_model, device)
     if kind == "imagenet":
         if channels != 3:
-            raise UserError(f"data.normalise={kind}: must be standard or symmetric for {channels} channels")
+            raise UserError(f"data.normalise={kind}: must be standard, unit or symmetric for {channels} channels")
         return Normaliser.of(IMAGENET, device)
-    if kind == "symmetric":
-        half = torch.full((channels,), 0.5, dtype=torch.float64)
-        return Normaliser(half, half, device)
+    if kind in FIXED:
+        return Normaliser.fixed(kind, channels, device)
     return Normaliser(*moments(store, index, measured), device)

@@ -121,8 +121,9 @@ class DataSource(Source):
     label_noise  share of the training labels drawn again, uniformly over all classes; validation and test stay clean
     smoothing    see `Classification`
     class_weights  of the classes in the training loss: a number for each, or `balanced`, N / (classes N_c)
-    normalise    standard (per channel, mean 0 and deviation 1 over the training split), symmetric ([-1, 1]) or
-                 imagenet (the published mean and deviation of ImageNet, which pretrained weights expect)
+    normalise    standard (per channel, mean 0 and deviation 1 over the training split), unit ([0, 1]),
+                 symmetric ([-1, 1]) or imagenet (the published mean and deviation of ImageNet, which pretrained weights
+                 expect)
     crop, flip, cutout   see `Augment`
     resized_crop, policy, jitter, blur   see `Distortion`
     mixup, cutmix   see `Mixing`

@@ -28,6 +28,7 @@ class Objective(Options, ABC):
     tasks   what it can serve (`Task.asks`); None: any task
     needs   what it does, in words, where it does not serve every task, as in "attracts samples of one label"
     reads_auxiliary  whether the loss has the chosen auxiliary network between a block's output and itself
+    builds  whether it has modules of its own
     taught  whether it learns from a teacher, a field that is filled for it, and teaches the model's own head the same
     """
 
@@ -37,6 +38,7 @@ class Objective(Options, ABC):
     tasks: ClassVar[frozenset[str] | None] = frozenset({CLASSIFICATION})
     needs: ClassVar[str] = "reads class labels"
     reads_auxiliary: ClassVar[bool] = True
+    builds: ClassVar[bool] = True
     taught: ClassVar[bool] = False
 
     @property
