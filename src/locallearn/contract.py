@@ -79,6 +79,11 @@ class BlockSpec(NamedTuple):
     def last(self) -> bool:
         return self.index == self.depth - 1
 
+    @property
+    def maps(self) -> tuple[Size, ...]:
+        """The sizes of what the block's output is packed of, the newest last; often one."""
+        return self.levels[self.index] if self.levels else (self.emits,)
+
 
 class Block(Protocol):
     """A run of units, the auxiliary modules that train it, and the optimizers that own exactly these."""
@@ -151,6 +156,7 @@ class Strategy(Options, ABC):
     repeats   whether a block updates its weights several times in a batch, which then cannot be divided
     exact     whether messages must arrive with all their bits, as where two blocks hold copies of one state
     multiplies  whether `begin` or `look` makes several rows of a sample, which a graph does not allow
+    boxes     whether it can serve answers that are boxes, and blocks that hand on packed pyramids
     ships     names of auxiliary modules without which it cannot answer: they are exported with the model
 
     For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way,
@@ -166,6 +172,7 @@ class Strategy(Options, ABC):
     repeats: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
+    boxes: ClassVar[bool] = True
     ships: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
