@@ -155,6 +155,8 @@ class Strategy(Options, ABC):
               take their steps, too, where else those at the bottom only compute
     repeats   whether a block updates its weights several times in a batch, which then cannot be divided
     exact     whether messages must arrive with all their bits, as where two blocks hold copies of one state
+    priced    whether a block passes back once through each forward pass of its units, and the gradient of its
+              parameters is all that comes of it: then units may charge for what passes them (`bottleneck=`)
     multiplies  whether `begin` or `look` makes several rows of a sample, which a graph does not allow
     boxes     whether it can serve answers that are boxes, and blocks that hand on packed pyramids
     ships     names of auxiliary modules without which it cannot answer: they are exported with the model
@@ -171,6 +173,7 @@ class Strategy(Options, ABC):
     carries: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    priced: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
     boxes: ClassVar[bool] = True
     ships: ClassVar[frozenset[str]] = frozenset()

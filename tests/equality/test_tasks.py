@@ -34,7 +34,17 @@ from locallearn.strategies.dfa import DFA
 from locallearn.strategies.greedy import DGL
 from locallearn.strategies.overlapping import Overlapping
 from locallearn.task import CLASSIFICATION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS
-from locallearn.tasks import TASKS, Classification, Detection, Multilabel, Regression, Segmentation, Task, Tokens, tokens
+from locallearn.tasks import (
+    TASKS,
+    Classification,
+    Detection,
+    Multilabel,
+    Regression,
+    Segmentation,
+    Task,
+    Tokens,
+    tokens,
+)
 
 B, C, T, SIDE = 6, 5, 7, 8
 
