@@ -55,8 +55,7 @@ class BlockSpec(NamedTuple):
     reversible  of every block of the model, from the input upward, whether it has units whose input can be computed
                 from their output: modules that are `reversible`, as `models.coupling.Reversible`
     above   the units of all blocks above, in order
-    levels  of every block the sizes of the maps that its output is packed of, the newest last; that of the output alone
-            where nothing is packed (`models.pyramid.Pyramid`)
+    levels  of every block the sizes of the maps that its output is packed of, the newest last (`models.pyramid`)
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
