@@ -55,6 +55,7 @@ class BlockSpec(NamedTuple):
     reversible  of every block of the model, from the input upward, whether it has units whose input can be computed
                 from their output: modules that are `reversible`, as `models.coupling.Reversible`
     above   the units of all blocks above, in order
+    levels  of every block the sizes of the maps that its output is packed of, the newest last (`models.pyramid`)
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -71,10 +72,16 @@ class BlockSpec(NamedTuple):
     vocabulary: int | None = None
     reversible: tuple[bool, ...] = ()
     above: tuple[Unit, ...] = ()
+    levels: tuple[tuple[Size, ...], ...] = ()
 
     @property
     def last(self) -> bool:
         return self.index == self.depth - 1
+
+    @property
+    def maps(self) -> tuple[Size, ...]:
+        """The sizes of what the block's output is packed of, the newest last; often one."""
+        return self.levels[self.index] if self.levels else (self.emits,)
 
 
 class Block(Protocol):
@@ -150,6 +157,7 @@ class Strategy(Options, ABC):
     priced    whether a block passes back once through each forward pass of its units, and the gradient of its
               parameters is all that comes of it: then units may charge for what passes them (`bottleneck=`)
     multiplies  whether `begin` or `look` makes several rows of a sample, which a graph does not allow
+    boxes     whether it can serve answers that are boxes, and blocks that hand on packed pyramids
     ships     names of auxiliary modules without which it cannot answer: they are exported with the model
 
     For most strategies the plain model answers; `look`, `through` and `predict` say where one does it in another way,
@@ -166,6 +174,7 @@ class Strategy(Options, ABC):
     exact: ClassVar[bool] = False
     priced: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
+    boxes: ClassVar[bool] = True
     ships: ClassVar[frozenset[str]] = frozenset()
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:

@@ -232,7 +232,7 @@ WORDS = {
     "last": ["joint", "local"],
     "taps": ["gradient", "detached", "local"],
     "task": ["cross_entropy", "supcon"],
-    "normalise": ["standard", "symmetric", "imagenet"],
+    "normalise": ["standard", "unit", "symmetric", "imagenet"],
     "policy": ["rand", "trivial"],
     "deficit": ["blur", "flip", "permutation", "noise"],
     "deficit_until": ["0", "1", "5"],

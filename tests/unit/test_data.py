@@ -79,7 +79,8 @@ def test_yaml_says_what_the_class_says(path: Path) -> None:
     config = OmegaConf.to_container(OmegaConf.load(path))
     module, name = config.pop("_target_").rsplit(".", 1)
     target = getattr(importlib.import_module(module), name)
-    assert config == {field.name: field.default for field in dataclasses.fields(target)}
+    defaults = {field.name: field.default for field in dataclasses.fields(target)}
+    assert config == {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
     assert target.name == path.stem
     first, second = path.read_text().splitlines()[:2]
     assert first.startswith("# ")
@@ -295,6 +296,8 @@ def test_standard_and_symmetric() -> None:
     images = torch.tensor([0, 255]).to(torch.uint8).view(2, 1, 1, 1).expand(2, 1, 4, 4)
     data = given(images, validation=0.0, normalise="symmetric")
     assert [x.unique().tolist() for x, _ in data.evaluation(data.train, 1)] == [[-1.0], [1.0]]
+    data = given(images, validation=0.0, normalise="unit")
+    assert [x.unique().tolist() for x, _ in data.evaluation(data.train, 1)] == [[0.0], [1.0]]
     flat = given(numbered(4) * 0 + 7, validation=0.0)  # a constant channel must not divide by zero
     assert all(x.abs().max() < 1e-6 for x, _ in flat.batches(0, 2))
 

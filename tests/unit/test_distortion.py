@@ -133,7 +133,10 @@ def test_draws_depend_on_seed_epoch_and_place_alone(root):
         (lambda: Vectors(policy="rand", blur=0.1), "data=vectors has no pixels: data.policy and data.blur must be off"),
         (lambda: Synthetic(channels=2, jitter=1.0), "data=synthetic has 2 channels, no colours: "),
         (lambda: Synthetic(size=2, blur=0.5), "data.blur=0.5: must be 0 for images of 2 pixels"),
-        (lambda: Digits(normalise="imagenet"), "data.normalise=imagenet: must be standard or symmetric for 1 channels"),
+        (
+            lambda: Digits(normalise="imagenet"),
+            "data.normalise=imagenet: must be standard, unit or symmetric for 1 channels",
+        ),
         (lambda: Digits(policy="auto"), "data.policy=auto: must be rand, trivial or null"),
         (
             lambda: DigitInk(policy="rand"),

@@ -69,6 +69,7 @@ def test_the_zoo_is_complete():
         "gelan",
         "cspnet",
         "revnet",
+        "vit",
         "torchvision",
         "timm",
     }
@@ -121,6 +122,10 @@ def test_every_unit_can_learn(model):
 def test_zoo_reads_images_of_other_sizes(name, image):
     if name == "lenet" and min(image[1:]) < 12:
         return
+    if name == "vit" and image[1] % 4:
+        with pytest.raises(UserError, match=r"model\.patch=4 does not divide the sides of the images, 17x30"):
+            build(name, image)
+        return
     model = build(name, image, classes=7)
     assert model(torch.randn(2, *image)).shape == (2, 7)
 
@@ -136,6 +141,38 @@ def test_mlp_of_several_widths():
     assert [tuple(p.shape) for p in model.parameters() if p.dim() == 2] == [
         (10, 12), (7, 10), (5, 7), (4, 5), (3, 4), (2, 3)
     ]  # fmt: skip
+
+
+def test_mlp_without_biases():
+    model = mlp((1, 4, 4), 3, width=8, depth=2, batch_norm=False, bias=False, activation="elu")
+    assert [tuple(p.shape) for p in model.parameters()] == [(8, 16), (8, 8), (3, 8)]
+    x = torch.randn(2, 1, 4, 4)
+    h = x.flatten(1)
+    for weight in list(model.parameters())[:2]:
+        h = h @ weight.T
+        h = torch.where(h > 0, h, h.exp() - 1)
+    torch.testing.assert_close(model(x), h @ list(model.parameters())[2].T)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_weights_begin_as_papers_say(name):
+    """The deviation of 784 x 256 or 400 x 120 weights, in closed form; biases at zero."""
+    options = {"width": 256, "batch_norm": False} if name == "mlp" else {}
+    stds = {
+        "xavier": lambda n, m: (2 / (n + m)) ** 0.5,
+        "he": lambda n, m: (2 / n) ** 0.5,
+        "fan_out": lambda n, m: m**-0.5,
+    }
+    for init, std in stds.items():
+        model = build(name, (1, 28, 28), init=init, **options)
+        weight = model.units[0 if name == "mlp" else 2][-2].weight
+        assert weight.std().item() == pytest.approx(std(weight.shape[1], weight.shape[0]), rel=0.03), init
+        assert all(not p.any() for p in model.parameters() if p.dim() == 1)
+    weight = build(name, (1, 28, 28), init="orthogonal", **options).units[0 if name == "mlp" else 2][-2].weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), atol=1e-5, rtol=0)
+    default, zero = build("mlp", (12,)), build("mlp", (12,), init="xavier", zero_head=True)
+    assert not zero.head.weight.any()
+    assert default.begin is None
 
 
 def test_mlp_reads_vectors():

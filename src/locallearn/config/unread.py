@@ -80,7 +80,7 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
         yield Unread("channels_last", "data=NAME of images")
     if data is not None and data.pixels is None:
         yield Unread("data.normalise", "data=NAME of images")
-    if data is not None and data.validation.store is not data.train.store:
+    if data is not None and data.own_validation:
         yield Unread("data.validation", "data=NAME without a validation part of its own")
     if data is not None and data.graph is not None:
         yield Unread("batch_size", "data=NAME that is no graph")

@@ -7,12 +7,14 @@ items.py        samples of sets that are given from Python;  listed.py  what the
 asked.py        what such sets ask for
 scan.py         what a folder of images holds
 fingerprint.py  whether a set is still the one that a run was trained on
+spelling.py     from text to tokens and back
 split.py        the seeded draws of validation, fraction and label noise, and the checks of labels
 augment.py      what is done to training images;  normalise.py  pixels to float32
 files.py        checksums of files that the user brings
 doctor.py       a report on a set before it is trained on
 digits.py  vision.py  benchmarks.py  folder.py  synthetic.py  tishby.py  names.py  cora.py  diabetes.py  text.py
-                the sets
+picture.py  clicks.py  boxes.py
+                the sets; pascal_voc.py the files of those with boxes
 objects.py      those that are given from Python
 """
 

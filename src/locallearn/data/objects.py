@@ -25,7 +25,7 @@ from locallearn.data.augment import Augment
 from locallearn.data.dataset import Data, Split
 from locallearn.data.items import Items, Passes, drawing, reading
 from locallearn.data.listed import class_names, label_column, labels_of, labels_read, name_of
-from locallearn.data.normalise import Normalisation, Normaliser
+from locallearn.data.normalise import FIXED, Normalisation, Normaliser
 from locallearn.data.passed import PassedData
 from locallearn.data.source import PIXELS, DataSource, Raw, RawSplit, whole
 from locallearn.data.store import Memory, Store, check_samples
@@ -121,13 +121,12 @@ class ObjectSource(DataSource):
         splits = (train, validation or test.at(torch.arange(0)), test)
         normaliser = Normaliser.of(normalisation, device) if normalisation else None
         if store.dtype == torch.uint8 and normaliser is None:
-            if self.normalise != "symmetric":
+            if self.normalise not in FIXED:
                 raise UserError(
                     f"{store.name} gives pixels, whose mean nobody knows before they are read: give floats, or choose "
-                    "data.normalise=symmetric"
+                    "data.normalise=symmetric or unit"
                 )
-            half = torch.full((store.image[0],), 0.5, dtype=torch.float64)
-            normaliser = Normaliser(half, half, device)
+            normaliser = Normaliser.fixed(self.normalise, store.image[0], device)
         data = PassedData(self.name, self._classes(rest.values()), splits, seed, Augment(), normaliser, task=task)
         describe_inputs(data)
         return data

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from locallearn.errors import UserError
 from locallearn.models.base import Size
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "hard_tanh": nn.Hardtanh,
+}
 POOL = "P"
+INITS: dict[str, Callable[[Tensor], Any]] = {
+    "orthogonal": nn.init.orthogonal_,
+    "xavier": nn.init.xavier_uniform_,
+    "he": partial(nn.init.kaiming_uniform_, nonlinearity="relu"),
+    "fan_out": lambda weight: nn.init.normal_(weight, std=weight.shape[0] ** -0.5),
+}
+"""How papers begin the weights of linear layers and convolutions; their biases begin at zero."""
+
+
+class MeanOverSteps(nn.Module):
+    """Sequences [B, T, D] -> [B, D]. Flattening them instead would give a head T times as wide."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.mean(dim=1)
 
 
 def activation(name: str) -> nn.Module:
@@ -73,12 +96,12 @@ def max_pool(sides: Sequence[int]) -> tuple[list[nn.Module], list[int]]:
 
 
 def dense_unit(
-    inputs: int, width: int, *, act: str = "relu", batch_norm: bool = False, dropout: float = 0.0
+    inputs: int, width: int, *, act: str = "relu", batch_norm: bool = False, dropout: float = 0.0, bias: bool = True
 ) -> nn.Sequential:
     """[B, ...] -> [B, width]: dropout if asked for, flatten, linear, BN if asked for, activation."""
     first = [nn.Dropout(dropout)] if dropout else []
     norm = [nn.BatchNorm1d(width)] if batch_norm else []
-    return nn.Sequential(*first, nn.Flatten(), nn.Linear(inputs, width), *norm, activation(act))
+    return nn.Sequential(*first, nn.Flatten(), nn.Linear(inputs, width, bias), *norm, activation(act))
 
 
 def begin_rectified(modules: Iterable[nn.Module]) -> None:
@@ -95,6 +118,19 @@ def begin_rectified(modules: Iterable[nn.Module]) -> None:
                     nn.init.zeros_(layer.bias)
 
 
+def begin_as(init: str) -> Callable[[Iterable[nn.Module]], None]:
+    """What draws the weights of modules as a name of `INITS` says, with zero biases."""
+
+    def begin(modules: Iterable[nn.Module]) -> None:
+        for layer in (layer for module in modules for layer in module.modules()):
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                INITS[init](layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    return begin
+
+
 def begin_residual(modules: Iterable[nn.Module]) -> None:
     """Draw the weights of convolutions as He et al., 2016, do."""
     for module in modules:
@@ -108,9 +144,9 @@ def pooled_head(channels: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
-def linear_head(inputs: int, classes: int, dropout: float, zero: bool) -> nn.Module:
+def linear_head(inputs: int, classes: int, dropout: float, zero: bool, bias: bool = True) -> nn.Module:
     """[B, inputs] -> [B, classes]: dropout and one linear layer, whose weight starts at zero if `zero`."""
-    linear = nn.Linear(inputs, classes)
+    linear = nn.Linear(inputs, classes, bias)
     if zero:
         nn.init.zeros_(linear.weight)
     return nn.Sequential(nn.Dropout(dropout), linear) if dropout else linear

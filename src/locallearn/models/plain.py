@@ -25,30 +25,50 @@ def mlp(
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     activation: Annotated[str, OneOf(layers.ACTIVATIONS)] = "relu",
     zero_head: bool = False,
+    bias: bool = True,
+    init: Annotated[str, OneOf(tuple(layers.INITS))] | None = None,
 ) -> BlockModel:
     """`depth` hidden layers linear-BN-activation-dropout for inputs of any shape, and a linear head. A list of widths,
     one per hidden layer, says the depth as well.
 
     The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals". As there,
     a local loss reads a layer before its dropout, which therefore is the first thing in the next unit or in the head;
-    and with local losses the head's weight starts at zero there (`zero_head`).
+    and with local losses the head's weight starts at zero there (`zero_head`). Many papers on target propagation and
+    its kin leave out every bias (`bias=false`), or begin the weights in a way of their own (`init`).
     """
     widths = [width] * depth if isinstance(width, int) else width
     sizes = [prod(image), *widths]
     units = {
-        f"fc{i + 1}": layers.dense_unit(n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0)
+        f"fc{i + 1}": layers.dense_unit(
+            n, m, act=activation, batch_norm=batch_norm, dropout=dropout if i else 0.0, bias=bias
+        )
         for i, (n, m) in enumerate(pairwise(sizes))
     }
-    head = layers.linear_head(widths[-1], classes, dropout, zero_head)
-    return BlockModel(units, head, image=image, classes=classes, name="mlp")
+    head = layers.linear_head(widths[-1], classes, dropout, zero_head, bias)
+    model = BlockModel(units, head, image=image, classes=classes, name="mlp")
+    return begun(model, init, zero_head)
+
+
+def begun(model: BlockModel, init: str | None, zero_head: bool = False) -> BlockModel:
+    """The model with its weights drawn as `init` says, but for a head that starts at zero; None leaves all as it is."""
+    if init is not None:
+        model.begin = layers.begin_as(init)
+        model.begin([*model.units, *([] if zero_head else [model.head])])
+    return model
 
 
 @within_ranges("model")
-def lenet(image: Size, classes: int, *, activation: Annotated[str, OneOf(layers.ACTIVATIONS)] = "relu") -> BlockModel:
+def lenet(
+    image: Size,
+    classes: int,
+    *,
+    activation: Annotated[str, OneOf(layers.ACTIVATIONS)] = "relu",
+    init: Annotated[str, OneOf(tuple(layers.INITS))] | None = None,
+) -> BlockModel:
     """LeNet-5 (LeCun et al., 1998) as it is used today: max-pooling, ReLU, a linear head. 61,706 parameters on MNIST.
 
     The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5. With rectifiers
-    the hidden layers begin as He et al., 2015, say, with tanh as PyTorch's layers do.
+    the hidden layers begin as He et al., 2015, say, with tanh as PyTorch's layers do; `init` says otherwise.
     """
     channels, height, width = layers.check_image(image, "lenet", smallest=12)
     padding = 0 if min(height, width) >= 32 else 2
@@ -64,7 +84,7 @@ def lenet(image: Size, classes: int, *, activation: Annotated[str, OneOf(layers.
     head = nn.Linear(84, classes)
     model = BlockModel(units, head, image=image, classes=classes, name="lenet")
     model.begin = layers.begin_rectified if activation != "tanh" else None
-    return model
+    return begun(model, init)
 
 
 def _lenet_conv(inputs: int, outputs: int, padding: int, act: str) -> nn.Sequential:

@@ -14,7 +14,7 @@ from locallearn.auxiliary import Auxiliary
 from locallearn.contract import Block, BlockSpec, Packet, Size, task_loss
 from locallearn.errors import UserError
 from locallearn.options import Options
-from locallearn.task import CLASSIFICATION, POSITION
+from locallearn.task import BOXES, CLASSIFICATION, POSITION
 
 ObjectiveModules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 LossAndLogits: TypeAlias = tuple[Tensor, Tensor | None]
@@ -97,8 +97,10 @@ class Objective(Options, ABC):
 
 
 def head(spec: BlockSpec, auxiliary: Auxiliary, size: Size | None = None) -> nn.Module:
-    """The auxiliary network that answers what the task asks, once for each sample or at each position, from what the
+    """The auxiliary network that answers what the task asks, for each sample or position or with boxes, from what the
     block emits or from features of another `size`. Raises UserError where there is none."""
+    if spec.task.form == BOXES:
+        return auxiliary.build_boxes(spec.image, (size,) if size else spec.levels[spec.index], spec.classes)
     if spec.task.form == POSITION:
         return auxiliary.build_dense(size or spec.emits, spec.classes)
     return (

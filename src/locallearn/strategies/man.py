@@ -70,6 +70,7 @@ class MAN(DGL):
     scaled: bool = False
     every: Annotated[int, Ge(1)] = 1
     lag: Annotated[int, Ge(0)] = 1
+    boxes: ClassVar[bool] = False
     priced: ClassVar[bool] = False
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:

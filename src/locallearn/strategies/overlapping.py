@@ -130,6 +130,7 @@ class HPFF(DGL):
     weight: Annotated[float, Interval(ge=0, le=1)] = 0.001
     priced: ClassVar[bool] = False
     route: ClassVar[Route] = Route.NEIGHBOR
+    boxes: ClassVar[bool] = False
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         if not spec.index and not spec.last:

@@ -19,18 +19,20 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Ge, Gt
 
 from locallearn.config.compose import choices, explained, header, multirun
 from locallearn.errors import UserError, unknown
 from locallearn.names import TEST_ACCURACY
 from locallearn.options import checked
+from locallearn.studies.verdict import Reference
 
-UNITS = {"percent": 100.0, "GB": 1e-9, "GiB": 2.0**-30, "MiB": 2.0**-20, "": 1.0}
+UNITS = {"percent": 100.0, "GB": 1e-9, "GiB": 2.0**-30, "MiB": 2.0**-20, "nats": 1.0, "": 1.0}
 ACCURACY = f"{TEST_ACCURACY} in percent"
-SHARED = ("common", "seeds", "metric", "readout", "choose")
+SHARED = ("common", "seeds", "metric", "readout", "choose", "choose_seeds", "verdict", "margin")
 """What may stand above the parts of a study and holds for each."""
 
 
@@ -39,25 +41,44 @@ class Row:
     """One line of a table.
 
     settings   words of a command line, beside those that all rows share
-    published  the number of a paper, in the unit of the table
+    published  the number of a paper, in the unit of the table, or those of each of its runs
+    deviation  the published sample deviation, and `runs` of how many; None where nobody says
     source     where that number is from
     differs    what is not as in the paper
+    cause      why the number is another one, where that is known
+    choose     values of settings, of which the row has the best by validation; None: those of the part
     """
 
     settings: str = ""
-    published: float | None = None
+    published: float | list[float] | None = None
+    deviation: float | None = None
+    runs: int | None = None
     source: str = ""
     differs: str = ""
+    cause: str = ""
+    choose: dict[str, list[Any]] | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.reference  # raises UserError where what is published does not fit together
+
+    @property
+    def reference(self) -> Reference | None:
+        """What was published."""
+        return None if self.published is None else Reference.of(self.published, self.deviation, self.runs)
 
 
 @dataclass(frozen=True)
 class Part:
     """One table.
 
-    metric   a number of summary.json, and its unit: percent, GB, GiB or MiB
+    metric   a number of summary.json, and its unit: percent, GB, GiB, MiB or nats
     control  the row from which the others' differences are taken, seed by seed
     readout  also fit a linear classifier to the frozen features of every run
     choose   values of settings, of which each row has those that are best by validation, in the mean
+    choose_seeds  with how many of the seeds they are tried; the others follow with the best alone; 0: with all
+    verdict  judge each row against what was published, see `verdict`
+    margin   what a verdict of "reproduced" must at least be as sharp as, in the unit of the metric; None: by the size
+             of the test set, for shares in percent
     """
 
     rows: dict[str, Row]
@@ -69,6 +90,9 @@ class Part:
     control: str | None = None
     readout: bool = False
     choose: dict[str, list[Any]] = field(default_factory=dict)
+    choose_seeds: Annotated[int, Ge(0)] = 0
+    verdict: bool = False
+    margin: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
         if not self.rows or not self.seeds:
@@ -77,6 +101,10 @@ class Part:
             raise unknown("control", self.control, self.rows)
         if self.unit not in UNITS:
             raise unknown("unit of metric", self.unit, UNITS)
+        if self.verdict and self.margin is None and self.unit != "percent":
+            raise UserError(
+                f"{self.title or 'the study'}: a verdict on {self.metric} needs a margin, as in margin: 0.05"
+            )
 
     @property
     def number(self) -> str:
@@ -89,9 +117,19 @@ class Part:
 
     def candidates(self, row: str) -> Iterator[list[str]]:
         """The settings between which a row chooses; most have no choice."""
-        own = shlex.split(f"{self.common} {self.rows[row].settings}")
-        for values in itertools.product(*self.choose.values()):
-            yield [*own, *(f"{key}={value}" for key, value in zip(self.choose, values, strict=True))]
+        own, choices = shlex.split(f"{self.common} {self.rows[row].settings}"), self.choices(row)
+        for values in itertools.product(*choices.values()):
+            yield [*own, *(f"{key}={value}" for key, value in zip(choices, values, strict=True))]
+
+    def choices(self, row: str) -> dict[str, list[Any]]:
+        """The settings that a row chooses, with their values."""
+        own = self.rows[row].choose
+        return self.choose if own is None else own
+
+    def trials(self, row: str) -> list[int]:
+        """The seeds with which a row tries its candidates."""
+        chooses = any(len(values) > 1 for values in self.choices(row).values())
+        return self.seeds[: self.choose_seeds or None] if chooses else self.seeds
 
 
 @dataclass(frozen=True)

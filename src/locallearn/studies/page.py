@@ -19,6 +19,7 @@ from locallearn.figures import save
 from locallearn.names import in_words
 from locallearn.studies.analysis import Analysis, spread, table
 from locallearn.studies.definition import Study
+from locallearn.studies.verdict import DIFFERS
 
 QUICK = "**The quick form, to see that the study works: its numbers mean nothing.**"
 
@@ -99,7 +100,9 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
         "chosen": [" ".join(f"{key}={value}" for key, value in row["chosen"].items()) for row in rows],
         head.replace("percent", "%"): [_spread(row["values"], seeds) for row in rows],
         "linear read-out": [_spread(row["linear"], seeds) for row in rows],
-        "published": ["" if row["published"] is None else f"{row['published']:.2f}" for row in rows],
+        "published": [shown_published(row) for row in rows],
+        "difference [95 %]": [shown_difference(row["verdict"]) if "verdict" in row else "" for row in rows],
+        "verdict": [shown_word(row["verdict"]["word"]) if "verdict" in row else "" for row in rows],
         f"less '{control}'": [_spread(row["difference"], seeds) for row in rows],
         "degrees to backprop, by block": [", ".join(f"{a:.0f}" for a in row["angles"]) for row in rows],
         "staleness of what is read, in batches, by block": [
@@ -110,10 +113,38 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
     }
     full = {name: cells for name, cells in columns.items() if any(cells)}
     yield from table(list(full), zip(*full.values(), strict=True))
-    notes = [(row["name"], row["source"], row["differs"]) for row in rows if row["source"] or row["differs"]]
-    yield from [""] * bool(notes)
-    for name, source, differs in notes:
-        yield f"- {name}: " + "; ".join(filter(None, (source, differs and f"not as there: {differs}")))
+    notes = {
+        row["name"]: [
+            row["source"],
+            row["differs"] and f"not as there: {row['differs']}",
+            row.get("cause") and f"cause: {row['cause']}",
+        ]
+        for row in rows
+    }
+    missing = [f"{name} ({count} runs)" for name, count in part.get("missing", {}).items()]
+    told = [f"- {name}: {'; '.join(filter(None, own))}" for name, own in notes.items() if any(own)]
+    told += [f"- not finished: {', '.join(missing)}"] if missing else []
+    yield from ["", *told] if told else []
+
+
+def shown_published(row: dict[str, Any]) -> str:
+    """The published number, with its deviation and the number of runs where they are known."""
+    if row["published"] is None:
+        return ""
+    deviation, runs = row.get("deviation"), row.get("runs")
+    spread = f" ± {deviation:.2f}" if deviation is not None else ""
+    return f"{row['published']:.2f}{spread}" + (f" (n={runs})" if runs else "")
+
+
+def shown_difference(found: dict[str, Any]) -> str:
+    """`-0.12 [-0.20, -0.04]`"""
+    ends = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return f"{found['difference']:+.2f}{ends}"
+
+
+def shown_word(word: str) -> str:
+    """One that asks for an explanation in bold."""
+    return f"**{word}**" if word == DIFFERS else word
 
 
 def _spread(values: list[float], seeds: int) -> str:

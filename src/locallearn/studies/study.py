@@ -6,10 +6,10 @@ import inspect
 import json
 import math
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -18,13 +18,14 @@ from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.config.targets import reach
 from locallearn.errors import UserError, unknown
-from locallearn.names import by_block
+from locallearn.names import by_block, higher_is_better
 from locallearn.report.published import published
 from locallearn.runs.read import Run, read_run
-from locallearn.studies import page
+from locallearn.studies import page, results
 from locallearn.studies.analysis import Analysis, Runs
-from locallearn.studies.definition import UNITS, Part, Study, load
-from locallearn.studies.runner import READOUT, PlannedRun, identity, place, run_all
+from locallearn.studies.definition import UNITS, Part, Row, Study, load
+from locallearn.studies.runner import READOUT, PlannedRun, identity, place, run_all, state_of
+from locallearn.studies.verdict import Reference, resolution_of_share, verdict
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class StudyOptions:
     jobs   how many runs at a time, with one thread each
     quick  only see that it works: the quick form, whose numbers mean nothing
     only   do the runs of the parts whose title contains this, and no others
+    results  where a file goes for every published row that is finished, see `results`; None: nowhere
     config_dirs, allow   the user's own yaml files, and packages that these may name
     """
 
@@ -46,6 +48,7 @@ class StudyOptions:
     jobs: int = 1
     quick: bool = False
     only: str = ""
+    results: Path | None = None
     config_dirs: Sequence[Path] = ()
     allow: Sequence[str] = ()
 
@@ -56,6 +59,28 @@ class RowRuns(NamedTuple):
     part: Part
     row: str
     tasks: list[list[PlannedRun]]
+
+    @property
+    def trials(self) -> list[PlannedRun]:
+        """The runs between which it chooses; all, where there is no choice."""
+        return [task for of_seeds in self.tasks for task in of_seeds[: len(self.part.trials(self.row))]]
+
+    def chosen(self) -> list[PlannedRun]:
+        """One run for each seed, of the settings that are best by validation, in the mean over the trials that are
+        done."""
+
+        def judged(of_seeds: list[PlannedRun]) -> float:
+            own = [task for task in of_seeds[: len(self.part.trials(self.row))] if task.done]
+            return fmean(read_run(task.folder).rank for task in own) if own else math.inf
+
+        return min(self.tasks, key=judged) if len(self.tasks) > 1 else self.tasks[0]
+
+    def wanted(self) -> list[PlannedRun]:
+        """Every run of the row; of a choice, as it stands, and without the trials that fail, as a rate that is too high
+        does."""
+        chosen = self.chosen()
+        tried = [task for task in self.trials if task in chosen or state_of(task.folder) != "failed"]
+        return list({task.folder: task for task in [*tried, *chosen]}.values())
 
 
 def study(name: str, options: StudyOptions) -> int:
@@ -68,26 +93,48 @@ def study(name: str, options: StudyOptions) -> int:
     parts = [part for part in whole.parts if options.only.lower() in part.title.lower()]
     if not parts:
         raise unknown("part", options.only, [part.title for part in whole.parts])
-    folders: dict[str, Path] = {}
-    cells = [
-        RowRuns(part, row, [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)])
-        for part in whole.parts
-        for row in part.rows
-    ]
-    wanted = [task for cell in cells if cell.part in parts for task in chain(*cell.tasks)]
-    failures = run_all(wanted, options.jobs)
-    for file in page.write(_record(whole, options, cells, analysis), options.to, analysis):
-        print(file)
+    cells = _cells(whole, options)
+    started = [cell for cell in cells if cell.part in parts]
+    failures = run_all([task for cell in started for task in cell.trials], options.jobs)
+    failures += run_all([task for cell in started for task in cell.chosen() if task not in cell.trials], options.jobs)
+    _write(whole, options, cells, analysis)
     if failures:
         print("\n".join([f"locallearn: {len(failures)} runs failed:", *failures]), file=sys.stderr)
     return 1 if failures else 0
 
 
-def report(name: str, options: StudyOptions) -> None:
-    """Write the page and the pictures of a study again, from the JSON file that an earlier call has left in `to`."""
-    whole = load(name, config_dirs=options.config_dirs)
-    for file in page.write(page.read(whole, options.to), options.to, _analysis(whole, options.allow)):
-        print(file)
+def report(name: str, options: StudyOptions, collect: bool = False) -> None:
+    """Write the page and the pictures of a study again, from the JSON file that an earlier call has left in `to`; or
+    `collect` what the run folders in `out` have by now, while others may still run."""
+    whole = load(name, options.quick, config_dirs=options.config_dirs)
+    analysis = _analysis(whole, options.allow)
+    if collect:
+        _write(whole, options, _cells(whole, options), analysis)
+    else:
+        print(*page.write(page.read(whole, options.to), options.to, analysis), sep="\n")
+
+
+def _cells(whole: Study, options: StudyOptions) -> list[RowRuns]:
+    folders: dict[str, Path] = {}
+    return [
+        RowRuns(part, row, [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)])
+        for part in whole.parts
+        for row in part.rows
+    ]
+
+
+def _write(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis: Analysis | None) -> None:
+    """Page, numbers and pictures, and a file for each published row that is finished."""
+    record = _record(whole, options, cells, analysis)
+    print(*page.write(record, options.to, analysis), sep="\n")
+    if options.results is None:
+        return
+    for part, kept in zip(whole.parts, record["parts"], strict=True):
+        runs = {cell.row: [read_run(task.folder) for task in cell.chosen()] for cell in cells if cell.part is part}
+        for row in kept["rows"]:
+            if "verdict" in row and row["name"] not in kept["missing"]:
+                content = results.result_of(whole.name, kept, row, runs[row["name"]])
+                print(results.write(options.results, content))
 
 
 def _analysis(whole: Study, allow: Sequence[str]) -> Analysis | None:
@@ -107,10 +154,10 @@ def _tasks(
 ) -> Iterator[PlannedRun]:
     """One run for each seed, with the settings `words`, of which the last are those that are chosen. `folders` has the
     folder of every run by its identity: rows with equal settings share it."""
-    merged = {word.lstrip("+~").partition("=")[0]: word for word in [*words, *whole.quick.split()]}
+    merged = _merged([*words, *whole.quick.split()])
     where = [f"out={options.out}", *([f"allow=[{','.join(options.allow)}]"] if options.allow else [])]
     for seed in part.seeds:
-        overrides = [*merged.values(), f"seed={seed}", "threads=1", *where]
+        overrides = [*merged, f"seed={seed}", "threads=1", *where]
         try:
             config, names = compose(overrides, options.config_dirs)
             exp = experiment(config, names, overrides, options.config_dirs)
@@ -119,29 +166,36 @@ def _tasks(
         if options.data and "root" not in exp.source.unread():  # some sets have no files
             overrides.append(f"data.root={options.data}")
             config["data"]["root"] = str(options.data)
-        own = [row, *words[len(words) - len(part.choose) :], f"seed {seed}"]
+        own = [row, *words[len(words) - len(part.choices(row)) :], f"seed {seed}"]
         title = ", ".join([part.title, *own] if part.title else own)
         folder = folders.setdefault(identity(config), place(str(options.out), own, config))
         yield PlannedRun(title, config, names, overrides, folder, tuple(options.config_dirs), part.readout)
 
 
+def _merged(words: Sequence[str]) -> list[str]:
+    """Words of a command line, of which the last about a setting holds."""
+    return list({word.lstrip("+~").partition("=")[0]: word for word in words}.values())
+
+
 def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis: Analysis | None) -> dict[str, Any]:
     """All that the page says, from the runs that are done."""
-    every = [task for cell in cells for task in chain(*cell.tasks)]
+    every = [task for cell in cells for task in cell.wanted()]
     done = {task.folder: read_run(task.folder) for task in every if task.done}
     parts: list[dict[str, Any]] = []
     by_row: dict[str, list[Run]] = {}
     for part in whole.parts:
-        runs = {cell.row: _chosen(cell, done) for cell in cells if cell.part is part}
+        own_cells = [cell for cell in cells if cell.part is part]
+        runs = {cell.row: [done[task.folder] for task in cell.chosen() if task.folder in done] for cell in own_cells}
         by_row |= {row: own for row, own in runs.items() if row not in by_row}
         kept: dict[str, Any] = {"title": part.title, "text": part.text, "common": part.common, "control": part.control}
         kept |= {"metric": part.number, "unit": part.unit, "seeds": part.seeds}
+        kept["missing"] = {c.row: n for c in own_cells if (n := sum(t.folder not in done for t in c.wanted()))}
         parts.append({**kept, "rows": [_numbers(part, row, runs) for row, own in runs.items() if own]})
     dirs = [f"--config-dir {folder}" for folder in options.config_dirs]
     numbers = None
     if analysis is not None and all(task.folder in done for task in every):
-        known = {name: row for part in whole.parts for name, row in part.rows.items() if row.published is not None}
-        printed = {name: f"{row.published:g} {row.source}".strip() for name, row in known.items()}
+        rows = {name: row for part in whole.parts for name, row in part.rows.items()}
+        printed = {name: f"{row.reference.mean:g} {row.source}".strip() for name, row in rows.items() if row.reference}
         numbers = analysis.measure(Runs(by_row, printed, options.data, options.jobs, options.quick))
     return {
         "study": whole.name,
@@ -158,16 +212,6 @@ def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis:
     }
 
 
-def _chosen(cell: RowRuns, done: Mapping[Path, Run]) -> list[Run]:
-    """The finished runs of a row; of several settings those that are best by validation, in the mean."""
-    runs = [[done[task.folder] for task in of_seeds if task.folder in done] for of_seeds in cell.tasks]
-
-    def judged(own: list[Run]) -> float:
-        return fmean(run.rank for run in own) if own else math.inf
-
-    return min(runs, key=judged)
-
-
 def _numbers(part: Part, row: str, runs: Mapping[str, list[Run]]) -> dict[str, Any]:
     """What the table says of a row."""
     own, about, name, scale = runs[row], part.rows[row], part.number, UNITS[part.unit]
@@ -176,23 +220,36 @@ def _numbers(part: Part, row: str, runs: Mapping[str, list[Run]]) -> dict[str, A
     control = {run.seed: run for run in runs[part.control]} if part.control not in (None, row) else {}
     pairs = [(run.summary[name], control[run.seed].summary[name]) for run in own if run.seed in control]
     readouts = [json.loads((run.path / READOUT).read_text()) for run in own if part.readout]
-    printed = published(own[0])
-    words = f"{about.settings} {part.common}".strip()
+    printed, values = published(own[0]), [scale * run.summary[name] for run in own]
+    reference = Reference(float(printed.value.split()[0])) if printed else about.reference
+    chosen = {key: own[0].config.get(key) for key in part.choices(row)}
+    common = shlex.split(part.common)
+    words = _merged([*common, *shlex.split(about.settings), *(f"{key}={value}" for key, value in chosen.items())])
+    words = [word for word in words if word not in common] + [word for word in words if word in common]
     return {
         "name": row,
-        "command": f"python -m locallearn -m {words} threads=1 seed={','.join(map(str, part.seeds))}",
-        "chosen": {key: own[0].config.get(key) for key in part.choose},
-        "values": [scale * run.summary[name] for run in own],
+        "command": f"python -m locallearn -m {' '.join(words)} threads=1 seed={','.join(map(str, part.seeds))}",
+        "chosen": chosen,
+        "values": values,
         "linear": [100 * readout["linear_accuracy"] for readout in readouts],
-        "published": about.published if printed is None else float(printed.value.split()[0]),
+        "published": reference and reference.mean,
         "source": about.source,
         "differs": about.differs,
+        **(_judged(part, about, reference, own[0], values) if part.verdict and reference else {}),
         "difference": [scale * (ours - theirs) for ours, theirs in pairs],
         "angles": _by_block(own, "update_angle"),
         "staleness": _by_block(own, "staleness"),
         "seconds": fmean(run.summary["seconds"] for run in own),
         "auxiliary_parameters": own[0].summary["auxiliary_parameters"],
     }
+
+
+def _judged(part: Part, about: Row, reference: Reference, run: Run, values: list[float]) -> dict[str, Any]:
+    """What the table says of a row whose part wants verdicts."""
+    margin = part.margin or resolution_of_share(reference.mean, run.manifest["data"]["test"])
+    found = verdict(values, reference, margin, higher_is_better(part.number, run.metrics) is not False)
+    known = {"deviation": reference.deviation, "runs": reference.runs, "cause": about.cause, "margin": margin}
+    return known | {"verdict": asdict(found)}
 
 
 def _by_block(runs: Sequence[Run], name: str) -> list[float]:
