@@ -59,7 +59,7 @@ def measure(bench: Bench, report: Report, subject: str) -> None:
     with Team(bench, 2) as team:
         for name, spec in specs.items():
             team.make(name, **spec)
-            actions[name] = lambda name=name: _segment(team, name)
+            actions[name] = lambda name=name: segment(team, name, name in STREAMS)
         series = bench.run(actions, bench.rounds(), warm=False)
     seconds = {name: [series.median for series in blocks] for name, blocks in apart.items()}
     _judge(bench, report, subject, series, seconds)
@@ -108,10 +108,10 @@ def _steps(bench: Bench, learner: Learner, x: Tensor, y: Tensor) -> Sample:
     return between(start, mark(bench.pids), STEPS // 2)
 
 
-def _segment(team: Team, name: str) -> Sample:
-    """Seconds per batch in the steady state, at the last stage; unconnected: at the slower one. What flushes after each
-    batch has no other state."""
-    fill, steps, tail = (FILL, STEPS, TAIL) if name in STREAMS else (1, STEPS // 2, 0)
+def segment(team: Team, name: str, streams: bool) -> Sample:
+    """Seconds per batch in the steady state, at the last stage; unconnected: at the slower one. What does not stream,
+    but flushes after each batch, has no other state."""
+    fill, steps, tail = (FILL, STEPS, TAIL) if streams else (1, STEPS // 2, 0)
     marks = team.run(name, fill + steps + tail)
     samples = [between(of_rank[fill], of_rank[fill + steps], steps) for of_rank in marks]
     return max(samples) if name == "unconnected" else samples[-1]

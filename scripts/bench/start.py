@@ -58,6 +58,8 @@ def saving(bench: Bench, report: Report) -> None:
             "write, sync": lambda: _written(file, snapshot),
         }
         series = bench.run(variants, bench.rounds(more=6))
+    for of_save in (whole, cpu):
+        del of_save.kept[0]  # to warm up
     size = len(content)
     series |= {"whole": whole, "CPU": cpu}
     took = {name: f"{1e3 * s.median:.0f} ms" if s.median is not None else "?" for name, s in series.items()}

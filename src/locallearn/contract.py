@@ -55,6 +55,8 @@ class BlockSpec(NamedTuple):
     reversible  of every block of the model, from the input upward, whether it has units whose input can be computed
                 from their output: modules that are `reversible`, as `models.coupling.Reversible`
     above   the units of all blocks above, in order
+    levels  of every block the sizes of the maps that its output is packed of, the newest last; that of the output alone
+            where nothing is packed (`models.pyramid.Pyramid`)
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -71,6 +73,7 @@ class BlockSpec(NamedTuple):
     vocabulary: int | None = None
     reversible: tuple[bool, ...] = ()
     above: tuple[Unit, ...] = ()
+    levels: tuple[tuple[Size, ...], ...] = ()
 
     @property
     def last(self) -> bool:

@@ -25,7 +25,8 @@ SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 INTEGERS = (*SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool)
 CLASSIFICATION, MIXED, TOKENS = "classification", "mixed labels", "tokens"
 REGRESSION, MULTILABEL, SEGMENTATION = "regression", "multilabel", "segmentation"
-SAMPLE, POSITION = "sample", "position"
+DETECTION = "detection"
+SAMPLE, POSITION, BOXES = "sample", "position", "boxes"
 
 
 class Task(Options, ABC):
@@ -36,7 +37,8 @@ class Task(Options, ABC):
 
     kind     the name of the task
     wanted   what it asks for, in words, as in "asks for a class for each sample"
-    form     one answer for each `sample` [B, classes], or one for each `position` [B, T, classes] or [B, classes, h, w]
+    form     one answer for each `sample` [B, classes], one for each `position` [B, T, classes] or [B, classes, h, w],
+             or `boxes` [B, positions, ...]
     score    the metric by which a run is judged
     metrics  the name of every metric, and whether more of it is better
     inner    the metrics that are also evaluated at the blocks below the last one

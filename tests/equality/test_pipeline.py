@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,22 +43,28 @@ def finished(request, tmp_path_factory) -> tuple[int, Path]:
     return count, folder
 
 
+@cache
+def serially(name: str, micro_batches: int, staleness: int) -> dict[str, torch.Tensor]:
+    """What the serial run ends with, and its answer: once for all numbers of stages and wires."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    serial = learner_of(name, micro_batches, staleness)
+    train(serial, lowest=True)
+    expected = serial.state() | answer_of(serial)
+    torch.set_num_threads(threads)
+    return expected
+
+
 @pytest.mark.parametrize(
     ("name", "micro_batches", "staleness"), [(name, *setting) for name in STRATEGIES for setting in settings(name)]
 )
 @pytest.mark.fault("R6")
 def test_a_pipeline_ends_as_the_serial_run_and_answers_as_it_does(name, micro_batches, staleness, finished):
     world, folder = finished
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    serial = learner_of(name, micro_batches, staleness)
-    train(serial, lowest=True)
-    answer = answer_of(serial)
-    torch.set_num_threads(threads)
+    expected = serially(name, micro_batches, staleness)
     states = [load_file(folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors") for rank in range(world)]
     joined = {n: t for state in states for n, t in state.items()}
     assert sum(map(len, states)) == len(joined)
-    expected = serial.state() | answer
     assert joined.keys() == expected.keys()
     for n, t in expected.items():
         assert torch.equal(t, joined[n]), n

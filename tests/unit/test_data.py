@@ -79,7 +79,8 @@ def test_yaml_says_what_the_class_says(path: Path) -> None:
     config = OmegaConf.to_container(OmegaConf.load(path))
     module, name = config.pop("_target_").rsplit(".", 1)
     target = getattr(importlib.import_module(module), name)
-    assert config == {field.name: field.default for field in dataclasses.fields(target)}
+    defaults = {field.name: field.default for field in dataclasses.fields(target)}
+    assert config == {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
     assert target.name == path.stem
     first, second = path.read_text().splitlines()[:2]
     assert first.startswith("# ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ import locallearn
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
 from helpers.strategies import make
 from locallearn.analysis.gradient_noise import Moments, gradient_noise, transition
+from locallearn.callbacks import Callback
 from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.engine import Learner
@@ -232,3 +234,61 @@ def test_the_ratio_of_backprop_is_that_of_the_plain_loop():
     plain = gradient_noise(gradients())
     for row in gradient_snr(learner, batches)[:4]:
         assert row["gradient_snr"] == pytest.approx(plain[row["layer"]].snr, rel=1e-9)
+
+
+def test_the_epochs_own_steps_are_those_that_plain_sgd_has_taken(tmp_path):
+    """At a constant rate without momentum the mean gradient of an epoch of n steps is (start - end) / (rate n); numpy
+    has the deviation over the same steps, from the weights that a callback has seen."""
+
+    rate, seen = 0.05, []
+
+    class Weights(Callback):
+        def step(self, run):
+            seen.append([p.detach().double().numpy().copy() for p in run.learner.model.head.parameters()])
+
+    result = locallearn.train(
+        quiet=True, strategy="backprop", model="mlp", data="digits", epochs=2, blocks=2, optim="sgd", out=str(tmp_path),
+        callbacks=Weights(), probe="gradient_snr",
+        **{
+            "model.width": 8, "model.depth": 2, "data.fraction": 0.3, "optim.lr": rate, "optim.momentum": 0.0,
+            "optim.schedule": "constant", "probe.gradient_snr.over": "epoch", "probe.gradient_snr.biases": False,
+        },
+    )  # fmt: skip
+    folder = result.run_dir / "probes/gradient_snr"
+    steps = len(seen) // 2
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row.get("name") == "head" and row["epoch"] == 2]
+    weight = np.stack([before[0] for before in seen[steps - 1 :]])  # before the epoch's first step, and after each
+    gradients = -np.diff(weight, axis=0) / rate
+    assert row["minibatches"] == steps == len(gradients)
+    mean, std = (weight[0] - weight[-1]) / (rate * steps), gradients.std(axis=0)
+    assert row["gradient_mean"] == pytest.approx(np.linalg.norm(mean), rel=1e-4)
+    assert row["gradient_std"] == pytest.approx(np.linalg.norm(std), rel=1e-3)
+    assert row["gradient_mean_over_weights"] == pytest.approx(
+        np.linalg.norm(mean) / np.linalg.norm(weight[-1]), rel=1e-4
+    )
+    assert not [row for row in rows if row["epoch"] == 0], "nothing has been learned yet"
+    assert (folder / "gradient_snr.png").is_file()
+
+
+def test_one_weight_has_the_moments_of_regression():
+    """y = a x + noise with one weight w: the gradient of the mean squared error of B samples has mean -2 E x^2 (a - w)
+    and variance Var(2 x (w x - y)) / B."""
+    a, w, sigma, size = 1.5, 0.25, 0.3, 16
+    g = torch.Generator().manual_seed(0)
+    moments = Moments()
+    for _ in range(4000):
+        x, noise = torch.randn(2, size, generator=g, dtype=torch.float64)
+        moments.add([(2 * x * (w * x - (a * x + sigma * noise))).mean()[None]])
+    found = moments.read()
+    variance = 4 * ((w - a) ** 2 * (3 - 1) + sigma**2)  # of 2 x^2 (w - a) - 2 sigma x n, with E x^4 = 3
+    assert found.mean == pytest.approx(2 * (a - w), rel=0.02)
+    assert found.std == pytest.approx(math.sqrt(variance / size), rel=0.05)
+
+
+def test_what_watches_every_step_is_refused_where_there_are_none(tmp_path):
+    words = ["probe=gradient_snr", "probe.gradient_snr.over=epoch"]
+    with pytest.raises(UserError, match=r"probe\.gradient_snr watches every step .*: choose runtime=serial"):
+        experiment(*compose([*words, "runtime=pipeline"]), [*words, "runtime=pipeline"])
+    with pytest.raises(UserError, match=r"batches=8 is read only with probe\.gradient_snr\.over=fixed"):
+        experiment(*compose([*words, "probe.gradient_snr.batches=8"]), [*words, "probe.gradient_snr.batches=8"])

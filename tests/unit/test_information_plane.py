@@ -10,6 +10,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 import locallearn
+from locallearn.analysis.information import bounds
 from locallearn.data import Data
 from locallearn.engine import Learner
 from locallearn.errors import UserError
@@ -141,3 +142,30 @@ def test_labels_left_out(learner, data, monkeypatch):
     )
     for row in look("mine", InformationPlane(), learner, data, START).rows:
         assert row["samples"] == 40
+
+
+def test_a_variance_for_each_layer(learner, data):
+    """Each layer has the bits that a single variance of that size gives it; scaled by c with its variance by c^2, as
+    many as before (by definition of the noise)."""
+    names = learner.model.names
+    variances = [0.5, 0.02, 0.1, 3.0]
+    singly = [look("mine", InformationPlane(noise_variance=v), learner, data, START).rows for v in variances]
+    for given in (variances, dict(zip(reversed(names), reversed(variances), strict=True))):
+        rows = look("mine", InformationPlane(noise_variance=given), learner, data, START).rows
+        assert [row["noise_variance"] for row in rows] == variances
+        assert [row["i_x_t"] for row in rows] == [singly[k][k]["i_x_t"] for k in range(4)]
+    for wrong in ([0.1] * 3, {"nowhere": 0.1}):
+        with pytest.raises(UserError, match=f"has 4 units: give a number, or one for each of {', '.join(names)}"):
+            look("mine", InformationPlane(noise_variance=wrong), learner, data, START)
+    t = forward(learner, data)[0][1]
+    pair = [bounds(c * t, None, c * c * 0.05)[1].x for c in (1.0, 30.0)]
+    assert pair[0] == pytest.approx(pair[1], abs=1e-9)
+
+
+def test_the_percentile_of_the_distances_is_numpys(learner, data):
+    rows = look("mine", InformationPlane(noise_variance="distances", percentile=0.5, divisor=20), learner, data, START)
+    for t, row in zip(forward(learner, data)[0], rows.rows, strict=True):
+        squared = cdist(t, t, "sqeuclidean")[np.triu_indices(len(t), 1)]
+        expected = np.sort(squared)[round(0.5 * len(squared)) - 1] / 20
+        assert row["noise_variance"] == pytest.approx(expected, rel=1e-5)  # activations of float32
+    assert set(InformationPlane(noise_variance=0.1).unread()) == {"bins", "percentile", "divisor"}

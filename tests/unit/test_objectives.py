@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.distributions import Normal
 from torch.nn import functional as F
 
 from helpers.nets import assert_same, tiny_batches, tiny_learner, tiny_model
@@ -382,6 +383,33 @@ def test_vib_charges_the_nats_of_its_code():
     assert torch.equal(objective.predict(modules, h), logits)
 
 
+def test_bottlenecks_record_their_bits():
+    """Of a run: block/00/bits is the mean over the steps of the KL in bits by torch.distributions, taken from the code
+    that each step has computed; of information dropout the sum of log2(alpha_max / alpha) over the numbers."""
+    for objective, name in ((VIB(features=4), "bits"), (InformationDropout(alpha_max=0.6), "bits_relative")):
+        learner = tiny_learner(DGL(objective=objective, auxiliary=Linear()), tiny_model(), blocks=2, total_steps=3)
+        module = learner.blocks[0].auxiliary["classifier" if name == "bits" else "noise"]
+        inner, expected = module.encoder if name == "bits" else module.layer, []
+
+        def watch(_, args, output, name=name, expected=expected):
+            if name == "bits":
+                mean, log_variance = output.detach().double().chunk(2, dim=1)
+                normal, unit = Normal(mean, (0.5 * log_variance).exp()), Normal(torch.zeros(4).double(), 1.0)
+                expected.append(torch.distributions.kl_divergence(normal, unit).sum(1).mean().item() / math.log(2))
+            else:
+                expected.append(-output.detach().double().sigmoid().log2().flatten(1).sum(1).mean().item())
+
+        inner.register_forward_hook(watch)
+        for x, y in tiny_batches(3):
+            learner.learn(x, y)
+        numbers = learner.blocks[0].read()
+        assert numbers[name] == pytest.approx(sum(expected) / 3, rel=1e-5)
+        assert len(expected) == 3
+        learner.evaluate([(x, y)])
+        assert not module.readings, "an evaluation measures nothing"
+        assert learner.blocks[0].read()[name] == numbers[name]
+
+
 def test_the_code_of_vib_has_the_stated_mean_and_variance():
     objective = VIB(features=3)
     modules = modules_of(objective, spec(VECTOR), Linear()).double()
@@ -435,7 +463,8 @@ def test_without_noise_and_price_it_is_cross_entropy_bit_for_bit():
     ours = tiny_learner(DGL(objective=InformationDropout(beta=0.0, alpha_max=0.0), auxiliary=MLP(layers=1)))
     theirs = tiny_learner(DGL(objective=CrossEntropy(), auxiliary=MLP(layers=1)))
     for x, y in tiny_batches(5):
-        assert ours.step(x, y) == theirs.step(x, y)
+        found, expected = ours.step(x, y), theirs.step(x, y)
+        assert {name: found[name] for name in expected} == expected
     assert_same(ours.model, theirs.model)
 
 

@@ -18,6 +18,7 @@ from locallearn.contract import Route
 from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
 from locallearn.plan.devices import QUEUE, stages
+from locallearn.plan.link import GUESSED, LinkCost, link_of, measure_link
 from locallearn.plan.measure import BlockCost, BlockTimes, Measured, block_costs, block_times
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.schedules import divide, memory, predict, rows
@@ -42,7 +43,7 @@ def alike(count, **numbers) -> list[list[BlockCost]]:
 
 def pieces(schedule, division, micro_batches=1, batches=2):
     """{(device, kind, item): (start, end)} over free links."""
-    trace = simulate(schedule, stages(division, micro_batches, 1e9, 0.0), micro_batches, batches, keep=8)
+    trace = simulate(schedule, stages(division, micro_batches, LinkCost(1e9, 0.0)), micro_batches, batches, keep=8)
     return {(p.device, p.kind[0], p.item): (p.start, p.end) for p in trace.pieces}
 
 
@@ -52,7 +53,7 @@ def pieces(schedule, division, micro_batches=1, batches=2):
 @pytest.mark.parametrize(("count", "micro"), [(1, 1), (2, 4), (4, 4), (8, 3), (5, 32), (300, 200)])
 @pytest.mark.parametrize("schedule", ["chain", "1f1b"])
 def test_the_bubble_of_gpipe_and_1f1b(schedule, count, micro):
-    found = predict(schedule, alike(count), micro, latency=0.0)
+    found = predict(schedule, alike(count), micro, link=LinkCost(1e10, 0.0))
     assert found.bubble == pytest.approx((count - 1) / (micro + count - 1))
     assert found.step_seconds == pytest.approx(3 * (micro + count - 1) / micro)
 
@@ -79,10 +80,10 @@ def test_a_strategy_without_feedback_runs_at_its_slowest_stage_and_loses_only_th
     draw = random.Random(seed)
     division = [[cost(draw.uniform(0.1, 2), draw.uniform(0.1, 2))] for _ in range(6)]
     times = [blocks[0].times for blocks in division]
-    trace = simulate("none", stages(division, 1, 1e9, 0.5), batches=40)
+    trace = simulate("none", stages(division, 1, LinkCost(1e9, 0.5)), batches=40)
     assert trace.step_seconds == pytest.approx(max(t.total for t in times))
     assert trace.done[0] >= sum(t.forward for t in times) + 5 * 0.5 + times[-1].backward - 1e-9
-    found = predict("none", division, latency=0.0)
+    found = predict("none", division, link=LinkCost(1e10, 0.0))
     assert found.bubble == pytest.approx(1 - sum(t.total for t in times) / (6 * max(t.total for t in times)))
 
 
@@ -102,30 +103,33 @@ def test_delayed_gradients_run_at_the_mean_of_the_worst_stretch_of_stages(seed):
     work = [blocks[0].times.total for blocks in division]
     for wire in (0.0, 0.3, 2.0):
         worst = max((sum(work[i : j + 1]) + 2 * wire * (j - i)) / (j - i + 1) for i in range(5) for j in range(i, 5))
-        trace = simulate("delayed", stages(division, 1, 1e9, wire), batches=400)
+        trace = simulate("delayed", stages(division, 1, LinkCost(1e9, wire)), batches=400)
         assert trace.step_seconds == pytest.approx(worst, rel=1e-2)
-    assert predict("delayed", alike(7), latency=0.0).bubble == pytest.approx(0)
+    assert predict("delayed", alike(7), link=LinkCost(1e10, 0.0)).bubble == pytest.approx(0)
 
 
 def test_naive_model_parallelism_gains_nothing_and_pays_for_every_message():
     division = alike(4, up=3_000_000_000, down=1_000_000_000)
-    assert predict("chain", division, bandwidth=1e18, latency=0.0).step_seconds == pytest.approx(12)
-    assert predict("chain", division, bandwidth=1e9, latency=0.25).step_seconds == pytest.approx(12 + 3 * (3 + 1 + 0.5))
+    assert predict("chain", division, link=LinkCost(1e18, 0.0)).step_seconds == pytest.approx(12)
+    assert predict("chain", division, link=LinkCost(1e9, 0.25)).step_seconds == pytest.approx(12 + 3 * (3 + 1 + 0.5))
 
 
 def test_a_slow_link_stops_a_chain_and_only_delays_a_stream():
     division = alike(4, up=1000, down=1000)
-    assert predict("none", division, latency=9.0).step_seconds == pytest.approx(3)
-    assert predict("none", division, latency=1e6).step_seconds == pytest.approx(1e6 / QUEUE, rel=1e-5)  # all under way
-    assert 12 / predict("chain", division, latency=1e6).step_seconds == pytest.approx(0, abs=1e-5)
-    assert 12 / predict("1f1b", division, 4, latency=1e6).step_seconds == pytest.approx(0, abs=1e-5)
+    assert predict("none", division, link=LinkCost(1e10, 9.0)).step_seconds == pytest.approx(3)
+    # all that may be under way is
+    assert predict("none", division, link=LinkCost(1e10, 1e6)).step_seconds == pytest.approx(
+        1e6 / QUEUE, rel=1e-5
+    )  # all under way
+    assert 12 / predict("chain", division, link=LinkCost(1e10, 1e6)).step_seconds == pytest.approx(0, abs=1e-5)
+    assert 12 / predict("1f1b", division, 4, link=LinkCost(1e10, 1e6)).step_seconds == pytest.approx(0, abs=1e-5)
     # one link carries one message at a time
-    assert predict("none", division, bandwidth=100.0).step_seconds == pytest.approx(10)
+    assert predict("none", division, link=LinkCost(100.0, 20e-6)).step_seconds == pytest.approx(10)
 
 
 def test_thousands_of_devices():
-    assert predict("none", alike(4096), latency=1.0).step_seconds == pytest.approx(3)
-    assert predict("chain", alike(4096), 8, latency=0.0).bubble == pytest.approx(4095 / 4103)
+    assert predict("none", alike(4096), link=LinkCost(1e10, 1.0)).step_seconds == pytest.approx(3)
+    assert predict("chain", alike(4096), 8, link=LinkCost(1e10, 0.0)).bubble == pytest.approx(4095 / 4103)
 
 
 # --- drawn by hand: forward 1, 2, 1 and backward 2, 1, 3 on three devices --------------------------------------------
@@ -180,13 +184,13 @@ def test_rounds_wait_for_both_neighbours(seed):
             below = [ended[k - 1] + up + latency if k and number else 0.0 for k in range(count)]
             ended = [max(free[k], above[k], below[k]) + times[k].backward / exchanges for k in range(count)]
             free = ended
-    trace = simulate("rounds", stages(division, 1, 1000, latency, exchanges), batches=2)
+    trace = simulate("rounds", stages(division, 1, LinkCost(1000, latency), exchanges), batches=2)
     assert trace.done[-1] == pytest.approx(max(free))
 
 
 def test_blocks_that_share_a_stage_answer_as_soon_as_the_first_has_begun():
     """Two stages of two blocks under route NEIGHBOR, a second each half, drawn by hand: both are always busy."""
-    trace = simulate("neighbor", stages([[cost(1, 1)] * 2] * 2, 1, 1e9, 0.0), batches=10, keep=8)
+    trace = simulate("neighbor", stages([[cost(1, 1)] * 2] * 2, 1, LinkCost(1e9, 0.0)), batches=10, keep=8)
     upper = [(p.kind[0], p.start, p.end) for p in trace.pieces if p.device == 1][:3]
     assert upper == [("f", 2, 3), ("f", 3, 4), ("b", 4, 6)]
     lower = [(p.kind[0], p.start, p.end) for p in trace.pieces if p.device == 0][:7]
@@ -294,6 +298,61 @@ def test_bytes_are_those_of_a_step():
     assert global_[0].fixed == 3 * 8 * (72 + 4 + 8) + 8 * 8 + 8
 
 
+# --- messages and the optimizer -------------------------------------------------------------------------------------
+
+
+def test_both_ends_spend_time_on_a_message():
+    """Two stages of 1 s forward and 2 s backward; a message of 100 bytes costs each end 1.5 s, and arrives at once."""
+    busy = LinkCost(bandwidth=float("inf"), latency=0.0, call=0.5, copying=100.0)
+    local, chained = [[cost(up=100)]] * 2, [[cost(up=100, down=100)]] * 2
+    assert predict("none", local, link=busy).step_seconds == pytest.approx(3 + 1.5)  # each has one end of one message
+    both = 2 * 1.5 + 2 * 1.5  # up and down, nobody works meanwhile
+    assert predict("chain", chained, link=busy).step_seconds == pytest.approx(6 + both)
+    assert predict("chain", chained, link=busy).bubble == pytest.approx(0.5)
+    divided = predict("chain", [[cost(up=0, down=0)]] * 2, 2, link=busy)
+    assert divided.step_seconds == pytest.approx(3 * 3 / 2), "no bytes, no message"
+
+
+def test_the_last_micro_batch_has_the_update():
+    """Of GPipe with two stages and two micro-batches: the upper stage begins its last backward half at 3 x 0.5, the
+    lower one waits for it, and then both have 4 s of optimizer, one after the other."""
+    blocks = [[BlockCost(BlockTimes(1.0, 1.0, update=4.0), 0, 0, 0, 0, 0)]] * 2
+    found = predict("chain", blocks, 2, link=LinkCost(1e10, 0.0))
+    assert found.step_seconds == pytest.approx(1.5 + 1.0 + 4.0 + 0.5 + 4.0)
+    assert predict("none", blocks, link=LinkCost(1e10, 0.0)).step_seconds == pytest.approx(6.0)
+
+
+def test_the_update_is_what_the_last_micro_batch_takes_longer(monkeypatch):
+    model = tiny_model()
+    monkeypatch.setattr(time, "perf_counter", lambda: Takes.clock[0])
+    learner = tiny_learner(Backprop(), model)
+
+    def slow_step(optimizer):
+        Takes.clock[0] += 0.25
+
+    monkeypatch.setattr("locallearn.engine.block.take_step", slow_step)
+    times = block_times(learner, 8, micro_batches=4)
+    assert [t.update for t in times] == pytest.approx([0.25] * 4)
+    assert [t.backward for t in times] == pytest.approx([0.0] * 4)
+    assert [t.update for t in block_times(learner, 64, micro_batches=4)] == pytest.approx([0.25] * 4), "not scaled"
+
+
+def test_the_link_of_this_machine():
+    link = measure_link()
+    assert 0 < link.call < 0.1
+    assert 1e8 < link.copying < 1e12
+    assert link.spent(2**24) > link.spent(2**12) > link.spent(0) == 0
+    assert "measured between two processes here" in str(link)
+
+
+def test_a_link_that_is_given(monkeypatch):
+    cpu = torch.device("cpu")
+    assert link_of(2.0, None, cpu) == LinkCost(2e9, 20e-6)
+    assert link_of(None, 0.0, cpu) == LinkCost(10e9, 0.0)
+    assert link_of(None, None, torch.device("cuda")) == GUESSED
+    assert str(link_of(2.0, 5.0, cpu)) == "5 us + bytes / 2 GB/s and costs the devices nothing"
+
+
 # --- the table and the command --------------------------------------------------------------------------------------
 
 
@@ -301,13 +360,29 @@ def test_the_table_has_every_schedule():
     whole = [cost(up=100, held=10, peak=12, fixed=100)] * 4
     backprop = Measured("backprop", Route.CHAIN, [c._replace(down=100) for c in whole], whole)
     table = rows(
-        PlanOptions(stages=4, micro_batches=4, latency=0), Measured("dgl", Route.NONE, whole, whole), backprop, 40
+        PlanOptions(stages=4, micro_batches=4),
+        LinkCost(1e10, 0.0),
+        Measured("dgl", Route.NONE, whole, whole),
+        backprop,
+        40,
     )
     speed = {row.label: row.speed_up for row in table if row.schedule}
     expected = {"model parallel": 1, "GPipe, M=4": 16 / 7, "1F1B, M=4": 16 / 7, "delayed gradients": 4, "route none": 4}
     assert {label: speed[label] for label in expected} == pytest.approx(expected, rel=1e-6)
     assert [row.label for row in table if row.own] == ["route none"]
     assert {"route neighbor", "route broadcast, M=4"} <= speed.keys()
+
+
+def test_replicas_share_the_batch_and_wait_for_their_sums():
+    """Each of three replicas takes a third of 4 x 3 s and sums 4 x 50 bytes, of which 4/3 travel at 100 bytes/s."""
+    share = [BlockCost(BlockTimes(0.5, 0.5), 0, 0, 0, 0, 0, gradients=50)] * 4
+    both = [Measured(name, Route.NONE, share, share) for name in ("dgl", "backprop")]
+    alone = {"dgl": 12.0, "backprop": 9.0}
+    table = rows(PlanOptions(stages=1, replicas=3), LinkCost(100.0, 0.0), *both, 40, alone)
+    (none,) = [row for row in table if row.own]
+    assert none.prediction.step_seconds == pytest.approx(4 * (1 + 50 * 4 / 3 / 100))
+    assert none.speed_up == pytest.approx(12 / none.prediction.step_seconds)
+    assert none.over_backprop == pytest.approx(9 / none.prediction.step_seconds)
 
 
 SETTINGS = [*SMALL, "model.width=16", "model.depth=3", "batch_size=32"]
@@ -340,9 +415,12 @@ def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):
         (["bandwidth=0"], "must be a number above 0"),
         (["picture=plan.pdf"], "must end in .svg or .png"),
         (["micro_batches=5"], "does not divide a batch of 32"),
+        (["replicas=3"], "replicas=3 does not divide a batch of 32"),
+        (["replicas=2", "micro_batches=32"], "micro_batches=32 does not divide a batch of 16"),
         (["strategy=greedy"], "there is no pipeline to plan"),
         (["stages=5000", "depth=5000"], "must be a whole number from 1 to 4096"),
         (["modell=vgg16"], "did you mean 'model'?"),
+        (["runtime.replicas=2"], "say stages=, replicas= or micro_batches="),
     ],
 )
 def test_what_a_plan_refuses(words, expected, capsys):

@@ -18,7 +18,7 @@ from locallearn.auxiliary import Linear
 from locallearn.data.cora import Cora
 from locallearn.data.dataset import GraphData
 from locallearn.data.doctor import diagnose
-from locallearn.data.names import Names, ascii_letters, encode
+from locallearn.data.names import LETTERS, Names, ascii_letters, encode
 from locallearn.data.source import DataSource
 from locallearn.data.tishby import Tishby
 from locallearn.engine import SGD, Setup, assemble
@@ -112,6 +112,31 @@ def test_ascii_folding_and_padding() -> None:
     assert ascii_letters("O'Néàl-1:") == "O'Neal"
     assert encode(["ab", "Z"]).argmax(2).tolist() == [[0, 1], [0, 51]]
     assert encode(["ab", "Z"]).sum(2).tolist() == [[1, 1], [0, 1]]
+
+
+def test_names_of_the_thesis(real_root: Path) -> None:
+    """60 names of at most 12 letters a language: 1,080 x 12 x 57, each in its file, none twice, H(Y) = log2 18 bits."""
+    data = Names(root=str(real_root), per_class=60, longest=12).load(0, CPU)
+    parts = [list(data.evaluation(part, 4096)) for part in (data.train, data.validation, data.test)]
+    x, y = (torch.cat([batch[i] for part in parts for batch in part]) for i in (0, 1))
+    assert x.shape == (1080, 12, 57)
+    assert torch.bincount(y).tolist() == [60] * 18
+    spelt = {
+        (int(c), "".join(LETTERS[i] for i in s[s.sum(1) > 0].argmax(1).tolist())) for s, c in zip(x, y, strict=True)
+    }
+    assert len(spelt) == 1080
+    for label, name in spelt:
+        lines = (real_root / f"names/{data.classes[label]}.txt").read_text(encoding="utf-8").split("\n")
+        assert name in {ascii_letters(line.strip()) for line in lines}
+    other = Names(root=str(real_root), per_class=60, longest=12).load(1, CPU)
+    assert torch.equal(other.test.labels, data.test.labels)
+    cut = Names(root=str(real_root), longest=5, longest_by="cut").read(CPU)
+    assert len(cut.train.labels) + len(cut.test.labels) == 20074
+    assert cut.train.images.image == (5, 57)
+    with pytest.raises(UserError, match=r"data\.per_class=74: Vietnamese has \d+ different names"):
+        Names(root=str(real_root), per_class=74).read(CPU)
+    with pytest.raises(UserError, match=r"data\.longest=1: Arabic has 0 such names"):
+        Names(root=str(real_root), longest=1).read(CPU)
 
 
 # --- cora

@@ -32,7 +32,10 @@ BUILT = (
     *("micro_batches", "allow"),
 )
 """The settings that `build` reads."""
-SHARES = ("optim.schedule", "optim.warmup", "optim.milestones", "optim.decay", "strategy.warmup", "strategy.anneal")
+SHARES = (
+    *("optim.schedule", "optim.floor", "optim.warmup", "optim.milestones", "optim.decay"),
+    *("strategy.warmup", "strategy.anneal"),
+)
 """Options that are shares of training, or follow it: without a number of steps nobody knows how far it is."""
 
 _PIXELS = (

@@ -2,6 +2,7 @@
 never ship."""
 
 from locallearn.auxiliary.decoder import Decoder
+from locallearn.auxiliary.detect import Detect
 from locallearn.auxiliary.networks import (
     CNN,
     MLP,
@@ -13,6 +14,7 @@ from locallearn.auxiliary.networks import (
     Projector,
     pooled,
 )
+from locallearn.auxiliary.transformer import Transformer
 from locallearn.auxiliary.units import AugLocal, like
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "Auxiliary",
     "ConvFC",
     "Decoder",
+    "Detect",
     "Linear",
     "MLPSpatialReduction",
     "MeanOverSteps",
     "Projector",
+    "Transformer",
     "like",
     "pooled",
 ]

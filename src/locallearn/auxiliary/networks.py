@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch import nn
 
 from locallearn.errors import UserError
 from locallearn.messages import Unit
+from locallearn.models.layers import MeanOverSteps
 from locallearn.options import Options
 
 Size = tuple[int, ...]
 MAPS = "model=NAME whose blocks emit maps"
+SEQUENCES = "model=NAME whose blocks emit sequences"
 
 
 class Auxiliary(Options, ABC):
@@ -47,8 +49,15 @@ class Auxiliary(Options, ABC):
         """A module that answers at every position: sequences [B, T, D] -> [B, T, classes], maps [B, C, H, W] ->
         [B, classes, H, W]. Raises UserError where there is none."""
         raise UserError(
-            f"{type(self).__name__} averages over positions, and the task asks at each: choose auxiliary=linear or mlp"
+            f"{type(self).__name__} averages over positions, and the task asks at each: choose auxiliary=linear, mlp "
+            "or transformer"
         )
+
+    def build_boxes(self, image: Size, levels: Sequence[Size], classes: int, every: bool = False) -> nn.Module:
+        """A module that answers with boxes, as `tasks.Detection` has them, from maps [B, *levels[0]] or a packed
+        pyramid of several `levels` for inputs [B, *image]: from the newest level or from `every` one. Raises UserError
+        where there is none."""
+        raise UserError(f"{type(self).__name__} finds no boxes, and the task asks for them: choose auxiliary=detect")
 
 
 @dataclass(frozen=True)
@@ -58,21 +67,26 @@ class Linear(Auxiliary):
     features   pool until at most so many inputs are left, by windows whose height and width double in turn (Nokland &
                Eidnes 2019 use 2048 or 4096). As in their code, half a window of zeros stands before and after a side
                that the window does not divide, so that the last rows may be left out; 0 pools to 2 x 2
+    norm       layer norm at each step of a sequence, in front of the mean over it, as in the head of `vit`: a pre-norm
+               stream grows with depth. Heads that answer at each step always have it
     zero_init  start with a zero weight, so that the first gradient into the block is zero (same paper)
     """
 
     features: Annotated[int, Ge(0)] = 0
+    norm: bool = False
     zero_init: bool = False
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
-        return {} if any(len(size) > 2 for size in sizes) else {"features": MAPS}
+        unread = {} if any(len(size) > 2 for size in sizes) else {"features": MAPS}
+        return unread if any(len(size) == 2 for size in sizes) else {**unread, "norm": SEQUENCES}
 
     def build(self, size: Size, classes: int) -> nn.Module:
         pool, inputs = _windows(size, self.features) if self.features and len(size) > 2 else pooled(size, (2, 2))
         linear = nn.Linear(inputs, classes)
         if self.zero_init:
             nn.init.zeros_(linear.weight)
-        return nn.Sequential(*pool, linear)
+        norm = [nn.LayerNorm(size[1])] if self.norm and len(size) == 2 else []
+        return nn.Sequential(*norm, *pool, linear)
 
     def build_dense(self, size: Size, classes: int) -> nn.Module:
         """Layer norm and a linear layer at each step of a sequence; a 1x1 convolution on maps. No pooling."""
@@ -224,13 +238,6 @@ class Projector(Auxiliary):
         pool, inputs = pooled(size, (1, 1))
         width = self.width or inputs
         return nn.Sequential(*pool, nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, classes))
-
-
-class MeanOverSteps(nn.Module):
-    """Sequences [B, T, D] -> [B, D]. Flattening them instead would give a head T times as wide."""
-
-    def forward(self, h: Tensor) -> Tensor:
-        return h.mean(dim=1)
 
 
 def pooled(size: Size, grid: tuple[int, int]) -> tuple[list[nn.Module], int]:

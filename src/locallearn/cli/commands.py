@@ -121,6 +121,11 @@ example:
     flags, words = _settings(parser, arguments)
     options, settings = PlanOptions.parse(words)
     known = known_keys(settings, flags.config_dir)
+    if given := [word for word in settings if word.lstrip("+~").startswith("runtime")]:
+        raise UserError(
+            f"{given[0]} belongs to a run, and plan predicts every runtime: leave it out, or say stages=, replicas= or "
+            "micro_batches="
+        )
     for word in settings:
         name = word.partition("=")[0].lstrip("+~")
         if name not in known and (hint := did_you_mean(name, [*PlanOptions.names(), *known])) and "." not in name:

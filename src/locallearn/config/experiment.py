@@ -64,6 +64,8 @@ def experiment(
     )
     exp.explicit.refuse(unread.in_settings(exp, folders))
     _check_evaluations(exp)
+    if exp.runtime.processes > 1 and (name := next((n for n, probe in exp.probes.items() if probe.follows), None)):
+        raise UserError(f"probe.{name} watches every step of training in one process: choose runtime=serial")
     if unread.taught(exp) and settings.init.teacher is None:
         raise UserError(f"objective={chosen['objective']} learns from a teacher: give init.teacher=RUN, a finished run")
     return exp

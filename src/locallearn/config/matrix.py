@@ -68,6 +68,8 @@ def matrix(strategies: Mapping[str, Path], models: Mapping[str, Path], options: 
             continue
         pairs.cells[name] = {}
         cut = model.cut(min(AUTO_BLOCKS, len(model.units)))
+        sizes = model.shapes()
+        vars(model)["shapes"] = lambda: sizes  # noqa: B023  most of the time would go into asking once per strategy
         for strategy, path in strategies.items():
             config = yaml.safe_load(path.read_text())
             recipe = instantiate(config, "strategy", [], objective=objective, auxiliary=auxiliary)

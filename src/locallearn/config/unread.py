@@ -18,6 +18,7 @@ from locallearn.errors import UserError
 from locallearn.options import fields_of
 
 if TYPE_CHECKING:
+    from locallearn.contract import BlockSpec
     from locallearn.data import Data
     from locallearn.engine import Learner
 
@@ -63,7 +64,7 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
     if not auxiliary:
         builds = several if len(specs) == 1 else "strategy=NAME whose modules() build it"
         own = [group for group in LOCAL if _own(exp, group) is not None]
-        yield from (Unread(group, builds) for group in own if group == "auxiliary" or not taught(exp))
+        yield from (Unread(group, builds) for group in own if group == "auxiliary" or not _without_modules(exp, specs))
     for group, options in (("strategy", exp.strategy), ("objective", _own(exp, "objective"))):
         readers = options.unread(specs) if options is not None else {}
         yield from _options(group, {name: reader for name, reader in readers.items() if name not in LOCAL})
@@ -79,7 +80,7 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
         yield Unread("channels_last", "data=NAME of images")
     if data is not None and data.pixels is None:
         yield Unread("data.normalise", "data=NAME of images")
-    if data is not None and data.validation.store is not data.train.store:
+    if data is not None and data.own_validation:
         yield Unread("data.validation", "data=NAME without a validation part of its own")
     if data is not None and data.graph is not None:
         yield Unread("batch_size", "data=NAME that is no graph")
@@ -89,6 +90,13 @@ def taught(exp: Experiment) -> bool:
     """Whether the run has an objective that learns from a teacher."""
     objective = _own(exp, "objective")
     return objective is not None and objective.taught
+
+
+def _without_modules(exp: Experiment, specs: Sequence[BlockSpec]) -> bool:
+    """Whether the objective is read though it has built nothing."""
+    objective = _own(exp, "objective")
+    local = len(specs) > 1 or not getattr(exp.strategy, "joint", True)
+    return taught(exp) or (objective is not None and not objective.builds and local)
 
 
 def _own(exp: Experiment, group: str) -> Any:

@@ -12,7 +12,8 @@ augment.py      what is done to training images;  normalise.py  pixels to float3
 files.py        checksums of files that the user brings
 doctor.py       a report on a set before it is trained on
 digits.py  vision.py  benchmarks.py  folder.py  synthetic.py  tishby.py  names.py  cora.py  diabetes.py  text.py
-                the sets
+picture.py  clicks.py  boxes.py
+                the sets; pascal_voc.py the files of those with boxes
 objects.py      those that are given from Python
 """
 

@@ -24,9 +24,10 @@ DEFICITS = ("blur", "flip", "permutation", "noise")
 BLUR = 4  # as a cataract was imitated: 32x32 pixels seen as 8x8
 
 
-def draw(seed: int, epoch: int, step: int, images: int) -> Tensor:
-    """The draws of one training step, int64 [5, B] on the CPU; each use takes its row modulo what it needs."""
-    return torch.randint(1 << 31, (5, images), generator=generator(seed, "augment", epoch, step))
+def draw(seed: int, epoch: int, step: int, images: int, rows: int = 5) -> Tensor:
+    """The draws of one training step, int64 [rows, B] on the CPU; each use takes its row modulo what it needs. Of more
+    rows the first ones are the same."""
+    return torch.randint(1 << 31, (rows, images), generator=generator(seed, "augment", epoch, step))
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ class Data:
     already are neither augmented nor normalised (`normaliser` is None).
     """
 
+    draws = 5  # rows of `augment.draw` that a step uses
+
     def __init__(
         self,
         name: str,
@@ -131,6 +133,11 @@ class Data:
     def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """The inputs that a black and a white pixel become, one number per channel each; None for other samples."""
         return None if self.normaliser is None else self.normaliser.pixels
+
+    @property
+    def own_validation(self) -> bool:
+        """Whether the validation part is the set's own, and none of the training part."""
+        return self.validation.store is not self.train.store
 
     def keep_labels(self, count: int) -> None:
         """Take away all but `count` labels of the training samples, class by class; see `balanced`. Raises UserError
@@ -199,7 +206,9 @@ class Data:
         change = self.augment.distortion.at(self.seed, epoch)
         pool = self.pool.drawing(derive(self.seed, "samples", epoch))
         steps = range(start, self.steps(batch_size))
-        draws = sent_ahead(partial(draw, self.seed, epoch, images=size), steps, self.pool.labels.device)
+        draws = sent_ahead(
+            partial(draw, self.seed, epoch, images=size, rows=self.draws), steps, self.pool.labels.device
+        )
         for step, (images, labels) in zip(steps, pool.take(order, size, change), strict=True):
             if deficit:
                 images, labels = self.deficit.apply(images, labels, len(self.classes), self.seed, epoch, step)

@@ -10,7 +10,7 @@ from torch import Tensor
 from locallearn.data.dataset import Data
 from locallearn.data.source import DataSource
 from locallearn.figures.text import table
-from locallearn.task import MULTILABEL, TOKENS
+from locallearn.task import DETECTION, MULTILABEL, TOKENS
 from locallearn.tasks import Regression
 
 
@@ -60,7 +60,9 @@ def _targets(data: Data) -> str:
     if isinstance(data.task, Regression):
         head, columns = "number", [_moments(data.task.original(y), len(data.classes)) for y in splits]
     else:
-        head = {TOKENS: "token", MULTILABEL: "label"}.get(data.task.kind, "class")
+        head = {TOKENS: "token", MULTILABEL: "label", DETECTION: "boxes of"}.get(data.task.kind, "class")
+        if data.task.kind == DETECTION:
+            splits = [y[..., 0].long() for y in splits]
         columns = [_counts(y, len(data.classes), data.task.kind == MULTILABEL) for y in splits]
     named = (repr(name)[1:-1] if not name.strip() else name for name in data.classes)  # a space, a newline
     return table([(head, "training", "validation", "test"), *zip(named, *columns, strict=True)])

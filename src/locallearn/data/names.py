@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import string
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from locallearn.data.files import ALL_CHECKED, check_files
 from locallearn.data.source import DataSource, Raw, with_fixed_test
+from locallearn.errors import UserError
+from locallearn.seeds import generator
 
 ORIGIN = (
     "the folder names of https://download.pytorch.org/tutorial/data.zip, or data/names of "
@@ -47,7 +51,15 @@ class Names(DataSource):
     A sample is float32 [T, 57], T the longest name: one-hot letters after ASCII folding, zeros on the left, so that
     the last step is the last letter. A fixed tenth of each class is the test set; it does not depend on the seed of a
     run. The tutorial's files are used as they are, with their 24 Russian lines "To The First Page".
+
+    longest    letters that a name may have; None: any number
+    longest_by  what is done with longer ones: drop leaves them out, cut leaves off the end
+    per_class  so many different names of each language, drawn alike whatever the seed of a run; None: all
     """
+
+    longest: Annotated[int, Ge(1)] | None = None
+    longest_by: Literal["drop", "cut"] = "drop"
+    per_class: Annotated[int, Ge(2)] | None = None
 
     name: ClassVar[str] = "names"
     verified: ClassVar[str] = ALL_CHECKED
@@ -58,9 +70,33 @@ class Names(DataSource):
         check_files(self.name, root, sums, ORIGIN)
         texts = [(root / file).read_text(encoding="utf-8") for file in sums]
         surnames = [[ascii_letters(line.strip()) for line in text.strip().split("\n")] for text in texts]
+        surnames = [self._chosen(*each) for each in zip(SUMS, surnames, strict=True)]
         labels = torch.cat([torch.full((len(names),), label) for label, names in enumerate(surnames)])
         samples = encode([name for names in surnames for name in names])
         return with_fixed_test(self.name, tuple(SUMS), samples, labels, len(labels) // 10)
+
+    def unread(self) -> Mapping[str, str]:
+        return {**super().unread(), **({} if self.longest else {"longest_by": "data.longest=NUMBER"})}
+
+    def _chosen(self, language: str, names: list[str]) -> list[str]:
+        """Of the names of a language those that are asked for. Raises UserError where there are too few."""
+        if self.longest_by == "cut":
+            names = [name[: self.longest] for name in names]
+        elif self.longest is not None:
+            names = [name for name in names if len(name) <= self.longest]
+        least = 2 if self.per_class is None else self.per_class
+        names = names if self.per_class is None else [*dict.fromkeys(names)]
+        if len(names) < least:
+            letters = "" if self.longest is None else f" of at most data.longest={self.longest} letters"
+            raise UserError(
+                f"data.per_class={self.per_class}: {language} has {len(names)} different names{letters}; ask for fewer"
+                if self.per_class
+                else f"data.longest={self.longest}: {language} has {len(names)} such names; allow more letters"
+            )
+        if self.per_class is None:
+            return names
+        order = torch.randperm(len(names), generator=generator(0, self.name, "per_class", language))
+        return [names[i] for i in sorted(order[: self.per_class].tolist())]
 
 
 def ascii_letters(name: str) -> str:

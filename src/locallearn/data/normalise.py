@@ -10,6 +10,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from locallearn.data.store import Store
+from locallearn.errors import UserError
 
 NORMALISATIONS = ("standard", "unit", "symmetric", "imagenet")
 
@@ -79,3 +80,34 @@ def moments(store: Store, index: Tensor, at_most: int | None = None) -> tuple[Te
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt()
     return mean / 255, torch.where(std > 0, std / 255, 1.0)
+
+
+def normaliser(
+    name: str,
+    kind: str,
+    store: Store,
+    index: Tensor,
+    device: torch.device,
+    of_model: Normalisation | None = None,
+    measured: int | None = None,
+) -> Normaliser | None:
+    """What makes the images of data=`name` inputs, as one of `NORMALISATIONS` says, or as a trained model was given
+    its own; None where samples are no images. The training images are at `index` [N] of the store, of which at most
+    `measured` are read. Raises UserError for another number of channels."""
+    if store.dtype != torch.uint8:
+        return None
+    channels = store.image[0]
+    if of_model is not None:
+        if len(of_model.mean) != channels:
+            raise UserError(
+                f"data={name} has images {list(store.image)}; the run was trained on images whose number of channels "
+                f"is {len(of_model.mean)}"
+            )
+        return Normaliser.of(of_model, device)
+    if kind == "imagenet":
+        if channels != 3:
+            raise UserError(f"data.normalise={kind}: must be standard, unit or symmetric for {channels} channels")
+        return Normaliser.of(IMAGENET, device)
+    if kind in FIXED:
+        return Normaliser.fixed(kind, channels, device)
+    return Normaliser(*moments(store, index, measured), device)

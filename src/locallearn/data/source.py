@@ -21,13 +21,13 @@ from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
 from locallearn.data.distortion import POLICIES, UNDISTORTED, Distortion
 from locallearn.data.mixing import Mixing
-from locallearn.data.normalise import FIXED, IMAGENET, NORMALISATIONS, Normalisation, Normaliser, moments
+from locallearn.data.normalise import NORMALISATIONS, Normalisation, normaliser
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
 from locallearn.options import OneOf, Options
 from locallearn.seeds import generator
-from locallearn.task import CLASSES, SEGMENTATION, Classification, Task
+from locallearn.task import CLASSES, DETECTION, SEGMENTATION, Classification, Task
 
 PIXELS = ("crop", "flip", "cutout", "resized_crop", "policy", "jitter", "blur", "mixup", "cutmix")
 """Options that change training images."""
@@ -193,8 +193,8 @@ class DataSource(Source):
             validation = whole(raw.validation, device)
         splits = (train, validation, whole(raw.test, device))
         deficit = Deficit(self.deficit, self.deficit_from, self.deficit_until)
-        normaliser = self._normaliser(train, device, normalisation)
-        data = Data(self.name, raw.classes, splits, seed, augment, normaliser, deficit, raw.left_out, raw.task)
+        of_pixels = normaliser(self.name, self.normalise, on_device, index, device, normalisation, self.measured)
+        data = Data(self.name, raw.classes, splits, seed, augment, of_pixels, deficit, raw.left_out, raw.task)
         if self.labelled is not None:
             data.keep_labels(self.labelled)
         if of_classes:
@@ -219,10 +219,14 @@ class DataSource(Source):
         return Classification(self.smoothing, tuple(map(float, weights)), mixed=bool(self.mixup or self.cutmix))
 
     def _refuse_class_options(self, task: Task) -> None:
-        masks = ("resized_crop", "policy") if task.kind == SEGMENTATION else ()  # they move pixels
+        moves = {
+            SEGMENTATION: ("resized_crop", "policy"),
+            DETECTION: ("crop", "flip", "cutout", "resized_crop", "policy"),
+        }
+        masks = moves.get(task.kind, ())  # they move pixels
         for name in ("labelled", "label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", *masks):
             if value := getattr(self, name):
-                reason = "moves pixels away from their masks" if name in masks else "is for classes"
+                reason = "moves pixels away from their masks or boxes" if name in masks else "is for classes"
                 raise UserError(f"data.{name}={value} {reason}, and data={self.name} asks for {task.wanted}")
 
     def _divide(self, labels: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
@@ -260,24 +264,6 @@ class DataSource(Source):
         require(self.crop <= side, "crop", self.crop, f"at most {side}, the side of the image")
         require(self.cutout <= side, "cutout", self.cutout, f"at most {side}, the side of the image")
         return augment
-
-    def _normaliser(self, train: Split, device: torch.device, normalisation: Normalisation | None) -> Normaliser | None:
-        if train.store.dtype != torch.uint8:
-            return None
-        channels = train.store.image[0]
-        if normalisation is not None:
-            if len(normalisation.mean) != channels:
-                raise UserError(
-                    f"data={self.name} has images {list(train.store.image)}; the run was trained on images whose "
-                    f"number of channels is {len(normalisation.mean)}"
-                )
-            return Normaliser.of(normalisation, device)
-        if self.normalise == "imagenet":
-            require(channels == 3, "normalise", self.normalise, f"standard, unit or symmetric for {channels} channels")
-            return Normaliser.of(IMAGENET, device)
-        if self.normalise in FIXED:
-            return Normaliser.fixed(self.normalise, channels, device)
-        return Normaliser(*moments(train.store, train.index, self.measured), device)
 
 
 def require(holds: bool, name: str, value: object, rule: str) -> None:

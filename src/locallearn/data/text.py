@@ -72,6 +72,10 @@ class TextData(Data):
         super().__init__(name, vocabulary, splits, seed, Augment(), None, task=Tokens())
         self.vocabulary, self.steps_per_epoch = len(vocabulary), steps
 
+    @property
+    def own_validation(self) -> bool:
+        return False
+
     def batch(self, batch_size: int) -> int:
         return batch_size
 

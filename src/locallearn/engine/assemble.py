@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from locallearn import seeds
 from locallearn.contract import BlockSpec, Strategy, Unit
-from locallearn.engine.block import BlockModules, TrainedBlock
+from locallearn.engine.block import TrainedBlock
 from locallearn.engine.learner import Learner
 from locallearn.engine.optim import Optim
 from locallearn.engine.promises import (
@@ -26,7 +26,7 @@ from locallearn.engine.promises import (
     only_computes,
 )
 from locallearn.engine.published import reads_of
-from locallearn.engine.setup import Place, Setup
+from locallearn.engine.setup import BlockModules, Place, Setup
 from locallearn.engine.stage import Stage
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
@@ -66,6 +66,7 @@ def assemble(
     if setup.total_steps is None:  # nobody knows how far training is
         optim = dataclasses.replace(optim, schedule="constant", warmup=0.0)
     _check_types(model, setup.precision)
+    _check_shared(model, cut)
     specs = specs_of(model, cut, setup)
     _check_trained(setup, len(cut), strategy)
     move = _Move(place.device, setup.dtype, setup.channels_last)
@@ -98,13 +99,25 @@ def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpe
     sizes = tuple(shapes[units.stop] for units in cut)
     tokens = model.vocabulary if model.inputs is None else model.inputs.vocabulary
     reversible = tuple(model.reversible(units) for units in cut)
+    levels = tuple(
+        getattr(model.units[units.stop - 1], "levels", (size,)) for units, size in zip(cut, sizes, strict=True)
+    )
     of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens, reversible
     built = [
         Unit(i, shapes[i], shapes[i + 1], builder(unit, shapes[i], shapes[i + 1], model.begin))
         for i, unit in enumerate(model.units)
     ]
     return [
-        BlockSpec(k, len(cut), model.image, shapes[units.start], sizes[k], *of_run, above=tuple(built[units.stop :]))
+        BlockSpec(
+            k,
+            len(cut),
+            model.image,
+            shapes[units.start],
+            sizes[k],
+            *of_run,
+            above=tuple(built[units.stop :]),
+            levels=levels,
+        )
         for k, units in enumerate(cut)
     ]
 
@@ -170,6 +183,20 @@ def _check_types(model: BlockModel, precision: str) -> None:
                 f"{model.name} holds {name} in {str(p.dtype).removeprefix('torch.')}, and precision={precision} would "
                 "round it in place: choose precision=fp64, or convert the module with .float()"
             )
+
+
+def _check_shared(model: BlockModel, cut: list[range]) -> None:
+    """Raise UserError for a weight that two blocks would train."""
+    owners: dict[nn.Parameter, int] = {}
+    for block, units in enumerate(cut):
+        head = [model.head] if units.stop == len(model.units) else []
+        for p in (p for module in [*(model.units[i] for i in units), *head] for p in module.parameters()):
+            if p.requires_grad and owners.setdefault(p, block) != block:
+                name = next(name for name, each in model.named_parameters() if each is p)
+                raise UserError(
+                    f"{model.name} shares {name} between blocks {owners[p]} and {block}, and a parameter has one "
+                    "optimizer: choose blocks=1, or weights that are not shared, such as model.tie=false"
+                )
 
 
 def _check_trained(setup: Setup, depth: int, strategy: Strategy) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -17,11 +17,12 @@ from locallearn.accelerator import read
 from locallearn.analysis.quiet import Rerun
 from locallearn.contract import BlockSpec, Copy
 from locallearn.engine.modes import Modes
-from locallearn.engine.optim import Optim, take_step
+from locallearn.engine.optim import Optim, clear, gradients_of, sum_of_norms, take_step
 from locallearn.engine.replicas import Sum, moved
-from locallearn.engine.setup import Place, Setup
+from locallearn.engine.setup import BlockModules, Place, Setup
 from locallearn.engine.totals import BlockTotals, Totals
 from locallearn.errors import RunError, UserError
+from locallearn.prices import meters_of
 from locallearn.scaling import Scaler
 
 HALVES = ("forward", "backward", "begin")
@@ -36,14 +37,6 @@ class MicroStep(NamedTuple):
     micro: int
 
 
-class BlockModules(NamedTuple):
-    """See `contract.Block`."""
-
-    layers: nn.Module
-    head: nn.Module | None
-    auxiliary: nn.ModuleDict
-
-
 class TrainedBlock:
     """Implements `contract.Block`. One object per block, in the process where the block lives.
 
@@ -52,6 +45,7 @@ class TrainedBlock:
     updates  steps of its optimizers so far
     updated  whether the strategy has ever called `update`
     copies   what it reads of blocks above, by name
+    observers  are called with the step before the units and the head learn from the gradients that they have
     """
 
     def __init__(
@@ -75,6 +69,8 @@ class TrainedBlock:
         self.updates = 0
         self.updated = False
         self.copies: dict[str, Copy] = {}
+        self.observers: list[Callable[[int], None]] = []
+        self.meters = meters_of(self.roots())
         self.trained = setup.train_blocks
         self.modes = Modes([m for m in self.roots() if not self.frozen or m is not self.auxiliary], self.auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(setup.seed, "block", spec.index), len(HALVES))
@@ -106,6 +102,8 @@ class TrainedBlock:
             known = ", ".join(self._pending)
             raise UserError(f"block.update({part!r}): a block has the parts {known}; Strategy.separate names others")
         self.updated = True
+        for name, value in (reading for meter in self.meters for reading in meter.taken()):
+            self.note(name, value)
         self._pending[part] += 1
         if self._pending[part] < self.micro_batches:
             return
@@ -115,7 +113,7 @@ class TrainedBlock:
             return
         if self.replicas is None:
             self._apply(optimizer, self.micro_batches)
-        elif gradients := _gradients(optimizer):
+        elif gradients := gradients_of(optimizer):
             statistics = moved(self.roots()) if part == "main" else []
             total = self.replicas.start(gradients + statistics)
             self._sums.append((optimizer, statistics, self.progress, total))
@@ -133,11 +131,14 @@ class TrainedBlock:
         """One step of the optimizer with the mean of so many shares of a batch. A norm that clipping had to work out
         anyway is looked at before a weight changes; other gradients show in the weights, see `check`."""
         if shares > 1:
-            for gradient in _gradients(optimizer):
+            for gradient in gradients_of(optimizer):
                 gradient.div_(shares)
         if self.scaler is not None and self._overflowed(self.scaler, optimizer):
             return
-        if self.optim.clip and _gradients(optimizer):
+        if self.observers and optimizer is self.optimizers["main"]:
+            for observe in self.observers:
+                observe(self.step)
+        if self.optim.clip and gradients_of(optimizer):
             norm = self._norms.add(self._clipped(optimizer))
             if norm is not None and not math.isfinite(norm):
                 raise self._not_finite("norm of the gradient", norm)
@@ -146,18 +147,18 @@ class TrainedBlock:
             group["lr"] = group["base_lr"] * factor
         self.updates += 1  # before, for it may break off half way
         take_step(optimizer)
-        _clear(optimizer)
+        clear(optimizer)
 
     def _overflowed(self, scaler: Scaler, optimizer: Optimizer) -> bool:
         """Whether float16 was too narrow for a gradient: then this step is left out. Synchronises a GPU."""
-        gradients = _gradients(optimizer)
-        overflow = bool(gradients) and not math.isfinite(_sum_of_norms(gradients).item())
+        gradients = gradients_of(optimizer)
+        overflow = bool(gradients) and not math.isfinite(sum_of_norms(gradients).item())
         if overflow and scaler.exhausted:
             raise self._not_finite("gradient", math.inf)
         scaler.update(overflow, grow=bool(gradients) and optimizer is self.optimizers["main"])
         self.totals.note("skipped_steps", torch.full((), float(overflow), device=self.device))
         if overflow:
-            _clear(optimizer)
+            clear(optimizer)
         return overflow
 
     def _clipped(self, optimizer: Optimizer) -> Tensor:
@@ -168,7 +169,7 @@ class TrainedBlock:
     def broken_weight(self) -> str | None:
         """The name of the first weight of this block that holds a number which is not finite. Synchronises a GPU."""
         weights = self._weights()
-        if not weights or math.isfinite(_sum_of_norms(list(weights.values())).item()):
+        if not weights or math.isfinite(sum_of_norms(list(weights.values())).item()):
             return None
         return next((name for name, p in weights.items() if not bool(torch.isfinite(p).all())), None)
 
@@ -197,7 +198,7 @@ class TrainedBlock:
         """Refuse totals and weights that are not finite. Reads every weight, and synchronises a GPU once."""
         sums = {**self.totals.sums(), "norm of the gradient": self._norms.loss}
         weights = list(self._weights().values())
-        *totals, (norms,) = read([*sums.values(), _sum_of_norms(weights) if weights else self._norms.loss])
+        *totals, (norms,) = read([*sums.values(), sum_of_norms(weights) if weights else self._norms.loss])
         for name, (total,) in zip(sums, totals, strict=True):
             if not math.isfinite(total):
                 raise self._not_finite(name.replace("_", " "), total)
@@ -219,7 +220,13 @@ class TrainedBlock:
         self._pending = dict.fromkeys(self._pending, 0)
         self._sums.clear()
         self._norms.write([0.0, 0.0, 0.0])
+        self.clear_meters()
         self.reset()
+
+    def clear_meters(self) -> None:
+        """Clear what modules have measured in a step that was only tried, or broke off."""
+        for module in self.meters:
+            module.readings.clear()
 
     def published(self, name: str) -> Copy:
         """See `contract.Block`."""
@@ -278,18 +285,3 @@ def set_modes(blocks: Sequence[TrainedBlock], learning: range) -> None:
     if not any(block.modes.awake() for block in learners):
         for block in learners:
             block.modes.wake()
-
-
-def _clear(optimizer: Optimizer) -> None:
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = None  # `zero_grad` does the same for 60 us more, most of it for the profiler
-
-
-def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-
-def _sum_of_norms(gradients: list[Tensor]) -> Tensor:
-    """Not finite if any number is not; half the time of `nn.utils.get_total_norm`."""
-    return torch.stack(torch._foreach_norm(gradients)).sum()

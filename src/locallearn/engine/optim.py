@@ -39,8 +39,8 @@ def _half_cosine(progress: float) -> float:
 
 SCHEDULES: dict[str, Callable[[float, Optim], float]] = {
     "constant": lambda p, o: 1.0,
-    "linear": lambda p, o: 1.0 - p,
-    "cosine": lambda p, o: _half_cosine(p),
+    "linear": lambda p, o: o.floor + (1.0 - o.floor) * (1.0 - p),
+    "cosine": lambda p, o: o.floor + (1.0 - o.floor) * _half_cosine(p),
     "late_linear": lambda p, o: min(1.0, 2.0 * (1.0 - p)),
     "step": lambda p, o: o.decay ** sum(p >= m for m in o.milestones),
     "one_cycle": lambda p, o: one_cycle(p),
@@ -52,8 +52,11 @@ class Optim(Options, ABC):
     """What every optimizer shares.
 
     lr, weight_decay  of a block's units and head
-    schedule          of the learning rate: constant, linear or cosine to zero, late_linear (to zero over the second
+    decay_vectors     false: weight decay holds for parameters of two axes or more alone, matrices and convolutions, and
+                      not for biases and norms (as GPT-2 and its kin are trained)
+    schedule          of the learning rate: constant, linear or cosine to the floor, late_linear (to zero over the second
                       half), step, one_cycle, or a function of your own, progress in [0, 1] -> factor
+    floor             where linear and cosine end, as a share of the rate
     warmup            share of training over which the rate rises linearly from zero
     milestones        with schedule=step: the shares of training at which the rate is multiplied by `decay`
     clip              largest gradient norm per block; 0: no clipping
@@ -64,7 +67,9 @@ class Optim(Options, ABC):
 
     lr: Annotated[float, Ge(0)] = 0.05
     weight_decay: Annotated[float, Ge(0)] = 0.0
+    decay_vectors: bool = True
     schedule: Annotated[str, OneOf(tuple(SCHEDULES))] | Callable[[float], float] = "cosine"
+    floor: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     milestones: list[Annotated[float, Interval(ge=0, le=1)]] = field(default_factory=lambda: [0.5, 0.75])
     decay: Annotated[float, Ge(0)] = 0.1
@@ -90,7 +95,12 @@ class Optim(Options, ABC):
 
     def unread(self) -> Mapping[str, str]:
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
-        return {} if self.schedule == "step" else dict.fromkeys(("milestones", "decay"), "optim.schedule=step")
+        unread = {} if self.schedule == "step" else dict.fromkeys(("milestones", "decay"), "optim.schedule=step")
+        if self.schedule not in ("linear", "cosine"):
+            unread["floor"] = "optim.schedule=linear or cosine"
+        if not self.weight_decay and not self.auxiliary_weight_decay:
+            unread["decay_vectors"] = "optim.weight_decay above 0"
+        return unread
 
     def factor(self, progress: float) -> float:
         """The share of the base rate at `progress` in [0, 1]."""
@@ -117,11 +127,16 @@ class Optim(Options, ABC):
         """Parameter groups of one optimizer; `base_lr` is what the schedule multiplies."""
         aux_lr = self.lr if self.auxiliary_lr is None else self.auxiliary_lr
         aux_decay = self.weight_decay if self.auxiliary_weight_decay is None else self.auxiliary_weight_decay
-        groups = [
-            {"params": main, "lr": self.lr, "base_lr": self.lr, "weight_decay": self.weight_decay},
-            {"params": auxiliary, "lr": aux_lr, "base_lr": aux_lr, "weight_decay": aux_decay},
-        ]
-        return [group for group in groups if group["params"]]
+        groups = []
+        for parameters, lr, decay in ((main, self.lr, self.weight_decay), (auxiliary, aux_lr, aux_decay)):
+            spared = [p for p in parameters if p.dim() < 2 and not self.decay_vectors]
+            decayed = [p for p in parameters if p.dim() >= 2] if spared else parameters
+            groups += [
+                {"params": own, "lr": lr, "base_lr": lr, "weight_decay": share}
+                for own, share in ((decayed, decay), (spared, 0.0))
+                if own
+            ]
+        return groups
 
     @abstractmethod
     def build(self, groups: list[dict]) -> Optimizer:
@@ -153,6 +168,23 @@ def take_step(optimizer: Optimizer) -> None:
         optimizer.step()
     else:
         plain(optimizer)
+
+
+def clear(optimizer: Optimizer) -> None:
+    """Take the gradients away."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = None  # `zero_grad` does the same for 60 us more, most of it for the profiler
+
+
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    """Those that are there."""
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def sum_of_norms(gradients: list[Tensor]) -> Tensor:
+    """Not finite if any number is not; half the time of `nn.utils.get_total_norm`."""
+    return torch.stack(torch._foreach_norm(gradients)).sum()
 
 
 def fusable(groups: list[dict]) -> bool:

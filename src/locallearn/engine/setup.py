@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import torch
+from torch import nn
 
 from locallearn.engine.link import Link
 from locallearn.engine.replicas import Replicas
@@ -50,6 +51,14 @@ class Setup:
     def half(self) -> torch.dtype | None:
         """The type of 16 bits that autocast computes in, if any."""
         return HALVES.get(self.precision)
+
+
+class BlockModules(NamedTuple):
+    """See `contract.Block`."""
+
+    layers: nn.Module
+    head: nn.Module | None
+    auxiliary: nn.ModuleDict
 
 
 class Place(NamedTuple):

@@ -106,8 +106,7 @@ class Stage:
         self._first = learning.start
         set_modes(self.blocks, learning)
         self._now = step
-        updates = sum(block.updates for block in self.blocks)
-        self._before = sum(map(len, self._waiting)), [*map(len, self._messages)], updates
+        self._before = sum(map(len, self._waiting)), [*map(len, self._messages)], sum(b.updates for b in self.blocks)
         self.published.advance(step)
         self.kept = [(block, block.updates, t, t.clone()) for block, t in self._moving]
         with self.random_state:

@@ -47,6 +47,7 @@ def blocks_kept(blocks: Sequence[TrainedBlock], *modules: nn.Module) -> Iterator
         for block, running, position in positions:
             block.step, block.micro, block.progress = position
             block.resume(running)
+            block.clear_meters()
         for root in roots:
             root.zero_grad()
 

@@ -15,7 +15,7 @@ from locallearn.errors import UserError, unknown
 from locallearn.inputs import Inputs
 from locallearn.models import cut
 from locallearn.models.axes import Axes, usual
-from locallearn.task import POSITION, SAMPLE
+from locallearn.task import BOXES, POSITION, SAMPLE
 
 Size: TypeAlias = tuple[int, ...]
 """A shape without the batch: (C, H, W) for maps, (D,) for vectors."""
@@ -53,9 +53,9 @@ class BlockModel(nn.Module):
     `samples` is the only batch size that the model reads (all nodes of its graph), or None for any; `channels_first`
     says that an input of two axes is [C, L] and not [T, D]; `vocabulary` is how many tokens there are where the inputs
     are token numbers, else None; `inputs` what the tensors of a sample are where the model reads several, which come as
-    one vector, `image` being its length; `form` says whether the head answers once for each `sample` or for each
-    `position`; `taken` what of its weights is from elsewhere (`weights.Taken`); `begin` how modules like its
-    own begin, where PyTorch's initialisation is not meant.
+    one vector, `image` being its length; `form` says whether the head answers once for each `sample`, for each
+    `position` or with `boxes`; `taken` what of its weights is from elsewhere (`weights.Taken`); `begin` how modules
+    like its own begin, where PyTorch's initialisation is not meant.
     """
 
     units: nn.ModuleList
@@ -164,10 +164,11 @@ def answering(model: BlockModel, form: str) -> BlockModel:
         return model
     size = model.shapes()[-1]
     if form != POSITION or len(size) != 3:
-        asked = {SAMPLE: "once for each sample", POSITION: "at every position"}
+        asked = {SAMPLE: "once for each sample", POSITION: "at every position", BOXES: "with boxes"}
+        others = {SAMPLE: "", POSITION: ", such as gelan, plainnet or resnet20, whose last unit emits maps"}
         raise UserError(
             f"{model.name} answers {asked[model.form]}, and the data ask {asked[form]}: choose another model"
-            + (", such as gelan, plainnet or resnet20, whose last unit emits maps" if form == POSITION else "")
+            + others.get(form, ": model=detector")
         )
     model.head, model.form = nn.Conv2d(size[0], model.classes, 1), form
     return model

@@ -29,6 +29,13 @@ INITS: dict[str, Callable[[Tensor], Any]] = {
 """How papers begin the weights of linear layers and convolutions; their biases begin at zero."""
 
 
+class MeanOverSteps(nn.Module):
+    """Sequences [B, T, D] -> [B, D]. Flattening them instead would give a head T times as wide."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.mean(dim=1)
+
+
 def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 

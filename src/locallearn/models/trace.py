@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from locallearn.accelerator import KIND
+from locallearn import accelerator
 from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError
 from locallearn.inputs import Inputs
@@ -101,7 +101,8 @@ class Tracer(fx.Tracer):
 
 def _modes() -> tuple[bool, ...]:
     """What decides how PyTorch runs an operation, and is no part of a graph."""
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, ("cpu", KIND))
+    kinds = "cpu", accelerator.KIND
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, kinds)
 
 
 class _NoDraws(TorchDispatchMode):

@@ -5,12 +5,14 @@ from locallearn.objectives.bottleneck import VIB, InformationDropout
 from locallearn.objectives.contrastive import SimCLR, SupCon
 from locallearn.objectives.cross_entropy import CrossEntropy
 from locallearn.objectives.distil import Distil
+from locallearn.objectives.hsic import HSIC
 from locallearn.objectives.infonce import InfoNCE
 from locallearn.objectives.infopro import InfoPro
 from locallearn.objectives.reconstruction import Inpainting, Reconstruction
 from locallearn.objectives.similarity import PredSim, Similarity
 
 __all__ = [
+    "HSIC",
     "VIB",
     "CrossEntropy",
     "Distil",

@@ -14,7 +14,7 @@ from locallearn.auxiliary import Auxiliary
 from locallearn.contract import Block, BlockSpec, Packet, Size, task_loss
 from locallearn.errors import UserError
 from locallearn.options import Options
-from locallearn.task import CLASSIFICATION, POSITION
+from locallearn.task import BOXES, CLASSIFICATION, POSITION
 
 ObjectiveModules: TypeAlias = Mapping[str, nn.Module] | nn.ModuleDict
 LossAndLogits: TypeAlias = tuple[Tensor, Tensor | None]
@@ -28,6 +28,7 @@ class Objective(Options, ABC):
     tasks   what it can serve (`Task.asks`); None: any task
     needs   what it does, in words, where it does not serve every task, as in "attracts samples of one label"
     reads_auxiliary  whether the loss has the chosen auxiliary network between a block's output and itself
+    builds  whether it has modules of its own
     taught  whether it learns from a teacher, a field that is filled for it, and teaches the model's own head the same
     """
 
@@ -37,6 +38,7 @@ class Objective(Options, ABC):
     tasks: ClassVar[frozenset[str] | None] = frozenset({CLASSIFICATION})
     needs: ClassVar[str] = "reads class labels"
     reads_auxiliary: ClassVar[bool] = True
+    builds: ClassVar[bool] = True
     taught: ClassVar[bool] = False
 
     @property
@@ -95,8 +97,10 @@ class Objective(Options, ABC):
 
 
 def head(spec: BlockSpec, auxiliary: Auxiliary, size: Size | None = None) -> nn.Module:
-    """The auxiliary network that answers what the task asks, once for each sample or at each position, from what the
+    """The auxiliary network that answers what the task asks, for each sample or position or with boxes, from what the
     block emits or from features of another `size`. Raises UserError where there is none."""
+    if spec.task.form == BOXES:
+        return auxiliary.build_boxes(spec.image, (size,) if size else spec.levels[spec.index], spec.classes)
     if spec.task.form == POSITION:
         return auxiliary.build_dense(size or spec.emits, spec.classes)
     return (

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import BlockSpec, Packet
 from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules, wide
+from locallearn.prices import Metered
 from locallearn.task import CLASSIFICATION, MIXED, MULTILABEL, REGRESSION
 
 ONE_ANSWER = frozenset({CLASSIFICATION, MIXED, MULTILABEL, REGRESSION})
@@ -27,7 +28,8 @@ class VIB(Objective):
 
     L = cross_entropy(W z, y) + beta * mean over the batch of KL(N(mu, sigma^2) || N(0, 1)) in nats,
     z = mu + sigma * noise. mu and log sigma^2 are the auxiliary network's output for h (with `auxiliary=linear` one
-    linear layer on the pooled h). Prediction reads mu; so does the loss in eval mode.
+    linear layer on the pooled h). Prediction reads mu; so does the loss in eval mode. Recorded: block/NN/bits,
+    the KL of a sample, an upper bound of what the code says of the input.
 
     beta      price of a nat of the code
     features  of the code
@@ -50,7 +52,7 @@ class VIB(Objective):
         return modules["classifier"](h)[0]
 
 
-class GaussianCode(nn.Module):
+class GaussianCode(Metered):
     """h [B, ...] -> logits [B, classes] of a code with Gaussian noise, and the code's mean KL [] to N(0, 1) in nats."""
 
     def __init__(self, encoder: nn.Module, classifier: nn.Module) -> None:
@@ -61,6 +63,7 @@ class GaussianCode(nn.Module):
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = wide(self.encoder(h)).chunk(2, dim=1)  # [B, features] each
         nats = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=1).mean()
+        self.meter("bits", nats)
         code = mean
         if self.training:
             code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
@@ -74,7 +77,9 @@ class InformationDropout(Objective):
     L = cross_entropy(a(z), y) - beta * mean(log(alpha / alpha_max)), z = h * exp(alpha * noise),
     alpha = alpha_max * sigmoid(1x1 conv of h) (a linear layer for vectors and sequences). The KL is a mean over the
     batch and over the numbers of h, where the paper sums over the latter: so one beta means the same for every block,
-    and theirs is this one over the count. Prediction reads z = h; so does the loss in eval mode.
+    and theirs is this one over the count. Prediction reads z = h; so does the loss in eval mode. Recorded:
+    block/NN/bits_relative, the sum of log2(alpha_max / alpha) over the numbers of a sample: bits above the noisiest
+    state, for the log-uniform prior has no zero.
 
     beta       price of quiet activations
     alpha_max  largest standard deviation of the noise's logarithm
@@ -101,7 +106,7 @@ class InformationDropout(Objective):
         return modules["classifier"](h)
 
 
-class LogNormalNoise(nn.Module):
+class LogNormalNoise(Metered):
     """h [B, ...] -> h times log-normal noise of strength alpha(h), and mean(-log(alpha / alpha_max)) []."""
 
     def __init__(self, layer: nn.Module, alpha_max: float) -> None:
@@ -112,6 +117,7 @@ class LogNormalNoise(nn.Module):
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         x = wide(self.layer(h))
         nats = -F.logsigmoid(x).mean()
+        self.meter("bits_relative", nats * x[0].numel())
         if self.training:
             h = h * (self.alpha_max * x.sigmoid() * torch.randn_like(x)).exp()
         return h, nats

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from locallearn.plan.link import LinkCost
 from locallearn.plan.measure import BlockCost
 
 Seconds: TypeAlias = NDArray[np.float64]
@@ -25,8 +26,10 @@ class Stages(NamedTuple):
     top, own           the forward and the backward half of its top block
     under              the backward half of the block under the top one
     single             whether it has one block only
+    update             what the last micro-batch of a batch adds to the backward half
     up, down           a message upward and downward on the wire
     latency            until a message has arrived
+    micro_batches      of a batch
     exchanges          rounds of messages between neighbours, which share the backward half
     """
 
@@ -37,40 +40,56 @@ class Stages(NamedTuple):
     own: Seconds
     under: Seconds
     single: NDArray[np.bool_]
+    update: Seconds
     up: Seconds
     down: Seconds
     latency: float
     exchanges: int = 1
+    micro_batches: int = 1
 
     @property
     def busy(self) -> float:
-        """Seconds that all devices together work for one micro-batch."""
-        return float(self.forward.sum() + self.backward.sum())
+        """Seconds that all devices together work for one batch."""
+        parts = self.forward.sum() + self.backward.sum()
+        return float(self.micro_batches * parts + self.update.sum())
 
 
-def stages(
-    division: Sequence[Sequence[BlockCost]], micro_batches: int, bandwidth: float, latency: float, exchanges: int = 1
-) -> Stages:
-    """The stages that hold the blocks of `division`, costs for a whole batch. bandwidth in bytes/s, latency in s.
+def stages(division: Sequence[Sequence[BlockCost]], micro_batches: int, link: LinkCost, exchanges: int = 1) -> Stages:
+    """The stages that hold the blocks of `division`, costs for a whole batch. What a device spends on its messages is
+    in the half in which it takes or sends them; of several exchanges, in that which they share."""
+    count, whole = len(division), micro_batches == 1
 
-    The optimizer's time is shared among the micro-batches, as everything else is.
-    """
+    def backward(block: BlockCost) -> float:
+        return block.times.backward + (block.times.update if whole else 0.0)
 
     def each(cost: Callable[[Sequence[BlockCost]], float]) -> Seconds:
         return np.array([cost(blocks) for blocks in division], dtype=np.float64) / micro_batches
 
+    def spent(bytes_: Seconds) -> Seconds:
+        return np.array([link.spent(float(size)) for size in bytes_])
+
+    inner = np.arange(count) < count - 1  # the top stage sends nothing up, and hears nothing from above
+    up, down = each(lambda blocks: blocks[-1].up), each(lambda blocks: blocks[0].down)
+    send_up = np.where(inner, spent(up), 0.0)
+    take_up = np.concatenate(([0.0], send_up[:-1]))
+    send_down = np.where(np.arange(count) > 0, spent(down), 0.0)
+    take_down = np.concatenate((send_down[1:], [0.0]))
+    updates = [0.0 if whole else sum(b.times.update for b in blocks) for blocks in division]
+    further = (exchanges - 1) * (send_up + take_up + send_down + take_down)
     return Stages(
-        forward=each(lambda blocks: sum(b.times.forward for b in blocks)),
-        backward=each(lambda blocks: sum(b.times.backward for b in blocks)),
-        first=each(lambda blocks: blocks[0].times.forward),
-        top=each(lambda blocks: blocks[-1].times.forward),
-        own=each(lambda blocks: blocks[-1].times.backward),
-        under=each(lambda blocks: blocks[-2].times.backward if len(blocks) > 1 else 0.0),
+        forward=each(lambda blocks: sum(b.times.forward for b in blocks)) + take_up + send_up,
+        backward=each(lambda blocks: sum(map(backward, blocks))) + take_down + send_down + further,
+        first=each(lambda blocks: blocks[0].times.forward) + take_up + send_down,
+        top=each(lambda blocks: blocks[-1].times.forward) + send_up,
+        own=each(lambda blocks: backward(blocks[-1])) + take_down,
+        under=each(lambda blocks: backward(blocks[-2]) if len(blocks) > 1 else 0.0),
         single=np.array([len(blocks) == 1 for blocks in division]),
-        up=each(lambda blocks: blocks[-1].up) / bandwidth,
-        down=each(lambda blocks: blocks[0].down) / bandwidth,
-        latency=latency,
+        update=np.array(updates),
+        up=np.array([link.flight(float(size)) for size in up]),
+        down=np.array([link.flight(float(size)) for size in down]),
+        latency=link.latency,
         exchanges=exchanges,
+        micro_batches=micro_batches,
     )
 
 
@@ -120,7 +139,8 @@ class Devices:
     def backward(self, who: slice, items: Items, relay: Seconds | None = None, steps: Items | None = None) -> None:
         """The backward half of all blocks once feedback is there, which goes down at the end, or `relay` after the
         start. It ends the work on the items, or on other `steps`."""
-        seconds = self.stages.backward[who]
+        last = items % self.stages.micro_batches == self.stages.micro_batches - 1
+        seconds = self.stages.backward[who] + np.where(last, self.stages.update[who], 0.0)
         end = self.work(who, seconds, items, BACKWARD, self.answered[1:][who])
         self.send_down(who, end if relay is None else end - seconds + relay[who])
         self.finish(items if steps is None else steps, end)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from locallearn.errors import UserError
 from locallearn.plan.devices import FORWARD, Piece, stages
+from locallearn.plan.link import LinkCost
 from locallearn.plan.options import PlanOptions
-from locallearn.plan.schedules import GB, ScheduleRow, short
+from locallearn.plan.schedules import ScheduleRow, short
 from locallearn.plan.simulate import simulate
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ WIDTH = 10.0  # inches
 COLOURS = {"forward": ("#0072B2", "#5BA9D6"), "backward": ("#E69F00", "#F5CE7A")}  # Okabe-Ito; by even and odd batch
 
 
-def draw(rows: Sequence[ScheduleRow], options: PlanOptions, title: str) -> None:
+def draw(rows: Sequence[ScheduleRow], options: PlanOptions, link: LinkCost, title: str) -> None:
     """Write `options.picture`: the first batches of every schedule on the first devices, from empty devices."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ def draw(rows: Sequence[ScheduleRow], options: PlanOptions, title: str) -> None:
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         for axis, row in zip(axes, shown, strict=True):
-            _lanes(axis, _pieces(row, options, until), row.micro_batches, lanes, until * 1e3)
+            _lanes(axis, _pieces(row, link, until), row.micro_batches, lanes, until * 1e3)
             axis.set_title(_title(row), loc="left", fontsize=8)
         axes[-1].set_xlabel("milliseconds")
         limits = f"; drawn: the first {lanes} of {options.stages} devices" if lanes < options.stages else ""
@@ -61,10 +62,9 @@ def _title(row: ScheduleRow) -> str:
     return f"{row.label}, {row.strategy}{own}: {numbers}"
 
 
-def _pieces(row: ScheduleRow, options: PlanOptions, until: float) -> list[Piece]:
+def _pieces(row: ScheduleRow, link: LinkCost, until: float) -> list[Piece]:
     """What the first devices do in the first `until` seconds."""
-    link = options.bandwidth * GB, options.latency * 1e-6
-    devices = stages(row.division, row.micro_batches, *link, row.exchanges)
+    devices = stages(row.division, row.micro_batches, link, row.exchanges)
     period, first = row.prediction.step_seconds, float(devices.forward[0])
     if row.schedule in ("none", "delayed"):  # the first device is faster while the pipeline fills
         period = min(period, first if row.schedule == "delayed" else first + float(devices.backward[0]))

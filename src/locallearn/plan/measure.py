@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -22,25 +24,28 @@ _WEIGHED = 8  # samples that bytes are counted with
 
 
 class BlockTimes(NamedTuple):
-    """Seconds of one block's halves for one batch: losses, auxiliary networks and the optimizer are in that half in
-    which the strategy has them."""
+    """Seconds of one block's halves for one batch: losses and auxiliary networks are in that half in which the strategy
+    has them, and so is the optimizer where the batch is whole. Of a divided one the last micro-batch takes `update`
+    longer."""
 
     forward: float
     backward: float
+    update: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.forward + self.backward
+        return self.forward + self.backward + self.update
 
 
 class BlockCost(NamedTuple):
     """What one block costs for one batch.
 
-    up     bytes of the packet for the block above
-    down   bytes of the feedback for the block below; 0 where the route has none
-    held   bytes that autograd keeps from the forward to the backward half
-    peak   the most bytes that autograd keeps at one time, auxiliary networks included
-    fixed  bytes of weights, gradients, optimizer state and buffers, whatever the batch
+    up         bytes of the packet for the block above
+    down       bytes of the feedback for the block below; 0 where the route has none
+    held       bytes that autograd keeps from the forward to the backward half
+    peak       the most bytes that autograd keeps at one time, auxiliary networks included
+    fixed      bytes of weights, gradients, optimizer state and buffers, whatever the batch
+    gradients  bytes of gradients, which replicas sum
     """
 
     times: BlockTimes
@@ -49,6 +54,7 @@ class BlockCost(NamedTuple):
     held: int
     peak: int
     fixed: int
+    gradients: int = 0
 
 
 class Measured(NamedTuple):
@@ -67,16 +73,16 @@ def measure(
 ) -> list[Measured]:
     """What the blocks of each learner cost, with the batch whole and in `micro_batches`. The learners take turns, so
     that whatever else the machine does hits all alike."""
-    best: dict[tuple[str, int], list[BlockTimes]] = {}
+    runs: dict[tuple[str, int], list[list[BlockTimes]]] = defaultdict(list)
     for _ in range(rounds):
         for name, learner in learners.items():
             for m in sorted({1, micro_batches}):
-                times = block_times(learner, batch, m, samples, repeats)
-                best[name, m] = _fastest(times, best.get((name, m), times))
+                runs[name, m].append(block_times(learner, batch, m, samples, repeats))
+    times = {key: middle(*found) for key, found in runs.items()}
     measured = []
     for name, learner in learners.items():
-        whole = block_costs(learner, batch, best[name, 1])
-        parts = [cost._replace(times=times) for cost, times in zip(whole, best[name, micro_batches], strict=True)]
+        whole = block_costs(learner, batch, times[name, 1])
+        parts = [cost._replace(times=part) for cost, part in zip(whole, times[name, micro_batches], strict=True)]
         measured.append(Measured(name, learner.strategy.route, whole, parts, learner.strategy.rounds))
     return measured
 
@@ -84,7 +90,7 @@ def measure(
 def block_times(
     learner: Learner, batch: int, micro_batches: int = 1, samples: int = SAMPLES, repeats: int = REPEATS
 ) -> list[BlockTimes]:
-    """Seconds per block for a batch of `batch`: the fastest of `repeats` steps after one to warm up. Synchronises.
+    """Seconds per block for a batch of `batch`: the median of `repeats` steps after one to warm up. Synchronises.
     Raises UserError where the user has frozen blocks: one that takes no step is not seen.
 
     Runs on random inputs and a copy of the learner, which stays as it is. A batch above `samples` is not run: its time
@@ -105,7 +111,10 @@ def block_times(
 
     sizes = (half, full) if half < full else (full,)
     runs = [_measured(learner, count, micro_batches, repeats) for count in sizes]
-    return [BlockTimes(*map(line, few, many)) for few, many in zip(runs[0], runs[-1], strict=True)]
+    return [
+        BlockTimes(line(few.forward, many.forward), line(few.backward, many.backward), many.update)
+        for few, many in zip(runs[0], runs[-1], strict=True)
+    ]
 
 
 def _measured(learner: Learner, count: int, micro_batches: int, repeats: int) -> list[BlockTimes]:
@@ -113,15 +122,23 @@ def _measured(learner: Learner, count: int, micro_batches: int, repeats: int) ->
     stage = _stage_copy(learner, observed, micro_batches)
     runs = []
     for _ in range(1 + repeats):
-        observed.times = {}
+        observed.halves = defaultdict(list)
         _run(learner, stage, count)
-        runs.append([observed.times[k] for k in range(len(stage.blocks))])
-    return _fastest(*runs[1:])
+        runs.append([_times(observed.halves[k]) for k in range(len(stage.blocks))])
+    return middle(*runs[1:])
 
 
-def _fastest(*runs: Sequence[BlockTimes]) -> list[BlockTimes]:
-    """For each block the shortest time of each half."""
-    return [BlockTimes(*map(min, zip(*times, strict=True))) for times in zip(*runs, strict=True)]
+def _times(halves: Sequence[tuple[float, float]]) -> BlockTimes:
+    """Of the halves of every micro-batch, in the order in which they ended."""
+    forward, backward = (sum(half) for half in zip(*halves, strict=True))
+    *others, (_, last) = halves
+    update = max(0.0, last - median(half for _, half in others)) if others else 0.0
+    return BlockTimes(forward, backward - update, update)
+
+
+def middle(*runs: Sequence[BlockTimes]) -> list[BlockTimes]:
+    """For each block the median of each time over the runs."""
+    return [BlockTimes(*map(median, zip(*times, strict=True))) for times in zip(*runs, strict=True)]
 
 
 def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> list[BlockCost]:
@@ -134,7 +151,8 @@ def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> li
     costs = []
     for k, block in enumerate(stage.blocks):
         up, down, held, peak = (round(scale * n) for n in observed.bytes[k])
-        costs.append(BlockCost(times[k], up, down, held, peak, _fixed(block)))
+        gradients = _bytes(p for p in _parameters(block) if p.requires_grad)
+        costs.append(BlockCost(times[k], up, down, held, peak, _fixed(block), gradients))
     return costs
 
 
@@ -181,14 +199,14 @@ def _phases(learner: Learner, stage: Stage, inputs: Tensor, labels: Tensor) -> N
 class _Observed(Strategy):
     """Another strategy whose halves are timed, and with `weigh` also weighed, which spoils the times.
 
-    times  by block, of all its micro-batches
-    bytes  by block: up, down, held and peak, as in `BlockCost`
+    halves  by block, the seconds of both halves of each of its micro-batches, in the order in which they end
+    bytes   by block: up, down, held and peak, as in `BlockCost`
     """
 
     def __init__(self, inner: Strategy, device: torch.device, weigh: bool = False) -> None:
         self.inner = inner
         self.route = inner.route  # type: ignore[misc]  # an instance may have another one than its class
-        self.times: dict[int, BlockTimes] = {}
+        self.halves: dict[int, list[tuple[float, float]]] = defaultdict(list)
         self.bytes: dict[int, tuple[int, int, int, int]] = {}
         self._device = device
         self._weigh = weigh
@@ -227,8 +245,7 @@ class _Observed(Strategy):
                     answer = stop.value
             backward += now(self._device) - start
         k = block.spec.index
-        before = self.times.get(k, BlockTimes(0.0, 0.0))
-        self.times[k] = BlockTimes(before.forward + forward, before.backward + backward)
+        self.halves[k].append((forward, backward))
         self.bytes[k] = up, max(down, _bytes(answer or ())), held, saved.peak if saved else 0
         return answer
 

@@ -20,17 +20,19 @@ class PlanOptions(CommandOptions):
     """What `locallearn plan` asks beside the settings of a run.
 
     stages         devices
-    micro_batches  parts of a batch where the schedule divides it
-    bandwidth      of a link between two stages, GB/s
-    latency        of a message, microseconds
+    replicas       pipelines of so many stages that share every batch
+    micro_batches  parts of a batch, or of the share of a replica, where the schedule divides it
+    bandwidth      of a link between two stages, GB/s; without both, the link between two processes here is measured
+    latency        of a message, microseconds; where only one of the two is given, they are 10 and 20
     depth          copies of the model's blocks one after the other: a deeper network than the model, to simulate
     picture        a file for the schedules, .svg or .png
     """
 
     stages: Annotated[int, Interval(ge=1, le=MOST_STAGES)] = 2
+    replicas: Annotated[int, Interval(ge=1, le=MOST_STAGES)] = 1
     micro_batches: Annotated[int, Interval(ge=1, le=MOST_STAGES)] = 4
-    bandwidth: Annotated[float, Gt(0)] = 10.0
-    latency: Annotated[float, Ge(0)] = 20.0
+    bandwidth: Annotated[float, Gt(0)] | None = None
+    latency: Annotated[float, Ge(0)] | None = None
     depth: Annotated[int, Ge(1)] = 1
     picture: str = ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.models.cut import partition
 from locallearn.plan.devices import QUEUE, stages
+from locallearn.plan.link import GUESSED, LinkCost
 from locallearn.plan.measure import BlockCost, Measured
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.simulate import graphs, simulate
 
 Division = Sequence[Sequence[BlockCost]]
-GB = 1e9
 
 
 def cut_for(options: PlanOptions, model: BlockModel, blocks: int | str | list[int], balance: str) -> list[range]:
@@ -58,18 +58,16 @@ def predict(
     schedule: str,
     division: Division,
     micro_batches: int = 1,
-    bandwidth: float = 10 * GB,
-    latency: float = 20e-6,
+    link: LinkCost = GUESSED,
     exchanges: int = 1,
 ) -> Prediction:
     """What a schedule of `simulate.SCHEDULES` gives for the costs of the blocks of each stage (for a whole batch).
 
-    A strategy without feedback runs `none`, backprop `chain` (or `1f1b`); bandwidth in bytes/s, latency in seconds;
-    `exchanges` of route rounds.
+    A strategy without feedback runs `none`, backprop `chain` (or `1f1b`); `exchanges` of route rounds.
     """
-    devices = stages(division, micro_batches, bandwidth, latency, exchanges)
+    devices = stages(division, micro_batches, link, exchanges)
     step = simulate(schedule, devices, micro_batches).step_seconds
-    bubble = 1 - micro_batches * devices.busy / (len(division) * step)
+    bubble = 1 - devices.busy / (len(division) * step)
     return Prediction(step, max(bubble, 0.0), memory(schedule, division, micro_batches))
 
 
@@ -125,9 +123,17 @@ class ScheduleRow(NamedTuple):
     exchanges: int = 1
 
 
-def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_bytes: int) -> list[ScheduleRow]:
-    """Every schedule: those of backprop with its costs, those of the other routes with the strategy's. `error_bytes`:
-    of the message of route BROADCAST."""
+def rows(
+    options: PlanOptions,
+    link: LinkCost,
+    strategy: Measured,
+    backprop: Measured,
+    error_bytes: int,
+    alone: Mapping[str, float] | None = None,
+) -> list[ScheduleRow]:
+    """Every schedule: those of backprop with its costs, those of the other routes with the strategy's, for the share of
+    one replica. `error_bytes`: of the message of route BROADCAST; `alone`: seconds of the whole batch by strategy on
+    one device, where replicas share it."""
     m, own = options.micro_batches, strategy.route
     cases = [
         ("one device", "", 1, backprop),
@@ -144,15 +150,15 @@ def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_byt
     cases.append((f"route broadcast, M={m}", "broadcast", m, strategy))
     if own is Route.ROUNDS:
         cases.append(("route rounds", "rounds", 1, strategy))
-    table = []
+    table, alone = [], alone or {each.name: sum(c.times.total for c in each.whole) for each in (strategy, backprop)}
     for label, schedule, micro, measured in cases:
         costs = _with_feedback(measured.whole if micro == 1 else measured.parts, schedule, error_bytes)
-        serial, reference = (options.depth * sum(c.times.total for c in each.whole) for each in (measured, backprop))
+        serial, reference = (options.depth * alone[each.name] for each in (measured, backprop))
         exchanges = measured.exchanges(len(costs) * options.depth)
         if schedule:
+            costs = [_summed(cost, link, options.replicas) for cost in costs]
             division = divide(costs, options.stages, options.depth)
-            link = options.bandwidth * GB, options.latency * 1e-6
-            prediction = predict(schedule, division, micro, *link, exchanges)
+            prediction = predict(schedule, division, micro, link, exchanges)
         else:
             division = [[block for copy in divide(costs, options.depth, options.depth) for block in copy]]
             kind = "none" if measured.route is Route.NONE else "chain"
@@ -162,6 +168,12 @@ def rows(options: PlanOptions, strategy: Measured, backprop: Measured, error_byt
         facts = label, measured.name, schedule, micro, division, prediction, speed_up, over_backprop, is_own
         table.append(ScheduleRow(*facts, exchanges))
     return table
+
+
+def _summed(cost: BlockCost, link: LinkCost, replicas: int) -> BlockCost:
+    """The cost with that of the sums over replicas, which a block waits for before its update."""
+    times = cost.times
+    return cost._replace(times=times._replace(update=times.update + link.summed(cost.gradients, replicas)))
 
 
 def _with_feedback(costs: Sequence[BlockCost], schedule: str, error_bytes: int) -> list[BlockCost]:

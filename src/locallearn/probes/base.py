@@ -75,6 +75,7 @@ class Probe(Options, ABC):
     tasks   what it can look at (`Task.asks`); None: any task
     single  whether it asks what one update of each block would be: not of a strategy that updates several times in a
             batch, each from the weights that the one before has left
+    follows whether it watches the steps of training (`follow`): not afterwards, and not in several processes
     every   look after every so many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for each
             factor of ten); in any case at the initial weights and after the last epoch
     """
@@ -83,6 +84,7 @@ class Probe(Options, ABC):
     curves: ClassVar[Sequence[Curve]] = ()
     tasks: ClassVar[frozenset[str] | None] = None
     single: ClassVar[bool] = False
+    follows: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -96,6 +98,11 @@ class Probe(Options, ABC):
     def unread(self) -> Mapping[str, str]:
         """Options that nothing reads beside the others, and what would read them; see `Strategy.unread`."""
         return {}
+
+    def follow(self, learner: Learner, steps: int) -> None:
+        """Hang observers on the blocks that are about to train, where an epoch has so many steps; `look` finds them
+        there. They see gradients and must not change them. Called anew when a run goes on."""
+        return None
 
     @abstractmethod
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:

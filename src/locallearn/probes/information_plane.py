@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from locallearn.analysis.information import (
@@ -18,7 +18,7 @@ from locallearn.analysis.information import (
     information,
     noise_from_distances,
 )
-from locallearn.analysis.information.pairwise import DIVISOR
+from locallearn.analysis.information.pairwise import DIVISOR, SHARE
 from locallearn.errors import UserError
 from locallearn.figures.plane import plane
 from locallearn.figures.style import COLOURS, panels, spaced
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = 8
+Variance: TypeAlias = Annotated[float, Gt(0)]
 Pair: TypeAlias = tuple[Information | None, Information]
 
 
@@ -61,15 +62,19 @@ class InformationPlane(Probe):
     are of the inputs too), mine 4 s for each quantity and layer.
 
     estimator       kde (both bounds), or one of `locallearn.information`
-    noise_variance  of the Gaussian noise on the activations; `distances` for that of each layer at each look (90th
-                    percentile of its squared pairwise distances / 1000, drawn); null: its own, 0.1 for kde
+    noise_variance  of the Gaussian noise on the activations: a number, one for each layer ([5, 2, 0.3] or {conv1: 5,
+                    ...}), or `distances` for that of each layer at each look (the percentile of its squared pairwise
+                    distances / divisor, drawn); null: the estimator's own, 0.1 for kde
+    percentile, divisor  of `distances`
     bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, edges,
                     or `tanh` for those of Shwartz-Ziv and Tishby (see `analysis.information.binned`)
     split, samples  what is looked at: so many of train, validation, test or all
     """
 
     estimator: Annotated[str, OneOf((*ESTIMATORS, "kde"))] = "kde"
-    noise_variance: Annotated[float, Gt(0)] | Literal["distances"] | None = None
+    noise_variance: Variance | list[Variance] | dict[str, Variance] | Literal["distances"] | None = None
+    percentile: Annotated[float, Interval(gt=0, le=1)] = SHARE
+    divisor: Annotated[float, Gt(0)] = DIVISOR
     bins: int | float | Literal["tanh"] | list[float] = 30
     split: Annotated[str, OneOf(SPLITS)] = "test"
     samples: Annotated[int, Ge(2)] = 2000
@@ -83,24 +88,38 @@ class InformationPlane(Probe):
 
     def unread(self) -> Mapping[str, str]:
         where = "probe.information_plane.estimator"
-        if self.estimator == "binned":
-            return {"noise_variance": f"{where}=kde, or another that adds noise"}
-        return {"bins": f"{where}=binned"}
+        options = {"noise_variance": f"{where}=kde, or another that adds noise"}
+        if self.estimator != "binned":
+            options = {"bins": f"{where}=binned"}
+        if self.estimator == "binned" or self.noise_variance != "distances":
+            options |= dict.fromkeys(("percentile", "divisor"), "probe.information_plane.noise_variance=distances")
+        return options
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, self.split, self.samples)
         arrays: dict[str, Tensor] = {}
         pairs = []
-        for k, t in enumerate(outputs(learner, inputs)):
-            variance = self.noise_variance
+        for k, (t, variance) in enumerate(zip(outputs(learner, inputs), self._variances(learner), strict=True)):
             if variance == "distances" and self.estimator != "binned":
-                variance, _, counts, edges = noise_from_distances(t)
+                variance, _, counts, edges = noise_from_distances(t, self.percentile, self.divisor)
                 arrays |= {f"counts-{k:02d}": counts, f"edges-{k:02d}": edges}
                 arrays[f"noise-{k:02d}"] = edges.new_tensor(variance)
             pairs.append(self._estimate(t, labels, inputs, variance))
         broken = data_processing([upper for _, upper in pairs])
         sentences = ([text for layer, text in broken if layer == k] for k in range(len(pairs)))
         return Seen(by_layer(learner, map(_row, pairs, sentences)), arrays)
+
+    def _variances(self, learner: Learner) -> Sequence[float | str | None]:
+        """For each unit of the model. Raises UserError where they are not as many, or name others."""
+        given, names = self.noise_variance, learner.model.names
+        if isinstance(given, dict) and set(given) == set(names):
+            return [given[name] for name in names]
+        if isinstance(given, list | dict) and not (isinstance(given, list) and len(given) == len(names)):
+            raise UserError(
+                f"{self._group}.noise_variance={given}: {learner.model.name} has {len(names)} units: give a number, or "
+                f"one for each of {', '.join(names)}"
+            )
+        return given if isinstance(given, list) else [given] * len(names)
 
     def _estimate(self, t: Tensor, labels: Tensor, inputs: Tensor, variance: float | str | None) -> Pair:
         """Of one layer's activations [N, D...]: by the lower bound (None of other estimators), and by the upper."""
@@ -112,7 +131,7 @@ class InformationPlane(Probe):
     def draw(self, rows: Sequence[Row], arrays: Arrays) -> Pictures:
         figures = {"plane": plane([rows])}
         if any(arrays.values()):
-            figures["distances"] = _draw_distances(arrays)
+            figures["distances"] = _draw_distances(arrays, self.percentile, self.divisor)
         return figures
 
 
@@ -126,8 +145,8 @@ def _row(pair: Pair, broken: Sequence[str]) -> Row:
     return row | {"warnings": "; ".join([*upper.warnings, *broken]) or None}
 
 
-def _draw_distances(arrays: Mapping[int, Mapping[str, Tensor]]) -> Figure:
-    """The squared distances that the noise was taken from, against their own 90th percentile, at the first and the last
+def _draw_distances(arrays: Mapping[int, Mapping[str, Tensor]], percentile: float, divisor: float) -> Figure:
+    """The squared distances that the noise was taken from, against their own percentile, at the first and the last
     look; a panel for each of up to eight layers."""
     looks = [epoch for epoch in sorted(arrays) if arrays[epoch]]
     layers = sorted(int(key.removeprefix("counts-")) for key in arrays[looks[-1]] if key.startswith("counts-"))
@@ -139,12 +158,16 @@ def _draw_distances(arrays: Mapping[int, Mapping[str, Tensor]]) -> Figure:
             counts, edges, variance = (
                 arrays[epoch][f"{kind}-{layer:02d}"].double() for kind in ("counts", "edges", "noise")
             )
-            edges = edges / (variance * DIVISOR)
+            edges = edges / (variance * divisor)
             density = counts / counts.sum() / edges.diff()
             panel.stairs(density.tolist(), edges.tolist(), color=colour, label=f"epoch {epoch}: {float(variance):.2g}")
         panel.axvline(1.0, color=COLOURS[6], linestyle="--", linewidth=0.8)
         panel.set_xlim(0, 3)
-        panel.set(title=f"layer {layer}", xlabel="squared distance / 90th percentile", ylabel="density of pairs")
+        panel.set(
+            title=f"layer {layer}",
+            xlabel=f"squared distance / {100 * percentile:g}th percentile",
+            ylabel="density of pairs",
+        )
         panel.legend(title="noise variance")
     for panel in axes[len(chosen) :]:
         panel.set_visible(False)

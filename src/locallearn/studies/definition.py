@@ -30,7 +30,7 @@ from locallearn.names import TEST_ACCURACY
 from locallearn.options import checked
 from locallearn.studies.verdict import Reference
 
-UNITS = {"percent": 100.0, "GB": 1e-9, "GiB": 2.0**-30, "MiB": 2.0**-20, "": 1.0}
+UNITS = {"percent": 100.0, "GB": 1e-9, "GiB": 2.0**-30, "MiB": 2.0**-20, "nats": 1.0, "": 1.0}
 ACCURACY = f"{TEST_ACCURACY} in percent"
 SHARED = ("common", "seeds", "metric", "readout", "choose", "choose_seeds", "verdict", "margin")
 """What may stand above the parts of a study and holds for each."""
@@ -71,7 +71,7 @@ class Row:
 class Part:
     """One table.
 
-    metric   a number of summary.json, and its unit: percent, GB, GiB or MiB
+    metric   a number of summary.json, and its unit: percent, GB, GiB, MiB or nats
     control  the row from which the others' differences are taken, seed by seed
     readout  also fit a linear classifier to the frozen features of every run
     choose   values of settings, of which each row has those that are best by validation, in the mean

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from locallearn.analysis.cost import SavedBytes
 from locallearn.errors import UserError
 from locallearn.probes import Moment
 from locallearn.runs import again, checkpoint
@@ -47,6 +48,18 @@ def evaluate_run(
         return metrics | (linear_readout(learner, data) if linear else {})
 
 
+def held_bytes(path: str | Path) -> int:
+    """Bytes that autograd holds at the peak of a training step of a run, without those of weights: activations of the
+    blocks and of what trains them. Counted in one step on a batch of its own, with all blocks in this process."""
+    exp, manifest = saved_experiment(RunFolder.open(Path(path)), [], changes=NOT_ASKED)
+    with process_settings(exp.settings):
+        learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest, fresh=False, learns=False)
+        x, y = next(data.batches(0, exp.settings.batch_size))
+        with SavedBytes(p for _, p in learner.parameters()) as saved:
+            learner.learn(x, y)
+        return saved.peak
+
+
 def probe_run(
     path: str | Path,
     allow: list[str],
@@ -63,6 +76,8 @@ def probe_run(
     exp, manifest = saved_experiment(
         folder, allow, changes={**NOT_ASKED, "probe": probes}, overrides=overrides, objects=objects
     )
+    if follows := next((name for name, probe in exp.probes.items() if probe.follows), None):
+        raise UserError(f"probe.{follows} watches every step of training: choose it for a new run")
     with process_settings(exp.settings):
         folder.lock()
         try:

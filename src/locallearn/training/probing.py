@@ -112,6 +112,12 @@ class Probing:
             record |= numbers(seen.rows) | {of_probe(name, "seconds"): time.perf_counter() - started}
         return record
 
+    def follow(self, learner: Learner, steps: int) -> None:
+        """Let the probes that watch every step do so; an epoch has so many."""
+        for probe in self.probes.values():
+            if probe.follows:
+                probe.follow(learner, steps)
+
     def draw(self, recorder: Recorder) -> None:
         """The pictures of all looks; one that fails costs a warning."""
         for name, probe in self.probes.items():

@@ -183,6 +183,7 @@ def train(
         training = Training(exp, learner, data, output, watch, world, calls)
         if saved is not None:
             training.restore(saved)
+        watch.follow(learner, training.steps_per_epoch)
         record = training.run()
         training.tell("end", record)
         counts = world.gather(parameter_counts(learner))

@@ -153,21 +153,22 @@ class Distances(NamedTuple):
     edges: Tensor
 
 
-def noise_from_distances(t: Array) -> Distances:
-    """The 90th percentile of the squared distances between activations t [N, D...], divided by 1000.
+def noise_from_distances(t: Array, share: float = SHARE, divisor: float = DIVISOR) -> Distances:
+    """The 90th percentile (or another `share`) of the squared distances between activations t [N, D...], divided by
+    1000 (or another `divisor`).
 
-    Squared, as in the code of Saxe et al., so that a layer that is scaled keeps its information. Where more than nine
-    in ten pairs are equal, the largest distance stands in; a constant layer gets variance 1 (it carries nothing).
+    Squared, as in the code of Saxe et al., so that a layer that is scaled keeps its information. Where more pairs than
+    that share are equal, the largest distance stands in; a constant layer gets variance 1 (it carries nothing).
     """
     data = samples(t).t
     few = data[torch.linspace(0, len(data) - 1, min(SAMPLES, len(data)), device=data.device).round().long()]
     upper = torch.triu_indices(len(few), len(few), 1, device=data.device)
     squared = distances(few)[upper[0], upper[1]]
     largest = float(squared.max())
-    percentile = float(squared.kthvalue(max(1, round(SHARE * len(squared)))).values) or largest
+    percentile = float(squared.kthvalue(max(1, round(share * len(squared)))).values) or largest
     edges = torch.linspace(0.0, largest or 1.0, 65, dtype=torch.float64)
     counts = torch.histc(squared.cpu(), 64, 0.0, largest or 1.0)
-    return Distances(percentile / DIVISOR if percentile else 1.0, percentile, counts.long(), edges)
+    return Distances(percentile / divisor if percentile else 1.0, percentile, counts.long(), edges)
 
 
 def with_noise(t: Tensor, variance: float | None) -> Tensor:
