@@ -14,6 +14,8 @@ from helpers.commands import one_sentence, run
 from locallearn.errors import UserError
 from locallearn.studies import results
 
+pytestmark = pytest.mark.slow  # seven runs in processes of their own
+
 STUDY = """
 title: Mine
 common: data=digits model=mlp model.width=8 model.depth=2 data.fraction=0.2 epochs=1 batch_size=32
