@@ -173,6 +173,14 @@ def test_runs_that_have_changed_are_found(made, files, tmp_path):
     assert results.against_runs(files["dgl"], content, [tmp_path / "elsewhere"]) == 0
 
 
+def test_a_published_number_is_that_of_the_study(made, files, tmp_path):
+    content = json.loads(files["dgl"].read_text())
+    results.against_study(files["dgl"], content, [made / "conf"])
+    results.against_study(files["dgl"], content | {"published": {"mean": 1.0}})  # of a study that is not known here
+    with pytest.raises(UserError, match=r"it says that 1 was published, and study mine says 99\.05"):
+        results.against_study(files["dgl"], content | {"published": {"mean": 1.0}}, [made / "conf"])
+
+
 def test_a_result_is_repeated(made, files, tmp_path, capsys):
     flags = ["--result", str(files["dgl"]), "--out", str(tmp_path / "again")]
     code, out, err = run("repeat", *flags, capsys=capsys)

@@ -125,9 +125,11 @@ examples:
     parser.add_argument("--runs", type=path, metavar="DIR", action="append", default=[], help="folders with their runs")
     options = parser.read(arguments)
     from locallearn.studies import leaderboard as board
-    from locallearn.studies.results import against_runs, read_all
+    from locallearn.studies.results import against_runs, against_study, read_all
 
     results = read_all(options.results)
+    for file, content in results.items():
+        against_study(file, content)
     found = sum(against_runs(file, content, options.runs) for file, content in results.items())
     for file in board.write({file.relative_to(options.results): own for file, own in results.items()}, options.to):
         print(file)
