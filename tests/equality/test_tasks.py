@@ -34,7 +34,17 @@ from locallearn.strategies.dfa import DFA
 from locallearn.strategies.greedy import DGL
 from locallearn.strategies.overlapping import Overlapping
 from locallearn.task import CLASSIFICATION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS
-from locallearn.tasks import TASKS, Classification, Multilabel, Regression, Segmentation, Task, Tokens, tokens
+from locallearn.tasks import (
+    TASKS,
+    Classification,
+    Detection,
+    Multilabel,
+    Regression,
+    Segmentation,
+    Task,
+    Tokens,
+    tokens,
+)
 
 B, C, T, SIDE = 6, 5, 7, 8
 
@@ -369,12 +379,16 @@ def test_targets_that_would_train_a_wrong_model_are_one_sentence():
         "multilabel": [numbers(B, C), torch.full((B, C), 2.0), integers(2, B)],
         "tokens": [integers(C, B), torch.full((B, T), C), numbers(B, T)],
         "segmentation": [integers(C, B, T), torch.full((B, T, T), C), numbers(B, T, T)],
+        "detection": [integers(C, B, T), torch.full((B, T, 5), 1.0), [1.0] * B],
     }
     assert wrong.keys() == TASKS.keys()
+    tasks: dict[str, Task] = {name: case.task for name, case in CASES.items()} | {
+        "detection": Detection(tuple("abcde"))
+    }
     for name, targets in wrong.items():
         for y in targets:
             with pytest.raises(UserError) as error:
-                CASES[name].task.checked(y, B, 3 if name == "regression" else C)
+                tasks[name].checked(y, B, 3 if name == "regression" else C)
             assert "\n" not in str(error.value)
 
 

@@ -45,7 +45,8 @@ def defaults(target: str) -> dict[str, Any]:
     if is_dataclass(thing):
         given = [f for f in fields(thing) if f.init]
         made = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in given}
-        return {name: value for name, value in made.items() if value is not MISSING}
+        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in made.items()}  # as yaml
+        return {name: value for name, value in listed.items() if value is not MISSING}
     parameters = inspect.signature(thing).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 

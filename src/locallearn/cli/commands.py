@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from locallearn.cli import listing, on_runs
+from locallearn.cli import study as studies
 from locallearn.cli.arguments import Parser, trust
 from locallearn.cli.sample import sample
-from locallearn.cli.study import study
 from locallearn.config import outside
 from locallearn.config.compose import compose, known_keys
 from locallearn.errors import UserError, did_you_mean
@@ -27,14 +27,15 @@ COMMANDS = {
     "report": "tables and pictures of many runs, groups against backprop: report FOLDER... [--to DIR]",
     "compare": "settings, numbers and curves of runs side by side: compare RUN RUN...",
     "tune": "search for the best learning rate of a strategy: tune strategy=dgl [trials=20] [space=lr]",
+    "leaderboard": "check all results and write them as one page: leaderboard [--results DIR] [--runs DIR]",
     "study": "the runs of a study, with its table, pictures and verdict: study NAME [--quick] [--jobs N]",
 }
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    words = {"list": _list, "doctor": _doctor, "plan": _plan, "tune": _tune, "study": study, "sample": sample}
-    return (words | on_runs.COMMANDS)[command](arguments)
+    words = {"list": _list, "doctor": _doctor, "plan": _plan, "tune": _tune, "sample": sample}
+    return (words | on_runs.COMMANDS | studies.COMMANDS)[command](arguments)
 
 
 def _list(arguments: list[str]) -> int:

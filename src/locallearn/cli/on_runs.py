@@ -11,6 +11,7 @@ from typing import Any
 from locallearn import paths
 from locallearn.cli import reports
 from locallearn.cli.arguments import Parser, trust
+from locallearn.cli.study import repeat_result
 from locallearn.config import outside
 from locallearn.config.compose import choices, compose
 from locallearn.errors import RunError, UserError
@@ -92,10 +93,13 @@ def _longer(settings: list[str]) -> tuple[dict[str, Any], list[str]]:
 def _repeat(arguments: list[str]) -> int:
     parser = _on_runs(
         "repeat",
-        "Run a finished run again, into its folder repeats/, and say whether the bits agree. Exit code 1 if not.",
-        "example:\n  locallearn repeat runs/RUN",
+        "Run a finished run again, into its folder repeats/, and say whether the bits agree; with --result FILE the "
+        "runs of a published result. Exit code 1 if they do not.",
+        "examples:\n  locallearn repeat runs/RUN\n  locallearn repeat --result results/truth/FILE.json --data DATA",
         settings=False,
     )
+    if any(word.partition("=")[0] == "--result" for word in arguments):
+        return repeat_result(arguments)
     options = parser.read(arguments)
     from locallearn.studies.repeat import repeat
 

@@ -25,7 +25,8 @@ examples:
   locallearn study                                   what there is
   locallearn study alignment --quick                 see in a minute that it works
   locallearn study families --data DIR --jobs 2      all its runs; then runs/families/families.md
-  locallearn study families --report --to docs       write the page again from docs/families.json""",
+  locallearn study families --report --to docs       write the page again from docs/families.json
+  locallearn study truth --report --out RUNS --to docs --results results   what is finished by now""",
     )
     parser.add_argument("name", nargs="?", help="the study; without it a list")
     parser.add_argument("--quick", action="store_true", help="the quick form; its numbers mean nothing")
@@ -34,7 +35,10 @@ examples:
     parser.add_argument("--out", type=path, metavar="DIR", help="the run folders, kept for the next time (runs/NAME)")
     parser.add_argument("--to", type=path, metavar="DIR", help="where page, numbers and pictures go (as --out)")
     parser.add_argument("--only", default="", metavar="TEXT", help="do only the parts whose title contains this")
-    parser.add_argument("--report", action="store_true", help="run nothing: write the page again from NAME.json")
+    parser.add_argument("--results", type=path, metavar="DIR", help="a file for each published row that is finished")
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing: write the page again, from NAME.json or the runs of --out"
+    )
     trust(parser)
     options = parser.read(arguments)
     allow = outside.trusted(options.config_dir, options.allow)
@@ -49,14 +53,82 @@ examples:
     to = options.to or out
     if options.data and not options.data.is_dir():
         raise UserError(f"--data {options.data}: there is no such folder")
+    if options.results and (options.quick or (options.report and not options.out)):
+        raise UserError("--results needs whole runs: without --quick, and with --report also --out DIR")
     called = StudyOptions(
-        out, to, options.data, int(options.jobs), options.quick, options.only, options.config_dir, allow
+        out,
+        to,
+        options.data,
+        int(options.jobs),
+        options.quick,
+        options.only,
+        options.results,
+        options.config_dir,
+        allow,
     )
     if options.report:
-        report(options.name, called)
+        report(options.name, called, collect=options.out is not None)
         return 0
     try:
         return start(options.name, called)
     except KeyboardInterrupt:
         print("locallearn: stopped; the same command goes on with it", file=sys.stderr)
         return 130
+
+
+def repeat_result(arguments: list[str]) -> int:
+    """`locallearn repeat --result FILE`; returns the exit code."""
+    parser = Parser(
+        "repeat",
+        "Do the runs of a result again, and say whether every number agrees to the last bit. Exit code 1 if not.",
+        "example:\n  locallearn repeat --result results/truth/FILE.json --data DATA",
+    )
+    parser.add_argument("--result", type=path, metavar="FILE", required=True, help="a file that a study has written")
+    parser.add_argument("--data", type=path, metavar="DIR", help="the data sets; without it LOCALLEARN_DATA")
+    parser.add_argument("--out", type=path, metavar="DIR", default=Path("runs/repeats"), help="the run folders")
+    trust(parser)
+    options = parser.read(arguments)
+    allow = outside.trusted(options.config_dir, options.allow)
+    from locallearn.studies.redo import redo
+    from locallearn.studies.results import read
+
+    content = read(options.result)
+    agree = True
+    for seed in redo(content, options.out, options.data, options.config_dir, allow):
+        print(seed, flush=True)
+        agree = agree and seed.before == seed.now
+    print("every number agrees" if agree else "the numbers differ")
+    return 0 if agree else 1
+
+
+def leaderboard(arguments: list[str]) -> int:
+    """`locallearn leaderboard`; returns the exit code."""
+    parser = Parser(
+        "leaderboard",
+        "Check every result and write all as one page, of Markdown and of HTML. A file whose hashes and numbers do not "
+        "agree with each other, or with its runs, is refused.",
+        """\
+A result is a file for one published row, which `locallearn study NAME --results DIR` writes. One from outside is put
+beside the others.
+
+examples:
+  locallearn leaderboard                        results/ into docs/leaderboard.md and docs/leaderboard.html
+  locallearn leaderboard --runs runs/truth      hold them against the run folders, too""",
+    )
+    parser.add_argument("--results", type=path, metavar="DIR", default=Path("results"), help="the files (results)")
+    parser.add_argument("--to", type=path, metavar="DIR", default=Path("docs"), help="where the pages go (docs)")
+    parser.add_argument("--runs", type=path, metavar="DIR", action="append", default=[], help="folders with their runs")
+    options = parser.read(arguments)
+    from locallearn.studies import leaderboard as board
+    from locallearn.studies.results import against_runs, read_all
+
+    results = read_all(options.results)
+    found = sum(against_runs(file, content, options.runs) for file, content in results.items())
+    for file in board.write({file.relative_to(options.results): own for file, own in results.items()}, options.to):
+        print(file)
+    count = sum(len(content["runs"]) for content in results.values())
+    print(f"{len(results)} results agree with themselves" + (f", and {found} of {count} runs" if options.runs else ""))
+    return 0
+
+
+COMMANDS = {"study": study, "leaderboard": leaderboard}

@@ -17,7 +17,8 @@ from locallearn.engine import Optim, Place, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.figures.text import fitted, table
 from locallearn.models import BlockModel
-from locallearn.tasks import CLASSES, Tokens
+from locallearn.task import BOXES
+from locallearn.tasks import CLASSES, Detection, Tokens
 
 IMAGE, SEQUENCE, FEATURES, TEXT = (3, 32, 32), (20, 57), (16,), (20,)
 NUMBER = 10  # of classes, or of tokens
@@ -96,7 +97,8 @@ def _built(config: Mapping[str, Any]) -> tuple[BlockModel, str]:
 def _reason(model: BlockModel, strategy: Any, optim: Optim, cut: list[range]) -> str | None:
     """None if the pair can be put together, else the sentence that refuses it."""
     try:
-        setup = Setup(total_steps=1, task=CLASSES if model.vocabulary is None else Tokens())
+        boxes = Detection(tuple(map(str, range(NUMBER)))) if model.form == BOXES else None
+        setup = Setup(total_steps=1, task=boxes or (CLASSES if model.vocabulary is None else Tokens()))
         assemble(model, strategy, optim, cut, setup, Place(torch.device("meta")))
     except UserError as error:
         return str(error)

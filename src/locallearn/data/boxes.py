@@ -174,12 +174,12 @@ class Boxes(Source):
         data.flip, data.flip_vertical, data.mosaic = self.flip, self.flip_vertical, self.mosaic
         return data
 
-    def _parts(self) -> dict[str, list[pascal_voc.Picture]]:
+    def _parts(self) -> dict[str, list[pascal_voc.AnnotatedImage]]:
         root = checked_root(self.name, self.folder())
         with reading(self.name, root):
             return pascal_voc.parts(root)
 
-    def _names(self, parts: Mapping[str, Sequence[pascal_voc.Picture]]) -> tuple[str, ...]:
+    def _names(self, parts: Mapping[str, Sequence[pascal_voc.AnnotatedImage]]) -> tuple[str, ...]:
         """The classes. Raises UserError for an object of another one, and where there is none."""
         found = {box[0] for image in parts["train"] for box in image.boxes}
         names = tuple(self.labels) if self.labels else tuple(sorted(found))
@@ -195,7 +195,7 @@ class Boxes(Source):
         return names
 
     def _part(
-        self, images: Sequence[pascal_voc.Picture], names: tuple[str, ...], most: int, device: torch.device
+        self, images: Sequence[pascal_voc.AnnotatedImage], names: tuple[str, ...], most: int, device: torch.device
     ) -> Split:
         samples = torch.empty(len(images), 3, *self.size, dtype=torch.uint8)
         y = torch.full((len(images), most, 5), -1.0)
@@ -206,7 +206,7 @@ class Boxes(Source):
                 y[i, j, 1:] = torch.tensor(corners) * scale + moved
         return Split(Memory(samples.to(device)), torch.arange(len(images)), y.to(device))
 
-    def _read(self, image: pascal_voc.Picture) -> tuple[Tensor, float, Tensor]:
+    def _read(self, image: pascal_voc.AnnotatedImage) -> tuple[Tensor, float, Tensor]:
         """The pixels uint8 [3, H, W], and what happened to a box [4]: times the scale, and moved."""
         height, width = self.size
         done: list[Any] = []
@@ -244,10 +244,10 @@ class BCCD(Boxes):
     def verify(self) -> str:
         return f"{self.verified}; {super().verify()}"
 
-    def _names(self, parts: Mapping[str, Sequence[pascal_voc.Picture]]) -> tuple[str, ...]:
+    def _names(self, parts: Mapping[str, Sequence[pascal_voc.AnnotatedImage]]) -> tuple[str, ...]:
         return "RBC", "WBC", "Platelets"
 
-    def _parts(self) -> dict[str, list[pascal_voc.Picture]]:
+    def _parts(self) -> dict[str, list[pascal_voc.AnnotatedImage]]:
         root, source = checked_root(self.name, self.folder()), "github.com/Shenggan/BCCD_Dataset"
         with reading(self.name, root):
             files = sorted(file for pattern in self.FOLDERS for file in root.glob(pattern))

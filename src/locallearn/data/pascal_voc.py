@@ -21,7 +21,7 @@ Box = tuple[str, float, float, float, float]
 
 
 @dataclass
-class Picture:
+class AnnotatedImage:
     """An image file and the objects in it: class, x1, y1, x2, y2 in its pixels, within it. `dropped` counts objects
     that are none, by what is wrong with them; `size` is (width, height), or None where the file does not say it."""
 
@@ -39,7 +39,7 @@ class _Plain(ElementTree.TreeBuilder):
         raise ValueError("it has a document type (DTD), which annotations do not need: take the line out")
 
 
-def parts(root: Path) -> dict[str, list[Picture]]:
+def parts(root: Path) -> dict[str, list[AnnotatedImage]]:
     """The parts train, test and validation of a folder with JPEGImages, Annotations and ImageSets/Main. With both a
     val.txt and a test.txt the former is the validation part; with one of them that is the test part. Raises UserError,
     and OSError for a file that cannot be read."""
@@ -77,7 +77,7 @@ def _ids(root: Path, part: str) -> list[str]:
     return ids
 
 
-def _annotated(root: Path, name: str) -> Picture:
+def _annotated(root: Path, name: str) -> AnnotatedImage:
     folder = root / "JPEGImages"
     images = (folder / f"{name}{suffix}" for suffix in (".jpg", *sorted(SUFFIXES - {".jpg"})))
     image, xml = next((file for file in images if file.is_file()), None), root / "Annotations" / f"{name}.xml"
@@ -88,13 +88,13 @@ def _annotated(root: Path, name: str) -> Picture:
     return read(xml, image)
 
 
-def read(xml: Path, image: Path) -> Picture:
+def read(xml: Path, image: Path) -> AnnotatedImage:
     """The objects of an image. Raises UserError that names the file."""
     try:
         if xml.stat().st_size > XML_BYTES:
             raise ValueError(f"it has more than {XML_BYTES >> 20} MB")
         tree = ElementTree.fromstring(xml.read_bytes(), ElementTree.XMLParser(target=_Plain()))
-        found = Picture(image, xml, size=_size(tree))
+        found = AnnotatedImage(image, xml, size=_size(tree))
         for each in tree.iter("object"):
             _add(found, each)
     except (ValueError, ElementTree.ParseError, LookupError) as error:
@@ -109,7 +109,7 @@ def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
     return None if None in texts else (int(texts[0] or 0), int(texts[1] or 0))
 
 
-def _add(found: Picture, each: ElementTree.Element) -> None:
+def _add(found: AnnotatedImage, each: ElementTree.Element) -> None:
     """Add an object, within the image, or count why it is none."""
     name, texts = each.findtext("name"), [each.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
     if not name or None in texts:
@@ -130,7 +130,7 @@ def _add(found: Picture, each: ElementTree.Element) -> None:
             found.boxes.append((name.strip(), x1, y1, x2, y2))
 
 
-def dropped(images: Sequence[Picture]) -> str:
+def dropped(images: Sequence[AnnotatedImage]) -> str:
     """Such as `2 boxes without an area left out (the first: NAME.xml)`; an empty text if none is."""
     reasons: Counter[str] = sum((image.dropped for image in images), Counter())
     if not reasons:

@@ -41,6 +41,7 @@ SCHEDULES: dict[str, Callable[[float, Optim], float]] = {
     "constant": lambda p, o: 1.0,
     "linear": lambda p, o: o.floor + (1.0 - o.floor) * (1.0 - p),
     "cosine": lambda p, o: o.floor + (1.0 - o.floor) * _half_cosine(p),
+    "late_linear": lambda p, o: min(1.0, 2.0 * (1.0 - p)),
     "step": lambda p, o: o.decay ** sum(p >= m for m in o.milestones),
     "one_cycle": lambda p, o: one_cycle(p),
 }
@@ -53,8 +54,8 @@ class Optim(Options, ABC):
     lr, weight_decay  of a block's units and head
     decay_vectors     false: weight decay holds for parameters of two axes or more alone, matrices and convolutions, and
                       not for biases and norms (as GPT-2 and its kin are trained)
-    schedule          of the learning rate: constant, linear or cosine to the floor, step, one_cycle, or a function of
-                      your own, progress in [0, 1] -> factor
+    schedule          of the learning rate: constant, linear or cosine to the floor, late_linear (to zero over the
+                      second half), step, one_cycle, or a function of your own, progress in [0, 1] -> factor
     floor             where linear and cosine end, as a share of the rate
     warmup            share of training over which the rate rises linearly from zero
     milestones        with schedule=step: the shares of training at which the rate is multiplied by `decay`

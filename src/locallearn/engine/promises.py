@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from locallearn.contract import BlockSpec, Route, Strategy
 from locallearn.engine.block import TrainedBlock
 from locallearn.errors import UserError
-from locallearn.task import Task
+from locallearn.task import BOXES, Task
 
 
 def check_class(strategy: Strategy) -> None:
@@ -40,6 +40,11 @@ def check_class(strategy: Strategy) -> None:
 
 def check_task(strategy: Strategy, task: Task) -> None:
     """Raise UserError where the strategy, or the objective that it has, cannot serve a task."""
+    if task.form == BOXES and not strategy.boxes:
+        raise UserError(
+            f"strategy {type(strategy).__name__} learns from one answer for each sample or position, and the data ask "
+            f"for {task.wanted} (task {task.asks}): choose strategy=backprop, deep_supervision, dgl, loco or pgi"
+        )
     objective: Any = getattr(strategy, "objective", None)
     for part in (strategy, objective):
         tasks = getattr(part, "tasks", None)

@@ -93,6 +93,11 @@ class Reconstructor(nn.Module):
     def __init__(self, spec: BlockSpec, quarters: bool = False) -> None:
         super().__init__()
         numbers_of_input(spec, "what reconstructs the input")
+        if len(spec.maps) > 1:
+            raise UserError(
+                f"block {spec.index} hands on {len(spec.maps)} maps in one, and what reconstructs the input reads one: "
+                "choose objective=cross_entropy, or cut the model where it emits one"
+            )
         self.decoder = Decoder(quarters=quarters).build(spec.emits, spec.image)
         self.pixels = spec.pixels is not None and len(spec.image) == 3
         black, white = (torch.tensor(x)[:, None, None] for x in spec.pixels or ((0.0,), (1.0,)))

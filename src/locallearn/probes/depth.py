@@ -11,6 +11,7 @@ from locallearn.data import Data, Split
 from locallearn.engine import Learner
 from locallearn.errors import UserError, unknown
 from locallearn.models import BlockModel
+from locallearn.models.pyramid import Pyramid
 from locallearn.probes.base import Row
 from locallearn.seeds import generator
 
@@ -53,12 +54,13 @@ def sample(data: Data, split: str, samples: int | None = None) -> tuple[Tensor, 
 @torch.no_grad()
 def outputs(learner: Learner, inputs: Tensor, model: BlockModel | None = None) -> Iterator[Tensor]:
     """What every unit of the model (or of another one like it) emits [B, ...] for inputs [B, *image], from the lowest
-    upward, in eval mode; one at a time is held."""
+    upward, in eval mode; one at a time is held. Of a packed pyramid it is the newest map."""
     h = learner.prepare(inputs)
     for unit in (model or learner.model).eval().units:  # the caller of `look` puts the modes back
         with learner.stage.autocast():
             h = unit(h)
-        yield h
+        levels = getattr(unit, "levels", ())
+        yield Pyramid(levels).unpack(h)[-1] if levels else h
 
 
 def by_layer(learner: Learner, numbers: Iterable[Row]) -> list[Row]:

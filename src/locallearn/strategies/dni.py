@@ -58,6 +58,7 @@ class DNI(Strategy):
     depth: Annotated[int, Ge(0)] = 2
     batch_norm: bool = True
     synthetic_inputs: bool = False
+    boxes: ClassVar[bool] = False
     conditional: ClassVar[bool] = False
 
     @property

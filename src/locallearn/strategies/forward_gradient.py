@@ -106,6 +106,7 @@ class ForwardGradient(Strategy):
     draws: Annotated[int, Ge(1)] = 1
     groups: Annotated[int, Ge(1)] = 1
     route: ClassVar[Route] = Route.NONE
+    boxes: ClassVar[bool] = False
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         return {HEADS: LocalHeads(spec, self.groups)}

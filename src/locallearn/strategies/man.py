@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Interval
@@ -70,6 +70,8 @@ class MAN(DGL):
     scaled: bool = False
     every: Annotated[int, Ge(1)] = 1
     lag: Annotated[int, Ge(0)] = 1
+    boxes: ClassVar[bool] = False
+    priced: ClassVar[bool] = False
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         alone = dict.fromkeys(("momentum", "scaled", "every", "lag"), "blocks=2 or more") if len(specs) == 1 else {}

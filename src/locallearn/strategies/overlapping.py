@@ -41,6 +41,7 @@ class Overlapping(DGL):
 
     reach: Annotated[int, Ge(1)] = 2
     combine: Literal["sum", "mean", "next"] = "sum"
+    priced: ClassVar[bool] = False
 
     @property
     def route(self) -> Route:  # type: ignore[override]  # of the instance: the reach decides it
@@ -127,7 +128,9 @@ class HPFF(DGL):
     """
 
     weight: Annotated[float, Interval(ge=0, le=1)] = 0.001
+    priced: ClassVar[bool] = False
     route: ClassVar[Route] = Route.NEIGHBOR
+    boxes: ClassVar[bool] = False
 
     def modules(self, spec: BlockSpec) -> Mapping[str, nn.Module]:
         if not spec.index and not spec.last:

@@ -72,6 +72,7 @@ class SOLO(Strategy):
     every: Annotated[int, Ge(1)] = 10
     lag: Annotated[int, Ge(0)] = 0
     route: ClassVar[Route] = Route.NONE
+    boxes: ClassVar[bool] = False
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         if len(specs) == 1:

@@ -100,9 +100,9 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
         "chosen": [" ".join(f"{key}={value}" for key, value in row["chosen"].items()) for row in rows],
         head.replace("percent", "%"): [_spread(row["values"], seeds) for row in rows],
         "linear read-out": [_spread(row["linear"], seeds) for row in rows],
-        "published": [_published(row) for row in rows],
-        "difference [95 %]": [_difference(row["verdict"]) if "verdict" in row else "" for row in rows],
-        "verdict": [_word(row["verdict"]["word"]) if "verdict" in row else "" for row in rows],
+        "published": [shown_published(row) for row in rows],
+        "difference [95 %]": [shown_difference(row["verdict"]) if "verdict" in row else "" for row in rows],
+        "verdict": [shown_word(row["verdict"]["word"]) if "verdict" in row else "" for row in rows],
         f"less '{control}'": [_spread(row["difference"], seeds) for row in rows],
         "degrees to backprop, by block": [", ".join(f"{a:.0f}" for a in row["angles"]) for row in rows],
         "staleness of what is read, in batches, by block": [
@@ -127,7 +127,7 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
     yield from ["", *told] if told else []
 
 
-def _published(row: dict[str, Any]) -> str:
+def shown_published(row: dict[str, Any]) -> str:
     """The published number, with its deviation and the number of runs where they are known."""
     if row["published"] is None:
         return ""
@@ -136,13 +136,14 @@ def _published(row: dict[str, Any]) -> str:
     return f"{row['published']:.2f}{spread}" + (f" (n={runs})" if runs else "")
 
 
-def _difference(found: dict[str, Any]) -> str:
+def shown_difference(found: dict[str, Any]) -> str:
     """`-0.12 [-0.20, -0.04]`"""
     ends = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
     return f"{found['difference']:+.2f}{ends}"
 
 
-def _word(word: str) -> str:
+def shown_word(word: str) -> str:
+    """One that asks for an explanation in bold."""
     return f"**{word}**" if word == DIFFERS else word
 
 

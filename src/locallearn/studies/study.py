@@ -21,7 +21,7 @@ from locallearn.errors import UserError, unknown
 from locallearn.names import by_block, higher_is_better
 from locallearn.report.published import published
 from locallearn.runs.read import Run, read_run
-from locallearn.studies import page
+from locallearn.studies import page, results
 from locallearn.studies.analysis import Analysis, Runs
 from locallearn.studies.definition import UNITS, Part, Row, Study, load
 from locallearn.studies.runner import READOUT, PlannedRun, identity, place, run_all, state_of
@@ -38,6 +38,7 @@ class StudyOptions:
     jobs   how many runs at a time, with one thread each
     quick  only see that it works: the quick form, whose numbers mean nothing
     only   do the runs of the parts whose title contains this, and no others
+    results  where a file goes for every published row that is finished, see `results`; None: nowhere
     config_dirs, allow   the user's own yaml files, and packages that these may name
     """
 
@@ -47,6 +48,7 @@ class StudyOptions:
     jobs: int = 1
     quick: bool = False
     only: str = ""
+    results: Path | None = None
     config_dirs: Sequence[Path] = ()
     allow: Sequence[str] = ()
 
@@ -91,27 +93,48 @@ def study(name: str, options: StudyOptions) -> int:
     parts = [part for part in whole.parts if options.only.lower() in part.title.lower()]
     if not parts:
         raise unknown("part", options.only, [part.title for part in whole.parts])
-    folders: dict[str, Path] = {}
-    cells = [
-        RowRuns(part, row, [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)])
-        for part in whole.parts
-        for row in part.rows
-    ]
+    cells = _cells(whole, options)
     started = [cell for cell in cells if cell.part in parts]
     failures = run_all([task for cell in started for task in cell.trials], options.jobs)
     failures += run_all([task for cell in started for task in cell.chosen() if task not in cell.trials], options.jobs)
-    for file in page.write(_record(whole, options, cells, analysis), options.to, analysis):
-        print(file)
+    _write(whole, options, cells, analysis)
     if failures:
         print("\n".join([f"locallearn: {len(failures)} runs failed:", *failures]), file=sys.stderr)
     return 1 if failures else 0
 
 
-def report(name: str, options: StudyOptions) -> None:
-    """Write the page and the pictures of a study again, from the JSON file that an earlier call has left in `to`."""
-    whole = load(name, config_dirs=options.config_dirs)
-    for file in page.write(page.read(whole, options.to), options.to, _analysis(whole, options.allow)):
-        print(file)
+def report(name: str, options: StudyOptions, collect: bool = False) -> None:
+    """Write the page and the pictures of a study again, from the JSON file that an earlier call has left in `to`; or
+    `collect` what the run folders in `out` have by now, while others may still run."""
+    whole = load(name, options.quick, config_dirs=options.config_dirs)
+    analysis = _analysis(whole, options.allow)
+    if collect:
+        _write(whole, options, _cells(whole, options), analysis)
+    else:
+        print(*page.write(page.read(whole, options.to), options.to, analysis), sep="\n")
+
+
+def _cells(whole: Study, options: StudyOptions) -> list[RowRuns]:
+    folders: dict[str, Path] = {}
+    return [
+        RowRuns(part, row, [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)])
+        for part in whole.parts
+        for row in part.rows
+    ]
+
+
+def _write(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis: Analysis | None) -> None:
+    """Page, numbers and pictures, and a file for each published row that is finished."""
+    record = _record(whole, options, cells, analysis)
+    print(*page.write(record, options.to, analysis), sep="\n")
+    if options.results is None:
+        return
+    for part, kept in zip(whole.parts, record["parts"], strict=True):
+        runs = {cell.row: [read_run(task.folder) for task in cell.chosen()] for cell in cells if cell.part is part}
+        for row in kept["rows"]:
+            if "verdict" in row and row["name"] not in kept["missing"]:
+                content = results.result_of(whole.name, kept, row, runs[row["name"]])
+                print(results.write(options.results, content))
 
 
 def _analysis(whole: Study, allow: Sequence[str]) -> Analysis | None:

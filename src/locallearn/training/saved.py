@@ -131,7 +131,7 @@ class Manifest:
     normalisation: Normalisation | None = None
     data: Fingerprint | None = None
     task: str = CLASSIFICATION
-    form: Literal["sample", "position"] = "sample"
+    form: Literal["sample", "position", "boxes"] = "sample"
     score: str = ACCURACY
     metrics: dict[str, str] | None = None
     vocabulary: int | None = None

@@ -1,0 +1,115 @@
+"""All results as one table for each part of a study: a page of Markdown, and one of HTML that opens from disk."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from locallearn.errors import UserError
+from locallearn.names import in_words
+from locallearn.studies.analysis import table
+from locallearn.studies.page import shown_difference, shown_published, shown_word
+
+NAME = "leaderboard"
+TITLE = "Leaderboard"
+TEXT = (
+    "Published settings done in full, one row for each result in `results/`: mean and deviation over the seeds "
+    "beside what was published, and the verdict of one rule for all ([truth](truth.md)). The best of a table stands "
+    "first. A result from outside is one more file there, made by `locallearn study NAME --results DIR`; a file whose "
+    "hashes and numbers do not agree is refused, and `locallearn repeat --result FILE` does its runs again."
+)
+HEAD = ("method", "value", "published", "difference [95 %]", "verdict", "seconds a run", "machine", "file")
+_HTML = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src '{{ hash }}'">
+<title>{{ title }}</title><style>{{ style }}</style></head>
+<body><main><h1>{{ title }}</h1><p>{{ text }}</p>
+{% for name, unit, rows in tables %}
+<h2>{{ name }}</h2><p>{{ unit }}</p>
+<table><thead><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+{% endfor %}
+<p>Made by locallearn leaderboard.</p></main></body></html>
+"""
+
+
+def write(results: Mapping[Path, Mapping[str, Any]], to: Path) -> list[Path]:
+    """Write both pages; `results` by the name that stands for their file. Returns the files. Raises UserError."""
+    tables = list(_tables(results))
+    lines = [f"# {TITLE}", "", TEXT, "", f"    locallearn {NAME}", ""]
+    for name, unit, rows in tables:
+        lines += [f"## {name}", "", unit, "", *table(HEAD, rows), ""]
+    lines += ["" if tables else "There is no result yet."]
+    texts = {f"{NAME}.md": "\n".join(lines).rstrip() + "\n", f"{NAME}.html": _html(tables)}
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (to / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write into {to}: {error.strerror}; choose another folder: --to DIR") from None
+    return [to / name for name in texts]
+
+
+def _tables(results: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[str, str, list[list[str]]]]:
+    """For each part: its title, what is measured, and the rows, the best first."""
+    parts: dict[tuple[str, str, str], list[tuple[Path, Mapping[str, Any]]]] = {}
+    for file, result in results.items():
+        parts.setdefault((result["part"], result["metric"], result["unit"]), []).append((file, result))
+    for (title, metric, unit), own in parts.items():
+        ranked = sorted(own, key=lambda pair: pair[1]["mean"], reverse=own[0][1]["more_is_better"])
+        yield (
+            title,
+            f"{in_words(metric)} {unit and f'in {unit}'}".strip(),
+            [_row(file, result) for file, result in ranked],
+        )
+
+
+def _row(file: Path, result: Mapping[str, Any]) -> list[str]:
+    published = {**result["published"], "published": result["published"]["mean"]}
+    machine = result["machine"]
+    return [
+        _cell(result["row"]),
+        f"{result['mean']:.2f} ± {result['deviation']:.2f} (n={len(result['runs'])})",
+        shown_published(published),
+        shown_difference(result["verdict"]),
+        shown_word(result["verdict"]["word"]),
+        f"{result['seconds']:.0f}",
+        _cell(f"{machine.get('device')}, {machine.get('threads')} threads, torch {result['versions'].get('torch')}"),
+        _cell(f"`{file}`"),
+    ]
+
+
+def _cell(text: str) -> str:
+    """A text from a file, which may be a stranger's, as one cell of a table of Markdown."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _html(tables: Iterable[tuple[str, str, list[list[str]]]]) -> str:
+    style = (files("locallearn.report") / "page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    plain = [(name, unit, [[_plain(cell) for cell in row] for row in rows]) for name, unit, rows in tables]
+    return environment.from_string(_HTML).render(
+        title=TITLE,
+        text=_plain(TEXT).replace("[truth](truth.md)", "truth.md"),
+        tables=plain,
+        head=HEAD,
+        style=Markup(style),
+        hash=f"sha256-{digest}",
+    )
+
+
+def _plain(cell: str) -> str:
+    """A cell of Markdown as text."""
+    return cell.replace("**", "").replace("`", "").replace("\\|", "|").replace("&lt;", "<")
