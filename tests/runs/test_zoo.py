@@ -48,7 +48,7 @@ FALLS_SHORT = {
         (
             "vit",
             strategy,
-        ): "0.60 after five epochs: a transformer finds out where a patch is; 0.95 after 20, see its yaml"
+        ): "0.60 after five epochs, 0.95 after 20: see the first line of its yaml"
         for strategy in ("dgl", "backprop")
     },
 }
