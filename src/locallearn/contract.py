@@ -55,8 +55,7 @@ class BlockSpec(NamedTuple):
     reversible  of every block of the model, from the input upward, whether it has units whose input can be computed
                 from their output: modules that are `reversible`, as `models.coupling.Reversible`
     above   the units of all blocks above, in order
-    levels  of every block the sizes of the maps that its output is packed of, the newest last; that of the output alone
-            where nothing is packed (`models.pyramid.Pyramid`)
+    levels  of every block the sizes of the maps that its output is packed of, the newest last (`models.pyramid`)
     """
 
     index: int  # type: ignore[assignment]  # a tuple also has a method of this name
@@ -155,6 +154,8 @@ class Strategy(Options, ABC):
               take their steps, too, where else those at the bottom only compute
     repeats   whether a block updates its weights several times in a batch, which then cannot be divided
     exact     whether messages must arrive with all their bits, as where two blocks hold copies of one state
+    priced    whether a block passes back once through each forward pass of its units, and the gradient of its
+              parameters is all that comes of it: then units may charge for what passes them (`bottleneck=`)
     multiplies  whether `begin` or `look` makes several rows of a sample, which a graph does not allow
     boxes     whether it can serve answers that are boxes, and blocks that hand on packed pyramids
     ships     names of auxiliary modules without which it cannot answer: they are exported with the model
@@ -171,6 +172,7 @@ class Strategy(Options, ABC):
     carries: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    priced: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
     boxes: ClassVar[bool] = True
     ships: ClassVar[frozenset[str]] = frozenset()

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import re
 import sys
 import types
 import typing
@@ -64,6 +65,13 @@ class CommandOptions(Options):
     @classmethod
     def names(cls) -> list[str]:
         return list(fields_of(cls))
+
+    @classmethod
+    def described(cls) -> str:
+        """What the docstring says of each, with its default: the lines of a help page."""
+        defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+        lines = re.findall(r"^ +(\w+)  +(\S.*)$", cls.__doc__ or "", re.MULTILINE)
+        return "".join(f"  {f'{name}={defaults[name]}':<18} {text}\n" for name, text in lines if name in defaults)
 
     @classmethod
     def parse(cls, words: Iterable[str]) -> tuple[Self, list[str]]:

@@ -1,24 +1,42 @@
-"""What a module measures of itself while it learns, such as the bits that pass it."""
+"""Information that the loss pays for where it is measured: inside the model, whatever trains it.
+
+A module hands on its output by `charge`, and the gradient of the cost joins the one that comes back through it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from locallearn.scaling import scale
+
 
 class Metered(nn.Module):
-    """A module whose block records numbers that the module finds in its forward pass, each as a mean over steps."""
+    """A module whose block records numbers that the module finds in its forward pass, each as a mean over steps.
+
+    progress  how far training is, from 0 to 1; the block says it
+    shown     whether a probe looks: then it behaves as in training, and keeps its readings for the probe
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.readings: list[tuple[str, Tensor]] = []
+        self.progress = 1.0
+        self.shown = False
 
+    @property
+    def noisy(self) -> bool:
+        """Whether a forward pass draws noise."""
+        return self.training or self.shown
+
+    @torch.compiler.disable
     def meter(self, name: str, nats: Tensor) -> None:
         """Put by an information [] in nats, in a forward pass from which something learns; it is recorded in bits."""
-        if self.training and torch.is_grad_enabled():
+        if self.shown or (self.training and torch.is_grad_enabled()):
             self.readings.append((name, nats.detach() / math.log(2)))
 
     def taken(self) -> Iterator[tuple[str, Tensor]]:
@@ -30,3 +48,21 @@ class Metered(nn.Module):
 def meters_of(roots: Iterable[nn.Module]) -> list[Metered]:
     """The modules among these that measure themselves, each once."""
     return list({m: None for root in roots for m in root.modules() if isinstance(m, Metered)})
+
+
+class _Charge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, cost: Tensor) -> Tensor:
+        ctx.like = cost.new_empty(0)
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], ctx.like.new_full((), scale())
+
+
+@torch.compiler.disable
+def charge(z: Tensor, cost: Tensor) -> Tensor:
+    """z [B, ...] unchanged. Whoever computes gradients back through it adds those of the cost [] to them: once for each
+    backward pass, as if the loss, a mean over the batch, had the cost as a term."""
+    return _Charge.apply(z, cost)

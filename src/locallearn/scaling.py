@@ -94,6 +94,11 @@ def under(scaler: Scaler | None) -> AbstractContextManager[None]:
     return scaler.active() if scaler is not None else _NOTHING
 
 
+def scale() -> float:
+    """By what gradients are multiplied at this moment of a backward pass."""
+    return 1.0 if _active is None else _active._now
+
+
 def leaf(t: Tensor) -> Tensor:
     """Let a leaf collect gradients without the scale of the block that reads it."""
     if _active is not None:

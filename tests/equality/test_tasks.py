@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import locallearn
 from helpers.commands import run
+from locallearn.analysis.cost import SavedBytes
 from locallearn.auxiliary import Linear
 from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
@@ -33,7 +34,17 @@ from locallearn.strategies.dfa import DFA
 from locallearn.strategies.greedy import DGL
 from locallearn.strategies.overlapping import Overlapping
 from locallearn.task import CLASSIFICATION, DETECTION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS
-from locallearn.tasks import TASKS, Classification, Detection, Multilabel, Regression, Segmentation, Task, Tokens
+from locallearn.tasks import (
+    TASKS,
+    Classification,
+    Detection,
+    Multilabel,
+    Regression,
+    Segmentation,
+    Task,
+    Tokens,
+    tokens,
+)
 
 B, C, T, SIDE = 6, 5, 7, 8
 
@@ -152,6 +163,23 @@ def test_running_totals_are_those_of_the_whole_whatever_looks_at_them(name):
     assert {k: merged[k] for k in merged if k not in ("loss", "bits_per_character", "perplexity")} == pytest.approx(
         task.numbers(None, task.sums(z, y).tolist(), count)
     )
+
+
+def test_the_loss_of_a_large_vocabulary_is_computed_in_parts(monkeypatch):
+    """The same loss and gradient, and autograd keeps no second copy of the logits."""
+    monkeypatch.setattr(tokens, "CHUNK", 3 * 5000)
+    z, y = numbers(2, T, 5000).requires_grad_(), some_unknown(integers(5000, 2, T))
+    gradients, kept = [], []
+    for loss in (Tokens().loss, next_token):
+        with SavedBytes([z]) as saved:
+            value = loss(z, y)
+        kept.append(saved.now)
+        gradients.append(torch.autograd.grad(value, z)[0])
+        assert float(value.detach()) == pytest.approx(float(next_token(z.detach(), y)), abs=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-15, rtol=0)
+    assert kept[0] < 0.01 * z.nbytes <= z.nbytes <= kept[1]
+    with torch.no_grad():
+        assert float(Tokens().total(z, y)) == pytest.approx(float(next_token(z, y) * (y >= 0).sum()), rel=1e-12)
 
 
 def test_metrics_are_those_of_scikit_learn():
@@ -418,7 +446,7 @@ def test_a_run_is_judged_by_its_task(capsys, elsewhere, real_root, monkeypatch):
     assert "%" not in out.splitlines()[0]
 
 
-# The text and the transformer
+# The text
 
 
 def test_windows_of_a_text_are_those_of_nano_gpt(tmp_path):
@@ -441,64 +469,6 @@ def test_windows_of_a_text_are_those_of_nano_gpt(tmp_path):
         assert torch.equal(y, targets)
     asked = [int(t) for _, y in data.evaluation(data.test, 2) for t in y.flatten() if t >= 0]
     assert "".join(letters[t] for t in asked) == text[361:], "every character but the first is asked for once"
-
-
-@pytest.mark.parametrize("strategy", ["dgl", "loco"])
-def test_no_head_sees_a_later_token(strategy):
-    model = gpt((T,), C, C, layers=3, heads=2, width=8)
-    learner = assemble(
-        model, STRATEGIES[strategy], SGD(lr=RATE), model.cut("max"), Setup(1, "fp64", task=Tokens(), total_steps=9)
-    )
-    x = integers(C, B, T)
-    before = learner.predict(x)
-    for t in range(T):
-        changed = x.clone()
-        changed[:, t] = (changed[:, t] + 1) % C
-        for z, other in zip(before, learner.predict(changed), strict=True):
-            assert torch.equal(z[:, :t], other[:, :t])
-            assert not torch.equal(z[:, t], other[:, t])
-
-
-def test_gpt_is_a_plain_transformer():
-    """Logits and gradients of a module written from the equations, with the same weights; one block and many."""
-    layers, heads, width = 2, 2, 8
-    model = gpt((T,), C, C, layers=layers, heads=heads, width=width).double()
-    state = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
-
-    def norm(x: Tensor, at: str) -> Tensor:
-        mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0)
-        return (x - mean) / (var + 1e-5).sqrt() * state[f"{at}.weight"] + state[f"{at}.bias"]
-
-    def linear(x: Tensor, at: str) -> Tensor:
-        return x @ state[f"{at}.weight"].T + state[f"{at}.bias"]
-
-    def plain(x: Tensor) -> Tensor:
-        h = state["units.0.token.weight"][x] + state["units.0.position.weight"][: x.shape[1]]
-        for k in range(1, layers + 1):
-            q, key, v = linear(norm(h, f"units.{k}.norm1"), f"units.{k}.attention.inputs").split(width, 2)
-            mixed = []
-            for one in range(heads):
-                part = slice(one * width // heads, (one + 1) * width // heads)
-                scores = q[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(width // heads)
-                later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-                mixed.append(scores.masked_fill(later, -math.inf).softmax(-1) @ v[..., part])
-            h = h + linear(torch.cat(mixed, -1), f"units.{k}.attention.outputs")
-            wide = linear(norm(h, f"units.{k}.norm2"), f"units.{k}.expand")
-            wide = wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2)))
-            h = h + linear(wide, f"units.{k}.reduce")
-        return norm(h, "head.0") @ state["head.1.weight"].T
-
-    x, y = integers(C, B, T), integers(C, B, T)
-    torch.testing.assert_close(model(x), plain(x), atol=1e-12, rtol=0)
-    torch.testing.assert_close(model(x[:, :3]), plain(x[:, :3]), atol=1e-12, rtol=0)
-    next_token(plain(x), y).backward()
-    for blocks in (1, "max"):
-        own = copy.deepcopy(model)
-        optim = SGD(lr=RATE, momentum=0.0, schedule="constant")
-        learner = assemble(own, Backprop(), optim, own.cut(blocks), Setup(precision="fp64", task=Tokens()))
-        learner.step(x, y)
-        for name, p in own.named_parameters():
-            torch.testing.assert_close(p, state[name] - RATE * state[name].grad, atol=1e-12, rtol=0)
 
 
 def test_the_page_says_what_serves_which_task():

@@ -147,6 +147,8 @@ class Reader:
     def short(self, words: list[str]) -> list[str]:
         if words[0] == "study" and "--config-dir" not in words:  # its runs take hours
             return ["list", *words[:2]]
+        if words[0] == "sample":  # from a run on a set of files, which is only tried with --dry-run
+            return ["sample", "--help"]
         if words[0] == "tune":
             return [*(word for word in words if not word.startswith("trials")), "trials=2", *SHORT[:2]]
         if words[0] == "resume":  # a run that was cut short for this test has no more epochs

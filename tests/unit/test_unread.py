@@ -30,6 +30,7 @@ from locallearn.engine.optim import SCHEDULES, Optim
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
 from locallearn.models.plain import mlp
+from locallearn.models.vit import vit
 from locallearn.objectives import CrossEntropy, Objective
 from locallearn.options import fields_of, names_in
 from locallearn.runs.folder import RunFolder
@@ -162,6 +163,7 @@ torch.manual_seed(0)
 TANH = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)]
 FLAT = nn.Sequential(nn.Flatten(), nn.Linear(72, 6), nn.Tanh())
 VECTORS = BlockModel([FLAT, *TANH], nn.Linear(6, 3), image=(2, 6, 6), classes=3, name="vectors")
+SEQUENCES = vit((2, 6, 6), 3, patch=3, layers=3, heads=1, width=8)
 BATCHES = tiny_batches(4)
 
 
@@ -234,8 +236,16 @@ def test_the_options_of_an_objective(name, blocks):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("model", [MAPS, VECTORS], ids=["maps", "vectors"])
-@pytest.mark.parametrize("name", sorted(choices("auxiliary").keys() - {"detect"}))  # for boxes: test_detector
+ON_MAPS = sorted(choices("auxiliary").keys() - {"transformer", "detect"})
+"""But for those of sequences, and for boxes: test_detector."""
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [(name, model) for name in ON_MAPS for model in (MAPS, VECTORS)]
+    + [("linear", SEQUENCES), ("transformer", SEQUENCES)],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
 def test_the_options_of_an_auxiliary_network(name, model):
     content = yaml.safe_load(choices("auxiliary")[name].read_text())
     if name == "auglocal":  # made of units, of which there must be some

@@ -67,14 +67,14 @@ class Linear(Auxiliary):
     features   pool until at most so many inputs are left, by windows whose height and width double in turn (Nokland &
                Eidnes 2019 use 2048 or 4096). As in their code, half a window of zeros stands before and after a side
                that the window does not divide, so that the last rows may be left out; 0 pools to 2 x 2
+    zero_init  start with a zero weight, so that the first gradient into the block is zero (same paper)
     norm       layer norm at each step of a sequence, in front of the mean over it, as in the head of `vit`: a pre-norm
                stream grows with depth. Heads that answer at each step always have it
-    zero_init  start with a zero weight, so that the first gradient into the block is zero (same paper)
     """
 
     features: Annotated[int, Ge(0)] = 0
-    norm: bool = False
     zero_init: bool = False
+    norm: bool = False
 
     def unread(self, sizes: Sequence[Size]) -> Mapping[str, str]:
         unread = {} if any(len(size) > 2 for size in sizes) else {"features": MAPS}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
 import sys
 
 from locallearn.cli import listing, on_runs
 from locallearn.cli import study as studies
 from locallearn.cli.arguments import Parser, trust
+from locallearn.cli.sample import sample
 from locallearn.config import outside
 from locallearn.config.compose import compose, known_keys
 from locallearn.errors import UserError, did_you_mean
@@ -23,6 +22,7 @@ COMMANDS = {
     "resume": "go on with an interrupted or killed run, or make one longer: resume RUN [epochs=N] [runtime=NAME]",
     "repeat": "run a finished run again, and say whether the bits agree: repeat RUN",
     "evaluate": "test accuracy of runs, at every block: evaluate RUN... [data=NAME]",
+    "sample": "text that a language model writes: sample RUN --prompt TEXT [tokens=500] [block=K]",
     "probe": "look at the checkpoints of a run: probe RUN probe=NAME [probe.NAME.OPTION=VALUE]",
     "report": "tables and pictures of many runs, groups against backprop: report FOLDER... [--to DIR]",
     "compare": "settings, numbers and curves of runs side by side: compare RUN RUN...",
@@ -34,7 +34,7 @@ COMMANDS = {
 
 def run(command: str, arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    words = {"list": _list, "doctor": _doctor, "plan": _plan, "tune": _tune}
+    words = {"list": _list, "doctor": _doctor, "plan": _plan, "tune": _tune, "sample": sample}
     return (words | on_runs.COMMANDS | studies.COMMANDS)[command](arguments)
 
 
@@ -111,7 +111,7 @@ def _plan(arguments: list[str]) -> int:
         "schedule, from the times of the blocks, which are measured here.",
         f"""\
 options (NAME=VALUE):
-{_described(PlanOptions)}
+{PlanOptions.described()}
 settings (KEY=VALUE):
   strategy, model, data, blocks, batch_size, ...   as in a run
 
@@ -152,20 +152,13 @@ example:
     return 0
 
 
-def _described(options: type) -> str:
-    """What the docstring of a class of options says of each, with its default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    lines = re.findall(r"^ +(\w+)  +(\S.*)$", options.__doc__ or "", re.MULTILINE)
-    return "".join(f"  {name + '=' + str(defaults[name]):<18} {text}\n" for name, text in lines if name in defaults)
-
-
 def _tune(arguments: list[str]) -> int:
     parser = Parser(
         "tune",
         "Search for the settings with the best validation accuracy; every trial is a run. Started again, it goes on.",
         f"""\
 options (NAME=VALUE):
-{_described(TuneOptions)}
+{TuneOptions.described()}
   In a FILE.yaml stand lines such as "optim.lr: {{low: 1e-4, high: 1e-1, log: true}}" or "batch_size: [32, 64]".
 
 settings (KEY=VALUE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +15,10 @@ from locallearn.config.record import RecordSettings
 from locallearn.config.settings import GROUPS, SEVERAL, Settings
 from locallearn.config.targets import Experiment, instantiate
 from locallearn.errors import UserError
+from locallearn.models.bottleneck import Bottleneck
 from locallearn.options import checked
+
+NO_BOTTLENECK = {"_target_": "locallearn.models.bottleneck.Bottleneck"}
 
 
 def experiment(
@@ -38,6 +42,7 @@ def experiment(
     plain = {key: value for key, value in config.items() if key not in GROUPS}
     settings = Settings(**checked(Settings, plain, ""))
     optional = ("probe", "callback", "record")
+    config = {"bottleneck": NO_BOTTLENECK, **config}  # runs of older versions do not say it
     groups = {group: _mapping(config, group) for group in GROUPS if group not in optional}
     groups |= {group: config.get(group) or {} for group in optional}
     parts = _parts(groups, names or {}, objects, settings.allow)
@@ -66,6 +71,12 @@ def experiment(
     _check_evaluations(exp)
     if exp.runtime.processes > 1 and (name := next((n for n, probe in exp.probes.items() if probe.follows), None)):
         raise UserError(f"probe.{name} watches every step of training in one process: choose runtime=serial")
+    if type(exp.model.bottleneck) is not Bottleneck and not exp.strategy.priced:
+        raise UserError(
+            f"bottleneck={chosen['bottleneck']} charges what passes back through a unit, once, and "
+            f"strategy={chosen['strategy']} does not pass once: choose backprop, checkpoint, dgl, greedy, "
+            "deep_supervision, fa or dfa, or bottleneck=none"
+        )
     if unread.taught(exp) and settings.init.teacher is None:
         raise UserError(f"objective={chosen['objective']} learns from a teacher: give init.teacher=RUN, a finished run")
     return exp
@@ -83,7 +94,9 @@ def _parts(
     parts = {group: part(group) for group in ("auxiliary", "optim", "data", "runtime")}
     parts["objective"] = part("objective", teacher=None)
     parts["strategy"] = part("strategy", objective=parts["objective"], auxiliary=parts["auxiliary"])
-    parts["model"] = given.builder(objects.get("model"), groups["model"], allow)
+    parts["bottleneck"] = part("bottleneck")
+    build = given.builder(objects.get("model"), groups["model"], allow)
+    parts["model"] = replace(build, bottleneck=parts["bottleneck"])
     for group in SEVERAL:
         chosen_in_yaml = described(group, groups[group], names.get(group), allow)
         parts[group] = chosen_in_yaml | given.several(group, objects.get(group), allow)

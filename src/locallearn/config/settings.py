@@ -139,6 +139,7 @@ GROUPS: tuple[str, ...] = (
     "objective",
     "auxiliary",
     "model",
+    "bottleneck",
     "data",
     "optim",
     "runtime",

@@ -27,6 +27,7 @@ from locallearn.engine.torch_optim import of_class
 from locallearn.errors import UserError, did_you_mean
 from locallearn.inputs import Inputs
 from locallearn.models import BlockModel, answering, as_blocks
+from locallearn.models.bottleneck import NONE, Bottleneck
 from locallearn.objectives import Objective
 from locallearn.options import checked, fields_of, takes_function
 from locallearn.probes import Probe
@@ -37,6 +38,7 @@ KINDS: dict[str, type] = {
     "strategy": Strategy,
     "objective": Objective,
     "auxiliary": Auxiliary,
+    "bottleneck": Bottleneck,
     "optim": Optim,
     "data": Source,
     "runtime": Runtime,
@@ -63,11 +65,13 @@ class ModelBuilder:
 
     asks  which of these the target declares: `graph`, the edges [2, E] of the data; `vocabulary`, how many tokens they
           have; `inputs`, what the tensors of a sample are. Each is None where the data have none
+    bottleneck  what is put behind its units
     """
 
     target: Callable[..., Any]
     options: Mapping[str, Any]
     asks: frozenset[str]
+    bottleneck: Bottleneck = NONE
 
     @property
     def bare(self) -> ModelBuilder:
@@ -102,10 +106,10 @@ class ModelBuilder:
             raise
         except (TypeError, ValueError) as error:
             raise UserError(f"model: {error}") from error
+        if isinstance(module, nn.Module) and not isinstance(module, BlockModel):
+            module = as_blocks(module, image=image, classes=classes, vocabulary=vocabulary, form=form, inputs=inputs)
         if isinstance(module, BlockModel):
-            return module
-        if isinstance(module, nn.Module):
-            return as_blocks(module, image=image, classes=classes, vocabulary=vocabulary, form=form, inputs=inputs)
+            return self.bottleneck.applied(module)
         path = f"{self.target.__module__}.{self.target.__qualname__}"
         raise UserError(f"model._target_={path}: returned {type(module).__name__}, not a torch module")
 

@@ -7,6 +7,7 @@ items.py        samples of sets that are given from Python;  listed.py  what the
 asked.py        what such sets ask for
 scan.py         what a folder of images holds
 fingerprint.py  whether a set is still the one that a run was trained on
+spelling.py     from text to tokens and back
 split.py        the seeded draws of validation, fraction and label noise, and the checks of labels
 augment.py      what is done to training images;  normalise.py  pixels to float32
 files.py        checksums of files that the user brings

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Picture(Source):
+class OnePicture(Source):
     """The colours of one picture by place, for coordinate networks: float32 [2 + 4 frequencies] -> 3 numbers.
 
     A place (u, v) in [-1, 1]^2 comes with the sines and cosines of 2^k pi u and 2^k pi v, k = 0 ... frequencies - 1

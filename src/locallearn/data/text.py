@@ -1,4 +1,4 @@
-"""Text, character by character: which one comes next?"""
+"""Text as tokens, characters or byte pairs: which one comes next?"""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from locallearn.data.dataset import Data, Split
 from locallearn.data.files import ALL_CHECKED, check_files
 from locallearn.data.normalise import Normalisation
 from locallearn.data.source import Source
+from locallearn.data.spelling import BytePairs, Characters, Spelling
 from locallearn.data.store import Size
 from locallearn.errors import UserError
 from locallearn.seeds import generator
 from locallearn.tasks import Tokens
 
+BPE = "bpe"
 TRAIN = 0.9  # share of a text that is not tested on, as in nanoGPT
 
 
@@ -67,10 +69,16 @@ class TextData(Data):
     """
 
     def __init__(
-        self, name: str, vocabulary: tuple[str, ...], splits: tuple[Split, Split, Split], seed: int, steps: int
+        self,
+        name: str,
+        spelling: Spelling,
+        splits: tuple[Split, Split, Split],
+        seed: int,
+        steps: int,
+        characters: float = 1.0,
     ) -> None:
-        super().__init__(name, vocabulary, splits, seed, Augment(), None, task=Tokens())
-        self.vocabulary, self.steps_per_epoch = len(vocabulary), steps
+        super().__init__(name, spelling.names, splits, seed, Augment(), None, task=Tokens(characters))
+        self.spelling, self.vocabulary, self.steps_per_epoch = spelling, len(spelling.names), steps
 
     @property
     def own_validation(self) -> bool:
@@ -96,9 +104,13 @@ class TextData(Data):
 
 @dataclass(frozen=True)
 class Text(Source):
-    """Any text in UTF-8. Its vocabulary is its sorted characters; the first 90 % train, the rest is the test set.
+    """Any text in UTF-8. Its first 90 % train, the rest is the test set.
 
     file        the text
+    tokenizer   null: its characters, sorted, are the tokens; bpe: byte pairs that are learned from the training part;
+                or the path of a tokenizer.json of the library tokenizers. Bits per character are then those of the
+                test part, whose tokens have so many characters on average
+    vocabulary  with tokenizer=bpe: how many tokens at most, the 256 bytes among them
     context     tokens of a window
     steps       in what is called an epoch: windows are drawn, and a text has no natural one
     validation  share of the training part that is held out: its end. Windows drawn anywhere would overlap
@@ -108,11 +120,14 @@ class Text(Source):
     name: ClassVar[str] = "text"
 
     file: str = ""
+    tokenizer: str | None = None
+    vocabulary: Annotated[int, Ge(257)] = 1024
     context: Annotated[int, Ge(1)] = 64
     steps: Annotated[int, Ge(1)] = 250
 
     def unread(self) -> Mapping[str, str]:
-        return {"root": "data=NAME that has files of its own; data.file=PATH names a text"}
+        unread = {} if self.tokenizer == BPE else {"vocabulary": "data.tokenizer=bpe"}
+        return {**unread, "root": "data=NAME that has files of its own; data.file=PATH names a text"}
 
     def path(self) -> Path:
         """The file. Raises UserError if it is none."""
@@ -130,27 +145,34 @@ class Text(Source):
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
             raise UserError(f"data={self.name}: {path} cannot be read ({reason}): give a text in UTF-8") from error
-        vocabulary = tuple(sorted(set(text)))
-        if len(vocabulary) < 2:
-            what = "repeats one character" if vocabulary else "is empty"
+        if len(set(text)) < 2:
+            what = "repeats one character" if text else "is empty"
             raise UserError(
                 f"data={self.name}: {path} {what}, so there is nothing to learn about which character comes next: "
                 "give another text"
             )
-        number = {character: index for index, character in enumerate(vocabulary)}
-        tokens = torch.tensor([number[c] for c in text], dtype=torch.uint8 if len(vocabulary) <= 256 else torch.int32)
-        edge = int(TRAIN * len(tokens))
+        edge = int(TRAIN * len(text))
         held_out = round(self.validation * edge)
         kept = round(self.fraction * (edge - held_out))
-        parts = tokens[:kept], tokens[edge - held_out : edge], tokens[edge:]
+        texts = text[:kept], text[edge - held_out : edge], text[edge:]
+        spelling = self._spelling(text, texts[0])
+        parts = [spelling.encode(part) for part in texts]
         for part, own in zip(("training", "validation", "test"), parts, strict=True):
             if len(own) < self.context + 1 and not (part == "validation" and not held_out):
+                what = "characters" if self.tokenizer is None else "tokens"
                 raise UserError(
-                    f"data={self.name}: the {part} part of {path} has {len(own)} characters, too few for one window of "
-                    f"data.context={self.context} and its next character: give a longer text or a shorter context"
+                    f"data={self.name}: the {part} part of {path} has {len(own)} {what}, too few for one window of "
+                    f"data.context={self.context} and its next one: give a longer text or a shorter context"
                 )
-        splits = tuple(self._split(part.to(device)) for part in parts)
-        return TextData(self.name, vocabulary, splits, seed, self.steps)  # type: ignore[arg-type]  # three of them
+        train, validation, test = (self._split(part.to(device)) for part in parts)
+        characters = len(texts[2]) / len(parts[2])
+        return TextData(self.name, spelling, (train, validation, test), seed, self.steps, characters)
+
+    def _spelling(self, text: str, trained: str) -> Spelling:
+        if self.tokenizer is None:
+            return Characters(text)
+        chosen = BPE if self.tokenizer == BPE else paths.expanded(self.tokenizer)
+        return BytePairs(chosen, trained, self.vocabulary)
 
     def _split(self, tokens: Tensor) -> Split:
         """The windows at 0, T, 2T, ... with the next tokens."""
@@ -178,7 +200,7 @@ class Shakespeare(Text):
     SHA256: ClassVar[str] = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
     def unread(self) -> Mapping[str, str]:
-        return {"file": "data=text"}
+        return {name: reader for name, reader in super().unread().items() if name != "root"} | {"file": "data=text"}
 
     def path(self) -> Path:
         root = self.folder()

@@ -71,6 +71,7 @@ class TrainedBlock:
         self.copies: dict[str, Copy] = {}
         self.observers: list[Callable[[int], None]] = []
         self.meters = meters_of(self.roots())
+        self._scheduled = setup.total_steps is not None
         self.trained = setup.train_blocks
         self.modes = Modes([m for m in self.roots() if not self.frozen or m is not self.auxiliary], self.auxiliary)
         self._seeds = seeds.StepSeeds(seeds.derive(setup.seed, "block", spec.index), len(HALVES))
@@ -257,6 +258,8 @@ class TrainedBlock:
         """Begin a half or a round of a step: apply gradients that are still being summed, restart the random stream."""
         self.settle()
         self.step, self.progress, self.micro = at
+        for meter in self.meters:
+            meter.progress = self.progress if self._scheduled else 1.0
         if half is not None:
             self.reseed(half, number)
 

@@ -131,15 +131,15 @@ class Probe(Options, ABC):
         Returns: pictures by file name; none where there is nothing to show.
         """
         pictures = {}
-        if any(curve.key in row for curve in self.curves for row in rows):
-            pictures[self.name], axes = panels(len(self.curves), width=3.6)
-            for axis, curve in zip(axes, self.curves, strict=True):
+        if curves := [curve for curve in self.curves if any(curve.key in row for row in rows)]:
+            pictures[self.name], axes = panels(len(curves), width=3.6)
+            for axis, curve in zip(axes, curves, strict=True):
                 if curve.level is not None:
                     level = rows[0][curve.level] if isinstance(curve.level, str) else curve.level
                     axis.axhline(level, color="#999999", linewidth=0.8)
                 (over_depth if curve.depth else over_epochs)(axis, rows, curve.key)
                 axis.set(ylabel=curve.label, yscale="log" if curve.log else "linear")
-            axes[0].legend(title="epoch" if self.curves[0].depth else None)
+            axes[0].legend(title="epoch" if curves[0].depth else None)
         for epoch in sorted({min(arrays), max(arrays)}) if arrays else ():
             of = [row for row in rows if row["epoch"] == epoch]
             if arrays[epoch] and (figure := self.snapshot(of, arrays[epoch])) is not None:

@@ -18,6 +18,7 @@ class Backprop(Strategy):
     """
 
     route: ClassVar[Route] = Route.CHAIN
+    priced: ClassVar[bool] = True
 
     def step(self, block: Block, packet: Packet) -> Step:
         x = enter(block, packet)
@@ -40,6 +41,7 @@ class Checkpoint(Strategy):
     """
 
     route: ClassVar[Route] = Route.CHAIN
+    priced: ClassVar[bool] = True
 
     def step(self, block: Block, packet: Packet) -> Step:
         x = enter(block, packet)

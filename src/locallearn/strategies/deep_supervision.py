@@ -38,6 +38,7 @@ class DeepSupervision(Strategy):
     weight: Annotated[float, Ge(0)] = 0.3
     anneal: Annotated[str, OneOf(ANNEAL)] = "constant"
     route: ClassVar[Route] = Route.CHAIN
+    priced: ClassVar[bool] = True
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         return {} if len(specs) > 1 else dict.fromkeys(("weight", "anneal"), "blocks=2 or more")

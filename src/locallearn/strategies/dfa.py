@@ -86,6 +86,7 @@ class DFA(Strategy):
     scale: Annotated[float, Gt(0)] = 1.0
     route: ClassVar[Route] = Route.BROADCAST
     boxes: ClassVar[bool] = False
+    priced: ClassVar[bool] = True
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         if specs[0].task.form == POSITION:

@@ -70,6 +70,7 @@ class DGL(LocalLosses):
     objective: Objective = field(kw_only=True)
     auxiliary: Auxiliary = field(kw_only=True)
     last: Literal["joint", "local"] = "joint"
+    priced: ClassVar[bool] = True
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         return {} if self.objective.labels else {"last": "objective=NAME that reads labels"}

@@ -71,6 +71,7 @@ class MAN(DGL):
     every: Annotated[int, Ge(1)] = 1
     lag: Annotated[int, Ge(0)] = 1
     boxes: ClassVar[bool] = False
+    priced: ClassVar[bool] = False
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         alone = dict.fromkeys(("momentum", "scaled", "every", "lag"), "blocks=2 or more") if len(specs) == 1 else {}

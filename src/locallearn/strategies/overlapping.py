@@ -41,6 +41,7 @@ class Overlapping(DGL):
 
     reach: Annotated[int, Ge(1)] = 2
     combine: Literal["sum", "mean", "next"] = "sum"
+    priced: ClassVar[bool] = False
 
     @property
     def route(self) -> Route:  # type: ignore[override]  # of the instance: the reach decides it
@@ -127,6 +128,7 @@ class HPFF(DGL):
     """
 
     weight: Annotated[float, Interval(ge=0, le=1)] = 0.001
+    priced: ClassVar[bool] = False
     route: ClassVar[Route] = Route.NEIGHBOR
     boxes: ClassVar[bool] = False
 

@@ -11,9 +11,14 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from locallearn.errors import UserError
 from locallearn.task import POSITION, TOKENS, Task, class_numbers
+
+LARGE, CHUNK = 4096, 2**24
+"""From a vocabulary of so many tokens on the loss is computed for so many logits at a time, and again in the backward
+pass: autograd would keep a second copy of all of them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,15 @@ class Tokens(Task):
         return (y >= 0).count_nonzero()
 
     def total(self, z: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(z.flatten(0, -2), y.flatten().clamp(min=-1), ignore_index=-1, reduction="sum")
+        z, y = z.flatten(0, -2), y.flatten().clamp(min=-1)
+        if z.shape[1] <= LARGE:
+            return _surprise(z, y)
+        rows = max(CHUNK // z.shape[1], 1)
+        parts = zip(z.split(rows), y.split(rows), strict=True)
+        return sum(
+            (checkpoint(_surprise, *part, use_reentrant=False, preserve_rng_state=False) for part in parts),
+            z.new_zeros(()),
+        )
 
     def sums(self, z: Tensor, y: Tensor) -> Tensor:
         """[correct]"""
@@ -82,3 +95,8 @@ class Tokens(Task):
                 "the tokens, or take a model of a larger vocabulary"
             )
         return y
+
+
+def _surprise(z: Tensor, y: Tensor) -> Tensor:
+    """The sum [] of -log softmax(z)_y over rows z [N, V] with a target in y [N], -1 where there is none."""
+    return F.cross_entropy(z, y, ignore_index=-1, reduction="sum")

@@ -28,6 +28,7 @@ from locallearn.engine.setup import Pixels
 from locallearn.errors import RunError, UserError, described, in_one_line, memory_ran_out, needs_several_values
 from locallearn.inputs import Inputs
 from locallearn.models import BlockModel
+from locallearn.models.noisy_weights import GaussianWeights
 from locallearn.options import convert
 from locallearn.plan.measure import rehearse
 from locallearn.runs.console import warn
@@ -77,6 +78,9 @@ def prepare(
         model = model_for(build, data.image, len(data.classes), data.task.form, *seen)
     if cut is not None and cut[-1].stop != len(model.units):
         raise UserError(f"manifest.json: the run was cut at unit {cut[-1].stop}, but its model has {len(model.units)}")
+    for module in model.modules():
+        if isinstance(module, GaussianWeights):
+            module.samples = len(data.train)
     cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)
     if fresh:
         fill(model, settings.init, cut, data.classes)
