@@ -33,7 +33,7 @@ from locallearn.strategies.deep_supervision import DeepSupervision
 from locallearn.strategies.dfa import DFA
 from locallearn.strategies.greedy import DGL
 from locallearn.strategies.overlapping import Overlapping
-from locallearn.task import CLASSIFICATION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS
+from locallearn.task import CLASSIFICATION, DETECTION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS
 from locallearn.tasks import (
     TASKS,
     Classification,
@@ -474,7 +474,7 @@ def test_windows_of_a_text_are_those_of_nano_gpt(tmp_path):
 def test_the_page_says_what_serves_which_task():
     """Every objective of conf/ stands in the table of docs/tasks.md, with yes where its class says so."""
     page = (Path(__file__).resolve().parents[2] / "docs/tasks.md").read_text()
-    head = [CLASSIFICATION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS]
+    head = [CLASSIFICATION, MIXED, MULTILABEL, REGRESSION, SEGMENTATION, TOKENS, DETECTION]
     said: dict[str, list[bool]] = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]

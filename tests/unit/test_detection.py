@@ -248,7 +248,7 @@ def test_the_metrics_of_rows():
     rows = task.rows(z, truth)
     both = torch.cat([rows, rows[:1]])
     numbers = task.finish(rows)
-    assert numbers.keys() == {"ap", "ap50", "ap75", "ap_a"}
+    assert numbers.keys() - {"ap_small"} == {"ap", "ap50", "ap75", "ap_a"}  # with faster-coco-eval
     assert numbers["ap50"] == pytest.approx(1)  # of low score, the class a is found there, too
     assert task.finish(both)["ap_a"] == pytest.approx(1)
     wrong = torch.where((rows[..., :1] == 0) & (rows[..., 5:] < 2), torch.tensor([1.0, 0, 0, 9, 9, 0.5]).double(), rows)
@@ -281,6 +281,16 @@ def test_average_precision_is_that_of_coco():
         assert [ours["ap"], ours["ap50"], ours["ap75"]] == pytest.approx(of_coco(images), abs=1e-9)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("faster_coco_eval") is None, reason="pip install faster-coco-eval")
+@pytest.mark.parametrize(("scale", "size"), [(2.0, "small"), (0.01, "large")])
+def test_objects_of_one_size_have_the_precision_of_all(scale, size):
+    """Sides from 4 to 30 pixels are small where a pixel was two, and large where it was a hundredth."""
+    images = next(i for i in map(images_at_random, range(9)) if sum(len(truth) for _, truth in i) > 8)
+    numbers = of_rows(images, scale)
+    assert numbers[f"ap_{size}"] == pytest.approx(numbers["ap"], abs=1e-9)
+    assert {"ap_small", "ap_medium", "ap_large"} & numbers.keys() == {f"ap_{size}"}
+
+
 def of_coco(images) -> list[float]:
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -308,10 +318,10 @@ def of_coco(images) -> list[float]:
     return list(evaluation.stats[:3])
 
 
-def of_rows(images) -> dict[str, float]:
+def of_rows(images, scale: float = 1.0) -> dict[str, float]:
     own_objects = torch.full((len(images), 8, 6), -1.0, dtype=torch.float64)
     own_found = torch.full((len(images), 16, 6), -1.0, dtype=torch.float64)
     for i, (f, t) in enumerate(images):
         own_found[i, : len(f)] = torch.from_numpy(f)
         own_objects[i, : len(t), :5], own_objects[i, : len(t), 5] = torch.from_numpy(t), 2.0
-    return Detection(NAMES).finish(torch.cat([own_found, own_objects], dim=1))
+    return Detection(NAMES, scale=scale).finish(torch.cat([own_found, own_objects], dim=1))

@@ -162,13 +162,14 @@ class Boxes(Source):
                 f"fourth of the memory: choose a smaller data.size than {list(self.size)}"
             )
         most = max(1, *(len(image.boxes) for image in every))
-        splits = {name: self._part(part, names, most, device) for name, part in parts.items() if part}
+        scales: list[float] = []
+        splits = {name: self._part(part, names, most, device, scales) for name, part in parts.items() if part}
         whole = splits["train"]
         held_out = self.validation if "validation" not in splits else 0.0
         index, rest = divided(len(whole), held_out, self.fraction, seed)
         train, validation = whole.at(index), splits.get("validation", whole.at(rest))
         of_pixels = normaliser(self.name, self.normalise, train.store, train.index, device, normalisation)
-        every_split, task = (train, validation, splits["test"]), Detection(names)
+        every_split, task = (train, validation, splits["test"]), Detection(names, scale=sum(scales) / len(scales))
         left_out = pascal_voc.dropped(every)
         data = BoxData(self.name, names, every_split, seed, Augment(), of_pixels, left_out=left_out, task=task)
         data.flip, data.flip_vertical, data.mosaic = self.flip, self.flip_vertical, self.mosaic
@@ -195,12 +196,19 @@ class Boxes(Source):
         return names
 
     def _part(
-        self, images: Sequence[pascal_voc.AnnotatedImage], names: tuple[str, ...], most: int, device: torch.device
+        self,
+        images: Sequence[pascal_voc.AnnotatedImage],
+        names: tuple[str, ...],
+        most: int,
+        device: torch.device,
+        scales: list[float],
     ) -> Split:
+        """The images of a part with their boxes; `scales` gets how much smaller each has become."""
         samples = torch.empty(len(images), 3, *self.size, dtype=torch.uint8)
         y = torch.full((len(images), most, 5), -1.0)
         for i, image in enumerate(images):
             samples[i], scale, moved = self._read(image)
+            scales.append(scale)
             for j, (name, *corners) in enumerate(image.boxes):
                 y[i, j, 0] = names.index(name)
                 y[i, j, 1:] = torch.tensor(corners) * scale + moved

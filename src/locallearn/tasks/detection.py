@@ -16,6 +16,7 @@ from locallearn.errors import UserError
 from locallearn.task import BOXES, DETECTION, Task, not_a_tensor
 from locallearn.tasks.boxes import assigned, ciou
 from locallearn.tasks.precision import THRESHOLDS, average_precisions
+from locallearn.tasks.sizes import EDGES, by_size
 
 OF_ANCHOR = 3  # x and y of a position's centre and its stride, in pixels of the input: the first columns of an answer
 LEAST_SCORE = 1e-3
@@ -66,11 +67,13 @@ class Detection(Task):
 
     DFL (Li et al. 2020) is the cross-entropy of a side's bins to the two neighbours of its distance in cells, weighted
     by nearness, a mean over the sides. The score is COCO's average precision, `average_precisions` over classes and
-    IoU 0.5 to 0.95; `ap_NAME` is that of a class.
+    IoU 0.5 to 0.95; `ap_NAME` is that of a class. With the extra `detection` there are `ap_small`, `ap_medium` and
+    `ap_large`, too.
 
     names  of the classes
     topk, alpha, beta  see `boxes.assigned`
     box_weight, class_weight, dfl_weight  of the three terms
+    scale  how large a pixel of the images as they were taken is to the net, for the sizes of COCO
     """
 
     names: tuple[str, ...] = ()
@@ -80,6 +83,7 @@ class Detection(Task):
     box_weight: Annotated[float, Ge(0)] = 7.5
     class_weight: Annotated[float, Ge(0)] = 0.5
     dfl_weight: Annotated[float, Ge(0)] = 1.5
+    scale: Annotated[float, Gt(0)] = 1.0
     kind: ClassVar[str] = DETECTION
     wanted: ClassVar[str] = "the class and the box of each object"
     form: ClassVar[str] = BOXES
@@ -93,7 +97,8 @@ class Detection(Task):
 
     @property
     def metrics(self) -> Mapping[str, bool]:  # type: ignore[override]  # it has one for each class
-        return {"loss": False} | dict.fromkeys(("ap", "ap50", "ap75", *(f"ap_{name}" for name in self.names)), True)
+        names = *(f"ap_{name}" for name in self.names), *(f"ap_{size}" for size in EDGES)
+        return {"loss": False} | dict.fromkeys(("ap", "ap50", "ap75", *names), True)
 
     def loss(self, z: Tensor, y: Tensor) -> Tensor:
         answers = Answers.of(z, len(self.names))
@@ -155,7 +160,8 @@ class Detection(Task):
             return {}
         mean = np.mean([*precisions.values()], axis=0)
         at = {f"ap{round(100 * t)}": float(mean[i]) for i, t in enumerate(THRESHOLDS) if i in (0, 5)}
-        return {"ap": float(mean.mean()), **at, **{f"ap_{name}": float(p.mean()) for name, p in precisions.items()}}
+        of_classes = {f"ap_{name}": float(p.mean()) for name, p in precisions.items()}
+        return {"ap": float(mean.mean()), **at, **by_size(images, len(self.names), self.scale), **of_classes}
 
     def random(self, batch: int, classes: int, image: Sequence[int], generator: torch.Generator) -> Tensor:
         """Three boxes in each image."""
