@@ -134,7 +134,7 @@ def test_it_never_carries_less_than_is_read_and_collapses_at_a_high_price(tmp_pa
     runs = {}
     for beta in (1e-3, 2.0):
         result = train(
-            tmp_path, epochs=30, batch_size=128, probe="bottleneck",
+            tmp_path, epochs=60, batch_size=128, probe="bottleneck",
             **{
                 "bottleneck.beta": beta, "bottleneck.warmup": 0.0,
                 "optim.lr": 0.02,
