@@ -38,7 +38,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure every goal: overhead, memory, pipelines, data, start, trackers; some 40 minutes on two idle cores
+bench: $(READY)  ## measure every goal: overhead, memory, pipelines, data, start, trackers; some 45 minutes on two idle cores
 	$(BIN)/python scripts/benchmark.py --json docs/benchmark.json --markdown docs/benchmark.md
 
 clean:  ## remove .venv and caches; run folders stay

@@ -3,7 +3,7 @@
     make bench        # or: python scripts/benchmark.py [--only P1,P7] [--repeats 3] [--json FILE] [--markdown FILE]
 
 `scripts/bench/method.py` says how, `docs/benchmark.md` holds the last result. Needs Linux (/proc) and two cores; takes
-about 40 minutes on idle ones, and at most four times as long on busy ones.
+about 45 minutes on idle ones, and at most four times as long on busy ones.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def chosen(only: str) -> list[tuple[str, Callable[..., None], tuple]]:
         "P2": (runs.loop, ((),)),
         "P3": (step.defaults, (("vgg16", 2), ("resnet32", 2))),
         "P5 P6": (memory.measure, both),
-        "P7 P8 P9 P11 P15": (pipeline.measure, both),
+        "P7 P8 P9 P11 P15": (pipeline.measure, (*both, ("vit",))),
         "P12": (data.measure, ((),)),
         "P13": (start.saving, ((),)),
         "P14": (start.first_step, ((),)),

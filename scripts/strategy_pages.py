@@ -1,7 +1,8 @@
 """Write a page for every strategy, docs/strategies/NAME.md, and their index: python scripts/strategy_pages.py.
 
-Options come from the yaml, what is logged from two steps on the digits, results from docs/families.json. The sections
-in `BY_HAND` are written by hand in the pages and kept. `--check` writes nothing and fails where a page is out of date.
+Options come from the yaml, what is logged from two steps on the digits, what verifies it from checks.yaml there and
+docs/truth.json, results from docs/families.json. The sections in `BY_HAND` are written by hand in the pages and kept.
+`--check` writes nothing and fails where a page is out of date.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def page(name: str) -> str:
         "Options": options(name),
         "What is logged": logged(name),
         "Differences from the paper": by_hand["Differences from the paper"],
+        "Verified": verified(name),
         "Results": results(name),
     }
     return f"# `{name}`\n\n{MADE}\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items()) + "\n"
@@ -162,6 +164,33 @@ def results(name: str) -> str:
         names = ", ".join(f"`{e}`" for e in used)
         text += f"\nPublished settings that run it (`python -m locallearn -m +experiment=NAME`): {names}."
     return text.strip()
+
+
+def verified(name: str) -> str:
+    """The checks that are independent of this code, and what became of published numbers: the level of verification."""
+    checks = yaml.safe_load((PAGES / "checks.yaml").read_text())[name]
+    peers = [check for check in checks if check.startswith("parity/")]
+    equations = [check for check in checks if check not in peers]
+    truth = json.loads((ROOT / "docs" / "truth.json").read_text())["parts"]
+    rows = [
+        f"{part['title']} (`{row['name']}`): {row['verdict']['word']}"
+        for part in truth
+        for row in part["rows"]
+        if f"strategy={name}" in row["command"].split() and row["name"] not in part["missing"]
+    ]
+    lines = [f"- against its equations, stated once more: {_tests(equations)}"] if equations else []
+    lines += [f"- beside a peer's code ([parity](../parity.md)): {_tests(peers)}"] if peers else []
+    lines += [f"- against published numbers ([truth](../truth.md)): {'; '.join(rows)}"] if rows else []
+    return "\n".join(lines)
+
+
+def _tests(checks: list[str]) -> str:
+    """`equality/test_dfa.py::test_x_is_y` as a link to its file, with what it says."""
+    told = []
+    for check in checks:
+        file, _, test = check.partition("::")
+        told.append(f"[{test.removeprefix('test_').replace('_', ' ')}](../../tests/{file})")
+    return ", ".join(told)
 
 
 def percent(row: dict[str, Any]) -> str:

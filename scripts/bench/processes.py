@@ -182,7 +182,7 @@ class Arrived(torch.autograd.Function):
 
 class Part(nn.Module):
     """One stage of a model. torch's pipelining refuses messages that are not contiguous, as channels_last maps are not:
-    they travel as NHWC, which is the same memory."""
+    they travel as NHWC, which is the same memory. Sequences travel as they are."""
 
     def __init__(self, model: BlockModel, units: range, first: bool, last: bool) -> None:
         super().__init__()
@@ -190,8 +190,13 @@ class Part(nn.Module):
         self.first = first
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.units(x if self.first else Arrived.apply(x).permute(0, 3, 1, 2))
-        return h.permute(0, 2, 3, 1).contiguous() if self.head is None else self.head(h)
+        if not self.first:
+            x = Arrived.apply(x)
+            x = x.permute(0, 3, 1, 2) if x.dim() == 4 else x
+        h = self.units(x)
+        if self.head is not None:
+            return self.head(h)
+        return h.permute(0, 2, 3, 1).contiguous() if h.dim() == 4 else h
 
 
 def micro_batched(

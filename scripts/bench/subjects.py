@@ -17,6 +17,7 @@ from locallearn.models import BlockModel
 from locallearn.models.plain import mlp
 from locallearn.models.resnet import cifar_resnet
 from locallearn.models.vgg import vgg
+from locallearn.models.vit import vit
 from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop, Checkpoint
 from locallearn.strategies.dfa import DFA
@@ -32,6 +33,7 @@ MODELS: dict[str, Callable[[], BlockModel]] = {
     "vgg16": lambda: vgg(IMAGE, CLASSES, depth=16),
     "mlp4": lambda: mlp(IMAGE, CLASSES, width=1024, depth=4),
     "resnet32": lambda: cifar_resnet(IMAGE, CLASSES, depth=32),
+    "vit": lambda: vit(IMAGE, CLASSES),
 }
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "backprop": Backprop,

@@ -22,7 +22,7 @@ from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.engine.gradients import strategy_gradients
 from locallearn.errors import UserError
-from locallearn.models.bottleneck import VIB, Bottleneck, InformationDropout, Noisy
+from locallearn.models.bottleneck import Bottleneck, GaussianBottleneck, LogNormalBottleneck, Noisy
 from locallearn.models.plain import mlp
 
 LOCALLEARN = [sys.executable, "-m", "locallearn"]
@@ -34,7 +34,7 @@ THROUGH = ("backprop", "checkpoint", "deep_supervision")
 
 def kl(noise: nn.Module, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     """Nats [] of a batch by the definition, for what the unit has read and emitted."""
-    if isinstance(noise.layer, nn.Conv2d):  # of VIB: the code's two halves
+    if isinstance(noise.layer, nn.Conv2d):  # of GaussianBottleneck: the code's two halves
         mean, rho = noise.layer(h).chunk(2, dim=1)
         deviation = F.softplus(rho - 5).clamp(math.exp(-6), math.exp(2))  # log variances of -12 to 4
         divergence = kl_divergence(Normal(mean, deviation), Normal(torch.zeros_like(mean), 1.0))
@@ -49,7 +49,7 @@ def gradients(learner, x, y) -> dict[str, torch.Tensor]:
     return {names[p]: g for block in blocks for p, g in block.parameters.items() if p in names}
 
 
-@pytest.mark.parametrize("kind", [VIB, InformationDropout])
+@pytest.mark.parametrize("kind", [GaussianBottleneck, LogNormalBottleneck])
 @pytest.mark.parametrize("name", [*LOCAL, *THROUGH])
 def test_the_gradient_is_that_of_the_explicit_sum(name, kind):
     """What beta adds is beta times the gradient of the KL by plain autograd, in the units that the strategy lets it
@@ -89,7 +89,7 @@ def test_the_gradient_is_that_of_the_explicit_sum(name, kind):
         assert torch.allclose(g, torch.as_tensor(expected[n]).to(g).expand_as(g), atol=1e-11), n
     free.learn(x, y)
     for block, i, bits in zip(free.blocks, places, nats, strict=False):
-        recorded = block.read()[f"{'bits' if kind is VIB else 'bits_relative'}_unit{i}"]
+        recorded = block.read()[f"{'bits' if kind is GaussianBottleneck else 'bits_relative'}_unit{i}"]
         assert recorded == pytest.approx(bits.item() / math.log(2), rel=1e-12)
 
 
@@ -98,7 +98,7 @@ def test_feedback_alignment_pays_in_its_own_block():
     x, y = tiny_batches(1)[0]
     found = []
     for beta in (0.0, BETA):
-        model = VIB(after=[3], beta=beta, warmup=0.0).applied(tiny_model())
+        model = GaussianBottleneck(after=[3], beta=beta, warmup=0.0).applied(tiny_model())
         found.append(gradients(tiny_learner(make("fa"), model, blocks=4, total_steps=10), x, y))
     changed = {n for n in found[0] if not torch.equal(found[0][n], found[1][n])}
     assert {"units.3.noise.layer.weight", "units.3.unit.0.weight", "units.0.0.weight"} <= changed
@@ -107,7 +107,7 @@ def test_feedback_alignment_pays_in_its_own_block():
 
 @pytest.mark.parametrize("prior", ["log_uniform", "log_normal"])
 def test_information_dropout_by_its_definition(prior):
-    dropout = InformationDropout(prior=prior, after=[0], warmup=0.0)
+    dropout = LogNormalBottleneck(prior=prior, after=[0], warmup=0.0)
     torch.manual_seed(0)
     noise = dropout.applied(tiny_model()).units[0].noise.double()
     noise.map, noise.shown = None, True
@@ -191,7 +191,7 @@ def test_settings_that_are_refused(words, sentence):
 )
 def test_places_that_are_refused(options, sentence):
     with pytest.raises(UserError, match=sentence.replace(".", r"\.")):
-        VIB(**options).applied(mlp(image=(1, 4, 4), classes=3, width=8))
+        GaussianBottleneck(**options).applied(mlp(image=(1, 4, 4), classes=3, width=8))
 
 
 def test_warmup_and_power():
@@ -200,14 +200,19 @@ def test_warmup_and_power():
 
     def gradient(progress: float, power: int) -> torch.Tensor:
         torch.manual_seed(0)
-        noise = VIB(after=[0], beta=BETA, warmup=0.4, power=power).applied(tiny_model()).units[0].noise.train()
+        noise = (
+            GaussianBottleneck(after=[0], beta=BETA, warmup=0.4, power=power)
+            .applied(tiny_model())
+            .units[0]
+            .noise.train()
+        )
         noise.progress = progress
         return torch.autograd.grad(0 * noise(x, h).sum(), noise.layer.bias)[0]
 
     whole = gradient(1.0, 1)
     assert torch.allclose(gradient(0.1, 1), whole / 4)
     torch.manual_seed(0)
-    noise = VIB(after=[0]).applied(tiny_model()).units[0].noise
+    noise = GaussianBottleneck(after=[0]).applied(tiny_model()).units[0].noise
     assert torch.allclose(gradient(0.4, 2), whole * 2 * kl(noise, x, h).detach(), rtol=1e-4)
 
 

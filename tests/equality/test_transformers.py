@@ -25,7 +25,7 @@ from locallearn.objectives import CrossEntropy
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.deep_supervision import DeepSupervision
 from locallearn.strategies.dfa import DFA, DRTP
-from locallearn.strategies.feedback_alignment import FeedbackAlignment
+from locallearn.strategies.feedback_alignment import FeedbackAlignment, FeedbackLayer
 from locallearn.strategies.forward_gradient import ForwardGradient
 from locallearn.strategies.greedy import DGL
 from locallearn.strategies.overlapping import Overlapping
@@ -244,6 +244,20 @@ def test_no_head_sees_a_later_token(name):
     for z, one in zip(before, learner.predict(x[:1]), strict=True):
         if z is not None:
             torch.testing.assert_close(z[:1], one, atol=1e-12, rtol=0)
+
+
+def test_feedback_alignment_with_the_true_weights_is_backpropagation():
+    """Attention has no weights of its own to replace; what is looked up and what is normalised keeps its gradient."""
+    learners = [learner_of(of_text(), strategy, "max", Tokens()) for strategy in (FeedbackAlignment(), Backprop())]
+    parts = [part for block in learners[0].blocks for part in (block.layers, block.head) if part is not None]
+    twins = [m for part in parts for m in part.modules() if isinstance(m, FeedbackLayer)]
+    assert len(twins) == 4 * LAYERS + 1
+    for twin in twins:
+        twin.feedback.copy_(twin.weight)
+    for learner in learners:
+        learner.step(tokens(B, T), tokens(T, B).T)
+    for p, q in zip(learners[0].model.parameters(), learners[1].model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-12, rtol=0)
 
 
 def test_a_transformer_head_is_a_small_model():

@@ -10,12 +10,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from helpers.commands import Done, Installed
 from locallearn.cli import main as cli
@@ -35,6 +37,7 @@ ORDER = [
     "Options",
     "What is logged",
     "Differences from the paper",
+    "Verified",
     "Results",
 ]
 NEEDS_NO_FILES = {"digits", "synthetic", "folder"}
@@ -147,6 +150,8 @@ class Reader:
     def short(self, words: list[str]) -> list[str]:
         if words[0] == "study" and "--config-dir" not in words:  # its runs take hours
             return ["list", *words[:2]]
+        if words[0] == "leaderboard" or "--result" in words:  # of a study's results
+            return [words[0], "--help"]
         if words[0] == "sample":  # from a run on a set of files, which is only tried with --dry-run
             return ["sample", "--help"]
         if words[0] == "tune":
@@ -303,9 +308,24 @@ def test_every_strategy_has_its_page_up_to_date(name, pages):
     assert found["Paper"] == f"{facts['paper']}."
     assert found["Options"] == pages.options(name)
     assert found["Results"] == pages.results(name)
+    assert found["Verified"] == pages.verified(name)
     assert "TO BE WRITTEN" not in text
     for section in ("Equation", "Differences from the paper"):
         assert len(found[section]) > 60, f"{name}.md: {section} is written by hand"
+
+
+def test_every_strategy_has_a_check_that_is_not_its_own_code():
+    """Each names a test that is there, in a file that imports or names the strategy."""
+    checks = yaml.safe_load((DOCS / "strategies" / "checks.yaml").read_text())
+    assert checks.keys() == STRATEGIES.keys()
+    for name, own in checks.items():
+        kind = yaml.safe_load(STRATEGIES[name].read_text())["_target_"].rpartition(".")[2]
+        assert own, name
+        for check in own:
+            file, _, test = check.partition("::")
+            text = (ROOT / "tests" / file).read_text()
+            assert f"def {test}(" in text, check
+            assert re.search(rf"\b({name}|{kind})\b", text) or file.startswith("parity/"), f"{check} is not of {name}"
 
 
 @pytest.mark.slow
@@ -318,13 +338,20 @@ def test_the_index_is_up_to_date(pages):
     assert (DOCS / "strategies" / "README.md").read_text() == pages.index()
 
 
+def test_the_citation_has_the_version_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def _anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize(
     "path",
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))],
+    [*sorted(ROOT.glob("*.md")), ROOT / "results" / "README.md", *sorted(DOCS.rglob("*.md"))],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_links_lead_somewhere(path):

@@ -14,6 +14,8 @@ from helpers.commands import one_sentence, run
 from locallearn.errors import UserError
 from locallearn.studies import results
 
+pytestmark = pytest.mark.slow  # seven runs in processes of their own
+
 STUDY = """
 title: Mine
 common: data=digits model=mlp model.width=8 model.depth=2 data.fraction=0.2 epochs=1 batch_size=32
@@ -169,6 +171,14 @@ def test_runs_that_have_changed_are_found(made, files, tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl is not the file from which it was written"):
         results.against_runs(files["dgl"], content, [tmp_path])
     assert results.against_runs(files["dgl"], content, [tmp_path / "elsewhere"]) == 0
+
+
+def test_a_published_number_is_that_of_the_study(made, files, tmp_path):
+    content = json.loads(files["dgl"].read_text())
+    results.against_study(files["dgl"], content, [made / "conf"])
+    results.against_study(files["dgl"], content | {"published": {"mean": 1.0}})  # of a study that is not known here
+    with pytest.raises(UserError, match=r"it says that 1 was published, and study mine says 99\.05"):
+        results.against_study(files["dgl"], content | {"published": {"mean": 1.0}}, [made / "conf"])
 
 
 def test_a_result_is_repeated(made, files, tmp_path, capsys):

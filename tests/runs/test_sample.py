@@ -125,6 +125,25 @@ def test_a_text_that_teaches_nothing_is_refused(said, tmp_path, capsys):
     assert said in one_sentence(err)
 
 
+def test_a_validation_part_is_the_end_of_the_training_part(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(LONG)
+    edge, words = int(0.9 * len(LONG)), ["model=gpt", "model.width=8", "data=text", f"data.file={tmp_path / 'a.txt'}"]
+    data = Text(file=str(tmp_path / "a.txt"), context=8, validation=0.2).load(0, torch.device("cpu"))
+    held_out = round(0.2 * edge)
+    assert data.spelling.decode(data.validation.store.tokens.tolist()) == LONG[edge - held_out : edge]
+    assert data.spelling.decode(data.train.store.tokens.tolist()) == LONG[: edge - held_out]
+    for share in ("0", "0.2"):
+        more = [
+            "data.context=8",
+            f"data.validation={share}",
+            "strategy=backprop",
+            "blocks=1",
+            "max_steps=1",
+            "epochs=1",
+        ]
+        assert command(*words, *more, "threads=1", f"out={tmp_path / share}", capsys=capsys)[0] == 0
+
+
 def test_characters_that_only_the_test_part_has_are_known(tmp_path):
     (tmp_path / "a.txt").write_text(LONG[:900] + "XYZ" * 33)
     data = Text(file=str(tmp_path / "a.txt"), context=8).load(0, torch.device("cpu"))

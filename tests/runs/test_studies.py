@@ -33,6 +33,12 @@ from locallearn.training.saved import saved_experiment
 DOCS = ROOT / "docs"
 STUDIES = choices("study")
 EXPERIMENTS = [name for name in STUDIES if load(name).page == "experiments"]
+OTHERS = ["language", "vit", "dfa_beyond_images"]
+"""Studies with a page, or a section of a page, elsewhere."""
+WRITTEN = [
+    name for name in ("families", "replay", *EXPERIMENTS, *OTHERS)
+    if name not in OTHERS or (DOCS / load(name).page / f"{name}.json").is_file()
+]  # fmt: skip
 NEED_FILES = {"twelve_bits", "mnist_planes", "sequences_graphs"}
 """Studies whose quick form, too, reads files of a data set."""
 TINY = "data=digits model=mlp model.width=8 model.depth=2 data.fraction=0.1 epochs=3 batch_size=32"
@@ -131,23 +137,38 @@ def test_a_study_in_its_quick_form(name, tmp_path, request, capsys):
     assert (tmp_path / "experiments.md").read_text() == text
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_study_in_its_quick_form(name, tmp_path, real_root, capsys):
+    flags = ["--quick", "--out", str(tmp_path / "runs"), "--to", str(tmp_path), "--data", str(real_root)]
+    code, _, err = run("study", name, *flags, capsys=capsys)
+    assert code == 0, err
+    text = (tmp_path / f"{load(name).page or name}.md").read_text()
+    assert f"# {load(name).title}" in text
+    assert page.QUICK in text
+    record = json.loads((tmp_path / load(name).page / f"{name}.json").read_text())
+    rows = [row for part in record["parts"] for row in part["rows"]]
+    assert all(row["values"] for row in rows)
+    assert len(rows) == sum(len(part.rows) for part in load(name).parts)
+
+
 def test_every_committed_result_is_small_and_no_quick_try():
-    for file in (DOCS / "experiments").glob("*"):
+    for file in (file for folder in ("experiments", "transformers") for file in (DOCS / folder).glob("*")):
         assert file.stat().st_size < 300_000, file
         if file.suffix == ".json":
             assert not json.loads(file.read_text())["quick"], file
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["families", "replay", *EXPERIMENTS])
+@pytest.mark.parametrize("name", WRITTEN)
 def test_the_pages_are_what_the_results_say(name, tmp_path, capsys):
     """Nothing in them was changed by hand: they and their pictures can be written from the JSON files alone."""
-    home = tmp_path / "experiments" if name in EXPERIMENTS else tmp_path
-    source = DOCS / home.relative_to(tmp_path)
+    folder = load(name).page
+    home, source, target = tmp_path / folder, DOCS / folder, f"{folder or name}.md"
     home.mkdir(exist_ok=True)
     (home / f"{name}.json").write_bytes((source / f"{name}.json").read_bytes())
-    target = "experiments.md" if name in EXPERIMENTS else f"{name}.md"
-    if name in EXPERIMENTS:
+    if folder:
         (tmp_path / target).write_bytes((DOCS / target).read_bytes())
     assert run("study", name, "--report", "--to", str(tmp_path), capsys=capsys)[0] == 0
     assert (tmp_path / target).read_text() == (DOCS / target).read_text()

@@ -43,7 +43,14 @@ batch normalisation and rectifies its class scores: at the default rate it stays
 paper, which trains for 350 epochs, 200 steps were too few at every rate that was tried (0.10 to 0.78). Half of VGG-19's
 sixteen convolutions see a single position of an image of the digits: 0.62 and 0.65 at the default rate."""
 FALLS_SHORT = {
-    ("allcnn", "dgl"): "0.80 after five epochs: after the first, two rectified class scores are 0 everywhere"
+    ("allcnn", "dgl"): "0.80 after five epochs: after the first, two rectified class scores are 0 everywhere",
+    **{
+        (
+            "vit",
+            strategy,
+        ): "0.60 after five epochs, 0.95 after 20: see the first line of its yaml"
+        for strategy in ("dgl", "backprop")
+    },
 }
 """Known not to reach the goal, with what was measured."""
 

@@ -154,6 +154,16 @@ def half(progress: float, share: float = 0.5) -> float:
     return 1 - share * progress
 
 
+def test_late_linear_is_that_of_forward_forward():
+    """loeweX/Forward-Forward: constant to the half, then 2 (1 + E - epoch) / E with epochs that count from 1; in one of
+    them, the first of that, theirs is 1 + 2 / E."""
+    optim, epochs = SGD(schedule="late_linear"), 100
+    theirs = [1.0 if epoch < epochs // 2 else 2 * (1 + epochs - epoch) / epochs for epoch in range(1, epochs + 1)]
+    ours = [optim.factor((epoch - 1) / epochs) for epoch in range(1, epochs + 1)]
+    assert max(theirs) == theirs[epochs // 2 - 1] == 1 + 2 / epochs
+    assert ours == pytest.approx([min(1.0, factor) for factor in theirs])
+
+
 def test_a_schedule_of_ones_own_is_followed_after_the_warm_up():
     optim = SGD(schedule=partial(half, share=0.8), warmup=0.2)
     assert optim.factor(0.1) == 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from locallearn.cli import listing
@@ -44,27 +45,31 @@ examples:
     allow = outside.trusted(options.config_dir, options.allow)
     if options.name is None:
         return listing.show("study", config_dirs=options.config_dir)
+    return _do(options, allow)
+
+
+def _do(options: Namespace, allow: list[str]) -> int:
+    """What `study` was told, with a name; returns the exit code."""
     if not options.jobs.isdecimal() or int(options.jobs) < 1:
         raise UserError(f"--jobs {options.jobs}: must be a whole number, at least 1")
-    from locallearn.studies.study import StudyOptions, report
-    from locallearn.studies.study import study as start
-
-    out = options.out or Path("runs") / (f"{options.name}-quick" if options.quick else options.name)
-    to = options.to or out
     if options.data and not options.data.is_dir():
         raise UserError(f"--data {options.data}: there is no such folder")
     if options.results and (options.quick or (options.report and not options.out)):
         raise UserError("--results needs whole runs: without --quick, and with --report also --out DIR")
+    from locallearn.studies.study import StudyOptions, report
+    from locallearn.studies.study import study as start
+
+    out = options.out or Path("runs") / (f"{options.name}-quick" if options.quick else options.name)
     called = StudyOptions(
-        out,
-        to,
-        options.data,
-        int(options.jobs),
-        options.quick,
-        options.only,
-        options.results,
-        options.config_dir,
-        allow,
+        out=out,
+        to=options.to or out,
+        data=options.data,
+        jobs=int(options.jobs),
+        quick=options.quick,
+        only=options.only,
+        results=options.results,
+        config_dirs=options.config_dir,
+        allow=allow,
     )
     if options.report:
         report(options.name, called, collect=options.out is not None)
@@ -120,9 +125,11 @@ examples:
     parser.add_argument("--runs", type=path, metavar="DIR", action="append", default=[], help="folders with their runs")
     options = parser.read(arguments)
     from locallearn.studies import leaderboard as board
-    from locallearn.studies.results import against_runs, read_all
+    from locallearn.studies.results import against_runs, against_study, read_all
 
     results = read_all(options.results)
+    for file, content in results.items():
+        against_study(file, content)
     found = sum(against_runs(file, content, options.runs) for file, content in results.items())
     for file in board.write({file.relative_to(options.results): own for file, own in results.items()}, options.to):
         print(file)

@@ -25,14 +25,17 @@ BARS = 6
 
 def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
     """The plane (one line per layer, coloured by epoch; bars where there are bounds) and I(X;T) against the
-    epoch (bounds as a band), as means over seeds.
+    epoch (bounds as a band), as means over seeds. Where rows have `h_y`, in grey, the best that there is of a label
+    which is a function of the input.
 
     seeds  for each seed, rows with `epoch`, `layer`, `i_x_t`, `i_t_y` and, of bounds, `i_x_t_lower`, ...; all in bits.
            Only epochs that every seed has are drawn
     """
     layers = {layer: _mean(seeds, layer) for layer in sorted({int(r["layer"] or 0) for rows in seeds for r in rows})}
     figure, (left, right) = panels(2, 1, width=3.8, height=3.0)
-    _paths(figure, left, layers)
+    _paths(
+        figure, left, layers, next((h for rows in seeds for r in rows if isinstance(h := r.get("h_y"), float)), None)
+    )
     epochs = [e for path in layers.values() for e in path]
     for colour, (layer, path) in zip(by_depth(len(layers)), layers.items(), strict=True):
         _against_epoch(right, path, colour, f"layer {layer}")
@@ -53,7 +56,7 @@ def _mean(seeds: Sequence[Sequence[Row]], layer: int) -> Path:
     return path
 
 
-def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path]) -> None:
+def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path], h_y: float | None) -> None:
     """The plane itself, with its colour bar; the number of each layer stands at its end."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.collections import LineCollection
@@ -78,6 +81,7 @@ def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path]) -> None:
             _bars(axes, path[epoch], to_hex(colours.cmap(norm(epoch))))
         ends[layer] = (x[-1], y[-1])
     axes.autoscale_view()
+    _best(axes, h_y)
     axes.set_xlim(min(0.0, axes.get_xlim()[0]), 1.05 * axes.get_xlim()[1])
     axes.set_xlabel(X)
     axes.set_ylabel(Y)
@@ -86,6 +90,13 @@ def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path]) -> None:
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.set_major_formatter("{x:g}")
     _name(axes, ends)
+
+
+def _best(axes: Axes, h_y: float | None) -> None:
+    """The information bottleneck's curve where the label is a function of the input, min(I(X;T), H(Y)), in grey."""
+    if h_y is not None:
+        right = axes.get_xlim()[1]
+        axes.plot([0, min(h_y, right), right], [0, min(h_y, right), min(h_y, right)], color="#bbbbbb", lw=0.8, zorder=0)
 
 
 def _name(axes: Axes, ends: Mapping[int, tuple[float, float]]) -> None:

@@ -41,7 +41,7 @@ NONE = Bottleneck()
 
 
 @dataclass(frozen=True)
-class Noise(Bottleneck):
+class NoiseBehind(Bottleneck):
     """A unit becomes the unit and noise behind it, whose information in nats costs `beta` each: the loss has the term
     beta * KL^power, KL a sum over the numbers of a sample and a mean over the batch. Recorded as block/NN/bits, behind
     several units as bits_NAME. In evaluations there is no noise; the modules that make it ship with the model.
@@ -88,7 +88,7 @@ class Noise(Bottleneck):
 
 
 @dataclass(frozen=True)
-class VIB(Noise):
+class GaussianBottleneck(NoiseBehind):
     """Deep variational information bottleneck (Alemi et al. 2017, arXiv 1612.00410) on the main path.
 
     z = mu + sigma * noise with (mu, rho) a linear layer or 1x1 convolution of the unit's output, sigma =
@@ -100,7 +100,7 @@ class VIB(Noise):
 
 
 @dataclass(frozen=True)
-class InformationDropout(Noise):
+class LogNormalBottleneck(NoiseBehind):
     """Information dropout (Achille & Soatto 2018, arXiv 1611.01353) on the main path: z = h exp(alpha * noise).
 
     alpha = 0.001 + alpha_max sigmoid(a(what the unit reads)), a a linear layer, or a 3x3 convolution of what has been

@@ -46,7 +46,7 @@ class NoisyWeights(Bottleneck):
     beta: Annotated[float, Ge(0)] = 1.0
     prior: Literal["initial", "zero", "log_uniform"] = "initial"
     scale: Annotated[float, Gt(0)] = 1.0
-    warmup: Annotated[float, Interval(ge=0, lt=1)] = 1 / 3
+    warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.3
 
     def applied(self, model: BlockModel) -> BlockModel:
         places = [*zip(model.names, model.units, strict=True), ("head", model.head)]

@@ -63,10 +63,11 @@ def write(results: Mapping[Path, Mapping[str, Any]], to: Path) -> list[Path]:
 
 def _tables(results: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[str, str, list[list[str]]]]:
     """For each part: its title, what is measured, and the rows, the best first."""
-    parts: dict[tuple[str, str, str], list[tuple[Path, Mapping[str, Any]]]] = {}
+    parts: dict[tuple[str, ...], list[tuple[Path, Mapping[str, Any]]]] = {}
     for file, result in results.items():
-        parts.setdefault((result["part"], result["metric"], result["unit"]), []).append((file, result))
-    for (title, metric, unit), own in parts.items():
+        parts.setdefault(tuple(result[key] for key in ("study", "part", "metric", "unit")), []).append((file, result))
+    for (study, part, metric, unit), own in parts.items():
+        title = _cell(part or study)
         ranked = sorted(own, key=lambda pair: pair[1]["mean"], reverse=own[0][1]["more_is_better"])
         yield (
             title,

@@ -102,17 +102,22 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
         "linear read-out": [_spread(row["linear"], seeds) for row in rows],
         "published": [shown_published(row) for row in rows],
         "difference [95 %]": [shown_difference(row["verdict"]) if "verdict" in row else "" for row in rows],
-        "verdict": [shown_word(row["verdict"]["word"]) if "verdict" in row else "" for row in rows],
+        "verdict": [
+            shown_word(row["verdict"]["word"]) if "verdict" in row and row["name"] not in part["missing"] else ""
+            for row in rows
+        ],
         f"less '{control}'": [_spread(row["difference"], seeds) for row in rows],
         "degrees to backprop, by block": [", ".join(f"{a:.0f}" for a in row["angles"]) for row in rows],
         "staleness of what is read, in batches, by block": [
             ", ".join(f"{s:.1f}" for s in row["staleness"]) for row in rows
         ],
+        "ROW": [f"`{row['settings']}`" if "settings" in row else "" for row in rows],
         "auxiliary parameters": [f"{row['auxiliary_parameters']:,}" for row in rows],
         "seconds": [f"{row['seconds']:.0f}" for row in rows],
     }
     full = {name: cells for name, cells in columns.items() if any(cells)}
-    yield from table(list(full), zip(*full.values(), strict=True))
+    if rows:
+        yield from table(list(full), zip(*full.values(), strict=True))
     notes = {
         row["name"]: [
             row["source"],

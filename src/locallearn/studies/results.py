@@ -25,7 +25,7 @@ from locallearn.runs import files
 from locallearn.runs.folder import safe_name
 from locallearn.runs.read import Run
 from locallearn.studies.analysis import deviation
-from locallearn.studies.definition import UNITS
+from locallearn.studies.definition import UNITS, known, load
 from locallearn.studies.verdict import Reference, verdict
 
 FORMAT = 1
@@ -114,7 +114,7 @@ def read(file: Path) -> dict[str, Any]:
         content = stored.mapping(file)
         problem = next(_problems(content), None)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as a result: {error}") from None
+        raise UserError(f"{file} cannot be read as a result: {files.reason(error)}") from None
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{file} is no result of a study: {type(error).__name__} at {error}") from None
     if problem:
@@ -162,6 +162,23 @@ def read_all(folder: Path) -> dict[Path, dict[str, Any]]:
     return {file: read(file) for file in sorted(folder.rglob("*.json"))}
 
 
+def against_study(file: Path, content: Mapping[str, Any], config_dirs: Sequence[Path] = ()) -> None:
+    """Hold what a result says was published against its study, where that is known here. Raises UserError."""
+    if content["study"] not in known(config_dirs):
+        return
+    parts = load(content["study"], config_dirs=config_dirs).parts
+    rows = [
+        part.rows[content["row"]] for part in parts if part.title == content["part"] and content["row"] in part.rows
+    ]
+    said = content["published"]["mean"]
+    for row in rows:
+        if row.reference is not None and not _close(row.reference.mean, said):
+            raise UserError(
+                f"{file} is refused: it says that {said:g} was published, and study {content['study']} says "
+                f"{row.reference.mean:g}"
+            )
+
+
 def against_runs(file: Path, content: Mapping[str, Any], folders: Iterable[Path]) -> int:
     """Hold a result against its runs, those that lie in one of the folders; returns how many do. Raises UserError for
     one with other bytes."""
@@ -169,9 +186,9 @@ def against_runs(file: Path, content: Mapping[str, Any], folders: Iterable[Path]
     for run in content["runs"]:
         for folder in (place / run["folder"] for place in folders if (place / run["folder"]).is_dir()):
             found += 1
-            for name, known in run["sha256"].items():
+            for name, written in run["sha256"].items():
                 try:
-                    same = _sha(b"".join(stored.lines(folder / name))) == known
+                    same = _sha(b"".join(stored.lines(folder / name))) == written
                 except (OSError, ValueError):
                     same = False
                 if not same:

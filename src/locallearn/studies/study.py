@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -156,16 +157,18 @@ def _tasks(
     folder of every run by its identity: rows with equal settings share it."""
     merged = _merged([*words, *whole.quick.split()])
     where = [f"out={options.out}", *([f"allow=[{','.join(options.allow)}]"] if options.allow else [])]
+    first = [*merged, f"seed={part.seeds[0]}", "threads=1", *where]
+    try:
+        composed, names = compose(first, options.config_dirs)  # once for all seeds: it takes a tenth of a second
+        exp = experiment(composed, names, first, options.config_dirs)
+    except UserError as error:
+        raise UserError(f"study {whole.name}, row {row!r}: {error}") from error
+    if options.data and "root" not in exp.source.unread():  # some sets have no files
+        where.append(f"data.root={options.data}")
+        composed["data"]["root"] = str(options.data)
     for seed in part.seeds:
         overrides = [*merged, f"seed={seed}", "threads=1", *where]
-        try:
-            config, names = compose(overrides, options.config_dirs)
-            exp = experiment(config, names, overrides, options.config_dirs)
-        except UserError as error:
-            raise UserError(f"study {whole.name}, row {row!r}: {error}") from error
-        if options.data and "root" not in exp.source.unread():  # some sets have no files
-            overrides.append(f"data.root={options.data}")
-            config["data"]["root"] = str(options.data)
+        config = deepcopy(composed) | {"seed": seed}
         own = [row, *words[len(words) - len(part.choices(row)) :], f"seed {seed}"]
         title = ", ".join([part.title, *own] if part.title else own)
         folder = folders.setdefault(identity(config), place(str(options.out), own, config))
@@ -236,6 +239,7 @@ def _numbers(part: Part, row: str, runs: Mapping[str, list[Run]]) -> dict[str, A
         "source": about.source,
         "differs": about.differs,
         **(_judged(part, about, reference, own[0], values) if part.verdict and reference else {}),
+        **({"settings": " ".join(word for word in words if word not in common)} if part.verdict else {}),
         "difference": [scale * (ours - theirs) for ours, theirs in pairs],
         "angles": _by_block(own, "update_angle"),
         "staleness": _by_block(own, "staleness"),

@@ -4,6 +4,7 @@ A deterministic layer on continuous inputs has infinite I(X;T) (Goldfeld et al. 
 a convention, the noise or the bins that it was made with, which every result carries.
 """
 
+from locallearn.analysis.information.curve import BottleneckPoint, bottleneck_curve
 from locallearn.analysis.information.estimate import ESTIMATORS, NEED_X, information
 from locallearn.analysis.information.gaussian import gaussian_channel
 from locallearn.analysis.information.mine import Mine, mine
@@ -13,9 +14,11 @@ from locallearn.analysis.information.result import Information, data_processing
 __all__ = [
     "ESTIMATORS",
     "NEED_X",
+    "BottleneckPoint",
     "Distances",
     "Information",
     "Mine",
+    "bottleneck_curve",
     "bounds",
     "data_processing",
     "gaussian_channel",

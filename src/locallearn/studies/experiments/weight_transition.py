@@ -1,0 +1,160 @@
+"""What noisy weights know of their training set by the price of a nat, of labels drawn at random and of true ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, TypeAlias
+
+from locallearn.figures import COLOURS, panels
+from locallearn.studies.analysis import Analysis, Runs, listed, spread, table, verdicts
+
+KINDS = ("random, 500", "random, 1000", "random, 2000", "true, 1000")
+TRUE = KINDS[-1]
+SLACK = math.log(1000)
+"""Nats by which the theorem may fail with probability 0.001."""
+FIT = 0.5
+"""Share of the way from chance to a complete fit at which the drop is placed."""
+CLASSES = 10
+EQUAL_FIT = 0.1
+"""Most nats a sample for which a run has fitted its labels."""
+Looks: TypeAlias = Mapping[str, list[dict[str, float]]]
+"""Of a kind, by price or share: the last look of each seed."""
+
+
+class WeightTransition(Analysis):
+    """Fit by price, the hull of nats in the weights against nats of the loss, corruption, and bounds."""
+
+    def measure(self, runs: Runs) -> dict[str, Any]:
+        found: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "corrupted")}
+        for row, own in runs.by_row.items():
+            kind, _, value = row.rpartition(", ")
+            found[kind][value] = [dict(run.rows["noisy_weights"][-1]) for run in own]
+        return found
+
+    def draw(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        figure, axes = panels(4, width=3.0)
+        for kind, colour in zip(KINDS, COLOURS, strict=False):
+            betas = [*map(float, numbers[kind])]
+            axes[0].plot(betas, _mean(numbers[kind], "train_accuracy"), "o-", ms=3, color=colour, label=kind)
+            x, y = (_per_sample(numbers[kind], key) for key in ("nats", "train_nats"))
+            axes[1].plot([max(v, 1e-3) for v in x], y, "o-", ms=3, color=colour, label=kind)
+        own = numbers[TRUE]
+        axes[0].plot([*map(float, own)], _mean(own, "test_accuracy"), "o:", ms=3, color=COLOURS[3], label="true, test")
+        axes[0].axvline(1.0, color="#999999", linestyle="--", linewidth=0.8)
+        floor = [0.001 * 1.1**k for k in range(140)]
+        axes[1].plot(floor, [max(0.0, math.log(CLASSES) - v) for v in floor], color="#999999", lw=1, label="theorem")
+        shares, above = _corruption(numbers["corrupted"])
+        axes[2].plot(shares, above, "o-", ms=3, color=COLOURS[0], label="nats above those of true labels")
+        axes[2].plot([0, 1], [0, math.log(CLASSES)], color="#999999", lw=1, label="c ln 10")
+        for key, label, style in (
+            ("bound_kl", "bound, kl", "-"),
+            ("bound_linear", "bound, linear", "--"),
+            ("test_accuracy", "test error", "-"),
+            ("train_accuracy", "training error", ":"),
+        ):
+            values = [1 - v if key.endswith("accuracy") else v for v in _mean(own, key)]
+            colour = COLOURS[0] if key.startswith("bound") else COLOURS[1]
+            axes[3].plot([*map(float, own)], values, style, color=colour, marker="o", ms=3, label=label)
+        axes[0].set(xscale="log", xlabel="price of a nat, beta", ylabel="accuracy of the noisy net")
+        axes[1].set(xscale="log", xlabel="nats in the weights, a sample", ylabel="nats of the loss, a sample")
+        axes[2].set(xlabel="share of labels drawn anew, c", ylabel="nats in the weights, a sample")
+        axes[3].set(xscale="log", xlabel="price of a nat, true labels", ylabel="error of the noisy net")
+        for axis in axes:
+            axis.legend(fontsize=6)
+        return {"": figure}
+
+    def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
+        yield from table(
+            ["labels, N", "beta", "nats in the weights, a sample", "training loss [nats]", "training accuracy",
+             "test accuracy", "bounds on the test error"],
+            [
+                [
+                    kind, beta, spread(_over(own, "nats")), spread([r["train_nats"] for r in own]),
+                    spread([r["train_accuracy"] for r in own]), spread([r["test_accuracy"] for r in own]),
+                    ", ".join(f"{fmean(r[key] for r in own):.2f}" for key in ("bound_kl", "bound_linear")),
+                ]
+                for kind in KINDS
+                for beta, own in numbers[kind].items()
+            ],
+        )  # fmt: skip
+        yield from _judged(numbers)
+
+
+def _judged(numbers: dict[str, Any]) -> Iterator[str]:
+    random = {kind: numbers[kind] for kind in KINDS if kind != TRUE}
+    every = [r for of in random.values() for own in of.values() for r in own]
+    broken = sum(r["nats"] < r["saved_nats"] - SLACK for r in every)
+    high = [r["train_accuracy"] for of in random.values() for beta, own in of.items() if float(beta) >= 1 for r in own]
+    drops = {kind: _drop(of) for kind, of in random.items()}
+    true = numbers[TRUE]
+    ten = {beta: fmean(_mean({beta: own}, "train_accuracy")) for beta, own in true.items()}
+    last = max((float(beta) for beta, accuracy in ten.items() if accuracy > 0.8), default=0.0)
+    tested = {beta: fmean(r["test_accuracy"] for r in own) for beta, own in true.items()}
+    best = max(tested, key=lambda beta: tested[beta])
+    violated = sum(1 - r["test_accuracy"] > r["bound_kl"] for own in true.values() for r in own)
+    least = min(true, key=lambda beta: fmean(r["bound_kl"] for r in true[beta]))
+    yield from verdicts(
+        (broken == 0, f"random labels: never are more nats saved than the weights hold, in {len(every)} runs."),
+        (max(high) < 0.2, f"random labels: at beta 1 and above nothing is learned: accuracy at most {max(high):.2f}."),
+        (
+            max(drops.values()) < 1 and max(drops.values()) <= 2 * min(drops.values()),
+            "random labels: the fit is lost before beta 1, at about the same price for all sizes: "
+            + ", ".join(f"{kind.partition(', ')[2]} images at {drop:.3f}" for kind, drop in drops.items())
+            + ".",
+        ),
+        (last > 10 * min(drops.values()), f"true labels are still fitted (above 80 %) at beta {last:g}."),
+        (
+            0.3 <= float(best) <= 3,
+            f"test accuracy is best near beta 1, here at {best}: {tested[best]:.3f}.",
+        ),
+        (
+            violated == 0,
+            f"the bound holds ({violated} violations) and is least at beta {least}: "
+            f"{fmean(r['bound_kl'] for r in true[least]):.2f}.",
+        ),
+    )
+    shares, above = _corruption(numbers["corrupted"])
+    held = all(a > c * math.log(CLASSES) - 0.1 for c, a in zip(shares, above, strict=True))
+    text = listed(above) if above else "no run has fitted its labels"
+    yield from verdicts(
+        (
+            bool(above) and above == sorted(above) and held,
+            f"the more labels are drawn anew, the more the weights hold, above c ln 10: {text} nats a sample at "
+            f"{listed(shares)} (runs with a loss above {EQUAL_FIT} nats are left out).",
+        )
+    )
+
+
+def _mean(of: Looks, key: str) -> list[float]:
+    return [fmean(r[key] for r in own) for own in of.values()]
+
+
+def _over(own: list[dict[str, float]], key: str) -> list[float]:
+    """A total, for each sample."""
+    return [r[key] / r["samples"] for r in own]
+
+
+def _per_sample(of: Looks, key: str) -> list[float]:
+    return [fmean(_over(own, key)) if key == "nats" else fmean(r[key] for r in own) for own in of.values()]
+
+
+def _drop(of: Looks) -> float:
+    """The price, between those that were tried, at which half of the fit is lost."""
+    points = sorted((float(beta), fmean(r["train_accuracy"] for r in own)) for beta, own in of.items())
+    level = 1 / CLASSES + FIT * (1 - 1 / CLASSES)
+    for (low, a), (high, b) in pairwise(points):
+        if a >= level > b:
+            return math.exp(math.log(low) + (a - level) / (a - b) * (math.log(high) - math.log(low)))
+    return points[0][0] if points[0][1] < level else points[-1][0]
+
+
+def _corruption(of: Looks) -> tuple[list[float], list[float]]:
+    """Shares, and nats a sample above those of true labels, of the runs that have fitted their labels."""
+    fits = {share: own for share, own in of.items() if max(r["train_nats"] for r in own) < EQUAL_FIT}
+    if "0" not in fits:
+        return [], []
+    base = fmean(_over(fits["0"], "nats"))
+    return [*map(float, fits)], [fmean(_over(own, "nats")) - base for own in fits.values()]
