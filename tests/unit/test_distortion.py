@@ -140,7 +140,7 @@ def test_draws_depend_on_seed_epoch_and_place_alone(root):
         (lambda: Digits(policy="auto"), "data.policy=auto: must be rand, trivial or null"),
         (
             lambda: DigitInk(policy="rand"),
-            "data.policy=rand moves pixels away from their masks, and data=digit_ink asks ",
+            "data.policy=rand moves pixels away from their masks or boxes, and data=digit_ink asks ",
         ),
         (lambda: DigitSegments(mixup=0.4), "data.mixup=0.4 is for classes, and data=digit_segments asks for "),
         (lambda: Digits(jitter=3.0), "data.jitter=3.0: must be a number from 0 to 2.5"),
