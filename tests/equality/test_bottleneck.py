@@ -186,12 +186,18 @@ def test_settings_that_are_refused(words, sentence):
     [
         ({"after": ["fc9"]}, "bottleneck.after=fc9: the model has the units fc1, fc2, fc3"),
         ({"after": ["fc1", 0]}, "names a unit twice"),
-        ({"after": [0, 1], "beta": [0.1]}, "give one number, or one for each of 2 places"),
+        ({"after": [0, 1], "beta": [0.1]}, "give one number, or one for each of 2 units"),
     ],
 )
 def test_places_that_are_refused(options, sentence):
     with pytest.raises(UserError, match=sentence.replace(".", r"\.")):
         GaussianBottleneck(**options).applied(mlp(image=(1, 4, 4), classes=3, width=8))
+
+
+def test_a_module_of_ones_own_is_not_changed_in_place():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(UserError, match="build trains a module of yours as it is"):
+        locallearn.build("backprop", net, image=(1, 2, 2), classes=3, blocks=1, bottleneck="vib")
 
 
 def test_warmup_and_power():

@@ -616,7 +616,9 @@ def test_yaml_lists_every_option_and_the_paper():
         config, facts = yaml.safe_load(path.read_text()), header(path)
         module, _, name = config.pop("_target_").rpartition(".")
         target = getattr(importlib.import_module(module), name)
-        defaults = {f.name: f.default for f in dataclasses.fields(target) if f.name != "teacher"}  # it is filled
+        fields = [f for f in dataclasses.fields(target) if f.name != "teacher"]  # it is filled
+        made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
+        defaults = {f.name: f.default for f in fields} | made
         assert config == defaults, path
         assert facts["summary"].endswith("."), path
         assert facts["paper"], path

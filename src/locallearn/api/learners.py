@@ -24,6 +24,7 @@ from locallearn.engine.setup import Pixels
 from locallearn.errors import UserError
 from locallearn.inputs import Inputs
 from locallearn.models import BlockModel, answering, as_blocks
+from locallearn.models.bottleneck import NONE
 from locallearn.task import CLASSES, TOKENS, Task
 from locallearn.training.prepare import assembled, stage_of
 
@@ -122,6 +123,11 @@ def _network(
     seen: tuple[Tensor | None, int | None, Inputs | None],
 ) -> BlockModel:
     """The model for inputs with `seen`, the graph, vocabulary and several tensors that they have."""
+    if isinstance(model, nn.Module) and exp.model.bottleneck != NONE:
+        raise UserError(
+            f"bottleneck={exp.names['bottleneck']} puts noise into a model, and build trains a module of yours as it "
+            "is: give train() the module, of which it takes a copy, or name a model"
+        )
     if isinstance(model, nn.Module) and not isinstance(model, BlockModel):
         _, vocabulary, inputs = seen
         options = {"axes": axes, "form": form, "vocabulary": vocabulary, "inputs": inputs}

@@ -15,7 +15,7 @@ from locallearn.config.record import RecordSettings
 from locallearn.config.settings import GROUPS, SEVERAL, Settings
 from locallearn.config.targets import Experiment, instantiate
 from locallearn.errors import UserError
-from locallearn.models.bottleneck import Bottleneck
+from locallearn.models.bottleneck import NONE
 from locallearn.options import checked
 
 NO_BOTTLENECK = {"_target_": "locallearn.models.bottleneck.Bottleneck"}
@@ -71,7 +71,7 @@ def experiment(
     _check_evaluations(exp)
     if exp.runtime.processes > 1 and (name := next((n for n, probe in exp.probes.items() if probe.follows), None)):
         raise UserError(f"probe.{name} watches every step of training in one process: choose runtime=serial")
-    if type(exp.model.bottleneck) is not Bottleneck and not exp.strategy.priced:
+    if exp.model.bottleneck != NONE and not exp.strategy.priced:
         raise UserError(
             f"bottleneck={chosen['bottleneck']} charges what passes back through a unit, once, and "
             f"strategy={chosen['strategy']} does not pass once: choose backprop, checkpoint, dgl, greedy, "

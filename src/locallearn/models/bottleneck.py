@@ -62,7 +62,7 @@ class NoiseBehind(Bottleneck):
         places = self.places(model.names)
         betas = self.beta if isinstance(self.beta, list) else [self.beta] * len(places)
         if len(betas) != len(places):
-            raise UserError(f"bottleneck.beta={betas}: give one number, or one for each of {len(places)} places")
+            raise UserError(f"bottleneck.beta={betas}: give one number, or one for each of {len(places)} units")
         shapes: list[Size] = [model.image, *model.shapes()]
         for i, beta in zip(places, betas, strict=True):
             noise = self.noise(model, shapes[i], shapes[i + 1], model.names[i])

@@ -18,6 +18,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "tanh": nn.Tanh,
     "hard_tanh": nn.Hardtanh,
+    "identity": nn.Identity,
 }
 POOL = "P"
 INITS: dict[str, Callable[[Tensor], Any]] = {

@@ -34,7 +34,9 @@ def mlp(
     The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals". As there,
     a local loss reads a layer before its dropout, which therefore is the first thing in the next unit or in the head;
     and with local losses the head's weight starts at zero there (`zero_head`). Many papers on target propagation and
-    its kin leave out every bias (`bias=false`), or begin the weights in a way of their own (`init`).
+    its kin leave out every bias (`bias=false`), or begin the weights in a way of their own (`init`). With
+    activation=identity, bias=false and batch_norm=false it is a product of matrices, whose way of learning is known
+    (`analysis.deep_linear`).
     """
     widths = [width] * depth if isinstance(width, int) else width
     sizes = [prod(image), *widths]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge
-from torch import Tensor
+from torch import Tensor, nn
 
+from locallearn.analysis.feedback import FeedbackAngles, feedback_angles
+from locallearn.engine import TrainedBlock
 from locallearn.engine.gradients import strategy_gradients, true_gradients
 from locallearn.probes import Curve, Data, Learner, Moment, Probe, Row, Seen, sample
+from locallearn.strategies.feedback_alignment import FeedbackLayer
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Alignment(Probe):
     update_cosine, update_angle (degrees), update_norm_ratio   of the gradient of its units' parameters (and its head's)
     feedback_cosine, feedback_norm_ratio   of what arrives at its output: the synthetic gradient of DNI, the projected
         error of DFA, the gradient of a local loss
+    transpose_angle, pseudo_inverse_angle   of feedback alignment: degrees from the feedback weights to the transposed
+        weights and to their pseudo-inverse (`analysis.feedback`), mean over the linear layers that answer
 
     The norm ratio is the strategy's over the true one. Holds the activations of the whole model for that batch.
 
@@ -54,9 +60,20 @@ def alignment(learner: Learner, inputs: Tensor, labels: Tensor) -> list[Row]:
             cosine, ratio = _compare([mine.output], [true.output])
             if cosine is not None:
                 row |= {"feedback_cosine": cosine, "feedback_norm_ratio": ratio}
+        row |= _feedback(learner.blocks[k])
         if row:
             rows.append({"block": k, **row})
     return rows
+
+
+def _feedback(block: TrainedBlock) -> Row:
+    """The angles of the feedback weights of a block, if it has some; the first layer of the net answers nobody."""
+    layers = [m for root in block.roots() for m in root.modules() if isinstance(m, FeedbackLayer)]
+    dense = [m for m in layers[0 if block.spec.index else 1 :] if isinstance(m.layer, nn.Linear)]
+    found = [angles for m in dense if (angles := feedback_angles(m.backward_weight(), m.weight)) is not None]
+    if not found:
+        return {}
+    return {f"{name}_angle": fmean(getattr(angles, name) for angles in found) for name in FeedbackAngles._fields}
 
 
 def _compare(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[float | None, float]:

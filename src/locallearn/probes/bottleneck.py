@@ -35,7 +35,7 @@ class BottleneckProbe(Probe):
 
     and for the model, in the row of its head, with noise at every place:
 
-    i_z_y      H(Y) - cross-entropy in bits, a lower bound of I(z; y), mean over the draws; h_y  the entropy H(Y)
+    i_z_y      H(Y) - cross-entropy in bits, a lower bound of I(z; y), mean over the draws; label_bits  H(Y)
     accuracy_one_draw, accuracy_draws   of one draw of the noise, and of the mean of the probabilities of all draws
     warnings   where fewer bits pass a place than the model reads of the label, which cannot be
 
@@ -54,7 +54,7 @@ class BottleneckProbe(Probe):
     curves = (
         Curve("bits", "what passes [bits]", log=True),
         Curve("bits_relative", "what passes, above the noisiest [bits]", log=True),
-        Curve("i_z_y", "I(z; y), lower bound [bits]", level="h_y"),
+        Curve("i_z_y", "I(z; y), lower bound [bits]", level="label_bits"),
     )
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
@@ -84,9 +84,9 @@ class BottleneckProbe(Probe):
         for i, (name, passes) in readings.items():
             low = name == "bits" and passes < i_z_y - SLACK
             warning = f"{passes:.3f} bits pass, and {i_z_y:.3f} of the label are read behind" if low else None
-            of_place: Row = {name: passes, "beta": places[i].beta, "h_y": h_y, "warnings": warning}
+            of_place: Row = {name: passes, "beta": places[i].beta, "label_bits": h_y, "warnings": warning}
             rows.append({"layer": i, "name": model.names[i]} | of_place)
-        head: Row = {"i_z_y": i_z_y, "h_y": h_y, "draws": self.draws}
+        head: Row = {"i_z_y": i_z_y, "label_bits": h_y, "draws": self.draws}
         head["accuracy_one_draw"] = fmean(_accuracy(each, labels) for each in answers)
         head["accuracy_draws"] = _accuracy(averaged, labels)
         rows.append({"layer": len(model.units), "name": "head"} | head)

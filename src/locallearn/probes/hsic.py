@@ -20,7 +20,7 @@ class HSICProbe(Probe):
 
     nhsic_x, nhsic_y   nHSIC(h, x) and nHSIC(h, y), between 0 and samples - 1
     nhsic_shuffled     nHSIC(h, y) with the labels shuffled: what chance gives
-    samples, scale     the convention; numbers of different ones cannot be compared
+    nhsic_samples, nhsic_scale   the convention; numbers of different ones cannot be compared
 
     samples  N^3 operations
     scale    s of the Gaussian kernels, in units of the root of the number of coordinates
@@ -53,5 +53,5 @@ class HSICProbe(Probe):
             of_h = r(h[known])
             pairs = {"nhsic_x": of_x, "nhsic_y": of_y, "nhsic_shuffled": shuffled}
             row: Row = {name: float((of_h * other).sum()) for name, other in pairs.items()}
-            rows.append(row | {"samples": len(y), "scale": self.scale})
+            rows.append(row | {"nhsic_samples": len(y), "nhsic_scale": self.scale})
         return Seen(by_layer(learner, rows))

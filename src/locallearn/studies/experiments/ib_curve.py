@@ -104,7 +104,7 @@ def _last(run: Run) -> dict[str, float]:
     """The numbers of the last look."""
     rows = run.rows["bottleneck"]
     last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
-    return {key: row[key] for row in last for key in (*KEYS, "h_y") if key in row}
+    return {"h_y": last[0]["label_bits"]} | {key: row[key] for row in last for key in KEYS if key in row}
 
 
 def _h_y(numbers: dict[str, Any]) -> float:
