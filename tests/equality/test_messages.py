@@ -20,6 +20,7 @@ from helpers.nets import tiny_learner, tiny_model
 from helpers.strategies import make
 from locallearn.contract import Packet
 from locallearn.errors import RunError
+from locallearn.runtime.link import TARGETS
 from locallearn.runtime.message import DTYPES, Signature, Slot, alike
 from locallearn.runtime.replay import ReplayStage, _copy
 
@@ -188,3 +189,17 @@ def test_two_stages_of_every_family_end_as_one_process(family, channels_last, fi
     expected = serial.state()
     assert joined.keys() == expected.keys()
     assert not [n for n, t in expected.items() if not torch.equal(t, joined[n])]
+
+
+def test_targets_keep_their_bits_where_floats_travel_as_bfloat16():
+    """A coordinate of a box above 256 has no bfloat16 of its own."""
+    packet = [torch.tensor([300.3]), torch.tensor([[[0.0, 301.0, 17.3, 333.7, 40.1]]]), torch.tensor([301.0])]
+    signature = Signature.of(packet, torch.bfloat16, whole=TARGETS)
+    slot = Slot(torch.zeros(signature.size, dtype=torch.uint8))
+    signature.write(packet, slot)
+    told = Signature.told(signature.text)
+    h, y, side = received = told.empty(torch.device("cpu"))
+    told.read(received, slot)
+    assert torch.equal(y, packet[1])
+    assert torch.equal(h, packet[0].bfloat16().float())
+    assert float(side) != 301

@@ -6,9 +6,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +22,7 @@ from locallearn.engine import SGD, Learner, Setup, assemble
 from locallearn.errors import UserError
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.pgi import PGI, CausalPGI
+from locallearn.studies.experiments import pgi_detection
 
 CUT = [4, 6, 8]
 WIDTH = 6
@@ -164,3 +167,26 @@ def test_two_processes_are_the_serial_run_and_nothing_of_the_branch_is_exported(
     x = batch(2)[0].float()
     with torch.no_grad():
         assert torch.equal(again.eval()(x), one.model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("shallow", "deep", "word"),
+    [
+        ([0.1, 0.2, 0.3], [1.0, 1.1, 1.2], "reproduced"),
+        ([0.1, -0.2, 0.3], [1.0, -0.1, 1.2], "consistent"),
+        ([0.1, 0.2, 0.3], [-1.0, -1.1, -1.2], "contradicted"),
+        ([-0.5, 0.4, -0.3], [0.5, -0.4, 0.6], "not reproduced"),
+        ([0.1], [0.6], "one seed decides nothing"),
+    ],
+)
+def test_the_verdict_of_the_study(shallow, deep, word):
+    """Means of paired differences and their intervals of Student's t, as scipy has them."""
+    ap = {
+        f"{net}, baseline": [50.0 + s for s in range(len(own))] for net, own in (("shallow", shallow), ("deep", deep))
+    }
+    ap |= {"shallow, PGI": [50.0 + s + d for s, d in enumerate(shallow)]}
+    ap |= {"deep, PGI": [50.0 + s + d for s, d in enumerate(deep)]}
+    assert pgi_detection._verdict(ap).startswith(word)
+    if len(deep) > 1:
+        own = stats.t.interval(0.95, len(deep) - 1, loc=np.mean(deep), scale=stats.sem(deep))
+        assert pgi_detection._interval(deep) == pytest.approx(own)

@@ -173,7 +173,7 @@ def test_the_stages_of_a_pipeline_normalise_by_the_manifest(tmp_path, capsys):
 
 
 def test_moments_are_not_measured_again_for_a_known_normalisation(made, monkeypatch):
-    monkeypatch.setattr("locallearn.data.source.moments", None)
+    monkeypatch.setattr("locallearn.data.normalise.moments", None)
     data = Folder(root=str(made / "set"), size=8).load(0, CPU, Normalisation([0.5] * 3, [0.25] * 3))
     inputs, _ = next(data.evaluation(data.test, 4))
     raw, _ = next(data.test.take(torch.arange(4), 4))

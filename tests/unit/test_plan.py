@@ -337,6 +337,7 @@ def test_the_update_is_what_the_last_micro_batch_takes_longer(monkeypatch):
     assert [t.update for t in block_times(learner, 64, micro_batches=4)] == pytest.approx([0.25] * 4), "not scaled"
 
 
+@pytest.mark.slow
 def test_the_link_of_this_machine():
     link = measure_link()
     assert 0 < link.call < 0.1

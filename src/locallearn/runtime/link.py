@@ -17,6 +17,7 @@ from locallearn.runtime.wire.meeting import carrier_between, host, meet
 from locallearn.runtime.wire.nccl import Nccl, groups
 from locallearn.runtime.wire.wire import Wire
 
+TARGETS = 1  # the place of y in a packet: a box at 300 is not one at 301, which bfloat16 takes for the same
 UNDER_WAY = 4  # messages of a sender that nobody has taken yet; the next one waits
 
 
@@ -57,11 +58,11 @@ class Pipe:
                 return Ring(line, device), lane_of(device)
             return Gloo(rank), Inline()
 
-        def wire_to(rank: int, slots: int) -> Wire:
-            return Wire(lines[rank][0], *moved(rank), self._served, slots, device, message)
+        def wire_to(rank: int, slots: int, whole: int | None = None) -> Wire:
+            return Wire(lines[rank][0], *moved(rank), self._served, slots, device, message, whole)
 
         self._below = None if below is None else wire_to(below, UNDER_WAY + late)
-        self._above = None if above is None else wire_to(above, UNDER_WAY)
+        self._above = None if above is None else wire_to(above, UNDER_WAY, whole=TARGETS)
         self._feedback: deque[Feedback] = deque()
         self._published: deque[tuple[int, tuple[Tensor, ...]]] = deque()
         self._wires = [wire for wire in (self._below, self._above) if wire is not None]

@@ -108,14 +108,16 @@ class Signature:
             self.bytes.append(slice(first, self.size))
 
     @classmethod
-    def of(cls, tensors: Message, message: torch.dtype | None, kind: int = 0) -> Signature:
-        """Of these tensors, floats sent as `message` if that is given. Raises RunError for types that cannot travel."""
+    def of(cls, tensors: Message, message: torch.dtype | None, kind: int = 0, whole: int | None = None) -> Signature:
+        """Of these tensors, floats sent as `message` if that is given, but for the one at `whole`. Raises RunError for
+        types that cannot travel."""
         for t in tensors:
             if t is not None and t.dtype not in DTYPES:
                 raise RunError(
                     f"a pipeline sends tensors of real numbers, not {t.dtype} {list(t.shape)}: choose runtime=serial"
                 )
-        return cls([None if t is None else _layout(t, message) for t in tensors], kind)
+        types = [None if place == whole else message for place in range(len(tensors))]
+        return cls([None if t is None else _layout(t, own) for t, own in zip(tensors, types, strict=True)], kind)
 
     @classmethod
     def told(cls, text: bytes) -> Signature:

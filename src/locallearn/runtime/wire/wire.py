@@ -27,6 +27,7 @@ class Wire:
     one line serves all in `served`.
 
     message  the type in which floats travel, or None for their own
+    whole    the place in a message of the one tensor that keeps its type, or None
     waited   the seconds spent on waiting
     """
 
@@ -39,10 +40,11 @@ class Wire:
         slots: int,
         device: torch.device,
         message: torch.dtype | None,
+        whole: int | None = None,
     ) -> None:
         self.waited = 0.0
         self._line, self._carrier, self._lane, self._served = line, carrier, lane, served
-        self._device, self._message = device, message
+        self._device, self._message, self._whole = device, message, whole
         self._slots = slots
         self._free = list(range(slots))
         self._known: dict[tuple[object, ...], tuple[int, Signature]] = {}
@@ -149,7 +151,7 @@ class Wire:
         """Of a message, and its number, which the neighbour knows from now on."""
         key = kind, *alike(tensors)
         if key not in self._known:
-            signature = Signature.of(tensors, None if kind else self._message, kind)
+            signature = Signature.of(tensors, None if kind else self._message, kind, self._whole)
             if len(self._known) == MOST_SIGNATURES:
                 self._lane.finish()  # messages that nobody has been told of yet have the old numbers
                 self._known.clear()

@@ -31,7 +31,6 @@ PUBLISHED = {  # differences to the baseline in AP: GELAN-S and GELAN-E
     "shallow": {"deep supervision": -0.2, "PGI": 0.1},
     "deep": {"deep supervision": 0.3, "PFH": 0.3, "PGI": 0.6},
 }
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided quantiles of Student's t, by the number of differences
 NAMES = ("RBC", "WBC", "Platelets")
 IMAGE = (3, 192, 256)
 SIDE = 48  # cells of a map that is kept, at most
@@ -114,9 +113,11 @@ def _differences(ap: dict[str, list[float]], net: str, name: str) -> list[float]
 
 def _interval(values: Sequence[float]) -> tuple[float, float] | None:
     """The 95 % interval of the mean; None for one value."""
-    if len(values) not in T95:
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
+
+    if len(values) < 2:
         return None
-    around = T95[len(values)] * stdev(values) / math.sqrt(len(values))
+    around = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
     return fmean(values) - around, fmean(values) + around
 
 
