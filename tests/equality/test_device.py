@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from helpers import ROOT, on_shadow, shadow
-from helpers.strategies import FILES, make
+from helpers.strategies import FILES, make, slow_where_alike
 from locallearn.config.compose import choices
 
 pytestmark = [
@@ -34,7 +34,7 @@ def there() -> Iterator[Callable[..., Any]]:
         yield call
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_a_step_has_the_bits_of_the_cpu_and_waits_for_nothing(there, name):
     for micro_batches in (1,) if make(name).repeats else (1, 2):
         there(on_shadow.steps_of, name, micro_batches, 0)

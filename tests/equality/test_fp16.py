@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers.nets import assembled, assert_same, tiny_batches, tiny_learner, tiny_model
-from helpers.strategies import FILES, make
+from helpers.strategies import FILES, make, slow_where_alike
 from locallearn import scaling
 from locallearn.auxiliary import Linear
 from locallearn.contract import Block, Packet, Route, Send, Step, Strategy, task_loss
@@ -145,7 +145,7 @@ def relative(found: torch.Tensor, true: torch.Tensor) -> float:
     return ((found - true).norm() / true.norm()).item()
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_small_gradients_survive_under_every_strategy(name):
     """Heads so small that what passes through them is below what float16 can hold."""
     model = tiny_model()

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from helpers.nets import SGD_CONSTANT, assembled, assert_same, tiny_batches, tiny_learner, tiny_model
-from helpers.strategies import FILES, make
+from helpers.strategies import FILES, make, slow_where_alike
 from locallearn.analysis.quiet import Rerun, undisturbed
 from locallearn.engine.gradients import strategy_gradients, true_gradients
 from locallearn.models import BlockModel
@@ -159,7 +159,7 @@ def test_looking_moves_no_buffer_and_no_mode(model, look):
 
 
 @pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_looking_changes_no_strategy(name, look):
     """Neither what it holds nor what it learns next, with a norm that its user keeps in eval mode."""
     seen, undisturbed_one = (tiny_learner(make(name), tiny_model(dropout=0.2), total_steps=4) for _ in range(2))

@@ -16,7 +16,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 from helpers.nets import SGD_CONSTANT, assert_same, fitting, tiny_batches, tiny_learner, tiny_model
-from helpers.strategies import FILES, make
+from helpers.strategies import FILES, make, slow_where_alike
 from locallearn.auxiliary import MLP
 from locallearn.config.compose import header
 from locallearn.config.targets import instantiate
@@ -219,6 +219,7 @@ def test_what_lies_above_does_not_matter(name):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("name", slow_where_alike(FILES))
 @pytest.mark.fault("R1")
 def test_resume_is_exact(name, stop):
     """Train 6 = train some, put the state into a fresh learner, train the rest."""
@@ -285,6 +286,7 @@ def test_a_strategy_without_rounds_yields_exactly_once(times, said):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_precisions(name, precision):
     learner = tiny_learner(make(name), precision=precision, channels_last=True, total_steps=4)
     for x, y in tiny_batches(4):

@@ -22,6 +22,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from helpers.strategies import ALIKE
 from locallearn.cli import main as cli
 from locallearn.config.compose import choices, compose, conf_dir
 from locallearn.config.settings import SEVERAL
@@ -125,7 +126,11 @@ OWN = {
 FEWER = {"samples": 8, "steps": 2, "batches": 2, "batch_size": 4, "draws": 1, "filters": 4, "channels": 2}
 """Of a probe."""
 OF_REAL_ROOT = ("mnist", "fashion_mnist", "cifar10", "cora", "names", "tishby")
-QUICK = ("strategy",)
+
+
+def is_slow(file: Path) -> bool:
+    """All but the strategies that are not alike another."""
+    return file.parent.name != "strategy" or file.stem in ALIKE
 
 
 def title(file: Path) -> str:
@@ -187,7 +192,7 @@ def becomes(arguments: list[str], root: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "file", [pytest.param(f, marks=() if f.parent.name in QUICK else pytest.mark.slow, id=title(f)) for f in FILES]
+    "file", [pytest.param(f, marks=pytest.mark.slow if is_slow(f) else (), id=title(f)) for f in FILES]
 )
 def test_every_file_of_conf(file, attempt, root, record_property):
     arguments = small_run(file)

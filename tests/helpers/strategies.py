@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import pytest
 import torch
 import yaml
 from torch import Tensor
@@ -19,6 +20,18 @@ from locallearn.objectives import CrossEntropy
 FILES = choices("strategy")
 ANY_MODEL = sorted(FILES.keys() - {"petra"})
 """Those that train a model of any units."""
+ALIKE = {
+    *("brsf", "frsf", "usf"),  # as fa
+    *("checkpoint", "deep_supervision", "pgi_causal"),  # as backprop and pgi
+    *("greedy", "infomax", "shallow", "cafo", "hpff"),  # as dgl, mono_forward and loco
+    *("cdni", "sdfa", "fw_dtp", "diffusion_blocks", "dual_propagation"),  # as dni, dfa, dtp, noprop and equilibrium
+}
+"""Those whose steps are those of another but for a matrix, a loss or an order."""
+
+
+def slow_where_alike(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test; those in `ALIKE` are slow ones."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in sorted(names)]
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def test_rows_and_pictures(name, probed):
     assert last.items() <= probed.history[-1].items()
 
 
+@pytest.mark.slow
 def test_no_two_probes_record_a_number_under_one_name(probed):
     """They share the record of an epoch."""
     owner = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def options(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
+@cache
 def by_target() -> dict[str, list[Path]]:
     """The yamls of every group that build something, by what they build."""
     found = defaultdict(list)

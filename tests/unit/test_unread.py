@@ -19,6 +19,7 @@ import locallearn
 from helpers import objectives
 from helpers.commands import SMALL, run
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
+from helpers.strategies import slow_where_alike
 from locallearn.api.learners import BUILT, SHARES
 from locallearn.auxiliary import Auxiliary, Linear
 from locallearn.config.compose import choices, compose, conf_dir
@@ -56,7 +57,7 @@ def made(overrides: list[str], **more: Any) -> Any:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("strategy", choices("strategy"))
+@pytest.mark.parametrize("strategy", slow_where_alike(choices("strategy")))
 def test_a_group_is_read_or_refused(strategy, group):
     name = sorted(choices(group))[len(strategy) % len(choices(group))]
     overrides = [f"strategy={strategy}", f"{group}={name}"]
@@ -202,7 +203,7 @@ def check_options(recipe: Any, strategy_of: Any, unread: Any, blocks: int, model
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-@pytest.mark.parametrize("name", choices("strategy"))
+@pytest.mark.parametrize("name", slow_where_alike(choices("strategy")))
 def test_the_options_of_a_strategy(name, blocks):
     content = yaml.safe_load(choices("strategy")[name].read_text())
     content |= {"width": 8} if name.startswith("pgi") else {"every": 2} if name == "solo" else {}
