@@ -113,7 +113,10 @@ class Reader:
         assert "Traceback" not in done.out + done.err
 
     def shortened(self, words: list[str]) -> list[str]:
-        """The line as it is run here; nothing for what no test can run."""
+        """The line as it is run here; nothing for what no test can run, and for the rows of a study, which test_studies
+        runs."""
+        if "ROW" in words:
+            return []
         if command := command_of(words):
             return [*words[: -len(command)], *self.short(self.filled(command))]
         if words[:1] == ["torchrun"] and not any(word.startswith("--nnodes") for word in words):
@@ -126,9 +129,8 @@ class Reader:
         return []
 
     def filled(self, words: list[str]) -> list[str]:
-        """With what the reader puts in: a run for RUN, a folder of images for DIR, a line of a table for ROW."""
+        """With what the reader puts in: a run for RUN, a folder of images for DIR."""
         words = [word.replace("=DIR", f"={Path('images').resolve()}") for word in words if word != "data.root=DATA"]
-        words = ["strategy=dgl" if word == "ROW" else word for word in words]
         for k, word in enumerate(words):
             if match := re.fullmatch(r"([\w.]+=)?(runs.*)/RUN(\d?)", word):
                 words[k] = (match[1] or "") + str(self.runs(match[2], int(match[3] or 1))[-1])
