@@ -138,8 +138,8 @@ def test_a_study_in_its_quick_form(name, tmp_path, request, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [*OTHERS, "families", "truth", "pgi_detection"])
 def test_another_study_in_its_quick_form(name, tmp_path, real_root, capsys):
     flags = ["--quick", "--out", str(tmp_path / "runs"), "--to", str(tmp_path), "--data", str(real_root)]
     code, _, err = run("study", name, *flags, capsys=capsys)
