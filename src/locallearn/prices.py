@@ -6,7 +6,8 @@ A module hands on its output by `charge`, and the gradient of the cost joins the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,10 +40,31 @@ class Metered(nn.Module):
         if self.shown or (self.training and torch.is_grad_enabled()):
             self.readings.append((name, nats.detach() / math.log(2)))
 
+    def ramp(self, warmup: float) -> float:
+        """The share of a price that rises linearly from zero over this share of training."""
+        return min(1.0, self.progress / warmup if warmup else 1.0)
+
+    def forget(self) -> None:
+        """Leave out what was put by."""
+        self.readings.clear()
+
     def taken(self) -> Iterator[tuple[str, Tensor]]:
         """What was put by since the last call, by name."""
         readings, self.readings = self.readings, []
         yield from readings
+
+
+@contextmanager
+def shown(meters: Sequence[Metered]) -> Iterator[None]:
+    """Let modules behave as in training while a probe looks, noise included; afterwards nothing of it is left."""
+    for meter in meters:
+        meter.shown = True
+    try:
+        yield
+    finally:
+        for meter in meters:
+            meter.shown = False
+            meter.forget()
 
 
 def meters_of(roots: Iterable[nn.Module]) -> list[Metered]:

@@ -227,7 +227,7 @@ class TrainedBlock:
     def clear_meters(self) -> None:
         """Clear what modules have measured in a step that was only tried, or broke off."""
         for module in self.meters:
-            module.readings.clear()
+            module.forget()
 
     def published(self, name: str) -> Copy:
         """See `contract.Block`."""

@@ -4,6 +4,7 @@ passes a block once back (`Strategy.priced`)."""
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, TypeAlias
@@ -41,7 +42,7 @@ NONE = Bottleneck()
 
 
 @dataclass(frozen=True)
-class NoiseBehind(Bottleneck):
+class NoiseBehind(Bottleneck, ABC):
     """A unit becomes the unit and noise behind it, whose information in nats costs `beta` each: the loss has the term
     beta * KL^power, KL a sum over the numbers of a sample and a mean over the batch. Recorded as block/NN/bits, behind
     several units as bits_NAME. In evaluations there is no noise; the modules that make it ship with the model.
@@ -82,9 +83,9 @@ class NoiseBehind(Bottleneck):
             raise UserError(f"bottleneck.after={wanted} names a unit twice")
         return sorted(found)
 
+    @abstractmethod
     def noise(self, model: BlockModel, reads: Size, emits: Size, name: str) -> NoiseModule:
         """What stands behind a unit that reads [B, *reads] and emits [B, *emits]."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,11 @@ class NoiseModule(Metered):
             self.map = nats.detach()
         if not self.training:
             return z
-        rate = self.beta * min(1.0, self.progress / self.warmup if self.warmup else 1.0)
-        return charge(z, rate * total**self.power)
+        return charge(z, self.beta * self.ramp(self.warmup) * total**self.power)
+
+    def forget(self) -> None:
+        super().forget()
+        self.map = None
 
 
 class Noisy(nn.Module):

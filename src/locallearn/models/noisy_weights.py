@@ -129,8 +129,7 @@ class GaussianWeights(Metered):
             return y
         if self.samples is None:
             raise UserError("bottleneck=weights needs the number of training samples, which only train() knows")
-        warmup = self.options.warmup
-        rate = self.options.beta * min(1.0, self.progress / warmup if warmup else 1.0) / self.samples
+        rate = self.options.beta * self.ramp(self.options.warmup) / self.samples
         return charge(y, rate * nats)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from locallearn.errors import UserError
 from locallearn.figures import panels
 from locallearn.models.bottleneck import NoiseModule, Noisy
+from locallearn.prices import shown
 from locallearn.probes import CLASS_LABELS, Curve, Data, Learner, Moment, Probe, Row, Seen, sample
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class BottleneckProbe(Probe):
         inputs, labels = sample(data, self.split, self.samples)
         inputs, labels = inputs[labels >= 0], labels[labels >= 0]
         answers, arrays = [], {}
-        with torch.no_grad(), _shown(places.values()):
+        with torch.no_grad(), shown([*places.values()]):
             for draw in range(self.draws):
                 logits, readings = _pass(learner, inputs, places)
                 answers.append(logits)
@@ -128,17 +128,3 @@ def _pass(
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(1) == labels).double().mean())
-
-
-@contextmanager
-def _shown(noises: Iterable[NoiseModule]) -> Iterator[None]:
-    """Noise in eval mode."""
-    for noise in noises:
-        noise.shown = True
-    try:
-        yield
-    finally:
-        for noise in noises:
-            noise.shown = False
-            noise.readings.clear()
-            noise.map = None

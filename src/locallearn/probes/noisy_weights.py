@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated
@@ -17,6 +15,7 @@ from torch.nn import functional as F
 from locallearn.analysis.pac_bayes import kl_bound, kl_inverse, linear_bound
 from locallearn.errors import UserError
 from locallearn.models.noisy_weights import GaussianWeights
+from locallearn.prices import shown
 from locallearn.probes import CLASS_LABELS, Curve, Data, Learner, Moment, Probe, Row, Seen, sample
 
 BATCH = 500
@@ -58,7 +57,7 @@ class NoisyWeightsProbe(Probe):
                 {"layer": i, "name": layer.name, "weight_bits": float(layer.nats()) / math.log(2)}
                 for i, layer in enumerate(layers)
             ]
-            with _shown(layers):
+            with shown(layers):
                 (nats, trained), (_, tested) = (
                     self._answers(learner, *sample(data, split, size))
                     for split, size in (("train", None), ("test", self.test))
@@ -86,16 +85,3 @@ class NoisyWeightsProbe(Probe):
             nats.append(float(F.cross_entropy(answers, labels)))
             right.append(float((answers.argmax(1) == labels).double().mean()))
         return fmean(nats), fmean(right)
-
-
-@contextmanager
-def _shown(layers: Sequence[GaussianWeights]) -> Iterator[None]:
-    """Noise in eval mode."""
-    for layer in layers:
-        layer.shown = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.shown = False
-            layer.readings.clear()
