@@ -163,6 +163,14 @@ def test_what_is_no_result_is_refused(text, tmp_path):
         results.read(file)
 
 
+def test_a_folder_of_runs_that_is_none_is_refused(tmp_path, capsys):
+    flags = ["--results", str(tmp_path), "--to", str(tmp_path / "to"), "--runs", str(tmp_path / "none")]
+    code, _, err = run("leaderboard", *flags, capsys=capsys)
+    assert code == 2
+    assert "there is no such folder" in one_sentence(err)
+    assert not (tmp_path / "to").exists()
+
+
 def test_runs_that_have_changed_are_found(made, files, tmp_path):
     content = results.read(files["dgl"])
     folder = tmp_path / content["runs"][1]["folder"]

@@ -130,6 +130,8 @@ examples:
     results = read_all(options.results)
     for file, content in results.items():
         against_study(file, content)
+    if missing := [folder for folder in options.runs if not folder.is_dir()]:
+        raise UserError(f"--runs {missing[0]}: there is no such folder")
     found = sum(against_runs(file, content, options.runs) for file, content in results.items())
     for file in board.write({file.relative_to(options.results): own for file, own in results.items()}, options.to):
         print(file)
