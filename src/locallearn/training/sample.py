@@ -24,13 +24,13 @@ from locallearn.training.saved import ranges, saved_experiment, task_of
 def sample(
     path: str | Path,
     allow: list[str],
-    prompt: str | None = None,
+    prompt: str | None,
     *,
-    tokens: int = 500,
-    temperature: float = 0.8,
-    top_k: int = 200,
-    seed: int = 1337,
-    block: int | None = None,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    block: int | None,
 ) -> str:
     """What a run's language model writes after `prompt`, a new line if there is none, which stands in front; see
     `cli.sample.SampleOptions`. It reads the run's text for its characters. Raises UserError."""
