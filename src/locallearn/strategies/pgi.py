@@ -130,9 +130,9 @@ class PGI(Branched):
         if len(specs) == 1:
             return super().unread(specs)
         others = {
-            "couplings": ("coupling", "strategy.branch=coupling"),
-            "width": ("coupling none", "strategy.branch=coupling or none"),
-            **dict.fromkeys(("block", "elan_depth", "csp_depth"), ("elan", "strategy.branch=elan")),
+            "couplings": (["coupling"], "strategy.branch=coupling"),
+            "width": (["coupling", "none"], "strategy.branch=coupling or none"),
+            **dict.fromkeys(("block", "elan_depth", "csp_depth"), (["elan"], "strategy.branch=elan")),
         }
         return {name: what for name, (readers, what) in others.items() if self.branch not in readers}
 

@@ -42,8 +42,8 @@ class PGIDetection(Analysis):
     def measure(self, runs: Runs) -> dict[str, Any]:
         rows = [name for name in runs.by_row if not name.startswith("warm-up")]
         return {
-            "ap": {name: [100 * run.summary.get("test/ap", 0.0) for run in runs.by_row[name]] for name in rows},
-            "ap50": {name: [100 * run.summary.get("test/ap50", 0.0) for run in runs.by_row[name]] for name in rows},
+            "ap": {name: [100 * run.summary["test/ap"] for run in runs.by_row[name]] for name in rows},
+            "ap50": {name: [100 * run.summary["test/ap50"] for run in runs.by_row[name]] for name in rows},
             "cost": {net: _cost(depth) for net, depth in DEPTHS.items()},
             "maps": _warm_up(runs),
         }
