@@ -79,7 +79,7 @@ def _tables(results: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[str, st
 def _row(file: Path, result: Mapping[str, Any]) -> list[str]:
     published = {**result["published"], "published": result["published"]["mean"]}
     machine = result["machine"]
-    threads = machine.get("threads")
+    threads = f"{machine.get('threads')} thread{'' if machine.get('threads') == 1 else 's'}"
     return [
         _cell(result["row"]),
         f"{result['mean']:.2f} ± {result['deviation']:.2f} (n={len(result['runs'])})",
@@ -87,9 +87,7 @@ def _row(file: Path, result: Mapping[str, Any]) -> list[str]:
         shown_difference(result["verdict"]),
         shown_word(result["verdict"]["word"]),
         f"{result['seconds']:.0f}",
-        _cell(
-            f"{machine.get('device')}, {threads} thread{'s' if threads != 1 else ''}, torch {result['versions'].get('torch')}"
-        ),
+        _cell(f"{machine.get('device')}, {threads}, torch {result['versions'].get('torch')}"),
         _cell(f"`{file}`"),
     ]
 
