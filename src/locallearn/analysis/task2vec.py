@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,8 @@ from locallearn.analysis.readout import linear_head, pooled
 from locallearn.errors import UserError
 
 BATCH = 256
+SHARE = 0.15
+"""Of the distance to the trivial task, in `asymmetric_distance`."""
 
 
 class Pooled(nn.Module):
@@ -77,3 +81,28 @@ def task_distance(a: Tensor, b: Tensor) -> float:
 def task_norm(embedded: Tensor) -> float:
     """The L1 norm of an embedding, which grows with the difficulty of the task (Achille et al. 2019)."""
     return float(embedded.double().abs().sum())
+
+
+def trivial_task(embeddings: Sequence[Tensor]) -> Tensor:
+    """The task that asks nothing of any filter in particular: the same information in each of them, here the mean over
+    all filters and embeddings [D] (the authors' code takes its prior's)."""
+    return torch.full_like(embeddings[0], float(torch.stack(list(embeddings)).double().mean()))
+
+
+def asymmetric_distance(a: Tensor, b: Tensor, trivial: Tensor, share: float = SHARE) -> float:
+    """From the task `a` [D], of which there is a solution, to the task `b` [D]: `task_distance` less `share` of the
+    distance between `a` and the trivial task, since much can be taken over from a rich task; may be negative."""
+    return task_distance(a, b) - share * task_distance(a, trivial)
+
+
+def distances(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Of n embeddings [D] the distances [n, n], symmetric, and asymmetric from the task of the row to that of the
+    column; both 0 on the diagonal."""
+    n, trivial = len(embeddings), trivial_task(embeddings)
+    symmetric, asymmetric = torch.zeros(2, n, n, dtype=torch.float64)
+    for i, a in enumerate(embeddings):
+        for j, b in enumerate(embeddings):
+            if i != j:
+                symmetric[i, j] = task_distance(a, b)
+                asymmetric[i, j] = asymmetric_distance(a, b, trivial)
+    return symmetric, asymmetric

@@ -9,6 +9,7 @@ from locallearn.cli import listing, on_runs
 from locallearn.cli import study as studies
 from locallearn.cli.arguments import Parser, trust
 from locallearn.cli.sample import sample
+from locallearn.cli.tasks import tasks
 from locallearn.config import outside
 from locallearn.config.compose import compose, known_keys
 from locallearn.errors import UserError, did_you_mean
@@ -24,6 +25,7 @@ COMMANDS = {
     "evaluate": "test accuracy of runs, at every block: evaluate RUN... [data=NAME]",
     "sample": "text that a language model writes: sample RUN --prompt TEXT [tokens=500] [block=K]",
     "probe": "look at the checkpoints of a run: probe RUN probe=NAME [probe.NAME.OPTION=VALUE]",
+    "tasks": "how far data sets are apart as tasks of a run's net: tasks RUN data=NAME,NAME [--to DIR]",
     "report": "tables and pictures of many runs, groups against backprop: report FOLDER... [--to DIR]",
     "compare": "settings, numbers and curves of runs side by side: compare RUN RUN...",
     "tune": "search for the best learning rate of a strategy: tune strategy=dgl [trials=20] [space=lr]",
@@ -34,7 +36,7 @@ COMMANDS = {
 
 def run(command: str, arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
-    words = {"list": _list, "doctor": _doctor, "plan": _plan, "tune": _tune, "sample": sample}
+    words = {"list": _list, "doctor": _doctor, "plan": _plan, "tune": _tune, "sample": sample, "tasks": tasks}
     return (words | on_runs.COMMANDS | studies.COMMANDS)[command](arguments)
 
 

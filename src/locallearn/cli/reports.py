@@ -57,7 +57,7 @@ example:
         "report-table.tex": tables.latex(result),
         "report.html": page(result),
     }
-    _write(options.to, texts, figures)
+    write(options.to, texts, figures)
     return 0
 
 
@@ -79,11 +79,11 @@ def compare(arguments: list[str]) -> int:
     comparison = comparing.compare([one(run) for run in options.runs])
     put(comparing.terminal(comparison, columns() or WIDE))
     if options.to is not None:
-        _write(options.to, {"compare.txt": comparing.terminal(comparison, WIDE) + "\n"}, comparing.draw(comparison))
+        write(options.to, {"compare.txt": comparing.terminal(comparison, WIDE) + "\n"}, comparing.draw(comparison))
     return 0
 
 
-def _write(folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]) -> None:
+def write(folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]) -> None:
     """Write everything, and print what was written. Raises UserError if the folder cannot be written."""
     from locallearn.figures import save
 

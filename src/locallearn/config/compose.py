@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -149,6 +150,21 @@ def for_every_choice(overrides: Sequence[str]) -> dict[str, str]:
 def swept(overrides: Sequence[str]) -> list[str]:
     """The keys among overrides that have several values."""
     return [override.key_or_group for override in parsed(overrides) if override.is_sweep_override()]
+
+
+def combinations(overrides: Sequence[str]) -> list[tuple[list[str], str]]:
+    """The overrides of each run that `-m` would make of these, and what of them varies, as text."""
+    values = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line]
+        for o in parsed(overrides)
+    ]
+    varies = [len(each) > 1 for each in values]
+    return [
+        (list(one), " ".join(text for text, varied in zip(one, varies, strict=True) if varied))
+        for one in itertools.product(*values)
+    ]
 
 
 def quoted(text: str) -> str:
