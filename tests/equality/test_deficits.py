@@ -46,6 +46,12 @@ def test_outside_the_window_nothing_is_touched(kind, augmented):
         assert same(a, b), "only training batches suffer"
 
 
+def test_a_window_may_be_told_by_its_length():
+    of_length = {"deficit_from": 1, "deficit_length": 2}
+    one, two = (Synthetic(**SOURCE, deficit="flip", **more).load(3, CPU) for more in (WINDOW, of_length))
+    assert all(same(one.batches(epoch, 64), two.batches(epoch, 64)) for epoch in range(5))
+
+
 @pytest.mark.fault("R11")
 @pytest.mark.parametrize("kind", DEFICITS)
 def test_a_skipped_start_gives_what_an_uninterrupted_epoch_gives(kind):
@@ -134,6 +140,7 @@ def test_noise_is_new_in_every_step_and_uniform():
         ({"deficit": "blurr"}, "did you mean 'blur'"),
         ({"deficit_from": -1}, "data.deficit_from=-1: must be a whole number of at least 0"),
         ({"deficit": "blur", "deficit_from": 4, "deficit_until": 3}, "data.deficit_until=3: must be at least .*=4"),
+        ({"deficit": "blur", "deficit_length": 2, "deficit_until": 3}, "deficit_length=2: must be null beside .*=3"),
     ],
 )
 def test_options_that_mean_nothing(options, said):

@@ -30,7 +30,7 @@ from locallearn.data.source import Raw, RawSplit
 from locallearn.data.split import noisy, stratified
 from locallearn.data.store import Memory
 from locallearn.data.synthetic import Synthetic
-from locallearn.data.vision import VisionSet
+from locallearn.data.vision import VisionSet, shrunk
 from locallearn.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -564,3 +564,12 @@ def test_doctor_reports_what_is_there() -> None:
     rows = [row.split() for row in report.splitlines()[-10:]]
     assert [row[0] for row in rows] == list(map(str, range(10)))
     assert [sum(int(row[i]) for row in rows) for i in (1, 2, 3)] == [1294, 144, 359]
+
+
+def test_a_shrunk_image_has_means_of_squares():
+    images = torch.randint(256, (5000, 2, 6, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    means = images.numpy().reshape(5000, 2, 3, 2, 2, 2).mean(axis=(3, 5))
+    assert np.array_equal(shrunk(images, 2).numpy(), np.round(means).astype(np.uint8))
+    assert shrunk(images, 1) is images
+    with pytest.raises(UserError, match=r"data\.shrink=4: must be a divisor of both sides of images of 6 x 4 pixels"):
+        shrunk(images, 4)

@@ -178,6 +178,23 @@ def test_weights_begin_as_papers_say(name):
     assert default.begin is None
 
 
+def test_a_narrow_allcnn_with_batch_norm():
+    convolutions = [
+        (3, 24, 9),
+        (24, 24, 9),
+        (24, 24, 9),
+        (24, 48, 9),
+        (48, 48, 9),
+        (48, 48, 9),
+        (48, 48, 9),
+        (48, 48, 1),
+    ]
+    expected = sum(a * b * k + 2 * b for a, b, k in convolutions) + 48 * 10 + 10
+    model = build("allcnn", (3, 16, 16), width=0.25, batch_norm=True)
+    assert count(model) == expected
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
 def test_mlp_reads_vectors():
     assert build("mlp", (12,))(torch.randn(2, 12)).shape == (2, 10)
 

@@ -164,6 +164,16 @@ def test_late_linear_is_that_of_forward_forward():
     assert ours == pytest.approx([min(1.0, factor) for factor in theirs])
 
 
+def test_a_rate_that_is_held_begins_its_schedule_late():
+    """Behind the warm-up, and then as a run of its own would have it from the start."""
+    held, own = SGD(schedule="cosine", hold=0.25), SGD(schedule="cosine")
+    assert [held.factor(p) for p in (0.0, 0.1, 0.25)] == [1.0, 1.0, 1.0]
+    for progress in (0.1, 0.5, 1.0):
+        assert held.factor(0.25 + 0.75 * progress) == pytest.approx(own.factor(progress), abs=1e-12)
+    warmed = SGD(schedule="linear", warmup=0.2, hold=0.5)
+    assert [warmed.factor(p) for p in (0.1, 0.2, 0.6, 0.8, 1.0)] == pytest.approx([0.5, 1, 1, 0.5, 0], abs=1e-12)
+
+
 def test_a_schedule_of_ones_own_is_followed_after_the_warm_up():
     optim = SGD(schedule=partial(half, share=0.8), warmup=0.2)
     assert optim.factor(0.1) == 0.5

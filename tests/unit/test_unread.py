@@ -288,6 +288,8 @@ UNREAD = {
     "optim.decay=0.5 optim.schedule=linear": "optim.schedule=step",
     "data.deficit_until=3": "data.deficit=",
     "data.deficit_from=0": "data.deficit=",
+    "data.deficit_length=3": "data.deficit=",
+    "optim.hold=0.3 optim.schedule=constant": "another optim.schedule",
     "data=digits data.root=/somewhere": "data=NAME that has files",
     "data=folder data.resized_crop=0.5 data.memory_share=0": "data.resized_crop=0",
     "runtime=pipeline runtime.stages=1 runtime.message=bf16": "runtime.stages=2",

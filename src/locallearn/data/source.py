@@ -128,6 +128,7 @@ class DataSource(Source):
     resized_crop, policy, jitter, blur   see `Distortion`
     mixup, cutmix   see `Mixing`
     deficit, deficit_from, deficit_until   see `Deficit`
+    deficit_length   of epochs from deficit_from on, in place of deficit_until
     """
 
     measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
@@ -149,15 +150,18 @@ class DataSource(Source):
     deficit: Annotated[str, OneOf(DEFICITS)] | None = None
     deficit_from: Annotated[int, Ge(0)] = 0
     deficit_until: int | None = None
+    deficit_length: Annotated[int, Ge(0)] | None = None
 
     def unread(self) -> Mapping[str, str]:
-        ends = ("deficit_from", "deficit_until")
+        ends = ("deficit_from", "deficit_until", "deficit_length")
         return {} if self.deficit else dict.fromkeys(ends, "data.deficit=blur, flip, permutation or noise")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         until, least = self.deficit_until, self.deficit_from
         require(until is None or until >= least, "deficit_until", until, f"at least data.deficit_from={least}, or null")
+        both = until is not None and self.deficit_length is not None
+        require(not both, "deficit_length", self.deficit_length, f"null beside data.deficit_until={until}")
 
     @abstractmethod
     def read(self, device: torch.device) -> Raw:
@@ -192,7 +196,8 @@ class DataSource(Source):
         if raw.validation is not None:
             validation = whole(raw.validation, device)
         splits = (train, validation, whole(raw.test, device))
-        deficit = Deficit(self.deficit, self.deficit_from, self.deficit_until)
+        end = self.deficit_until if self.deficit_length is None else self.deficit_from + self.deficit_length
+        deficit = Deficit(self.deficit, self.deficit_from, end)
         of_pixels = normaliser(self.name, self.normalise, on_device, index, device, normalisation, self.measured)
         data = Data(self.name, raw.classes, splits, seed, augment, of_pixels, deficit, raw.left_out, raw.task)
         if self.labelled is not None:

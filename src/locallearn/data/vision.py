@@ -15,26 +15,34 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 from urllib.error import URLError
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
+from torch.nn import functional as F
 
 from locallearn.data.files import ALL_CHECKED, WHERE, check_sum, checked_root, has_no
-from locallearn.data.source import DataSource, Raw, RawSplit
+from locallearn.data.source import DataSource, Raw, RawSplit, require
 from locallearn.data.store import Memory
 from locallearn.errors import UserError
 
 TIMEOUT_SECONDS = 30.0
+CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class VisionSet(DataSource):
-    """A set of torchvision, as a subclass describes it. `base` is the name of torchvision's class."""
+    """A set of torchvision, as a subclass describes it. `base` is the name of torchvision's class.
+
+    shrink  images are read smaller: means over squares of so many pixels
+    """
 
     base: ClassVar[str]
     verified: ClassVar[str] = ALL_CHECKED
+
+    shrink: Annotated[int, Ge(1)] = 1
 
     @abstractmethod
     def files(self) -> dict[str, str]:
@@ -66,6 +74,7 @@ class VisionSet(DataSource):
                 self._download(root, missing)
             images, labels, classes = self.part(str(root), train=True)
             test_images, test_labels, _ = self.part(str(root), train=False)
+        images, test_images = (shrunk(part, self.shrink) for part in (images, test_images))
         return Raw(classes, RawSplit(Memory(images), labels), RawSplit(Memory(test_images), test_labels))
 
     def _check(self, root: Path, sums: Mapping[str, str]) -> None:
@@ -93,6 +102,18 @@ class VisionSet(DataSource):
                 f"{', '.join(self.archives())} (or what is inside) into that folder, or {WHERE} the folder that has "
                 "them"
             ) from error
+
+
+def shrunk(images: Tensor, factor: int) -> Tensor:
+    """uint8 [N, C, H, W] -> [N, C, H / factor, W / factor], each pixel the rounded mean of a square. Raises
+    UserError."""
+    height, width = images.shape[2:]
+    even = height % factor == width % factor == 0
+    require(even, "shrink", factor, f"a divisor of both sides of images of {height} x {width} pixels")
+    if factor == 1:
+        return images
+    parts = [F.avg_pool2d(part.float(), factor).round_().to(torch.uint8) for part in images.split(CHUNK)]
+    return torch.cat(parts)
 
 
 def torchvision_datasets() -> Any:

@@ -58,6 +58,7 @@ class Optim(Options, ABC):
                       second half), step, one_cycle, or a function of your own, progress in [0, 1] -> factor
     floor             where linear and cosine end, as a share of the rate
     warmup            share of training over which the rate rises linearly from zero
+    hold              share of the rest of training over which the rate then stays, before the schedule begins
     milestones        with schedule=step: the shares of training at which the rate is multiplied by `decay`
     clip              largest gradient norm per block; 0: no clipping
     auxiliary_lr, auxiliary_weight_decay   of the auxiliary modules; None: as the units
@@ -71,6 +72,7 @@ class Optim(Options, ABC):
     schedule: Annotated[str, OneOf(tuple(SCHEDULES))] | Callable[[float], float] = "cosine"
     floor: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    hold: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     milestones: list[Annotated[float, Interval(ge=0, le=1)]] = field(default_factory=lambda: [0.5, 0.75])
     decay: Annotated[float, Ge(0)] = 0.1
     clip: Annotated[float, Ge(0)] = 0.0
@@ -98,6 +100,8 @@ class Optim(Options, ABC):
         unread = {} if self.schedule == "step" else dict.fromkeys(("milestones", "decay"), "optim.schedule=step")
         if self.schedule not in ("linear", "cosine"):
             unread["floor"] = "optim.schedule=linear or cosine"
+        if self.schedule == "constant":
+            unread["hold"] = "another optim.schedule"
         if not self.weight_decay and not self.auxiliary_weight_decay:
             unread["decay_vectors"] = "optim.weight_decay above 0"
         return unread
@@ -107,6 +111,7 @@ class Optim(Options, ABC):
         if progress < self.warmup:
             return progress / self.warmup
         progress = (progress - self.warmup) / (1 - self.warmup)
+        progress = max(0.0, (progress - self.hold) / (1 - self.hold))
         if isinstance(self.schedule, str):
             return SCHEDULES[self.schedule](progress, self)
         return _factor_of(self.schedule, progress)

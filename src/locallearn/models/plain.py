@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import prod
 from typing import Annotated
 
-from annotated_types import Ge, Interval, MinLen
+from annotated_types import Ge, Gt, Interval, MinLen
 from torch import nn
 
 from locallearn.models import layers
@@ -117,22 +117,28 @@ def allcnn(
     *,
     input_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.2,
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.5,
+    width: Annotated[float, Gt(0)] = 1.0,
+    batch_norm: bool = False,
 ) -> BlockModel:
     """All-CNN-C (Springenberg et al., 2015, "Striving for Simplicity"): strided convolutions instead of pools.
 
-    1.37 M parameters. The head is the 1x1 convolution to the classes, rectified, and the average over positions. Its
-    biases begin at one: a class whose scores are all below the rectifier gets no gradient, and from zero Adam takes
-    every class there in its first steps, for good. The hidden layers begin as He et al., 2015, say for rectifiers.
+    1.37 M parameters; `width` times as many channels everywhere, and `batch_norm` behind every convolution of a unit
+    (Achille, Rovere & Soatto, 2019, have both). The head is the 1x1 convolution to the classes, rectified, and the
+    average over positions. Its biases begin at one: a class whose scores are all below the rectifier gets no gradient,
+    and from zero Adam takes every class there in its first steps, for good. The hidden layers begin as He et al., 2015,
+    say for rectifiers.
     """
-    channels, height, width = layers.check_image(image, "allcnn", smallest=3)
-    last = 0 if min(height, width) >= 9 else 1  # the paper's unpadded 3x3 needs a map of 3x3; pad below that
+    channels, *sides = layers.check_image(image, "allcnn", smallest=3)
+    last = 0 if min(sides) >= 9 else 1  # the paper's unpadded 3x3 needs a map of 3x3; pad below that
     wide = [(192, 3, 1, 1), (192, 3, 1, 1), (192, 3, 2, 1), (192, 3, 1, last), (192, 1, 1, 0)]
     units: dict[str, nn.Module] = {}
     for outputs, kernel, stride, padding in [(96, 3, 1, 1), (96, 3, 1, 1), (96, 3, 2, 1), *wide]:
+        outputs = max(1, round(width * outputs))
         before = [] if units else [nn.Dropout(input_dropout)]
+        norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
         behind = [nn.Dropout(dropout)] if stride == 2 else []
-        conv = nn.Conv2d(channels, outputs, kernel, stride, padding)
-        units[f"conv{len(units) + 1}"] = nn.Sequential(*before, conv, nn.ReLU(), *behind)
+        conv = nn.Conv2d(channels, outputs, kernel, stride, padding, bias=not batch_norm)
+        units[f"conv{len(units) + 1}"] = nn.Sequential(*before, conv, *norm, nn.ReLU(), *behind)
         channels = outputs
     layers.begin_rectified(units.values())
     scores = nn.Conv2d(channels, classes, 1)

@@ -24,7 +24,7 @@ from locallearn.seeds import generator, stream
 from locallearn.task import CLASSES, SAMPLE, Classification
 from locallearn.training.later import NOT_ASKED
 from locallearn.training.saved import load, saved_experiment, task_of
-from locallearn.training.task_information import TaskDistances, Task, information_distances
+from locallearn.training.task_information import Task, TaskDistances, information_distances
 
 TEST = 2000
 """Test samples by which an expert is judged, at most."""
