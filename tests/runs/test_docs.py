@@ -338,6 +338,14 @@ def test_a_page_says_what_is_logged(name, pages):
     assert pages.page(name) == (DOCS / "strategies" / f"{name}.md").read_text()
 
 
+def test_the_page_of_deep_linear_nets_is_what_its_numbers_say():
+    spec = importlib.util.spec_from_file_location("deep_linear", ROOT / "scripts" / "deep_linear.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    numbers = json.loads((DOCS / "images" / "deep_linear.json").read_text())
+    assert (DOCS / "deep-linear.md").read_text() == "\n".join(script.page(numbers)) + "\n"
+
+
 def test_the_index_is_up_to_date(pages):
     assert (DOCS / "strategies" / "README.md").read_text() == pages.index()
 

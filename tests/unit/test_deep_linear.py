@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import locallearn
-from locallearn.analysis.deep_linear import strengths
+from locallearn.analysis.deep_linear import pathways, strengths
 from locallearn.errors import UserError
 
 
@@ -68,3 +68,41 @@ def test_a_net_of_the_zoo_learns_by_them(matrices, blocks):
             expected = [strengths(s, start, [step * rate], matrices)[0] for s in modes]
             assert found == pytest.approx(expected, abs=0.02)
             assert list(found) == sorted(found, reverse=True)
+
+
+def test_two_paths_of_one_matrix_in_closed_form():
+    """While the first is off the other takes what is left, r -> r exp(-t); then both halve it, r -> r exp(-2 t)."""
+    s, start, gap = 2.0, 0.1, 0.7
+    times = [0.3, 0.7, 1.0, 4.0]
+    first, second = pathways(s, start, times, 1, off=(0, gap))
+    assert first[:2] == pytest.approx([start, start], rel=1e-8)
+    assert second[:2] == pytest.approx([s - (s - start) * math.exp(-t) for t in times[:2]], rel=1e-8)
+    left = (s - start) * math.exp(-gap) - start
+    for t, a, b in zip(times[2:], first[2:], second[2:], strict=True):
+        gained = left * (1 - math.exp(-2 * (t - gap))) / 2
+        assert a == pytest.approx(start + gained, rel=1e-7)
+        assert b == pytest.approx(s - (s - start) * math.exp(-gap) + gained, rel=1e-7)
+    with pytest.raises(UserError, match="two paths need s and start above 0"):
+        pathways(1, 0, [1], 2)
+
+
+@pytest.mark.parametrize(("depth", "off"), [(2, (0, 0)), (3, (0, 6)), (4, (3, 9))])
+def test_two_paths_of_matrices_follow_the_equation(depth, off):
+    """Gradient descent by autograd on both products, mode by mode."""
+    modes, start, rate, end = torch.tensor([1.5, 0.7], dtype=torch.float64), 0.45, 5e-3, 12
+    paths = [[torch.eye(2, dtype=torch.float64).mul(start).requires_grad_() for _ in range(depth)] for _ in range(2)]
+    marks, found = [2, 5, 8, 12], []
+    for step in range(round(end / rate)):
+        on = not off[0] <= step * rate < off[1]
+        heard = [path for path, is_on in zip(paths, (on, True), strict=True) if is_on]
+        error = torch.diag(modes) - sum(torch.linalg.multi_dot(path) for path in heard)
+        weights = [w for path in heard for w in path]
+        grads = torch.autograd.grad(error.square().sum() / 2, weights)
+        with torch.no_grad():
+            for w, grad in zip(weights, grads, strict=True):
+                w -= rate * grad
+        if any(abs((step + 1) * rate - mark) < rate / 2 for mark in marks):
+            found.append([torch.linalg.multi_dot(path).diag().detach() for path in paths])
+    for k, s in enumerate(modes.tolist()):
+        for path, expected in enumerate(pathways(s, start, marks, depth, off)):
+            assert [float(look[path][k]) for look in found] == pytest.approx(expected, abs=8e-3)

@@ -6,6 +6,12 @@ and a small rate, every singular value s of that matrix is learned by itself: th
     tau du/dt = n u^(2 - 2/n) (s - u),  tau = 1 / rate, t in steps
 
 so that strong modes are learned first, and a deep net waits, then learns all at once.
+
+Two such products side by side, y = (A_D ... A_1 + B_D ... B_1) x, share each mode, and compete for it. Where one is
+switched off for a while it may never catch up: a critical period (Kleinman, Achille & Soatto 2024). With a small
+balanced start every matrix of a path has the strength p in a mode, the path K = p^D, and while both are on
+
+    dp/dt = p^(D - 1) (s - K_a - K_b),  t in units of 1 / rate
 """
 
 from __future__ import annotations
@@ -42,3 +48,40 @@ def strengths(s: float, start: float, times: Sequence[float], matrices: int = 2)
     found = solve_ivp(slope, ends, [start], t_eval=sorted(times), method="LSODA", rtol=1e-10, atol=1e-12)
     by_time = dict(zip(sorted(times), found.y[0].tolist(), strict=True))
     return [by_time[t] for t in times]
+
+
+def pathways(
+    s: float, start: float, times: Sequence[float], depth: int, off: tuple[float, float] = (0.0, 0.0)
+) -> tuple[list[float], list[float]]:
+    """The strengths K_a and K_b of two paths of `depth` matrices at ascending `times` in units of 1 / rate, of a mode
+    of strength `s`; every matrix begins at `start`. The first path is off from the first to the second time of `off`:
+    it is not heard, and does not learn.
+
+    Raises UserError for what does not grow.
+    """
+    first, last = off
+    if not (s > 0 and start > 0 and depth >= 1 and 0 <= first <= last and list(times) == sorted(times) and times):
+        raise UserError(
+            f"s={s}, start={start}, depth={depth}, off={off}: two paths need s and start above 0, at least one matrix, "
+            "times in order, and a gap of at least no length"
+        )
+    from scipy.integrate import solve_ivp
+
+    def slope(t: float, p: np.ndarray, on: float) -> np.ndarray:
+        heard = np.array([on, 1.0])
+        return heard * p ** (depth - 1) * (s - heard @ p**depth)
+
+    p = np.array([start, start])
+    a: list[float] = []
+    b: list[float] = []
+    for on, begin, end in ((1.0, 0.0, first), (0.0, first, last), (1.0, last, max(last, times[-1]))):
+        asked = [t for t in times if begin <= t < end or (t == end == times[-1] and len(a) < len(times))]
+        if end > begin:
+            found = solve_ivp(
+                slope, (begin, end), p, t_eval=[*asked, *([end] if end not in asked else [])], args=(on,),
+                method="LSODA", rtol=1e-10, atol=1e-14,
+            )  # fmt: skip
+            p = found.y[:, -1]
+            a += (found.y[0, : len(asked)] ** depth).tolist()
+            b += (found.y[1, : len(asked)] ** depth).tolist()
+    return a, b
