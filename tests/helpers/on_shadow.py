@@ -101,7 +101,7 @@ def summed(there: bool) -> int:
             pass
 
     def copied(out: Tensor, given: Tensor, group: Any, async_op: bool) -> Done:
-        assert not is_cpu(given.device) == there
+        assert is_cpu(given.device) != there
         out.copy_(given)
         return Done()
 
