@@ -240,6 +240,8 @@ WORDS = {
     "normalise": ["standard", "unit", "symmetric", "imagenet"],
     "policy": ["rand", "trivial"],
     "deficit": ["blur", "flip", "permutation", "noise"],
+    "form": ["kl", "cost", "slide"],
+    "curvature": ["diagonal", "gram"],
     "nuisance": ["occlusion", "clutter", "rotation", "translation"],
     "deficit_until": ["0", "1", "5"],
     "block": ["conv", "res", "dark", "csp"],
