@@ -23,6 +23,9 @@ SHOWN = 3.0
 """Nats in the weights, over ln K a sample, to which the structure function is drawn."""
 GAP = 0.05
 """Most nats a sample by which another run may be better at a run's own price."""
+FREE = "1e-5"
+RISE = 1.0
+"""Percent of the test set, by which an error is larger than another."""
 EQUAL_FIT = 0.1
 """Most nats a sample for which a run has fitted its labels."""
 Looks: TypeAlias = Mapping[str, list[dict[str, float]]]
@@ -30,10 +33,10 @@ Looks: TypeAlias = Mapping[str, list[dict[str, float]]]
 
 
 class WeightTransition(Analysis):
-    """Fit by price, the hull of nats in the weights against nats of the loss, corruption, and bounds."""
+    """Fit by price, the hull of nats in the weights against nats of the loss, corruption, bounds, and width."""
 
     def measure(self, runs: Runs) -> dict[str, Any]:
-        found: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "corrupted")}
+        found: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "corrupted", "width")}
         for row, own in runs.by_row.items():
             kind, _, value = row.rpartition(", ")
             found[kind][value] = [dict(run.rows["noisy_weights"][-1]) for run in own]
@@ -70,7 +73,7 @@ class WeightTransition(Analysis):
         axes[3].set(xscale="log", xlabel="price of a nat, true labels", ylabel="error of the noisy net")
         for axis in axes:
             axis.legend(fontsize=6)
-        return {"": figure}
+        return {"": figure, "width": _draw_width(numbers)}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
         yield from table(
@@ -88,6 +91,33 @@ class WeightTransition(Analysis):
         )  # fmt: skip
         yield from _judged(numbers)
         yield from _judged_structure(numbers)
+        yield from _judged_width(numbers)
+
+
+def _draw_width(numbers: dict[str, Any]) -> Any:
+    figure, axes = panels(2, width=3.0)
+    for axis, kind, label in zip(axes, ("width", TRUE), ("width of both layers", "price of a nat, beta"), strict=True):
+        for key, name, style in (("test_accuracy", "test", "o-"), ("train_accuracy", "training", "o:")):
+            errors = [100 * (1 - v) for v in _mean(numbers[kind], key)]
+            axis.plot([*map(float, numbers[kind])], errors, style, ms=3, color=COLOURS[0], label=name)
+        axis.set(xscale="log", xlabel=label, ylabel="error of the noisy net [%]")
+        axis.legend(fontsize=6)
+    return figure
+
+
+def _judged_width(numbers: dict[str, Any]) -> Iterator[str]:
+    wide, priced = ([100 * (1 - v) for v in _mean(numbers[kind], "test_accuracy")] for kind in ("width", TRUE))
+    yield from verdicts(
+        (
+            wide[0] > min(wide) + RISE > wide[-1],
+            f"at almost no price ({FREE} a nat) the test error falls with the width and does not rise again: "
+            f"{listed(wide, 1)} % at {', '.join(numbers['width'])}.",
+        ),
+        (
+            min(priced[0], priced[-1]) > min(priced) + RISE,
+            f"with the price of a nat it falls and rises: {listed(priced, 1)} % at {', '.join(numbers[TRUE])}.",
+        ),
+    )
 
 
 def _draw_structure(axis: Any, numbers: dict[str, Any]) -> None:
