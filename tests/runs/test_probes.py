@@ -28,6 +28,7 @@ ELSEWHERE = {"detections", "bottleneck", "noisy_weights", "nuisance"}
 """Probes that look at what only some runs have; tests of their own make these."""
 NAMES = sorted(set(choices("probe")) - ELSEWHERE - {"none"})
 CHEAP = {
+    "probe.effective_information.samples": 24,
     "probe.linear.samples": 200,
     "probe.reconstruction.samples": 200,
     "probe.similarity.samples": 200,

@@ -18,7 +18,7 @@ from locallearn.analysis.weight_nats import curvature_nats, place_nats, spectrum
 from locallearn.errors import UserError
 from locallearn.models.noisy_weights import NoisyWeights
 from locallearn.models.plain import mlp
-from locallearn.probes.fisher import _deviations
+from locallearn.probes.fisher import deviations
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -160,7 +160,7 @@ def test_a_run_with_both_sides(tmp_path):
 
 def test_lambda_of_each_weight_and_none_of_the_deviations_of_noisy_weights():
     model = NoisyWeights().applied(mlp((1, 4, 4), 3, width=5, depth=2))
-    found = {name: _deviations(model, 2.0).get(p) for name, p in model.named_parameters()}
+    found = {name: deviations(model, 2.0).get(p) for name, p in model.named_parameters()}
     assert {name for name, each in found.items() if each is None} == {
         name for name in found if name.endswith(("noise", "bias_noise"))
     }

@@ -79,7 +79,7 @@ class Fisher(Probe):
             nodes = (labels >= 0).nonzero().squeeze(1)[: self.samples] if model.samples is not None else None
             diagonal = fisher_diagonal(model, x, random, nodes=nodes)
         names = {p: name for name, p in model.named_parameters()}
-        deviations, factor = _deviations(model, self.scale), len(data.train) / self.beta
+        prior, factor = deviations(model, self.scale), len(data.train) / self.beta
         rows: list[Row] = []
         whole: list[_Curvature] = []
         for row, layer in layers(model):
@@ -89,9 +89,9 @@ class Fisher(Probe):
                 trace = sum(float(diagonal[name].double().sum()) for name in named)
                 row |= {"fisher_trace": trace, "fisher_trace_per_parameter": trace / sum(p.numel() for p in own)}
                 curvatures = [
-                    _Curvature.of(p, deviations[p], factor, diagonal[name], grams.get(name))
+                    _Curvature.of(p, prior[p], factor, diagonal[name], grams.get(name))
                     for name, p in named.items()
-                    if self.form and p in deviations
+                    if self.form and p in prior
                 ]
                 whole += curvatures
                 rows.append(row | self._bits(curvatures) if curvatures else row)
@@ -126,8 +126,8 @@ class _Curvature(NamedTuple):
         return cls(place_nats(weight, deviation), factor * diagonal.double(), None if gram is None else factor * gram)
 
 
-def _deviations(model: nn.Module, scale: float) -> dict[Tensor, float]:
-    """The lambda of every weight; a number of a norm, which reads one number, has `scale`."""
+def deviations(model: nn.Module, scale: float) -> dict[Tensor, float]:
+    """The lambda of every weight of a model; a number of a norm, which reads one number, has `scale`."""
     found: dict[Tensor, float] = {}
     for module in model.modules():
         if not isinstance(module, GaussianWeights):  # its own parameters are those of its noise
