@@ -26,19 +26,25 @@ TEXT = (
     "hashes and numbers do not agree is refused, and `locallearn repeat --result FILE` does its runs again."
 )
 HEAD = ("method", "value", "published", "difference [95 %]", "verdict", "seconds a run", "machine", "file")
+NUMBERS = (HEAD.index("value"), HEAD.index("published"), HEAD.index("difference [95 %]"), HEAD.index("seconds a run"))
+_WIDE = "td:nth-last-child(-n+2) { min-width: 15rem; }\n"
+"""Machine and file are sentences, and a narrow screen would make a column of words of them: the table scrolls."""
 _HTML = """\
 <!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src '{{ hash }}'">
 <title>{{ title }}</title><style>{{ style }}</style></head>
 <body><main><h1>{{ title }}</h1><p>{{ text }}</p>
 {% for name, unit, rows in tables %}
 <h2>{{ name }}</h2><p>{{ unit }}</p>
-<table><thead><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr></thead><tbody>
+<div class="scroll" tabindex="0" role="region" aria-label="{{ name }}"><table><thead><tr>
+{%- for cell in head %}<th scope="col"{{ number if loop.index0 in numbers }}>{{ cell }}</th>{% endfor %}
+</tr></thead><tbody>
 {% for row in rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr><th scope="row">{{ row[0] }}</th>
+{%- for cell in row[1:] %}<td{{ number if loop.index in numbers }}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
-</tbody></table>
+</tbody></table></div>
 {% endfor %}
 <p>Made by locallearn leaderboard.</p></main></body></html>
 """
@@ -48,6 +54,7 @@ def write(results: Mapping[Path, Mapping[str, Any]], to: Path) -> list[Path]:
     """Write both pages; `results` by the name that stands for their file. Returns the files. Raises UserError."""
     tables = list(_tables(results))
     lines = [f"# {TITLE}", "", TEXT, "", f"    locallearn {NAME}", ""]
+    lines += [f"The same as [one page of HTML]({NAME}.html), which opens from disk.", ""]
     for name, unit, rows in tables:
         lines += [f"## {name}", "", unit, "", *table(HEAD, rows), ""]
     lines += ["" if tables else "There is no result yet."]
@@ -98,7 +105,7 @@ def _cell(text: str) -> str:
 
 
 def _html(tables: Iterable[tuple[str, str, list[list[str]]]]) -> str:
-    style = (files("locallearn.report") / "page.css").read_text(encoding="utf-8")
+    style = (files("locallearn.report") / "page.css").read_text(encoding="utf-8") + _WIDE
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     plain = [(name, unit, [[_plain(cell) for cell in row] for row in rows]) for name, unit, rows in tables]
@@ -107,6 +114,8 @@ def _html(tables: Iterable[tuple[str, str, list[list[str]]]]) -> str:
         text=_plain(TEXT).replace("[truth](truth.md)", "truth.md"),
         tables=plain,
         head=HEAD,
+        numbers=NUMBERS,
+        number=Markup(' class="number"'),
         style=Markup(style),
         hash=f"sha256-{digest}",
     )
