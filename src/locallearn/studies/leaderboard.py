@@ -76,8 +76,8 @@ def write(results: Mapping[Path, Mapping[str, Any]], to: Path) -> list[Path]:
 
 
 def write_short(results: Mapping[Path, Mapping[str, Any]], page: Path, command: str, board: Path) -> None:
-    """Put the short table between the marks of `command` in a page, or at its end; `results` by the files as `repeat` is
-    given them, `board` the page of them all. Raises UserError."""
+    """Put the short table between the marks of `command` in a page, or at its end; `results` by the files as `repeat`
+    is given them, `board` the page of them all. Raises UserError."""
     lines = _short(results, Path(os.path.relpath(board, page.parent)).as_posix())
     try:
         write_between(page, command, lines)
