@@ -85,7 +85,10 @@ def test_every_picture_and_page_of_html_is_shown_by_a_page():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_list_and_a_table_begin_after_an_empty_line(page):
-    """Else the site, unlike a host of code, takes them for the paragraph above."""
+    """Else the site, unlike a host of code, takes them for the paragraph above; and what is in a list for its end,
+    where it does not stand four columns in."""
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"^ {1,3}(```|([-*]|\d+\.) )", text, re.MULTILINE), f"{page.name}: indent it by four columns"
     for before, line in zip((lines := prose(page).splitlines()), lines[1:], strict=False):
         item = re.match(r"([-*]|\d+\.) ", line) and not re.match(r"([-*]|\d+\.) |  ", before)
         row = line.startswith("|") and not before.startswith("|")
