@@ -22,6 +22,7 @@ from locallearn.data.dataset import Data, Split
 from locallearn.data.distortion import POLICIES, UNDISTORTED, Distortion
 from locallearn.data.mixing import Mixing
 from locallearn.data.normalise import NORMALISATIONS, Normalisation, normaliser
+from locallearn.data.nuisance import NUISANCES, with_nuisance
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
@@ -29,8 +30,11 @@ from locallearn.options import OneOf, Options
 from locallearn.seeds import generator
 from locallearn.task import CLASSES, DETECTION, SEGMENTATION, Classification, Task
 
+MOVING = ("resized_crop", "policy")
 PIXELS = ("crop", "flip", "cutout", "resized_crop", "policy", "jitter", "blur", "mixup", "cutmix")
 """Options that change training images."""
+OF_CLASSES = ("labelled", "label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", "nuisance")
+"""Options that need classes."""
 
 
 class RawSplit(NamedTuple):
@@ -127,8 +131,8 @@ class DataSource(Source):
     crop, flip, cutout   see `Augment`
     resized_crop, policy, jitter, blur   see `Distortion`
     mixup, cutmix   see `Mixing`
-    deficit, deficit_from, deficit_until   see `Deficit`
-    deficit_length   of epochs from deficit_from on, in place of deficit_until
+    deficit, deficit_from, deficit_until   see `Deficit`; deficit_length of epochs may stand in place of deficit_until
+    nuisance     see `nuisance.disturbed`: on all images, those of the test set included
     """
 
     measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
@@ -151,6 +155,7 @@ class DataSource(Source):
     deficit_from: Annotated[int, Ge(0)] = 0
     deficit_until: int | None = None
     deficit_length: Annotated[int, Ge(0)] | None = None
+    nuisance: Annotated[str, OneOf(NUISANCES)] | None = None
 
     def unread(self) -> Mapping[str, str]:
         ends = ("deficit_from", "deficit_until", "deficit_length")
@@ -158,10 +163,9 @@ class DataSource(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        until, least = self.deficit_until, self.deficit_from
+        until, least, length = self.deficit_until, self.deficit_from, self.deficit_length
         require(until is None or until >= least, "deficit_until", until, f"at least data.deficit_from={least}, or null")
-        both = until is not None and self.deficit_length is not None
-        require(not both, "deficit_length", self.deficit_length, f"null beside data.deficit_until={until}")
+        require(None in (until, length), "deficit_length", length, f"null beside data.deficit_until={until}")
 
     @abstractmethod
     def read(self, device: torch.device) -> Raw:
@@ -181,6 +185,7 @@ class DataSource(Source):
             check_classes(raw.train.labels, raw.classes)
         else:
             self._refuse_class_options(raw.task)
+        raw = self._disturbed(raw, seed)
         augment = self._augment(raw.train.images)
         images = raw.train.images
         on_device = images.to(device)
@@ -206,9 +211,17 @@ class DataSource(Source):
             data.task = self._classification(raw.task, data.train.labels.cpu(), raw.classes)
         return data
 
+    def _disturbed(self, raw: Raw, seed: int) -> Raw:
+        """All parts under the nuisance, that of the test set under every seed the same."""
+        for name, own in (("train", seed), ("validation", 0), ("test", 0)):
+            part: RawSplit | None = getattr(raw, name)
+            if self.nuisance is not None and part is not None:
+                images = with_nuisance(self.name, part.images, self.nuisance, generator(own, "nuisance", name))
+                raw = raw._replace(**{name: RawSplit(images, part.labels)})  # type: ignore[arg-type]
+        return raw
+
     def _classification(self, given: Task, labels: Tensor, classes: tuple[str, ...]) -> Task:
-        """The task with the options of this set, unless one was given that has its own; `labels` [N] are those that are
-        trained on."""
+        """The task with the options of this set, unless the given one has its own; training has `labels` [N]."""
         if given != CLASSES:
             names = ("smoothing", "class_weights", "mixup", "cutmix")
             if both := next((name for name in names if getattr(self, name)), None):
@@ -218,18 +231,14 @@ class DataSource(Source):
         if weights == "balanced":
             counts = torch.bincount(labels, minlength=len(classes)).double()
             weights = (len(labels) / (len(classes) * counts.clamp(min=1))).tolist()
-        require(
-            len(weights) in (0, len(classes)), "class_weights", weights, f"{len(classes)} numbers, one for each class"
-        )
+        count = len(classes)
+        require(len(weights) in (0, count), "class_weights", weights, f"{count} numbers, one for each class")
         return Classification(self.smoothing, tuple(map(float, weights)), mixed=bool(self.mixup or self.cutmix))
 
     def _refuse_class_options(self, task: Task) -> None:
-        moves = {
-            SEGMENTATION: ("resized_crop", "policy"),
-            DETECTION: ("crop", "flip", "cutout", "resized_crop", "policy"),
-        }
+        moves = {SEGMENTATION: MOVING, DETECTION: ("crop", "flip", "cutout", *MOVING)}
         masks = moves.get(task.kind, ())  # they move pixels
-        for name in ("labelled", "label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", *masks):
+        for name in (*OF_CLASSES, *masks):
             if value := getattr(self, name):
                 reason = "moves pixels away from their masks or boxes" if name in masks else "is for classes"
                 raise UserError(f"data.{name}={value} {reason}, and data={self.name} asks for {task.wanted}")
@@ -254,7 +263,7 @@ class DataSource(Source):
         """What is done to training images. Raises UserError where it, or a deficit, does not fit them."""
         distortion = Distortion(self.resized_crop, self.policy, self.jitter, self.blur)
         augment = Augment(self.crop, self.flip, self.cutout, distortion, Mixing(self.mixup, self.cutmix))
-        on = [name for name in (*PIXELS, "deficit") if getattr(self, name)]
+        on = [name for name in (*PIXELS, "deficit", "nuisance") if getattr(self, name)]
         if not on:
             return augment
         if images.dtype != torch.uint8 or len(images.image) != 3:
@@ -262,9 +271,8 @@ class DataSource(Source):
             raise UserError(f"data={self.name} has no pixels: {options} must be off")
         channels, side = images.image[0], min(images.image[1:])
         if (self.policy or self.jitter) and channels not in (1, 3):
-            raise UserError(
-                f"data={self.name} has {channels} channels, no colours: data.policy and data.jitter must be off"
-            )
+            named = f"data={self.name} has {channels} channels, no colours"
+            raise UserError(f"{named}: data.policy and data.jitter must be off")
         require(not self.blur or side >= 3, "blur", self.blur, f"0 for images of {side} pixels")
         require(self.crop <= side, "crop", self.crop, f"at most {side}, the side of the image")
         require(self.cutout <= side, "cutout", self.cutout, f"at most {side}, the side of the image")
