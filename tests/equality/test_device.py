@@ -108,7 +108,17 @@ MORE = [
     ["data=digits", "model=lenet", "strategy=dgl", "runtime=replay"],
     *(
         ["data=digits", "model=lenet", "strategy=dgl", f"objective={name}"]
-        for name in ("simclr", "supcon", "similarity", "predsim", "infopro", "reconstruction", "inpainting", "vib")
+        for name in (
+            "simclr",
+            "supcon",
+            "similarity",
+            "predsim",
+            "infopro",
+            "reconstruction",
+            "inpainting",
+            "masked",
+            "vib",
+        )
     ),
 ]
 

@@ -119,6 +119,7 @@ OWN = {
     "record/wandb": ["record.wandb.mode=offline"],
     "probe/features": MAPS,
     "probe/filters": MAPS,
+    "probe/inpainting": [*MAPS, "strategy=dgl", "objective=masked"],
     "probe/usable_information": ["probe.usable_information.samples=16"],
     "probe/reconstruction": ["probe.reconstruction.decoder=network"],
 }

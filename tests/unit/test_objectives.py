@@ -19,6 +19,7 @@ from helpers.objectives import FILES, make
 from locallearn.auxiliary import MLP, Linear, Projector
 from locallearn.config.compose import header
 from locallearn.contract import BlockSpec, Packet
+from locallearn.engine import SGD
 from locallearn.errors import UserError
 from locallearn.models.plain import mlp
 from locallearn.objectives import (
@@ -28,6 +29,7 @@ from locallearn.objectives import (
     InfoPro,
     InformationDropout,
     Inpainting,
+    Masked,
     Objective,
     PredSim,
     Reconstruction,
@@ -312,6 +314,150 @@ def test_inpainting_hides_a_square_and_reads_nothing_else(mask):
     assert loss.item() == pytest.approx(one_by_one.item(), rel=1e-5)
 
 
+# --- masked patches ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "side", "of_16"), [(0.6, 2, 10), (0.75, 2, 12), (0.01, 2, 1), (0.99, 2, 15)])
+def test_masked_hides_just_so_many_patches(share, side, of_16):
+    x = torch.randn(60, 3, 8, 8)
+    packet = Masked(hidden=share).begin(Packet(x, torch.full((60,), -100)))
+    image, hidden = packet.side
+    corners = hidden[:, 0, ::side, ::side]
+    assert torch.equal(image, x)
+    assert (corners.flatten(1).sum(1) == of_16).all()
+    for row in range(8):
+        for column in range(8):
+            assert torch.equal(hidden[:, 0, row, column], corners[:, row // side, column // side]), "whole patches"
+    assert torch.allclose(corners.double().mean(0), torch.tensor(of_16 / 16).double(), atol=0.25), "all of them"
+    assert torch.equal(packet.h, torch.where(hidden, torch.zeros(()), x))
+
+
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [((8, 8), 2), ((28, 28), 4), ((32, 32), 4), ((96, 96), 12), ((24, 36), 2), ((2, 2), 1), ((7, 14), 7)],
+)
+def test_the_side_of_a_masked_patch(size, side):
+    assert Masked().side((3, *size)) == side
+
+
+def test_masked_loss_patch_by_patch():
+    """In loops: each hidden patch against its pixels at mean 0 and variance 1. Nothing flows into the images, nor
+    from what is seen."""
+    x = torch.randn(3, 2, 6, 9, dtype=torch.float64, requires_grad=True)
+    said = torch.randn(3, 2, 6, 9, dtype=torch.float64, requires_grad=True)
+    objective = Masked(patch=3)
+    packet = objective.begin(Packet(x, torch.zeros(3)))
+    hidden = packet.side[1]
+    block = spec((4, 2, 2), image=(2, 6, 9))
+    reconstructor = modules_of(objective, block)["decoder"]
+    reconstructor.decoder = Says(said)
+    loss, logits = objective.loss(block, {"decoder": reconstructor}, x, packet)
+    pixels, made, losses = x.detach().numpy(), said.detach().numpy(), []
+    for i in range(3):
+        for r in range(0, 6, 3):
+            for c in range(0, 9, 3):
+                if hidden[i, 0, r, c]:
+                    patch = pixels[i, :, r : r + 3, c : c + 3]
+                    wanted = (patch - patch.mean()) / np.sqrt(patch.var() + 1e-6)
+                    losses.append(((made[i, :, r : r + 3, c : c + 3] - wanted) ** 2).mean())
+    assert len(losses) == 3 * round(0.6 * 6)
+    assert loss.item() == pytest.approx(np.mean(losses), rel=1e-12)
+    assert logits is None
+    loss.backward()
+    assert x.grad is None
+    assert not said.grad[~hidden.expand_as(x)].any()
+    assert said.grad[hidden.expand_as(x)].all()
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_predicting_the_mean_of_a_patch_has_its_variance_as_loss(normalise):
+    x = 5 + 3 * torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    objective = Masked(normalise=normalise)
+    packet = objective.begin(Packet(x, torch.zeros(4)))
+    means = F.interpolate(F.avg_pool2d(x.mean(1, keepdim=True), 2), scale_factor=2).expand_as(x)
+    reconstructor = Reconstructor(spec())
+    reconstructor.decoder = Says(torch.zeros_like(x) if normalise else means)
+    loss, _ = objective.loss(spec(), {"decoder": reconstructor}, x, packet)
+    spread = (x - means).square()[packet.side[1].expand_as(x)].mean()
+    assert loss.item() == pytest.approx(1 if normalise else spread.item(), rel=1e-5)
+
+
+def test_a_patch_of_one_colour_has_the_target_zero():
+    x, objective = torch.full((2, 3, 8, 8), 0.7), Masked()
+    packet = objective.begin(Packet(x, torch.zeros(2)))
+    reconstructor = Reconstructor(spec())
+    reconstructor.decoder = Says(torch.full_like(x, 2.0))
+    assert objective.loss(spec(), {"decoder": reconstructor}, x, packet)[0].item() == pytest.approx(4, rel=1e-4)
+
+
+def test_the_last_block_learns_from_a_share_of_the_true_loss():
+    """Its gradient is that of its own loss and `task` times that of the label on the masked images, by whole-graph
+    autograd; the head and the blocks below do not notice."""
+    x, y = tiny_batches(1)[0]
+
+    def step(task: float) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        learner = tiny_learner(DGL(objective=Masked(task=task), auxiliary=Linear()), optim=SGD(lr=1.0, momentum=0.0))
+        read: list[torch.Tensor] = []
+        learner.model.units[0].register_forward_pre_hook(lambda module, args: read.append(args[0].detach().clone()))
+        before = {n: p.detach().clone() for n, p in learner.parameters()}
+        learner.step(x, y)
+        return {n: before[n] - p.detach() for n, p in learner.parameters()}, read
+
+    (none, read), (half, again) = step(0.0), step(0.5)
+    assert torch.equal(read[0], again[0])
+    assert (read[0] == 0).double().mean() == pytest.approx(round(0.6 * 9) / 9)
+    model = tiny_model().double().train()
+    F.cross_entropy(model(read[0]), y).backward()
+    for n, p in model.named_parameters():
+        share = 0.5 * p.grad if n.startswith("units.3.") else 0 * p.grad
+        assert torch.allclose(half[f"model.{n}"] - none[f"model.{n}"], share, atol=1e-12), n
+    assert all(torch.equal(none[n], half[n]) for n in none if not n.startswith("model.units.3."))
+
+
+def test_who_learns_by_the_true_loss_anyhow_refuses_a_share_of_it():
+    with pytest.raises(UserError, match=r"leave out objective\.task"):
+        DeepSupervision(objective=Masked(task=0.5), auxiliary=Linear())
+    DeepSupervision(objective=Masked(), auxiliary=Linear())
+
+
+@pytest.mark.parametrize(
+    ("options", "image", "said"),
+    [
+        ({"patch": 3}, (3, 8, 8), "does not divide images of 8 x 8 pixels into patches: choose 1 or 2 or 4"),
+        ({"patch": 8}, (3, 8, 8), "choose 1 or 2 or 4"),
+        ({}, (3, 1, 1), "one pixel"),
+        ({}, (5, 12), r"the input is \[5, 12\]"),
+    ],
+)
+def test_what_cannot_be_masked(options, image, said):
+    with pytest.raises(UserError, match=said):
+        Masked(**options).modules(spec(image=image), Linear())
+
+
+@pytest.mark.parametrize("objective", [Inpainting(), Masked(), Masked(normalise=False)], ids=str)
+@pytest.mark.parametrize("pixels", [PIXELS, None])
+def test_what_is_filled_in_knows_nothing_of_what_is_hidden(objective, pixels):
+    """The same whatever is hidden, and of a decoder that says it all, right: the image."""
+    block = spec(pixels=pixels)
+    x, h = torch.rand(4, 3, 8, 8) - 0.5, torch.randn(4, *MAPS)
+    modules = modules_of(objective, block).eval()
+    packet = objective.begin(Packet(x, torch.zeros(4)))
+    hidden = packet.side[1]
+    filled = objective.fill(modules, h, packet)
+    other = torch.where(hidden, torch.randn_like(x), x)
+    assert torch.equal(filled, objective.fill(modules, h, packet.at(h, other, hidden)))
+    assert filled.shape == x.shape
+    seen = [x[i][~hidden[i].expand(3, 8, 8)] for i in range(4)]
+    mean = torch.stack([s.mean() for s in seen])[:, None, None, None]
+    deviation = torch.stack([s.std(correction=0) for s in seen])[:, None, None, None]
+    black, contrast = modules["decoder"].black, modules["decoder"].contrast
+    right = (x - mean) / deviation if isinstance(objective, Masked) and objective.normalise else x
+    if isinstance(objective, Inpainting) and pixels:
+        right = ((x - black) / contrast).logit()
+    modules["decoder"].decoder = Says(right)
+    assert torch.allclose(objective.fill(modules, h, packet), x, atol=1e-5)
+
+
 # --- InfoPro ----------------------------------------------------------------------------------------------------------
 
 
@@ -512,7 +658,7 @@ def test_sizes(objective, size, batch):
 @pytest.mark.parametrize("image", [(20,), (5, 12)])
 def test_inputs_that_are_no_images(objective, image):
     block = spec(VECTOR, image=image, pixels=None)
-    if isinstance(objective, SimCLR | Inpainting):
+    if isinstance(objective, SimCLR | Inpainting | Masked):
         with pytest.raises(UserError, match=r"the input is \[.*choose objective="):
             modules_of(objective, block)
     elif isinstance(objective, InfoNCE):

@@ -8,6 +8,7 @@ from locallearn.objectives.distil import Distil
 from locallearn.objectives.hsic import HSIC
 from locallearn.objectives.infonce import InfoNCE
 from locallearn.objectives.infopro import InfoPro
+from locallearn.objectives.masked import Masked
 from locallearn.objectives.reconstruction import Inpainting, Reconstruction
 from locallearn.objectives.similarity import PredSim, Similarity
 
@@ -21,6 +22,7 @@ __all__ = [
     "InformationDropout",
     "Inpainting",
     "LossAndLogits",
+    "Masked",
     "Objective",
     "ObjectiveModules",
     "PredSim",
