@@ -20,6 +20,7 @@ from locallearn import paths
 from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
 from locallearn.data.distortion import POLICIES, UNDISTORTED, Distortion
+from locallearn.data.levels import Level
 from locallearn.data.mixing import Mixing
 from locallearn.data.normalise import NORMALISATIONS, Normalisation, normaliser
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
@@ -42,7 +43,8 @@ class RawSplit(NamedTuple):
 
 class Raw(NamedTuple):
     """What a set reads. It must not depend on the seed of a run; `validation` only if the set brings its own.
-    `left_out` says what was found and is no part of the set, `task` what is asked if that is no class."""
+    `left_out` says what was found and is no part of the set, `task` what is asked if that is no class; of `levels`
+    see `Data`."""
 
     classes: tuple[str, ...]
     train: RawSplit
@@ -50,6 +52,7 @@ class Raw(NamedTuple):
     validation: RawSplit | None = None
     left_out: str = ""
     task: Task = CLASSES
+    levels: Mapping[str, Level] = {}
 
 
 def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels: Tensor, test: int) -> Raw:
@@ -195,6 +198,7 @@ class DataSource(Source):
         deficit = Deficit(self.deficit, self.deficit_from, self.deficit_until)
         of_pixels = normaliser(self.name, self.normalise, on_device, index, device, normalisation, self.measured)
         data = Data(self.name, raw.classes, splits, seed, augment, of_pixels, deficit, raw.left_out, raw.task)
+        data.levels = raw.levels
         if self.labelled is not None:
             data.keep_labels(self.labelled)
         if of_classes:
