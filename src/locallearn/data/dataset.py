@@ -13,7 +13,7 @@ from torch import Tensor
 from locallearn.accelerator import sent, sent_ahead
 from locallearn.data.augment import Augment, Deficit, draw
 from locallearn.data.distortion import Distorter
-from locallearn.data.levels import Level
+from locallearn.data.levels import KnownLevel
 from locallearn.data.mixing import UNMIXED
 from locallearn.data.normalise import Normaliser
 from locallearn.data.split import balanced
@@ -114,7 +114,7 @@ class Data:
         self.augment, self.normaliser = augment, normaliser
         self.deficit = deficit or Deficit()
         self.left_out = left_out
-        self.levels: Mapping[str, Level] = {}
+        self.levels: Mapping[str, KnownLevel] = {}
         self.graph: Tensor | None = None
         self.vocabulary: int | None = None
         self.inputs: Inputs | None = None

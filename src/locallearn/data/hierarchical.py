@@ -14,7 +14,7 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 from torch.nn import functional as F
 
-from locallearn.data.levels import Level
+from locallearn.data.levels import KnownLevel
 from locallearn.data.source import DataSource, Raw, RawSplit, require
 from locallearn.data.store import Memory
 from locallearn.seeds import generator
@@ -150,11 +150,11 @@ class Hierarchical(DataSource):
         return Raw(tuple(f"class {i}" for i in range(CLASSES)), _split(train), _split(test), levels=levels)
 
 
-def _level(train: Tensor, test: Tensor, chances: Tensor) -> Level:
+def _level(train: Tensor, test: Tensor, chances: Tensor) -> KnownLevel:
     """Of kinds [N] or [N, rows, columns], and the probabilities [M, ..., kinds] of those of the test samples."""
     known, asked = (kinds.view(len(kinds), *(kinds.shape[1:] or (1, 1))) for kinds in (train, test))
     entropy = float(torch.special.entr(chances).sum(-1).mean()) / math.log(2)
-    return Level(chances.shape[-1], known, asked, float(chances.amax(-1).mean()), entropy)
+    return KnownLevel(chances.shape[-1], known, asked, float(chances.amax(-1).mean()), entropy)
 
 
 def _split(part: Drawn) -> RawSplit:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Level(NamedTuple):
+class KnownLevel(NamedTuple):
     """What samples are made of at one level of a hierarchy.
 
     classes   how many kinds there are

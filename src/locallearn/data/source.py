@@ -20,7 +20,7 @@ from locallearn import paths
 from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
 from locallearn.data.distortion import POLICIES, UNDISTORTED, Distortion
-from locallearn.data.levels import Level
+from locallearn.data.levels import KnownLevel
 from locallearn.data.mixing import Mixing
 from locallearn.data.normalise import NORMALISATIONS, Normalisation, normaliser
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
@@ -52,7 +52,7 @@ class Raw(NamedTuple):
     validation: RawSplit | None = None
     left_out: str = ""
     task: Task = CLASSES
-    levels: Mapping[str, Level] = {}
+    levels: Mapping[str, KnownLevel] = {}
 
 
 def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels: Tensor, test: int) -> Raw:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from locallearn.analysis.readout import linear_accuracy
 from locallearn.data import Split
-from locallearn.data.levels import Level
+from locallearn.data.levels import KnownLevel
 from locallearn.errors import UserError
 from locallearn.figures import panels
 from locallearn.figures.curves import over_depth
@@ -62,7 +62,7 @@ class LevelsProbe(Probe):
             rows.append(row)
         return Seen(rows)
 
-    def _read(self, name: str, level: Level, known: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> float:
+    def _read(self, name: str, level: KnownLevel, known: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> float:
         """Mean accuracy over parts; `known` and `asked` are outputs [N, ...] and the places of their samples."""
         (train, fitted), (test, scored) = known, asked
         rows, columns = level.train.shape[1:]

@@ -80,8 +80,8 @@ def _judged(numbers: dict[str, Any]) -> Iterator[str]:
         ),
         (
             found["backprop"] == max(found.values()) > 0,
-            "backpropagation makes the block before the last one find symbols, though no label names one, more than any "
-            f"local loss does: points above the untrained net {shown}.",
+            "backpropagation makes the block before the last one find symbols, which no label names, more than any"
+            f" local loss does: points above the untrained net {shown}.",
         ),
         (
             min(found["dgl"], found["masked"], found["infomax"]) > 0,
