@@ -111,6 +111,7 @@ OWN = {
     "model/torchvision": ["data.size=32"],
     "objective/distil": ["init.teacher=teacher"],
     "objective/infonce": [*MAPS, "blocks=3"],
+    "objective/cpc": [*MAPS, "blocks=3"],
     "strategy/infomax": [*MAPS, "blocks=3"],
     "strategy/petra": ["model=revnet", "model.depth=14"],
     "experiment/auxiliary_networks": ["model.width=1"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import math
@@ -23,6 +24,7 @@ from locallearn.engine import SGD
 from locallearn.errors import UserError
 from locallearn.models.plain import mlp
 from locallearn.objectives import (
+    CPC,
     VIB,
     CrossEntropy,
     InfoNCE,
@@ -241,6 +243,138 @@ def test_infonce_position_by_position(same_position):
                     at += 1
         means.append(np.mean(losses))
     assert loss.item() == pytest.approx(np.mean(means), rel=1e-12)
+
+
+# --- CPC --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "grid"),
+    [
+        ((64, 64), 16, (7, 7)), ((32, 32), 8, (7, 7)), ((28, 28), 8, (6, 6)), ((24, 24), 6, (7, 7)),
+        ((8, 8), 2, (7, 7)), ((64, 96), 16, (7, 11)), ((96, 96), 24, (7, 7)), ((33, 34), 8, (7, 7)),
+    ],
+)  # fmt: skip
+def test_patches_of_cpc_overlap_by_half(size, side, grid):
+    objective = CPC()
+    x = torch.randn(3, 2, *size)
+    packet = objective.begin(Packet(x, torch.tensor([5, -1, 7])))
+    assert objective.grid((2, *size)) == grid
+    assert packet.h.shape == (3 * grid[0] * grid[1], 2, side, side)
+    n = 0
+    for image, label in zip(x, (5, -1, 7), strict=True):
+        for r in range(grid[0]):
+            for c in range(grid[1]):
+                top, left = r * side // 2, c * side // 2
+                assert torch.equal(packet.h[n], image[:, top : top + side, left : left + side])
+                assert packet.y[n] == label
+                n += 1
+    block = spec((4, size[0] // 2, size[1] // 2), image=(2, *size))
+    vectors = objective.vectors(block, packet.h)
+    assert torch.equal(vectors[1, :, 2, 3], packet.h[grid[0] * grid[1] + 2 * grid[1] + 3].mean((1, 2)))
+
+
+@pytest.mark.parametrize("layers", [0, 1, 4])
+def test_the_context_of_cpc_sees_no_row_below(layers):
+    """dc[row i] / dz[row > i] is 0 to the bit; row i and those above it count, as far as the layers reach."""
+    torch.manual_seed(1)
+    context = CPC(layers=layers).modules(spec((3, 4, 4)), Linear())["context"].double()
+    z = torch.randn(2, 3, 7, 7, dtype=torch.float64, requires_grad=True)
+    for row in range(7):
+        (g,) = torch.autograd.grad(context(z)[:, :, row].square().sum(), z)
+        assert not g[:, :, row + 1 :].any()
+        reached = g.abs().sum((0, 1, 3)) > 0
+        assert reached.tolist() == [row - layers <= r <= row for r in range(7)]
+
+
+def cpc_loss(images: int = 3, zero: bool = False, **options) -> tuple[CPC, nn.ModuleDict, torch.Tensor, torch.Tensor]:
+    """An objective, its modules, h of random patches, and the loss."""
+    objective, block = CPC(**options), spec((4, 4, 4))
+    modules = modules_of(objective, block).double()
+    if zero:
+        for layer in modules["predictions"].layers:
+            nn.init.zeros_(layer.weight)
+    h = torch.randn(images * 49, 4, 1, 1, dtype=torch.float64)
+    torch.manual_seed(9)
+    return objective, modules, h, objective.loss(block, modules, h, Packet(h, torch.zeros(len(h))))[0]
+
+
+def test_cpc_with_zero_scores_is_log_17():
+    *_, loss = cpc_loss(zero=True)
+    assert loss.item() == pytest.approx(math.log(17), rel=1e-12)
+
+
+def test_cpc_position_by_position():
+    """In loops over images, rows and columns: the context at row i against row i + 1 + k, with the same draws from all
+    patches of the batch."""
+    _, modules, h, loss = cpc_loss(steps=3, negatives=5)
+    z = h.view(3, 7, 7, 4)
+    c = modules["context"](z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach()
+    every = h.view(-1, 4)
+    torch.manual_seed(9)
+    means = []
+    for k, layer in enumerate(modules["predictions"].layers, start=1):
+        w, losses, at = layer.weight[:, :, 0, 0].detach(), [], 0
+        drawn = torch.randint(3 * 49, (3 * (6 - k) * 7, 5)).tolist()
+        for b in range(3):
+            for i in range(6 - k):
+                for j in range(7):
+                    score = [(w @ c[b, i, j]) @ other for other in (z[b, i + 1 + k, j], *every[drawn[at]])]
+                    losses.append(-torch.stack(score).log_softmax(0)[0].item())
+                    at += 1
+        means.append(np.mean(losses))
+    assert len(means) == 3
+    assert loss.item() == pytest.approx(np.mean(means), rel=1e-12)
+
+
+def test_cpc_never_says_more_than_the_bound():
+    """z of a patch is one of 4 codes, the same for all patches of an image: I(c; z) = log 4, and log 17 - loss stays
+    below it however well it learns (over the noise of a batch), but comes near."""
+    torch.manual_seed(0)
+    block, objective = spec((4, 4, 4)), CPC(layers=0, steps=2)
+    modules = modules_of(objective, block)
+    optimizer = torch.optim.Adam(modules.parameters(), lr=0.3)
+    gains = []
+    for step in range(120):
+        code = torch.arange(40) % 4
+        h = F.one_hot(code, 4).float().repeat_interleave(49, 0)[..., None, None]
+        loss, _ = objective.loss(block, modules, h, Packet(h, code))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step >= 100:
+            gains.append(math.log(17) - loss.item())
+    assert math.log(4) - 0.15 < np.mean(gains) < math.log(4) + 0.02
+
+
+def test_the_head_of_cpc_reads_all_patches_as_one_map():
+    """Under DGL with one block: the head learns from the map of the patches' vectors, by whole-graph autograd."""
+    x, y = tiny_batches(1)[0]
+    learner = tiny_learner(DGL(objective=CPC(), auxiliary=Linear()), blocks=1, optim=SGD(lr=1.0, momentum=0.0))
+    before = copy.deepcopy(learner.model)
+    learner.step(x, y)
+    patches = CPC().begin(Packet(x, y)).h
+    model = before.train()
+    h = model.units[3](model.units[2](model.units[1](model.units[0](patches))))
+    grid = F.adaptive_avg_pool2d(h.mean((2, 3)).view(8, 5, 5, -1).permute(0, 3, 1, 2), (6, 6))
+    F.cross_entropy(model.head(grid.detach()), y).backward()
+    head = model.head[2]
+    assert torch.allclose(learner.model.head[2].weight, head.weight - head.weight.grad, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "image", "emits", "said"),
+    [
+        ({"patch": 3}, (3, 8, 8), MAPS, r"objective\.patch=3: must be an even number of at most 4"),
+        ({"patch": 6}, (3, 8, 8), MAPS, "at most 4 for images of 8 x 8"),
+        ({}, (3, 2, 2), MAPS, "at most 0"),
+        ({}, (3, 32, 32), (8, 2, 2), "block 0 makes .* model=allcnn"),
+        ({}, (3, 32, 32), (20,), "block 0 makes"),
+    ],
+)
+def test_what_cannot_be_cut_into_patches(options, image, emits, said):
+    with pytest.raises(UserError, match=said):
+        CPC(**options).modules(spec(emits, image=image), Linear())
 
 
 # --- reconstruction ---------------------------------------------------------------------------------------------------
@@ -619,6 +753,11 @@ def test_without_noise_and_price_it_is_cross_entropy_bit_for_bit():
 SIZES = {"maps": MAPS, "one position": (8, 1, 1), "vector": VECTOR, "sequence": SEQUENCE}
 
 
+def of_rows(objective: Objective, size: tuple[int, ...]) -> tuple[int, ...]:
+    """What a block emits of a row of the batch: of a patch, less than of an image."""
+    return (size[0], size[1] // 4, size[2] // 4) if isinstance(objective, CPC) else size
+
+
 def run_on(objective: Objective, size, batch=4, dtype=torch.float32, y=None):
     """The loss of a fresh block output, with its gradients checked."""
     block = spec(size)
@@ -626,7 +765,7 @@ def run_on(objective: Objective, size, batch=4, dtype=torch.float32, y=None):
     torch.manual_seed(4)
     y = torch.arange(batch) % 3 if y is None else y
     packet = objective.begin(Packet(torch.randn(batch, *block.image, dtype=dtype), y))
-    h = torch.randn(len(packet.h), *size, dtype=dtype, requires_grad=True)
+    h = torch.randn(len(packet.h), *of_rows(objective, size), dtype=dtype, requires_grad=True)
     loss, logits = objective.loss(block, modules, h, packet.at(h))
     loss.backward()
     assert loss.shape == ()
@@ -640,6 +779,8 @@ def run_on(objective: Objective, size, batch=4, dtype=torch.float32, y=None):
 
 
 def suits(objective: Objective, size) -> bool:
+    if isinstance(objective, CPC):
+        return len(size) == 3 and size[1] >= 4  # patches of 2 x 2 of images of 8 x 8
     return not isinstance(objective, InfoNCE) or (len(size) == 3 and size[1] > 1)
 
 
@@ -647,7 +788,7 @@ def suits(objective: Objective, size) -> bool:
 @pytest.mark.parametrize("batch", [2, 5])
 def test_sizes(objective, size, batch):
     if not suits(objective, size):
-        with pytest.raises(UserError, match=r"block 0 emits .* choose"):
+        with pytest.raises(UserError, match=r"block 0 (emits|makes) .* choose"):
             modules_of(objective, spec(size))
         return
     _, h = run_on(objective, size, batch)
@@ -658,7 +799,7 @@ def test_sizes(objective, size, batch):
 @pytest.mark.parametrize("image", [(20,), (5, 12)])
 def test_inputs_that_are_no_images(objective, image):
     block = spec(VECTOR, image=image, pixels=None)
-    if isinstance(objective, SimCLR | Inpainting | Masked):
+    if isinstance(objective, SimCLR | Inpainting | Masked | CPC):
         with pytest.raises(UserError, match=r"the input is \[.*choose objective="):
             modules_of(objective, block)
     elif isinstance(objective, InfoNCE):
@@ -689,7 +830,7 @@ def test_bf16(objective):
     """Under autocast the loss stays within what rounding the network's output can do, and its gradients finite."""
     modules = modules_of(objective, spec()).eval()
     packet = objective.begin(Packet(torch.randn(8, 3, 8, 8), torch.arange(8) % 3))
-    h = torch.randn(len(packet.h), *MAPS, requires_grad=True)
+    h = torch.randn(len(packet.h), *of_rows(objective, MAPS), requires_grad=True)
     torch.manual_seed(1)
     exact, _ = objective.loss(spec(), modules, h, packet.at(h))
     torch.manual_seed(1)

@@ -3,6 +3,7 @@
 from locallearn.objectives.base import LossAndLogits, Objective, ObjectiveModules
 from locallearn.objectives.bottleneck import VIB, InformationDropout
 from locallearn.objectives.contrastive import SimCLR, SupCon
+from locallearn.objectives.cpc import CPC
 from locallearn.objectives.cross_entropy import CrossEntropy
 from locallearn.objectives.distil import Distil
 from locallearn.objectives.hsic import HSIC
@@ -13,6 +14,7 @@ from locallearn.objectives.reconstruction import Inpainting, Reconstruction
 from locallearn.objectives.similarity import PredSim, Similarity
 
 __all__ = [
+    "CPC",
     "HSIC",
     "VIB",
     "CrossEntropy",
