@@ -102,12 +102,18 @@ def within_ranges(group: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 
 def fields_of(target: Callable[..., Any]) -> Mapping[str, tuple[Any, bool]]:
     """The options of a dataclass or a function: name -> (annotation, has a default)."""
+    return _fields(target)
+
+
+@functools.lru_cache(512)
+def _fields(target: Any) -> Mapping[str, tuple[Any, bool]]:
     hints = typing.get_type_hints(target, include_extras=True)
-    return {
+    fields = {
         p.name: (hints.get(p.name, Any), p.default is not p.empty)
         for p in inspect.signature(target).parameters.values()
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
+    return types.MappingProxyType(fields)
 
 
 def with_rules(target: Callable[..., Any]) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def test_only_the_look_for_an_overflow_waits(there):
     assert there(on_shadow.half, "fp16") == 4, "once a block"
 
 
+def test_replicas_that_add_on_the_device_wait_for_nothing(there):
+    assert there(on_shadow.summed, True) == 0
+    assert there(on_shadow.summed, False) > 0, "by way of the CPU"
+
+
 def test_check_waits_once_a_block_and_a_state_is_that_of_the_cpu(there):
     there(on_shadow.checked_and_restored)
 

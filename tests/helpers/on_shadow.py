@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -22,6 +23,7 @@ from locallearn.accelerator import is_cpu
 from locallearn.config.compose import compose
 from locallearn.config.experiment import experiment
 from locallearn.engine import Adam, Learner
+from locallearn.engine.replicas import Replicas
 from locallearn.strategies.backprop import Backprop
 from locallearn.training.begin import new_run, on_device
 from locallearn.training.evaluate import evaluate
@@ -88,6 +90,36 @@ def half(precision: str) -> int:
     for x, y in moved(tiny_batches(2)):
         with watched() as waits:
             learner.learn(x.float(), y)
+    return len(waits)
+
+
+def summed(there: bool) -> int:
+    """How often the host waits in a step of a replica, whose group of one adds on the device or on the CPU."""
+
+    class Done:
+        def wait(self) -> None:
+            pass
+
+    def copied(out: Tensor, given: Tensor, group: Any, async_op: bool) -> Done:
+        assert is_cpu(given.device) != there
+        out.copy_(given)
+        return Done()
+
+    device = torch.device("shadow:0")
+    replicas = Replicas(None, 0, 1, device if there else CPU)  # type: ignore[arg-type]
+    ours = learner_of(make("dgl"), device, replicas=replicas)
+    truth = learner_of(make("dgl"), CPU)
+    batches = tiny_batches(2)
+    own = moved(batches)
+    with pytest.MonkeyPatch.context() as patch, watched() as waits:
+        patch.setattr(dist, "all_to_all_single", copied)
+        patch.setattr(dist, "all_gather_into_tensor", copied)
+        for x, y in own:
+            ours.learn(x, y)
+        ours.stage.drain()
+    for x, y in batches:
+        truth.learn(x, y)
+    same(ours, truth)
     return len(waits)
 
 

@@ -33,7 +33,7 @@ from locallearn.training.saved import saved_experiment
 DOCS = ROOT / "docs"
 STUDIES = choices("study")
 EXPERIMENTS = [name for name in STUDIES if load(name).page == "experiments"]
-OTHERS = ["language", "vit", "dfa_beyond_images"]
+OTHERS = ["language", "vit", "dfa_beyond_images", "fair"]
 """Studies with a page, or a section of a page, elsewhere."""
 WRITTEN = [
     name for name in ("families", "replay", *EXPERIMENTS, *OTHERS)
@@ -106,6 +106,8 @@ def test_the_families_have_every_strategy():
     rows = [word for part in load("families").parts for row in part.rows for word in next(part.candidates(row))]
     named = {word.removeprefix("strategy=") for word in rows if word.startswith("strategy=")}
     assert named == choices("strategy").keys() - {"checkpoint", "petra"}
+    for part in load("fair").parts:
+        assert set(part.rows) == named - {"infomax"}
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from helpers.commands import SMALL, obey_signals, run
 from locallearn import accelerator
 from locallearn.config.compose import compose, explain, multirun
 from locallearn.config.experiment import experiment
+from locallearn.errors import UserError
 from locallearn.runs.folder import RunFolder
 from locallearn.runtime.launch import FIRST_DEVICE
 from locallearn.studies import runner, sweep
@@ -401,8 +402,30 @@ def test_the_runs_of_a_sweep_are_a_group_at_wandb_called_by_what_differs(tmp_pat
     assert sweep.grouped(config(), "dgl", differs) == config()
 
 
-def test_jobs_side_by_side_get_a_thread_and_a_device_each(monkeypatch):
+@pytest.fixture
+def four_devices(monkeypatch):
     monkeypatch.setattr(accelerator, "count", lambda: 4)
+    sweep.given_first_device.cache_clear()
+    yield
+    sweep.given_first_device.cache_clear()
+
+
+def test_jobs_side_by_side_begin_with_the_first_device_that_is_given(four_devices, monkeypatch):
+    monkeypatch.setenv(FIRST_DEVICE, "3")
+    single = [sweep.shared({"device": "auto"}, number)["device"] for number in range(3)]
+    assert single == ["cuda:3", "cuda:0", "cuda:1"]
+    for number, first in enumerate(("3", "1", "3")):
+        sweep.shared({"device": "auto", "runtime": {"stages": 2, "replicas": 1}}, number)
+        assert os.environ[FIRST_DEVICE] == first
+
+
+def test_a_first_device_of_jobs_that_is_no_number_is_refused(four_devices, monkeypatch):
+    monkeypatch.setenv(FIRST_DEVICE, "two")
+    with pytest.raises(UserError, match="LOCALLEARN_FIRST_DEVICE=two: must be the number of a device"):
+        sweep.shared({"device": "auto"}, 0)
+
+
+def test_jobs_side_by_side_get_a_thread_and_a_device_each(four_devices, monkeypatch):
     shared = [sweep.shared({"threads": "auto", "device": "auto"}, number) for number in range(6)]
     assert [config["device"] for config in shared] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0", "cuda:1"]
     assert {config["threads"] for config in shared} == {1}

@@ -16,7 +16,8 @@ from locallearn.config.experiment import experiment
 from locallearn.errors import UserError
 from locallearn.studies import tune as module
 from locallearn.studies.options import TuneOptions
-from locallearn.studies.tune import Range, override, space_of
+from locallearn.studies.space import Range, override
+from locallearn.studies.tune import space_of
 from locallearn.training.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -19,7 +19,7 @@ from locallearn.errors import UserError
 from locallearn.objectives import CrossEntropy
 from locallearn.plan.devices import QUEUE, stages
 from locallearn.plan.link import GUESSED, LinkCost, link_of, measure_link
-from locallearn.plan.measure import BlockCost, BlockTimes, Measured, block_costs, block_times
+from locallearn.plan.measure import BlockCost, BlockTimes, Measured, Read, block_costs, block_times, measure
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.schedules import divide, memory, predict, rows
 from locallearn.plan.simulate import SCHEDULES, graphs, simulate
@@ -27,6 +27,7 @@ from locallearn.runtime.link import UNDER_WAY
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.dni import DNI
 from locallearn.strategies.greedy import DGL, Greedy
+from locallearn.strategies.solo import SOLO
 
 NO_TIMES = [BlockTimes(0.0, 0.0)] * 4
 DGL_LINEAR = DGL(objective=CrossEntropy(), auxiliary=Linear())
@@ -45,6 +46,60 @@ def pieces(schedule, division, micro_batches=1, batches=2):
     """{(device, kind, item): (start, end)} over free links."""
     trace = simulate(schedule, stages(division, micro_batches, LinkCost(1e9, 0.0)), micro_batches, batches, keep=8)
     return {(p.device, p.kind[0], p.item): (p.start, p.end) for p in trace.pieces}
+
+
+def readout(count, every, lag) -> list[Read]:
+    """Every block reads a tensor of the last one."""
+    return [Read(k, count - 1, every, lag, 1000) for k in range(count - 1)]
+
+
+# --- published tensors -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "every"), [(2, 1), (2, 5), (4, 1), (4, 3), (6, 10)])
+def test_a_copy_without_lag_empties_the_pipeline(count, every):
+    """The lowest stage begins a round when the last one has ended the one before: (S - 1) f + every (f + b)."""
+    found = predict("none", alike(count), link=LinkCost(1e18, 0.0), reads=readout(count, every, 0))
+    assert found.step_seconds == pytest.approx(((count - 1) * 1 + every * 3) / every)
+    arrives = (count - 1) * 0.25  # a copy passes each stage, as the packets of the first step do
+    found = predict("none", alike(count), link=LinkCost(1e18, 0.25), reads=readout(count, every, 0))
+    assert found.step_seconds == pytest.approx(((count - 1) * 1.25 + arrives + every * 3) / every)
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_a_copy_that_is_as_late_as_there_are_blocks_above_holds_up_nobody(every):
+    for count in (2, 4):
+        found = predict("none", alike(count), link=LinkCost(1e18, 0.0), reads=readout(count, every, count - 1))
+        assert found.step_seconds == pytest.approx(3.0)
+
+
+def test_of_blocks_in_one_stage_none_waits_for_a_copy():
+    reads = readout(4, 1, 0)
+    together = predict("none", [[cost()] * 4], link=LinkCost(1e18, 0.0), reads=reads)
+    assert together.step_seconds == pytest.approx(12.0)
+    two = predict("none", [[cost()] * 2] * 2, link=LinkCost(1e18, 0.0), reads=reads)
+    assert two.step_seconds == pytest.approx(2 + 6)
+
+
+def test_what_blocks_read_is_measured():
+    solo = SOLO(every=3, lag=1)
+    learner = tiny_learner(solo, tiny_model())
+    (found,) = measure({"solo": learner}, 8, 1, 8, 1, 1)
+    weight = [m for m in learner.model.head.modules() if isinstance(m, torch.nn.Linear)][-1].weight
+    size = weight.numel() * weight.element_size()
+    top = len(learner.blocks) - 1
+    assert list(found.reads) == [Read(k, top, 3, 1, size) for k in range(top)]
+    options = PlanOptions(stages=2, depth=1)
+    table = rows(options, LinkCost(1e18, 0.0), found, found, 4)
+    (own,) = [row for row in table if row.own]
+    free = predict("none", own.division, link=LinkCost(1e18, 0.0)).step_seconds
+    assert own.reads == found.reads
+    assert own.prediction.step_seconds >= free
+    twice = rows(PlanOptions(stages=2, depth=2), LinkCost(1e18, 0.0), found, found, 4)
+    (own,) = [row for row in twice if row.own]
+    assert {(read.block, read.source) for read in own.reads} == {
+        (copy * (top + 1) + k, 2 * top + 1) for copy in range(2) for k in range(top)
+    }
 
 
 # --- closed forms ---------------------------------------------------------------------------------------------------

@@ -97,5 +97,5 @@ def test_a_row_chooses_with_the_first_seeds():
         choose_seeds=1,
     )
     assert list(part.candidates("a")) == [["y=1", "x=1", "lr=1"], ["y=1", "x=1", "lr=2"]]
-    assert (part.trials("a"), part.trials("b")) == ([3], [3, 4, 5])
+    assert (part.tried("a"), part.tried("b")) == ([3], [3, 4, 5])
     assert list(part.candidates("b")) == [["y=1", "x=2"]]

@@ -57,12 +57,16 @@ class Explicit:
         written = {**self.written, **{place: f"{place}={name}(...)" for place, name in objects.items()}}
         return replace(self, levels=levels, written=written)
 
+    def sets(self, key: str) -> list[str]:
+        """What is set of a group or an option."""
+        return [each for each in self.levels if f"{each}.".startswith(f"{key}.")]
+
     def refuse(self, unread: Iterable[Unread]) -> None:
         """Raise UserError for the first option of `unread` that is set, unless it is meant for other runs: those of the
         same sweep in which what leaves it unread is another, or those of the file that it comes from."""
         for option in unread:
-            for key in self.levels:
-                if f"{key}.".startswith(f"{option.key}.") and not self._excused(key, option):
+            for key in self.sets(option.key):
+                if not self._excused(key, option):
                     raise UserError(
                         f"{self.written[key]} is read only with {option.reader}: choose that, or leave {key} out"
                     )

@@ -29,12 +29,12 @@ LOCAL = ("objective", "auxiliary")
 def in_settings(exp: Experiment, folders: Sequence[Path] = ()) -> Iterator[Unread]:
     """What the settings alone tell, before data are read and a model is built."""
     fields = fields_of(type(exp.strategy))
-    for group in LOCAL:
+    objective = getattr(exp.strategy, "objective", None)
+    for group in filter(exp.explicit.sets, LOCAL):  # to name those who would read it takes a look at every yaml file
         if group not in fields:
             yield _group(group, "strategy", folders, partial(_has, group))
-    objective = getattr(exp.strategy, "objective", None)
-    if objective is not None and "auxiliary" in fields and not objective.reads_auxiliary:
-        yield _group("auxiliary", "objective", folders, lambda target: target.reads_auxiliary)
+        elif group == "auxiliary" and objective is not None and not objective.reads_auxiliary:
+            yield _group(group, "objective", folders, lambda target: target.reads_auxiliary)
     for group, options in (("optim", exp.optim), ("data", exp.source), ("runtime", exp.runtime)):
         yield from _options(group, options.unread())
     for group, chosen in (("probe", exp.probes), ("callback", exp.callbacks)):

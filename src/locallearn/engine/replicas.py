@@ -13,6 +13,8 @@ from torch.nn.functional import pad
 
 from locallearn.errors import RunError
 
+CPU = torch.device("cpu")
+
 
 class LostProcess(RunError):
     """Another process of the run is gone; that process knows why."""
@@ -30,10 +32,11 @@ def lost_process() -> Iterator[None]:
 
 
 class Replicas:
-    """The replicas of one stage, of which this one is number `index` of `size`."""
+    """The replicas of one stage, of which this one is number `index` of `size`; `device` is where the group adds: the
+    CPU with gloo, a GPU with NCCL, for which waiting holds up a queue of the device and not the host."""
 
-    def __init__(self, group: dist.ProcessGroup, index: int, size: int) -> None:
-        self.group, self.index, self.size = group, index, size
+    def __init__(self, group: dist.ProcessGroup, index: int, size: int, device: torch.device = CPU) -> None:
+        self.group, self.index, self.size, self.device = group, index, size, device
         self._last: Sum | None = None
 
     def start(self, tensors: Sequence[Tensor]) -> Sum:
@@ -54,7 +57,7 @@ class Sum:
 
     def __init__(self, tensors: Sequence[Tensor], replicas: Replicas) -> None:
         self.tensors, self.size, self._group = list(tensors), replicas.size, replicas.group
-        own = torch.cat([t.detach().reshape(-1) for t in tensors]).cpu()
+        own = torch.cat([t.detach().reshape(-1) for t in tensors]).to(replicas.device)
         self._flat = pad(own, (0, -len(own) % self.size))
         self._parts = torch.empty_like(self._flat)
         self._work: Any = dist.all_to_all_single(self._parts, self._flat, group=self._group, async_op=True)

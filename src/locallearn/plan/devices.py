@@ -9,13 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from locallearn.plan.link import LinkCost
-from locallearn.plan.measure import BlockCost
+from locallearn.plan.measure import BlockCost, Read
 
 Seconds: TypeAlias = NDArray[np.float64]
 Items: TypeAlias = NDArray[np.int64]
 QUEUE = 4
 """Packets between two stages that nobody has taken yet; who is further ahead waits. See `link.UNDER_WAY`."""
 FORWARD, BACKWARD = "forward", "backward"
+
+
+class Reading(NamedTuple):
+    """What a stage reads of the stage `source`: a tensor as it was `lag` steps before, at the last multiple of `every`
+    steps. The copy arrives so many seconds after that step."""
+
+    stage: int
+    source: int
+    every: int
+    lag: int
+    seconds: float
+
+    def due(self, step: int) -> int:
+        """How many steps the source must have done before this one begins."""
+        return max(0, step - self.lag) // self.every * self.every
 
 
 class Stages(NamedTuple):
@@ -31,6 +46,7 @@ class Stages(NamedTuple):
     latency            until a message has arrived
     micro_batches      of a batch
     exchanges          rounds of messages between neighbours, which share the backward half
+    readings           what they read of each other's tensors
     """
 
     forward: Seconds
@@ -46,6 +62,7 @@ class Stages(NamedTuple):
     latency: float
     exchanges: int = 1
     micro_batches: int = 1
+    readings: Sequence[Reading] = ()
 
     @property
     def busy(self) -> float:
@@ -54,9 +71,16 @@ class Stages(NamedTuple):
         return float(self.micro_batches * parts + self.update.sum())
 
 
-def stages(division: Sequence[Sequence[BlockCost]], micro_batches: int, link: LinkCost, exchanges: int = 1) -> Stages:
+def stages(
+    division: Sequence[Sequence[BlockCost]],
+    micro_batches: int,
+    link: LinkCost,
+    exchanges: int = 1,
+    reads: Sequence[Read] = (),
+) -> Stages:
     """The stages that hold the blocks of `division`, costs for a whole batch. What a device spends on its messages is
-    in the half in which it takes or sends them; of several exchanges, in that which they share."""
+    in the half in which it takes or sends them; of several exchanges, in that which they share. Copies of tensors,
+    which are rare, take time on their way alone."""
     count, whole = len(division), micro_batches == 1
 
     def backward(block: BlockCost) -> float:
@@ -90,7 +114,23 @@ def stages(division: Sequence[Sequence[BlockCost]], micro_batches: int, link: Li
         latency=link.latency,
         exchanges=exchanges,
         micro_batches=micro_batches,
+        readings=_readings(division, link, reads),
     )
+
+
+def _readings(division: Sequence[Sequence[BlockCost]], link: LinkCost, reads: Sequence[Read]) -> list[Reading]:
+    """Those between stages, of which each hands on what stages below it read."""
+    stage_of = [stage for stage, blocks in enumerate(division) for _ in blocks]
+
+    def seconds(size: int, hops: int) -> float:
+        return hops * (2 * link.spent(size) + link.flight(size) + link.latency)
+
+    ends = [(stage_of[read.block], stage_of[read.source], read) for read in reads]
+    return [
+        Reading(low, high, read.every, read.lag, seconds(read.size, high - low))
+        for low, high, read in ends
+        if low < high
+    ]
 
 
 class Piece(NamedTuple):

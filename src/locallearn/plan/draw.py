@@ -64,7 +64,7 @@ def _title(row: ScheduleRow) -> str:
 
 def _pieces(row: ScheduleRow, link: LinkCost, until: float) -> list[Piece]:
     """What the first devices do in the first `until` seconds."""
-    devices = stages(row.division, row.micro_batches, link, row.exchanges)
+    devices = stages(row.division, row.micro_batches, link, row.exchanges, row.reads)
     period, first = row.prediction.step_seconds, float(devices.forward[0])
     if row.schedule in ("none", "delayed"):  # the first device is faster while the pipeline fills
         period = min(period, first if row.schedule == "delayed" else first + float(devices.backward[0]))

@@ -57,15 +57,26 @@ class BlockCost(NamedTuple):
     gradients: int = 0
 
 
+class Read(NamedTuple):
+    """What a block reads of a published tensor of block `source`, see `contract.Published`; its bytes."""
+
+    block: int
+    source: int
+    every: int
+    lag: int
+    size: int
+
+
 class Measured(NamedTuple):
     """The blocks of one strategy, for a whole batch run at once and in micro-batches; `exchanges` says how many rounds
-    so many blocks have."""
+    so many blocks have, `reads` what they read of each other's tensors."""
 
     name: str
     route: Route
     whole: list[BlockCost]
     parts: list[BlockCost]
     exchanges: Callable[[int], int] = lambda depth: 1
+    reads: Sequence[Read] = ()
 
 
 def measure(
@@ -83,8 +94,17 @@ def measure(
     for name, learner in learners.items():
         whole = block_costs(learner, batch, times[name, 1])
         parts = [cost._replace(times=part) for cost, part in zip(whole, times[name, micro_batches], strict=True)]
-        measured.append(Measured(name, learner.strategy.route, whole, parts, learner.strategy.rounds))
+        strategy = learner.strategy
+        measured.append(Measured(name, strategy.route, whole, parts, strategy.rounds, _reads(learner)))
     return measured
+
+
+def _reads(learner: Learner) -> list[Read]:
+    return [
+        Read(k, wish.source, wish.every, wish.lag, _bytes(learner.strategy.publish(learner.blocks[wish.source], name)))
+        for k, wishes in learner.stage.reads.items()
+        for name, wish in wishes.items()
+    ]
 
 
 def block_times(

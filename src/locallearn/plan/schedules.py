@@ -12,7 +12,7 @@ from locallearn.models import BlockModel
 from locallearn.models.cut import partition
 from locallearn.plan.devices import QUEUE, stages
 from locallearn.plan.link import GUESSED, LinkCost
-from locallearn.plan.measure import BlockCost, Measured
+from locallearn.plan.measure import BlockCost, Measured, Read
 from locallearn.plan.options import PlanOptions
 from locallearn.plan.simulate import graphs, simulate
 
@@ -60,12 +60,14 @@ def predict(
     micro_batches: int = 1,
     link: LinkCost = GUESSED,
     exchanges: int = 1,
+    reads: Sequence[Read] = (),
 ) -> Prediction:
     """What a schedule of `simulate.SCHEDULES` gives for the costs of the blocks of each stage (for a whole batch).
 
-    A strategy without feedback runs `none`, backprop `chain` (or `1f1b`); `exchanges` of route rounds.
+    A strategy without feedback runs `none`, backprop `chain` (or `1f1b`); `exchanges` of route rounds;
+    `reads` of route none.
     """
-    devices = stages(division, micro_batches, link, exchanges)
+    devices = stages(division, micro_batches, link, exchanges, reads)
     step = simulate(schedule, devices, micro_batches).step_seconds
     bubble = 1 - devices.busy / (len(division) * step)
     return Prediction(step, max(bubble, 0.0), memory(schedule, division, micro_batches))
@@ -109,7 +111,7 @@ def _activations(schedule: str, blocks: Sequence[BlockCost], alive: Sequence[int
 
 class ScheduleRow(NamedTuple):
     """One line of the table. `own`: what `runtime=pipeline` does with the strategy that was asked for; `exchanges`: the
-    rounds of route rounds."""
+    rounds of route rounds; `reads`: tensors of blocks above that others read."""
 
     label: str
     strategy: str
@@ -121,6 +123,7 @@ class ScheduleRow(NamedTuple):
     over_backprop: float
     own: bool
     exchanges: int = 1
+    reads: Sequence[Read] = ()
 
 
 def rows(
@@ -154,11 +157,11 @@ def rows(
     for label, schedule, micro, measured in cases:
         costs = _with_feedback(measured.whole if micro == 1 else measured.parts, schedule, error_bytes)
         serial, reference = (options.depth * alone[each.name] for each in (measured, backprop))
-        exchanges = measured.exchanges(len(costs) * options.depth)
+        exchanges, reads = measured.exchanges(len(costs) * options.depth), _copied(measured, options.depth)
         if schedule:
             costs = [_summed(cost, link, options.replicas) for cost in costs]
             division = divide(costs, options.stages, options.depth)
-            prediction = predict(schedule, division, micro, link, exchanges)
+            prediction = predict(schedule, division, micro, link, exchanges, reads)
         else:
             division = [[block for copy in divide(costs, options.depth, options.depth) for block in copy]]
             kind = "none" if measured.route is Route.NONE else "chain"
@@ -166,8 +169,21 @@ def rows(
         speed_up, over_backprop = serial / prediction.step_seconds, reference / prediction.step_seconds
         is_own = measured is strategy and schedule == own.value and (own is not Route.CHAIN or micro == m)
         facts = label, measured.name, schedule, micro, division, prediction, speed_up, over_backprop, is_own
-        table.append(ScheduleRow(*facts, exchanges))
+        table.append(ScheduleRow(*facts, exchanges, reads))
     return table
+
+
+def _copied(measured: Measured, depth: int) -> list[Read]:
+    """What the blocks of `depth` copies of the model read: of the last block of all, or within their copy."""
+    blocks = len(measured.whole)
+    return [
+        read._replace(
+            block=copy * blocks + read.block,
+            source=(depth - 1 if read.source == blocks - 1 else copy) * blocks + read.source,
+        )
+        for copy in range(depth)
+        for read in measured.reads
+    ]
 
 
 def _summed(cost: BlockCost, link: LinkCost, replicas: int) -> BlockCost:

@@ -37,6 +37,8 @@ def _from_above(tick: int, stride: int, items: int, count: int) -> Iterator[tupl
 
 def _none(on: Devices, batches: int, micro: int) -> None:
     """Learn as soon as the packet is there; a bounded queue lets nobody run far ahead."""
+    if on.stages.readings:
+        return _reading(on, batches * micro, micro)
     total = batches * micro
     taken = np.zeros((QUEUE, on.count + 1))  # when a stage began its last packets, by item modulo QUEUE
     for tick in range(total + on.count - 1):
@@ -46,6 +48,26 @@ def _none(on: Devices, batches: int, micro: int) -> None:
             taken[items % QUEUE, devices] = np.maximum(on.free[who], waits)
             on.send_up(who, on.work(who, on.stages.forward[who], items, FORWARD, waits))
             on.finish(items, on.work(who, on.stages.backward[who], items, BACKWARD))
+
+
+def _reading(on: Devices, total: int, micro: int) -> None:
+    """The same where stages also wait for tensors of stages above. One piece after the other, for a wave holds steps of
+    which a lower one may need what a higher one has not done."""
+    s = on.stages
+    begun, learned = np.zeros((2, on.count, total))
+    for item in range(total):
+        for device in range(on.count):
+            who, items = slice(device, device + 1), np.full(1, item)
+            waits = on.arrived[who].copy()
+            if device + 1 < on.count and item >= QUEUE:
+                waits = np.maximum(waits, begun[device + 1, item - QUEUE])
+            for reading in s.readings:
+                if reading.stage == device and (due := reading.due(item // micro)):
+                    waits = np.maximum(waits, learned[reading.source, due * micro - 1] + reading.seconds)
+            begun[device, item] = np.maximum(on.free[who], waits)[0]
+            on.send_up(who, on.work(who, s.forward[who], items, FORWARD, waits))
+            learned[device, item] = on.work(who, s.backward[who], items, BACKWARD)[0]
+            on.finish(items, on.free[who])
 
 
 def _neighbor(on: Devices, batches: int, micro: int) -> None:
@@ -161,7 +183,9 @@ def simulate(schedule: str, stages: Stages, micro_batches: int = 1, batches: int
     """Run a schedule of `SCHEDULES` over some batches from empty devices; 0: enough to know the steady state. Keeps the
     pieces of the first `keep` devices. Under `delayed` a batch is not divided."""
     count = len(stages.forward)
-    batches = batches or {"none": 16, "neighbor": 32, "broadcast": 4, "delayed": 2 * count + 16}.get(schedule, 2)
+    rounds = 4 * max((reading.every for reading in stages.readings), default=4)  # a steady state has whole ones
+    enough = {"none": rounds + 1, "neighbor": 32, "broadcast": 4, "delayed": 2 * count + 16}
+    batches = batches or enough.get(schedule, 2)
     on = Devices(stages, batches * micro_batches, keep)
     SCHEDULES[schedule](on, batches, micro_batches)
     return Trace(on.done.reshape(batches, micro_batches).max(axis=1), on.pieces)

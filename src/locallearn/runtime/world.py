@@ -122,10 +122,7 @@ class JoinedWorld(World):
         self._store = store
         self._calls = 0
         self._done = threading.Event()
-        self._groups: list[Any] = [
-            dist.new_group(list(range(first, first + replicas)), timeout=FOREVER)
-            for first in range(0, size if replicas > 1 else 0, replicas)
-        ]
+        self._groups = self._stage_groups("gloo", None)
         self._heart = threading.Thread(target=self._watch, daemon=True, name="heartbeat")
         self._heart.start()
 
@@ -143,10 +140,22 @@ class JoinedWorld(World):
         """The rank that packets go to."""
         return self.rank + self.replicas if self.stage + 1 < self.stages else None
 
-    @property
-    def replica_group(self) -> Replicas | None:
-        """The replicas of this stage, if it has any."""
-        return Replicas(self._groups[self.stage], self.replica, self.replicas) if self._groups else None
+    def replica_group(self, device: torch.device | None = None, backend: str = "nccl") -> Replicas | None:
+        """The replicas of this stage, if it has any. With a `device` they add there: all processes must then call it,
+        in the main thread and once the links are there, see `wire.nccl`."""
+        if not self._groups or device is None:
+            return Replicas(self._groups[self.stage], self.replica, self.replicas) if self._groups else None
+        group = self._stage_groups(backend, device)[self.stage]
+        with lost_process():
+            dist.all_reduce(torch.zeros(1, device=device), group=group)  # connects, for which both ends wait
+        return Replicas(group, self.replica, self.replicas, device)
+
+    def _stage_groups(self, backend: str, device: torch.device | None) -> list[Any]:
+        """The replicas of every stage; none, if each is alone. Every process makes all groups, in one order."""
+        firsts = range(0, self.size if self.replicas > 1 else 0, self.replicas)
+        members = [list(range(first, first + self.replicas)) for first in firsts]
+        bound = device if backend == "nccl" else None
+        return [dist.new_group(ranks, backend=backend, timeout=FOREVER, device_id=bound) for ranks in members]
 
     def gather(self, value: Any) -> list[Any]:
         key = self._key("gather")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Runs:
     """The finished runs of a study.
 
-    by_row     the runs of each row, in the order of its seeds
+    by_row     the runs of each row, in the order of its seeds; of two rows of one name those of the first part
+    by_part    the runs of each row, by the title of its part
     published  what the yaml says was published for a row, with its source
     data       the folder of the data sets, None for that of LOCALLEARN_DATA
     jobs       how many processes or threads may work at a time
@@ -32,6 +33,7 @@ class Runs:
     data: Path | None = None
     jobs: int = 1
     quick: bool = False
+    by_part: Mapping[str, Mapping[str, Sequence[Run]]] = field(default_factory=dict)
 
     def accuracy(self, row: str) -> list[float]:
         """Test accuracy in percent, by seed."""

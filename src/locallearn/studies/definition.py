@@ -18,6 +18,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,11 +29,12 @@ from locallearn.config.compose import choices, explained, header, multirun
 from locallearn.errors import UserError, unknown
 from locallearn.names import TEST_ACCURACY
 from locallearn.options import checked
+from locallearn.studies.space import entry_of, evenly, override
 from locallearn.studies.verdict import Reference
 
 UNITS = {"percent": 100.0, "GB": 1e-9, "GiB": 2.0**-30, "MiB": 2.0**-20, "nats": 1.0, "": 1.0}
 ACCURACY = f"{TEST_ACCURACY} in percent"
-SHARED = ("common", "seeds", "metric", "readout", "choose", "choose_seeds", "verdict", "margin")
+SHARED = ("common", "seeds", "metric", "readout", "choose", "choose_seeds", "search", "trials", "verdict", "margin")
 """What may stand above the parts of a study and holds for each."""
 
 
@@ -76,6 +78,8 @@ class Part:
     readout  also fit a linear classifier to the frozen features of every run
     choose   values of settings, of which each row has those that are best by validation, in the mean
     choose_seeds  with how many of the seeds they are tried; the others follow with the best alone; 0: with all
+    search   in the place of `choose`, ranges of settings, in which every row tries the same points
+    trials   how many points that are, see `space.evenly`
     verdict  judge each row against what was published, see `verdict`
     margin   what a verdict of "reproduced" must at least be as sharp as, in the unit of the metric; None: by the size
              of the test set, for shares in percent
@@ -91,6 +95,8 @@ class Part:
     readout: bool = False
     choose: dict[str, list[Any]] = field(default_factory=dict)
     choose_seeds: Annotated[int, Ge(0)] = 0
+    search: dict[str, Any] = field(default_factory=dict)
+    trials: Annotated[int, Ge(0)] = 0
     verdict: bool = False
     margin: Annotated[float, Gt(0)] | None = None
 
@@ -101,6 +107,12 @@ class Part:
             raise unknown("control", self.control, self.rows)
         if self.unit not in UNITS:
             raise unknown("unit of metric", self.unit, UNITS)
+        if bool(self.search) != bool(self.trials) or (self.search and self.choose):
+            raise UserError(
+                f"{self.title or 'the study'}: search needs trials, as in trials: 8, and leaves no room for choose"
+            )
+        if self.search:
+            _ = self.points  # raises UserError where the space is none
         if self.verdict and self.margin is None and self.unit != "percent":
             raise UserError(
                 f"{self.title or 'the study'}: a verdict on {self.metric} needs a margin, as in margin: 0.05"
@@ -117,19 +129,30 @@ class Part:
 
     def candidates(self, row: str) -> Iterator[list[str]]:
         """The settings between which a row chooses; most have no choice."""
-        own, choices = shlex.split(f"{self.common} {self.rows[row].settings}"), self.choices(row)
-        for values in itertools.product(*choices.values()):
-            yield [*own, *(f"{key}={value}" for key, value in zip(choices, values, strict=True))]
+        own = shlex.split(f"{self.common} {self.rows[row].settings}")
+        for choice in self.choices(row):
+            yield [*own, *(f"{key}={value}" for key, value in choice.items())]
 
-    def choices(self, row: str) -> dict[str, list[Any]]:
-        """The settings that a row chooses, with their values."""
+    def choices(self, row: str) -> list[dict[str, Any]]:
+        """What a row chooses from: values of the same settings each time; one empty choice, if it has none."""
         own = self.rows[row].choose
-        return self.choose if own is None else own
+        if own is None and self.search:
+            return self.points
+        lists = self.choose if own is None else own
+        return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
-    def trials(self, row: str) -> list[int]:
-        """The seeds with which a row tries its candidates."""
-        chooses = any(len(values) > 1 for values in self.choices(row).values())
-        return self.seeds[: self.choose_seeds or None] if chooses else self.seeds
+    @cached_property
+    def points(self) -> list[dict[str, Any]]:
+        """The points of the search space that every row tries. Raises UserError."""
+        space = {key: entry_of(entry, f"search: {key}") for key, entry in self.search.items()}
+        return [
+            {key: override(key, value).partition("=")[2] for key, value in point.items()}
+            for point in evenly(space, self.trials)
+        ]
+
+    def tried(self, row: str) -> list[int]:
+        """The seeds with which a row tries what it may choose."""
+        return self.seeds[: self.choose_seeds or None] if len(self.choices(row)) > 1 else self.seeds
 
 
 @dataclass(frozen=True)
@@ -152,8 +175,9 @@ class Study:
     table: bool = True
 
     def in_brief(self) -> Study:
-        """The quick form: one seed, and other settings."""
-        return replace(self, parts=[replace(part, seeds=part.seeds[:1]) for part in self.parts])
+        """The quick form: one seed, one point of a search, and other settings."""
+        parts = [replace(part, seeds=part.seeds[:1], trials=min(part.trials, 1)) for part in self.parts]
+        return replace(self, parts=parts)
 
 
 def known(config_dirs: Iterable[Path] = ()) -> dict[str, Path]:

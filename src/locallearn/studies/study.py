@@ -64,14 +64,14 @@ class RowRuns(NamedTuple):
     @property
     def trials(self) -> list[PlannedRun]:
         """The runs between which it chooses; all, where there is no choice."""
-        return [task for of_seeds in self.tasks for task in of_seeds[: len(self.part.trials(self.row))]]
+        return [task for of_seeds in self.tasks for task in of_seeds[: len(self.part.tried(self.row))]]
 
     def chosen(self) -> list[PlannedRun]:
         """One run for each seed, of the settings that are best by validation, in the mean over the trials that are
         done."""
 
         def judged(of_seeds: list[PlannedRun]) -> float:
-            own = [task for task in of_seeds[: len(self.part.trials(self.row))] if task.done]
+            own = [task for task in of_seeds[: len(self.part.tried(self.row))] if task.done]
             return fmean(read_run(task.folder).rank for task in own) if own else math.inf
 
         return min(self.tasks, key=judged) if len(self.tasks) > 1 else self.tasks[0]
@@ -169,7 +169,7 @@ def _tasks(
     for seed in part.seeds:
         overrides = [*merged, f"seed={seed}", "threads=1", *where]
         config = deepcopy(composed) | {"seed": seed}
-        own = [row, *words[len(words) - len(part.choices(row)) :], f"seed {seed}"]
+        own = [row, *words[len(words) - len(part.choices(row)[0]) :], f"seed {seed}"]
         title = ", ".join([part.title, *own] if part.title else own)
         folder = folders.setdefault(identity(config), place(str(options.out), own, config))
         yield PlannedRun(title, config, names, overrides, folder, tuple(options.config_dirs), part.readout)
@@ -186,10 +186,12 @@ def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis:
     done = {task.folder: read_run(task.folder) for task in every if task.done}
     parts: list[dict[str, Any]] = []
     by_row: dict[str, list[Run]] = {}
+    by_part: dict[str, dict[str, list[Run]]] = {}
     for part in whole.parts:
         own_cells = [cell for cell in cells if cell.part is part]
         runs = {cell.row: [done[task.folder] for task in cell.chosen() if task.folder in done] for cell in own_cells}
-        by_row |= {row: own for row, own in runs.items() if row not in by_row}
+        by_row = runs | by_row
+        by_part[part.title] = runs
         kept: dict[str, Any] = {"title": part.title, "text": part.text, "common": part.common, "control": part.control}
         kept |= {"metric": part.number, "unit": part.unit, "seeds": part.seeds}
         kept["missing"] = {c.row: n for c in own_cells if (n := sum(t.folder not in done for t in c.wanted()))}
@@ -199,7 +201,7 @@ def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis:
     if analysis is not None and all(task.folder in done for task in every):
         rows = {name: row for part in whole.parts for name, row in part.rows.items()}
         printed = {name: f"{row.reference.mean:g} {row.source}".strip() for name, row in rows.items() if row.reference}
-        numbers = analysis.measure(Runs(by_row, printed, options.data, options.jobs, options.quick))
+        numbers = analysis.measure(Runs(by_row, printed, options.data, options.jobs, options.quick, by_part))
     return {
         "study": whole.name,
         "title": whole.title,
@@ -225,7 +227,7 @@ def _numbers(part: Part, row: str, runs: Mapping[str, list[Run]]) -> dict[str, A
     readouts = [json.loads((run.path / READOUT).read_text()) for run in own if part.readout]
     printed, values = published(own[0]), [scale * run.summary[name] for run in own]
     reference = Reference(float(printed.value.split()[0])) if printed else about.reference
-    chosen = {key: own[0].config.get(key) for key in part.choices(row)}
+    chosen = {key: own[0].config.get(key) for key in part.choices(row)[0]}
     common = shlex.split(part.common)
     words = _merged([*common, *shlex.split(about.settings), *(f"{key}={value}" for key, value in chosen.items())])
     words = [word for word in words if word not in common] + [word for word in words if word in common]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,9 @@ class Journal:
 
 
 def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The configuration of a job that runs beside others: one thread, and of several GPUs its own, by job number. One
-    whose blocks are divided over several processes has the next of them for these, which the environment says."""
+    """The configuration of a job that runs beside others: one thread, and of several GPUs its own, by job number from
+    the first that may be taken. One whose blocks are divided over several processes has the next of them for these,
+    which the environment says. Raises UserError."""
     from locallearn import accelerator
     from locallearn.runtime.launch import FIRST_DEVICE
 
@@ -152,10 +154,18 @@ def shared(config: Mapping[str, Any], number: int) -> dict[str, Any]:
         runtime = config.get("runtime") or {}
         processes = runtime.get("stages", 1) * runtime.get("replicas", 1)
         if processes > 1:
-            os.environ[FIRST_DEVICE] = str(number * processes % count)
+            os.environ[FIRST_DEVICE] = str((given_first_device() + number * processes) % count)
         else:
-            config["device"] = f"{accelerator.KIND}:{number % count}"
+            config["device"] = f"{accelerator.KIND}:{(given_first_device() + number) % count}"
     return config
+
+
+@cache
+def given_first_device() -> int:
+    """What the environment said before `shared` changed it in this process, which may do several jobs."""
+    from locallearn.training.processes import first_device
+
+    return first_device()
 
 
 def grouped(config: Mapping[str, Any], strategy: str, differs: Iterable[str]) -> dict[str, Any]:

@@ -6,16 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from locallearn.config.compose import choices, compose, explained, quoted, swept
+from locallearn.config.compose import choices, compose, explained, swept
 from locallearn.config.experiment import Experiment, experiment
 from locallearn.config.explicit import Unread
 from locallearn.errors import RunError, UserError, unknown
@@ -24,39 +21,10 @@ from locallearn.runs import again
 from locallearn.runs.read import read_run
 from locallearn.studies import runner
 from locallearn.studies.options import TuneOptions
+from locallearn.studies.space import Range, Scalar, Space, entry_of, override
 
 STORE = "tune.db"
 EDGE = 0.05  # of a range: a best value this near to an end may lie beyond it
-Scalar = float | int | str | bool | None
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, whole ones if both are; `log`: on a logarithmic scale."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @classmethod
-    def parse(cls, entry: Mapping[str, Any], where: str) -> Range:
-        if set(entry) - {"low", "high", "log"} or not {"low", "high"} <= set(entry):
-            raise UserError(f"{where}: must be {{low: NUMBER, high: NUMBER, log: true|false}} or a list of values")
-        low, high = (_number(entry[name], f"{where}.{name}") for name in ("low", "high"))
-        log = entry.get("log", False)
-        if not isinstance(log, bool):
-            raise UserError(f"{where}.log={log}: must be true or false")
-        if not low < high or (log and low <= 0):
-            raise UserError(f"{where}: low={low:g} must be less than high={high:g}, and with log more than 0")
-        return cls(low, high, log)
-
-    def share(self, value: float) -> float:
-        """Where a value lies between the ends, 0 to 1."""
-        low, high, at = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        return (at - low) / (high - low)
-
-
-Space = dict[str, Range | list[Scalar]]
 
 
 def space_of(name: str, names: Mapping[str, str], config_dirs: Sequence[Path] = ()) -> Space:
@@ -78,43 +46,16 @@ def space_of(name: str, names: Mapping[str, str], config_dirs: Sequence[Path] = 
     for key, entry in content.items():
         group, equals, choice = str(key).partition("=")
         if not equals:
-            space[str(key)] = _entry(entry, f"space={name}: {key}")
+            space[str(key)] = entry_of(entry, f"space={name}: {key}")
         elif not isinstance(entry, Mapping):
             raise UserError(f"space={name}: under {key} must stand keys with ranges")
         elif names.get(group) == choice:
-            space |= {str(own): _entry(value, f"space={name}: {own}") for own, value in entry.items()}
+            space |= {str(own): entry_of(value, f"space={name}: {own}") for own, value in entry.items()}
     if not space:
         raise UserError(
             f"space={name} has no key for optim={names['optim']}; write a FILE.yaml of your own: space=FILE"
         )
     return space
-
-
-def _entry(entry: Any, where: str) -> Range | list[Scalar]:
-    if isinstance(entry, Mapping):
-        return Range.parse(entry, where)
-    if isinstance(entry, list) and entry and all(isinstance(value, Scalar) for value in entry):
-        return entry
-    raise UserError(f"{where}: must be {{low: NUMBER, high: NUMBER, log: true|false}} or a list of values")
-
-
-def _number(value: Any, where: str) -> float:
-    try:  # for yaml 1e-3 is a text
-        number = float(value) if isinstance(value, str) else value
-        if type(number) in (int, float) and math.isfinite(number):
-            return number
-    except ValueError:
-        pass
-    raise UserError(f"{where}={value}: must be a number")
-
-
-def override(key: str, value: Scalar) -> str:
-    """A value as it is written on the command line; three digits are enough for a number that was drawn."""
-    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
-        return f"{key}={quoted(value)}"
-    if isinstance(value, float):
-        return f"{key}={value:.3g}"
-    return f"{key}={json.dumps(value) if value is None or isinstance(value, bool) else value}"
 
 
 class Search:

@@ -156,7 +156,8 @@ def _train_stage(exp: Experiment, manifest: dict[str, Any], folder: RunFolder, w
     message = torch.bfloat16 if exp.runtime.message == "bf16" else None
     link = Pipe(world.rank_below, world.rank_above, device, message, late, exp.runtime.wire)
     saved = checkpoint.newest(folder.checkpoints, warn)
-    place = Place(device, stages[world.stage], link, world.replica_group)
+    replicas = world.replica_group(device if exp.runtime.wire == "nccl" else None)
+    place = Place(device, stages[world.stage], link, replicas)
     learner, data = prepare(exp, cut, place, manifest, fresh=saved is None)
     if world.stage:  # it gets what its blocks read from the stage below
         data.leave_samples()
