@@ -6,7 +6,7 @@ READY := .venv/.installed
 FAULTS := .pytest_cache/faults.xml
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: help install run test test-all test-faults parity lint bench clean
+.PHONY: help install run test test-all test-faults parity lint bench docs clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## measure every goal: overhead, memory, pipelines, data, start, trackers; some 45 minutes on two idle cores
 	$(BIN)/python scripts/benchmark.py --json docs/benchmark.json --markdown docs/benchmark.md
+
+docs: $(READY)  ## the pages of docs/ as a site that opens from disk: build/site/index.html
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove .venv and caches; run folders stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

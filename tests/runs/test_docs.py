@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import locallearn
 from helpers.commands import Done, Installed
 from locallearn.cli import main as cli
 from locallearn.cli.commands import COMMANDS
@@ -342,9 +343,12 @@ def test_the_index_is_up_to_date(pages):
 
 def test_the_citation_has_the_version_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dynamic"] == ["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
-    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert (citation["version"], citation["license"]) == (locallearn.__version__, project["license"])
+    newest = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == locallearn.__version__
 
 
 def _anchor(title: str) -> str:

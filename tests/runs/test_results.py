@@ -105,7 +105,7 @@ def test_the_leaderboard(made, files, capsys):
         f"| {name}" for name in order
     ]
     html = (to / "leaderboard.html").read_text()
-    assert all(f"<td>{name}</td>" in html for name in means)
+    assert all(f'<th scope="row">{name}</th>' in html for name in means)
     assert "<script" not in html
 
 

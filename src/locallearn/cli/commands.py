@@ -27,7 +27,7 @@ COMMANDS = {
     "report": "tables and pictures of many runs, groups against backprop: report FOLDER... [--to DIR]",
     "compare": "settings, numbers and curves of runs side by side: compare RUN RUN...",
     "tune": "search for the best learning rate of a strategy: tune strategy=dgl [trials=20] [space=lr]",
-    "leaderboard": "check all results and write them as one page: leaderboard [--results DIR] [--runs DIR]",
+    "leaderboard": "check all results and write them as one page: leaderboard [--results DIR] [--readme FILE]",
     "study": "the runs of a study, with its table, pictures and verdict: study NAME [--quick] [--jobs N]",
 }
 

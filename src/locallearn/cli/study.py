@@ -118,11 +118,13 @@ beside the others.
 
 examples:
   locallearn leaderboard                        results/ into docs/leaderboard.md and docs/leaderboard.html
-  locallearn leaderboard --runs runs/truth      hold them against the run folders, too""",
+  locallearn leaderboard --runs runs/truth      hold them against the run folders, too
+  locallearn leaderboard --readme README.md     and a short table between two comments of that page""",
     )
     parser.add_argument("--results", type=path, metavar="DIR", default=Path("results"), help="the files (results)")
     parser.add_argument("--to", type=path, metavar="DIR", default=Path("docs"), help="where the pages go (docs)")
     parser.add_argument("--runs", type=path, metavar="DIR", action="append", default=[], help="folders with their runs")
+    parser.add_argument("--readme", type=path, metavar="FILE", help="a page that gets a short table of them, too")
     options = parser.read(arguments)
     from locallearn.studies import leaderboard as board
     from locallearn.studies.results import against_runs, against_study, read_all
@@ -132,9 +134,15 @@ examples:
         against_study(file, content)
     if missing := [folder for folder in options.runs if not folder.is_dir()]:
         raise UserError(f"--runs {missing[0]}: there is no such folder")
+    if options.readme and not options.readme.is_file():
+        raise UserError(f"--readme {options.readme}: there is no such file")
     found = sum(against_runs(file, content, options.runs) for file, content in results.items())
     for file in board.write({file.relative_to(options.results): own for file, own in results.items()}, options.to):
         print(file)
+    if options.readme:
+        command = f"locallearn {board.NAME} --readme {options.readme.name}"
+        board.write_short(results, options.readme, command, options.to / f"{board.NAME}.md")
+        print(options.readme)
     count = sum(len(content["runs"]) for content in results.values())
     print(f"{len(results)} results agree with themselves" + (f", and {found} of {count} runs" if options.runs else ""))
     return 0
