@@ -24,10 +24,11 @@ from locallearn.probes.depth import sample
 
 pytestmark = pytest.mark.xdist_group("probes")  # one worker makes the runs that the tests share
 SETTINGS = {"model": "lenet", "epochs": 2, "max_steps": 12, "batch_size": 64, "threads": 1, "quiet": True}
-ELSEWHERE = {"detections", "bottleneck", "inpainting", "levels", "noisy_weights"}
+ELSEWHERE = {"detections", "bottleneck", "inpainting", "levels", "noisy_weights", "nuisance"}
 """Probes that look at what only some runs have; tests of their own make these."""
 NAMES = sorted(set(choices("probe")) - ELSEWHERE - {"none"})
 CHEAP = {
+    "probe.effective_information.samples": 24,
     "probe.linear.samples": 200,
     "probe.reconstruction.samples": 200,
     "probe.similarity.samples": 200,

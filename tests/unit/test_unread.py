@@ -295,6 +295,7 @@ UNREAD = {
     "probe=information_plane probe.information_plane.bins=5": "probe.information_plane.estimator=binned",
     "probe=information_plane probe.information_plane.estimator=binned "
     "probe.information_plane.noise_variance=0.1": "probe.information_plane.estimator=kde",
+    "probe=fisher probe.fisher.beta=2": "probe.fisher.form=kl, cost or slide",
     "probe=reconstruction probe.reconstruction.steps=9": "probe.reconstruction.decoder=network",
 }
 

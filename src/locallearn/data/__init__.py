@@ -10,6 +10,7 @@ fingerprint.py  whether a set is still the one that a run was trained on
 spelling.py     from text to tokens and back
 split.py        the seeded draws of validation, fraction and label noise, and the checks of labels
 augment.py      what is done to training images;  normalise.py  pixels to float32
+nuisance.py     what lies on images and has nothing to do with their labels
 files.py        checksums of files that the user brings
 levels.py       what is known of samples that are made of parts
 doctor.py       a report on a set before it is trained on

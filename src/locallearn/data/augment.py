@@ -56,7 +56,7 @@ class Augment:
         """Crop and flip raw images, uint8 [B, C, H, W] -> [B, C, H, W]."""
         if self.crop:
             offset = draws[CROP_Y : CROP_X + 1] % (2 * self.crop + 1)
-            images = _windows(F.pad(images, [self.crop] * 4), offset[0], offset[1], images.shape)
+            images = windows(F.pad(images, [self.crop] * 4), offset[0], offset[1], images.shape)
         if self.flip:
             images = _choose(draws[FLIP] % 2 == 1, images.flip(3), images)
         return images
@@ -76,7 +76,7 @@ class Augment:
         return (pixel >= first) & (pixel < first + self.cutout)
 
 
-def _windows(canvas: Tensor, top: Tensor, left: Tensor, shape: torch.Size) -> Tensor:
+def windows(canvas: Tensor, top: Tensor, left: Tensor, shape: torch.Size) -> Tensor:
     """Cut a window at (top [B], left [B]) out of each image of canvas [B, C, H + 2p, W + 2p] -> `shape` [B, C, H, W].
 
     The windows are copied row by row from every possible start in memory (`unfold` is a view of them all): half the

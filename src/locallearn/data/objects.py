@@ -72,7 +72,7 @@ class ObjectSource(DataSource):
             unread["workers"] = "data=DATASET; a DataLoader has its own num_workers"
         if self._passes:
             of_numbers = ("validation", "fraction", "labelled", "label_noise", "smoothing", "class_weights")
-            names = (*of_numbers, *PIXELS, "deficit")
+            names = (*of_numbers, *PIXELS, "deficit", "nuisance")
             unread |= dict.fromkeys(names, "data=DATASET with __getitem__, whose samples have numbers")
         return unread
 

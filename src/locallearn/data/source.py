@@ -23,6 +23,7 @@ from locallearn.data.distortion import POLICIES, UNDISTORTED, Distortion
 from locallearn.data.levels import KnownLevel
 from locallearn.data.mixing import Mixing
 from locallearn.data.normalise import NORMALISATIONS, Normalisation, normaliser
+from locallearn.data.nuisance import NUISANCES, with_nuisance
 from locallearn.data.split import check_classes, check_labels, noisy, stratified
 from locallearn.data.store import Memory, Store, check_samples
 from locallearn.errors import UserError
@@ -32,6 +33,8 @@ from locallearn.task import CLASSES, DETECTION, SEGMENTATION, Classification, Ta
 
 PIXELS = ("crop", "flip", "cutout", "resized_crop", "policy", "jitter", "blur", "mixup", "cutmix")
 """Options that change training images."""
+OF_CLASSES = ("labelled", "label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", "nuisance")
+"""Options that need classes."""
 
 
 class RawSplit(NamedTuple):
@@ -131,6 +134,7 @@ class DataSource(Source):
     resized_crop, policy, jitter, blur   see `Distortion`
     mixup, cutmix   see `Mixing`
     deficit, deficit_from, deficit_until   see `Deficit`
+    nuisance     see `nuisance.disturbed`: on all images, those of the test set included
     """
 
     measured: ClassVar[int | None] = None  # at most so many images are read to find mean and deviation
@@ -152,6 +156,7 @@ class DataSource(Source):
     deficit: Annotated[str, OneOf(DEFICITS)] | None = None
     deficit_from: Annotated[int, Ge(0)] = 0
     deficit_until: int | None = None
+    nuisance: Annotated[str, OneOf(NUISANCES)] | None = None
 
     def unread(self) -> Mapping[str, str]:
         ends = ("deficit_from", "deficit_until")
@@ -180,6 +185,7 @@ class DataSource(Source):
             check_classes(raw.train.labels, raw.classes)
         else:
             self._refuse_class_options(raw.task)
+        raw = self._disturbed(raw, seed)
         augment = self._augment(raw.train.images)
         images = raw.train.images
         on_device = images.to(device)
@@ -205,6 +211,15 @@ class DataSource(Source):
             data.task = self._classification(raw.task, data.train.labels.cpu(), raw.classes)
         return data
 
+    def _disturbed(self, raw: Raw, seed: int) -> Raw:
+        """All parts under the nuisance, that of the test set under every seed the same."""
+        for name, own in (("train", seed), ("validation", 0), ("test", 0)):
+            part: RawSplit | None = getattr(raw, name)
+            if self.nuisance is not None and part is not None:
+                images = with_nuisance(self.name, part.images, self.nuisance, generator(own, "nuisance", name))
+                raw = raw._replace(**{name: RawSplit(images, part.labels)})  # type: ignore[arg-type]
+        return raw
+
     def _classification(self, given: Task, labels: Tensor, classes: tuple[str, ...]) -> Task:
         """The task with the options of this set, unless one was given that has its own; `labels` [N] are those that are
         trained on."""
@@ -228,7 +243,7 @@ class DataSource(Source):
             DETECTION: ("crop", "flip", "cutout", "resized_crop", "policy"),
         }
         masks = moves.get(task.kind, ())  # they move pixels
-        for name in ("labelled", "label_noise", "smoothing", "class_weights", "mixup", "cutmix", "deficit", *masks):
+        for name in (*OF_CLASSES, *masks):
             if value := getattr(self, name):
                 reason = "moves pixels away from their masks or boxes" if name in masks else "is for classes"
                 raise UserError(f"data.{name}={value} {reason}, and data={self.name} asks for {task.wanted}")
@@ -253,7 +268,7 @@ class DataSource(Source):
         """What is done to training images. Raises UserError where it, or a deficit, does not fit them."""
         distortion = Distortion(self.resized_crop, self.policy, self.jitter, self.blur)
         augment = Augment(self.crop, self.flip, self.cutout, distortion, Mixing(self.mixup, self.cutmix))
-        on = [name for name in (*PIXELS, "deficit") if getattr(self, name)]
+        on = [name for name in (*PIXELS, "deficit", "nuisance") if getattr(self, name)]
         if not on:
             return augment
         if images.dtype != torch.uint8 or len(images.image) != 3:

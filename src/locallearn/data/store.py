@@ -84,14 +84,19 @@ class Elsewhere:
 class Memory:
     """Samples [N, *image] that lie on the device. `origin` gives the identity of what they were read from, where that
     tells them apart from others sooner than their values do; `inputs` what the tensors of a sample are, of several.
-    `host` has the same samples on the CPU, if they are changed there one after the other."""
+    `host` has the same samples on the CPU, if they are changed there one after the other; `nuisance` [N] (CPU) is the
+    value of what lies on each image and has nothing to do with its label, where that is known (see `nuisance`)."""
 
     host: Memory | None = None
 
     def __init__(
-        self, samples: Tensor, origin: Callable[[], bytes] | None = None, inputs: Inputs | None = None
+        self,
+        samples: Tensor,
+        origin: Callable[[], bytes] | None = None,
+        inputs: Inputs | None = None,
+        nuisance: Tensor | None = None,
     ) -> None:
-        self.samples, self.origin, self.inputs = samples.contiguous(), origin, inputs
+        self.samples, self.origin, self.inputs, self.nuisance = samples.contiguous(), origin, inputs, nuisance
 
     def identity(self) -> bytes:
         """A sum over every byte, or what `origin` says."""
@@ -114,7 +119,7 @@ class Memory:
         return len(self.samples)
 
     def to(self, device: torch.device) -> Memory:
-        return Memory(self.samples.to(device), self.origin, self.inputs)
+        return Memory(self.samples.to(device), self.origin, self.inputs, self.nuisance)
 
     def at(self, places: Tensor) -> Memory:
         """Some of the samples."""

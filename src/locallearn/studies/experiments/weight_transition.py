@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from locallearn.analysis.structure_function import structure_function
 from locallearn.figures import COLOURS, panels
 from locallearn.studies.analysis import Analysis, Runs, listed, spread, table, verdicts
 
@@ -18,6 +19,13 @@ SLACK = math.log(1000)
 FIT = 0.5
 """Share of the way from chance to a complete fit at which the drop is placed."""
 CLASSES = 10
+SHOWN = 3.0
+"""Nats in the weights, over ln K a sample, to which the structure function is drawn."""
+GAP = 0.05
+"""Most nats a sample by which another run may be better at a run's own price."""
+FREE = "1e-5"
+RISE = 1.0
+"""Percent of the test set, by which an error is larger than another."""
 EQUAL_FIT = 0.1
 """Most nats a sample for which a run has fitted its labels."""
 Looks: TypeAlias = Mapping[str, list[dict[str, float]]]
@@ -25,17 +33,17 @@ Looks: TypeAlias = Mapping[str, list[dict[str, float]]]
 
 
 class WeightTransition(Analysis):
-    """Fit by price, the hull of nats in the weights against nats of the loss, corruption, and bounds."""
+    """Fit by price, the hull of nats in the weights against nats of the loss, corruption, bounds, and width."""
 
     def measure(self, runs: Runs) -> dict[str, Any]:
-        found: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "corrupted")}
+        found: dict[str, dict[str, Any]] = {kind: {} for kind in (*KINDS, "corrupted", "width")}
         for row, own in runs.by_row.items():
             kind, _, value = row.rpartition(", ")
             found[kind][value] = [dict(run.rows["noisy_weights"][-1]) for run in own]
         return found
 
     def draw(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        figure, axes = panels(4, width=3.0)
+        figure, axes = panels(5, width=3.0)
         for kind, colour in zip(KINDS, COLOURS, strict=False):
             betas = [*map(float, numbers[kind])]
             axes[0].plot(betas, _mean(numbers[kind], "train_accuracy"), "o-", ms=3, color=colour, label=kind)
@@ -46,6 +54,7 @@ class WeightTransition(Analysis):
         axes[0].axvline(1.0, color="#999999", linestyle="--", linewidth=0.8)
         floor = [0.001 * 1.1**k for k in range(140)]
         axes[1].plot(floor, [max(0.0, math.log(CLASSES) - v) for v in floor], color="#999999", lw=1, label="theorem")
+        _draw_structure(axes[4], numbers)
         shares, above = _corruption(numbers["corrupted"])
         axes[2].plot(shares, above, "o-", ms=3, color=COLOURS[0], label="nats above those of true labels")
         axes[2].plot([0, 1], [0, math.log(CLASSES)], color="#999999", lw=1, label="c ln 10")
@@ -64,7 +73,7 @@ class WeightTransition(Analysis):
         axes[3].set(xscale="log", xlabel="price of a nat, true labels", ylabel="error of the noisy net")
         for axis in axes:
             axis.legend(fontsize=6)
-        return {"": figure}
+        return {"": figure, "width": _draw_width(numbers)}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
         yield from table(
@@ -81,6 +90,71 @@ class WeightTransition(Analysis):
             ],
         )  # fmt: skip
         yield from _judged(numbers)
+        yield from _judged_structure(numbers)
+        yield from _judged_width(numbers)
+
+
+def _draw_width(numbers: dict[str, Any]) -> Any:
+    figure, axes = panels(2, width=3.0)
+    for axis, kind, label in zip(axes, ("width", TRUE), ("width of both layers", "price of a nat, beta"), strict=True):
+        for key, name, style in (("test_accuracy", "test", "o-"), ("train_accuracy", "training", "o:")):
+            errors = [100 * (1 - v) for v in _mean(numbers[kind], key)]
+            axis.plot([*map(float, numbers[kind])], errors, style, ms=3, color=COLOURS[0], label=name)
+        axis.set(xscale="log", xlabel=label, ylabel="error of the noisy net [%]")
+        axis.legend(fontsize=6)
+    return figure
+
+
+def _judged_width(numbers: dict[str, Any]) -> Iterator[str]:
+    wide, priced = ([100 * (1 - v) for v in _mean(numbers[kind], "test_accuracy")] for kind in ("width", TRUE))
+    yield from verdicts(
+        (
+            wide[0] > min(wide) + RISE > wide[-1],
+            f"at almost no price ({FREE} a nat) the test error falls with the width and does not rise again: "
+            f"{listed(wide, 1)} % at {', '.join(numbers['width'])}.",
+        ),
+        (
+            min(priced[0], priced[-1]) > min(priced) + RISE,
+            f"with the price of a nat it falls and rises: {listed(priced, 1)} % at {', '.join(numbers[TRUE])}.",
+        ),
+    )
+
+
+def _draw_structure(axis: Any, numbers: dict[str, Any]) -> None:
+    """S(t): the least loss with so many nats in the weights, as far as any price has found it."""
+    end = SHOWN * math.log(CLASSES)
+    for kind, colour in zip(KINDS, COLOURS, strict=False):
+        corners = structure_function(_points(numbers[kind]).values())
+        x, y = [*(t for t, _ in corners), 1e3], [*(loss for _, loss in corners), corners[-1][1]]
+        axis.plot(x, y, "o-", ms=3, color=colour, label=f"S(t), {kind}")
+    axis.plot([0, math.log(CLASSES), end], [math.log(CLASSES), 0, 0], color="#999999", lw=1, label="ln 10 - t")
+    axis.set(xlim=(0, end), ylim=(0, 1.3 * math.log(CLASSES)))
+    axis.set(xlabel="nats in the weights, a sample, t", ylabel="least loss, nats a sample")
+
+
+def _judged_structure(numbers: dict[str, Any]) -> Iterator[str]:
+    above, gaps = math.inf, []
+    fewest = min(r["samples"] for kind in KINDS for own in numbers[kind].values() for r in own)
+    for kind in KINDS:
+        points = _points(numbers[kind])
+        if kind != TRUE:
+            above = min(above, *(loss - (math.log(CLASSES) - t) for t, loss in structure_function(points.values())))
+        for beta, (t, loss) in points.items():
+            best = min(other_loss + float(beta) * other_t for other_t, other_loss in points.values())
+            gaps.append(loss + float(beta) * t - best)
+    below = min(loss + t - math.log(CLASSES) for t, loss in _points(numbers[TRUE]).values())
+    yield from verdicts(
+        (
+            above > -SLACK / fewest and below < 0,
+            "the structure function, the hull of nats in the weights and loss over all prices: of random labels it "
+            f"stays {above:.2f} nats a sample or more above ln 10 - t, of true labels it goes {-below:.2f} below.",
+        ),
+        (
+            max(gaps) < GAP,
+            "every price has found its best: at its own price no other run is better by more than "
+            f"{max(gaps):.3f} nats a sample.",
+        ),
+    )
 
 
 def _judged(numbers: dict[str, Any]) -> Iterator[str]:
@@ -139,6 +213,11 @@ def _over(own: list[dict[str, float]], key: str) -> list[float]:
 
 def _per_sample(of: Looks, key: str) -> list[float]:
     return [fmean(_over(own, key)) if key == "nats" else fmean(r[key] for r in own) for own in of.values()]
+
+
+def _points(of: Looks) -> dict[str, tuple[float, float]]:
+    """Nats in the weights and nats of the training loss, a sample, by price."""
+    return dict(zip(of, zip(_per_sample(of, "nats"), _per_sample(of, "train_nats"), strict=True), strict=True))
 
 
 def _drop(of: Looks) -> float:

@@ -1,0 +1,169 @@
+"""Information in the weights by curvature: against torch's KL of Gaussians, against matrices of all weights, and
+the order of its forms."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, kl_divergence
+
+import locallearn
+from helpers.nets import tiny_batches, tiny_model
+from locallearn.analysis.fisher import drawn_labels, scores
+from locallearn.analysis.weight_nats import curvature_nats, place_nats, spectrum
+from locallearn.errors import UserError
+from locallearn.models.noisy_weights import NoisyWeights
+from locallearn.models.plain import mlp
+from locallearn.probes.fisher import deviations
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """[N, weights], by one backward pass after the other."""
+    rows = []
+    for one, label in zip(x, y, strict=True):
+        value = model(one[None]).log_softmax(1)[0, label]
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))]))
+    return torch.stack(rows)
+
+
+# The forms
+
+
+def test_kl_and_cost_are_those_of_the_best_gaussian():
+    """By torch.distributions, and no other covariance costs less."""
+    k, samples, deviation, beta = 5, 300, 0.7, 0.4
+    root = torch.randn(k, k, generator=seeded(), dtype=torch.float64) / 4
+    fisher, w = root @ root.T, torch.randn(k, generator=seeded(1), dtype=torch.float64)
+    prior = MultivariateNormal(torch.zeros(k, dtype=torch.float64), deviation**2 * torch.eye(k, dtype=torch.float64))
+
+    def costs(covariance: Tensor) -> tuple[float, float]:
+        kl = float(kl_divergence(MultivariateNormal(w, covariance), prior))
+        rise = samples / 2 * float((fisher @ covariance).trace())  # E v^T F v of noise with this covariance
+        return kl, kl + rise / beta
+
+    best = beta * torch.linalg.inv(samples * fisher + beta / deviation**2 * torch.eye(k, dtype=torch.float64))
+    kl, cost = costs(best)
+    s = torch.linalg.eigvalsh(fisher) * deviation**2 * samples / beta
+    place = place_nats(w, deviation)
+    assert place + curvature_nats(s, "kl") == pytest.approx(kl, rel=1e-9)
+    assert place + curvature_nats(s, "cost") == pytest.approx(cost, rel=1e-9)
+    for other in (1.2 * best, 0.8 * best, torch.diag(best.diagonal())):
+        assert costs(other)[1] > cost
+
+
+def test_the_slides_form_is_at_most_half_a_log_two_a_direction_above_the_cost():
+    s = torch.tensor([0.0, 1e-3, 1.0, 1e3, 1e9])
+    for one in s:
+        gap = curvature_nats(one[None], "slide") - curvature_nats(one[None], "cost")
+        assert 0 <= gap <= math.log(2) / 2 + 1e-12
+    assert curvature_nats(s, "slide") == pytest.approx(0.5 * float((2 * s.double()).log1p().sum()))
+
+
+# The Gram matrix
+
+
+def models() -> list[tuple[nn.Module, Tensor]]:
+    (x, _), *_ = tiny_batches(1)
+    conv = tiny_model().double().eval()
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    return [(conv, x), (net, torch.randn(9, 4, generator=seeded(), dtype=torch.float64))]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_grams_and_squares_are_those_of_the_gradients_one_by_one(which, monkeypatch):
+    model, x = models()[which]
+    y = drawn_labels(model, x, seeded(3))
+    g = gradients(model, x, y)
+    for numbers, columns in ((2**24, 2**14), (1, 5)):  # together, and one by one with few columns at a time
+        monkeypatch.setattr("locallearn.analysis.fisher.NUMBERS", numbers)
+        monkeypatch.setattr("locallearn.analysis.fisher.COLUMNS", columns)
+        found = dict(scores(model, x, y))
+        assert set(found) == {name for name, _ in model.named_parameters()}
+        gram = torch.stack([each.gram for each in found.values()]).sum(0)
+        assert torch.allclose(gram, g @ g.T, rtol=1e-9, atol=1e-12)
+        squares = torch.cat([found[name].squares.flatten() for name, _ in model.named_parameters()])
+        assert torch.allclose(squares, g.square().mean(0), rtol=1e-9, atol=1e-12)
+
+
+def test_the_log_determinant_of_all_weights_and_the_order_of_the_bounds():
+    model, x = models()[1]
+    y = drawn_labels(model, x, seeded(3))
+    g, found = gradients(model, x, y), dict(scores(model, x, y))
+    factor, n = 40.0, len(x)
+    whole = torch.stack([each.gram for each in found.values()]).sum(0) * factor / n
+    matrix = torch.eye(g.shape[1], dtype=torch.float64) + factor / n * g.T @ g
+    gram = curvature_nats(spectrum(whole), "cost")
+    assert gram == pytest.approx(0.5 * float(torch.linalg.slogdet(matrix).logabsdet), rel=1e-9)
+    by_layer = sum(
+        curvature_nats(spectrum((found[f"{k}.weight"].gram + found[f"{k}.bias"].gram) * factor / n), "cost")
+        for k in (0, 2)
+    )
+    diagonal = sum(curvature_nats(factor * each.squares, "cost") for each in found.values())
+    assert gram < by_layer < diagonal
+
+
+def test_few_samples_show_less_than_all():
+    """Softmax regression, whose Fisher information has a closed form: on average over drawn labels the form by the Gram
+    matrix lies below that of the exact matrix, which lies below that of its diagonal."""
+    x = torch.randn(8, 3, generator=seeded(), dtype=torch.float64)
+    model = nn.Linear(3, 4, bias=False).double()
+    nn.init.normal_(model.weight, generator=seeded(1))
+    p = model(x).softmax(1).detach()
+    exact = sum(
+        torch.kron(torch.diag(q) - torch.outer(q, q), torch.outer(row, row)) / 8 for q, row in zip(p, x, strict=True)
+    )
+    factor = 25.0
+    truth = curvature_nats(torch.linalg.eigvalsh(factor * exact).clamp(min=0), "cost")
+    random = seeded(5)
+    draws = [dict(scores(model, x, drawn_labels(model, x, random)))["weight"].gram for _ in range(60)]
+    found = [curvature_nats(spectrum(gram * factor / 8), "cost") for gram in draws]
+    assert 0.7 * truth < sum(found) / 60 < truth < curvature_nats(factor * exact.diagonal(), "cost")
+
+
+def test_gradients_that_are_too_many_are_refused(monkeypatch):
+    monkeypatch.setattr("locallearn.analysis.fisher.HELD", 100)
+    model, x = models()[0]
+    with pytest.raises(UserError, match="take fewer samples"):
+        dict(scores(model, x, torch.zeros(len(x), dtype=torch.int64)))
+
+
+# The probe
+
+
+def test_a_run_with_both_sides(tmp_path):
+    options = {"probe.fisher.form": "cost", "probe.fisher.curvature": "gram", "probe.fisher.samples": 40}
+    run = locallearn.train(
+        strategy="dgl", auxiliary="linear", model="mlp", epochs=1, max_steps=5, evaluate_every="never", quiet=True,
+        threads=1, out=str(tmp_path), probe="fisher", **options, **{"probe.fisher.every": 9, "model.width": 8},
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (run.run_dir / "probes/fisher/rows.jsonl").read_text().splitlines()]
+    *layers, net = [row for row in rows if row["epoch"] == 1]
+    assert net["weight_bits_gram_by_layer"] == pytest.approx(sum(row["weight_bits_gram"] for row in layers))
+    assert net["weight_bits_diagonal"] == pytest.approx(sum(row["weight_bits_diagonal"] for row in layers))
+    assert 0 < net["weight_bits_gram"] < net["weight_bits_gram_by_layer"] < net["weight_bits_diagonal"]
+    assert "cost, beta 1" in net["convention"]
+    place = 0.0
+    for module in run.model.modules():
+        for p in module.parameters(recurse=False):
+            reads = module.weight[0].numel() if module.weight.dim() > 1 else 1
+            place += float(p.detach().double().square().sum()) * reads / 2 / math.log(2)
+    assert net["weight_bits_place"] == pytest.approx(place, rel=1e-6)
+
+
+def test_lambda_of_each_weight_and_none_of_the_deviations_of_noisy_weights():
+    model = NoisyWeights().applied(mlp((1, 4, 4), 3, width=5, depth=2))
+    found = {name: deviations(model, 2.0).get(p) for name, p in model.named_parameters()}
+    assert {name for name, each in found.items() if each is None} == {
+        name for name in found if name.endswith(("noise", "bias_noise"))
+    }
+    assert found["units.0.1.layer.weight"] == found["units.0.1.layer.bias"] == 2 / 4
+    assert found["head.layer.weight"] == pytest.approx(2 / math.sqrt(5))
+    assert found["units.0.2.weight"] == 2.0
