@@ -146,6 +146,7 @@ def test_a_set_keeps_its_levels():
     ("options", "said"),
     [
         ({"images": 105}, r"data\.images=105: must be a multiple of 10"),
+        ({"nuisance": "occlusion"}, r"data\.nuisance=occlusion: must be null"),
         ({"pixel_noise": 0.0}, "pixel_noise"),
         ({"redraw": 1.5}, "redraw"),
     ],

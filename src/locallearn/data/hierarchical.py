@@ -114,6 +114,9 @@ class Hierarchical(DataSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.nuisance is None, "nuisance", self.nuisance, "null: what lies on the images is not in the likelihood"
+        )
         require(self.images % CLASSES == 0, "images", self.images, f"a multiple of {CLASSES}, the number of classes")
 
     def unread(self) -> Mapping[str, str]:

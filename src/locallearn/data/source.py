@@ -46,8 +46,7 @@ class RawSplit(NamedTuple):
 
 class Raw(NamedTuple):
     """What a set reads. It must not depend on the seed of a run; `validation` only if the set brings its own.
-    `left_out` says what was found and is no part of the set, `task` what is asked if that is no class; of `levels`
-    see `Data`."""
+    `left_out` says what was found and is no part of it, `task` what is asked if no class, `levels` is as in `Data`."""
 
     classes: tuple[str, ...]
     train: RawSplit
