@@ -174,6 +174,7 @@ LOOKS_AT = {
     "inpainting": ["objective=masked"],
     "levels": ["data=hierarchical", "data.images=200"],
     "noisy_weights": ["bottleneck=weights"],
+    "nuisance": ["data.nuisance=occlusion"],
 }
 """What a probe needs of a run; `detections` needs boxes, and is elsewhere."""
 
