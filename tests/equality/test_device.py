@@ -113,7 +113,17 @@ MORE = [
     ["data=digits", "model=lenet", "strategy=dgl", "runtime=replay"],
     *(
         ["data=digits", "model=lenet", "strategy=dgl", f"objective={name}"]
-        for name in ("simclr", "supcon", "similarity", "predsim", "infopro", "reconstruction", "inpainting", "vib")
+        for name in (
+            "simclr",
+            "supcon",
+            "similarity",
+            "predsim",
+            "infopro",
+            "reconstruction",
+            "inpainting",
+            "masked",
+            "vib",
+        )
     ),
 ]
 
@@ -159,10 +169,20 @@ def test_a_pipeline(tmp_path, strategy):
     assert all(torch.equal(ours[name], t) for name, t in truth.items())
 
 
+LOOKS_AT = {
+    "bottleneck": ["bottleneck=vib"],
+    "inpainting": ["objective=masked"],
+    "levels": ["data=hierarchical", "data.images=200"],
+    "noisy_weights": ["bottleneck=weights"],
+    "nuisance": ["data.nuisance=occlusion"],
+}
+"""What a probe needs of a run; `detections` needs boxes, and is elsewhere."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("probe", sorted(choices("probe").keys() - {"none"}))
+@pytest.mark.parametrize("probe", sorted(choices("probe").keys() - {"none", "detections"}))
 def test_a_probe(there, tmp_path, probe):
-    there(on_shadow.run, str(tmp_path), f"probe={probe}", "strategy=dgl", *RUN, "epochs=1")
+    there(on_shadow.run, str(tmp_path), f"probe={probe}", "strategy=dgl", *RUN, "epochs=1", *LOOKS_AT.get(probe, []))
 
 
 @pytest.mark.parametrize("plant", sorted(on_shadow.PLANTS.keys() - {"nothing"}))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from helpers.nets import assert_same, bare_backprop, tiny_batches, tiny_learner, tiny_model, trained
 from locallearn.auxiliary import MLP, Linear
 from locallearn.engine import SGD
-from locallearn.objectives import CrossEntropy, InfoPro, Inpainting, PredSim, SimCLR
+from locallearn.objectives import CrossEntropy, InfoPro, Inpainting, Masked, PredSim, SimCLR
 from locallearn.strategies.backprop import Backprop, Checkpoint
 from locallearn.strategies.deep_supervision import DeepSupervision
 from locallearn.strategies.greedy import DGL, Greedy, Shallow
@@ -249,7 +249,7 @@ def test_a_loop_of_ones_own_draws_new_dropout_at_every_step():
     assert len(losses) == 4
 
 
-@pytest.mark.parametrize("objective", [InfoPro(), SimCLR(), Inpainting()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("objective", [InfoPro(), SimCLR(), Inpainting(), Masked()], ids=lambda o: type(o).__name__)
 def test_frozen_blocks_read_what_the_objective_begins_with(objective):
     """Views and masks reach the learning block through the frozen ones, and the image reaches it beside them."""
     learner = tiny_learner(Greedy(objective=objective, auxiliary=Linear()), total_steps=8)

@@ -482,7 +482,12 @@ def test_the_page_says_what_serves_which_task():
             for name in re.findall(r"`(?:objective=)?(\w+)`", cells[0]):
                 said[name] = [cell.startswith("yes") for cell in cells[1:]]
     others = {"infopro", "distil"}  # as the loss that they are told to have; what an answer of the teacher can say
-    unread = {"infonce": TOKENS, "reconstruction": TOKENS, "inpainting": TOKENS}  # refused for what they read
+    unread = {
+        "infonce": TOKENS,
+        "reconstruction": TOKENS,
+        "inpainting": TOKENS,
+        "masked": TOKENS,
+    }  # refused for what they read
     for name, file in choices("objective").items():
         if name in others:
             continue

@@ -111,6 +111,7 @@ OWN = {
     "model/torchvision": ["data.size=32"],
     "objective/distil": ["init.teacher=teacher"],
     "objective/infonce": [*MAPS, "blocks=3"],
+    "objective/cpc": [*MAPS, "blocks=3"],
     "strategy/infomax": [*MAPS, "blocks=3"],
     "strategy/petra": ["model=revnet", "model.depth=14"],
     "experiment/auxiliary_networks": ["model.width=1"],
@@ -119,6 +120,8 @@ OWN = {
     "record/wandb": ["record.wandb.mode=offline"],
     "probe/features": MAPS,
     "probe/filters": MAPS,
+    "probe/inpainting": [*MAPS, "strategy=dgl", "objective=masked"],
+    "probe/levels": ["data=hierarchical", "data.images=100"],
     "probe/usable_information": ["probe.usable_information.samples=16"],
     "probe/reconstruction": ["probe.reconstruction.decoder=network"],
 }
@@ -166,7 +169,8 @@ def small_run(file: Path) -> list[str]:
     own = OWN.get(title(file), [])
     if any(word.startswith("model=") for word in own):
         model = []
-    return [*start, *TINY_SET, *model, f"{group}={name}", *few, *own]
+    tiny = [] if any(word.startswith("data=") for word in own) else TINY_SET
+    return [*start, *tiny, *model, f"{group}={name}", *few, *own]
 
 
 def one_run_of(words: list[str]) -> list[str]:
@@ -187,7 +191,7 @@ def small_probe(name: str) -> dict[str, str]:
 def becomes(arguments: list[str], root: Path) -> str:
     """What a run of a file of `conf/` must become: data that are not here are refused."""
     (data,) = [a.partition("=")[2] for a in arguments if a.startswith("data=")]
-    here = ("synthetic", "digits", *(OF_REAL_ROOT if root.is_dir() else ()))
+    here = ("synthetic", "digits", "hierarchical", *(OF_REAL_ROOT if root.is_dir() else ()))
     return "trained" if data in here else "refused"
 
 

@@ -11,11 +11,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from helpers import objectives
 from locallearn.auxiliary import MLP
 from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
 from locallearn.contract import Block, BlockSpec, Packet, Published, Route, Send, Step, Strategy, backward, task_loss
-from locallearn.objectives import CrossEntropy
 
 FILES = choices("strategy")
 ANY_MODEL = sorted(FILES.keys() - {"petra"})
@@ -69,10 +69,11 @@ OWN = {"follower": Follower}
 
 
 def make(name: str) -> Strategy:
-    """The strategy of a yaml; options may follow its name, as in "loco reach=3"."""
+    """The strategy of a yaml; options may follow its name, as in "loco reach=3 objective=masked"."""
     name, *options = name.split()
     if name in OWN:
         return OWN[name](**{key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in options)})
     config = yaml.safe_load(FILES[name].read_text())
     config |= {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
-    return instantiate(config, "strategy", [], objective=CrossEntropy(), auxiliary=MLP(layers=1, width=16))
+    objective = objectives.make(config.pop("objective", "cross_entropy"))
+    return instantiate(config, "strategy", [], objective=objective, auxiliary=MLP(layers=1, width=16))

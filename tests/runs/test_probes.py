@@ -24,7 +24,7 @@ from locallearn.probes.depth import sample
 
 pytestmark = pytest.mark.xdist_group("probes")  # one worker makes the runs that the tests share
 SETTINGS = {"model": "lenet", "epochs": 2, "max_steps": 12, "batch_size": 64, "threads": 1, "quiet": True}
-ELSEWHERE = {"detections", "bottleneck", "noisy_weights", "nuisance"}
+ELSEWHERE = {"detections", "bottleneck", "inpainting", "levels", "noisy_weights", "nuisance"}
 """Probes that look at what only some runs have; tests of their own make these."""
 NAMES = sorted(set(choices("probe")) - ELSEWHERE - {"none"})
 CHEAP = {

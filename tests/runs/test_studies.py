@@ -39,7 +39,7 @@ WRITTEN = [
     name for name in ("families", "replay", *EXPERIMENTS, *OTHERS)
     if name not in OTHERS or (DOCS / load(name).page / f"{name}.json").is_file()
 ]  # fmt: skip
-NEED_FILES = {"critical_periods", "twelve_bits", "mnist_planes", "sequences_graphs"}
+NEED_FILES = {"critical_periods", "twelve_bits", "plane_overfitting", "mnist_planes", "sequences_graphs"}
 """Studies whose quick form, too, reads files of a data set."""
 TINY = "data=digits model=mlp model.width=8 model.depth=2 data.fraction=0.1 epochs=3 batch_size=32"
 MINE = f"""

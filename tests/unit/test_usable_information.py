@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from locallearn.analysis.readout import label_entropy, usable_information
+from locallearn.config.compose import compose
+from locallearn.config.experiment import experiment
 from locallearn.errors import UserError
+from locallearn.probes import Moment
+from locallearn.probes.usable_information import UsableInformation
+from locallearn.training.prepare import prepare
 
 
 def gaussians(n: int, distance: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,3 +85,14 @@ def test_the_global_generator_is_left_alone_and_the_seed_decides():
 def test_entropy_of_labels():
     assert label_entropy(torch.tensor([0, 1, 2, 3])) == pytest.approx(2.0)
     assert label_entropy(torch.tensor([1, 1])) == 0.0
+
+
+def test_what_is_learned_by_heart_is_read_on_the_training_split_alone():
+    """Labels drawn anew say nothing: a reader of features knows those it has seen, and nothing of the test split."""
+    learner, data = prepare(experiment(*compose(["data=digits", "data.label_noise=1", "model=mlp", "model.width=64"])))
+    bits = {}
+    for split in ("train", "test"):
+        probe = UsableInformation(samples=100, steps=150, split=split)
+        bits[split] = probe.look(learner, data, Moment(0, 0)).rows[0]["usable_information"]
+    assert bits["train"] > 0.5
+    assert bits["test"] == 0

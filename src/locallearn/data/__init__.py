@@ -12,9 +12,10 @@ split.py        the seeded draws of validation, fraction and label noise, and th
 augment.py      what is done to training images;  normalise.py  pixels to float32
 nuisance.py     what lies on images and has nothing to do with their labels
 files.py        checksums of files that the user brings
+levels.py       what is known of samples that are made of parts
 doctor.py       a report on a set before it is trained on
 digits.py  vision.py  benchmarks.py  folder.py  synthetic.py  tishby.py  names.py  cora.py  diabetes.py  text.py
-picture.py  clicks.py  boxes.py
+picture.py  clicks.py  boxes.py  hierarchical.py
                 the sets; pascal_voc.py the files of those with boxes
 objects.py      those that are given from Python
 """

@@ -3,7 +3,7 @@ nodes are the samples, every batch being the whole graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from locallearn.accelerator import sent, sent_ahead
 from locallearn.data.augment import Augment, Deficit, draw
 from locallearn.data.distortion import Distorter
+from locallearn.data.levels import KnownLevel
 from locallearn.data.mixing import UNMIXED
 from locallearn.data.normalise import Normaliser
 from locallearn.data.split import balanced
@@ -83,6 +84,7 @@ class Data:
     unlabelled  training samples whose labels were taken away; None where all have kept theirs
     pool        what batches are drawn from: `train`, perhaps with what is unlabelled
     left_out    what lies beside the set and is no part of it, in words
+    levels      by name what the samples are made of, the class first; mostly none is known
     graph       edges between the samples, int64 [2, E], or None (see `GraphData`)
 
     Inputs are float32 [B, *image], labels int64 [B], both on the device. Nothing has to be stored to resume: the
@@ -112,6 +114,7 @@ class Data:
         self.augment, self.normaliser = augment, normaliser
         self.deficit = deficit or Deficit()
         self.left_out = left_out
+        self.levels: Mapping[str, KnownLevel] = {}
         self.graph: Tensor | None = None
         self.vocabulary: int | None = None
         self.inputs: Inputs | None = None

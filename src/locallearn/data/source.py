@@ -20,6 +20,7 @@ from locallearn import paths
 from locallearn.data.augment import DEFICITS, Augment, Deficit
 from locallearn.data.dataset import Data, Split
 from locallearn.data.distortion import POLICIES, UNDISTORTED, Distortion
+from locallearn.data.levels import KnownLevel
 from locallearn.data.mixing import Mixing
 from locallearn.data.normalise import NORMALISATIONS, Normalisation, normaliser
 from locallearn.data.nuisance import NUISANCES, with_nuisance
@@ -46,7 +47,7 @@ class RawSplit(NamedTuple):
 
 class Raw(NamedTuple):
     """What a set reads. It must not depend on the seed of a run; `validation` only if the set brings its own.
-    `left_out` says what was found and is no part of the set, `task` what is asked if that is no class."""
+    `left_out` says what was found and is no part of it, `task` what is asked if no class, `levels` is as in `Data`."""
 
     classes: tuple[str, ...]
     train: RawSplit
@@ -54,6 +55,7 @@ class Raw(NamedTuple):
     validation: RawSplit | None = None
     left_out: str = ""
     task: Task = CLASSES
+    levels: Mapping[str, KnownLevel] = {}
 
 
 def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels: Tensor, test: int) -> Raw:
@@ -205,6 +207,7 @@ class DataSource(Source):
         deficit = Deficit(self.deficit, self.deficit_from, end)
         of_pixels = normaliser(self.name, self.normalise, on_device, index, device, normalisation, self.measured)
         data = Data(self.name, raw.classes, splits, seed, augment, of_pixels, deficit, raw.left_out, raw.task)
+        data.levels = raw.levels
         if self.labelled is not None:
             data.keep_labels(self.labelled)
         if of_classes:

@@ -56,6 +56,11 @@ class Objective(Options, ABC):
         return 1.0
 
     @property
+    def head_share(self) -> float:
+        """Share of the gradient of that loss that goes on into the features of the last block, 0 to 1."""
+        return 0.0
+
+    @property
     def reconstructs(self) -> bool:
         """Whether the loss puts the input back, for which `BlockSpec.pixels` says what an image's numbers mean."""
         return False
@@ -93,6 +98,12 @@ class Objective(Options, ABC):
 
     def predict(self, modules: ObjectiveModules, h: Tensor) -> Tensor | None:
         """Logits [B, classes] (or as the task asks) for h, or None if this loss trains no classifier."""
+        return None
+
+    def fill(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> Tensor | None:
+        """For h [B, ...] what the block puts in place of what `begin` has hidden of the images, [B, C, H, W] in units
+        of the input, or None if this loss hides nothing. The packet is as in `loss`; its side has the image and the
+        mask, bool [B, 1, H, W], and nothing of what is hidden may be read."""
         return None
 
 

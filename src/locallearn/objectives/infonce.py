@@ -60,11 +60,12 @@ class InfoNCE(Objective):
 
 
 class Predictions(nn.Module):
-    """The matrices W_k and the loss [] of a map h [B, C, H, W] under them."""
+    """The matrices W_k and the loss [] of a map h [B, C, H, W], averaged to at most `most` positions a side, under
+    them; what predicts is h itself or a context of its size."""
 
-    def __init__(self, size: Size, steps: int, negatives: int, same_position: bool) -> None:
+    def __init__(self, size: Size, steps: int, negatives: int, same_position: bool, most: int = GRID) -> None:
         super().__init__()
-        channels, rows, columns = size[0], min(size[1], GRID), min(size[2], GRID)
+        channels, rows, columns = size[0], min(size[1], most), min(size[2], most)
         first = 2 if rows > 2 else 1
         self.grid = (rows, columns)
         self.distances = range(first, min(first + steps, rows))
@@ -72,15 +73,16 @@ class Predictions(nn.Module):
         self.same_position = same_position
         self.layers = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in self.distances)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         z = F.adaptive_avg_pool2d(h, self.grid)  # [B, C, rows, columns]
+        predicting = z if context is None else F.adaptive_avg_pool2d(context, self.grid)
         candidates = _vectors(z)
         losses = []
         for distance, layer in zip(self.distances, self.layers, strict=True):
-            context = _vectors(layer(z[:, :, :-distance]))  # [M, C]
+            predicted = _vectors(layer(predicting[:, :, :-distance]))  # [M, C]
             drawn = self._draw(len(h), distance, h.device)
             # Not candidates[drawn], whose backward takes ten to a hundred times as long on a CPU.
-            losses.append(info_nce(context, _vectors(z[:, :, distance:]), F.embedding(drawn, candidates)))
+            losses.append(info_nce(predicted, _vectors(z[:, :, distance:]), F.embedding(drawn, candidates)))
         return torch.stack(losses).mean()
 
     def _draw(self, images: int, distance: int, device: torch.device) -> Tensor:

@@ -82,6 +82,11 @@ class Inpainting(Reconstruction):
         image, hidden = packet.side
         return reconstruct(modules, h, image, hidden), None
 
+    def fill(self, modules: ObjectiveModules, h: Tensor, packet: Packet) -> Tensor:
+        decoder = modules["decoder"]
+        assert isinstance(decoder, Reconstructor)
+        return decoder.black + decoder(h).sigmoid() * decoder.contrast if decoder.pixels else decoder(h)
+
 
 class Reconstructor(nn.Module):
     """L_rec: binary cross-entropy between the sigmoid of a decoder's output and the pixels from 0 (black) to 1 (white),

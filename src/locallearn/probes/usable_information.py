@@ -9,22 +9,28 @@ from annotated_types import Ge
 
 from locallearn import seeds
 from locallearn.analysis.readout import label_entropy, usable_information
+from locallearn.options import OneOf
 from locallearn.probes import CLASS_LABELS, Curve, Data, Learner, Moment, Probe, Row, Seen, by_layer, outputs, sample
+from locallearn.probes.depth import SPLITS
 
 
 @dataclass(frozen=True)
 class UsableInformation(Probe):
     """I(h; Y) as a small network reads it from each unit's output h, and that network's accuracy (see
-    `analysis.readout`): trained on the first `samples` of the training split, measured on as many of the test split.
+    `analysis.readout`): trained on the first `samples` of the training split, measured on as many of the test split or
+    of another. On the training split, from which it has learned itself, it shows beside the test split what was learned
+    by heart.
 
     Per unit: `usable_information` (bits), `usable_accuracy`, `label_entropy` (bits, the most there is).
 
     samples  of each split; the outputs of one unit for all of them are held at once
     steps    of training for each unit's reader
+    split    what is measured on: train, validation, test or all
     """
 
     samples: Annotated[int, Ge(10)] = 2000
     steps: Annotated[int, Ge(1)] = 300
+    split: Annotated[str, OneOf(SPLITS)] = "test"
     tasks = CLASS_LABELS
     curves = (
         Curve("usable_information", "I(h; Y) that a net reads, and H(Y) (bits)", level="label_entropy", depth=True),
@@ -33,7 +39,7 @@ class UsableInformation(Probe):
 
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, "train", self.samples)
-        others, truth = sample(data, "test", self.samples)
+        others, truth = sample(data, self.split, self.samples)
         known, asked = labels >= 0, truth >= 0
         seed = seeds.derive(data.seed, "usable_information")
         rows: list[Row] = []

@@ -25,7 +25,7 @@ from locallearn.runs.files import PROBES
 from locallearn.runs.read import Run
 
 SCRIPTS = ("page_tables.js", "page_chart.js", "page_figures.js")
-PICTURED = ("detections", "features", "filters", "reconstruction", "similarity", "task2vec")
+PICTURED = ("detections", "features", "filters", "inpainting", "reconstruction", "similarity", "task2vec")
 """Probes with pictures that their rows do not give."""
 PICTURE_BYTES = 1_200_000
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}

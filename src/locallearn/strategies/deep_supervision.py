@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from locallearn.auxiliary import Auxiliary
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward, enter
+from locallearn.errors import UserError
 from locallearn.objectives import Objective
 from locallearn.options import OneOf
 
@@ -39,6 +40,14 @@ class DeepSupervision(Strategy):
     anneal: Annotated[str, OneOf(ANNEAL)] = "constant"
     route: ClassVar[Route] = Route.CHAIN
     priced: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective.head_share:
+            raise UserError(
+                "strategy=deep_supervision trains every block by the true loss: leave out objective.task, or choose "
+                "strategy=dgl"
+            )
 
     def unread(self, specs: Sequence[BlockSpec]) -> Mapping[str, str]:
         return {} if len(specs) > 1 else dict.fromkeys(("weight", "anneal"), "blocks=2 or more")

@@ -46,13 +46,18 @@ class LocalLosses(Strategy):
         loss, logits = self.objective.loss(block.spec, block.auxiliary, h, packet)
         if block.last:
             block.note("local_loss", loss)
-            read_out = self.objective.head_loss(block, h.detach(), packet)  # sends nothing into the features
+            read_out = self.objective.head_loss(block, _passing(h, self.objective.head_share), packet)
             return loss + self.objective.head_weight * read_out
         block.report(loss, logits, packet.y)
         return loss
 
     def predict(self, block: Block, packet: Packet) -> Tensor | None:
         return block.head(packet.h) if block.head is not None else self.objective.predict(block.auxiliary, packet.h)
+
+
+def _passing(h: Tensor, share: float) -> Tensor:
+    """h with all its bits, through which a share of the gradient goes back: mostly none."""
+    return h.detach() + share * (h - h.detach()) if share else h.detach()
 
 
 @dataclass(frozen=True)

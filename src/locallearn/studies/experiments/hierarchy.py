@@ -1,0 +1,111 @@
+"""Which level of a hierarchy the local loss of a block finds, where every level is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import fmean
+from typing import Any
+
+from locallearn.figures import COLOURS, by_strategy, panels
+from locallearn.studies.analysis import Analysis, Runs, means, spread, table, verdicts
+
+LEVELS = ("tile", "symbol", "class")
+COLOUR = {"masked": COLOURS[1]}
+"""Of rows that are no strategy's name."""
+
+
+class Hierarchy(Analysis):
+    """What is linearly read of each level from each block, before and after training, beside the exact answer."""
+
+    def measure(self, runs: Runs) -> dict[str, Any]:
+        first = runs.rows("backprop", "levels")
+        return {
+            "best": {level: first[0][0][f"{level}_best"] for level in LEVELS},
+            "bits": {level: first[0][0][f"{level}_bits"] for level in LEVELS},
+            "untrained": _read(first, trained=False),
+            "read": {row: _read(runs.rows(row, "levels"), trained=True) for row in runs.by_row},
+            "accuracy": {row: runs.accuracy(row) for row in runs.by_row},
+        }
+
+    def draw(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        figure, axes = panels(len(LEVELS), width=2.5)
+        for axis, level in zip(axes, LEVELS, strict=True):
+            untrained = means(numbers["untrained"][level])
+            blocks = range(1, len(untrained) + 1)
+            axis.axhline(numbers["best"][level], color="#999999", linewidth=0.8)
+            axis.plot(blocks, untrained, ":", color=COLOURS[6], label="untrained")
+            for row, read in numbers["read"].items():
+                colour = COLOUR.get(row) or by_strategy(row)
+                axis.plot(blocks, means(read[level]), "o-", ms=3, color=colour, label=row)
+            axis.set(xlabel="block", ylabel=f"{level}, linearly read", xticks=blocks)
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+        return {"": figure}
+
+    def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
+        known = ", ".join(
+            f"{level} {100 * best:.1f} % ({numbers['bits'][level]:.3f} bits are missing)"
+            for level, best in numbers["best"].items()
+        )
+        yield f"Accuracy of the exact posterior: {known}.\n"
+        rows = {"untrained": numbers["untrained"], **numbers["read"]}
+        blocks = len(numbers["untrained"]["class"][0])
+        head = ["", "test accuracy", *(f"{level}, blocks 1 to {blocks}" for level in LEVELS)]
+        yield from table(
+            head,
+            [
+                [
+                    name,
+                    spread(numbers["accuracy"][name], 1) if name in numbers["accuracy"] else "",
+                    *(", ".join(f"{100 * value:.1f}" for value in means(read[level])) for level in LEVELS),
+                ]
+                for name, read in rows.items()
+            ],
+        )
+        yield from _judged(numbers)
+
+
+def _judged(numbers: dict[str, Any]) -> Iterator[str]:
+    at = {name: {level: means(read[level]) for level in LEVELS} for name, read in numbers["read"].items()}
+    before = {level: means(numbers["untrained"][level]) for level in LEVELS}
+    found = {name: own["symbol"][-2] - before["symbol"][-2] for name, own in at.items()}
+    highest = max(value for own in at.values() for value in own["class"])
+    last = {name: own["tile"][-1] for name, own in at.items()}
+    shown = ", ".join(f"{name} {100 * gain:+.1f}" for name, gain in found.items())
+    accuracy = {name: fmean(values) for name, values in numbers["accuracy"].items()}
+    yield from verdicts(
+        (
+            highest <= numbers["best"]["class"] + 0.02,
+            f"nothing beats the exact posterior: at most {100 * highest:.1f} %.",
+        ),
+        (
+            found["backprop"] == max(found.values()) > 0,
+            "backpropagation makes the block before the last one find symbols, which no label names, more than any"
+            f" local loss does: points above the untrained net {shown}.",
+        ),
+        (
+            min(found["dgl"], found["masked"], found["infomax"]) > 0,
+            "every local loss finds some, with labels or without.",
+        ),
+        (
+            last["masked"] == max(last.values()),
+            f"what puts pixels back keeps most of the tiles to the top: {100 * last['masked']:.1f} % are read from the "
+            f"last block, {100 * last['backprop']:.1f} % under backpropagation.",
+        ),
+        (
+            accuracy["backprop"] > accuracy["dgl"] > accuracy["shallow"],
+            f"who finds the symbols finds the class: {accuracy['backprop']:.1f} % by backpropagation, "
+            f"{accuracy['dgl']:.1f} % by local losses with labels, {accuracy['shallow']:.1f} % on random features.",
+        ),
+    )
+
+
+def _read(seeds: list[list[dict[str, Any]]], trained: bool) -> dict[str, list[list[float]]]:
+    """Of each level [seed][block], at the initial weights or after the last epoch."""
+    read: dict[str, list[list[float]]] = {}
+    for level in LEVELS:
+        read[level] = []
+        for rows in seeds:
+            epoch = max(row["epoch"] for row in rows) if trained else 0
+            read[level].append([row[f"{level}_accuracy"] for row in rows if row["epoch"] == epoch and "block" in row])
+    return read
