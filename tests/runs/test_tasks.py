@@ -24,6 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return locallearn.train(**SETTINGS, out=str(tmp_path_factory.mktemp("trained")), quiet=True).run_dir
 
 
+@pytest.mark.slow
 def test_tasks_of_one_net(trained, tmp_path, capsys):
     words = ["data=digits", "data.deficit=null,flip,noise", "samples=120", "--to", str(tmp_path / "to")]
     code, out, err = command("tasks", str(trained), *words, capsys=capsys)
@@ -53,6 +54,7 @@ def test_tasks_of_one_net(trained, tmp_path, capsys):
     assert apart["deficit=null", "deficit=flip"] == pytest.approx(task_distance(*by_hand), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_chosen_expert_is_the_one_of_the_task(trained, tmp_path, capsys):
     """A net that saw digits upside down is the expert for these, and the other one for the others."""
     flipped = locallearn.train(**SETTINGS, **{"data.deficit": "flip"}, out=str(tmp_path), quiet=True).run_dir

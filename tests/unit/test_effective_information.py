@@ -147,6 +147,7 @@ def test_the_diagonal_alone():
 # The probe
 
 
+@pytest.mark.slow
 def test_the_more_a_nat_costs_the_less_is_told(tmp_path):
     options = {"model.activation": "tanh", "model.width": [8, 70, 4], "probe.effective_information.every": 9}
     told = {}

@@ -160,6 +160,7 @@ def test_one_bit_under_gaussian_noise(a, bits):
 # The probe
 
 
+@pytest.mark.slow
 def test_what_passes_a_bottleneck_is_at_least_what_is_told_of_nuisance_and_label(tmp_path):
     """Behind the noise, at a price where nothing is told and at one where something is."""
     told = {}

@@ -89,6 +89,7 @@ def task(kind: str, samples: int = 80) -> tuple[Tensor, Tensor]:
     return x, ((x[:, 0] > 0) if kind == "plane" else (x[:, 0] * x[:, 1] > 0)).long()
 
 
+@pytest.mark.slow
 def test_a_dear_nat_is_not_bought():
     x, y = task("random")
     found = information(net(), [(x, y)], beta=100.0, steps=500, seed=0)

@@ -138,6 +138,7 @@ def test_gradients_that_are_too_many_are_refused(monkeypatch):
 # The probe
 
 
+@pytest.mark.slow
 def test_a_run_with_both_sides(tmp_path):
     options = {"probe.fisher.form": "cost", "probe.fisher.curvature": "gram", "probe.fisher.samples": 40}
     run = locallearn.train(
