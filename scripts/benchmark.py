@@ -69,6 +69,7 @@ def chosen(only: str) -> list[tuple[str, Callable[..., None], tuple]]:
         "P3": (step.defaults, (("vgg16", 2), ("resnet32", 2))),
         "P5 P6": (memory.measure, both),
         "P7 P8 P9 P11 P15": (pipeline.measure, (*both, ("vit",))),
+        "P10": (pipeline.weigh, (*both, ("vit",))),
         "P12": (data.measure, ((),)),
         "P13": (start.saving, ((),)),
         "P14": (start.first_step, ((),)),

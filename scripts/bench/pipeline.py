@@ -1,4 +1,4 @@
-"""P7, P8, P9, P11, P15: two processes with one thread each, against one process and against rivals."""
+"""P7 to P11 and P15: two processes with one thread each, against one process and against rivals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.goals import Report
-from bench.method import Action, Bench, Sample, Series, between, mark, medians
+from bench.method import Action, Bench, Sample, Series, between, exact, mark, medians
 from bench.processes import Team
 from bench.subjects import DNI_WIDTH, alone, batch_of, learner_of, model_of
 from locallearn.engine import Learner
@@ -29,6 +29,7 @@ RIVALS: dict[str, dict[str, Any]] = {
     "DDP 2 x 64": {"kind": "ddp"},
 }
 MLP_SR = "dgl mlp_sr"
+WEIGHED = ("dgl", "backprop 4", *RIVALS)
 NEIGHBORS = ("dni", "loco")
 STREAMS = ("dgl", "unconnected", *NEIGHBORS)
 SERIAL = ("dgl 2", *NEIGHBORS)
@@ -70,6 +71,24 @@ def measure(bench: Bench, report: Report, subject: str) -> None:
         "step_s": {name: series.median for name, series in series.items()},
         "routes": {"none": "dgl", "neighbor": "dni", "chain": "backprop 4", "broadcast": "dfa"},
     }
+
+
+def weigh(bench: Bench, report: Report, subject: str) -> None:
+    """P10: what the larger of two processes holds, under DGL and under its rivals."""
+    model, (x, y) = model_of(subject, bench.quick), batch_of(bench.quick)
+    units = unit_seconds(model, x)
+    cuts = {name: cut_by_time(model, on, 2, x, y, units) for name, on in (("dgl 2", MLP_SR), ("backprop", "backprop"))}
+    cuts["dfa"] = cuts["backprop"]
+    with Team(bench, 2) as team:
+        specs = _specs(subject, cuts, {})
+        for name in WEIGHED:
+            team.make(name, **specs[name])
+        held = {name: max(team.weigh(name), key=lambda of_rank: of_rank.total) for name in WEIGHED}
+    megabytes = {name: [round(n / 1e6, 1) for n in own] for name, own in held.items()}
+    least = min(held[name].total for name in RIVALS if "micro_batches" in RIVALS[name])
+    ratios = {"P10 micro-batches": least, "P10 DDP": held["DDP 2 x 64"].total}
+    for goal, rival in ratios.items():
+        report.add(goal, subject, exact(held["dgl"].total / rival), judged=False, MB=megabytes)
 
 
 def pairs(cut: list[range]) -> list[list[int]]:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bench.method import Bench, Mark, mark
 from bench.subjects import alone, bare, batch_of, by_hand, learner_of, model_of, optimizer_of
+from locallearn.analysis.cost import SavedBytes
 from locallearn.contract import Packet
 from locallearn.engine import Learner
 from locallearn.models import BlockModel
@@ -27,6 +28,17 @@ from locallearn.runtime.link import Pipe
 from locallearn.training.environment import keep_freed_memory
 
 Step = Callable[[], None]
+
+
+class Held(NamedTuple):
+    """Bytes of one process: weights that learn with their gradients and momentum, and what autograd keeps."""
+
+    state: int
+    kept: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.kept
 
 
 class Team:
@@ -64,6 +76,10 @@ class Team:
         """So many steps of a variant in all workers at the same time: by rank the marks, one before the first step."""
         return self._ask("run", name, steps, self._bench.pids)
 
+    def weigh(self, name: str) -> list[Held]:
+        """By rank what each worker holds at the peak of a step of a variant; counted."""
+        return self._ask("weigh", name)
+
     def _ask(self, *command: Any) -> list[Any]:
         """Raises RuntimeError if a worker has died."""
         for pipe in self._pipes:
@@ -94,6 +110,7 @@ class Worker:
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self._variants: dict[str, tuple[Step, Callable[[], Step] | None]] = {}
+        self._weights: dict[str, list[Tensor]] = {}
 
     def make(self, name: str, about: dict[str, Any]) -> None:
         """The step, and what must happen before a run and, as that returns it, after it."""
@@ -106,21 +123,26 @@ class Worker:
         own = [range(*pair) for pair in about["stages"]][self.rank] if "stages" in about else None
         begin = None
         if kind == "naive":
-            step = bare(model, x, y, channels_last=False)
+            step, weights = bare(model, x, y, channels_last=False), model.parameters()
         elif kind in SCHEDULES:
-            step = micro_batched(model, cut, self.rank, x, y, kind, about["micro_batches"])
+            part = Part(model, cut[self.rank], self.rank == 0, self.rank == len(cut) - 1)
+            step, weights = (
+                micro_batched(part, self.rank, len(cut), x, y, kind, about["micro_batches"]),
+                part.parameters(),
+            )
         elif kind == "ddp":
-            step = replicated(model, self.rank, self.size, x, y)
+            step, weights = replicated(model, self.rank, self.size, x, y), model.parameters()
         elif kind == "unconnected":
-            step = alone(model, about["strategy"], cut, own, x, y)[1]
+            learner, step = alone(model, about["strategy"], cut, own, x, y)
+            weights = (p for _, p in learner.parameters())
         else:
             assert kind in ("harness", "pipeline"), kind
             micro = about.get("micro_batches", 1)
             learner = learner_of(model, about["strategy"], cut, own=own, micro_batches=micro)
             batch = (x, y) if self.rank == 0 else (None, None)
-            step = partial(learner.learn, *batch)
+            step, weights = partial(learner.learn, *batch), (p for _, p in learner.parameters())
             begin = partial(self._open, learner, about.get("wire", "auto")) if own else None
-        self._variants[name] = step, begin
+        self._variants[name], self._weights[name] = (step, begin), [p for p in weights if p.requires_grad]
 
     def run(self, name: str, steps: int, pids: list[int]) -> list[Mark]:
         step, begin = self._variants[name]
@@ -134,6 +156,18 @@ class Worker:
         if end is not None:
             end()
         return marks
+
+    def weigh(self, name: str) -> Held:
+        (step, begin), weights = self._variants[name], self._weights[name]
+        if self.size > 1:
+            dist.barrier()
+        end = begin() if begin is not None else None
+        with SavedBytes(weights) as saved:
+            for _ in range(3):
+                step()
+        if end is not None:
+            end()
+        return Held(3 * sum(p.numel() * p.element_size() for p in weights), saved.peak)
 
     def _pipe(self, wire: str) -> Pipe:
         below = self.rank - 1 if self.rank else None
@@ -199,12 +233,10 @@ class Part(nn.Module):
         return h.permute(0, 2, 3, 1).contiguous() if h.dim() == 4 else h
 
 
-def micro_batched(
-    model: BlockModel, cut: list[range], rank: int, x: Tensor, y: Tensor, kind: str, micro_batches: int
-) -> Step:
+def micro_batched(part: Part, rank: int, stages: int, x: Tensor, y: Tensor, kind: str, micro_batches: int) -> Step:
     """One step of GPipe or 1F1B: the whole batch in micro-batches, then the optimizer."""
-    part = Part(model, cut[rank], rank == 0, rank == len(cut) - 1).to(memory_format=torch.channels_last).train()
-    stage = PipelineStage(part, rank, len(cut), torch.device("cpu"))
+    part = part.to(memory_format=torch.channels_last).train()
+    stage = PipelineStage(part, rank, stages, torch.device("cpu"))
     schedule = SCHEDULES[kind](stage, micro_batches, loss_fn=F.cross_entropy)
     optimizer = optimizer_of(part)
 

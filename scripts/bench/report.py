@@ -45,7 +45,7 @@ def page(report: Report, about: dict[str, Any]) -> str:
         *(["**A quick try of the script with tiny models: its numbers mean nothing.**", ""] if about["quick"] else []),
         "Variants run in turn; a number is the median over the rounds, in brackets its 95 % interval, which of a few",
         f"rounds are the extremes. A sample during which others used more than {LOUD} of a core is thrown away and",
-        f"repeated (kept/dropped); with fewer than {LEAST} quiet rounds there is no number. P14, P18 and P19 are CPU",
+        f"repeated (kept/dropped); with fewer than {LEAST} quiet rounds there is no number. P2, P14, P18, P19 are CPU",
         "time, which others do not lengthen. `benchmark.json` has all parts.",
         "",
         "| | what | on | goal | found | kept/dropped | |",
@@ -54,6 +54,7 @@ def page(report: Report, about: dict[str, Any]) -> str:
         "",
         *_listed("Why not more:", (f"- {f.goal}, {f.subject}: {f.why}." for f in findings if f.verdict == "missed")),
         *_listed(None, _checkpointed(report)),
+        *_listed(None, _held(report)),
         *(f"Milliseconds per batch, {name}: {steps}.\n" for name, steps in _steps(report)),
         *(f"{part} failed: {message}" for part, message in report.failed.items()),
     ]
@@ -88,6 +89,13 @@ def _checkpointed(report: Report) -> Iterator[str]:
         if found["value"] is not None and share is not None:
             time = rounded(found["value"])
             yield f"Checkpointed backprop, {subject}, 4 blocks: holds {share:.3f} of backprop, takes {time} x the time."
+
+
+def _held(report: Report) -> Iterator[str]:
+    found = {f.subject: f.parts["MB"] for f in report.findings if f.goal == "P10 DDP"}
+    for subject, megabytes in found.items():
+        each = ", ".join(f"{name} {state:.0f} + {kept:.0f}" for name, (state, kept) in megabytes.items())
+        yield f"MB in the larger of 2 processes, {subject} (weights, gradients, momentum + kept by autograd): {each}.\n"
 
 
 def _steps(report: Report) -> Iterator[tuple[str, str]]:

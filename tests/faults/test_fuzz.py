@@ -475,6 +475,7 @@ def fuzz(
     return became
 
 
+@pytest.mark.slow
 def test_some_random_compositions(attempt, record_property):
     report(record_property, fuzz(attempt, 30, seed=0, seconds=10, pipelines=False))
 

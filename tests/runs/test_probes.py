@@ -140,6 +140,7 @@ def test_afterwards_equals_beside(tmp_path):
     assert rows(beside.run_dir, "alignment-2") == rows(beside.run_dir, "alignment")
 
 
+@pytest.mark.slow
 def test_a_run_made_before_probes_were_renamed_still_loads(probed, tmp_path, monkeypatch):
     folder = shutil.copytree(probed.run_dir, tmp_path / "old")
     text = (folder / "config.yaml").read_text()

@@ -112,10 +112,10 @@ def test_the_test_set_is_the_same_under_every_seed_and_the_training_set_is_not()
 def test_what_has_no_nuisance_is_refused():
     with pytest.raises(UserError, match=r"choose data\.nuisance=occlusion"):
         asked_for_nuisance(Digits().load(0, CPU))
-    from locallearn.data.tishby import Tishby
+    from locallearn.data.clicks import Clicks
 
     with pytest.raises(UserError, match="no pixels"):
-        Tishby(nuisance="occlusion").load(0, CPU)
+        Clicks(nuisance="occlusion").load(0, CPU)
     with pytest.raises(UserError, match="nuisance=blur"):
         Digits(nuisance="blur")
 

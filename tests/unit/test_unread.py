@@ -262,8 +262,12 @@ def test_the_options_of_an_auxiliary_network(name, model):
     )  # fmt: skip
 
 
+QUICK = ("sgd", "adamw")
+OPTIMS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in choices("optim")]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", choices("optim"))
+@pytest.mark.parametrize("name", OPTIMS)
 def test_the_options_of_an_optimizer(name, schedule):
     content = {**yaml.safe_load(choices("optim")[name].read_text()), "schedule": schedule, "weight_decay": 0.3}
     content |= {key: float(value) for key, value in content.items() if isinstance(value, str) and value[0].isdigit()}
