@@ -29,7 +29,7 @@ RIVALS: dict[str, dict[str, Any]] = {
     "DDP 2 x 64": {"kind": "ddp"},
 }
 MLP_SR = "dgl mlp_sr"
-WEIGHED = ("dgl", "backprop 4", *RIVALS)
+WEIGHED = ("dgl", "dgl 8", "backprop 4", *RIVALS)
 NEIGHBORS = ("dni", "loco")
 STREAMS = ("dgl", "unconnected", *NEIGHBORS)
 SERIAL = ("dgl 2", *NEIGHBORS)
@@ -81,6 +81,7 @@ def weigh(bench: Bench, report: Report, subject: str) -> None:
     cuts["dfa"] = cuts["backprop"]
     with Team(bench, 2) as team:
         specs = _specs(subject, cuts, {})
+        specs["dgl 8"] = {**specs["dgl"], "micro_batches": 8}
         for name in WEIGHED:
             team.make(name, **specs[name])
         held = {name: max(team.weigh(name), key=lambda of_rank: of_rank.total) for name in WEIGHED}
@@ -89,6 +90,7 @@ def weigh(bench: Bench, report: Report, subject: str) -> None:
     ratios = {"P10 micro-batches": least, "P10 DDP": held["DDP 2 x 64"].total}
     for goal, rival in ratios.items():
         report.add(goal, subject, exact(held["dgl"].total / rival), judged=False, MB=megabytes)
+        report.add(goal, f"{subject}, DGL in 8 parts", exact(held["dgl 8"].total / rival), judged=False)
 
 
 def pairs(cut: list[range]) -> list[list[int]]:

@@ -92,7 +92,7 @@ def _checkpointed(report: Report) -> Iterator[str]:
 
 
 def _held(report: Report) -> Iterator[str]:
-    found = {f.subject: f.parts["MB"] for f in report.findings if f.goal == "P10 DDP"}
+    found = {f.subject: f.parts["MB"] for f in report.findings if f.goal == "P10 DDP" and "MB" in f.parts}
     for subject, megabytes in found.items():
         each = ", ".join(f"{name} {state:.0f} + {kept:.0f}" for name, (state, kept) in megabytes.items())
         yield f"MB in the larger of 2 processes, {subject} (weights, gradients, momentum + kept by autograd): {each}.\n"
