@@ -37,8 +37,9 @@ OTHERS = ["language", "vit", "dfa_beyond_images", "fair"]
 """Studies with a page, or a section of a page, elsewhere."""
 WRITTEN = [
     name for name in ("families", "replay", *EXPERIMENTS, *OTHERS)
-    if name not in OTHERS or (DOCS / load(name).page / f"{name}.json").is_file()
+    if (DOCS / load(name).page / f"{name}.json").is_file()
 ]  # fmt: skip
+"""Those that have been run in full."""
 NEED_FILES = {"critical_periods", "twelve_bits", "plane_overfitting", "mnist_planes", "sequences_graphs"}
 """Studies whose quick form, too, reads files of a data set."""
 TINY = "data=digits model=mlp model.width=8 model.depth=2 data.fraction=0.1 epochs=3 batch_size=32"
