@@ -158,7 +158,7 @@ def test_another_study_in_its_quick_form(name, tmp_path, real_root, capsys):
 
 def test_every_committed_result_is_small_and_no_quick_try():
     for file in (file for folder in ("experiments", "transformers") for file in (DOCS / folder).glob("*")):
-        assert file.stat().st_size < 300_000, file
+        assert file.stat().st_size < 300_000 or file.suffix == ".png", file  # which are not committed
         if file.suffix == ".json":
             assert not json.loads(file.read_text())["quick"], file
 
