@@ -261,6 +261,14 @@ def test_the_blocks_of_a_sweep_are_shown_for_each_run(capsys, tmp_path):
     assert not list(tmp_path.iterdir()), "something was written"
 
 
+def test_a_command_may_follow_settings(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(cli.commands, "run", lambda *given: asked.append(given) or 0)
+    for words in (["strategy=dgl", "plan", "stages=2"], ["strategy=dgl", "stages=2", "plan"]):
+        assert run(*words, capsys=capsys) == (0, "", "")
+    assert asked == [("plan", ["strategy=dgl", "stages=2"])] * 2
+
+
 def test_a_command_may_follow_flags(capsys, tmp_path):
     (tmp_path / "DIR" / "strategy").mkdir(parents=True)
     (tmp_path / "DIR" / "strategy" / "mine.yaml").write_text("# Mine.\n_target_: locallearn.strategies.greedy.DGL\n")

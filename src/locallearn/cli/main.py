@@ -65,9 +65,9 @@ def _run(words: list[str]) -> int:
         return commands.run(words[0], words[1:])
     parser = arguments.of_a_run()
     options, unknown = parser.parse_known_intermixed_args(words)
-    if options.overrides and options.overrides[0] in commands.COMMANDS:  # flags stood before it
-        words.remove(options.overrides[0])
-        return commands.run(options.overrides[0], words)
+    if command := next((word for word in options.overrides if word in commands.COMMANDS), None):
+        words.remove(command)  # before which flags or settings stood
+        return commands.run(command, words)
     if options.shell_completion:
         return completion.run(options.overrides)
     if unknown:
