@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from locallearn.figures import COLOURS, by_depth, panels
+from locallearn.report.numbers import interval
 from locallearn.studies.analysis import Analysis, Runs, deviation, spread, table, verdicts
 
 NONE = "none"  # the control: as many epochs, all of them clean
@@ -82,19 +82,19 @@ class CriticalPeriods(Analysis):
         yield from verdicts(
             (
                 most["blur"] > LASTING,
-                f"blur to epoch {removals[-1]} leaves a loss of {interval(lost['blur'])} points to the control "
+                f"blur to epoch {removals[-1]} leaves a loss of {shown(lost['blur'])} points to the control "
                 "(published: 9.4 after 140 epochs, 3.3 with a fixed rate after 200).",
             ),
             *(
-                (most[d] < most["blur"] / 3, f"{name} leaves less than a third of that: {interval(lost[d])} points.")
+                (most[d] < most["blur"] / 3, f"{name} leaves less than a third of that: {shown(lost[d])} points.")
                 for d, name in (("flip", "a vertical flip"), ("permutation", "a permutation of the labels"))
             ),
-            (most["noise"] < most["blur"], f"noise costs less than blur: {interval(lost['noise'])} points."),
+            (most["noise"] < most["blur"], f"noise costs less than blur: {shown(lost['noise'])} points."),
             *_window_claims(numbers.get("window", {})),
             *(
                 (
                     fmean(points) < FITTED,
-                    f"after {d} the training images are fitted as well: {interval(points)} points less.",
+                    f"after {d} the training images are fitted as well: {shown(points)} points less.",
                 )
                 for d, points in numbers.get("unfitted", {}).items()
             ),
@@ -102,14 +102,10 @@ class CriticalPeriods(Analysis):
         )
 
 
-def interval(values: Sequence[float]) -> str:
+def shown(values: Sequence[float]) -> str:
     """The mean, and of several its 95 % interval by Student's t."""
-    from scipy.special import stdtrit  # scipy.stats takes a second to import
-
-    if len(values) < 2:
-        return f"{fmean(values):.1f}"
-    half = float(stdtrit(len(values) - 1, 0.975)) * deviation(values) / math.sqrt(len(values))
-    return f"{fmean(values):.1f} ± {half:.1f}"
+    mean, low, _ = interval(values)
+    return f"{mean:.1f}" if low is None else f"{mean:.1f} ± {mean - low:.1f}"
 
 
 def _row(deficit: str, removal: int) -> str:
@@ -130,7 +126,7 @@ def _trained(runs: Runs, row: str) -> list[float]:
 def _window_claims(window: Mapping[str, Sequence[float]]) -> Iterator[tuple[bool, str]]:
     lost = {int(start): fmean(points) for start, points in window.items()}
     if lost:
-        listed = ", ".join(f"{start}: {interval(points)}" for start, points in window.items())
+        listed = ", ".join(f"{start}: {shown(points)}" for start, points in window.items())
         yield (
             lost[max(lost)] < max(lost.values()) / 2,
             f"{WIDE} epochs of blur cost less the later they begin: {listed} points (published, 40 epochs that begin "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from locallearn.contract import Packet
 from locallearn.engine import AdamW, Setup, assemble
 from locallearn.figures.style import bare, panels
 from locallearn.models.detector import detector
+from locallearn.report.numbers import interval
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.pgi import PGI
 from locallearn.studies.analysis import Analysis, Runs, deviation, spread, table, verdicts
@@ -70,8 +70,8 @@ class PGIDetection(Analysis):
             for name in TRIED:
                 own = _differences(numbers["ap"], net, name)
                 published = PUBLISHED[net].get(name)
-                interval = _interval(own)
-                within = "-" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
+                ends = _ends(own)
+                within = "-" if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
                 shown = "-" if published is None else f"{published:+.1f}"
                 rows.append([net, name, spread(own), within, shown, spread(numbers["ap50"][f"{net}, {name}"])])
         yield from table(["net", "", "difference in AP", "95 % interval", "published", "AP50"], rows)
@@ -111,24 +111,20 @@ def _differences(ap: dict[str, list[float]], net: str, name: str) -> list[float]
     return [a - b for a, b in zip(ap[f"{net}, {name}"], ap[f"{net}, baseline"], strict=True)]
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean; None for one value."""
-    from scipy.special import stdtrit  # scipy.stats takes a second to import
-
-    if len(values) < 2:
-        return None
-    around = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - around, fmean(values) + around
+def _ends(values: Sequence[float]) -> tuple[float, float] | None:
+    """Of the 95 % interval of the mean; None for one value."""
+    _, low, high = interval(values)
+    return None if low is None or high is None else (low, high)
 
 
 def _verdict(ap: dict[str, list[float]]) -> str:
     """Reproduced: the interval of the deep net lies above 0, and the mean of the shallow one is not negative.
     Contradicted: an interval lies below 0. Consistent: the means have the signs, and the intervals hold 0."""
     gains = {net: _differences(ap, net, "PGI") for net in NETS}
-    intervals = {net: _interval(own) for net, own in gains.items()}
-    if any(interval is None for interval in intervals.values()):
+    intervals = {net: _ends(own) for net, own in gains.items()}
+    if any(ends is None for ends in intervals.values()):
         return "one seed decides nothing."
-    bounds = {net: interval for net, interval in intervals.items() if interval is not None}
+    bounds = {net: ends for net, ends in intervals.items() if ends is not None}
     means = {net: fmean(own) for net, own in gains.items()}
     if any(high < 0 for _, high in bounds.values()):
         return "contradicted: an interval lies below 0."
