@@ -189,4 +189,4 @@ def test_the_verdict_of_the_study(shallow, deep, word):
     assert pgi_detection._verdict(ap).startswith(word)
     if len(deep) > 1:
         own = stats.t.interval(0.95, len(deep) - 1, loc=np.mean(deep), scale=stats.sem(deep))
-        assert pgi_detection._interval(deep) == pytest.approx(own)
+        assert pgi_detection._ends(deep) == pytest.approx(own)
