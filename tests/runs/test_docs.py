@@ -168,7 +168,8 @@ class Reader:
         given = {word.partition("=")[0] for word in words if "=" in word}
         if ("-m" in words and "out" not in given) or self.reads_files(words):
             return [*words, "--dry-run"]
-        return [*words, *(word for word in SHORT if word.partition("=")[0] not in given)]
+        settling = ["strategy.free=2", "strategy.nudged=2"] if "strategy=equilibrium" in words else []
+        return [*words, *(word for word in [*SHORT, *settling] if word.partition("=")[0] not in given)]
 
     def reads_files(self, words: list[str]) -> bool:
         """Whether a run needs a set that is neither embedded nor the reader's own."""

@@ -56,16 +56,13 @@ FALLS_SHORT = {
 
 
 JUDGED_BY_LOSS = {"gpt"}
-BETWEEN = {"vgg13", "resnet32", "resnet56"}
-"""Of a depth between two others of their family, which are tried."""
-FAMILIES = set(choices("model")) - {"vgg16", "vgg19", "vgg11b", "resnet18", "resnet110"}
-"""One model of each family, under backprop, too: what a cut makes harder is the same at every depth."""
+OF_ANOTHER_DEPTH = {"vgg11", "vgg11b", "vgg13", "resnet32", "resnet56", "resnet110"}
+"""Of a family of which others are tried."""
 TRIED = [
-    (name, strategy)
-    for name in choices("model")
-    for strategy in ("dgl", "backprop")
-    if name not in JUDGED_BY_LOSS | BETWEEN and (strategy == "dgl" or name in FAMILIES)
+    *((name, "dgl") for name in choices("model") if name not in JUDGED_BY_LOSS | OF_ANOTHER_DEPTH),
+    *((name, "backprop") for name in ("allcnn", "basic_cnn", "gcn", "lenet", "mlp", "revnet", "rnn", "timm", "vit")),
 ]
+"""What learns in blocks learns whole, too: backprop is tried on small nets, and where blocks are known to fall short."""
 
 
 @pytest.mark.slow
