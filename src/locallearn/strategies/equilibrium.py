@@ -121,6 +121,7 @@ class _Relaxation:
     """The states of a block for one batch.
 
     first   of the forward pass
+    drive   f_0 of the input, which stays; of other blocks nothing
     change  of its own states in the last round, a mean []
     """
 
@@ -136,15 +137,17 @@ class _Relaxation:
         self.inner = block.spec.index > 0
         below = self.rho(packet.h) if self.inner else packet.h
         with torch.no_grad(), exact(packet.h):
-            own = self.rho(before_activation(block.layers, below))
+            up = before_activation(block.layers, below)
+            own = self.rho(up)
             logits = None if block.head is None else block.head(own)
         answer = None if logits is None or rule.output == "task" else self.rho(logits)
         self.first = _States(below, own, answer)
+        self.drive = None if self.inner else up
 
-    def run(self, below: Tensor, own: Tensor) -> tuple[Tensor, Tensor | None]:
-        """f_k of the states below, and at the top the head's logits of its own."""
+    def run(self, below: Tensor, own: Tensor, drive: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """f_k of the states below, where it is not known, and at the top the head's logits of its own."""
         with self.again():
-            up = before_activation(self.block.layers, below)
+            up = before_activation(self.block.layers, below) if drive is None else drive
             return up, None if self.block.head is None else self.block.head(own)
 
     def settled(self, states: _States, rounds: int, beta: float) -> Generator[Send, Heard, _States]:
@@ -160,7 +163,7 @@ class _Relaxation:
         """What this block says of the states on both sides of it, at the top together with the target."""
         below, own = states.below.detach().requires_grad_(self.inner), states.own.detach().requires_grad_()
         with exact(own), torch.enable_grad():
-            up, logits = self.run(below, own)
+            up, logits = self.run(below, own, self.drive)
             down = torch.autograd.grad(up, below, states.own)[0] if self.inner else None
             if logits is None:
                 return _Forces(up.detach(), down)

@@ -91,25 +91,33 @@ class _State:
         self.rule, self.block, self.y = rule, block, y
         self.count = block.spec.task.count(y).clamp(min=1)
         self.wanted: Tensor | None = None  # of the answer, with output=squared
-        self.first = True
+        self.first = self.changed = True
 
     def again(self, below: Packet | None) -> None:
-        """Predict anew, of other states below or with other weights."""
-        with self.block.again():
-            self.predict(self.x.detach() if below is None else below.h)
+        """Predict anew, of other states below or with other weights. Block 0, whose input stays, predicts once for all
+        steps of the states."""
+        if below is not None or self.changed:
+            with self.block.again():
+                self.predict(self.x.detach() if below is None else below.h)
+        elif not self.block.last:
+            self._measure()
 
     def predict(self, below: Tensor) -> None:
         """u and the energy, with a graph until `wish` or `learn`."""
         self.x = below.detach().requires_grad_(self.block.spec.index > 0)
         with exact(self.x):  # 16 bits would lose what states tell each other
-            out = self.block.layers(self.x)
+            self.out = self.block.layers(self.x)
             if self.first:
-                self.h, self.velocity = out.detach(), torch.zeros_like(out)
+                self.h, self.velocity = self.out.detach(), torch.zeros_like(self.out)
             if self.block.last:
-                self.energy = self._of_answer(out)
-            else:
-                self.energy = wide(self.h - out).square().sum() / 2
-        self.u, self.first = out.detach(), False
+                self.energy = self._of_answer(self.out)
+        if not self.block.last:
+            self._measure()
+        self.u, self.first, self.changed = self.out.detach(), False, False
+
+    def _measure(self) -> None:
+        with exact(self.x):
+            self.energy = wide(self.h - self.out).square().sum() / 2
 
     def wish(self) -> Feedback | None:
         """dE/dh of the states below."""
@@ -136,6 +144,7 @@ class _State:
         if energy.requires_grad:  # a frozen block 0 learns nothing
             backward(energy)
         self.block.update()
+        self.changed = True
 
     def _of_answer(self, out: Tensor) -> Tensor:
         """What the last block's answer costs, summed over the samples that have a label."""
