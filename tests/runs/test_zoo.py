@@ -62,7 +62,7 @@ TRIED = [
     *((name, "dgl") for name in choices("model") if name not in JUDGED_BY_LOSS | OF_ANOTHER_DEPTH),
     *((name, "backprop") for name in ("allcnn", "basic_cnn", "gcn", "lenet", "mlp", "revnet", "rnn", "timm", "vit")),
 ]
-"""What learns in blocks learns whole, too: backprop is tried on small nets, and where blocks are known to fall short."""
+"""What learns in blocks learns whole, too: backprop is tried on small nets, and where blocks are known to fail."""
 
 
 @pytest.mark.slow
