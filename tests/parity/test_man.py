@@ -27,12 +27,12 @@ MODULES = {3: [1, 3, 5], 6: "max"}
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(step)
-    return torch.randn(12, 3, 16, 16, generator=g, dtype=torch.float64), torch.arange(12) % 4
+    return torch.randn(8, 3, 8, 8, generator=g, dtype=torch.float64), torch.arange(8) % 4
 
 
 def man_plus_plus(modules: int) -> Learner:
     torch.manual_seed(modules)
-    model = cifar_resnet((3, 16, 16), 4, depth=14, shortcut="B")
+    model = cifar_resnet((3, 8, 8), 4, depth=14, shortcut="B")
     strategy = MAN(objective=CrossEntropy(), auxiliary=PointwiseMLP(width=8), momentum=M, scaled=True)
     return tiny_learner(strategy, model, MODULES[modules], optim=SGD(schedule="constant", **RATES), total_steps=STEPS)
 
