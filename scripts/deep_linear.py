@@ -167,8 +167,8 @@ def page(numbers: dict[str, Any]) -> Iterator[str]:
 
     python scripts/deep_linear.py
 
-`model=mlp model.activation=identity model.bias=false model.batch_norm=false` is a product of matrices, whose training by
-backpropagation is known in closed form (Saxe, McClelland & Ganguli 2014; `analysis.deep_linear`): it learns mode by
+`model=mlp model.activation=identity model.bias=false model.batch_norm=false` is a product of matrices. How
+backpropagation trains it is known in closed form (Saxe, McClelland & Ganguli 2014; `analysis.deep_linear`): mode by
 mode, the strongest first. Dots: a net in float64 at every {2 * EVERY}th of {STEPS} steps of plain gradient descent,
 rate {RATE:g}, on whitened inputs and modes of strength {listed(MODES, 1)}; grey: the closed-form curve of a balanced
 start at {START:g}.

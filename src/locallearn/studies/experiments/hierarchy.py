@@ -89,8 +89,8 @@ def _judged(numbers: dict[str, Any]) -> Iterator[str]:
         ),
         (
             last["masked"] == max(last.values()),
-            f"a net that reconstructs pixels keeps most of the tiles up to the top: {100 * last['masked']:.1f} % can be "
-            f"read from the last block, {100 * last['backprop']:.1f} % under backpropagation.",
+            "a net that reconstructs pixels keeps most of the tiles up to the top: from the last block "
+            f"{100 * last['masked']:.1f} % can be read, {100 * last['backprop']:.1f} % under backpropagation.",
         ),
         (
             accuracy["backprop"] > accuracy["dgl"] > accuracy["shallow"],

@@ -93,8 +93,8 @@ class InformationByDepth(Analysis):
             ),
             (
                 top[-1] < top[0],
-                f"at the top, greedy learning in 16 blocks has lost information about the label: {top[-1]:.2f} bits can "
-                f"be read, {top[0]:.2f} under backprop.",
+                "at the top, greedy learning in 16 blocks has lost information about the label: "
+                f"{top[-1]:.2f} bits can be read, {top[0]:.2f} under backprop.",
             ),
         )
 
