@@ -41,7 +41,7 @@ def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
         _against_epoch(right, path, colour, f"layer {layer}")
     epoch_axis(right, epochs)
     right.set_ylabel(X)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.02 * right.get_ylim()[1])
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + len(layers) // 20)
     return figure
 

@@ -72,7 +72,8 @@ class PlaneOverfitting(Analysis):
             (
                 gaps[few] > gaps["45 %"] > gaps[most],
                 "the fewer the patterns, the more can be read from the last layer on training patterns only: "
-                + ", ".join(f"{share} {gap:.2f} bits" for share, gap in gaps.items()),
+                + ", ".join(f"{share} {gap:.2f} bits" for share, gap in gaps.items())
+                + ".",
             ),
             (
                 sum(fixed) == 0,

@@ -69,7 +69,7 @@ class SequencesGraphs(Analysis):
                 gaps["names"] > 2 * noise,
                 f"the recurrent net is better on names: by {gaps['names']:.1f} points; seeds deviate by {noise:.1f}.",
             ),
-            (gaps["cora140"] > 10, f"the graph helps much with few labels: by {gaps['cora140']:.1f} points with 140."),
+            (gaps["cora140"] > 10, f"the graph helps a lot with few labels: by {gaps['cora140']:.1f} points with 140."),
             (gaps["cora1000"] < gaps["cora140"], f"it helps less with 1,000: by {gaps['cora1000']:.1f} points."),
             (
                 sum(falls) > len(falls) / 2,
