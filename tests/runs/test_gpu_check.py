@@ -79,11 +79,11 @@ def test_a_published_run_goes_on_until_it_is_done(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("device", ["cpu", "shadow"])
 def test_it_runs_without_a_card(device, tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--device", device, "--out", str(tmp_path)]
-    ran = subprocess.run([*command, "--budget", "500"], capture_output=True, text=True, check=False)
+    ran = subprocess.run([*command, "--budget", "1500"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     checks = json.loads((tmp_path / "gpu.json").read_text())["checks"]
     assert checks.keys() == {check.letter for check in CHECKS}
