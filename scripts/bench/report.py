@@ -53,7 +53,9 @@ def page(report: Report, about: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
         *map(_row, findings),
         "",
-        *_listed("Why goals were missed:", (f"- {f.goal}, {f.subject}: {f.why}." for f in findings if f.verdict == "missed")),
+        *_listed(
+            "Why goals were missed:", (f"- {f.goal}, {f.subject}: {f.why}." for f in findings if f.verdict == "missed")
+        ),
         *_listed(None, _checkpointed(report)),
         *_listed(None, _held(report)),
         *(f"Milliseconds per batch, {name}: {steps}.\n" for name, steps in _steps(report)),

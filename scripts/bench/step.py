@@ -62,7 +62,9 @@ def measure(bench: Bench, report: Report, subject: str, threads: int = 1, only_h
 def _against_bare(bench: Bench, report: Report, subject: str, series: Mapping[str, Series]) -> None:
     slower = bench.ratio(series["backprop"], series["bare"])
     noise = slower.low is not None and slower.low <= GOALS["P1"].limit
-    why = "the rounds differ by more than the two variants do" if noise else "what blocks, checks and sums add to a step"
+    why = (
+        "the rounds differ by more than the two variants do" if noise else "what blocks, checks and sums add to a step"
+    )
     report.add("P1", subject, slower, why, **medians({name: series[name] for name in ("bare", "backprop")}, "ms"))
 
 
