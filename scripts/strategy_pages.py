@@ -123,9 +123,10 @@ def logged(name: str) -> str:
     text += f"\n\nOf this strategy: {', '.join(own)}." if own else ""
     auxiliary = int(found["auxiliary_parameters"])
     model = f"`{MODELS.get(name, 'model=lenet')}`"
+    dropped = f"{auxiliary:,} parameters are only for training and" if auxiliary else "no parameters"
     return (
         f"{text}\n\nWhat every run records is in [getting started](../getting-started.md). With {model} "
-        f"{f'{auxiliary:,} parameters are only for training and' if auxiliary else 'no parameters'} are dropped at inference."
+        f"{dropped} are dropped at inference."
     )
 
 
