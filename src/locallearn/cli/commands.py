@@ -125,7 +125,7 @@ example:
     known = known_keys(settings, flags.config_dir)
     if given := [word for word in settings if word.lstrip("+~").startswith("runtime")]:
         raise UserError(
-            f"{given[0]} belongs to a run, and plan predicts every runtime: leave it out, or say stages=, replicas= or "
+            f"{given[0]} belongs to a run, but plan predicts every runtime: leave it out, or say stages=, replicas= or "
             "micro_batches="
         )
     for word in settings:

@@ -72,7 +72,7 @@ def show(
     if wanted and wanted not in LISTED:
         if homes := [each for each in LISTED if wanted in choices(each, config_dirs)]:
             asked = " or ".join(f"`locallearn list {each} {wanted}`" for each in homes)
-            raise UserError(f"{wanted!r} is no group but a choice of {' and '.join(homes)}: {asked}")
+            raise UserError(f"{wanted!r} is not a group but a choice of {' and '.join(homes)}: {asked}")
         raise unknown("group", wanted, LISTED)
     if wanted and name:
         return _one(wanted, name, config_dirs, allow)

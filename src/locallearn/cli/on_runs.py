@@ -172,15 +172,15 @@ def _refuse_unread_data(settings: Sequence[str], linear: bool) -> None:
     the clean test split. Raises UserError."""
     names = [setting.lstrip("+").partition("=")[0] for setting in settings]
     if names and "data" not in names:
-        raise UserError(f"{settings[0]} is of another set than that of the run: name it, too, as in data=folder")
+        raise UserError(f"{settings[0]} belongs to another set than the run's: name that set, too, as in data=folder")
     for_training = {"data.crop", "data.flip", "data.cutout", "data.deficit", "data.deficit_from", "data.deficit_until"}
     if not linear:
         for_training |= {"data.validation", "data.fraction", "data.label_noise"}
     for name, setting in zip(names, settings, strict=True):
         if name == "data.normalise":
-            raise UserError(f"{setting} is not read: images are normalised as those that the run was trained on")
+            raise UserError(f"{setting} is not read: images are normalised as in the training of the run")
         if name in for_training:
-            raise UserError(f"{setting} is of training, and evaluate reads the test split; leave it out")
+            raise UserError(f"{setting} concerns training, but evaluate reads the test split; leave it out")
 
 
 def _table_of(runs: Sequence[Path], numbers: Callable[[Path], dict[str, float]]) -> int:
@@ -221,7 +221,7 @@ example:
     probes = compose(settings, options.config_dir)[0]["probe"]
     if not probes:
         names = "|".join(name for name in choices("probe") if name != "none")
-        raise UserError(f"probe RUN must be told what looks: probe={names}")
+        raise UserError(f"probe RUN needs a probe: probe={names}")
     for folder, pictures in probe_run(run, allow, probes, settings):
         print(folder.table())
         for file in (folder.path / ROWS, *pictures):

@@ -75,7 +75,7 @@ def compare(arguments: list[str]) -> int:
     from locallearn.runs.read import one
 
     if len(options.runs) < 2:
-        raise UserError("compare: one run alone has nothing to be compared with: locallearn compare RUN RUN...")
+        raise UserError("compare needs at least two runs: locallearn compare RUN RUN...")
     comparison = comparing.compare([one(run) for run in options.runs])
     put(comparing.terminal(comparison, columns() or WIDE))
     if options.to is not None:

@@ -90,7 +90,7 @@ examples:
     from locallearn.training.task_vectors import NOT_READ, compare_tasks
 
     if unread := [s for s in settings if s.lstrip("+").partition("=")[0].removeprefix("data.") in NOT_READ]:
-        raise UserError(f"{unread[0]} says how a set is trained on, and tasks trains on none: leave it out")
+        raise UserError(f"{unread[0]} says how to train on a set, but tasks trains on none: leave it out")
     found = compare_tasks(paths.expanded(runs[0]), sets, allow, given.expert, given.information, **vars(options))
     for text in _pages(found, columns() or WIDE):
         put(text + "\n")
@@ -110,9 +110,9 @@ def _short(differs: str) -> str:
 def _check(settings: Sequence[str], count: int) -> None:
     names = [setting.lstrip("+").partition("=")[0] for setting in settings]
     if "data" not in names:
-        raise UserError("tasks must be told the sets: name them, as in data=mnist,fashion_mnist")
+        raise UserError("tasks needs the names of the sets, as in data=mnist,fashion_mnist")
     if count < 2:
-        raise UserError("tasks compares at least two sets, and one was given: data=mnist,fashion_mnist, or one set "
+        raise UserError("tasks compares at least two sets, but one was given: data=mnist,fashion_mnist, or one set "
                         "under several options, such as data.deficit=null,flip")  # fmt: skip
 
 

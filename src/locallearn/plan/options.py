@@ -40,7 +40,7 @@ class PlanOptions(CommandOptions):
         super().__post_init__()
         if self.stages % self.depth:
             raise UserError(
-                f"depth={self.depth} but stages={self.stages}: every copy of the model gets equally many stages; "
+                f"depth={self.depth} but stages={self.stages}: every copy of the model gets the same number of stages; "
                 f"choose a multiple of {self.depth}"
             )
         if self.picture and Path(self.picture).suffix not in (".svg", ".png"):
