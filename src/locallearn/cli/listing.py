@@ -46,17 +46,17 @@ def help_page(commands: Mapping[str, str]) -> int:
     _print(EXAMPLES)
     print("Commands (`locallearn COMMAND -h` explains each)")
     for name, text in commands.items():
-        _print(f"  {name:<9}  {text}")
+        _print(f"  {name:<11}  {text}")
     _print("\nGroups (GROUP=NAME; `locallearn list GROUP` describes each, `locallearn list GROUP NAME` its options)")
     for group in GROUPS:
         names = ", ".join(choices(group))
-        print(fitted(f"  {group:<9}  {names}", columns() or 100))
+        print(fitted(f"  {group:<11}  {names}", columns() or 100))
     print("\nSettings (KEY=VALUE), with their defaults")
     text = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
     for line in text[text.index("seed:") : text.index("hydra:\n")].rstrip().splitlines():
         _print(f"  {line}")
     print(f"\nFlags\n{of_a_run().format_help().partition('options:')[2].strip(chr(10))}")
-    _print("Flags, settings and the name of a command may stand in any order.")
+    _print("Flags, settings and the name of a command may come in any order.")
     return 0
 
 

@@ -32,7 +32,7 @@ def report(arguments: list[str]) -> int:
     """`locallearn report FOLDER... [--to DIR]`"""
     parser = Parser(
         "report",
-        "What runs say together: means over seeds, differences to backprop, and why a run is not done.",
+        "Summarise many runs: means over seeds, differences to backprop, and why a run is not done.",
         """\
 example:
   locallearn report runs/first --to report   Markdown, CSV, LaTeX, one HTML page, pictures as SVG and PNG""",
