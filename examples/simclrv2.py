@@ -1,6 +1,6 @@
 """The three stages of SimCLRv2 (Chen et al. 2020, arXiv 2006.10029) with local losses: many images, few labels.
 
-    python examples/simclrv2.py --data DIR           # MNIST, 100 labels: about ten minutes on one core
+    python examples/simclrv2.py --data DIR           # MNIST, 100 labels: about five minutes on one core
     python examples/simclrv2.py --data DIR --quick   # a twentieth of the images, to see that it works
 
 Pretrain: every block by SimCLR's contrast, without labels. Fine-tune: from there, every block by the labels that there

@@ -134,16 +134,18 @@ def draw(numbers: dict[str, Any]) -> dict[str, Any]:
         for k, (s, colour) in enumerate(zip(MODES, COLOURS, strict=False)):
             axis.plot(times, numbers["exact"][n][k], color="#999999", lw=0.9)
             axis.plot(times[::2], [look[k] for look in looks[::2]], ".", ms=3, color=colour, label=f"s = {s:g}")
-        axis.set(xlabel="steps x rate", title=title, ylabel="strength of the mode")
+        axis.set(xlabel="time (steps x rate)", title=title, ylabel="strength of the mode")
     axes[0].legend(loc="upper right", bbox_to_anchor=(1, 0.85))
     paths, (course, final) = panels(2)
-    for onset, colour in zip(numbers["curves"], COLOURS, strict=False):
-        course.plot(numbers["looks"], numbers["curves"][onset][0], color=colour, lw=1, label=f"off from {onset}")
+    for onset, colour, width in zip(numbers["curves"], COLOURS, (2.8, 1, 2.2, 1), strict=False):  # some coincide
+        label = f"off from {onset}"
+        course.plot(numbers["looks"], numbers["curves"][onset][0], color=colour, lw=width, label=label)
         course.plot(numbers["looks"], [look[0] for look in numbers["paths"][onset]], ".", ms=2, color=colour)
-    course.set(xlabel="steps x rate", ylabel="strength of the first path", title="4 matrices a path")
+    course.set(xlabel="time (steps x rate)", ylabel="strength of the first path", title="4 matrices per path")
     for (depth, values), colour in zip(numbers["final"].items(), COLOURS, strict=False):
-        final.plot(ALL_ONSETS, values, ".-", color=colour, label=f"{depth} a path")
-    final.set(xlabel=f"when the first path goes off, for {OFF}", ylabel=f"its strength at {WHOLE}", xlim=(-3, 155))
+        final.plot(ALL_ONSETS, values, ".-", color=colour, label=f"{depth} matri{'x' if depth == '1' else 'ces'}")
+    final.set(xlabel=f"time at which it goes off, for {OFF}", ylabel=f"its strength at {WHOLE}", xlim=(-3, 155))
+    final.set_title("by depth of the paths")
     for axis in (course, final):
         axis.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
     return {"deep_linear": modes, "deep_linear_paths": paths}
@@ -165,17 +167,17 @@ def page(numbers: dict[str, Any]) -> Iterator[str]:
 
     python scripts/deep_linear.py
 
-`model=mlp model.activation=identity model.bias=false model.batch_norm=false` is a product of matrices, and how
+`model=mlp model.activation=identity model.bias=false model.batch_norm=false` is a product of matrices. How
 backpropagation trains it is known in closed form (Saxe, McClelland & Ganguli 2014; `analysis.deep_linear`): mode by
 mode, the strongest first. Dots: a net in float64 at every {2 * EVERY}th of {STEPS} steps of plain gradient descent,
-rate {RATE:g}, on whitened inputs and modes of strength {listed(MODES, 1)}; grey: the curve of a balanced start at
-{START:g}.
+rate {RATE:g}, on whitened inputs and modes of strength {listed(MODES, 1)}; grey: the closed-form curve of a balanced
+start at {START:g}.
 
 ![Strengths of three modes over the steps](images/deep_linear.svg)
 
 From a balanced start the net is never farther than {far["2"]:.3f} (2 matrices) and {far["3"]:.3f} (3) from the curve,
-whose steps have no length. From a random start as small the matrices first turn to the modes. When a mode has half of
-its strength, in steps x rate, and its strength at the end:
+which assumes infinitely small steps. From an equally small random start the matrices first align with the modes. The
+table gives the time, in steps x rate, at which a mode reaches half its strength, and its strength at the end:
 """.splitlines()
     yield ""
     head = ["3 matrices, random start", *(f"s = {s:g}" for s in MODES), *(f"end, s = {s:g}" for s in MODES)]
@@ -189,24 +191,24 @@ its strength, in steps x rate, and its strength at the end:
     ]
     yield from table(head, rows)
     yield from f"""
-The order of the modes is that of backpropagation. `fa` and `dfa` set out earlier, as their feedback weights are not
-small, and come to the end of the weaker modes later. One start and one draw of the feedback weights; `dgl` trains a
-linear read-out of every layer.
+All learn the modes in the order of backpropagation. `fa` and `dfa` start earlier, as their feedback weights are not
+small, and take longer to finish the weaker modes. There is one start and one draw of the feedback weights; `dgl` trains
+a linear read-out of every layer.
 
 ## A critical period
 
-Two products of matrices side by side share a mode of strength 1; the first is off for {OFF} units of time (Kleinman,
-Achille & Soatto 2024; `analysis.deep_linear.pathways`). While it is off it is neither heard nor trained. Lines: the
-equation; dots: gradient descent on the matrices, which begin at {PATH_START:g}, steps of {EULER:g}.
+Two parallel products of matrices share a mode of strength 1; the first is off for {OFF} units of time (Kleinman,
+Achille & Soatto 2024; `analysis.deep_linear.pathways`). While it is off it neither contributes nor learns. Lines: the
+equation; dots: gradient descent on the matrices, which begin at {PATH_START:g}, with steps of {EULER:g}.
 
 ![Strength of the first path over time, and at the end by when it was off](images/deep_linear_paths.svg)
 
-Strength of the first path at {WHOLE}, where half is its share if it is never off, by when it goes off:
+Strength of the first path at time {WHOLE}, by the time at which it goes off; a path that is never off has 0.5:
 """.splitlines()
     yield ""
     chosen = [ALL_ONSETS.index(onset) for onset in ONSETS]
     rows = [[depth, *(f"{values[k]:.3f}" for k in chosen)] for depth, values in numbers["final"].items()]
-    yield from table(["matrices a path", *map(str, ONSETS)], rows)
+    yield from table(["matrices per path", *(f"off from {onset}" for onset in ONSETS)], rows)
     gap = max(
         abs(look[p] - numbers["curves"][onset][p][i])
         for onset, looks in numbers["paths"].items()
@@ -215,9 +217,9 @@ Strength of the first path at {WHOLE}, where half is its share if it is never of
     )
     yield from f"""
 A path that is off before it has grown never recovers: the other one has learned the mode, and nothing is left to learn.
-Published for 3 matrices and more; here it holds for fewer, too, and the more there are, the longer they take to grow,
-and the longer is the period. A path that is off later only shares what it has. The dots are never farther than
-{gap:.0e} from the lines.
+This was published for 3 matrices and more; here it also holds for fewer, and the more there are, the longer they take
+to grow, and the longer the critical period. A path that is off later keeps a share of its strength. The dots are never
+farther than {gap:.0e} from the lines.
 
 {numbers["machine"]}; every number is in `images/deep_linear.json`.""".splitlines()
 

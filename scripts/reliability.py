@@ -88,7 +88,7 @@ def rows(named: dict[str, str], found: list[Test]) -> Iterator[str]:
 
 
 def load_rows(found: Iterable[Test]) -> Iterator[str]:
-    yield "| what | outcome | seconds | MiB at most, of one process |"
+    yield "| what | outcome | seconds | peak MiB of one process |"
     yield "|---|---|---|---|"
     for test in found:
         for line in test.load:
@@ -114,7 +114,7 @@ def main() -> None:
         "",
         "### Load",
         "",
-        "A process of its own each, one thread; the seconds include what it takes to import torch.",
+        "Each in a process of its own, with one thread; the seconds include importing torch.",
         "",
         *load_rows(found),
     ]

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 import locallearn
+from helpers import scenes
 from helpers.commands import Done, Installed
 from locallearn.cli import main as cli
 from locallearn.cli.commands import COMMANDS
@@ -41,10 +42,12 @@ ORDER = [
     "Verified",
     "Results",
 ]
-NEEDS_NO_FILES = {"digits", "synthetic", "folder"}
+NEEDS_NO_FILES = {"digits", "synthetic", "folder", "voc"}
 NOT_RUN = {"make", "pip", "."}
 """Programs of a checkout, or that install something."""
 SHORT = ("max_steps=2", "threads=1", "evaluate_every=99")
+SHORTER = {"strategy=equilibrium": ("strategy.free=2", "strategy.nudged=2"), "data=voc": ("batch_size=4",)}
+"""What takes long, at their defaults."""
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -131,7 +134,8 @@ class Reader:
 
     def filled(self, words: list[str]) -> list[str]:
         """With what the reader puts in: a run for RUN, a folder of images for DIR."""
-        words = [word.replace("=DIR", f"={Path('images').resolve()}") for word in words if word != "data.root=DATA"]
+        folder = Path("boxes" if "data=voc" in words else "images").resolve()
+        words = [word.replace("=DIR", f"={folder}") for word in words if word != "data.root=DATA"]
         for k, word in enumerate(words):
             if match := re.fullmatch(r"([\w.]+=)?(runs.*)/RUN(\d?)", word):
                 words[k] = (match[1] or "") + str(self.runs(match[2], int(match[3] or 1))[-1])
@@ -168,8 +172,8 @@ class Reader:
         given = {word.partition("=")[0] for word in words if "=" in word}
         if ("-m" in words and "out" not in given) or self.reads_files(words):
             return [*words, "--dry-run"]
-        settling = ["strategy.free=2", "strategy.nudged=2"] if "strategy=equilibrium" in words else []
-        return [*words, *(word for word in [*SHORT, *settling] if word.partition("=")[0] not in given)]
+        short = [*SHORT, *(word for key, own in SHORTER.items() if key in words for word in own)]
+        return [*words, *(word for word in short if word.partition("=")[0] not in given)]
 
     def reads_files(self, words: list[str]) -> bool:
         """Whether a run needs a set that is neither embedded nor the reader's own."""
@@ -194,7 +198,7 @@ def quick_reader(request: pytest.FixtureRequest) -> Reader:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder with a few images of two classes in images/."""
+    """A current folder with a few images of two classes in images/, and of boxes in boxes/."""
     import torch
     from torchvision.io import write_png
 
@@ -205,6 +209,7 @@ def here(tmp_path, monkeypatch):
         for k in range(20):
             image = torch.randint(256, (3, 40, 40), generator=g, dtype=torch.uint8)
             write_png(image, str(tmp_path / "images" / label / f"{k}.png"))
+    scenes.folder(tmp_path / "boxes", (8, 4, 4))
     return tmp_path
 
 

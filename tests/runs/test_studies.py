@@ -199,7 +199,7 @@ def test_a_study_from_outside(mine, capsys):
     assert dgl["values"][1] == 100 * metrics["test/accuracy"], "the numbers of the command, bit for bit"
     text = Path("runs/mine/mine.md").read_text()
     assert f"| bp | {spread(bp['values'])} | 50.00 |" in text
-    assert "less 'bp'" in text
+    assert "difference to 'bp'" in text
     assert "- bp: Nobody 1999; unlike the original: all" in text
     assert "- agrees: equal settings are equal" in text
     assert "![Mine](mine.svg)" in text

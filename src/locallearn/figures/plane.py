@@ -41,7 +41,7 @@ def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
         _against_epoch(right, path, colour, f"layer {layer}")
     epoch_axis(right, epochs)
     right.set_ylabel(X)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.02 * right.get_ylim()[1])
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + len(layers) // 20)
     return figure
 
@@ -93,10 +93,12 @@ def _paths(figure: Figure, axes: Axes, layers: Mapping[int, Path], h_y: float | 
 
 
 def _best(axes: Axes, h_y: float | None) -> None:
-    """The information bottleneck's curve where the label is a function of the input, min(I(X;T), H(Y)), in grey."""
+    """The information bottleneck's curve where the label is a function of the input, min(I(X;T), H(Y)), in grey. Its
+    foot does not stretch the axis, on which paths that all lie near H(Y) would become one line."""
     if h_y is not None:
-        right = axes.get_xlim()[1]
+        right, (bottom, top) = axes.get_xlim()[1], axes.get_ylim()
         axes.plot([0, min(h_y, right), right], [0, min(h_y, right), min(h_y, right)], color="#bbbbbb", lw=0.8, zorder=0)
+        axes.set_ylim(bottom, max(top, h_y + 0.05 * (top - bottom)))
 
 
 def _name(axes: Axes, ends: Mapping[int, tuple[float, float]]) -> None:

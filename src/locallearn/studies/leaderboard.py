@@ -30,7 +30,7 @@ TEXT = (
     "whose hashes and numbers do not agree is refused, and `locallearn repeat --result FILE` repeats its runs."
 )
 HEAD = ("method", "value", "published", "difference [95 %]", "verdict", "seconds a run", "machine", "file")
-SHORT_HEAD = ("setting", "method", "published", "ours", "verdict", "its runs again")
+SHORT_HEAD = ("setting", "method", "published", "ours", "verdict", "to repeat its runs")
 SHORT = 12
 """Up to so many results a README shows every one, and of more one for each part of a study."""
 NUMBERS = (HEAD.index("value"), HEAD.index("published"), HEAD.index("difference [95 %]"), HEAD.index("seconds a run"))
@@ -91,10 +91,10 @@ def _short(results: Mapping[Path, Mapping[str, Any]], board: str) -> list[str]:
     from what was published, to whichever side."""
     words = Counter(result["verdict"]["word"] for result in results.values())
     counts = ", ".join(f"{words[word]} {word}" for word in (REPRODUCED, BEATEN, DIFFERS, OPEN) if words[word])
-    told = f"Published settings done in full, mean ± deviation over n seeds: {counts or 'none yet'} ([all]({board}))."
+    told = f"Published settings run in full, mean ± deviation over n seeds: {counts or 'none yet'} ([all]({board}))."
     parts = _parts(results)
     if len(results) > SHORT:
-        told += " Of each setting the row that lies farthest from what was published, to whichever side:"
+        told += " For each setting, the row farthest from the published number, in either direction:"
         parts = [(title, measured, [max(own, key=_distance)]) for title, measured, own in parts]
     rows = [
         [

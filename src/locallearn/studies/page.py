@@ -106,9 +106,9 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
             shown_word(row["verdict"]["word"]) if "verdict" in row and row["name"] not in part["missing"] else ""
             for row in rows
         ],
-        f"less '{control}'": [_spread(row["difference"], seeds) for row in rows],
+        f"difference to '{control}'": [_spread(row["difference"], seeds) for row in rows],
         "degrees to backprop, by block": [", ".join(f"{a:.0f}" for a in row["angles"]) for row in rows],
-        "staleness of what is read, in batches, by block": [
+        "staleness of the input, in batches, by block": [
             ", ".join(f"{s:.1f}" for s in row["staleness"]) for row in rows
         ],
         "ROW": [f"`{row['settings']}`" if "settings" in row else "" for row in rows],

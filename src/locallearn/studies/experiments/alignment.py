@@ -37,7 +37,8 @@ class AlignmentStudy(Analysis):
             end.errorbar(at, middle, around, color=colour, label=strategy, marker="o", ms=3)
         end.axhline(0, color="black", lw=0.6)
         end.set(xlabel="block, from the input upward", ylabel="cosine to backpropagation", title="After training")
-        end.legend(ncols=2, fontsize=7)
+        end.set_ylim(bottom=-0.85)  # room for the legend
+        end.legend(ncols=3, fontsize=7, loc="lower center")
         for axis, strategy, key, name in (
             (local, "dgl", "cosine", "cosine to backpropagation"),
             (feedback, "fa", "angle", "angle to backpropagation [°]"),
@@ -65,7 +66,7 @@ class AlignmentStudy(Analysis):
         first, *_, angles = [[fmean(v) for v in blocks] for blocks in _by_place(numbers["alignment"]["fa"], "angle")]
         head = [f"block {k + 1}" for k in range(len(angles))]
         yield (
-            "Cosine after training, from the first block to the last; published: layers 1 to 5 after 10,000 steps "
+            "Cosine after training, from the first block to the last. Published: layers 1 to 5 after 10,000 steps "
             "[Rf].\n"
         )
         yield from table(
@@ -79,11 +80,12 @@ class AlignmentStudy(Analysis):
             (abs(cosines["dgl"][-1] - 1) < 1e-4, "the last block of a local method has backpropagation's gradient."),
             (
                 cosines["dgl"] == sorted(cosines["dgl"]),
-                f"with local losses (dgl) the cosine falls with the distance to the output: {listed(cosines['dgl'])}.",
+                f"with local losses (dgl) the cosine falls with distance from the output: {listed(cosines['dgl'])}.",
             ),
             (
                 all(a >= b for a, b in zip(cosines["loco"], cosines["dgl"], strict=True)),
-                "a block that also listens to the next one (loco) is nearer to backpropagation, at every depth.",
+                "blocks that also receive feedback from the next one (loco) are closer to backpropagation, at every "
+                "depth.",
             ),
             (
                 all(angle < 90 for angle in angles),
@@ -99,8 +101,8 @@ def _tell_fit(fit: dict[str, Any]) -> Iterator[str]:
     epochs = len(curves["random", FITTERS[0]])
     shown = [max(1, round(share * epochs)) for share in SHARES]
     yield (
-        "\nAccuracy on the training batches, mean over the seeds. Published: random labels, another net and set, 100 "
-        f"epochs [Rf]; here {epochs}.\n"
+        "\nAccuracy on the training batches, mean over the seeds. Published: random labels, another net and data set, "
+        f"100 epochs [Rf]; here {epochs}.\n"
     )
     rows = [[labels, s, *(f"{line[e - 1]:.3f}" for e in shown)] for (labels, s), line in curves.items()]
     rows += [["random, published", name, *(f"{v:.3f}" for v in values)] for name, values in RANDOM.items()]
@@ -111,10 +113,10 @@ def _tell_fit(fit: dict[str, Any]) -> Iterator[str]:
         (bp > local + 0.05, f"backpropagation fits random labels faster than local losses: {bp:.2f} and {local:.2f}."),
         (
             bp - local > 2 * (true[0] - true[1]),
-            "that is not because local losses fit everything worse: with the true labels "
+            "this is not because local losses fit everything less well: with the true labels "
             f"{true[0]:.2f} and {true[1]:.2f}.",
         ),
-        (mlp[0] > mlp[1] + 0.05, f"it is so in the MLP, too: {mlp[0]:.2f} and {mlp[1]:.2f}."),
+        (mlp[0] > mlp[1] + 0.05, f"the same holds for the MLP: {mlp[0]:.2f} and {mlp[1]:.2f}."),
     )
 
 

@@ -58,9 +58,9 @@ class CriticalPeriods(Analysis):
             label = f"blur to epoch {removal}" if int(removal) else "no deficit"
             whole.plot(own["epochs"], [sum(at) for at in own["trace"]], color=colour, label=label)
             if int(removal):
-                whole.axvline(int(removal), color=colour, ls=":", lw=1)
+                whole.axvline(int(removal), 0.35, color=colour, ls=":", lw=1)  # the legend is below
         whole.set(xlabel="epoch", ylabel="Fisher trace [nats²]", title="All layers", yscale="log")
-        whole.legend()
+        whole.legend(loc="lower right")
         own = next(iter(numbers["fisher"].values()))
         for layer, (name, colour) in enumerate(zip(own["layers"], by_depth(len(own["layers"])), strict=True)):
             layers.plot(own["epochs"], [at[layer] for at in own["trace"]], color=colour, label=name)
@@ -82,11 +82,11 @@ class CriticalPeriods(Analysis):
         yield from verdicts(
             (
                 most["blur"] > LASTING,
-                f"blur to epoch {removals[-1]} leaves a loss of {shown(lost['blur'])} points to the control "
+                f"blur to epoch {removals[-1]} leaves the net {shown(lost['blur'])} points below the control "
                 "(published: 9.4 after 140 epochs, 3.3 with a fixed rate after 200).",
             ),
             *(
-                (most[d] < most["blur"] / 3, f"{name} leaves less than a third of that: {shown(lost[d])} points.")
+                (most[d] < most["blur"] / 3, f"{name} costs less than a third of that: {shown(lost[d])} points.")
                 for d, name in (("flip", "a vertical flip"), ("permutation", "a permutation of the labels"))
             ),
             (most["noise"] < most["blur"], f"noise costs less than blur: {shown(lost['noise'])} points."),
@@ -94,7 +94,7 @@ class CriticalPeriods(Analysis):
             *(
                 (
                     fmean(points) < FITTED,
-                    f"after {d} the training images are fitted as well: {shown(points)} points less.",
+                    f"after {d} the training images are fitted equally well: {shown(points)} points less.",
                 )
                 for d, points in numbers.get("unfitted", {}).items()
             ),
@@ -129,7 +129,7 @@ def _window_claims(window: Mapping[str, Sequence[float]]) -> Iterator[tuple[bool
         listed = ", ".join(f"{start}: {shown(points)}" for start, points in window.items())
         yield (
             lost[max(lost)] < max(lost.values()) / 2,
-            f"{WIDE} epochs of blur cost less the later they begin: {listed} points (published, 40 epochs that begin "
+            f"{WIDE} epochs of blur cost less the later they begin: {listed} points (published, 40 epochs beginning "
             f"at 0, 20, ..., 140: {', '.join(map(str, WINDOW))}).",
         )
 
@@ -158,5 +158,5 @@ def _fisher_claims(fisher: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     )
     yield (
         epochs[last][peak[last]] > epochs[0][peak[0]],
-        f"a long deficit puts the peak off, here to epoch {epochs[last][peak[last]]}.",
+        f"a long deficit delays the peak, here to epoch {epochs[last][peak[last]]}.",
     )

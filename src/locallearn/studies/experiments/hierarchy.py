@@ -32,22 +32,22 @@ class Hierarchy(Analysis):
         for axis, level in zip(axes, LEVELS, strict=True):
             untrained = means(numbers["untrained"][level])
             blocks = range(1, len(untrained) + 1)
-            axis.axhline(numbers["best"][level], color="#999999", linewidth=0.8)
+            axis.axhline(numbers["best"][level], color="#999999", linewidth=0.8, label="exact posterior")
             axis.plot(blocks, untrained, ":", color=COLOURS[6], label="untrained")
             for row, read in numbers["read"].items():
                 colour = COLOUR.get(row) or by_strategy(row)
                 axis.plot(blocks, means(read[level]), "o-", ms=3, color=colour, label=row)
-            axis.set(xlabel="block", ylabel=f"{level}, linearly read", xticks=blocks)
+            axis.set(xlabel="block", ylabel=f"{level}: accuracy, read linearly", xticks=blocks)
         handles = axes[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
+        figure.legend(*handles, loc="outside lower center", ncols=7, fontsize=7, frameon=False)
         return {"": figure}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
         known = ", ".join(
-            f"{level} {100 * best:.1f} % ({numbers['bits'][level]:.3f} bits are missing)"
+            f"{level} {100 * best:.1f} % (missing: {numbers['bits'][level]:.3f} bits)"
             for level, best in numbers["best"].items()
         )
-        yield f"Accuracy of the exact posterior: {known}.\n"
+        yield f"Accuracy of the exact posterior: {known}. All numbers below are accuracies in percent.\n"
         rows = {"untrained": numbers["untrained"], **numbers["read"]}
         blocks = len(numbers["untrained"]["class"][0])
         head = ["", "test accuracy", *(f"{level}, blocks 1 to {blocks}" for level in LEVELS)]
@@ -80,21 +80,21 @@ def _judged(numbers: dict[str, Any]) -> Iterator[str]:
         ),
         (
             found["backprop"] == max(found.values()) > 0,
-            "backpropagation makes the block before the last one find symbols, which no label names, more than any"
-            f" local loss does: points above the untrained net {shown}.",
+            "under backpropagation the last block but one finds more of the symbols, which no label names, than under"
+            f" any local loss: points above the untrained net {shown}.",
         ),
         (
             min(found["dgl"], found["masked"], found["infomax"]) > 0,
-            "every local loss finds some, with labels or without.",
+            "every local loss finds some of them, with labels or without.",
         ),
         (
             last["masked"] == max(last.values()),
-            f"what puts pixels back keeps most of the tiles to the top: {100 * last['masked']:.1f} % are read from the "
-            f"last block, {100 * last['backprop']:.1f} % under backpropagation.",
+            "a net that reconstructs pixels keeps most of the tiles up to the top: from the last block "
+            f"{100 * last['masked']:.1f} % can be read, {100 * last['backprop']:.1f} % under backpropagation.",
         ),
         (
             accuracy["backprop"] > accuracy["dgl"] > accuracy["shallow"],
-            f"who finds the symbols finds the class: {accuracy['backprop']:.1f} % by backpropagation, "
+            f"a net that finds the symbols finds the class: {accuracy['backprop']:.1f} % by backpropagation, "
             f"{accuracy['dgl']:.1f} % by local losses with labels, {accuracy['shallow']:.1f} % on random features.",
         ),
     )

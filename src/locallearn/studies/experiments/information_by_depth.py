@@ -31,9 +31,9 @@ KEYS = {
     "usable_information": "usable_information",
 }
 """The numbers that are shown, and the probe of each."""
-AXES = ("accuracy of a linear classifier", "accuracy of a small net", "I(h; y) that it reads [bits]")
+AXES = ("accuracy of a linear classifier", "accuracy of a small net", "bits of the label it reads")
 HEAD = (
-    *("blocks", "test accuracy", "linear classifier at units 1, 8, 16", "published [Rf]"),
+    *("blocks", "test accuracy [%]", "linear classifier at units 1, 8, 16", "published [Rf]"),
     *("small net at units 1, 8, 16", "published [Rf]", "I(h; y) [bits]"),
 )
 
@@ -83,17 +83,18 @@ class InformationByDepth(Analysis):
             (
                 list(final.values()) == sorted(final.values(), reverse=True),
                 "the more blocks, the lower the test accuracy: "
-                + ", ".join(f"{accuracy:.1f} ({row})" for row, accuracy in final.items()),
+                + ", ".join(f"{accuracy:.1f} ({row})" for row, accuracy in final.items())
+                + ".",
             ),
             (
                 min(middle[1:]) > middle[0],
-                f"greedy features are linearly separable early: half-way up {middle[0]:.2f} under backprop, "
-                f"{listed(middle[1:])} under greedy",
+                f"greedy features are linearly separable early: half-way up the net {middle[0]:.2f} under backprop, "
+                f"{listed(middle[1:])} under greedy learning.",
             ),
             (
                 top[-1] < top[0],
-                f"at the top greedy learning in 16 blocks has lost information about the label: {top[-1]:.2f} bits are "
-                f"read, {top[0]:.2f} under backprop",
+                "at the top, greedy learning in 16 blocks has lost information about the label: "
+                f"{top[-1]:.2f} bits can be read, {top[0]:.2f} under backprop.",
             ),
         )
 

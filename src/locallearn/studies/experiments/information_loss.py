@@ -87,7 +87,7 @@ class InformationLoss(Analysis):
         return {"": figure, "maps": _maps(numbers)}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
-        yield "Explained variance of the image at the initial weights, at the first unit that reaches a depth.\n"
+        yield "Explained variance of the image at the initial weights, at the first unit that reaches each depth.\n"
         nets, warm = numbers["initial"], numbers["warm_up"]
         depths = [point["depth"] for point in nets["PlainNet"][0]]
         yield from table(
@@ -109,16 +109,16 @@ class InformationLoss(Analysis):
         yield from verdicts(
             (
                 end["PlainNet"] < min(value for net, value in end.items() if net != "PlainNet"),
-                f"without shortcuts the image is lost first (figure 6); last depth: {at_end}.",
+                f"without shortcuts the image is lost first (figure 6); at the last depth: {at_end}.",
             ),
             (
                 end["GELAN"] > end["ResNet"],
-                "GELAN keeps more there than ResNet (figure 6: usable to layers 150-200, against 100).",
+                "GELAN keeps more there than ResNet (figure 6: usable up to layers 150-200, against 100).",
             ),
             (end["GELAN"] > end["CSPNet"], "GELAN keeps more than CSPNet (figure 1)."),
             (
                 min(top["pgi"]) > max(top["backprop"] + top["deep_supervision"]),
-                f"after warm-up the last unit keeps most under PGI, whatever the seed (figure 7, by eye): {at_top}.",
+                f"after warm-up the last unit keeps most under PGI, for every seed (figure 7, by eye): {at_top}.",
             ),
         )
 

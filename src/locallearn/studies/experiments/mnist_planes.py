@@ -16,8 +16,8 @@ NOISES = ("fixed", "own")
 CHECKS = {"saturated": "saturated at log2", "above H(Y)": "is above H(Y)", "data processing": "data-processing"}
 KEYS = ("epoch", "layer", "name", "noise_variance", "h_y", "samples")
 HEAD = (
-    *("net (accuracy)", "noise", "layer", "I(X;T) at first, highest, last [bits]", "I(T;Y) at last"),
-    "checks that warned",
+    *("net (test accuracy [%])", "noise", "layer", "I(X;T): first, highest, last [bits]", "I(T;Y): last [bits]"),
+    "looks with a warning",
 )
 
 
@@ -42,9 +42,9 @@ class MnistPlanes(Analysis):
             for layer, colour in zip(layers, by_depth(len(layers)), strict=True):
                 at = [[r["noise_variance"] for r in rows if r["layer"] == layer and r["epoch"] == e] for e in epochs]
                 axis.plot(epochs, [fmean(values) for values in at], color=colour, label=f"layer {layer}")
-            axis.axhline(0.1, color="black", lw=0.8, ls="--")
+            axis.axhline(0.1, color="black", lw=0.8, ls="--", label="fixed: 0.1")
             axis.set(xlabel="epoch", yscale="log", ylabel="noise variance from the distances", title=net)
-            axis.legend(fontsize=6)
+            axis.legend()
         return {**planes, "noise": figure}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
@@ -63,7 +63,7 @@ class MnistPlanes(Analysis):
                     rows.append((name, "" if layer else noise, str(layer), bits, f"{y[-1]:.2f}", shown))
         yield from table(HEAD, rows)
         h_y = numbers["tanh"]["rows"]["fixed"][0][0]["h_y"]
-        yield f"\nNumbers are those of the upper bound; H(Y) = {h_y:.3f} bits."
+        yield f"\nThe numbers are those of the upper bound; H(Y) = {h_y:.3f} bits."
         hidden = {place: max(fall[1:]) for place, fall in drops.items()}
         tanh, relu = hidden["tanh", "fixed"], hidden["relu", "fixed"]
         first = max(drops["tanh", "fixed"][0], drops["relu", "fixed"][0])
@@ -71,13 +71,13 @@ class MnistPlanes(Analysis):
             (
                 tanh > relu,
                 f"under a fixed noise the narrow tanh layers compress by up to {tanh:.2f} bits, the ReLU layers by up "
-                f"to {relu:.2f}",
+                f"to {relu:.2f}.",
             ),
-            (first < 0.5, "the wide first layer is saturated throughout"),
+            (first < 0.5, "the wide first layer is saturated throughout."),
         )
         own_noise = ", ".join(f"{net} {hidden[net, 'own']:.2f}" for net in numbers)
         yield (
-            "- With each layer's own noise the largest loss of I(X;T) in a layer above the first is, in bits: "
+            "- With each layer's own noise, the largest fall of I(X;T) in a layer above the first is, in bits: "
             f"{own_noise}."
         )
 

@@ -33,7 +33,7 @@ class ForgottenNuisance(Analysis):
         return {"depth": depth, "prices": prices}
 
     def draw(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        figure, axes = panels(4, width=3.0)
+        figure, axes = panels(2, 2)
         for line, looks in numbers["depth"].items():
             for axis, key in zip(axes, ("i_z_n", "i_z_y"), strict=False):
                 for when, style in (("first", "o:"), ("last", "o-")):
@@ -47,19 +47,19 @@ class ForgottenNuisance(Analysis):
             for key, label, colour in zip(KEYS, LABELS, COLOURS, strict=False):
                 values = [fmean(run[key] for run in own) for own in of.values()]
                 axis.plot([*map(float, of)], values, "o-", ms=3, color=colour, label=label)
-            axis.set(xscale="log", xlabel=f"price of a nat of the {line}, beta", ylabel="last hidden layer [bits]")
+            axis.set(xscale="log", xlabel=f"price of a nat in the {line}, beta", ylabel="last hidden layer [bits]")
             axis.axhline(first["label_bits"], color="#999999", linewidth=0.8, label="H(y)")
         for axis, level, what in ((axes[0], "nuisance_bits", "n"), (axes[1], "label_bits", "y")):
             axis.axhline(first[level], color="#999999", linewidth=0.8, label=f"H({what})")
             axis.set(xlabel="hidden layer", ylabel=f"I(z; {what}), read [bits]", xticks=range(1, 1 + depth))
-        for axis in axes:
+        for axis, place in zip(axes, ((0.02, 0.0), (0.02, 0.0), (0.02, 0.33), (0.02, 0.33)), strict=True):
             axis.set_ylim(bottom=-0.2)
-            axis.legend(fontsize=6)
+            axis.legend(loc=place, fontsize=6, labelspacing=0.3)
         return {"": figure}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
         first = numbers["depth"][PLAIN[0]][0]["last"][0]
-        yield f"Of the test images, H(n) = {first['nuisance_bits']:.2f} and H(y) = {first['label_bits']:.2f} bits.\n"
+        yield f"On the test images H(n) = {first['nuisance_bits']:.2f} and H(y) = {first['label_bits']:.2f} bits.\n"
         rows = [
             [line, f"hidden layer {layer + 1}", *_cells([look["last"][layer] for look in looks])]
             for line, looks in numbers["depth"].items()
@@ -79,21 +79,24 @@ def _judged(numbers: dict[str, Any]) -> Iterator[str]:
     for line, looks in numbers["depth"].items():
         values = _by_layer([look["last"] for look in looks], "i_z_n")
         falls = values[-1] < values[0] and all(b <= a + SLACK for a, b in pairwise(values))
-        claims.append((falls, f"{line}: deeper layers tell less of the nuisance: {listed(values)} bits."))
+        claims.append((falls, f"{line}: deeper layers tell less about the nuisance: {listed(values)} bits."))
     for line, of in numbers["prices"].items():
         n, y = ([fmean(run[key] for run in own) for own in of.values()] for key in ("i_z_n", "i_z_y"))
         kept = [k for k, value in enumerate(y) if value > max(y) - KEPT]
         claims.append(
             (
                 n[kept[-1]] < 0.5 * n[kept[0]],
-                f"price of the {line}: the nuisance falls from {n[kept[0]]:.2f} to {n[kept[-1]]:.2f} bits, to beta "
-                f"{[*of][kept[-1]]}, while at most {KEPT} bits of the label are lost.",
+                f"price of the {line}: up to beta {[*of][kept[-1]]}, the nuisance falls by more than half, from "
+                f"{n[kept[0]]:.2f} to {n[kept[-1]]:.2f} bits, while at most {KEPT} bits of the label are lost.",
             )
         )
     every = [run for own in numbers["prices"]["activations"].values() for run in own]
     broken = sum(max(run["i_z_n"], run["i_z_n_bound"]) + run["i_z_y"] > run["bits"] + SLACK for run in every)
     claims.append(
-        (broken == 0, f"label and nuisance together are never more than what passes: {broken} of {len(every)} runs.")
+        (
+            broken == 0,
+            f"label and nuisance together never exceed what passes: they do in {broken} of {len(every)} runs.",
+        )
     )
     yield from verdicts(*claims)
 

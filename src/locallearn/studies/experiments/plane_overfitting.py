@@ -30,23 +30,24 @@ class PlaneOverfitting(Analysis):
         for k, (share, own) in enumerate(numbers.items()):
             for axis, where in zip((axes[k], axes[len(SHARES) + k]), ("train", "test"), strict=True):
                 _draw_plane(axis, own["planes"][where], median(own["mark"]))
-                axis.set_title(f"{share}, {where}")
+                axis.set_title(f"{share}, {'training' if where == 'train' else where} patterns")
             last = axes[2 * len(SHARES) + k]
             top = max(row["layer"] for row in own["planes"]["all"])
             for where, colour in zip(("train", "test", "all"), COLOURS, strict=False):
                 epochs, values = curve(own["planes"][where], top, "i_t_y")
-                last.plot(epochs, values, color=colour, label=f"{where} patterns")
+                last.plot(epochs, values, color=colour, label=f"{'training' if where == 'train' else where} patterns")
             last.axvline(median(own["mark"]), color="black", lw=0.8, ls=":")
             last.set_xscale("symlog", linthresh=1)
             last.set(xlabel="epoch", ylabel="I(T;Y), last layer [bits]", xlim=(0, None))
-        axes[0].legend(fontsize=6, loc="lower right")
+        axes[0].legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.55, 0.0))  # where no path comes
         axes[-1].legend(fontsize=6)
         return {"": figure}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
         head = (
-            "patterns", "test accuracy", "least validation loss after epochs", "I(T;Y) on all, highest, last",
-            "read on training, on test patterns, by layer [bits]", "breaks before, after: fixed noise", "own noise",
+            "trained on", "test accuracy [%]", "epoch of the lowest validation loss, by seed",
+            "I(T;Y) on all patterns, highest, last [bits]", "read on training and test patterns, by layer [bits]",
+            "violations of the data-processing inequality, before, after that epoch: fixed noise", "own noise",
         )  # fmt: skip
         rows = []
         for share, own in numbers.items():
@@ -57,7 +58,7 @@ class PlaneOverfitting(Analysis):
             rows.append((share, spread(own["accuracy"]), marks, f"{high}, {last}", read, *breaks))
         yield from table(head, rows)
         h_y = numbers[SHARES[-1]]["planes"]["all"][0]["h_y"]
-        yield f"\nH(Y) = {h_y:.3f} bits; I(T;Y) on all patterns is that of the last layer, by the upper bound."
+        yield f"\nH(Y) = {h_y:.3f} bits. I(T;Y) on all patterns is that of the last layer, by the upper bound."
         falls = {share: fmean(own["highest"]) - fmean(own["last"]) for share, own in numbers.items()}
         gaps = {share: own["read"]["train"][-1] - own["read"]["test"][-1] for share, own in numbers.items()}
         few, most = SHARES[0], SHARES[-1]
@@ -65,17 +66,18 @@ class PlaneOverfitting(Analysis):
         yield from verdicts(
             (
                 falls[few] > 0.01 and falls[few] > 2 * falls[most],
-                f"with 5 % of the patterns I(T;Y) on all patterns falls late, by {falls[few]:.3f} bits; with 85 % by "
-                f"{falls[most]:.3f}.",
+                f"with 5 % of the patterns, I(T;Y) on all patterns falls late in training, by {falls[few]:.3f} bits; "
+                f"with 85 % by {falls[most]:.3f}.",
             ),
             (
                 gaps[few] > gaps["45 %"] > gaps[most],
-                "the fewer patterns, the more is read on training patterns alone, from the last layer: "
-                + ", ".join(f"{share} {gap:.2f} bits" for share, gap in gaps.items()),
+                "the fewer the patterns, the more can be read from the last layer on training patterns only: "
+                + ", ".join(f"{share} {gap:.2f} bits" for share, gap in gaps.items())
+                + ".",
             ),
             (
                 sum(fixed) == 0,
-                f"under a fixed noise no layer has more information than the one below it ({sum(fixed)} breaks), "
+                f"under a fixed noise no layer has more information than the one below it ({sum(fixed)} violations), "
                 "overfitted or not.",
             ),
         )

@@ -12,7 +12,10 @@ from locallearn.studies.analysis import Analysis, Runs, averaged, curve, deviati
 
 TASKS = {"names": ("rnn", "mlp"), "cora140": ("gcn", "mlp"), "cora1000": ("gcn", "mlp")}
 KEYS = ("epoch", "layer", "name", "i_x_t", "i_t_y", "i_x_t_lower", "i_x_t_upper", "i_t_y_lower", "i_t_y_upper", "h_y")
-HEAD = ("task, net", "test accuracy", "published", "I(T;Y) by layer [bits]", "H(Y)", "gradient SNR, first to last")
+HEAD = (
+    *("task, net", "test accuracy [%]", "published", "I(T;Y) by layer [bits]", "H(Y) [bits]"),
+    "gradient SNR by layer, first to last look",
+)
 
 
 class SequencesGraphs(Analysis):
@@ -32,7 +35,8 @@ class SequencesGraphs(Analysis):
             axis.set(xlabel="epoch", ylabel="gradient SNR", yscale="log", title=f"{task}, {net}")
             axis.set_xscale("symlog", linthresh=1)
             axis.set_xlim(left=0)
-            axis.legend(fontsize=6)
+            axis.set_ylim(0.015, 2)
+            axis.legend(fontsize=6, loc="lower left", ncols=2)
         return {"snr": figure} | {f"{task}_{net}": plane([own["plane"]]) for (task, net), own in cells.items()}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
@@ -56,20 +60,21 @@ class SequencesGraphs(Analysis):
                         ", ".join(f"{r[0]:.1f} to {r[-1]:.1f}" for r in ratios),
                     )
                 )
-        yield "After training; the numbers of layers are from the input upward.\n"
+        yield "After training; layers are listed from the input upward, the last SNR is that of the head.\n"
         yield from table(HEAD, lines)
         gaps = {task: accuracy[task, nets[0]] - accuracy[task, nets[1]] for task, nets in TASKS.items()}
         noise = max(deviation(own["accuracy"]) for own in numbers["names"].values())
         yield from verdicts(
             (
                 gaps["names"] > 2 * noise,
-                f"the recurrent net is better on names: by {gaps['names']:.1f} points; seeds differ by {noise:.1f}.",
+                f"the recurrent net is better on names: by {gaps['names']:.1f} points; seeds deviate by {noise:.1f}.",
             ),
-            (gaps["cora140"] > 10, f"the graph is worth most with few labels: {gaps['cora140']:.1f} points with 140,"),
-            (gaps["cora1000"] < gaps["cora140"], f"and less with 1,000: {gaps['cora1000']:.1f}."),
+            (gaps["cora140"] > 10, f"the graph helps a lot with few labels: by {gaps['cora140']:.1f} points with 140."),
+            (gaps["cora1000"] < gaps["cora140"], f"it helps less with 1,000: by {gaps['cora1000']:.1f} points."),
             (
                 sum(falls) > len(falls) / 2,
-                f"the gradient's signal-to-noise falls while the net learns: in {sum(falls)} of {len(falls)} layers.",
+                "the gradient's signal-to-noise ratio falls as the net learns: in "
+                f"{sum(falls)} of {len(falls)} layers.",
             ),
         )
 

@@ -14,7 +14,10 @@ KEYS = (
     *("epoch", "layer", "name", "estimator", "noise_variance", "bins", "samples", "h_y"),
     *("i_x_t", "i_t_y", "i_x_t_lower", "i_x_t_upper", "i_t_y_lower", "i_t_y_upper"),
 )
-HEAD = ("net", "estimate", "layer", "I(X;T) at first, highest, last [bits]", "highest less last, by seed", "I(T;Y)")
+HEAD = (
+    *("net", "estimate", "layer", "I(X;T): first, highest, last [bits]"),
+    *("highest less last, by seed [bits]", "I(T;Y): last [bits]"),
+)
 
 
 class TwelveBits(Analysis):
@@ -38,7 +41,7 @@ class TwelveBits(Analysis):
                     head = (a, e) if layer == 0 else ("", "")
                     lines.append((*head, rows[layer]["name"], bits, spread(fall), f"{y[-1]:.3f}"))
         accuracy = ", ".join(f"{a} {spread(numbers[a]['accuracy'])}" for a in ACTIVATIONS)
-        yield f"Means over the seeds; of the bounds the upper one. Test accuracy in percent: {accuracy}\n"
+        yield f"Means over the seeds; of the bounds, the upper one. Test accuracy in percent: {accuracy}.\n"
         yield from table(HEAD, lines)
         layers = len(numbers["tanh"]["compression"]["binned"])
         h_y = numbers["tanh"]["rows"]["binned"][0]["h_y"]
@@ -47,7 +50,7 @@ class TwelveBits(Analysis):
         yield from verdicts(
             (abs(h_y - 0.999157) < 1e-4, f"H(Y) = {h_y:.4f} bits (0.999157 from the labels)."),
             (tanh > 1, f"the last hidden layers compress with tanh: by up to {tanh:.2f} bits, binned."),
-            (relu < tanh / 2, f"those with ReLU hardly: by up to {relu:.2f} bits."),
+            (relu < tanh / 2, f"with ReLU they hardly do: by up to {relu:.2f} bits."),
             (least > 0.9 * h_y, "every tanh layer ends with nearly all of the label, I(T;Y) > 0.9 H(Y), binned."),
         )
 
