@@ -36,7 +36,7 @@ MODELS = {
     "petra": "model=revnet",
 }
 ROUTES = {
-    "none": "no feedback: a block learns as soon as it has computed its outputs, and waits for nobody",
+    "none": "no feedback; a block learns as soon as it has computed its outputs, and waits for nobody",
     "neighbor": "feedback from the block above, which has it ready without waiting for anyone",
     "chain": "feedback from the block above, which itself waits for the block above it",
     "broadcast": "feedback from the last block, to all at once",
