@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.nets import tiny_batches, tiny_learner
-from locallearn.auxiliary import Linear
+from helpers.nets import assert_same, tiny_batches, tiny_learner
+from locallearn.auxiliary import Linear, PointwiseMLP
 from locallearn.engine import SGD
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
@@ -100,8 +100,40 @@ def test_without_memory_a_head_reads_the_next_block_as_it_was():
 
 
 def test_a_scale_of_one_is_man():
-    losses = [learned(man(scaled=scaled))[2][0] for scaled in (False, True)]
+    """MAN++ whose s stays at 1 takes the steps of MAN, bit for bit; s at 1 that learns is the first step of it."""
+    scaled, plain = (tiny_learner(man(scaled=s), optim=OPTIM, total_steps=STEPS) for s in (True, False))
+    for block in scaled.blocks[:3]:
+        block.auxiliary["ahead"].scale.requires_grad_(False)
+    losses = [[learner.step(x, y) for x, y in tiny_batches(STEPS)] for learner in (scaled, plain)]
     assert losses[0] == losses[1]
+    assert_same(scaled.model, plain.model)
+    free = learned(man(scaled=True))[2]
+    assert free[0] == losses[1][0]
+    assert free[-1] != losses[1][-1]
+
+
+def test_man_plus_plus_goes_on_from_a_state_to_the_same_bits():
+    """With its own head, between two versions of what it reads."""
+    strategy = MAN(objective=CrossEntropy(), auxiliary=PointwiseMLP(width=8), scaled=True, every=2, lag=3)
+    whole, first, second = (tiny_learner(strategy, total_steps=STEPS) for _ in range(3))
+    batches = tiny_batches(STEPS)
+    for learner, part in ((whole, batches), (first, batches[:3])):
+        for x, y in part:
+            learner.step(x, y)
+    second.load_state_dict(first.state_dict())
+    for x, y in batches[3:]:
+        second.step(x, y)
+    states = whole.state_dict(), second.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+    assert any("scale" in name for name in states[0])
+
+
+def test_the_head_of_man_plus_plus_needs_maps_ahead():
+    """The last block of lenet that emits maps looks through a unit that emits vectors."""
+    strategy = MAN(objective=CrossEntropy(), auxiliary=PointwiseMLP(width=8))
+    with pytest.raises(UserError, match=r"convolves maps \[C, H, W\], and here it would read \[120\]: choose a conv"):
+        tiny_learner(strategy, lenet((1, 12, 12), 3), "max")
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])

@@ -22,6 +22,7 @@ from locallearn.runtime.link import Pipe
 STEPS = 6
 STRATEGIES = [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3 last=local", "dfa shared=true"]
 STRATEGIES += ["dgl objective=masked", "loco objective=masked", "dgl objective=cpc"]
+STRATEGIES += ["man scaled=true auxiliary=pointwise_mlp"]
 STRATEGIES += ["follower", "follower top=true lag=1", "follower top=true every=2 lag=3", "follower every=4 lag=1"]
 FROZEN = ["dgl", "greedy", "dni", "backprop", "dfa", "pgi"]  # every route; phases; what a packet carries
 STRATEGIES += [f"{name} train_blocks={blocks}" for name in FROZEN for blocks in ("[1,2]", "[2,3]")]

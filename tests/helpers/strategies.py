@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from helpers import objectives
-from locallearn.auxiliary import MLP
+from locallearn.auxiliary import MLP, PointwiseMLP
 from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
 from locallearn.contract import Block, BlockSpec, Packet, Published, Route, Send, Step, Strategy, backward, task_loss
@@ -66,6 +66,7 @@ class Follower(Strategy):
 
 
 OWN = {"follower": Follower}
+HEADS = {"mlp": MLP(layers=1, width=16), "pointwise_mlp": PointwiseMLP(width=8)}
 
 
 def make(name: str) -> Strategy:
@@ -76,4 +77,5 @@ def make(name: str) -> Strategy:
     config = yaml.safe_load(FILES[name].read_text())
     config |= {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
     objective = objectives.make(config.pop("objective", "cross_entropy"))
-    return instantiate(config, "strategy", [], objective=objective, auxiliary=MLP(layers=1, width=16))
+    auxiliary = HEADS[config.pop("auxiliary", "mlp")]
+    return instantiate(config, "strategy", [], objective=objective, auxiliary=auxiliary)

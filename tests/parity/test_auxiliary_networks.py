@@ -1,4 +1,4 @@
-"""The heads of DGL, local-loss and InfoPro, with the weights of ours in a forward that follows the peer's code."""
+"""Heads of DGL, local-loss, InfoPro and MAN++, with the weights of ours in a forward that follows the peer's code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.parity import Parity, apart
-from locallearn.auxiliary import CNN, MLP, ConvFC, Decoder, Linear, MLPSpatialReduction
+from locallearn.auxiliary import CNN, MLP, ConvFC, Decoder, Linear, MLPSpatialReduction, PointwiseMLP
 
 SIDES = [32, 16, 8, 7, 5, 4, 3, 2, 1]
 DGL = {"mlp": MLP(), "mlp-sr": MLPSpatialReduction(), "cnn": CNN()}
@@ -121,6 +121,35 @@ def test_heads_of_infopro(name: str, channels: int, parity: Parity) -> None:
         h = h.relu() if k < linears - 1 else h
     assert next(layers, None) is None
     parity.equal("InfoPro", "logits of the heads 0c1f to 2c2f", apart(net(x), h))
+
+
+def cells(side: int) -> Tensor:
+    """[8, side]: which positions of a side the cells of the pool are means over, also where it enlarges."""
+    at = torch.arange(side)
+    low = [i * side // 8 for i in range(8)]
+    high = [-(-(i + 1) * side // 8) for i in range(8)]
+    rows = torch.stack([(at >= a) & (at < b) for a, b in zip(low, high, strict=True)]).double()
+    return rows / rows.sum(1, keepdim=True)
+
+
+def test_head_of_man_plus_plus(parity: Parity) -> None:
+    """auxDGL: pool to 8 x 8, three 1x1 convolutions, the mean over space, three hidden layers and the last one."""
+    found = []
+    for side in SIDES:
+        torch.manual_seed(side)
+        net, x = PointwiseMLP().build((6, side, side), 10).double(), torch.randn(9, 6, side, side, dtype=torch.float64)
+        layers = with_weights(net)
+        h = torch.einsum("ih,bchw,jw->bcij", cells(side), x, cells(side))
+        for _ in range(3):
+            h = torch.einsum("oc,bcij->boij", next(layers).weight[:, :, 0, 0], h)
+            h = normed(next(layers), h).relu()
+        h = h.mean((2, 3))
+        for _ in range(3):
+            linear = next(layers)
+            h = normed(next(layers), h @ linear.weight.T + linear.bias).relu()
+        linear = next(layers)
+        found.append(apart(net(x), h @ linear.weight.T + linear.bias))
+    parity.equal("MAN++", "logits of the head, maps of sides 1 to 32", max(found))
 
 
 def between_corners(x: Tensor, side: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from locallearn.auxiliary import CNN, MLP, ConvFC, Decoder, Linear, MLPSpatialReduction, Projector
+from locallearn.auxiliary import CNN, MLP, ConvFC, Decoder, Linear, MLPSpatialReduction, PointwiseMLP, Projector
 from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
 from locallearn.contract import BlockSpec, Packet
@@ -37,7 +37,8 @@ def test_built_from_any_shape(recipe, size):
 )  # made of units, and for boxes
 def test_every_yaml_builds_for_every_shape(name):
     recipe = instantiate(yaml.safe_load(choices("auxiliary")[name].read_text()), "auxiliary", [])
-    for size in [size for size in SIZES if name != "transformer" or len(size) == 2]:
+    axes = {"transformer": {2}, "pointwise_mlp": {3}}.get(name, {1, 2, 3})
+    for size in [size for size in SIZES if len(size) in axes]:
         assert recipe.build(size, 7)(torch.randn(4, *size)).shape == (4, 7)
 
 
@@ -108,6 +109,24 @@ def test_mlp_sr_is_the_papers():
     c = 64
     expected = 3 * (c * c + 2 * c) + 3 * ((4 * c) ** 2 + 4 * c + 2 * 4 * c) + 4 * c * 10 + 10
     assert sum(p.numel() for p in net.parameters()) == expected
+
+
+@pytest.mark.parametrize(("channels", "count"), [(16, 635_146), (32, 637_194), (64, 641_290)])
+def test_the_head_of_man_plus_plus_is_the_papers(channels, count):
+    """C x s x s -> 8 x 8, three 1x1 convolutions to 128, the mean over space, three hidden layers of 512, classes."""
+    net = PointwiseMLP().build((channels, 32, 32), 10)
+    conv, dense = ["Conv2d", "BatchNorm2d", "ReLU"] * 3, ["Linear", "BatchNorm1d", "ReLU"] * 3
+    found = [kind for kind in kinds(net) if kind != "Flatten"]
+    assert found == ["AdaptiveAvgPool2d", *conv, "AdaptiveAvgPool2d", *dense, "Linear"]
+    by_hand = channels * 128 + 2 * 128 * 128 + 3 * 2 * 128
+    by_hand += 128 * 512 + 2 * 512 * 512 + 3 * 512 + 3 * 2 * 512 + 512 * 10 + 10
+    assert sum(p.numel() for p in net.parameters()) == by_hand == count
+
+
+@pytest.mark.parametrize("size", [(20,), (5, 12), (4, 3, 8, 8)])
+def test_the_head_of_man_plus_plus_needs_maps(size):
+    with pytest.raises(UserError, match=r"convolves maps \[C, H, W\], and here it would read \[.+\]: choose a conv"):
+        PointwiseMLP().build(size, 10)
 
 
 def test_mlp_and_cnn_are_the_papers():

@@ -243,7 +243,8 @@ ON_MAPS = sorted(choices("auxiliary").keys() - {"transformer", "detect"})
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [(name, model) for name in ON_MAPS for model in (MAPS, VECTORS)]
+    [(name, MAPS) for name in ON_MAPS]
+    + [(name, VECTORS) for name in ON_MAPS if name != "pointwise_mlp"]
     + [("linear", SEQUENCES), ("transformer", SEQUENCES)],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )

@@ -14,6 +14,7 @@ from locallearn.auxiliary.networks import (
     Projector,
     pooled,
 )
+from locallearn.auxiliary.pointwise import PointwiseMLP
 from locallearn.auxiliary.transformer import Transformer
 from locallearn.auxiliary.units import AugLocal, like
 
@@ -28,6 +29,7 @@ __all__ = [
     "Linear",
     "MLPSpatialReduction",
     "MeanOverSteps",
+    "PointwiseMLP",
     "Projector",
     "Transformer",
     "like",

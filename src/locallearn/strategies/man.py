@@ -60,7 +60,8 @@ class MAN(DGL):
     m EMA + (1 - m) W, with the weights W of those units as block k + 1 publishes them.
 
     momentum  m, for one step
-    scaled    whether s, which begins at 1, learns
+    scaled    whether s, which begins at 1, learns. The rest of MAN++ is its head, `auxiliary=pointwise_mlp`, and a cut
+              after the stem, which gives that a loss of its own
     every     steps from one version of W to the next; a version counts with m to the power of `every`
     lag       steps by which W is late. With 1, as in the paper, u reads W as it was before the previous step, and no
               stage of a pipeline waits
