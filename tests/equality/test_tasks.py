@@ -514,7 +514,7 @@ def test_another_set_is_measured_in_the_units_of_the_run(tmp_path, capsys):
     assert float(shown["loss"]) == pytest.approx(result.metrics["test/loss"], abs=1e-4)
     code, _, err = run("evaluate", str(result.run_dir), "data=digits", capsys=capsys)
     assert code == 2
-    assert "the run was trained for the task regression, and data=digits asks for a class for each sample" in err
+    assert "the run was trained for the task regression, but data=digits asks for a class for each sample" in err
 
 
 class Words(nn.Module):

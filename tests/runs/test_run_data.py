@@ -283,13 +283,13 @@ def test_a_class_that_was_renamed_in_the_folder_of_the_run(command, copied, caps
         pytest.param(
             "float",
             {"kind": "grey"},
-            "trained on float32 samples, used as they are, and data=own has pixels, normalised",
+            "trained on float32 samples, used as they are, but data=own has pixels, normalised",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             "grey",
             {"kind": "float"},
-            "trained on pixels, normalised, and data=own has float32 samples, used as they are",
+            "trained on pixels, normalised, but data=own has float32 samples, used as they are",
             marks=pytest.mark.slow,
         ),
         pytest.param(
