@@ -17,7 +17,8 @@ from locallearn.config.settings import AUTO_BLOCKS
 from locallearn.config.targets import model_builder
 from locallearn.engine import SGD, Setup, assemble
 from locallearn.errors import UserError
-from locallearn.tasks import CLASSES, Tokens
+from locallearn.task import BOXES, Task
+from locallearn.tasks import CLASSES, Detection, Tokens
 
 MODELS = choices("model")
 RING = torch.stack([torch.arange(8), torch.arange(8).roll(1)])
@@ -75,15 +76,18 @@ def test_what_the_table_says_is_true(name):
     model = model_builder(yaml.safe_load(MODELS[name].read_text()), [])(shape[1:], 10, graph, 10 if text else None)
     cut = model.cut(min(AUTO_BLOCKS, len(model.units)))
     x, y = torch.randn(shape), torch.arange(shape[0])
+    task: Task = CLASSES
     if text:
-        x, y = torch.randint(10, shape), torch.randint(10, shape)
-    setup = Setup(total_steps=2, task=Tokens() if text else CLASSES)
+        x, y, task = torch.randint(10, shape), torch.randint(10, shape), Tokens()
+    if model.form == BOXES:
+        y, task = torch.tensor([[[k, 4.0, 4.0, 24.0, 24.0]] for k in range(4)]), Detection(tuple("0123456789"))
+    setup = Setup(total_steps=2, task=task)
     if graph is not None:
         y[2:] = -100
     for strategy, reason in found.cells[name].items():
         made, own = make(strategy), copy.deepcopy(model)
         if reason is not None:
-            with pytest.raises(UserError, match=r"block|graph|the data ask for|the data are tokens"):
+            with pytest.raises(UserError, match=r"block|graph|boxes|the data ask for|the data are tokens"):
                 assemble(own, made, SGD(lr=1e-4, schedule="constant"), cut, setup)
             continue
         learner = assemble(own, made, SGD(lr=1e-4, schedule="constant"), cut, setup)

@@ -168,6 +168,17 @@ REFUSED = {
     ("3d", "inpainting"): "hides part of an image",
     ("1d", "simclr"): "crops images",
     ("3d", "simclr"): "crops images",
+    ("1d", "cpc"): "cuts images into patches",
+    ("3d", "cpc"): "cuts images into patches",
+    ("1d", "masked"): "hides patches of an image",
+    ("3d", "masked"): "hides patches of an image",
+    ("1d", "transformer"): "sequence=6 is not divisible",
+    ("3d", "transformer"): "reads sequences",
+    ("channels_last", "transformer"): "reads sequences",
+    ("3d", "pointwise_mlp"): "convolves maps",
+    ("1d", "pointwise_mlp"): "convolves maps",
+    **{(kind, "petra"): "no unit of this model is reversible" for kind in NETS},
+    **{(kind, "detect"): "answers with boxes" for kind in NETS},
     **{(kind, "distil"): "init.teacher" for kind in NETS},
 }
 
