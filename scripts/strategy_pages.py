@@ -36,9 +36,9 @@ MODELS = {
     "petra": "model=revnet",
 }
 ROUTES = {
-    "none": "no feedback: a block learns as soon as it has computed, and waits for nobody",
+    "none": "no feedback; a block learns as soon as it has computed its outputs, and waits for nobody",
     "neighbor": "feedback from the block above, which has it ready without waiting for anyone",
-    "chain": "feedback from the block above, which waits for the block above it",
+    "chain": "feedback from the block above, which itself waits for the block above it",
     "broadcast": "feedback from the last block, to all at once",
     "rounds": "messages between neighbours, both ways at the same time, in a fixed number of rounds for each batch",
 }
@@ -123,9 +123,10 @@ def logged(name: str) -> str:
     text += f"\n\nOf this strategy: {', '.join(own)}." if own else ""
     auxiliary = int(found["auxiliary_parameters"])
     model = f"`{MODELS.get(name, 'model=lenet')}`"
+    dropped = f"{auxiliary:,} parameters are only for training and" if auxiliary else "no parameters"
     return (
         f"{text}\n\nWhat every run records is in [getting started](../getting-started.md). With {model} "
-        f"{f'{auxiliary:,} parameters only train and are dropped' if auxiliary else 'nothing is dropped'} at inference."
+        f"{dropped} are dropped at inference."
     )
 
 
@@ -150,7 +151,7 @@ def results(name: str) -> str:
             if control is not None and name != "backprop":
                 lines[-1] += f"; backprop {percent(control)}"
             lines[-1] += (
-                f"; published {row['published']:.2f} (more epochs; the page says where from)"
+                f"; published {row['published']:.2f} (more epochs; that page names the source)"
                 if row["published"]
                 else ""
             )
@@ -178,8 +179,8 @@ def verified(name: str) -> str:
         for row in part["rows"]
         if f"strategy={name}" in row["command"].split() and row["name"] not in part["missing"]
     ]
-    lines = [f"- against its equations, stated once more: {_tests(equations)}"] if equations else []
-    lines += [f"- beside a peer's code ([parity](../parity.md)): {_tests(peers)}"] if peers else []
+    lines = [f"- against its equations, restated independently: {_tests(equations)}"] if equations else []
+    lines += [f"- against a peer's code ([parity](../parity.md)): {_tests(peers)}"] if peers else []
     lines += [f"- against published numbers ([truth](../truth.md)): {'; '.join(rows)}"] if rows else []
     return "\n".join(lines)
 

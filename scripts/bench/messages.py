@@ -34,7 +34,7 @@ def one_way(bench: Bench, report: Report) -> None:
         found, judged = series[name], carrier == "ring"
         if size == "1 KB":
             small = Series({n: s * 1e6 for n, s in found.kept.items()}, found.dropped)
-            why = "two processes wake each other, and Python builds the frames and the tensors"
+            why = "two processes must wake each other, and Python builds the frames and the tensors"
             report.add("P20", f"{size}, {carrier}", bench.single(small), why, judged, **parts)
         elif size in ("4 MB", "16 MB"):
             rate = Series({n: SIZES[size] / s / 1e9 for n, s in found.kept.items()}, found.dropped)

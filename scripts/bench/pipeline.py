@@ -154,8 +154,8 @@ def _judge(
     micro = [series[name] for name in RIVALS if "micro_batches" in RIVALS[name]]
     best = bench.joined([dgl, *micro], lambda ours, *theirs: min(theirs) / ours)
     rivals = ", ".join(f"{name} {_ms(series[name])} ms" for name in RIVALS)
-    report.add("P9 micro-batches", subject, best, f"{alike}; the rivals: {rivals}")
-    report.add("P9 DDP", subject, bench.ratio(series["DDP 2 x 64"], dgl), f"{alike}; the rivals: {rivals}")
+    report.add("P9 micro-batches", subject, best, f"{alike}; the alternatives: {rivals}")
+    report.add("P9 DDP", subject, bench.ratio(series["DDP 2 x 64"], dgl), f"{alike}; the alternatives: {rivals}")
     for name in NEIGHBORS:
         why = (
             f"the stages by themselves allow {_bound(apart[name], 2)} (sum / max); the last block of the lower stage "

@@ -34,25 +34,28 @@ def record(report: Report, seconds: float, repeats: int, quick: bool, command: s
 def page(report: Report, about: dict[str, Any]) -> str:
     """The page for `docs/`."""
     findings = report.findings
+    themes = "" if about["command"] == "make bench" else ": " + ", ".join({f.goal.split()[0]: 0 for f in findings})
     lines = [
-        "# Benchmark",
+        f"# Benchmark{themes}",
         "",
         f"`{about['command']}`, {about['seconds'] / 60:.0f} minutes on {about['machine']};",
         f"{about['system']}, torch {about['torch']}.",
         "Batches of 128 random images of 3x32x32, 10 classes, SGD with momentum and weight decay, fp32, channels_last,",
-        "and one allocator setting on both sides, but for P3.",
+        "and the same allocator setting on both sides, except in P3.",
         "",
         *(["**A quick try of the script with tiny models: its numbers mean nothing.**", ""] if about["quick"] else []),
-        "Variants run in turn; a number is the median over the rounds, in brackets its 95 % interval, which of a few",
-        f"rounds are the extremes. A sample during which others used more than {LOUD} of a core is thrown away and",
-        f"repeated (kept/dropped); with fewer than {LEAST} quiet rounds there is no number. P2, P14, P18, P19 are CPU",
-        "time, which others do not lengthen. `benchmark.json` has all parts.",
+        "Variants run in turn; a number is the median over the rounds, with its 95 % interval in brackets (of a few",
+        f"rounds, their extremes). A sample during which other programs used more than {LOUD} of a core is discarded",
+        f"and repeated (kept/dropped); with fewer than {LEAST} quiet rounds there is no number. P2, P14, P18 and P19",
+        "measure CPU time, which other programs do not lengthen. `benchmark.json` has every part.",
         "",
         "| | what | on | goal | found | kept/dropped | |",
         "|---|---|---|---|---|---|---|",
         *map(_row, findings),
         "",
-        *_listed("Why not more:", (f"- {f.goal}, {f.subject}: {f.why}." for f in findings if f.verdict == "missed")),
+        *_listed(
+            "Why goals were missed:", (f"- {f.goal}, {f.subject}: {f.why}." for f in findings if f.verdict == "missed")
+        ),
         *_listed(None, _checkpointed(report)),
         *_listed(None, _held(report)),
         *(f"Milliseconds per batch, {name}: {steps}.\n" for name, steps in _steps(report)),

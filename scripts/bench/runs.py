@@ -165,7 +165,7 @@ def tracked(bench: Bench, report: Report) -> None:
         variants = {str(name): (lambda name=name: run(name)) for name in (None, *SERVERS)}
         series = bench.run(variants, bench.rounds(more=2), warm=False)
     for name in SERVERS:
-        subject, why = f"W&B's server {name}", "the rounds differ by as much"
+        subject, why = f"W&B's server {name}", "the rounds differ by as much as the variants do"
         report.add("P16", subject, bench.ratio(series[name], series["None"]), why)
         report.add("P17", subject, bench.of(percents[name]))
 

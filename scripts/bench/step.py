@@ -62,14 +62,16 @@ def measure(bench: Bench, report: Report, subject: str, threads: int = 1, only_h
 def _against_bare(bench: Bench, report: Report, subject: str, series: Mapping[str, Series]) -> None:
     slower = bench.ratio(series["backprop"], series["bare"])
     noise = slower.low is not None and slower.low <= GOALS["P1"].limit
-    why = "the rounds differ by more than the two steps do" if noise else "what blocks, checks and sums add to a step"
+    why = (
+        "the rounds differ by more than the two variants do" if noise else "what blocks, checks and sums add to a step"
+    )
     report.add("P1", subject, slower, why, **medians({name: series[name] for name in ("bare", "backprop")}, "ms"))
 
 
 def _heads(bench: Bench, series: Mapping[str, Series], head: str) -> str:
     linear = bench.ratio(series["dgl linear"], series["bare"]).value
     if head == "linear" or linear is None:
-        return "all that DGL spares is the input gradient at three borders, and its heads cost"
+        return "all that DGL saves is the input gradient at three borders, and its heads cost time"
     return f"without its heads' fully connected layers (linear heads) the step is at {linear:.3f}: the rest is heads"
 
 

@@ -62,8 +62,8 @@ class Inputs:
             if not isinstance(t, Tensor) or t.dtype == torch.uint8 or t.is_complex():
                 shown = str(t.dtype).removeprefix("torch.") if isinstance(t, Tensor) else type(t).__name__
                 raise UserError(
-                    f"{what}: {_called(name)} is {shown}; where a sample has several tensors, each is floats, whole "
-                    "numbers or bool, and pixels are floats that you have normalised"
+                    f"{what}: {_called(name)} is {shown}; where a sample has several tensors, each holds floats, "
+                    "whole numbers or bools, and pixels are floats that you have normalised"
                 )
             if batch and not t.dim():
                 raise UserError(f"{what}: {_called(name)} is a single number; give one for each sample")

@@ -16,7 +16,7 @@ def written(text: str | os.PathLike[str]) -> str:
     `~`, even after pathlib has dropped a leading `./`, so nothing expands it again. Raises UserError for ~nobody."""
     path = os.fspath(text)
     if "\x00" in path:
-        raise UserError(f"{path!r} is no path: it has a null character in it")
+        raise UserError(f"{path!r} is not a path: it has a null character in it")
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path:
         user = path.partition("/")[0]

@@ -211,7 +211,7 @@ class Classification(Task):
         if look and (highest := int(y.max())) >= classes:
             raise UserError(
                 f"label {highest}, but there are {classes} classes, 0 to {classes - 1} (below 0: no label): "
-                "correct the labels, or take a model of more classes"
+                "correct the labels, or choose a model of more classes"
             )
         return y
 

@@ -147,7 +147,7 @@ def test_who_finds_no_boxes_is_refused():
         assemble(model, DGL(objective=CrossEntropy(), auxiliary=Linear()), SGD(), model.cut([4, 6, 8]), SETUP)
     with pytest.raises(UserError, match="auxiliary=detect answers with boxes"):
         Detect().build((8, 4, 4), 10)
-    with pytest.raises(UserError, match=r"sides that 32 divides, not 60 x 64"):
+    with pytest.raises(UserError, match=r"sides divisible by 32, not 60 x 64"):
         detector((3, 60, 64), 2)
 
 
@@ -167,9 +167,9 @@ BASE = ["data=voc", "data.size=[64,64]", "model=detector", "model.width=0.125", 
         ("strategy=dgl auxiliary=detect objective=supcon", "attracts samples of one label"),
         (
             "strategy=backprop model=gelan model.elan_depth=1",
-            "answers once for each sample, and the data ask with boxes",
+            "answers once for each sample, but the data ask with boxes",
         ),
-        ("strategy=backprop data=digits", "answers with boxes, and the data ask once for each sample"),
+        ("strategy=backprop data=digits", "answers with boxes, but the data ask once for each sample"),
         ("strategy=backprop probe=fisher", "probe.fisher is for classification"),
     ],
 )

@@ -272,7 +272,7 @@ def test_who_settles_in_more_or_fewer_rounds_than_promised_is_told(count, times)
 
 def test_messages_that_lose_bits_are_one_sentence():
     with pytest.raises(
-        UserError, match=r"runtime\.message=bf16 rounds what blocks send, and strategy=equilibrium needs"
+        UserError, match=r"runtime\.message=bf16 rounds what blocks send, but strategy=equilibrium needs"
     ):
         Pipeline(message="bf16").stage("equilibrium", EquilibriumPropagation(), 1)
     Pipeline(message="bf16").stage("backprop", Backprop(), 1)

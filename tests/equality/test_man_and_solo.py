@@ -226,12 +226,12 @@ def test_language_models_answer_at_each_step():
         (
             lenet((1, 12, 12), 3),
             {"layers": 0},
-            "answers from 6 features of block 0, and the read-out has 84",
+            "answers from 6 features of block 0, but the read-out has 84",
         ),
         (
             BlockModel([nn.Linear(4, 4), nn.Linear(4, 4)], nn.Softmax(1), image=(4,), classes=4, name="own"),
             {},
-            "ends the model's head and reads 4 features, and there is none",
+            "ends the model's head and reads 4 features, but there is none",
         ),
     ],
 )

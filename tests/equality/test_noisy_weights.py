@@ -166,5 +166,5 @@ def test_refusals():
     learner = tiny_learner(make("backprop"), NoisyWeights().applied(tiny_model()), blocks=2)
     with pytest.raises(UserError, match=r"only train\(\) knows"):
         learner.learn(*tiny_batches(1)[0])
-    with pytest.raises(UserError, match="feedback weights cannot enter"):
+    with pytest.raises(UserError, match="cannot have feedback weights"):
         tiny_learner(make("fa"), NoisyWeights().applied(tiny_model()), blocks=2)

@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(UserError, match=said) as error:
             assembled(model, STRATEGY, PLAIN, model.cut(2), task=task)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="reads numbers, and the data are tokens"):
+    with pytest.raises(UserError, match="reads numbers, but the data are tokens"):
         STRATEGY.modules(BlockSpec(0, 1, (9,), (9,), (4,), 3, vocabulary=7))
     with pytest.raises(UserError, match="at most 134,217,728 are allowed"):
         STRATEGY.modules(BlockSpec(1, 2, (3, 512, 512), (512,), (4,), 3))

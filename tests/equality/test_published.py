@@ -98,7 +98,9 @@ def test_a_state_without_the_versions_is_refused():
         first.learn(x, y)
     state = first.state_dict()
     second.load_state_dict({name: t for name, t in state.items() if not name.startswith("published.")})
-    with pytest.raises(UserError, match="block 0 reads 'layers' as it was after 0 steps, which is not there"):
+    with pytest.raises(
+        UserError, match="block 0 reads 'layers' as it was after 0 steps, which the state does not have"
+    ):
         second.learn(*tiny_batches(1)[0])
     foreign = {**state, "published.3.layers.0.0": torch.zeros(1)}
     with pytest.raises(UserError, match=r"does not fit this run: published\.3\.layers\.0\.0 is not part of it"):
@@ -136,12 +138,12 @@ def test_two_intervals_for_one_name_are_refused():
         def reads(self, spec):
             return {} if spec.index > 1 else {"layers": Published(3, every=1 + spec.index)}
 
-    with pytest.raises(UserError, match="block 1 wants 'layers' of block 3 every 2 steps, and another block does not"):
+    with pytest.raises(UserError, match="block 1 wants 'layers' of block 3 every 2 steps, but another block does not"):
         tiny_learner(Two(), total_steps=4)
 
 
 def test_replay_has_no_common_steps():
-    with pytest.raises(UserError, match="runtime=replay lets blocks learn at different times, and Follower reads"):
+    with pytest.raises(UserError, match="runtime=replay lets blocks learn at different times, but Follower reads"):
         tiny_learner(Follower(), total_steps=4, stage=lambda *a, **k: ReplayStage(*a, buffer=2, slow=None, **k))
 
 

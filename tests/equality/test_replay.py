@@ -240,7 +240,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     process.communicate()
     assert json.loads((folder / "status.json").read_text())["state"] == "running", "it was done before it was killed"
     serial = "serial", {"_target_": "locallearn.runtime.choice.Serial", "staleness": 0}
-    with pytest.raises(UserError, match="goes on only as such"):
+    with pytest.raises(UserError, match="goes on only under it"):
         resume(folder, [], quiet=True, runtime=serial)
     resume(folder, [], quiet=True)
     assert_same_run(reference, folder)

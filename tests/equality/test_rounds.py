@@ -364,5 +364,5 @@ def test_samples_without_a_label_teach_nothing(strategy):
 
 
 def test_what_learns_several_times_from_a_batch_is_not_divided():
-    with pytest.raises(UserError, match="updates its weights several times in a batch, which cannot be divided"):
+    with pytest.raises(UserError, match="updates its weights several times in a batch, so a batch cannot be divided"):
         tiny_learner(PredictiveCoding(order="each"), dense_model(nn.Tanh), "max", micro_batches=2)

@@ -164,7 +164,7 @@ def test_matrices_that_would_fill_the_memory_are_one_sentence(strategy):
     maps = [nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)]
     head = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32 * 32, C))
     model = BlockModel(maps, head, image=(3, 32, 32), classes=C, name="maps").double()
-    with pytest.raises(UserError, match="have 2,147,483,648 numbers together, and at most 134,217,728 are allowed"):
+    with pytest.raises(UserError, match="have 2,147,483,648 numbers together, but at most 134,217,728 are allowed"):
         tiny_learner(strategy, model, "max")
 
 
@@ -312,6 +312,6 @@ def test_noise_is_new_in_each_update_and_moves_no_statistics():
 
 
 def test_a_batch_that_inverses_learn_from_several_times_cannot_be_divided():
-    with pytest.raises(UserError, match="several times in a batch, which cannot be divided"):
+    with pytest.raises(UserError, match="several times in a batch, so a batch cannot be divided"):
         tiny_learner(DTP(), blocks=4, micro_batches=2)
     tiny_learner(DTP(feedback_steps=1), blocks=4, micro_batches=2).step(*tiny_batches(1)[0])

@@ -336,13 +336,13 @@ REFUSED = [
     ("data=shakespeare model=gpt objective=supcon auxiliary=linear", "attracts samples of one label"),
     ("data=shakespeare model=gpt objective=predsim auxiliary=linear", "compares samples by their labels"),
     ("data=shakespeare model=gpt objective=vib auxiliary=linear", "has one code for each sample"),
-    ("data=shakespeare model=gpt objective=reconstruction", "reads numbers, and the data are tokens"),
+    ("data=shakespeare model=gpt objective=reconstruction", "reads numbers, but the data are tokens"),
     ("data=shakespeare model=gpt auxiliary=mlp_sr", "averages over positions"),
-    ("data=shakespeare model=gpt strategy=pgi auxiliary=linear", "reads numbers, and the data are tokens"),
+    ("data=shakespeare model=gpt strategy=pgi auxiliary=linear", "reads numbers, but the data are tokens"),
     ("data=shakespeare model=gpt strategy=infomax", "predicts rows of a map"),
-    ("data=shakespeare model=mlp", "reads numbers, and the data are tokens of a vocabulary of 65"),
-    ("data=digits model=gpt", "gpt reads tokens, and the data have none"),
-    ("data=digit_ink model=lenet auxiliary=linear", "answers once for each sample, and the data ask at every position"),
+    ("data=shakespeare model=mlp", "reads numbers, but the data are tokens of a vocabulary of 65"),
+    ("data=digits model=gpt", "gpt reads tokens, but the data have none"),
+    ("data=digit_ink model=lenet auxiliary=linear", "answers once for each sample, but the data ask at every position"),
     ("data=digit_ink model=gelan model.width=0.125 objective=simclr", "moves images, and not what is asked"),
     (
         "data=digit_ink model=gelan model.width=0.125 auxiliary=linear probe=fisher",
@@ -514,7 +514,7 @@ def test_another_set_is_measured_in_the_units_of_the_run(tmp_path, capsys):
     assert float(shown["loss"]) == pytest.approx(result.metrics["test/loss"], abs=1e-4)
     code, _, err = run("evaluate", str(result.run_dir), "data=digits", capsys=capsys)
     assert code == 2
-    assert "the run was trained for the task regression, and data=digits asks for a class for each sample" in err
+    assert "the run was trained for the task regression, but data=digits asks for a class for each sample" in err
 
 
 class Words(nn.Module):

@@ -276,7 +276,7 @@ def test_a_transformer_head_is_a_small_model():
     once.load_state_dict({k.replace(f"{LAYERS + 1}.", f"{LAYERS + 2}."): p for k, p in head.state_dict().items()})
     truth = linear(state, norm(state, layers(state, h, masked=False), "head.0").mean(1), "out")
     torch.testing.assert_close(once(h), truth, atol=1e-12, rtol=0)
-    with pytest.raises(UserError, match="auxiliary=transformer reads sequences, and a block emits"):
+    with pytest.raises(UserError, match="auxiliary=transformer reads sequences, but a block emits"):
         Transformer().build((3, 8, 8), V)
     with pytest.raises(UserError, match=r"the width of the sequence=10 is not divisible by auxiliary\.heads=4"):
         Transformer().build((3, 10), V)

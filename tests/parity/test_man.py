@@ -113,5 +113,5 @@ def test_the_first_step_of_man_plus_plus(parity: Parity) -> None:
     theirs = Program(ours).losses(*batch(0), takes=True)
     found = ours.step(*batch(0))
     difference = apart([found[f"block/0{k}/loss"] for k in range(4)], theirs)
-    words = "which is taken in before the first step and not after it"
+    words = "is taken in before the first step, not after it"
     parity.documented("MAN++", "losses of the first step", difference, "docs/strategies/man.md", words)

@@ -130,8 +130,8 @@ def test_features_replay_as_it_is_shipped(parity: Parity) -> None:
     for x, y in batches:
         learner.learn(x, y)
     found = apart(learner.model.units[0][1].running_mean, twice.units[0][1].running_mean)
-    words = "also moves batch statistics in both forward passes, here they move in the first one"
+    words = "updates batch statistics in both forward passes, here only the first one does"
     parity.documented("Features Replay", "as shipped, 10 steps: running means of the first layer", found, PAGE, words)
     found = apart(learner.model.units[0][0].weight, fast.units[0][0].weight)
-    words = "it gives the lowest part of the net twice the learning rate, here all blocks have one (not expressed)"
+    words = "gives the lowest part of the net twice the learning rate, which is not supported here"
     parity.documented("Features Replay", "as shipped, 10 steps: weights of the first layer", found, PAGE, words)

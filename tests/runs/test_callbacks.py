@@ -301,8 +301,8 @@ def test_a_run_stopped_at_the_end_of_an_epoch_has_been_evaluated(tmp_path):
 MISTAKES = {
     "callback=best callback.best.monitor=test/accuracy": "nothing may be chosen by a number of the test split",
     "callback=early_stopping callback.early_stopping.monitor=block/00/test_loss": "by a number of the test split",
-    "callback=best callback.best.monitor=train/loss": "is no number of an evaluation; give one of",
-    "callback=best callback.best.monitor=validation/beauty": "whether more or less of it is better is not known",
+    "callback=best callback.best.monitor=train/loss": "is not a number that evaluations record; give one of",
+    "callback=best callback.best.monitor=validation/beauty": "it is not known whether higher or lower is better",
     "callback=best callback.best.monitor=validation/ema_loss": "records no such number; give one of validation/loss",
     "callback=early_stopping data.validation=0": "there is no validation split: set data.validation",
     "callback=early_stopping callback.early_stopping.patience=0": "must be a whole number of at least 1",

@@ -86,7 +86,7 @@ def test_one_choice_is_shown_with_its_options(group, capsys):
 
 def test_one_choice_by_the_plural_and_by_a_wrong_name(capsys):
     out = run("list", "strategy", "pgi", capsys=capsys)[1]
-    assert "weight: 0.25         # of every level's auxiliary loss" in out
+    assert "weight: 0.25         # weight of every level's auxiliary loss" in out
     assert run("list", "strategies", "pgi", capsys=capsys)[1] == out
     code, _, err = run("list", "strategies", "pig", capsys=capsys)
     assert code == 2

@@ -212,7 +212,7 @@ REFUSED = {
         {"model": net(), "strategy": Locked(), "runtime": "pipeline"},
         "cannot be sent to the processes",
     ),
-    "two callbacks": ({"callbacks": [Stop(1), Stop(2)]}, "of Stop, Stop two have one name"),
+    "two callbacks": ({"callbacks": [Stop(1), Stop(2)]}, "two of Stop, Stop have the same name"),
     "an objective that nobody reads": ({"strategy": "backprop", "objective": CrossEntropy()}, "objective=crossentropy"),
     "no folder": ({"config_dir": "nowhere"}, "there is no such folder"),
     "another size": ({"model": locallearn.as_blocks(net(), image=(6,)), "data": (X[:, :5], Y)}, r"Net reads \[6\]"),

@@ -202,9 +202,9 @@ def test_bad_input_is_one_sentence(settings, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["probe=none"], "must be told what looks"),
+        (["probe=none"], "needs a probe"),
         (["epochs=3"], "only settings of probe"),
-        ([], "must be told what looks"),
+        ([], "needs a probe"),
     ],
 )
 def test_bad_input_of_the_command(arguments, sentence, plain):

@@ -283,13 +283,13 @@ def test_a_class_that_was_renamed_in_the_folder_of_the_run(command, copied, caps
         pytest.param(
             "float",
             {"kind": "grey"},
-            "trained on float32 samples, used as they are, and data=own has pixels, normalised",
+            "trained on float32 samples, used as they are, but data=own has pixels, normalised",
             marks=pytest.mark.slow,
         ),
         pytest.param(
             "grey",
             {"kind": "float"},
-            "trained on pixels, normalised, and data=own has float32 samples, used as they are",
+            "trained on pixels, normalised, but data=own has float32 samples, used as they are",
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -322,11 +322,11 @@ def test_a_set_of_the_users_own(kind, options, said, own, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["data.root=elsewhere"], "data.root=elsewhere is of another set than that of the run: name it, too"),
+        (["data.root=elsewhere"], "data.root=elsewhere belongs to another set than the run's: name that set, too"),
         (["data=folder", "data.normalise=symmetric"], "data.normalise=symmetric is not read"),
-        (["data=folder", "data.flip=true"], "data.flip=true is of training"),
-        (["data=folder", "data.fraction=0.5"], "data.fraction=0.5 is of training"),
-        (["--linear", "data=folder", "data.deficit=blur"], "data.deficit=blur is of training"),
+        (["data=folder", "data.flip=true"], "data.flip=true concerns training"),
+        (["data=folder", "data.fraction=0.5"], "data.fraction=0.5 concerns training"),
+        (["--linear", "data=folder", "data.deficit=blur"], "data.deficit=blur concerns training"),
     ],
 )
 def test_what_evaluate_would_not_read_is_refused(words, said, made, capsys):
@@ -390,7 +390,7 @@ def test_resume_refuses_other_splits(change, copied, capsys):
     before = {path: path.read_bytes() for path in (copied / "run").rglob("*") if path.is_file()}
     code, _, err = call("resume", copied, capsys)
     assert code == 2
-    assert f"{NOT_THOSE}{said}, so the splits are others" in err
+    assert f"{NOT_THOSE}{said}, so the splits differ" in err
     assert len(err.splitlines()) == 1
     assert all(path.read_bytes() == content for path, content in before.items() if path.name != ".lock")
 
@@ -438,7 +438,7 @@ def test_an_older_run_is_read_with_one_line(command, copied, capsys):
     (copied / "run/manifest.json").write_text(json.dumps(known))
     code, out, err = call(command, copied, capsys)
     assert code == 0
-    assert err.startswith("warning: the run is of an older version, which did not note its data")
+    assert err.startswith("warning: the run is of an older version, which did not record its data")
     assert len(err.splitlines()) == 1
     assert locallearn.load(copied / "run") is not None
     assert "and data agree" not in out
@@ -451,7 +451,7 @@ def test_an_older_run_on_another_set(copied, tmp_path, capsys):
     dark = folder_set(tmp_path / "dark", light=0.5)
     code, _, err = run("evaluate", str(copied / "run"), *folder_of(dark), capsys=capsys)
     assert code == 0
-    assert "did not note its normalisation: that of this set is used" in err
+    assert "did not record its normalisation: that of this set is used" in err
 
 
 def moments(mean: Any, std: Any) -> dict[str, Any]:

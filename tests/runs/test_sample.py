@@ -111,7 +111,7 @@ LONG = WORDS * 20
 BROKEN = {
     "is empty": b"",
     "repeats one character": b"aaaa" * 100,
-    "it is no text in UTF-8": bytes(range(256)) * 9,
+    "it is not a text in UTF-8": bytes(range(256)) * 9,
     "the validation part of": b"ab" * 40,
 }
 

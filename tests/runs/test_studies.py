@@ -201,7 +201,7 @@ def test_a_study_from_outside(mine, capsys):
     text = Path("runs/mine/mine.md").read_text()
     assert f"| bp | {spread(bp['values'])} | 50.00 |" in text
     assert "difference to 'bp'" in text
-    assert "- bp: Nobody 1999; not as there: all" in text
+    assert "- bp: Nobody 1999; unlike the original: all" in text
     assert "- agrees: equal settings are equal" in text
     assert "![Mine](mine.svg)" in text
     before = times(Path("runs/mine"))

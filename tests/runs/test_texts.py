@@ -47,8 +47,8 @@ def test_what_no_setting_can_be_is_refused(elsewhere, tmp_path):
     for settings, said in [
         ({"out": "???"}, "three question marks"),
         ({"out": "a\0b"}, "null character"),
-        ({"a=b": 1}, "no name of a setting"),
-        ({"model": {"a b": 1}}, "no name of a setting"),
+        ({"a=b": 1}, "not the name of a setting"),
+        ({"model": {"a b": 1}}, "not the name of a setting"),
         ({"runtime": "replay", "runtime.slow": {2: 1.5, "a,b": 1}}, "cannot be a key"),
     ]:
         with pytest.raises(UserError, match=said):

@@ -127,7 +127,7 @@ def test_a_record_that_is_none(capsys, tmp_path):
     (tmp_path / "runs" / "tune.db").write_text("this is no database, whatever its name says " * 50)
     code, _, err = run("tune", *SETTINGS, capsys=capsys)
     assert code == 2
-    assert "is no record of a search" in err
+    assert "is not the record of a search" in err
     assert len(err.strip().splitlines()) == 1
 
 
@@ -154,7 +154,7 @@ def test_ready_spaces_fit_every_optimizer(name, optim):
         ("optim.lr: {low: a, high: 1}", "low=a: must be a number"),
         ("optim.lr: []", "or a list of values"),
         ("optim.lr: 3", "or a list of values"),
-        ("optim=adam: 3", "under optim=adam must stand keys"),
+        ("optim=adam: 3", "under optim=adam there must be keys"),
         ("optim=sgd: {optim.lr: [1]}", "no key for optim=adam"),
         ("a: [", "cannot be read"),
     ],

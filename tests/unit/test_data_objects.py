@@ -225,8 +225,8 @@ class Endless(IterableDataset):
 
 
 MISTAKES = {
-    "floats": ((X, Y.float() + 0.5), "no whole numbers: number the classes from 0, or give task='regression'"),
-    "texts": ((X, np.array(["cat", "dog", "eel"] * 20)), r"are no numbers \(.*cat.*\): number the classes from 0"),
+    "floats": ((X, Y.float() + 0.5), "not whole numbers: number the classes from 0, or give task='regression'"),
+    "texts": ((X, np.array(["cat", "dog", "eel"] * 20)), r"are not numbers \(.*cat.*\): number the classes from 0"),
     "one-hot": ((X, torch.eye(3, dtype=torch.int64)[Y]), r"scores or one-hot.*argmax\(dim=1\)"),
     "count": ((X, Y[:5]), "60 samples but 5 labels"),
     "a class too few": ((X, Y + 1), "class '0' has no training sample"),
@@ -236,14 +236,14 @@ MISTAKES = {
     "unknown part": ({"train": (X, Y), "dev": (X, Y)}, "data has a part 'dev'"),
     "no training part": ({"test": (X, Y)}, 'data has no part "train"'),
     "other sizes": ({"train": (X, Y), "test": (X[..., :2], Y)}, r"must be \[3, 4, 4\] as the training samples"),
-    "other labels when read": (Fickle(), "has the label 0 when it is read, and"),
-    "other shapes when read": (Ragged(), r"sample \d+ of Ragged is float32 \[3, 4, 5\], and the first one"),
+    "other labels when read": (Fickle(), "now has the label 0, but had"),
+    "other shapes when read": (Ragged(), r"sample \d+ of Ragged is float32 \[3, 4, 5\], but the first one"),
     "raises": (Broken(), "ZeroDivisionError|is float32"),
     "NaN": ((X / 0 * 0, Y), "not finite"),
     "triples": ([(1, 2, 3)] * 4, "sample 0 of list is 3 values"),
     "columns": ([{"a": 1, "b": 2}] * 4, "has the columns a, b: it must have what the model reads, and one label"),
     "iterable alone": (Stream(), "no test set can be drawn"),
-    "no length": ({"train": DataLoader(Endless()), "test": (X, Y)}, "does not say how long it is"),
+    "no length": ({"train": DataLoader(Endless()), "test": (X, Y)}, "has no length"),
     "an untrue length": ({"train": Stream(N, 16), "test": (X, Y)}, "ended after 2 of 7 batches"),
 }
 
@@ -283,5 +283,5 @@ def test_classes_with_options_are_split_checked_and_made_wrong_like_any():
     for split in ("train", "validation", "test"):
         assert torch.equal(getattr(mine, split).labels, getattr(other, split).labels)
         assert torch.equal(getattr(mine, split).index, getattr(other, split).index)
-    with pytest.raises(UserError, match=r"data\.smoothing and a task with options of its own say two things"):
+    with pytest.raises(UserError, match=r"data\.smoothing and a task with options of its own conflict"):
         ObjectSource(parts=by_part((X, Y)), task=task, smoothing=0.2).load(0, CPU)

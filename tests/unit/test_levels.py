@@ -82,5 +82,5 @@ def test_it_draws_and_knows_its_blocks():
 
 def test_data_without_levels():
     learner, data = prepare(experiment(*compose([*SMALL, "data=digits"])))
-    with pytest.raises(UserError, match="of data=digits none are known: choose data=hierarchical"):
+    with pytest.raises(UserError, match="data=digits has none that are known: choose data=hierarchical"):
         LevelsProbe().look(learner, data, Moment(0, 0))

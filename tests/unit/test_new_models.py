@@ -402,7 +402,7 @@ def test_torch_geometric_is_missing(monkeypatch):
             "rnn reads sequences (steps, features), but the data has shape [3, 8, 8]; use data=names",
         ),
         (lambda: rnn((5, 3), 10, depth=0), "model.depth=0: must be"),
-        (lambda: gcn((6,), 3), "gcn reads the nodes of a graph, and the data have none; use data=cora"),
+        (lambda: gcn((6,), 3), "gcn reads the nodes of a graph, but the data have none; use data=cora"),
         (lambda: gcn((6,), 3, RING, depth=1), "model.depth=1: must be a whole number of at least 2"),
         (lambda: gcn((6,), 3, RING, dropout=1.0), "model.dropout=1.0: must be"),
         (lambda: made("gcn")(torch.zeros(4, 6)), "a graph of 5 nodes, but this batch has 4"),

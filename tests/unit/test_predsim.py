@@ -61,7 +61,7 @@ def test_the_decoder_makes_what_the_block_has_read(reads):
 @pytest.mark.parametrize(
     ("options", "auxiliary", "block", "said"),
     [
-        ({"bio": True}, MLP(), spec(), "one linear layer, and auxiliary is MLP"),
+        ({"bio": True}, MLP(), spec(), "one linear layer, but auxiliary is MLP"),
         ({"bio": True}, Linear(), spec(task=Classification(smoothing=0.1)), "data.smoothing and data.class_weights"),
         ({"unsupervised": "recon", "alpha": 0.1}, Linear(), spec((2, 7, 7), (4, 3, 3)), "sides do not divide them"),
         ({"unsupervised": "sim", "alpha": 0.1}, Linear(), spec(index=0, vocabulary=9), "tokens of a vocabulary of 9"),

@@ -101,7 +101,7 @@ class ListForPhase(Backprop):
 BROKEN = {
     NoRoute: "has no route: a strategy says where feedback comes from",
     TextForRoute: "has route = 'none'",
-    NoGenerator: "is no generator function: it must yield",
+    NoGenerator: "is not a generator function: it must yield",
     TextForSeparate: "must be a frozenset of names",
     NumbersForSeparate: "must be a frozenset of names",
     UnknownSeparate: "names absent, but no block has such a module",

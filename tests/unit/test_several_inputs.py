@@ -152,7 +152,7 @@ def test_other_tensors_are_one_sentence(given, why):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (((PICTURE * 9).to(torch.uint8), NUMBERS), "uint8; where a sample has several tensors, each is floats"),
+        (((PICTURE * 9).to(torch.uint8), NUMBERS), "uint8; where a sample has several tensors, each holds floats"),
         ((PICTURE.to(torch.complex64), NUMBERS), "complex"),
         ((PICTURE[:, :0], NUMBERS[:, :0]), "hold no numbers"),
         ({"a": NUMBERS, "b": torch.tensor(1.0)}, "b is a single number; give one for each sample"),
@@ -257,7 +257,7 @@ def test_an_own_loop_hears_what_is_wrong():
 
 @pytest.mark.parametrize(
     ("strategy", "objective", "why"),
-    [("dgl", "reconstruction", "reads numbers, and the data are tokens of a vocabulary of 7")],
+    [("dgl", "reconstruction", "reads numbers, but the data are tokens of a vocabulary of 7")],
 )
 def test_what_reads_numbers_is_refused_where_there_are_tokens(strategy, objective, why):
     given = CASES["by name"][1]
@@ -341,7 +341,7 @@ def test_a_run_is_tested_on_samples_of_its_kind_alone(tmp_path):
     few = {**given, "ids": TOKENS.clamp(max=3)}
     assert locallearn.evaluate(result.run_dir, model=made(Words), data=(few, Y))["accuracy"] >= 0
     for data, why in (
-        (({**given, "ids": TOKENS + 3}, Y), "trained on tokens below 7, and data=objects has the token 9"),
+        (({**given, "ids": TOKENS + 3}, Y), "trained on tokens below 7, but data=objects has the token 9"),
         (({**given, "mask": MASK.float()}, Y), "was trained on samples of several tensors"),
         ((NUMBERS, Y), "and those of data=objects are one tensor"),
     ):
@@ -367,5 +367,5 @@ def test_data_that_cannot_be_are_one_sentence(data, why, tmp_path):
 
 
 def test_a_model_of_one_tensor_is_refused(tmp_path):
-    with pytest.raises(UserError, match="mlp reads one tensor, and a sample has 2"):
+    with pytest.raises(UserError, match="mlp reads one tensor, but a sample has 2"):
         locallearn.train(model="mlp", data=((PICTURE, NUMBERS), Y), out=str(tmp_path / "run"), **SETTINGS)

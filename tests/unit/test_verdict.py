@@ -72,9 +72,9 @@ def test_what_a_test_set_resolves():
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"published": 98.0, "deviation": 0.1}, "a published deviation is of at least 2 runs: say of how many"),
-        ({"published": [98.0]}, "a list has the numbers of at least 2 runs"),
-        ({"published": [98.0, 98.1], "runs": 2}, "which say deviation and runs"),
+        ({"published": 98.0, "deviation": 0.1}, "a published deviation comes from at least 2 runs: say how many"),
+        ({"published": [98.0]}, "a list gives the numbers of at least 2 runs"),
+        ({"published": [98.0, 98.1], "runs": 2}, "from which deviation and runs follow"),
     ],
 )
 def test_what_is_published_must_fit_together(fields, problem):

@@ -63,7 +63,7 @@ def pathways(
     if not (s > 0 and start > 0 and depth >= 1 and 0 <= first <= last and list(times) == sorted(times) and times):
         raise UserError(
             f"s={s}, start={start}, depth={depth}, off={off}: two paths need s and start above 0, at least one matrix, "
-            "times in order, and a gap of at least no length"
+            "ascending times, and a gap off of at least 0"
         )
     from scipy.integrate import solve_ivp
 

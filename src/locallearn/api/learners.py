@@ -125,7 +125,7 @@ def _network(
     """The model for inputs with `seen`, the graph, vocabulary and several tensors that they have."""
     if isinstance(model, nn.Module) and exp.model.bottleneck != NONE:
         raise UserError(
-            f"bottleneck={exp.names['bottleneck']} puts noise into a model, and build trains a module of yours as it "
+            f"bottleneck={exp.names['bottleneck']} puts noise into a model, but build trains a module of yours as it "
             "is: give train() the module, of which it takes a copy, or name a model"
         )
     if isinstance(model, nn.Module) and not isinstance(model, BlockModel):
@@ -162,7 +162,7 @@ def _pixels(pixels: Pixels | None, exp: Experiment, image: tuple[int, ...]) -> P
         if len(image) == 3 and objective is not None and objective.reconstructs:
             name, loss = exp.names["objective"], "reconstructs by squared error, not by the cross-entropy of pixels"
             warnings.warn(
-                f"objective={name} {loss}, for it is not told what black and white are: {_PIXELS}", stacklevel=3
+                f"objective={name} {loss}, as it does not know what black and white are: {_PIXELS}", stacklevel=3
             )
         return None
     try:

@@ -24,13 +24,16 @@ class Detect(Auxiliary):
     bins: Annotated[int, Ge(2)] = 8
 
     def build(self, size: Size, classes: int) -> nn.Module:
-        raise UserError("auxiliary=detect answers with boxes: choose another auxiliary network, such as mlp or linear")
+        raise UserError(
+            "auxiliary=detect answers with boxes, which this task does not ask for: choose another auxiliary network, "
+            "such as mlp or linear"
+        )
 
     def build_boxes(self, image: Size, levels: Sequence[Size], classes: int, every: bool = False) -> nn.Module:
         newest = levels[-1]
         if len(newest) != 3 or any(side % cells for side, cells in zip(image[1:], newest[1:], strict=True)):
             raise UserError(
-                f"a block emits {list(newest)} for images {list(image)}, and boxes are found on maps whose sides "
-                "divide theirs: cut the model elsewhere, or choose model=detector"
+                f"a block emits {list(newest)} for images {list(image)}, but boxes are found on maps whose sides "
+                "divide those of the images: cut the model elsewhere, or choose model=detector"
             )
         return DetectHead(Pyramid(tuple(levels)), image, classes, self.bins, newest=not every)

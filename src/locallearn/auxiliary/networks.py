@@ -49,15 +49,15 @@ class Auxiliary(Options, ABC):
         """A module that answers at every position: sequences [B, T, D] -> [B, T, classes], maps [B, C, H, W] ->
         [B, classes, H, W]. Raises UserError where there is none."""
         raise UserError(
-            f"{type(self).__name__} averages over positions, and the task asks at each: choose auxiliary=linear, mlp "
-            "or transformer"
+            f"{type(self).__name__} averages over positions, but the task asks for an answer at each: choose "
+            "auxiliary=linear, mlp or transformer"
         )
 
     def build_boxes(self, image: Size, levels: Sequence[Size], classes: int, every: bool = False) -> nn.Module:
         """A module that answers with boxes, as `tasks.Detection` has them, from maps [B, *levels[0]] or a packed
         pyramid of several `levels` for inputs [B, *image]: from the newest level or from `every` one. Raises UserError
         where there is none."""
-        raise UserError(f"{type(self).__name__} finds no boxes, and the task asks for them: choose auxiliary=detect")
+        raise UserError(f"{type(self).__name__} finds no boxes, but the task asks for them: choose auxiliary=detect")
 
 
 @dataclass(frozen=True)
@@ -276,8 +276,8 @@ def _at_each(size: Size, outputs: int) -> nn.Linear | nn.Conv2d | nn.Conv3d:
     """One layer that mixes the features at every position. Raises UserError for vectors, which have none."""
     if len(size) == 1:
         raise UserError(
-            f"a block emits vectors {list(size)}, and the task asks at every position: cut the model where it emits "
-            "sequences or maps, or choose another model"
+            f"a block emits vectors {list(size)}, but the task asks for an answer at every position: cut the model "
+            "where it emits sequences or maps, or choose another model"
         )
     if len(size) == 2:
         return nn.Linear(size[1], outputs)

@@ -33,7 +33,7 @@ class Transformer(Auxiliary):
     def _built(self, size: Size, classes: int, causal: bool) -> nn.Module:
         if len(size) != 2:
             raise UserError(
-                f"auxiliary=transformer reads sequences, and a block emits {list(size)}: choose model=gpt, vit or rnn, "
+                f"auxiliary=transformer reads sequences, but a block emits {list(size)}: choose model=gpt, vit or rnn, "
                 "or another auxiliary network, such as linear or mlp"
             )
         width = size[1]

@@ -33,7 +33,7 @@ class Monitoring(Callback):
         if names.split_of(self.monitor) == names.TEST:
             raise UserError(f"{asked}: nothing may be chosen by a number of the test split; {SUCH}")
         if names.split_of(self.monitor) != names.VALIDATION:
-            raise UserError(f"{asked}: is no number of an evaluation; {SUCH}")
+            raise UserError(f"{asked}: is not a number that evaluations record; {SUCH}")
 
     def number(self, run: RunView) -> str:
         """The name of the number."""
@@ -47,7 +47,7 @@ class Monitoring(Callback):
         number = self.number(run)
         asked = f"{self._group}.monitor={number}"
         if self.more_is_better(run) is None:
-            raise UserError(f"{asked}: whether more or less of it is better is not known; {SUCH}")
+            raise UserError(f"{asked}: it is not known whether higher or lower is better; {SUCH}")
         if number not in (recorded := known()):
             there = [name for name in recorded if names.split_of(name) == names.VALIDATION]
             none = "there is no validation split: set data.validation=0.1"

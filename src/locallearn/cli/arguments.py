@@ -96,13 +96,13 @@ def of_a_run() -> Parser:
     on: dict[str, Any] = {"action": "store_true"}
     for names, help_text, options in (
         ("-m --multirun", "a sweep: one run for each combination of values, as in seed=0,1,2", on),
-        ("-r --run", "one run, which needs no flag", on),
+        ("-r --run", "one run (the default)", on),
         ("--dry-run", "show the blocks, and train nothing", on),
         ("-c --cfg", "show the configuration instead of running",
          {"choices": ["job", "hydra", "all"], "metavar": "job"}),
         ("-p --package", "with --cfg: show one part of it, such as optim", {"metavar": "GROUP"}),
-        ("--resolve", "with --cfg: with the values of references", on),
-        ("-i --info", "show how Hydra has put the configuration together: defaults, ...",
+        ("--resolve", "with --cfg: replace references by their values", on),
+        ("-i --info", "show how Hydra composed the configuration: defaults, ...",
          {"nargs": "?", "const": "all", "choices": INFO, "metavar": "WHAT"}),
         ("-sc --shell-completion", 'completion: eval "$(locallearn -sc install=bash)", or zsh', on),
         ("--version", "show the versions of locallearn and of torch", on),

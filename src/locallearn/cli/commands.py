@@ -25,7 +25,7 @@ COMMANDS = {
     "evaluate": "test accuracy of runs, at every block: evaluate RUN... [data=NAME]",
     "sample": "text that a language model writes: sample RUN --prompt TEXT [tokens=500] [block=K]",
     "probe": "look at the checkpoints of a run: probe RUN probe=NAME [probe.NAME.OPTION=VALUE]",
-    "tasks": "how far data sets are apart as tasks of a run's net: tasks RUN data=NAME,NAME [--to DIR]",
+    "tasks": "how far apart data sets are as tasks of a run's net: tasks RUN data=NAME,NAME [--to DIR]",
     "report": "tables and pictures of many runs, groups against backprop: report FOLDER... [--to DIR]",
     "compare": "settings, numbers and curves of runs side by side: compare RUN RUN...",
     "tune": "search for the best learning rate of a strategy: tune strategy=dgl [trials=20] [space=lr]",
@@ -53,7 +53,7 @@ examples:
     )
     parser.add_argument("group", nargs="?", help="such as strategies (or strategy), models, data, experiments")
     parser.add_argument("name", nargs="?", help="one choice of the group")
-    parser.add_argument("--matrix", action="store_true", help="which strategy trains which model, found out now")
+    parser.add_argument("--matrix", action="store_true", help="which strategy trains which model, tried now")
     trust(parser)
     options = parser.read(arguments)
     allow = outside.trusted(options.config_dir, options.allow)
@@ -125,7 +125,7 @@ example:
     known = known_keys(settings, flags.config_dir)
     if given := [word for word in settings if word.lstrip("+~").startswith("runtime")]:
         raise UserError(
-            f"{given[0]} belongs to a run, and plan predicts every runtime: leave it out, or say stages=, replicas= or "
+            f"{given[0]} belongs to a run, but plan predicts every runtime: leave it out, or say stages=, replicas= or "
             "micro_batches="
         )
     for word in settings:
@@ -157,11 +157,11 @@ example:
 def _tune(arguments: list[str]) -> int:
     parser = Parser(
         "tune",
-        "Search for the settings with the best validation accuracy; every trial is a run. Started again, it goes on.",
+        "Search for the settings with the best validation score; every trial is a run. Started again, it goes on.",
         f"""\
 options (NAME=VALUE):
 {TuneOptions.described()}
-  In a FILE.yaml stand lines such as "optim.lr: {{low: 1e-4, high: 1e-1, log: true}}" or "batch_size: [32, 64]".
+  A FILE.yaml has lines such as "optim.lr: {{low: 1e-4, high: 1e-1, log: true}}" or "batch_size: [32, 64]".
 
 settings (KEY=VALUE):
   strategy, model, data, epochs, ...   of every run

@@ -46,17 +46,17 @@ def help_page(commands: Mapping[str, str]) -> int:
     _print(EXAMPLES)
     print("Commands (`locallearn COMMAND -h` explains each)")
     for name, text in commands.items():
-        _print(f"  {name:<9}  {text}")
+        _print(f"  {name:<11}  {text}")
     _print("\nGroups (GROUP=NAME; `locallearn list GROUP` describes each, `locallearn list GROUP NAME` its options)")
     for group in GROUPS:
         names = ", ".join(choices(group))
-        print(fitted(f"  {group:<9}  {names}", columns() or 100))
+        print(fitted(f"  {group:<11}  {names}", columns() or 100))
     print("\nSettings (KEY=VALUE), with their defaults")
     text = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
     for line in text[text.index("seed:") : text.index("hydra:\n")].rstrip().splitlines():
         _print(f"  {line}")
     print(f"\nFlags\n{of_a_run().format_help().partition('options:')[2].strip(chr(10))}")
-    _print("Flags, settings and the name of a command may stand in any order.")
+    _print("Flags, settings and the name of a command may come in any order.")
     return 0
 
 
@@ -72,7 +72,7 @@ def show(
     if wanted and wanted not in LISTED:
         if homes := [each for each in LISTED if wanted in choices(each, config_dirs)]:
             asked = " or ".join(f"`locallearn list {each} {wanted}`" for each in homes)
-            raise UserError(f"{wanted!r} is no group but a choice of {' and '.join(homes)}: {asked}")
+            raise UserError(f"{wanted!r} is not a group but a choice of {' and '.join(homes)}: {asked}")
         raise unknown("group", wanted, LISTED)
     if wanted and name:
         return _one(wanted, name, config_dirs, allow)

@@ -56,7 +56,7 @@ def _resume(arguments: list[str]) -> int:
         """\
 settings (KEY=VALUE):
   runtime=NAME, runtime.stages=N   where its blocks run from now on; without them where they ran before
-  epochs=N                         more than it has: it goes on, also when it is done
+  epochs=N                         more than it has: it goes on, even if it is done
   schedule=stretched|held          with epochs: whatever follows progress, such as the learning rate, is stretched over
                                    all epochs (the default: most schedules end at a rate of 0) or stays where it ended
 
@@ -93,8 +93,8 @@ def _longer(settings: list[str]) -> tuple[dict[str, Any], list[str]]:
 def _repeat(arguments: list[str]) -> int:
     parser = _on_runs(
         "repeat",
-        "Run a finished run again, into its folder repeats/, and say whether the bits agree; with --result FILE the "
-        "runs of a published result. Exit code 1 if they do not.",
+        "Run a finished run again, into its folder repeats/, and say whether the bits agree (exit code 1 if not); "
+        "with --result FILE, do so for the runs of a published result (`locallearn repeat --result FILE -h`).",
         "examples:\n  locallearn repeat runs/RUN\n  locallearn repeat --result results/truth/FILE.json --data DATA",
         settings=False,
     )
@@ -142,7 +142,7 @@ def _evaluate(arguments: list[str]) -> int:
         "Test loss and accuracy of a run, at every block that can predict; of several runs a table, a line for each.",
         """\
 settings (KEY=VALUE):
-  data=NAME, data.OPTION=VALUE   another set than the run was trained on, normalised as that was
+  data=NAME, data.OPTION=VALUE   a set other than the one the run was trained on, normalised in the same way
 
 examples:
   locallearn evaluate runs/RUN
@@ -172,15 +172,15 @@ def _refuse_unread_data(settings: Sequence[str], linear: bool) -> None:
     the clean test split. Raises UserError."""
     names = [setting.lstrip("+").partition("=")[0] for setting in settings]
     if names and "data" not in names:
-        raise UserError(f"{settings[0]} is of another set than that of the run: name it, too, as in data=folder")
+        raise UserError(f"{settings[0]} belongs to another set than the run's: name that set, too, as in data=folder")
     for_training = {"data.crop", "data.flip", "data.cutout", "data.deficit", "data.deficit_from", "data.deficit_until"}
     if not linear:
         for_training |= {"data.validation", "data.fraction", "data.label_noise"}
     for name, setting in zip(names, settings, strict=True):
         if name == "data.normalise":
-            raise UserError(f"{setting} is not read: images are normalised as those that the run was trained on")
+            raise UserError(f"{setting} is not read: images are normalised as in the training of the run")
         if name in for_training:
-            raise UserError(f"{setting} is of training, and evaluate reads the test split; leave it out")
+            raise UserError(f"{setting} concerns training, but evaluate reads the test split; leave it out")
 
 
 def _table_of(runs: Sequence[Path], numbers: Callable[[Path], dict[str, float]]) -> int:
@@ -206,8 +206,8 @@ def _probe(arguments: list[str]) -> int:
         "many there are. Writes numbers and pictures into the run folder.",
         """\
 settings (KEY=VALUE):
-  probe=NAME, probe=[NAME,NAME]   what looks; `locallearn list probes` shows the names
-  probe.NAME.OPTION=VALUE         how; `locallearn list probe NAME` shows the options
+  probe=NAME, probe=[NAME,NAME]   the probes; `locallearn list probes` shows their names
+  probe.NAME.OPTION=VALUE         their options; `locallearn list probe NAME` shows them
 
 example:
   locallearn probe runs/RUN probe=linear probe.linear.neighbours=10""",
@@ -221,7 +221,7 @@ example:
     probes = compose(settings, options.config_dir)[0]["probe"]
     if not probes:
         names = "|".join(name for name in choices("probe") if name != "none")
-        raise UserError(f"probe RUN must be told what looks: probe={names}")
+        raise UserError(f"probe RUN needs a probe: probe={names}")
     for folder, pictures in probe_run(run, allow, probes, settings):
         print(folder.table())
         for file in (folder.path / ROWS, *pictures):

@@ -32,7 +32,7 @@ def report(arguments: list[str]) -> int:
     """`locallearn report FOLDER... [--to DIR]`"""
     parser = Parser(
         "report",
-        "What runs say together: means over seeds, differences to backprop, and why a run is not done.",
+        "Summarise many runs: means over seeds, differences to backprop, and why a run is not done.",
         """\
 example:
   locallearn report runs/first --to report   Markdown, CSV, LaTeX, one HTML page, pictures as SVG and PNG""",
@@ -75,7 +75,7 @@ def compare(arguments: list[str]) -> int:
     from locallearn.runs.read import one
 
     if len(options.runs) < 2:
-        raise UserError("compare: one run alone has nothing to be compared with: locallearn compare RUN RUN...")
+        raise UserError("compare needs at least two runs: locallearn compare RUN RUN...")
     comparison = comparing.compare([one(run) for run in options.runs])
     put(comparing.terminal(comparison, columns() or WIDE))
     if options.to is not None:

@@ -18,10 +18,10 @@ from locallearn.options import CommandOptions
 class SampleOptions(CommandOptions):
     """What `locallearn sample` asks beside the run.
 
-    tokens       how many are written
-    temperature  below 1 the likely ones become more likely
-    top_k        only so many, the likeliest, are drawn from; 1: always the likeliest
-    seed         of the draws
+    tokens       how many to write
+    temperature  below 1, likely tokens become likelier still
+    top_k        how many of the likeliest tokens to draw from; 1: always the likeliest
+    seed         of the random draws
     block        the block whose head answers, from 0 on; without it the model's own
     """
 
@@ -36,7 +36,7 @@ def sample(arguments: list[str]) -> int:
     """`locallearn sample RUN [--prompt TEXT]`; returns the exit code."""
     parser = Parser(
         "sample",
-        "Let the language model of a run write on after a prompt. The same call writes the same text.",
+        "Let the language model of a run continue a prompt. The same call writes the same text.",
         f"""\
 options (NAME=VALUE):
 {SampleOptions.described()}
@@ -45,7 +45,7 @@ examples:
   locallearn sample runs/RUN tokens=100 top_k=1 block=0   from the head of the first block, always the likeliest""",
     )
     parser.add_argument("words", nargs="+", metavar="RUN|NAME=VALUE", help="the run folder, and options")
-    parser.add_argument("--prompt", metavar="TEXT", help="what stands in front (a new line)")
+    parser.add_argument("--prompt", metavar="TEXT", help="the text to continue (a new line)")
     trust(parser)
     given = parser.read(arguments)
     options, runs = SampleOptions.parse(given.words)

@@ -23,8 +23,8 @@ A study is a yaml file, DIR/study/NAME.yaml, with --config-dir DIR; `locallearn 
 published experiment (+experiment=NAME) is a study too, and its short form (+short=NAME) is the quick form.
 
 examples:
-  locallearn study                                   what there is
-  locallearn study alignment --quick                 see in a minute that it works
+  locallearn study                                   the list of studies
+  locallearn study alignment --quick                 check in a minute that it works
   locallearn study families --data DIR --jobs 2      all its runs; then runs/families/families.md
   locallearn study families --report --to docs       write the page again from docs/families.json
   locallearn study truth --report --out RUNS --to docs --results results   what is finished by now""",
@@ -113,12 +113,12 @@ def leaderboard(arguments: list[str]) -> int:
         "Check every result and write all as one page, of Markdown and of HTML. A file whose hashes and numbers do not "
         "agree with each other, or with its runs, is refused.",
         """\
-A result is a file for one published row, which `locallearn study NAME --results DIR` writes. One from outside is put
-beside the others.
+A result is a file for one published row, which `locallearn study NAME --results DIR` writes. To add one from
+elsewhere, put its file beside the others.
 
 examples:
   locallearn leaderboard                        results/ into docs/leaderboard.md and docs/leaderboard.html
-  locallearn leaderboard --runs runs/truth      hold them against the run folders, too
+  locallearn leaderboard --runs runs/truth      check them against the run folders, too
   locallearn leaderboard --readme README.md     and a short table between two comments of that page""",
     )
     parser.add_argument("--results", type=path, metavar="DIR", default=Path("results"), help="the files (results)")

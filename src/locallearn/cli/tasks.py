@@ -32,11 +32,11 @@ ONLY_WITH = {"beta": "--information", "steps": "--information", "labels": "--exp
 class TasksOptions(CommandOptions):
     """What `locallearn tasks` asks beside the run and the sets.
 
-    samples      training samples of each task, as many of each class as there are
-    seed         of labels drawn, and of nets that are trained
+    samples      training samples of each task, balanced over its classes
+    seed         of the drawn labels, and of the nets that are trained
     labels       of the target task, to which new heads of experts are fitted
     beta         the price of a nat of the weights in --information, where the loss is a sum over samples
-    steps        of the training of each net there
+    steps        of training for each of these nets
     """
 
     samples: Annotated[int, Ge(2)] = 512
@@ -50,12 +50,12 @@ def tasks(arguments: list[str]) -> int:
     """`locallearn tasks RUN data=a,b,c`; returns the exit code."""
     parser = Parser(
         "tasks",
-        "How far data sets are apart as tasks (Task2Vec): each is embedded by the frozen net of a run.",
+        "How far apart data sets are as tasks (Task2Vec): each is embedded by the frozen net of a run.",
         f"""\
 options (NAME=VALUE):
 {TasksOptions.described()}
 settings (KEY=VALUE):
-  data=NAME,NAME, data.OPTION=VALUE,VALUE   the sets; of several values every combination is a task, as with -m
+  data=NAME,NAME, data.OPTION=VALUE,VALUE   the sets; with several values every combination is a task, as with -m
 
 examples:
   locallearn tasks runs/RUN data=digits data.deficit=null,flip,permutation --to tasks
@@ -90,7 +90,7 @@ examples:
     from locallearn.training.task_vectors import NOT_READ, compare_tasks
 
     if unread := [s for s in settings if s.lstrip("+").partition("=")[0].removeprefix("data.") in NOT_READ]:
-        raise UserError(f"{unread[0]} says how a set is trained on, and tasks trains on none: leave it out")
+        raise UserError(f"{unread[0]} says how to train on a set, but tasks trains on none: leave it out")
     found = compare_tasks(paths.expanded(runs[0]), sets, allow, given.expert, given.information, **vars(options))
     for text in _pages(found, columns() or WIDE):
         put(text + "\n")
@@ -110,9 +110,9 @@ def _short(differs: str) -> str:
 def _check(settings: Sequence[str], count: int) -> None:
     names = [setting.lstrip("+").partition("=")[0] for setting in settings]
     if "data" not in names:
-        raise UserError("tasks must be told the sets: name them, as in data=mnist,fashion_mnist")
+        raise UserError("tasks needs the names of the sets, as in data=mnist,fashion_mnist")
     if count < 2:
-        raise UserError("tasks compares at least two sets, and one was given: data=mnist,fashion_mnist, or one set "
+        raise UserError("tasks compares at least two sets, but one was given: data=mnist,fashion_mnist, or one set "
                         "under several options, such as data.deficit=null,flip")  # fmt: skip
 
 

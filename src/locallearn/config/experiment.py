@@ -73,8 +73,8 @@ def experiment(
         raise UserError(f"probe.{name} watches every step of training in one process: choose runtime=serial")
     if exp.model.bottleneck != NONE and not exp.strategy.priced:
         raise UserError(
-            f"bottleneck={chosen['bottleneck']} charges what passes back through a unit, once, and "
-            f"strategy={chosen['strategy']} does not pass once: choose backprop, checkpoint, dgl, greedy, "
+            f"bottleneck={chosen['bottleneck']} charges gradients that pass back through a unit exactly once, which "
+            f"those of strategy={chosen['strategy']} do not: choose backprop, checkpoint, dgl, greedy, "
             "deep_supervision, fa or dfa, or bottleneck=none"
         )
     if unread.taught(exp) and settings.init.teacher is None:

@@ -91,7 +91,7 @@ def _named(group: str, given: Any) -> dict[str, Any]:
     named = {name_of(each): each for each in listed}
     if len(named) < len(listed):
         raise UserError(
-            f"{group}: of {', '.join(map(name_of, listed))} two have one name; give a mapping of names to them"
+            f"{group}: two of {', '.join(map(name_of, listed))} have the same name; give a mapping of names to them"
         )
     return named
 
@@ -103,8 +103,8 @@ def builder(given: Any, config: Mapping[str, Any], allow: Iterable[str]) -> Mode
         return model_builder(config, allow)
     if not callable(given):
         raise UserError(
-            f"model={name_of(given)}(...): must be a name, a mapping, a torch module, or what builds one, a "
-            "function or class"
+            f"model={name_of(given)}(...): must be a name, a mapping, a torch module, or a function or "
+            "class that builds one"
         )
     module = isinstance(given, nn.Module)
     asked = set(SEEN) if module else set(inspect.signature(given).parameters) & set(SEEN)

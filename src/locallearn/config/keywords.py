@@ -62,7 +62,7 @@ def composed(objects: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
             words.append("optim=torch")
             own = getattr(value, "keywords", {})
             if twice := [key for key in plain if key.removeprefix("optim.") in own]:
-                raise UserError(f"{twice[0]} is given twice, there and in optim={name_of(value)}: leave one out")
+                raise UserError(f"{twice[0]} is given twice, as a setting and in optim={name_of(value)}: leave one out")
             continue
         if "." in place:
             continue
@@ -93,7 +93,7 @@ def overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in settings.items():
         path = f"{prefix}{key}"
         if not re.fullmatch(r"\+{0,2}[\w./-]+", path):
-            raise UserError(f"{path!r} is no name of a setting: give a keyword such as epochs=2, or 'optim.lr'")
+            raise UserError(f"{path!r} is not the name of a setting: give a keyword such as epochs=2, or 'optim.lr'")
         if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
             yield from overrides(value, f"{path}.")
         else:

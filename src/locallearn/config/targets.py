@@ -92,12 +92,12 @@ class ModelBuilder:
         more = {name: seen[name] for name in self.asks}
         if vocabulary is not None and "vocabulary" not in more:
             raise UserError(
-                f"model {self.target.__name__} reads numbers, and the data are tokens of a vocabulary of {vocabulary}: "
+                f"model {self.target.__name__} reads numbers, but the data are tokens of a vocabulary of {vocabulary}: "
                 "choose model=gpt, or a builder that declares `vocabulary`"
             )
         if inputs is not None and "inputs" not in more:
             raise UserError(
-                f"model {self.target.__name__} reads one tensor, and a sample has {len(inputs.parts)} ({inputs}): give "
+                f"model {self.target.__name__} reads one tensor, but a sample has {len(inputs.parts)} ({inputs}): give "
                 "a module that reads these, or a builder that declares `inputs`"
             )
         try:

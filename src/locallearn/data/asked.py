@@ -29,7 +29,7 @@ def asked(task: Any, labels: Tensor | None) -> Task:
     task = task if isinstance(task, Task) else task()
     if task.kind == CLASSIFICATION and labels is not None:
         if labels.is_floating_point() and labels.dim() == 1:
-            raise UserError("the labels are no whole numbers: number the classes from 0, or give task='regression'")
+            raise UserError("the labels are not whole numbers: number the classes from 0, or give task='regression'")
         task.checked(labels, len(labels), labels.shape[-1], look=False)
     if isinstance(task, Regression) and not task.mean and labels is not None:
         return Regression.of(_columns(labels))
@@ -61,7 +61,7 @@ def describe_inputs(data: Data) -> None:
     stores = {id(part.store): part.store for part in (data.train, data.validation, data.test)}.values()
     if any(isinstance(store, Passes) for store in stores):
         raise UserError(
-            "inputs are whole numbers, and nobody knows how many tokens there are: give them as tensors, or as a "
+            "inputs are whole numbers, but it is not known how many tokens there are: give them as tensors, or as a "
             "dataset with __getitem__"
         )
     samples = (part for store in stores for part in store.take(torch.arange(len(store)), CHECKED))

@@ -159,7 +159,7 @@ class Boxes(Source):
         if (needed := len(every) * 3 * height * width) > memory_bytes(device) // 4:
             raise UserError(
                 f"data={self.name}: {len(every)} images of {height} x {width} take {needed >> 20} MB, more than a "
-                f"fourth of the memory: choose a smaller data.size than {list(self.size)}"
+                f"quarter of the memory: choose a smaller data.size than {list(self.size)}"
             )
         most = max(1, *(len(image.boxes) for image in every))
         scales: list[float] = []
@@ -190,7 +190,7 @@ class Boxes(Source):
             if unknown := next((box[0] for box in image.boxes if box[0] not in names), None):
                 source = "data.labels" if self.labels else "the training part"
                 raise UserError(
-                    f"{image.xml} has an object of the class {unknown!r}, and the classes of {source} are "
+                    f"{image.xml} has an object of the class {unknown!r}, but the classes of {source} are "
                     f"{', '.join(names)}: {did_you_mean(unknown, names)}correct it, or name it in data.labels"
                 )
         return names

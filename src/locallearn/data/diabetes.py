@@ -61,7 +61,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     """The tables that scikit-learn ships. They are read directly: importing scikit-learn takes a second."""
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise UserError("data=diabetes lies inside scikit-learn, which is not installed: pip install scikit-learn")
+        raise UserError("data=diabetes is part of scikit-learn, which is not installed: pip install scikit-learn")
     folder = Path(package.origin).parent / "datasets" / "data"
     try:
         x, y = (np.loadtxt(folder / file, ndmin=2) for file in FILES)

@@ -84,7 +84,7 @@ def _rows() -> np.ndarray:
     """The table that scikit-learn ships. Its file is read directly: importing scikit-learn takes ten times as long."""
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise UserError("data=digits lies inside scikit-learn, which is not installed: pip install scikit-learn")
+        raise UserError("data=digits is part of scikit-learn, which is not installed: pip install scikit-learn")
     file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         with gzip.open(file, "rt", encoding="ascii") as lines:

@@ -107,13 +107,13 @@ class Items:
         x = one_tensor(x, what, self.inputs)
         if tuple(x.shape) != self.image or x.dtype != self.dtype:
             raise UserError(
-                f"{what} is {_kind(x)}, and the first one {_kind_of(self.dtype, self.image)}: give all samples one "
+                f"{what} is {_kind(x)}, but the first one {_kind_of(self.dtype, self.image)}: give all samples one "
                 "size and type, such as by torchvision.transforms.v2.Resize and CenterCrop"
             )
         if x.dtype.is_floating_point and not bool(x.isfinite().all()):
-            raise UserError(f"{what} is not finite (a NaN or infinity); mend it or take it out")
+            raise UserError(f"{what} is not finite (a NaN or infinity); correct it or take it out")
         if not torch.equal(as_targets(y, f"the labels of {self.name}"), self.labels[place]):
-            raise UserError(f"{what} has the label {y!r:.60} when it is read, and {self.labels[place].tolist()} before")
+            raise UserError(f"{what} now has the label {y!r:.60}, but had {self.labels[place].tolist()} before")
         return x, y
 
     def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -163,7 +163,7 @@ class Passes:
 
     def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
         raise UserError(
-            f"{self.name} is gone through in an order of its own, and samples are wanted by number: give a map-style "
+            f"{self.name} is iterated in its own order, but samples are needed by index: give a map-style "
             "dataset (with __getitem__ and __len__)"
         )
 
@@ -177,11 +177,11 @@ class Passes:
             with drawing(mix(epoch_seed, step)), reading(self.name):
                 batch = next(batches, None)
             if batch is None:
-                raise RunError(f"{self.name} ended after {step} of {steps} batches of an epoch: its length is not true")
+                raise RunError(f"{self.name} ended after {step} of {steps} batches of an epoch: its length is wrong")
             x, y = self._pair(batch)
             if len(x) != batch_size or tuple(x.shape[1:]) != self.image or x.dtype != self.dtype:
                 first = _kind_of(self.dtype, (batch_size, *self.image))
-                raise RunError(f"batch {step} of {self.name} is {_kind(x)}, and the first one was {first}")
+                raise RunError(f"batch {step} of {self.name} is {_kind(x)}, but the first one was {first}")
             yield sent(x, self.device), sent(y, self.device)
 
     def _loader(self, batch_size: int) -> Any:
@@ -203,7 +203,7 @@ class Passes:
         x, y = pair(batch, f"a batch of {self.name}")
         x = one_tensor(x, f"a batch of {self.name}", self.inputs, batch=True)
         if x.is_floating_point() and not bool(x.isfinite().all()):
-            raise UserError(f"a batch of {self.name} is not finite (a NaN or infinity); mend it or take it out")
+            raise UserError(f"a batch of {self.name} is not finite (a NaN or infinity); correct it or take it out")
         return x, self.targets(as_targets(y, f"the labels of {self.name}"))
 
     def _samples(self) -> int:
@@ -216,8 +216,7 @@ class Passes:
             return len(source.sampler if several else source.dataset if own else source)
         except TypeError as error:
             raise UserError(
-                f"{self.name} does not say how long it is, and an epoch must end: give it a __len__, the number of its "
-                "samples"
+                f"{self.name} has no length, but an epoch must end: give it a __len__, the number of its samples"
             ) from error
 
 

@@ -103,8 +103,8 @@ class ObjectSource(DataSource):
             return data
         if "test" not in self.parts:
             raise UserError(
-                f"{name_of(self.parts['train'])} is gone through in an order of its own, and no test set can be drawn "
-                'from it: give data={"train": ..., "test": ...}'
+                f"{name_of(self.parts['train'])} is iterated in its own order, so no test set can be drawn from it: "
+                'give data={"train": ..., "test": ...}'
             )
         store = Passes(self.parts["train"], name_of(self.parts["train"]), self.workers, device)
         rest = {name: self._part(given, name) for name, given in self.parts.items() if name != "train"}
@@ -123,7 +123,7 @@ class ObjectSource(DataSource):
         if store.dtype == torch.uint8 and normaliser is None:
             if self.normalise not in FIXED:
                 raise UserError(
-                    f"{store.name} gives pixels, whose mean nobody knows before they are read: give floats, or choose "
+                    f"{store.name} gives pixels, whose mean is not known before they are read: give floats, or choose "
                     "data.normalise=symmetric or unit"
                 )
             normaliser = Normaliser.fixed(self.normalise, store.image[0], device)

@@ -68,7 +68,7 @@ def _ids(root: Path, part: str) -> list[str]:
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no text in UTF-8: it must have the name of an image in each line") from error
+        raise UserError(f"{file} is not a text in UTF-8: it must have the name of an image in each line") from error
     ids = [words[0] for words in lines if words]
     if not ids:
         raise UserError(f"{file} is empty: it must have the name of an image in each line")
@@ -84,7 +84,7 @@ def _annotated(root: Path, name: str) -> AnnotatedImage:
     if image is None:
         raise UserError(f"{folder} has no {name}.jpg, which {LISTS} names: add the image, or take it from the list")
     if not xml.is_file():
-        raise UserError(f"{xml} is missing: add it (for an image without objects one without any), or drop the image")
+        raise UserError(f"{xml} is missing: add it (without any object if the image shows none), or drop the image")
     return read(xml, image)
 
 
@@ -99,7 +99,7 @@ def read(xml: Path, image: Path) -> AnnotatedImage:
             _add(found, each)
     except (ValueError, ElementTree.ParseError, LookupError) as error:
         raise UserError(
-            f"cannot read the annotation {xml} ({error}); mend it or take its image from the list"
+            f"cannot read the annotation {xml} ({error}); correct it, or take its image off the list"
         ) from error
     return found
 

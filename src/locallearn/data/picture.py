@@ -56,7 +56,9 @@ class OnePicture(Source):
             return paths.expanded(self.file)
         package = importlib.util.find_spec("sklearn")
         if package is None or package.origin is None:
-            raise UserError("data=picture takes one of scikit-learn, which is not installed: give data.file=PATH")
+            raise UserError(
+                "data=picture takes its picture from scikit-learn, which is not installed: give data.file=PATH"
+            )
         return Path(package.origin).parent / "datasets" / "images" / "flower.jpg"
 
     def place(self) -> str:

@@ -71,7 +71,7 @@ def scan(root: Path) -> Scan:
         if part != "train":
             named = subfolders(root / name, left_out)
             if not named:
-                raise UserError(f"{root / name} has no class folders: sort its images into them, or take it away")
+                raise UserError(f"{root / name} has no class folders: sort its images into such folders, or remove it")
             parts[part] = _of_classes(root / name, named, classes, left_out)
     return Scan(classes, parts, splits, left_out)
 
@@ -144,7 +144,7 @@ def _of_classes(folder: Path, folders: Sequence[str], classes: Sequence[str], le
     for name in folders:
         if name not in label:
             hint = did_you_mean(name, classes)
-            raise UserError(f"{folder / name} is no class of the training folder: {hint}rename it or take it away")
+            raise UserError(f"{folder / name} is no class of the training folder: {hint}rename it or remove it")
         mine: list[str] = []
         _walk(str(folder / name), frozenset(), mine, left_out)
         if not mine:

@@ -228,7 +228,7 @@ class DataSource(Source):
         if given != CLASSES:
             names = ("smoothing", "class_weights", "mixup", "cutmix")
             if both := next((name for name in names if getattr(self, name)), None):
-                raise UserError(f"data.{both} and a task with options of its own say two things: give one of them")
+                raise UserError(f"data.{both} and a task with options of its own conflict: give one of them")
             return given
         weights = self.class_weights or ()
         if weights == "balanced":

@@ -44,7 +44,7 @@ class Characters(Spelling):
         if unknown := sorted(set(text) - self._number.keys()):
             raise UserError(
                 f"the character {unknown[0]!r} is not in the text that was trained on, which has "
-                f"{''.join(self.names)!r:.120}: write it in these"
+                f"{''.join(self.names)!r:.120}: use only these"
             )
         return self._packed([self._number[c] for c in text])
 

@@ -61,7 +61,9 @@ def check_samples(what: str, store: Store, image: Size) -> None:
         bad = (~samples.isfinite()).flatten(1).any(1).nonzero().flatten()
         if len(bad):
             index = start * CHECKED + int(bad[0])
-            raise UserError(f"of the {what} number {index} is not finite (a NaN or infinity); mend it or take it out")
+            raise UserError(
+                f"of the {what} number {index} is not finite (a NaN or infinity); correct it or take it out"
+            )
 
 
 class Elsewhere:

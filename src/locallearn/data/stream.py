@@ -117,7 +117,7 @@ class Stream:
             if "DataLoader worker" not in str(error):
                 raise
             raise RunError(
-                f"a data worker was killed, most likely for want of memory, with data.workers={self.workers}; "
+                f"a data worker was killed, most likely for lack of memory, with data.workers={self.workers}; "
                 "use fewer, or data.workers=0 to read in the training process"
             ) from error
 

@@ -143,7 +143,7 @@ class Text(Source):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+            reason = getattr(error, "strerror", None) or "it is not a text in UTF-8"
             raise UserError(f"data={self.name}: {path} cannot be read ({reason}): give a text in UTF-8") from error
         if len(set(text)) < 2:
             what = "repeats one character" if text else "is empty"

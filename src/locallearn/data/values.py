@@ -45,7 +45,7 @@ def as_input(x: Any, what: str) -> Tensor:
     try:
         x = torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{what} is a {type(x).__name__}, which is no tensor: make it one, or an array") from error
+        raise UserError(f"{what} is a {type(x).__name__}, which is not a tensor: make it one, or an array") from error
     if x.is_complex():
         raise UserError(f"{what} holds complex numbers; give real ones, such as torch.view_as_real(x)")
     if x.is_floating_point() or x.dtype == torch.bool:
@@ -88,7 +88,7 @@ def as_targets(y: Any, what: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         shown = y[0] if isinstance(y, list | tuple | np.ndarray) and len(y) else y
         raise UserError(
-            f"{what} are no numbers ({shown!r:.40}): number the classes from 0, as numpy.unique(..., "
+            f"{what} are not numbers ({shown!r:.40}): number the classes from 0, as numpy.unique(..., "
             "return_inverse=True)[1] does"
         ) from error
     return y.float() if y.is_floating_point() else y.long()

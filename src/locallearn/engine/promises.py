@@ -26,7 +26,7 @@ def check_class(strategy: Strategy) -> None:
         )
     if not inspect.isgeneratorfunction(strategy.step):
         raise UserError(
-            f"{name}.step is no generator function: it must yield Send(packet) between the forward and the backward "
+            f"{name}.step is not a generator function: it must yield Send(packet) between the forward and the backward "
             "half of a block, exactly once (under route rounds once for each round)"
         )
     if isinstance(strategy.separate, str) or not all(isinstance(each, str) for each in strategy.separate):
@@ -42,7 +42,7 @@ def check_task(strategy: Strategy, task: Task) -> None:
     """Raise UserError where the strategy, or the objective that it has, cannot serve a task."""
     if task.form == BOXES and not strategy.boxes:
         raise UserError(
-            f"strategy {type(strategy).__name__} learns from one answer for each sample or position, and the data ask "
+            f"strategy {type(strategy).__name__} learns from one answer for each sample or position, but the data ask "
             f"for {task.wanted} (task {task.asks}): choose strategy=backprop, deep_supervision, dgl, loco or pgi"
         )
     objective: Any = getattr(strategy, "objective", None)
@@ -55,7 +55,7 @@ def check_task(strategy: Strategy, task: Task) -> None:
                 "objective=cross_entropy" if part is objective else "strategy=backprop, dgl, loco or deep_supervision"
             )
             raise UserError(
-                f"{group} {type(part).__name__} {needs}, and the data ask for {task.wanted} (task {task.asks}): "
+                f"{group} {type(part).__name__} {needs}, but the data ask for {task.wanted} (task {task.asks}): "
                 f"choose {other}"
             )
 
@@ -137,8 +137,8 @@ def check_parts(strategy: Strategy, micro_batches: int, replicas: int) -> None:
     """Raise UserError where a batch is divided that a block learns from several times."""
     if strategy.repeats and micro_batches * replicas > 1:
         raise UserError(
-            f"{type(strategy).__name__} updates its weights several times in a batch, which cannot be divided: choose "
-            "micro_batches=1 and runtime.replicas=1"
+            f"{type(strategy).__name__} updates its weights several times in a batch, so a batch cannot be divided: "
+            "choose micro_batches=1 and runtime.replicas=1"
         )
 
 
@@ -146,7 +146,7 @@ def check_whole(strategy: Strategy, name: str, samples: int | None) -> None:
     """Raise UserError where a model, called `name`, reads so many samples at once and a strategy makes more of them."""
     if samples is not None and strategy.multiplies:
         raise UserError(
-            f"{type(strategy).__name__} makes several rows of a sample, and {name} reads the {samples} nodes of its "
+            f"{type(strategy).__name__} makes several rows of a sample, but {name} reads the {samples} nodes of its "
             "graph as they are: choose another strategy, such as dgl"
         )
 
@@ -155,8 +155,8 @@ def check_rows(strategy: Strategy, h: Tensor, inputs: Any) -> None:
     """Raise UserError where an evaluation has several rows h [N, ...] for a sample, and one is asked for."""
     if isinstance(inputs, Tensor) and len(h) != len(inputs):
         raise UserError(
-            f"{type(strategy).__name__} looks at each sample {len(h) // len(inputs)} times, and the features of one "
-            "look are asked for: choose another read-out of the strategy"
+            f"{type(strategy).__name__} looks at each sample {len(h) // len(inputs)} times, but the features of a "
+            "single look are asked for: choose another read-out of the strategy"
         )
 
 

@@ -37,7 +37,7 @@ def reads_of(strategy: Strategy, specs: Sequence[BlockSpec], idle: Sequence[int]
             if wish.every < 1 or wish.lag < 0:
                 raise UserError(f"{where} with every={wish.every}, lag={wish.lag}: every must be at least 1, lag 0")
             if every.setdefault((wish.source, name), wish.every) != wish.every:
-                raise UserError(f"{where} every {wish.every} steps, and another block does not: choose one interval")
+                raise UserError(f"{where} every {wish.every} steps, but another block does not: choose one interval")
     return {k: wishes for k, wishes in reads.items() if wishes}
 
 
@@ -176,8 +176,8 @@ class Publications:
         for k, version in due.items():
             if version not in publication.versions:
                 raise UserError(
-                    f"block {k} reads {publication.name!r} as it was after {version} steps, which is not there: go on "
-                    "from the state of a run of the same strategy, or begin at step 0"
+                    f"block {k} reads {publication.name!r} as it was after {version} steps, which the state does not "
+                    "have: go on from the state of a run of the same strategy, or begin at step 0"
                 )
             self._blocks[k].copies[publication.name] = Copy(version, publication.versions[version])
         if due:

@@ -150,7 +150,7 @@ class BlockModel(nn.Module):
                 if axis not in (None, expected) and not isinstance(unit, fx.GraphModule):
                     raise UserError(
                         f"unit {name!r} of {self.name} emits batches of {list(h.shape)} with the features in axis "
-                        f"{axis}, and blocks read them in axis {expected}: end it with .movedim({axis}, {expected}) "
+                        f"{axis}, but blocks read them in axis {expected}: end it with .movedim({axis}, {expected}) "
                         f"and begin the next one with .movedim({expected}, {axis})"
                     )
                 shapes.append(tuple(h.shape[1:]))
@@ -167,7 +167,7 @@ def answering(model: BlockModel, form: str) -> BlockModel:
         asked = {SAMPLE: "once for each sample", POSITION: "at every position", BOXES: "with boxes"}
         others = {SAMPLE: "", POSITION: ", such as gelan, plainnet or resnet20, whose last unit emits maps"}
         raise UserError(
-            f"{model.name} answers {asked[model.form]}, and the data ask {asked[form]}: choose another model"
+            f"{model.name} answers {asked[model.form]}, but the data ask {asked[form]}: choose another model"
             + others.get(form, ": model=detector")
         )
     model.head, model.form = nn.Conv2d(size[0], model.classes, 1), form

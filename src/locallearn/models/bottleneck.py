@@ -118,7 +118,7 @@ class LogNormalBottleneck(NoiseBehind):
 
     def noise(self, model: BlockModel, reads: Size, emits: Size, name: str) -> NoiseModule:
         if model.vocabulary is not None and reads == tuple(model.image):
-            raise UserError(f"bottleneck.after={name} reads token numbers, from which no strength of noise follows")
+            raise UserError(f"bottleneck.after={name} reads token numbers, from which no noise level can be computed")
         return LogNormal(strength(reads, emits), self.alpha_max, self.prior)
 
 
@@ -215,7 +215,7 @@ def strength(reads: Size, emits: Size) -> nn.Module:
         return nn.Linear(reads[-1], emits[-1])
     raise UserError(
         f"bottleneck=information_dropout stands behind units of images, sequences or vectors, not behind one that "
-        f"makes {list(emits)} of {list(reads)}: choose others by bottleneck.after"
+        f"makes {list(emits)} of {list(reads)}: choose others with bottleneck.after"
     )
 
 

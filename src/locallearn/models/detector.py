@@ -60,7 +60,7 @@ def detector(
     channels, height, width_ = check_image(image, "detector")
     if height % COARSEST or width_ % COARSEST:
         raise UserError(
-            f"detector needs sides that {COARSEST} divides, not {height} x {width_}: choose data.size=[192,256]"
+            f"detector needs sides divisible by {COARSEST}, not {height} x {width_}: choose data.size=[192,256]"
         )
     widths = [max(8, round(width * w / 8) * 8) for w in WIDTHS]
     elan = partial(ELAN, block=block, elan_depth=elan_depth, csp_depth=csp_depth)

@@ -51,7 +51,7 @@ def gpt(
     tie  the head answers by the token embedding, as in GPT-2 and nanoGPT: one weight at both ends, so `blocks=1`
     """
     if vocabulary is None or len(image) != 1:
-        raise UserError("gpt reads tokens, and the data have none; use data=shakespeare or data=text, or another model")
+        raise UserError("gpt reads tokens, but the data have none; use data=shakespeare or data=text, or another model")
     check_heads(width, heads)
     embed = Embedding(vocabulary, image[0], width, dropout)
     units: dict[str, nn.Module] = {"embed": embed}

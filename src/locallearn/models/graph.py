@@ -52,7 +52,7 @@ def gcn(
            is the last node
     """
     if graph is None or len(image) != 1:
-        raise UserError("gcn reads the nodes of a graph, and the data have none; use data=cora, or another model")
+        raise UserError("gcn reads the nodes of a graph, but the data have none; use data=cora, or another model")
     conv, normalised = _torch_geometric()
     edges, weights = normalised(graph, num_nodes=int(graph.max()) + 1)
     sizes = [image[0], *[width] * (depth - 1)]

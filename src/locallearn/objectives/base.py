@@ -125,7 +125,7 @@ def numbers_of_input(spec: BlockSpec, what: str) -> None:
     """Raise UserError where the network reads token numbers, which `what` would take for amounts."""
     if spec.vocabulary is not None:
         raise UserError(
-            f"{what} reads numbers, and the data are tokens of a vocabulary of {spec.vocabulary}: choose another "
+            f"{what} reads numbers, but the data are tokens of a vocabulary of {spec.vocabulary}: choose another "
             "objective or strategy, such as objective=cross_entropy or strategy=dgl"
         )
 

@@ -89,7 +89,7 @@ class SimCLR(Objective):
     def check(self, image: Size) -> None:
         if len(image) != 3:
             raise UserError(
-                f"objective=simclr crops images and the input is {list(image)}: choose objective=reconstruction, "
+                f"objective=simclr crops images, but the input is {list(image)}: choose objective=reconstruction, "
                 "or objective=supcon where there are labels"
             )
 

@@ -51,7 +51,7 @@ class CPC(Objective):
         """Of the patches of an image [C, H, W], in pixels. Raises UserError where there are not two rows of them."""
         if len(image) != 3:
             raise UserError(
-                f"objective=cpc cuts images into patches and the input is {list(image)}: choose "
+                f"objective=cpc cuts images into patches, but the input is {list(image)}: choose "
                 "objective=reconstruction"
             )
         side = self.patch or max(2, 2 * round(image[1] / 8))
@@ -83,9 +83,9 @@ class CPC(Objective):
         side = self.side(spec.image)
         if len(spec.emits) != 3 or min(side * spec.emits[axis] // spec.image[axis] for axis in (1, 2)) < 1:
             raise UserError(
-                f"objective=cpc reads patches of {side} x {side} pixels one by one, and block {spec.index} makes "
-                f"{list(spec.emits)} of a whole image: choose a model of convolutions that makes maps less small, such "
-                "as model=allcnn, or larger patches"
+                f"objective=cpc reads patches of {side} x {side} pixels one by one, but block {spec.index} makes "
+                f"{list(spec.emits)} of a whole image: choose a convolutional model with larger maps, such as "
+                "model=allcnn, or larger patches"
             )
         size = (spec.emits[0], *self.grid(spec.image))
         predictions = Predictions(size, self.steps, self.negatives, same_position=False, most=max(size))

@@ -50,7 +50,7 @@ class InfoNCE(Objective):
         if len(spec.emits) != 3 or spec.emits[1] < 2:
             other = "simclr" if len(spec.image) == 3 else "reconstruction"
             raise UserError(
-                f"InfoNCE predicts rows of a map from other rows, and block {spec.index} emits {list(spec.emits)}: cut "
+                f"InfoNCE predicts rows of a map from other rows, but block {spec.index} emits {list(spec.emits)}: cut "
                 f"the model elsewhere, choose one that ends in maps, or learn with strategy=dgl objective={other}"
             )
         return {"predictions": Predictions(spec.emits, self.steps, self.negatives, self.same_position)}

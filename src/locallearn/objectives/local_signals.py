@@ -32,7 +32,7 @@ class Projected(nn.Module):
         super().__init__()
         if not isinstance(auxiliary, Linear):
             raise UserError(
-                f"objective.bio=true has a decoder of one linear layer, and auxiliary is {type(auxiliary).__name__}: "
+                f"objective.bio=true has a decoder of one linear layer, but auxiliary is {type(auxiliary).__name__}: "
                 "choose auxiliary=pooled_linear or linear"
             )
         plain_labels(spec, "objective.bio=true", "objective.bio=false")

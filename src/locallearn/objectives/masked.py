@@ -65,14 +65,14 @@ class Masked(Reconstruction):
         """Of the patches of an image [C, H, W], in pixels. Raises UserError where none divides it into two or more."""
         if len(image) != 3:
             raise UserError(
-                f"objective=masked hides patches of an image and the input is {list(image)}: choose "
+                f"objective=masked hides patches of an image, but the input is {list(image)}: choose "
                 "objective=reconstruction"
             )
         whole = math.gcd(*image[1:])
         fits = [side for side in range(1, whole + 1) if whole % side == 0 and side < max(image[1:])]
         if not fits:
             raise UserError(
-                "objective=masked hides patches of an image and the input has one pixel: choose larger ones"
+                "objective=masked hides patches of an image, but the input has one pixel: choose larger ones"
             )
         if self.patch is None:
             return min([side for side in fits if side > 1] or fits, key=lambda side: abs(side - whole / GRID))

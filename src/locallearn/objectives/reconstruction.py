@@ -70,7 +70,7 @@ class Inpainting(Reconstruction):
     def check(self, image: Size) -> None:
         if len(image) != 3:
             raise UserError(
-                f"objective=inpainting hides part of an image and the input is {list(image)}: choose "
+                f"objective=inpainting hides part of an image, but the input is {list(image)}: choose "
                 "objective=reconstruction"
             )
 
@@ -100,7 +100,7 @@ class Reconstructor(nn.Module):
         numbers_of_input(spec, "what reconstructs the input")
         if len(spec.maps) > 1:
             raise UserError(
-                f"block {spec.index} hands on {len(spec.maps)} maps in one, and what reconstructs the input reads one: "
+                f"block {spec.index} hands on {len(spec.maps)} maps in one, but what reconstructs the input reads one: "
                 "choose objective=cross_entropy, or cut the model where it emits one"
             )
         self.decoder = Decoder(quarters=quarters).build(spec.emits, spec.image)

@@ -20,11 +20,11 @@ class PlanOptions(CommandOptions):
     """What `locallearn plan` asks beside the settings of a run.
 
     stages         devices
-    replicas       pipelines of so many stages that share every batch
-    micro_batches  parts of a batch, or of the share of a replica, where the schedule divides it
-    bandwidth      of a link between two stages, GB/s; without both, the link between two processes here is measured
-    latency        of a message, microseconds; where only one of the two is given, they are 10 and 20
-    depth          copies of the model's blocks one after the other: a deeper network than the model, to simulate
+    replicas       how many such pipelines share every batch
+    micro_batches  parts of a batch (of a replica's share) where the schedule divides it
+    bandwidth      of a link between two stages, GB/s; if neither this nor latency is given, a link here is measured
+    latency        of a message, microseconds; if only one of the two is given, the other is 10 GB/s or 20
+    depth          copies of the model's blocks in a row, to simulate a deeper network
     picture        a file for the schedules, .svg or .png
     """
 
@@ -40,7 +40,7 @@ class PlanOptions(CommandOptions):
         super().__post_init__()
         if self.stages % self.depth:
             raise UserError(
-                f"depth={self.depth} but stages={self.stages}: every copy of the model gets equally many stages; "
+                f"depth={self.depth} but stages={self.stages}: every copy of the model gets the same number of stages; "
                 f"choose a multiple of {self.depth}"
             )
         if self.picture and Path(self.picture).suffix not in (".svg", ".png"):

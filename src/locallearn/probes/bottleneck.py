@@ -62,7 +62,7 @@ class BottleneckProbe(Probe):
         places = {i: unit.noise for i, unit in enumerate(model.units) if isinstance(unit, Noisy)}
         if not places:
             raise UserError(
-                "probe.bottleneck looks at bottlenecks, and there is none: choose bottleneck=vib or another"
+                "probe.bottleneck looks at bottlenecks, but there is none: choose bottleneck=vib or another"
             )
         inputs, labels = sample(data, self.split, self.samples)
         inputs, labels = inputs[labels >= 0], labels[labels >= 0]

@@ -39,7 +39,7 @@ class HSICProbe(Probe):
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         inputs, labels = sample(data, self.split, self.samples)
         if not inputs.is_floating_point():
-            raise UserError("probe.hsic reads numbers, and the inputs are tokens: choose probe=information_plane")
+            raise UserError("probe.hsic reads numbers, but the inputs are tokens: choose probe=information_plane")
         known = labels >= 0
         y = labels[known]
         one_hot = F.one_hot(y, learner.model.classes)

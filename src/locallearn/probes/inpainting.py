@@ -102,12 +102,12 @@ def _that_fills(learner: Learner) -> Objective:
     objective = getattr(learner.strategy, "objective", None)
     if not isinstance(objective, Objective) or type(objective).fill is Objective.fill:
         raise UserError(
-            "probe=inpainting looks at what blocks put in place of hidden pixels, and nothing is hidden: choose "
+            "probe=inpainting looks at what blocks put in place of hidden pixels, but nothing is hidden: choose "
             "strategy=dgl objective=masked or inpainting"
         )
     if isinstance(learner.strategy, MAN):
         raise UserError(
-            "probe=inpainting reads what a block emits, and the decoders of strategy=man read more: choose strategy=dgl"
+            "probe=inpainting reads what a block emits, but the decoders of strategy=man read more: choose strategy=dgl"
         )
     return objective
 

@@ -47,8 +47,8 @@ class LevelsProbe(Probe):
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         if not data.levels:
             raise UserError(
-                f"probe=levels reads parts of several levels, and of data={data.name} none are known: choose "
-                "data=hierarchical"
+                f"probe=levels reads parts of several levels, but data={data.name} has none that are known: "
+                "choose data=hierarchical"
             )
         known, asked = _sample(data.train, self.samples), _sample(data.test, self.samples)
         tops = {units.stop - 1: k for k, units in enumerate(learner.cut)}

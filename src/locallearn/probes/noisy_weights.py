@@ -51,7 +51,7 @@ class NoisyWeightsProbe(Probe):
         model = learner.model.eval()
         layers = [m for m in model.modules() if isinstance(m, GaussianWeights)]
         if not layers:
-            raise UserError("probe.noisy_weights looks at noisy weights, and there are none: choose bottleneck=weights")
+            raise UserError("probe.noisy_weights looks at noisy weights, but there are none: choose bottleneck=weights")
         with torch.no_grad():
             rows: list[Row] = [
                 {"layer": i, "name": layer.name, "weight_bits": float(layer.nats()) / math.log(2)}

@@ -186,7 +186,7 @@ def _read_all(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Sa
         except Newer:
             raise
         except (OSError, ValueError) as error:
-            warn(f"checkpoint {path} is damaged ({error}); it is left out")
+            warn(f"checkpoint {path} is damaged ({error}); it is skipped")
 
 
 def _read(path: Path) -> SavedCheckpoint:

@@ -87,7 +87,7 @@ class Pipeline(Runtime):
     def stage(self, name: str, strategy: Strategy, micro_batches: int) -> Callable[..., Stage]:
         if self.message != "exact" and strategy.exact:
             raise UserError(
-                f"runtime.message={self.message} rounds what blocks send, and strategy={name} needs every bit of it: "
+                f"runtime.message={self.message} rounds what blocks send, but strategy={name} needs every bit of it: "
                 "choose runtime.message=exact"
             )
         return super().stage(name, strategy, micro_batches)

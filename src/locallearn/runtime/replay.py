@@ -122,7 +122,7 @@ class ReplayStage(Stage):
         super().__init__(blocks, strategy, **options)
         if options.get("reads"):
             raise UserError(
-                f"runtime=replay lets blocks learn at different times, and {type(strategy).__name__} reads tensors of "
+                f"runtime=replay lets blocks learn at different times, but {type(strategy).__name__} reads tensors of "
                 "other blocks as they were at a step: choose runtime=serial or pipeline"
             )
         if blocks[0].trained is not None:

@@ -112,7 +112,7 @@ def reader(spec: BlockSpec) -> nn.Module:
     if (weights := math.prod(image) * math.prod(reads)) > MOST_WEIGHTS:
         raise UserError(
             f"block {spec.index}: a matrix from the image {list(image)} to what the block reads, {list(reads)}, has "
-            f"{weights:,} numbers, and at most {MOST_WEIGHTS:,} are allowed: cut the model elsewhere, or choose "
+            f"{weights:,} numbers, but at most {MOST_WEIGHTS:,} are allowed: cut the model elsewhere, or choose "
             "another strategy"
         )
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image), math.prod(reads)), nn.Unflatten(1, reads))

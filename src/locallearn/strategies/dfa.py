@@ -110,8 +110,8 @@ class DFA(Strategy):
         if task.form == POSITION:
             if len(size) not in (2, 3):
                 raise UserError(
-                    f"DFA brings the error at every position to a block that emits {list(size)}: cut the model where "
-                    "it emits sequences [T, D] or maps [C, H, W], or choose another strategy"
+                    f"DFA sends the error at every position to that position, but a block emits {list(size)}: cut the "
+                    "model where it emits sequences [T, D] or maps [C, H, W], or choose another strategy"
                 )
             return (1, size[-1]) if len(size) == 2 else (size[0], 1, 1)
         if self.projection == "full" or len(size) == 1:

@@ -171,7 +171,7 @@ class FeedbackAlignment(Backprop):
         for name, p in module.named_parameters(recurse=False):
             if p.dim() > 1 and not isinstance(module, EXACT):
                 raise UserError(
-                    f"{path} is a {type(module).__name__}, which feedback weights cannot enter: its {name} is "
+                    f"{path} is a {type(module).__name__}, which cannot have feedback weights: its {name} is "
                     f"{list(p.shape)}, and only linear layers and convolutions are known; build the model of these, or "
                     "choose strategy=dfa, which needs no weights of the layers"
                 )

@@ -78,7 +78,7 @@ def watched(net: nn.Module, seen: Callable[[Layer, Tensor | None, Tensor], Tenso
             first, last = layer.modules[0], layer.modules[-1]
             if found.setdefault(first, layer) != layer:
                 raise UserError(
-                    f"a {type(first).__name__} stands in two places, and other modules follow it in each, which "
+                    f"a {type(first).__name__} is used in two places and followed by different modules, which "
                     "strategy=forward_gradient cannot tell apart: use two, or choose another strategy"
                 )
             if found[first] is not layer:

@@ -85,12 +85,12 @@ class SOLO(Strategy):
         units, size = like(spec.above[-self.layers :] if self.layers else (), spec.emits)
         if spec.task.form == POSITION and len(size) != 2:
             raise UserError(
-                f"SOLO answers at each step of a sequence, and block {spec.index} emits {list(spec.emits)}: choose a "
+                f"SOLO answers at each step of a sequence, but block {spec.index} emits {list(spec.emits)}: choose a "
                 "model of sequences, such as gpt, or another strategy"
             )
         if not self.layers and _width(spec.emits) != _width(spec.sizes[-1]):
             raise UserError(
-                f"strategy.layers=0 answers from {_width(spec.emits)} features of block {spec.index}, and the read-out "
+                f"strategy.layers=0 answers from {_width(spec.emits)} features of block {spec.index}, but the read-out "
                 f"has {_width(spec.sizes[-1])}: choose strategy.layers=1 or more"
             )
         pool, features = ([], size[-1]) if spec.task.form == POSITION else pooled(size, (1, 1))
@@ -107,7 +107,7 @@ class SOLO(Strategy):
         if not linear or linear[-1].in_features != _width(block.spec.emits):
             raise UserError(
                 f"block {block.spec.index}: SOLO shares the weight of a linear layer that ends the model's head and "
-                f"reads {_width(block.spec.emits)} features, and there is none: choose strategy.readout=private, or "
+                f"reads {_width(block.spec.emits)} features, but there is none: choose strategy.readout=private, or "
                 "another model, such as an mlp, gpt or a resnet"
             )
         return (linear[-1].weight,)

@@ -32,7 +32,7 @@ def matrices_fit(spec: BlockSpec) -> None:
         _, below, above = max(counts)
         raise UserError(
             f"block {spec.index}: matrices between what blocks emit, of which the largest leads from {list(above)} to "
-            f"{list(below)}, have {count:,} numbers together, and at most {MOST_WEIGHTS:,} are allowed: cut the model "
+            f"{list(below)}, have {count:,} numbers together, but at most {MOST_WEIGHTS:,} are allowed: cut the model "
             "where maps are small, as in an mlp or lenet, or choose another strategy"
         )
 

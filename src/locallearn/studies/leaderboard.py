@@ -24,10 +24,10 @@ from locallearn.studies.verdict import BEATEN, DIFFERS, OPEN, REPRODUCED
 NAME = "leaderboard"
 TITLE = "Leaderboard"
 TEXT = (
-    "Published settings done in full, one row for each result in `results/`: mean and deviation over the seeds "
-    "beside what was published, and the verdict of one rule for all ([truth](truth.md)). The best of a table stands "
-    "first. A result from outside is one more file there, made by `locallearn study NAME --results DIR`; a file whose "
-    "hashes and numbers do not agree is refused, and `locallearn repeat --result FILE` does its runs again."
+    "Published settings done in full, one row for each result in `results/`: mean and deviation over the seeds beside "
+    "the published number, and the verdict of one rule for all ([truth](truth.md)). The best row of a table comes "
+    "first. To add a result, put the file that `locallearn study NAME --results DIR` writes into that folder; a file "
+    "whose hashes and numbers do not agree is refused, and `locallearn repeat --result FILE` repeats its runs."
 )
 HEAD = ("method", "value", "published", "difference [95 %]", "verdict", "seconds a run", "machine", "file")
 SHORT_HEAD = ("setting", "method", "published", "ours", "verdict", "to repeat its runs")

@@ -14,7 +14,7 @@ from locallearn.options import CommandOptions
 class TuneOptions(CommandOptions):
     """What `locallearn tune` asks beside the settings of a run.
 
-    trials  runs in all, those of earlier starts counted
+    trials  runs in all, including those of earlier starts
     space   what is searched: a file of conf/tune/, or any FILE.yaml
     """
 

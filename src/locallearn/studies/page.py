@@ -121,7 +121,7 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
     notes = {
         row["name"]: [
             row["source"],
-            row["differs"] and f"not as there: {row['differs']}",
+            row["differs"] and f"unlike the original: {row['differs']}",
             row.get("cause") and f"cause: {row['cause']}",
         ]
         for row in rows

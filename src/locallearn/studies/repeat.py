@@ -64,7 +64,7 @@ def repeat(path: str | Path, allow: list[str], quiet: bool = False) -> Repetitio
     compare(folder, folder)  # what cannot be read is said before a long run, not after it
     known = folder.read_json(files.MANIFEST)
     if known.get("longer"):
-        raise UserError(f"{folder.path} was made longer while it trained, which no repetition does: repeat another run")
+        raise UserError(f"{folder.path} was extended while it trained, which no repetition can do: repeat another run")
     changes = {
         "threads": known.get("threads", "auto"),
         "blocks": [start for start, _ in known["cut"][1:]] or 1,  # not as a balance by measured time would cut now

@@ -116,7 +116,7 @@ def read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as a result: {files.reason(error)}") from None
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{file} is no result of a study: {type(error).__name__} at {error}") from None
+        raise UserError(f"{file} is not a result of a study: {type(error).__name__} at {error}") from None
     if problem:
         raise UserError(
             f"{file} is refused: {problem}; a result is written by its study: locallearn study NAME --results DIR"

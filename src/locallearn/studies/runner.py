@@ -169,7 +169,7 @@ def run_all(tasks: Sequence[PlannedRun], jobs: int) -> list[str]:
                     failures.append(f"{task.title}: {text}\n  {task.command}")
         except BrokenProcessPool:
             raise RunError(
-                "a process was killed, perhaps for want of memory; started again, the study goes on"
+                "a process was killed, perhaps for lack of memory; start the study again, and it goes on"
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

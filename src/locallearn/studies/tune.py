@@ -48,7 +48,7 @@ def space_of(name: str, names: Mapping[str, str], config_dirs: Sequence[Path] = 
         if not equals:
             space[str(key)] = entry_of(entry, f"space={name}: {key}")
         elif not isinstance(entry, Mapping):
-            raise UserError(f"space={name}: under {key} must stand keys with ranges")
+            raise UserError(f"space={name}: under {key} there must be keys with ranges")
         elif names.get(group) == choice:
             space |= {str(own): entry_of(value, f"space={name}: {own}") for own, value in entry.items()}
     if not space:
@@ -192,7 +192,9 @@ def _study(out: str, name: str) -> Any:
         raise UserError(f"cannot write into {out}: {error.strerror}; choose a folder you can write: out=") from None
     except (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{path} is no record of a search ({reason}): move it away, or give another out=") from None
+        raise UserError(
+            f"{path} is not the record of a search ({reason}): move it away, or give another out="
+        ) from None
 
 
 def tune(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:

@@ -38,10 +38,12 @@ class Reference:
         """From a mean with what is known beside it, or from the numbers of every run. Raises UserError."""
         if isinstance(published, int | float):
             if deviation is not None and (runs is None or runs < 2 or deviation < 0):
-                raise UserError("a published deviation is of at least 2 runs: say of how many, `runs: 5`")
+                raise UserError("a published deviation comes from at least 2 runs: say how many, as in `runs: 5`")
             return cls(published, deviation, runs)
         if deviation is not None or runs is not None or len(published) < 2:
-            raise UserError("published: a list has the numbers of at least 2 runs, which say deviation and runs")
+            raise UserError(
+                "published: a list gives the numbers of at least 2 runs, from which deviation and runs follow"
+            )
         return cls(fmean(published), stdev(published), len(published))
 
 

@@ -90,5 +90,5 @@ class Multilabel(Task):
             )
         y = y.float()
         if look and not bool(((y == 0) | (y == 1) | (y == -1)).all()):
-            raise UserError("the labels hold other values than 1, 0 and -1 (nobody knows): make them these")
+            raise UserError("the labels hold values other than 1, 0 and -1 (not known): use only these")
         return y

@@ -83,7 +83,7 @@ class Segmentation(Task):
         if look and y.numel() and (highest := int(y.max())) >= classes:
             raise UserError(
                 f"a pixel of class {highest}, but there are {classes} classes, 0 to {classes - 1} (below 0: none): "
-                "correct the masks, or take a model of more classes"
+                "correct the masks, or choose a model of more classes"
             )
         return y
 

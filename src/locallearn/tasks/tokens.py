@@ -92,7 +92,7 @@ class Tokens(Task):
         if look and y.numel() and (highest := int(y.max())) >= classes:
             raise UserError(
                 f"next token {highest}, but the vocabulary has {classes}, 0 to {classes - 1} (below 0: none): correct "
-                "the tokens, or take a model of a larger vocabulary"
+                "the tokens, or choose a model with a larger vocabulary"
             )
         return y
 

@@ -98,7 +98,7 @@ def old_run(
     stages = processes.divide(exp, learner, data.batch(exp.settings.batch_size), measured=not apart)
     if saved:
         if len(saved.state["blocks"]) != len(learner.cut):
-            raise UserError(f"checkpoint {saved.path} is of {len(saved.state['blocks'])} blocks, not of this run's")
+            raise UserError(f"checkpoint {saved.path} has {len(saved.state['blocks'])} blocks, unlike this run")
         learner.load_state(saved.tensors)  # done again where it trains; here a difference costs nothing yet
     facts |= _facts_of_runtime(exp) | ({} if apart else device_facts(device))
     _warn_of_other_bits(manifest, new_manifest(exp.settings, facts))

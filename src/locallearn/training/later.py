@@ -42,7 +42,7 @@ def evaluate_run(
         if data_config is None:
             check_data(data, manifest)
         elif "normalisation" not in manifest:
-            warn("the run is of an older version, which did not note its normalisation: that of this set is used")
+            warn("the run is of an older version, which did not record its normalisation: that of this set is used")
         learner.load_state(saved.tensors)
         metrics = evaluate(learner, data.evaluation(data.test, BATCH))
         return metrics | (linear_readout(learner, data) if linear else {})

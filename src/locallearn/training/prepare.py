@@ -143,8 +143,7 @@ def assembled(
     place = place or Place(device)
     if settings.precision == "fp16" and is_cpu(device):
         raise UserError(
-            "precision=fp16 on a CPU, whose float16 is slower than its fp32 by far: choose precision=bf16 or fp32, or "
-            "device=cuda"
+            "precision=fp16 on a CPU, where it is far slower than fp32: choose precision=bf16 or fp32, or device=cuda"
         )
     cut = cut or model.cut(settings.blocks_for(len(model.units)), settings.balance)
     return assemble(model, exp.strategy, exp.optim, cut, setup, place, stage)
@@ -216,7 +215,7 @@ def load_data(source: Source, seed: int, device: torch.device, manifest: Mapping
         return data
     if (asked := manifest.get("task", CLASSIFICATION)) != data.task.kind:
         raise UserError(
-            f"the run was trained for the task {asked}, and data={data.name} asks for {data.task.wanted}: choose a set "
+            f"the run was trained for the task {asked}, but data={data.name} asks for {data.task.wanted}: choose a set "
             "of the same task"
         )
     if isinstance(data.task, Regression) and (units := manifest.get("task_options")):
@@ -238,7 +237,7 @@ def load_data(source: Source, seed: int, device: torch.device, manifest: Mapping
     if "normalisation" in manifest and (numbers is None) != (data.normaliser is None):
         kinds = ("float32 samples, used as they are", "pixels, normalised")
         raise UserError(
-            f"the run was trained on {kinds[numbers is not None]}, and data={data.name} has {kinds[numbers is None]}: "
+            f"the run was trained on {kinds[numbers is not None]}, but data={data.name} has {kinds[numbers is None]}: "
             "choose a set of the same kind"
         )
     return data
@@ -254,7 +253,7 @@ def _as_read(data: Data, inputs: Inputs | None, vocabulary: int | None) -> None:
     here, there = (ours.vocabulary, inputs.vocabulary) if ours and inputs else (data.vocabulary, vocabulary)
     if here is not None and there is not None and here > there:
         raise UserError(
-            f"the run was trained on tokens below {there}, and data={data.name} has the token {here - 1}: choose a set "
+            f"the run was trained on tokens below {there}, but data={data.name} has the token {here - 1}: choose a set "
             "of the same tokens"
         )
     data.inputs, data.vocabulary = inputs, vocabulary
@@ -270,14 +269,14 @@ def check_data(data: Data, manifest: Mapping[str, Any], train: bool = False) -> 
     refused: what was trained on may be in the test set now. Raises UserError."""
     before = fingerprint_of_run(manifest)
     if before is None:
-        warn("the run is of an older version, which did not note its data: whether they have changed is not known")
+        warn("the run is of an older version, which did not record its data: whether they have changed is not known")
         return
     now = fingerprint(data)
     if change := before.change(now):
         changed = f"the data are not those that the run was trained on: {change}"
         if train and not before.same_parts(now):
             raise UserError(
-                f"{changed}, so the splits are others, and what was trained on may be tested on; put the set back as "
+                f"{changed}, so the splits differ, and what was trained on may be tested on; put the set back as "
                 "it was, or start a new run"
             )
         warn(changed)

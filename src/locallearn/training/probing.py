@@ -42,17 +42,17 @@ def first_looks(probes: Mapping[str, Probe], learner: Learner, data: Data) -> di
     for name, probe in probes.items():
         if not learner.strategy.plain:
             raise UserError(
-                f"probe.{name} looks at the plain model, and {type(learner.strategy).__name__} answers in a way of its "
+                f"probe.{name} looks at the plain model, but {type(learner.strategy).__name__} answers in a way of its "
                 "own: leave the probe out, or choose another strategy"
             )
         if probe.single and learner.strategy.repeats:
             raise UserError(
-                f"probe.{name} asks what one update of each block would be, and {type(learner.strategy).__name__} "
+                f"probe.{name} asks what one update of each block would be, but {type(learner.strategy).__name__} "
                 "updates its weights several times in a batch: leave the probe out, or choose another strategy"
             )
         if probe.tasks is not None and task.asks not in probe.tasks:
             raise UserError(
-                f"probe.{name} is for {', '.join(sorted(probe.tasks))}, and data={data.name} asks for {task.wanted} "
+                f"probe.{name} is for {', '.join(sorted(probe.tasks))}, but data={data.name} asks for {task.wanted} "
                 f"(task {task.kind}): choose probe=alignment or probe=similarity, which serve any task"
             )
     return {name: look(name, probe, learner, data, START) for name, probe in probes.items()}

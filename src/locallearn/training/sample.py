@@ -37,7 +37,7 @@ def sample(
     folder = RunFolder.open(Path(path))
     exp, manifest = saved_experiment(folder, allow, changes=NOT_ASKED)
     if task_of(manifest).kind != TOKENS:
-        raise UserError(f"sample writes text, and {path} was trained for {task_of(manifest).wanted}: give another run")
+        raise UserError(f"sample writes text, but {path} was trained for {task_of(manifest).wanted}: give another run")
     with process_settings(exp.settings):
         saved = checkpoint.newest(folder.checkpoints, warn)
         if saved is None:

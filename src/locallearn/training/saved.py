@@ -161,7 +161,7 @@ def _elsewhere(before: Any, name: str, now: Mapping[str, Any]) -> dict[str, Any]
         raise UserError("runtime is missing in the config.yaml of the run: it is not complete")
     if any("staleness" not in config for config in (before, now)):  # asynchronous: another algorithm
         raise UserError(
-            f"a run under runtime=replay goes on only as such, and no other run does; leave runtime={name} out"
+            f"a run under runtime=replay goes on only under it, and no other run does; leave runtime={name} out"
         )
     return {**now, "staleness": before["staleness"]}
 

@@ -143,9 +143,9 @@ def _network(run: str | Path, allow: list[str]) -> Network:
     folder = RunFolder.open(Path(run))
     exp, manifest = saved_experiment(folder, allow, changes=NOT_ASKED)
     if task_of(manifest) is not CLASSES and not isinstance(task_of(manifest), Classification):
-        raise UserError(f"tasks embeds tasks with classes, and {run} was trained for {task_of(manifest).wanted}")
+        raise UserError(f"tasks embeds tasks with classes, but {run} was trained for {task_of(manifest).wanted}")
     if manifest.get("form", SAMPLE) != SAMPLE or "graph" in exp.model.asks:
-        raise UserError(f"tasks needs a net that reads one sample after another, and that of {run} does not")
+        raise UserError(f"tasks needs a net that reads one sample after another, but that of {run} does not")
     numbers = manifest.get("normalisation")
     normaliser = Normaliser.of(Normalisation(**numbers), CPU) if numbers else None
     return Network(folder.path, load(run, allow), normaliser, exp.config["data"], exp.settings.seed)
@@ -155,10 +155,10 @@ def _raw(name: str, config: Mapping[str, Any], network: Network, samples: int, a
     """At most `samples` training samples of a set, class by class, under its deficit, and test samples."""
     source = instantiate(config, "data", allow)
     if not isinstance(source, DataSource):
-        raise UserError(f"tasks compares sets of samples with a class each, and {name} is none")
+        raise UserError(f"tasks compares sets of samples with a class each, but {name} is not such a set")
     data = source.load(network.seed, CPU)
     if not isinstance(data.task, Classification) or data.graph is not None:
-        raise UserError(f"tasks compares sets of samples with a class each, and {name} is none")
+        raise UserError(f"tasks compares sets of samples with a class each, but {name} is not such a set")
     if tuple(data.image) != tuple(network.model.image):
         raise UserError(
             f"{name} has inputs of {_sizes(data.image)}, and the net of {network.run} reads "

@@ -43,7 +43,7 @@ def carrier_between(wire: str, here: str, there: str) -> str:
     if wire == "ring" and not (LINUX and here == there):
         where = "two machines" if LINUX else platform.system()
         raise UserError(
-            f"runtime.wire=ring is memory that two processes of one Linux machine share, and neighbouring stages are "
+            f"runtime.wire=ring is memory that two processes of one Linux machine share, but neighbouring stages are "
             f"on {where}: choose auto or gloo"
         )
     return wire if wire != "auto" else "ring" if LINUX and here == there else "gloo"
@@ -54,7 +54,7 @@ def carriers_between(wire: str, hosts: Sequence[str], replicas: int, gpus: int) 
     GPUs of each. Raises UserError for what cannot be."""
     if wire == "nccl" and (most := max(Counter(hosts).values())) > gpus:
         raise UserError(
-            f"runtime.wire=nccl is for processes with a GPU each, and one machine has {most} processes on "
+            f"runtime.wire=nccl is for processes with a GPU each, but one machine has {most} processes on "
             f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}: choose auto"
         )
     return [carrier_between(wire, *pair) for pair in zip(hosts, hosts[replicas:], strict=False)]
