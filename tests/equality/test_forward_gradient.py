@@ -331,5 +331,5 @@ def test_a_layer_in_two_places_is_one_or_refused():
         torch.testing.assert_close(ours, truth, rtol=0, atol=1e-12)
     pair = nn.Sequential(nn.Sequential(shared, nn.LayerNorm(D)), nn.Sequential(shared, nn.Tanh()))
     model = BlockModel([pair], nn.Linear(D, C), image=(D,), classes=C, name="shared").double()
-    with pytest.raises(UserError, match="stands in two places"):
+    with pytest.raises(UserError, match="is used in two places"):
         tiny_learner(ForwardGradient(), model, 1).step(x, y)

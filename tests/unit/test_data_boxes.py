@@ -142,7 +142,7 @@ def test_an_annotation_without_a_size_is_read(root):
         (lambda root: (root / "ImageSets/Main/test.txt").write_text("im0"), "im0 is in train and in test"),
         (lambda root: (root / "ImageSets/Main/test.txt").write_text("\n"), "test.txt is empty"),
         (lambda root: (root / "ImageSets/Main/test.txt").write_text("../im3"), "without its suffix"),
-        (lambda root: (root / "ImageSets/Main/test.txt").write_bytes(b"\xff\xfe\xff"), "no text in UTF-8"),
+        (lambda root: (root / "ImageSets/Main/test.txt").write_bytes(b"\xff\xfe\xff"), "is not a text in UTF-8"),
         (lambda root: (root / "ImageSets/Main/train.txt").unlink(), "has no ImageSets/Main/train.txt"),
         (lambda root: shutil.rmtree(root / "ImageSets"), "has no ImageSets/Main/train.txt"),
         (lambda root: [(root / f"Annotations/im{i}.xml").write_text(xml([])) for i in (0, 1)], "has an object"),
