@@ -325,28 +325,26 @@ def test_a_scalar_chain_settles_where_the_closed_form_says():
     assert w2 - float(learner.model.head.weight.detach()) == pytest.approx(-RATE * (1 - w2 * state) * state, abs=1e-10)
 
 
-def test_incremental_predictive_coding_learns_after_every_step_of_the_states():
-    """iPC by hand: relax once, learn, with the states kept; twice."""
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_incremental_predictive_coding_learns_with_every_step_of_the_states(steps):
+    """iPC by hand: states and weights take a step along the gradient of the same energy, and the states are kept."""
     rate = 0.2
-    strategy = PredictiveCoding(steps=2, rate=rate, momentum=0.0, order="each", output="squared")
+    strategy = PredictiveCoding(steps=steps, rate=rate, momentum=0.0, order="each", output="squared")
     learner = tiny_learner(strategy, dense_model(nn.Tanh, (6, 7, 4)), "max", optim=OPTIM)
     x, y = dense_batch()
     goal = torch.eye(C, dtype=torch.float64)[y]
     twin = dense_model(nn.Tanh, (6, 7, 4))
     h = twin.units[0](x).detach()
-    for _ in range(2):
-        state = h.clone().requires_grad_()
-        energy = (state - twin.units[0](x)).square().sum() / 2 + (
-            goal - twin.head(twin.units[1](state))
-        ).square().sum() / 2
-        (pull,) = torch.autograd.grad(energy, state)
-        h = h - rate * pull
+    for _ in range(steps):
+        h = h.detach().requires_grad_()
         energy = (h - twin.units[0](x)).square().sum() / 2 + (goal - twin.head(twin.units[1](h))).square().sum() / 2
         twin.zero_grad()
-        (energy / B).backward()
+        energy.backward()
+        assert h.grad is not None
+        h = h - rate * h.grad
         with torch.no_grad():
             for p in twin.parameters():
-                p -= RATE * p.grad
+                p -= RATE * p.grad / B
     learner.step(x, y)
     for ours, theirs in zip(learner.model.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-12)

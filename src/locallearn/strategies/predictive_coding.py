@@ -33,8 +33,8 @@ class PredictiveCoding(TowardsTarget):
     output    task: its loss; squared: half the squared error to the target
     beta      with output=squared the states of the last block are u_K + beta (t - u_K), of the first u_K, and weights
               learn from dE/dW / beta: 1 clamps the target, less nudges towards it, below 0 away from it
-    order     after: weights learn once, at the end; each: after every step of the states (iPC, Salvatori et al. 2024,
-              arXiv 2212.00720)
+    order     after: weights learn once, at the end; each: with every step of the states, both from the same energy
+              (iPC, Salvatori et al. 2024, arXiv 2212.00720)
     """
 
     steps: Annotated[int, Ge(1)] = 5
@@ -58,8 +58,9 @@ class PredictiveCoding(TowardsTarget):
         if len(specs) == 1:  # no state is free
             alone = ("rate", "momentum") if self.order == "each" else ("steps", "rate", "momentum")
             unread |= dict.fromkeys(alone, "blocks=2 or more")
-        elif self.steps == 1:
-            unread |= {"momentum": "strategy.steps=2 or more", "order": "strategy.steps=2 or more"}
+        elif self.steps == 1:  # with order=each nothing reads the states that have moved
+            once = ("momentum", "rate") if self.order == "each" else ("momentum",)
+            unread |= dict.fromkeys(once, "strategy.steps=2 or more")
         return unread
 
     def rounds(self, depth: int) -> int:
@@ -75,12 +76,10 @@ class PredictiveCoding(TowardsTarget):
                 heard = yield Send(packet.at(state.h), None)
             else:  # the states of the block below have changed
                 state.again(heard.below)
-                if self.order == "each":
-                    state.learn()
-                    state.again(None)
                 heard = yield Send(None, state.wish())
-        state.again(heard.below)
-        state.learn()
+        if self.order == "after":
+            state.again(heard.below)
+            state.learn()
         return None
 
 
@@ -120,12 +119,15 @@ class _State:
             self.energy = wide(self.h - self.out).square().sum() / 2
 
     def wish(self) -> Feedback | None:
-        """dE/dh of the states below."""
-        if self.block.spec.index == 0:
-            return None
-        (gradient,) = torch.autograd.grad(self.energy, self.x)
-        del self.energy
-        return (gradient,)
+        """dE/dh of the states below. With order=each the weights learn from the same energy."""
+        each, wanted = self.rule.order == "each", None
+        if self.block.spec.index > 0:
+            wanted = torch.autograd.grad(self.energy, self.x, retain_graph=each)
+        if each:
+            self.learn()
+        if wanted is not None:
+            del self.energy
+        return wanted
 
     def relax(self, above: Feedback | None) -> None:
         """One step of the states."""
