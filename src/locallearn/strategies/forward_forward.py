@@ -15,12 +15,14 @@ from torch.nn import functional as F
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward
 from locallearn.errors import UserError
 from locallearn.objectives.base import numbers_of_input, plain_labels, wide
+from locallearn.strategies.activations import last_activation
 from locallearn.strategies.passing import passing
 from locallearn.task import CLASSIFICATION
 
 NEUTRAL = 0.1
 """Every class has it in an image that shows none."""
 TINY = 1e-8
+AT_MOST_ONE = (nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
 
 
 class MeanActivity(nn.Module):
@@ -90,7 +92,14 @@ class ForwardForward(Strategy):
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
         """Units whose rectifiers pass every gradient. That of goodness, 2 h, is 0 where they are closed; so only the
-        peer loss opens features that have died."""
+        peer loss opens features that have died. Raises UserError where no goodness can exceed the threshold."""
+        last = last_activation(layers)
+        if self.threshold >= 1 and isinstance(last, AT_MOST_ONE):
+            raise UserError(
+                f"ForwardForward wants a goodness above strategy.threshold={self.threshold:g} for each feature, but "
+                f"{type(last).__name__} emits numbers of at most 1: choose a lower threshold, such as 0.5, or an "
+                "activation without bound, such as model.activation=relu"
+            )
         return passing(layers) if self.peer else layers
 
     def step(self, block: Block, packet: Packet) -> Step:
