@@ -170,7 +170,7 @@ def test_what_cannot_be_is_one_sentence():
         tiny_learner(ForwardForward(), net(9), "max")
 
 
-@pytest.mark.parametrize("activation", [nn.Tanh(), nn.Sigmoid()])
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.Sigmoid(), nn.Hardtanh()])
 def test_a_threshold_that_no_goodness_can_exceed_is_refused(activation):
     """Features of at most 1 have a goodness of at most their number: nothing would be told apart."""
     bounded = net()
@@ -179,6 +179,9 @@ def test_a_threshold_that_no_goodness_can_exceed_is_refused(activation):
     with pytest.raises(UserError, match="emits numbers of at most 1: choose a lower threshold"):
         tiny_learner(ForwardForward(), bounded, "max")
     tiny_learner(ForwardForward(threshold=0.5), bounded, "max").step(*batch())
+    for unit in bounded.units:
+        unit[1] = nn.ReLU6()
+    tiny_learner(ForwardForward(), bounded, "max").step(*batch())
 
 
 def test_a_strategy_looks_without_labels():

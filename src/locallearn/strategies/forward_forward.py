@@ -22,7 +22,7 @@ from locallearn.task import CLASSIFICATION
 NEUTRAL = 0.1
 """Every class has it in an image that shows none."""
 TINY = 1e-8
-AT_MOST_ONE = (nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
+AT_MOST_ONE = (nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh)
 
 
 class MeanActivity(nn.Module):
@@ -94,7 +94,7 @@ class ForwardForward(Strategy):
         """Units whose rectifiers pass every gradient. That of goodness, 2 h, is 0 where they are closed; so only the
         peer loss opens features that have died. Raises UserError where no goodness can exceed the threshold."""
         last = last_activation(layers)
-        if self.threshold >= 1 and isinstance(last, AT_MOST_ONE):
+        if self.threshold >= 1 and isinstance(last, AT_MOST_ONE) and getattr(last, "max_val", 1) <= 1:
             raise UserError(
                 f"ForwardForward wants a goodness above strategy.threshold={self.threshold:g} for each feature, but "
                 f"{type(last).__name__} emits numbers of at most 1: choose a lower threshold, such as 0.5, or an "
