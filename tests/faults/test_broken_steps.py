@@ -109,14 +109,19 @@ WHERE = ["forward", "head", "auxiliary", "backward", "update", "optimizer"]
 QUICK = ("backprop", "dgl", "dni", "dfa", "pepita")  # one of each route
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+PARTS = [
+    pytest.param(name, parts, marks=() if name in QUICK else pytest.mark.slow)
+    for name in sorted(FILES)
+    for parts in ((1,) if make(name).repeats else (1, 2))
+]
+"""Strategies with the parts that a batch is divided into; what learns several times from a batch takes it whole."""
+
+
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in sorted(FILES)])
+@pytest.mark.parametrize(("name", "micro_batches"), PARTS)
 def test_the_next_step_is_undisturbed_or_refused(name, where, micro_batches, monkeypatch):
     """Nothing is left in any case. Under chain and broadcast the learner then learns what one does that has not seen
     the batch, or refuses; under the other routes it goes on, and has that state if no block had learned."""
-    if micro_batches > 1 and make(name).repeats:
-        pytest.skip("learns several times from a batch, which is not divided")
     outcomes = set()
     for k in (0, 2, 3):
         broken, whole = (learner_of(name, micro_batches=micro_batches) for _ in range(2))
