@@ -27,7 +27,7 @@ class PredictiveCoding(TowardsTarget):
     e_{k+1}; then the weights learn from dE/dW_k = -(du_k/dW)^T e_k, a mean over the batch. The states stand at the
     borders of blocks: inside one there is exact backprop. A state goes up and the answer comes down: 2 `steps` rounds.
 
-    steps     T; blocks further than T from the last one learn nothing
+    steps     T; blocks further than T from the last one learn nothing (with order=each, than T - 1)
     rate      of the states
     momentum  of the states; it begins anew with every batch
     output    task: its loss; squared: half the squared error to the target
