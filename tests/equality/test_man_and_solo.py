@@ -132,7 +132,7 @@ def test_man_plus_plus_goes_on_from_a_state_to_the_same_bits():
 def test_the_head_of_man_plus_plus_needs_maps_ahead():
     """The last block of lenet that emits maps looks through a unit that emits vectors."""
     strategy = MAN(objective=CrossEntropy(), auxiliary=PointwiseMLP(width=8))
-    with pytest.raises(UserError, match=r"convolves maps \[C, H, W\], and here it would read \[120\]: choose a conv"):
+    with pytest.raises(UserError, match=r"convolves maps \[C, H, W\], but here it would read \[120\]: choose a conv"):
         tiny_learner(strategy, lenet((1, 12, 12), 3), "max")
 
 

@@ -125,7 +125,7 @@ def test_the_head_of_man_plus_plus_is_the_papers(channels, count):
 
 @pytest.mark.parametrize("size", [(20,), (5, 12), (4, 3, 8, 8)])
 def test_the_head_of_man_plus_plus_needs_maps(size):
-    with pytest.raises(UserError, match=r"convolves maps \[C, H, W\], and here it would read \[.+\]: choose a conv"):
+    with pytest.raises(UserError, match=r"convolves maps \[C, H, W\], but here it would read \[.+\]: choose a conv"):
         PointwiseMLP().build(size, 10)
 
 

@@ -26,7 +26,7 @@ class PointwiseMLP(Auxiliary):
     def build(self, size: Size, classes: int) -> nn.Module:
         if len(size) != 3:
             raise UserError(
-                f"auxiliary=pointwise_mlp convolves maps [C, H, W], and here it would read {list(size)}: choose a "
+                f"auxiliary=pointwise_mlp convolves maps [C, H, W], but here it would read {list(size)}: choose a "
                 "convolutional model, a cut with maps on both sides, or another auxiliary network, such as mlp"
             )
         channels = size[0]
