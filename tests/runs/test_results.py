@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -208,6 +209,41 @@ def test_a_result_is_repeated(made, files, tmp_path, capsys):
     assert code == 1
     assert "; machine and versions agree" in out
     assert out.rstrip().endswith("the numbers differ")
+
+
+def test_a_row_that_has_its_result_is_not_run_again(made, files, tmp_path, capsys):
+    """On another machine, which has the results and no run folder: one row is left to do, and what the study says of
+    the others today is on the page and in their files."""
+    shutil.copytree(made / "conf", tmp_path / "conf")
+    shutil.copytree(made / "results", tmp_path / "results")
+    study = tmp_path / "conf" / "study" / "mine.yaml"
+    study.write_text(STUDY.replace("a small net", "a very small net").replace("optim.lr=0.02", "optim.lr=0.03"))
+    code, out, err = run(*words(tmp_path, "--only", "first, DGL"), capsys=capsys)
+    assert code == 0, err
+    assert not (tmp_path / "runs").exists()
+    assert "first_dgl.json" in out
+    before, now = (json.loads((home / "docs" / "mine.json").read_text())["parts"] for home in (made, tmp_path))
+    for old, new in zip(before[0]["rows"], now[0]["rows"], strict=True):
+        assert old | {"cause": new["cause"]} == new
+    assert now[0]["missing"] == {}
+    assert now[1]["missing"] == {"bp": 3}
+    again = {name: json.loads((tmp_path / "results" / "mine" / file.name).read_text()) for name, file in files.items()}
+    assert again["bp"]["cause"] == "a very small net"
+    assert again["dgl"] == json.loads(files["dgl"].read_text())
+    assert results.read(tmp_path / "results" / "mine" / "first_bp.json")["runs"] == results.read(files["bp"])["runs"]
+
+
+def test_a_result_of_other_settings_or_seeds_does_not_stand_for_a_row(made, files, tmp_path, capsys):
+    shutil.copytree(made / "conf", tmp_path / "conf")
+    shutil.copytree(made / "results", tmp_path / "results")
+    study = tmp_path / "conf" / "study" / "mine.yaml"
+    study.write_text(STUDY.replace("auxiliary=linear,", "auxiliary=mlp,").replace("[1.0e-6, 0.01]", "[1.0e-6, 0.02]"))
+    code, _, err = run(*words(tmp_path, "--report"), capsys=capsys)
+    assert code == 0, err
+    assert json.loads((tmp_path / "docs" / "mine.json").read_text())["parts"][0]["missing"] == {"bp": 4, "dgl": 3}
+    study.write_text(STUDY.replace("seeds: [0, 1, 2]", "seeds: [0, 1]"))
+    run(*words(tmp_path, "--report"), capsys=capsys)
+    assert json.loads((tmp_path / "docs" / "mine.json").read_text())["parts"][0]["missing"] == {"bp": 3, "dgl": 2}
 
 
 def test_the_page_is_collected_from_the_runs(made, files, tmp_path, capsys):

@@ -35,8 +35,13 @@ examples:
     parser.add_argument("--data", type=path, metavar="DIR", help="the data sets; without it LOCALLEARN_DATA")
     parser.add_argument("--out", type=path, metavar="DIR", help="the run folders, kept for the next time (runs/NAME)")
     parser.add_argument("--to", type=path, metavar="DIR", help="where page, numbers and pictures go (as --out)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="do only the parts whose title contains this")
-    parser.add_argument("--results", type=path, metavar="DIR", help="a file for each published row that is finished")
+    parser.add_argument("--only", default="", metavar="TEXT", help="do only the rows whose 'PART, ROW' contains this")
+    parser.add_argument(
+        "--results",
+        type=path,
+        metavar="DIR",
+        help="a file for each published row that is finished; one that has its file is not run again",
+    )
     parser.add_argument(
         "--report", action="store_true", help="run nothing: write the page again, from NAME.json or the runs of --out"
     )

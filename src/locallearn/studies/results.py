@@ -58,26 +58,62 @@ def _as_file(summary: Mapping[str, Any]) -> bytes:
     return (files.strict_json(summary, indent=2) + "\n").encode()
 
 
-def result_of(study: str, part: Mapping[str, Any], row: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
-    """The result of a finished row, from what the page says of it and its runs, one of each seed."""
-    first = runs[0]
+def result_of(
+    study: str,
+    part: Mapping[str, Any],
+    row: Mapping[str, Any],
+    runs: Sequence[Run],
+    before: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The result of a finished row, from what the page says of it and its runs, one of each seed; or from the result
+    that it had `before`, with what the study says of the row today."""
     content: dict[str, Any] = {"format": FORMAT, "study": study, "part": part["title"], "row": row["name"]}
     content["published"] = {"mean": row["published"], "deviation": row["deviation"], "runs": row["runs"]}
     content |= {key: row[key] for key in ("source", "differs", "cause")}
     content |= {"metric": part["metric"], "unit": part["unit"], "margin": row["margin"]}
-    content["more_is_better"] = higher_is_better(part["metric"], first.metrics) is not False
-    content |= {"command": row["command"], "settings": [word for word in first.overrides if not _is_own(word)]}
-    content["config"] = {key: value for key, value in first.config.items() if not _is_own(key) and "root" not in key}
-    content |= {key: first.manifest.get(key) or {} for key in ("versions", "git")}
-    content["machine"] = {key: first.manifest.get(key) for key in ABOUT}
-    content["runs"] = [_of_run(run, part["metric"], part["unit"]) for run in runs]
+    if before:
+        content = {**before, **content}
+    else:
+        content |= _of_runs(row, runs, part["metric"], part["unit"])
     content |= _numbers(content)
-    content["seconds"] = fmean(run.summary["seconds"] for run in runs)
     content = json.loads(files.strict_json(content))
     return content | {"digest": digest(content)}
 
 
-def _is_own(word: str) -> bool:
+def _of_runs(row: Mapping[str, Any], runs: Sequence[Run], metric: str, unit: str) -> dict[str, Any]:
+    """What a result has from the run folders."""
+    first = runs[0]
+    content: dict[str, Any] = {"more_is_better": higher_is_better(metric, first.metrics) is not False}
+    content |= {"command": row["command"], "settings": [word for word in first.overrides if not is_own(word)]}
+    content["config"] = {key: value for key, value in first.config.items() if not is_own(key) and "root" not in key}
+    content |= {key: first.manifest.get(key) or {} for key in ("versions", "git")}
+    content["machine"] = {key: first.manifest.get(key) for key in ABOUT}
+    content["runs"] = [_of_run(run, metric, unit) for run in runs]
+    content["seconds"] = fmean(run.summary["seconds"] for run in runs)
+    return content
+
+
+def runs_of(content: Mapping[str, Any]) -> list[Run]:
+    """The runs of a result, as far as it tells of them: settings and summaries, without any history."""
+    way = "up" if content["more_is_better"] else "down"
+    manifest = {"data": content["machine"]["data"], "metrics": {content["metric"].rpartition("/")[2]: way}}
+    return [
+        Run(
+            path=Path(run["folder"]),
+            name=run["folder"],
+            state="done",
+            reason="",
+            config={**content["config"], "seed": run["seed"]},
+            names={},
+            summary=run["summary"],
+            manifest=manifest,
+            overrides=content["settings"],
+        )
+        for run in content["runs"]
+    ]
+
+
+def is_own(word: str) -> bool:
     """Whether a setting is about one run: its seed, and where it lies."""
     return word.lstrip("+~").partition("=")[0] in ("seed", "out", "data.root", "allow")
 
@@ -96,10 +132,15 @@ def _numbers(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"mean": fmean(values), "deviation": deviation(values), "verdict": asdict(found)}
 
 
+def file_of(folder: Path, study: str, part: str, row: str) -> Path:
+    """The file of a row in the folder of all results."""
+    return folder / safe_name(study) / f"{safe_name(part)}_{safe_name(row)}.json".lower()
+
+
 def write(folder: Path, content: Mapping[str, Any]) -> Path:
     """Write a result to `folder`, in a file named by study, part and row. Raises UserError."""
-    home = folder / safe_name(content["study"])
-    file = home / f"{safe_name(content['part'])}_{safe_name(content['row'])}.json".lower()
+    file = file_of(folder, content["study"], content["part"], content["row"])
+    home = file.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
         files.replace(file, [(json.dumps(content, indent=1, allow_nan=False) + "\n").encode()])

@@ -38,8 +38,9 @@ class StudyOptions:
     data   the folder of the data sets, None for that of LOCALLEARN_DATA
     jobs   how many runs at a time, with one thread each
     quick  only see that it works: the quick form, whose numbers mean nothing
-    only   do the runs of the parts whose title contains this, and no others
-    results  where a file goes for every published row that is finished, see `results`; None: nowhere
+    only   do the runs of the rows whose part and name, as in "MNIST, dfa", contain this, and no others
+    results  where a file goes for every published row that is finished, see `results`; a row whose file is there, with
+             the settings that the study has today, is not run again; None: nowhere
     config_dirs, allow   the user's own yaml files, and packages that these may name
     """
 
@@ -53,13 +54,19 @@ class StudyOptions:
     config_dirs: Sequence[Path] = ()
     allow: Sequence[str] = ()
 
+    def asks(self, part: Part, row: str) -> bool:
+        """Whether the runs of a row are to be done."""
+        return self.only.lower() in f"{part.title}, {row}".lower()
+
 
 class RowRuns(NamedTuple):
-    """A row of a part with its runs: for each of the settings between which it chooses, one for each seed."""
+    """A row of a part with its runs: for each of the settings between which it chooses, one for each seed; none for one
+    that has its `result`, made elsewhere."""
 
     part: Part
     row: str
     tasks: list[list[PlannedRun]]
+    result: dict[str, Any] | None = None
 
     @property
     def trials(self) -> list[PlannedRun]:
@@ -74,7 +81,7 @@ class RowRuns(NamedTuple):
             own = [task for task in of_seeds[: len(self.part.tried(self.row))] if task.done]
             return fmean(read_run(task.folder).rank for task in own) if own else math.inf
 
-        return min(self.tasks, key=judged) if len(self.tasks) > 1 else self.tasks[0]
+        return min(self.tasks, key=judged) if len(self.tasks) > 1 else [task for own in self.tasks for task in own]
 
     def wanted(self) -> list[PlannedRun]:
         """Every run of the row; of a choice, as it stands, and without the trials that fail, as a rate that is too high
@@ -91,11 +98,10 @@ def study(name: str, options: StudyOptions) -> int:
     """
     whole = load(name, options.quick, options.config_dirs)
     analysis = _analysis(whole, options.allow)
-    parts = [part for part in whole.parts if options.only.lower() in part.title.lower()]
-    if not parts:
+    if not any(options.asks(part, row) for part in whole.parts for row in part.rows):
         raise unknown("part", options.only, [part.title for part in whole.parts])
     cells = _cells(whole, options)
-    started = [cell for cell in cells if cell.part in parts]
+    started = [cell for cell in cells if options.asks(cell.part, cell.row)]
     failures = run_all([task for cell in started for task in cell.trials], options.jobs)
     failures += run_all([task for cell in started for task in cell.chosen() if task not in cell.trials], options.jobs)
     _write(whole, options, cells, analysis)
@@ -117,11 +123,27 @@ def report(name: str, options: StudyOptions, collect: bool = False) -> None:
 
 def _cells(whole: Study, options: StudyOptions) -> list[RowRuns]:
     folders: dict[str, Path] = {}
-    return [
-        RowRuns(part, row, [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)])
-        for part in whole.parts
-        for row in part.rows
-    ]
+    cells = []
+    for part in whole.parts:
+        for row in part.rows:
+            tasks = [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)]
+            result = _result(whole, part, row, tasks, options.results)
+            cells.append(RowRuns(part, row, [] if result else tasks, result))
+    return cells
+
+
+def _result(
+    whole: Study, part: Part, row: str, tasks: list[list[PlannedRun]], folder: Path | None
+) -> dict[str, Any] | None:
+    """The result of a row that is in `folder`, if its runs are those that the study would do, and none of them is here.
+    Raises UserError for a file that is refused."""
+    file = folder and results.file_of(folder, whole.name, part.title, row)
+    if not file or not file.is_file() or any(task.folder.exists() for own in tasks for task in own):
+        return None
+    content = results.read(file)
+    planned = [{word for word in own[0].overrides if not results.is_own(word)} for own in tasks]
+    same = {*content["settings"]} in planned and [run["seed"] for run in content["runs"]] == part.seeds
+    return content if same else None
 
 
 def _write(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis: Analysis | None) -> None:
@@ -131,10 +153,11 @@ def _write(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis: 
     if options.results is None:
         return
     for part, kept in zip(whole.parts, record["parts"], strict=True):
-        runs = {cell.row: [read_run(task.folder) for task in cell.chosen()] for cell in cells if cell.part is part}
+        own = {cell.row: cell for cell in cells if cell.part is part}
         for row in kept["rows"]:
             if "verdict" in row and row["name"] not in kept["missing"]:
-                content = results.result_of(whole.name, kept, row, runs[row["name"]])
+                runs = [read_run(task.folder) for task in own[row["name"]].chosen()]
+                content = results.result_of(whole.name, kept, row, runs, own[row["name"]].result)
                 print(results.write(options.results, content))
 
 
@@ -187,9 +210,15 @@ def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis:
     parts: list[dict[str, Any]] = []
     by_row: dict[str, list[Run]] = {}
     by_part: dict[str, dict[str, list[Run]]] = {}
+    elsewhere = [run for cell in cells if cell.result for run in results.runs_of(cell.result)]
     for part in whole.parts:
         own_cells = [cell for cell in cells if cell.part is part]
-        runs = {cell.row: [done[task.folder] for task in cell.chosen() if task.folder in done] for cell in own_cells}
+        runs = {
+            cell.row: results.runs_of(cell.result)
+            if cell.result
+            else [done[task.folder] for task in cell.chosen() if task.folder in done]
+            for cell in own_cells
+        }
         by_row = runs | by_row
         by_part[part.title] = runs
         kept: dict[str, Any] = {"title": part.title, "text": part.text, "common": part.common, "control": part.control}
@@ -211,7 +240,7 @@ def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis:
         "command": " ".join(["locallearn study", whole.name, *dirs, *(["--data DATA"] if options.data else [])]),
         "machine": page.machine(),
         "quick": options.quick,
-        "seconds": round(sum(map(_spent, done.values()))),
+        "seconds": round(sum(map(_spent, [*done.values(), *elsewhere]))),
         "parts": parts,
         "results": numbers,
     }
