@@ -23,7 +23,7 @@ from locallearn.engine.assemble import unchanged_if_refused
 from locallearn.engine.setup import Pixels
 from locallearn.errors import UserError
 from locallearn.inputs import Inputs
-from locallearn.models import BlockModel, answering, as_blocks
+from locallearn.models import BlockModel, answering, as_blocks, head_apart
 from locallearn.models.bottleneck import NONE
 from locallearn.task import CLASSES, TOKENS, Task
 from locallearn.training.prepare import assembled, stage_of
@@ -99,6 +99,7 @@ def build(
     tokens = classes if vocabulary is None and task.kind == TOKENS else vocabulary
     seen = graph, None if of else tokens, of
     network = _network(exp, model, of.image if of else tuple(image), classes, axes, task.form, seen)
+    network = head_apart(network, exp.settings.blocks)
     with unchanged_if_refused(network):
         learner = assembled(exp, network, stage, steps=steps, pixels=_pixels(pixels, exp, network.image), task=task)
         exp.explicit.refuse(in_blocks(exp, learner))

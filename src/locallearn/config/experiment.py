@@ -57,7 +57,7 @@ def experiment(
         strategy=parts["strategy"],
         optim=parts["optim"],
         source=parts["data"],
-        model=parts["model"],
+        model=replace(parts["model"], blocks=settings.blocks),
         runtime=parts["runtime"],
         probes=parts["probe"],
         record=record,

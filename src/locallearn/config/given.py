@@ -130,7 +130,7 @@ def in_place(build: ModelBuilder, given: Any) -> ModelBuilder:
     """The same builder, but of the very module that was given."""
     if not isinstance(given, nn.Module):
         return build
-    return ModelBuilder(lambda **seen: given, {}, ASKED - {"graph"}, build.bottleneck)
+    return ModelBuilder(lambda **seen: given, {}, ASKED - {"graph"}, build.bottleneck, build.blocks)
 
 
 def told(config: Mapping[str, Any], objects: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from locallearn.engine.promises import check_class
 from locallearn.engine.torch_optim import of_class
 from locallearn.errors import UserError, did_you_mean
 from locallearn.inputs import Inputs
-from locallearn.models import BlockModel, answering, as_blocks
+from locallearn.models import BlockModel, answering, as_blocks, head_apart
 from locallearn.models.bottleneck import NONE, Bottleneck
 from locallearn.objectives import Objective
 from locallearn.options import checked, fields_of, takes_function
@@ -66,12 +66,14 @@ class ModelBuilder:
     asks  which of these the target declares: `graph`, the edges [2, E] of the data; `vocabulary`, how many tokens they
           have; `inputs`, what the tensors of a sample are. Each is None where the data have none
     bottleneck  what is put behind its units
+    blocks  into which blocks it will be cut, see `head_apart`
     """
 
     target: Callable[..., Any]
     options: Mapping[str, Any]
     asks: frozenset[str]
     bottleneck: Bottleneck = NONE
+    blocks: int | str | list[int] = "auto"
 
     @property
     def bare(self) -> ModelBuilder:
@@ -109,7 +111,7 @@ class ModelBuilder:
         if isinstance(module, nn.Module) and not isinstance(module, BlockModel):
             module = as_blocks(module, image=image, classes=classes, vocabulary=vocabulary, form=form, inputs=inputs)
         if isinstance(module, BlockModel):
-            return self.bottleneck.applied(module)
+            return head_apart(self.bottleneck.applied(module), self.blocks)
         path = f"{self.target.__module__}.{self.target.__qualname__}"
         raise UserError(f"model._target_={path}: returned {type(module).__name__}, not a torch module")
 

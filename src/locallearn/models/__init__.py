@@ -5,7 +5,7 @@ torchvision and timm are imported only when one of their models is asked for.
 
 from __future__ import annotations
 
-from locallearn.models.base import BlockModel, UnitCost, answering, measure
+from locallearn.models.base import BlockModel, UnitCost, answering, head_apart, measure
 from locallearn.models.foreign import as_blocks
 
-__all__ = ["BlockModel", "UnitCost", "answering", "as_blocks", "measure"]
+__all__ = ["BlockModel", "UnitCost", "answering", "as_blocks", "head_apart", "measure"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -110,7 +111,7 @@ class BlockModel(nn.Module):
 
         Args:
             blocks: a number of blocks of about equal cost, "max" for one unit per block, or the cut points themselves:
-                [2, 4, 7] cuts after 2, 4 and 7 units.
+                [2, 4, 7] cuts after 2, 4 and 7 units. See `head_apart` for a cut after the last one.
             balance: what cost is: flops (forward, per image), memory (activations of 128 images and weights, bytes) or
                 time (of a forward and backward on this machine).
 
@@ -155,6 +156,18 @@ class BlockModel(nn.Module):
                     )
                 shapes.append(tuple(h.shape[1:]))
         return shapes
+
+
+def head_apart(model: BlockModel, blocks: object) -> BlockModel:
+    """The model; with one more unit, an empty one, if `blocks` are cut points of which the last is after its last
+    unit. What follows that cut is the head alone, so that every layer has a block of its own. Modules are shared."""
+    if not isinstance(blocks, list) or blocks[-1:] != [len(model.units)]:
+        return model
+    apart = copy(model)
+    apart._modules = {**model._modules}
+    apart.units = nn.ModuleList([*model.units, nn.Sequential()])
+    apart.names = [*model.names, "head"]
+    return apart
 
 
 def answering(model: BlockModel, form: str) -> BlockModel:

@@ -17,7 +17,7 @@ def ranges(
         if not all(type(p) is int for p in edges) or any(a >= b for a, b in pairwise(edges)):
             raise UserError(
                 f"blocks={list(blocks)} but {name} has {units} units; choose increasing cut points between 1 and "
-                f"{units - 1}"
+                f"{units - 1}, or {units} as the last, which makes the head a block of its own"
             )
     else:
         count = units if blocks == "max" else int(blocks) if isinstance(blocks, str) and blocks.isdigit() else blocks
