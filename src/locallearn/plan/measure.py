@@ -139,11 +139,11 @@ def block_times(
 
 def _measured(learner: Learner, count: int, micro_batches: int, repeats: int) -> list[BlockTimes]:
     observed = _Observed(learner.strategy, learner.device)
-    stage = _stage_copy(learner, observed, micro_batches)
+    stage = stage_copy(learner, observed, micro_batches)
     runs = []
     for _ in range(1 + repeats):
         observed.halves = defaultdict(list)
-        _run(learner, stage, count)
+        step_on_noise(learner, stage, count)
         runs.append([_times(observed.halves[k]) for k in range(len(stage.blocks))])
     return middle(*runs[1:])
 
@@ -165,8 +165,8 @@ def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> li
     """The `times` of each block with its bytes: from one step on a few samples, in proportion to the batch."""
     count = learner.model.samples or min(batch, _WEIGHED)
     observed = _Observed(learner.strategy, learner.device, weigh=True)
-    stage = _stage_copy(learner, observed, 1)
-    _run(learner, stage, count)
+    stage = stage_copy(learner, observed, 1)
+    step_on_noise(learner, stage, count)
     scale = 1.0 if learner.model.samples else batch / count
     costs = []
     for k, block in enumerate(stage.blocks):
@@ -179,7 +179,7 @@ def block_costs(learner: Learner, batch: int, times: Sequence[BlockTimes]) -> li
 def rehearse(learner: Learner, inputs: Tensor, labels: Tensor) -> None:
     """A step of every phase on inputs [B, ...] and labels [B], on a copy of the blocks, and an answer where that takes
     rounds; raises what training would."""
-    stage = _stage_copy(learner, learner.strategy, 1)
+    stage = stage_copy(learner, learner.strategy, 1)
     _phases(learner, stage, inputs, labels)
     check_learned(learner.strategy, stage.blocks)
     check_trained(learner.strategy, stage.blocks)
@@ -187,7 +187,7 @@ def rehearse(learner: Learner, inputs: Tensor, labels: Tensor) -> None:
         learner.predict(inputs)
 
 
-def _stage_copy(learner: Learner, strategy: Strategy, micro_batches: int) -> Stage:
+def stage_copy(learner: Learner, strategy: Strategy, micro_batches: int) -> Stage:
     """A copy of the blocks whose weights stay as they are, however many steps it takes: the optimizer does its work at
     rate 0. Nothing is late and nothing is sent, whatever the runtime."""
     assert len(learner.blocks) == len(learner.cut), "all blocks must be in this process"
@@ -201,7 +201,7 @@ def _stage_copy(learner: Learner, strategy: Strategy, micro_batches: int) -> Sta
     return Stage(blocks, strategy, half=stage.half, micro_batches=micro_batches, reads=stage.reads)
 
 
-def _run(learner: Learner, stage: Stage, samples: int) -> None:
+def step_on_noise(learner: Learner, stage: Stage, samples: int) -> None:
     """One step of every phase of the strategy on noise, so that each block learns once."""
     generator = torch.Generator().manual_seed(0)
     model = learner.model

@@ -18,7 +18,8 @@ from locallearn.config.objects import marks
 from locallearn.engine import Learner, Place
 from locallearn.engine.answer import answering_model, answers, exported
 from locallearn.figures.text import columns
-from locallearn.models.summary import render
+from locallearn.models.summary import render, short
+from locallearn.plan.operations import backprop_flops, step_flops
 from locallearn.runs import checkpoint, files
 from locallearn.runs.console import Console, warn
 from locallearn.runs.folder import RunFolder
@@ -43,12 +44,15 @@ SINGLE = World()
 
 
 def dry_run(exp: Experiment) -> str:
-    """The table of blocks: output shape, parameters, FLOPs, auxiliary share, and what is dropped at inference; above it
-    what weights are from elsewhere."""
+    """The table of blocks: output shape, parameters, FLOPs, auxiliary share, what is dropped at inference, and what a
+    training step costs; above it what weights are from elsewhere."""
     with process_settings(exp.settings):
         learner, _ = prepare(exp, device=processes.device_to_prepare(exp))
         taken = [each.text for each in learner.model.taken]
-        return "\n".join([*taken, render(rows(learner), columns())])
+        flops = step_flops(learner)
+        times = f"{flops / backprop_flops(learner):.2f} times backprop's"
+        cost = f"a training step takes {short(flops)} FLOPs a sample, {times}"
+        return "\n".join([*taken, render(rows(learner), columns()), cost])
 
 
 def start(
