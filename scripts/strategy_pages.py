@@ -1,8 +1,8 @@
 """Write a page for every strategy, docs/strategies/NAME.md, and their index: python scripts/strategy_pages.py.
 
-Options come from the yaml, what is logged from two steps on the digits, what verifies it from checks.yaml there and
-docs/truth.json, results from docs/families.json. The sections in `BY_HAND` are written by hand in the pages and kept.
-`--check` writes nothing and fails where a page is out of date.
+Options come from the yaml, what is logged from two steps on the digits, the cost from counting one step, what verifies
+it from checks.yaml there and docs/truth.json, results from docs/families.json. The sections in `BY_HAND` are written by
+hand in the pages and kept. `--check` writes nothing, and fails where a page is out of date.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import shlex
 import statistics
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ import yaml
 from locallearn.config.compose import choices, compose, header
 from locallearn.config.experiment import experiment
 from locallearn.config.targets import resolve
+from locallearn.engine import Learner
 from locallearn.names import ACCURACY, BLOCK, TEST, by_block, divided
+from locallearn.plan.operations import backprop_flops, step_flops
+from locallearn.training.begin import rows as rows_of
+from locallearn.training.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "strategies"
@@ -73,6 +78,7 @@ def page(name: str) -> str:
         "Command": f"```\n{command(name)}\n```",
         "Options": options(name),
         "What is logged": logged(name),
+        "Cost": cost(name),
         "Differences from the paper": by_hand["Differences from the paper"],
         "Verified": verified(name),
         "Results": results(name),
@@ -109,11 +115,8 @@ def options(name: str) -> str:
 
 def logged(name: str) -> str:
     """What a run of two steps records, beside what all strategies do."""
-    settings = dict(word.split("=") for word in shlex.split(MODELS.get(name, "model=lenet")))
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"{k}={v}" for k, v in settings.items()]
-        overrides += [f"strategy={name}", "max_steps=2", "threads=1", "device=cpu", f"out={folder}"]
-        found = run(overrides)
+        found = run([*small(name), "max_steps=2", "threads=1", f"out={folder}"])
     blocks = sorted({metric for place, metric in map(divided, found) if place.startswith(BLOCK)})
     heads = len(by_block(found, ACCURACY, TEST))
     common = [f"`block/NN/{key}`" for key in SHARED if key in blocks]
@@ -121,12 +124,33 @@ def logged(name: str) -> str:
     which = "every block predicts" if heads > 1 else "only the last block predicts"
     text = f"For blocks that predict ({which}): {', '.join(common)}."
     text += f"\n\nOf this strategy: {', '.join(own)}." if own else ""
-    auxiliary = int(found["auxiliary_parameters"])
-    model = f"`{MODELS.get(name, 'model=lenet')}`"
-    dropped = f"{auxiliary:,} parameters are only for training and" if auxiliary else "no parameters"
+    return f"{text}\n\nWhat every run records is in [getting started](../getting-started.md)."
+
+
+def small(name: str) -> list[str]:
+    """The settings with which a strategy is looked at."""
+    return [f"strategy={name}", *shlex.split(MODELS.get(name, "model=lenet")), "device=cpu"]
+
+
+@cache
+def learner_of(name: str) -> Learner:
+    words = small(name)
+    return prepare(experiment(*compose(words), words))[0]
+
+
+def times_backprop(name: str) -> str:
+    """What a training step costs, in steps of backprop on the same net."""
+    return f"{step_flops(learner_of(name)) / backprop_flops(learner_of(name)):.2f}"
+
+
+def cost(name: str) -> str:
+    auxiliary = sum(row.aux_parameters for row in rows_of(learner_of(name)))
+    dropped = f"{auxiliary:,} parameters are only for training and" if auxiliary else "no parameters are"
+    learner = learner_of(name)
     return (
-        f"{text}\n\nWhat every run records is in [getting started](../getting-started.md). With {model} "
-        f"{dropped} are dropped at inference."
+        f"With `{MODELS.get(name, 'model=lenet')}` in {len(learner.cut)} blocks a training step takes "
+        f"{times_backprop(name)} times the FLOPs of backprop's, and {dropped} dropped at inference; `--dry-run` says "
+        "both for any net."
     )
 
 
@@ -200,11 +224,12 @@ def percent(row: dict[str, Any]) -> str:
 
 def index() -> str:
     lines = ["# Strategies", "", "<!-- Made by `python scripts/strategy_pages.py`. -->", ""]
-    lines += ["| strategy | what it is | route |", "|---|---|---|"]
+    lines += ["| strategy | what it is | route | cost |", "|---|---|---|---:|"]
     for name, file in choices("strategy").items():
         facts = header(file)
-        lines.append(f"| [`{name}`]({name}.md) | {facts['summary']} | `{facts['route']}` |")
-    lines += ["", "The route says where feedback comes from, and alone decides the schedule:", ""]
+        lines.append(f"| [`{name}`]({name}.md) | {facts['summary']} | `{facts['route']}` | {times_backprop(name)} |")
+    lines += ["", "Cost: FLOPs of a training step, as a multiple of backprop's on the net that each page names.", ""]
+    lines += ["The route says where feedback comes from, and alone decides the schedule:", ""]
     return "\n".join([*lines, *(f"- `{route}`: {text}" for route, text in ROUTES.items())]) + "\n"
 
 

@@ -1,19 +1,23 @@
-"""All strategies at equal budget on several tasks: average ranks, and how soon each reaches a target."""
+"""All strategies at equal budget on several tasks: average ranks, cost of a step, how soon each reaches a target."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean, geometric_mean, median
 from typing import Any
 
 import numpy as np
 
 from locallearn.figures import by_strategy, panels
 from locallearn.names import ACCURACY, TEST_ACCURACY, VALIDATION, on
+from locallearn.plan.operations import backprop_flops, step_flops
 from locallearn.report.numbers import interval
+from locallearn.runs.folder import RunFolder
 from locallearn.runs.read import Run
 from locallearn.studies.analysis import Analysis, Runs, table
+from locallearn.training.prepare import prepare
+from locallearn.training.saved import saved_experiment
 
 LEVEL = 0.05
 TARGET = 0.9
@@ -36,6 +40,7 @@ class Fair(Analysis):
                 "target": target,
                 "accuracies": {name: [100 * run.summary[TEST_ACCURACY] for run in rows[name]] for name in names},
                 "seconds": {name: [_reaches(run, target) for run in rows[name]] for name in names},
+                "cost": {name: _cost(rows[name][0]) for name in names},
             }
         means = [[fmean(task["accuracies"][name]) for name in names] for task in tasks.values()]
         ranks, p, critical = friedman(means)
@@ -50,14 +55,20 @@ class Fair(Analysis):
         yield (
             f"Ranks of the mean test accuracy, 1 the best, in the mean over {len(tasks)} tasks. Friedman's test that "
             f"all are alike: p = {numbers['p']:.2g}. By Nemenyi's test (5 %) two differ if their ranks are at least "
-            f"{critical:.1f} apart (Demšar 2006). Beside it the median seconds to the target, which is {TARGET:.0%} of "
-            f"the validation accuracy that backprop ends with ({targets}), seen once an epoch, and in brackets how "
-            "many of the seeds reach it.\n"
+            f"{critical:.1f} apart (Demšar 2006). Cost: FLOPs of a training step as a multiple of backprop's on the "
+            "same net (`--dry-run` shows it), the geometric mean over tasks. Then the median seconds to the target, "
+            f"{TARGET:.0%} of the validation accuracy that backprop ends with ({targets}), seen once an epoch, "
+            "and in brackets how many of the seeds reach it.\n"
         )
         yield from table(
-            ("strategy", "rank", *tasks),
+            ("strategy", "rank", "cost", *tasks),
             [
-                (name, f"{rank:.1f}", *(_to_target(task["seconds"][name]) for task in tasks.values()))
+                (
+                    name,
+                    f"{rank:.1f}",
+                    f"{geometric_mean(task['cost'][name] for task in tasks.values()):.2f}",
+                    *(_to_target(task["seconds"][name]) for task in tasks.values()),
+                )
                 for name, rank in sorted(ranks.items(), key=lambda item: item[1])
             ],
         )
@@ -110,6 +121,12 @@ def _reaches(run: Run, target: float) -> float | None:
     """Seconds of training until the validation accuracy is first at least the target; None: never."""
     name = on(VALIDATION, ACCURACY)
     return next((record["seconds"] for record in run.history if record.get(name, -math.inf) >= target), None)
+
+
+def _cost(run: Run) -> float:
+    """FLOPs of a training step, as a multiple of backprop's on the same net."""
+    learner, _ = prepare(saved_experiment(RunFolder.open(run.path), [])[0])
+    return step_flops(learner) / backprop_flops(learner)
 
 
 def _beside(own: Sequence[float], base: Sequence[float]) -> tuple[float, float | None, float | None]:
