@@ -183,9 +183,11 @@ def nano_gpt_rate(step: int, steps: int, warm: int, floor: float) -> float:
     return floor + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (1 - floor)
 
 
-def test_rate_and_decay_are_those_of_nano_gpt():
-    steps, optim = 40, AdamW(lr=1e-2, beta2=0.99, weight_decay=0.1, decay_vectors=False, floor=0.1, warmup=0.05)
-    model, x, y = of_text(), tokens(B, T), tokens(T, B).T
+@pytest.mark.parametrize("options", [{}, {"bias": False, "tie": True}], ids=str)
+def test_rate_decay_and_clipping_are_those_of_nano_gpt(options):
+    more = {"decay_vectors": False, "floor": 0.1, "warmup": 0.05, "clip": 1.0}
+    steps, optim = 40, AdamW(lr=1e-2, beta2=0.99, weight_decay=0.1, **more)
+    model, x, y = of_text(**options), tokens(B, T), tokens(T, B).T
     learner = assemble(
         model, Backprop(), optim, model.cut(1), Setup(precision="fp64", task=Tokens(), total_steps=steps)
     )
@@ -194,14 +196,16 @@ def test_rate_and_decay_are_those_of_nano_gpt():
     for p in truth.parameters():
         sorts[p.dim() >= 2].append(p)
     groups = [{"params": sorts[True], "weight_decay": 0.1}, {"params": sorts[False], "weight_decay": 0.0}]
-    theirs = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99), eps=1e-8)
+    theirs, norms = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99), eps=1e-8), []
     for step in range(steps):
         for group in theirs.param_groups:
             group["lr"] = 1e-2 * nano_gpt_rate(step, steps, 2, 0.1)
         learner.step(x, y)
         theirs.zero_grad()
         F.cross_entropy(truth(x).flatten(0, 1), y.flatten()).backward()
+        norms.append(nn.utils.clip_grad_norm_(truth.parameters(), 1.0).item())
         theirs.step()
+    assert 0 < sum(norm > 1.0 for norm in norms) < steps, f"{norms}: some gradients are longer, and some are not"
     for p, q in zip(model.parameters(), truth.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-9, rtol=0)
     line = AdamW(schedule="linear", floor=0.25)
