@@ -128,8 +128,9 @@ def test_the_bits_of_a_loop_with_grad_scalers(kind):
 
 
 OWN_SIZE = {"dfa", "sdfa", "drtp", "fa", "frsf", "brsf", "usf", "infomax", "forward_forward", "cafo", "pepita"}
-OWN_SIZE |= {"forward_gradient", "sigprop"}
-"""Their gradients pass through other weights than the head's, do not shrink with these, or are none."""
+OWN_SIZE |= {"forward_gradient", "sigprop", "equilibrium"}
+"""Their gradients pass through other weights than the head's, do not shrink with these, are none, or are differences,
+no smaller than the rounding of what they are between, which processors do differently."""
 
 
 SCALES = {"forward_forward": 2.0**6, "sigprop": 2.0**6, "fw_dtp": 2.0**22, "dtp": 2.0**22}

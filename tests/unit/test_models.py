@@ -388,7 +388,10 @@ def test_a_wrong_number_of_blocks_is_one_sentence(blocks):
 def test_wrong_cut_points_are_one_sentence(blocks):
     with pytest.raises(UserError) as error:
         build("vgg16").cut(blocks)
-    assert str(error.value) == f"blocks={blocks} but vgg16 has 13 units; choose increasing cut points between 1 and 12"
+    assert str(error.value) == (
+        f"blocks={blocks} but vgg16 has 13 units; choose increasing cut points between 1 and 12, or 13 as the last, "
+        "which makes the head a block of its own"
+    )
 
 
 # --- mistakes

@@ -124,19 +124,19 @@ def report(name: str, options: StudyOptions, collect: bool = False) -> None:
 def _cells(whole: Study, options: StudyOptions) -> list[RowRuns]:
     folders: dict[str, Path] = {}
     cells = []
-    for part in whole.parts:
-        for row in part.rows:
-            tasks = [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)]
-            result = _result(whole, part, row, tasks, options.results)
-            cells.append(RowRuns(part, row, [] if result else tasks, result))
+    rows = [(part, row) for part in whole.parts for row in part.rows]
+    for part, row in rows:
+        tasks = [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)]
+        result = _result(whole, part, row, tasks, options.results)
+        cells.append(RowRuns(part, row, [] if result else tasks, result))
     return cells
 
 
 def _result(
     whole: Study, part: Part, row: str, tasks: list[list[PlannedRun]], folder: Path | None
 ) -> dict[str, Any] | None:
-    """The result of a row that is in `folder`, if its runs are those that the study would do, and none of them is here.
-    Raises UserError for a file that is refused."""
+    """The result of a row that is in `folder`, if its runs are those the study would do, and none is here. Raises
+    UserError for a file that is refused."""
     file = folder and results.file_of(folder, whole.name, part.title, row)
     if not file or not file.is_file() or any(task.folder.exists() for own in tasks for task in own):
         return None
@@ -213,12 +213,8 @@ def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis:
     elsewhere = [run for cell in cells if cell.result for run in results.runs_of(cell.result)]
     for part in whole.parts:
         own_cells = [cell for cell in cells if cell.part is part]
-        runs = {
-            cell.row: results.runs_of(cell.result)
-            if cell.result
-            else [done[task.folder] for task in cell.chosen() if task.folder in done]
-            for cell in own_cells
-        }
+        runs = {c.row: [done[task.folder] for task in c.chosen() if task.folder in done] for c in own_cells}
+        runs |= {c.row: results.runs_of(c.result) for c in own_cells if c.result}
         by_row = runs | by_row
         by_part[part.title] = runs
         kept: dict[str, Any] = {"title": part.title, "text": part.text, "common": part.common, "control": part.control}

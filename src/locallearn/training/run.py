@@ -17,7 +17,7 @@ from locallearn.config.experiment import Experiment
 from locallearn.config.objects import marks
 from locallearn.engine import Learner, Place
 from locallearn.engine.answer import answering_model, answers, exported
-from locallearn.figures.text import columns
+from locallearn.figures.text import columns, fitted
 from locallearn.models.summary import render, short
 from locallearn.plan.operations import backprop_flops, step_flops
 from locallearn.runs import checkpoint, files
@@ -52,7 +52,7 @@ def dry_run(exp: Experiment) -> str:
         flops = step_flops(learner)
         times = f"{flops / backprop_flops(learner):.2f} times backprop's"
         cost = f"a training step takes {short(flops)} FLOPs a sample, {times}"
-        return "\n".join([*taken, render(rows(learner), columns()), cost])
+        return "\n".join([*taken, render(rows(learner), columns()), fitted(cost, columns())])
 
 
 def start(
