@@ -138,15 +138,16 @@ def learner_of(name: str) -> Learner:
     return prepare(experiment(*compose(words), words))[0]
 
 
+@cache
 def times_backprop(name: str) -> str:
     """What a training step costs, in steps of backprop on the same net."""
     return f"{step_flops(learner_of(name)) / backprop_flops(learner_of(name)):.2f}"
 
 
 def cost(name: str) -> str:
-    auxiliary = sum(row.aux_parameters for row in rows_of(learner_of(name)))
-    dropped = f"{auxiliary:,} parameters are only for training and" if auxiliary else "no parameters are"
     learner = learner_of(name)
+    auxiliary = sum(row.aux_parameters for row in rows_of(learner))
+    dropped = f"{auxiliary:,} parameters are only for training and" if auxiliary else "no parameters are"
     return (
         f"With `{MODELS.get(name, 'model=lenet')}` in {len(learner.cut)} blocks a training step takes "
         f"{times_backprop(name)} times the FLOPs of backprop's, and {dropped} dropped at inference; `--dry-run` says "

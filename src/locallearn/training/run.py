@@ -49,9 +49,9 @@ def dry_run(exp: Experiment) -> str:
     with process_settings(exp.settings):
         learner, _ = prepare(exp, device=processes.device_to_prepare(exp))
         taken = [each.text for each in learner.model.taken]
-        flops = step_flops(learner)
-        times = f"{flops / backprop_flops(learner):.2f} times backprop's"
-        cost = f"a training step takes {short(flops)} FLOPs a sample, {times}"
+        flops, backprop = step_flops(learner), backprop_flops(learner)
+        times = f", {flops / backprop:.2f} times backprop's" if backprop else ""  # a net may have no product at all
+        cost = f"a training step takes {short(flops)} FLOPs a sample{times}"
         return "\n".join([*taken, render(rows(learner), columns()), fitted(cost, columns())])
 
 
