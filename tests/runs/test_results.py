@@ -233,6 +233,13 @@ def test_a_row_that_has_its_result_is_not_run_again(made, files, tmp_path, capsy
     assert results.read(tmp_path / "results" / "mine" / "first_bp.json")["runs"] == results.read(files["bp"])["runs"]
 
 
+def test_a_file_in_the_place_of_the_results_is_refused(made, capsys):
+    file = made / "conf" / "study" / "mine.yaml"
+    code, _, err = run("study", "mine", "--config-dir", str(made / "conf"), "--results", str(file), capsys=capsys)
+    assert code == 2
+    assert "is a file; name the folder of the results" in one_sentence(err)
+
+
 def test_a_result_of_other_settings_or_seeds_does_not_stand_for_a_row(made, files, tmp_path, capsys):
     shutil.copytree(made / "conf", tmp_path / "conf")
     shutil.copytree(made / "results", tmp_path / "results")

@@ -59,6 +59,8 @@ def _do(options: Namespace, allow: list[str]) -> int:
         raise UserError(f"--jobs {options.jobs}: must be a whole number, at least 1")
     if options.data and not options.data.is_dir():
         raise UserError(f"--data {options.data}: there is no such folder")
+    if options.results and options.results.is_file():
+        raise UserError(f"--results {options.results}: is a file; name the folder of the results, such as results")
     if options.results and (options.quick or (options.report and not options.out)):
         raise UserError("--results needs whole runs: without --quick, and with --report also --out DIR")
     from locallearn.studies.study import StudyOptions, report
