@@ -1,6 +1,6 @@
 """Information that the loss pays for where it is measured: inside the model, whatever trains it.
 
-A module hands on its output by `charge`, and the gradient of the cost joins the one that comes back through it.
+A module hands on its output by `Metered.charge`, and the gradient of the cost joins the one that comes back through it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,22 @@ class Metered(nn.Module):
         """Whether a forward pass draws noise."""
         return self.training or self.shown
 
-    @torch.compiler.disable
     def meter(self, name: str, nats: Tensor) -> None:
         """Put by an information [] in nats, in a forward pass from which something learns; it is recorded in bits."""
         if self.shown or (self.training and torch.is_grad_enabled()):
-            self.readings.append((name, nats.detach() / math.log(2)))
+            from locallearn.uncompiled import called
+
+            called(self._put, name, nats)
+
+    def _put(self, name: str, nats: Tensor) -> None:
+        self.readings.append((name, nats.detach() / math.log(2)))
+
+    def charge(self, z: Tensor, cost: Tensor) -> Tensor:
+        """z [B, ...] unchanged. Whoever computes gradients back through it adds those of the cost [] to them: once for
+        each backward pass, as if the loss, a mean over the batch, had the cost as a term."""
+        from locallearn.uncompiled import called
+
+        return called(_Charge.apply, z, cost)
 
     def ramp(self, warmup: float) -> float:
         """The share of a price that rises linearly from zero over this share of training."""
@@ -81,10 +92,3 @@ class _Charge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         return grads[0], ctx.like.new_full((), scale())
-
-
-@torch.compiler.disable
-def charge(z: Tensor, cost: Tensor) -> Tensor:
-    """z [B, ...] unchanged. Whoever computes gradients back through it adds those of the cost [] to them: once for each
-    backward pass, as if the loss, a mean over the batch, had the cost as a term."""
-    return _Charge.apply(z, cost)

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from locallearn import seeds
 from locallearn.engine import SGD, Adam, AdamW, Learner, Setup, assemble
-from locallearn.engine.optim import take_step
 from locallearn.engine.totals import HELD, Totals
+from locallearn.engine.updates import take_step
 from locallearn.models.plain import mlp
 from locallearn.strategies.backprop import Backprop
 

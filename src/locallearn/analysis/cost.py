@@ -6,10 +6,13 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from locallearn import accelerator
 
@@ -18,6 +21,24 @@ def now(device: torch.device) -> float:
     """Seconds, once everything that was asked of the device is done."""
     accelerator.synchronise(device)
     return time.perf_counter()
+
+
+class Flops(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products, convolutions and attention while the `with` lasts:
+    `total`. As PyTorch's FlopCounterMode, but without hooks on modules, with which a backward pass cannot begin inside
+    another, and without PyTorch's compiler, whose import takes as long as PyTorch's."""
+
+    total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 class SavedBytes(saved_tensors_hooks):

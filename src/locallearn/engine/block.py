@@ -17,10 +17,11 @@ from locallearn.accelerator import read
 from locallearn.analysis.quiet import Rerun
 from locallearn.contract import BlockSpec, Copy
 from locallearn.engine.modes import Modes
-from locallearn.engine.optim import Optim, clear, gradients_of, sum_of_norms, take_step
+from locallearn.engine.optim import Optim
 from locallearn.engine.replicas import Sum, moved
 from locallearn.engine.setup import BlockModules, Place, Setup
 from locallearn.engine.totals import BlockTotals, Totals
+from locallearn.engine.updates import clear, gradients_of, sum_of_norms, take_step
 from locallearn.errors import RunError, UserError
 from locallearn.prices import meters_of
 from locallearn.scaling import Scaler

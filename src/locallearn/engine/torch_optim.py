@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 
 from locallearn import seeds
-from locallearn.engine.optim import Optim, take_step
+from locallearn.engine.optim import Optim
+from locallearn.engine.updates import TorchAdam, TorchAdamW, TorchNAdam, TorchSGD, take_step
 from locallearn.errors import UserError, in_one_line
 
-OURS = (SGD, Adam, AdamW, NAdam)
+OURS = (SGD, Adam, AdamW, NAdam, TorchSGD, TorchAdam, TorchAdamW, TorchNAdam)
 NUMBERS = {"bool": torch.bool, "int": torch.int64, "float": torch.float64}
 """How plain numbers of a state are stored; their names end in `:int` and so on."""
 GROUP = "group:"

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from locallearn.analysis.cost import SavedBytes, now
+from locallearn.analysis.cost import Flops, SavedBytes, now
 from locallearn.analysis.quiet import undisturbed
 from locallearn.errors import UserError, unknown
 from locallearn.inputs import Inputs
@@ -199,10 +198,10 @@ def measure(model: BlockModel) -> list[UnitCost]:
         saved = SavedBytes((*model.parameters(), *model.buffers()))
         for name, unit in zip(model.names, model.units, strict=True):
             before = saved.now
-            with saved, FlopCounterMode(display=False) as counter:
+            with saved, Flops() as counter:
                 h = _one_tensor(model, name, unit(_leaf(h)))
             graphs.append(h)  # what a unit has saved stays counted
-            flops, memory = counter.get_total_flops() // batch, (saved.now - before) // batch
+            flops, memory = counter.total // batch, (saved.now - before) // batch
             parameters = sum(p.numel() for p in unit.parameters())
             costs.append(UnitCost(name, tuple(h.shape[1:]), parameters, flops, memory))
     return costs

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
 from locallearn.options import Options
-from locallearn.prices import Metered, charge
+from locallearn.prices import Metered
 
 Beta: TypeAlias = Annotated[float, Ge(0)]
 LOG_VARIANCE = (-12.0, 4.0)
@@ -139,7 +139,7 @@ class NoiseModule(Metered):
             self.map = nats.detach()
         if not self.training:
             return z
-        return charge(z, self.beta * self.ramp(self.warmup) * total**self.power)
+        return self.charge(z, self.beta * self.ramp(self.warmup) * total**self.power)
 
     def forget(self) -> None:
         super().forget()

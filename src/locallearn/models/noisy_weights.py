@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel
 from locallearn.models.bottleneck import Bottleneck
-from locallearn.prices import Metered, charge
+from locallearn.prices import Metered
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 START = 0.05
@@ -130,7 +130,7 @@ class GaussianWeights(Metered):
         if self.samples is None:
             raise UserError("bottleneck=weights needs the number of training samples, which only train() knows")
         rate = self.options.beta * self.ramp(self.options.warmup) / self.samples
-        return charge(y, rate * nats)
+        return self.charge(y, rate * nats)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the layer computes, with another weight and bias."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from locallearn.analysis.cost import Flops
 from locallearn.analysis.quiet import undisturbed
 from locallearn.figures.text import fitted, table
 from locallearn.models.base import BlockModel, Size, measure
@@ -79,12 +79,12 @@ def _flops(modules: Sequence[nn.Module], h: Tensor) -> int | None:
     labels = torch.zeros(len(h), dtype=torch.int64, device=h.device)
     for module in modules:
         takes = len(inspect.signature(module.forward).parameters)
-        with undisturbed(module), FlopCounterMode(display=False) as counter:
+        with undisturbed(module), Flops() as counter:
             try:
                 module(*(h, labels)[:takes])
             except Exception:  # it may need other features, or whatever its strategy gives it
                 return None
-        total += counter.get_total_flops() // len(h)
+        total += counter.total // len(h)
     return total
 
 

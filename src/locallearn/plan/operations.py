@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from locallearn.analysis.cost import Flops
 from locallearn.engine import Learner
 from locallearn.plan.measure import stage_copy, step_on_noise
 
 SAMPLES = 8
-
-
-class _Counter(TorchDispatchMode):
-    """Counts as PyTorch's FlopCounterMode does, but without its hooks on modules, with which a backward pass cannot
-    begin inside another."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def step_flops(learner: Learner) -> float:
@@ -34,7 +19,7 @@ def step_flops(learner: Learner) -> float:
     after the other, the mean over its phases."""
     stage = stage_copy(learner, learner.strategy, 1)
     samples = learner.model.samples or SAMPLES
-    with _Counter() as counter:
+    with Flops() as counter:
         step_on_noise(learner, stage, samples)
     return counter.total / samples / len(learner.strategy.phases(len(learner.cut)))
 
@@ -43,6 +28,6 @@ def backprop_flops(learner: Learner) -> float:
     """The same of backprop through the bare model."""
     model = copy.deepcopy(learner.model).train()
     x = learner.prepare(model.noise(SAMPLES, torch.Generator().manual_seed(0)).to(learner.device))
-    with _Counter() as counter:
+    with Flops() as counter:
         model(x).sum().backward()
     return counter.total / len(x)

@@ -122,9 +122,10 @@ class FreshMagnitude(UniformMagnitude):
     """B = |M| sign(W), with M drawn at every forward pass."""
 
     def backward_weight(self) -> Tensor:
-        return self.weight.sign() * self.magnitude()
+        from locallearn.uncompiled import called
 
-    @torch.compiler.disable  # a compiled graph would keep the seed of its first pass
+        return self.weight.sign() * called(self.magnitude)  # a compiled graph would keep the seed of its first pass
+
     def magnitude(self) -> Tensor:
         """|M|, from a stream of its own: dropout draws what it draws under backprop. The engine seeds the global
         generator anew for every block, step and micro-batch, so that its seed stands for the pass."""

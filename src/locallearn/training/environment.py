@@ -68,7 +68,8 @@ def process_settings(settings: Settings, processes: int = 1) -> Iterator[dict[st
         yield {"threads": torch.get_num_threads(), "allocator_keeps_memory": allocator}
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        if settings.deterministic:  # the call imports the compiler, which takes as long as PyTorch
+            torch.use_deterministic_algorithms(deterministic)
         torch.set_rng_state(generators)
         if settings.compile:
             torch._dynamo.reset()  # its limit of compilations counts those of earlier runs

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from locallearn.analysis.cost import Flops
 from locallearn.auxiliary import Detect
 from locallearn.contract import Packet
 from locallearn.engine import AdamW, Setup, assemble
@@ -144,9 +144,9 @@ def _cost(depth: int) -> dict[str, float]:
         learner = assemble(model, strategy, AdamW(), model.cut([4, 6, 8]), Setup(task=task))
         x = torch.zeros(1, *IMAGE)
         y = torch.full((1, 1, 5), -1.0)
-        with FlopCounterMode(display=False) as counter:
+        with Flops() as counter:
             _forward(learner, x, y)
-        counts.append((counter.get_total_flops() / 1e6, sum(p.numel() for _, p in learner.parameters())))
+        counts.append((counter.total / 1e6, sum(p.numel() for _, p in learner.parameters())))
     (flops, weights), (all_flops, all_weights) = counts
     return {"flops": flops, "branch_flops": all_flops - flops, "weights": weights, "branch": all_weights - weights}
 
