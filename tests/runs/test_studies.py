@@ -142,7 +142,7 @@ def test_a_study_in_its_quick_form(name, tmp_path, request, capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", [*OTHERS, "families", "truth", "pgi_detection"])
+@pytest.mark.parametrize("name", [*OTHERS, "families", "truth", "beyond", "pgi_detection"])
 def test_another_study_in_its_quick_form(name, tmp_path, real_root, capsys):
     only = {"truth": "Cora"}.get(name, "")  # all of its rows can be composed, as the test of rows says
     flags = ["--quick", "--out", str(tmp_path / "runs"), "--to", str(tmp_path), "--data", str(real_root)]

@@ -24,10 +24,11 @@ from locallearn.studies.verdict import BEATEN, DIFFERS, OPEN, REPRODUCED
 NAME = "leaderboard"
 TITLE = "Leaderboard"
 TEXT = (
-    "Published settings done in full, one row for each result in `results/`: mean and deviation over the seeds beside "
-    "the published number, and the verdict of one rule for all ([truth](truth.md)). The best row of a table comes "
-    "first. To add a result, put the file that `locallearn study NAME --results DIR` writes into that folder; a file "
-    "whose hashes and numbers do not agree is refused, and `locallearn repeat --result FILE` repeats its runs."
+    "One row for each result in `results/`, of published settings done in full or, of the study `beyond`, of others at "
+    "equal cost: mean and deviation over the seeds beside the published number, and the verdict of one rule for all "
+    "([truth](truth.md)). The best row of a table comes first. To add a result, put the file that "
+    "`locallearn study NAME --results DIR` writes into that folder; a file whose hashes and numbers do not agree is "
+    "refused, and `locallearn repeat --result FILE` repeats its runs."
 )
 HEAD = ("method", "value", "published", "difference [95 %]", "verdict", "seconds a run", "machine", "file")
 SHORT_HEAD = ("setting", "method", "published", "ours", "verdict", "to repeat its runs")
@@ -89,9 +90,8 @@ def write_short(results: Mapping[Path, Mapping[str, Any]], page: Path, command: 
 def _short(results: Mapping[Path, Mapping[str, Any]], board: str) -> list[str]:
     """What stands between the marks. A selection must not flatter: it takes the row of each part that lies farthest
     from what was published, to whichever side."""
-    words = Counter(result["verdict"]["word"] for result in results.values())
-    counts = ", ".join(f"{words[word]} {word}" for word in (REPRODUCED, BEATEN, DIFFERS, OPEN) if words[word])
-    told = f"Published settings run in full, mean ± deviation over n seeds: {counts or 'none yet'} ([all]({board}))."
+    counts = _counts(results) or "none yet"
+    told = f"Held against published numbers, mean ± deviation over n seeds: {counts} ([all]({board}))."
     parts = _parts(results)
     if len(results) > SHORT:
         told += " For each setting, the row farthest from the published number, in either direction:"
@@ -109,6 +109,18 @@ def _short(results: Mapping[Path, Mapping[str, Any]], board: str) -> list[str]:
         for file, result in own
     ]
     return [told, "", *table(SHORT_HEAD, rows)] if rows else [told]
+
+
+def _counts(results: Mapping[Path, Mapping[str, Any]]) -> str:
+    """How often each study has which verdict."""
+    studies: dict[str, Counter[str]] = {}
+    for result in results.values():
+        studies.setdefault(result["study"], Counter())[result["verdict"]["word"]] += 1
+    return "; ".join(
+        f"study `{_cell(name)}` "
+        + ", ".join(f"{words[word]} {word}" for word in (REPRODUCED, BEATEN, DIFFERS, OPEN) if words[word])
+        for name, words in sorted(studies.items(), reverse=True)
+    )
 
 
 def _distance(own: tuple[Path, Mapping[str, Any]]) -> float:
