@@ -245,7 +245,7 @@ WORDS = {
     "policy": ["rand", "trivial"],
     "deficit": ["blur", "flip", "permutation", "noise"],
     "form": ["kl", "cost", "slide"],
-    "curvature": ["diagonal", "gram"],
+    "curvature": ["diagonal", "gram", "kfac"],
     "nuisance": ["occlusion", "clutter", "rotation", "translation"],
     "deficit_until": ["0", "1", "5"],
     "block": ["conv", "res", "dark", "csp"],

@@ -13,7 +13,8 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import locallearn
 from helpers.nets import tiny_batches, tiny_model
-from locallearn.analysis.fisher import drawn_labels, scores
+from locallearn.analysis.fisher import drawn_labels, fisher_diagonal, scores
+from locallearn.analysis.kfac import by_parameter, kronecker
 from locallearn.analysis.weight_nats import curvature_nats, place_nats, spectrum
 from locallearn.errors import UserError
 from locallearn.models.noisy_weights import NoisyWeights
@@ -135,7 +136,101 @@ def test_gradients_that_are_too_many_are_refused(monkeypatch):
         dict(scores(model, x, torch.zeros(len(x), dtype=torch.int64)))
 
 
+# K-FAC
+
+
+def test_the_factors_of_one_sample_are_exact():
+    """Against the Gram matrix of its gradients, of a linear layer, a bias, and a convolution with one position."""
+    torch.manual_seed(0)
+    conv = nn.Sequential(nn.Conv2d(2, 9, 4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(9, 3, bias=False)).double()
+    net = models()[1][0]
+    for model, x in ((net, models()[1][1]), (conv, torch.randn(1, 2, 4, 4, generator=seeded(), dtype=torch.float64))):
+        one = x[:1]
+        y = drawn_labels(model, one, seeded(3))
+        exact, found = dict(scores(model, one, y)), kronecker(model, one, y)
+        assert set(found) == {name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        for name, factors in found.items():
+            gram = sum(each.gram for key, each in exact.items() if key.rpartition(".")[0] == name)
+            strengths = factors.eigenvalues.flatten().sort(descending=True).values
+            assert strengths[0] == pytest.approx(float(gram), rel=1e-9)
+            assert strengths[0] > 0
+            assert strengths[1:].abs().max() < 1e-9 * strengths[0]
+
+
+def test_the_factors_against_loops_over_samples_and_positions():
+    """A padded convolution with strides, and a linear layer at every position of a sequence."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.each, self.head = nn.Conv2d(2, 3, 3, 2, 1), nn.Linear(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = self.conv(x).flatten(2).movedim(1, 2)  # [B, T, 3]
+            return self.head(torch.tanh(self.each(h)).mean(1))
+
+    torch.manual_seed(0)
+    model = Twice().double()
+    x = torch.randn(5, 2, 5, 5, generator=seeded(), dtype=torch.float64)
+    y = drawn_labels(model, x, seeded(3))
+    found = kronecker(model, x, y)
+    padded = nn.functional.pad(x, (1, 1, 1, 1))
+    A = {"conv": torch.zeros(19, 19).double(), "each": torch.zeros(4, 4).double()}
+    G = {"conv": torch.zeros(3, 3).double(), "each": torch.zeros(4, 4).double()}
+    for n in range(5):
+        maps = model.conv(x[n : n + 1])
+        h = maps.flatten(2).movedim(1, 2)
+        each = model.each(h)
+        value = model.head(torch.tanh(each).mean(1)).log_softmax(1)[0, y[n]]
+        by_map, by_token = torch.autograd.grad(value, [maps, each])
+        for i in range(3):
+            for j in range(3):
+                patch = padded[n, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].flatten()
+                a, g = torch.cat([patch, torch.ones(1).double()]), by_map[0, :, i, j]
+                A["conv"] += torch.outer(a, a) / 5
+                G["conv"] += torch.outer(g, g) / 45
+                a, g = torch.cat([h[0, 3 * i + j].detach(), torch.ones(1).double()]), by_token[0, 3 * i + j]
+                A["each"] += torch.outer(a, a) / 5
+                G["each"] += torch.outer(g, g) / 45
+    for name in ("conv", "each"):
+        whole = torch.linalg.eigvalsh(torch.kron(A[name], G[name]))
+        assert torch.allclose(found[name].eigenvalues.flatten().sort().values, whole, rtol=1e-9, atol=1e-14)
+
+
+def test_what_has_no_factors_keeps_its_diagonal():
+    """A norm, and two layers that share a weight."""
+    tied = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    tied[1].weight = tied[0].weight
+    model = nn.Sequential(tied[0], nn.LayerNorm(4), tied[1], nn.Linear(4, 3)).double()
+    x = torch.randn(6, 4, generator=seeded(), dtype=torch.float64)
+    y = drawn_labels(model, x, seeded(3))
+    found = kronecker(model, x, y)
+    assert [*found] == ["3"]
+    diagonal = fisher_diagonal(model, x, seeded(3))
+    each = by_parameter(found, diagonal)
+    assert each.keys() == diagonal.keys()
+    assert all(each[name] is diagonal[name] for name in ("0.weight", "1.weight", "1.bias"))
+    assert each["3.weight"].shape == (5, 3)
+    assert each["3.bias"].numel() == 0
+    trace = sum(float(diagonal[f"3.{kind}"].sum()) for kind in ("weight", "bias"))
+    assert 0.3 * trace < float(each["3.weight"].sum()) < 3 * trace
+
+
 # The probe
+
+
+def test_a_run_with_factors(tmp_path):
+    """Of every layer and of the net; what is no layer of weights counts by its diagonal."""
+    options = {"probe.fisher.form": "cost", "probe.fisher.curvature": "kfac", "probe.fisher.samples": 40}
+    run = locallearn.train(
+        strategy="dgl", auxiliary="linear", model="mlp", epochs=1, max_steps=2, evaluate_every="never", quiet=True,
+        threads=1, out=str(tmp_path), probe="fisher", **options, **{"probe.fisher.every": 9, "model.width": 8},
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (run.run_dir / "probes/fisher/rows.jsonl").read_text().splitlines()]
+    *layers, net = [row for row in rows if row["epoch"] == 1]
+    assert net["weight_bits_kfac"] == pytest.approx(sum(row["weight_bits_kfac"] for row in layers))
+    assert all(0 < row["weight_bits_kfac"] < 3 * row["weight_bits_diagonal"] for row in layers)
+    assert "weight_bits_gram" not in net
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.func import functional_call, grad, vmap
 from locallearn.analysis.quiet import evaluating
 from locallearn.errors import UserError
 
+Key = TypeVar("Key")
 NUMBERS = 2**24
 """Numbers that the gradients of one chunk of samples may take (64 MB in float32)."""
 CHUNK = 256
@@ -112,7 +113,7 @@ def _check_numbers(samples: int, weights: Mapping[str, Tensor]) -> None:
     if numbers > HELD:
         raise UserError(
             f"{samples} gradients of {next(iter(weights))} are {numbers:.1e} numbers, and at most {HELD:.1e} are held: "
-            "take fewer samples, or the diagonal of the Fisher information"
+            "take fewer samples, the diagonal of the Fisher information, or its Kronecker factors"
         )
 
 
@@ -150,7 +151,7 @@ class _Each:
                 self._vectorised = False
         for x, y in zip(xs, ys, strict=True):
             value = self._likelihood(self._leaves, x, y)
-            yield {name: g[None] for name, g in _gradients(value, self._leaves).items()}
+            yield {name: g[None] for name, g in gradients(value, self._leaves).items()}
 
 
 def _of_samples(
@@ -176,13 +177,13 @@ def _dense(model: nn.Module, one: Tensor) -> dict[str, nn.Linear]:
         if type(m) is nn.Linear and name and all(owners[p] == 1 for p in m.parameters())
     }
     seen: dict[str, list[torch.Size]] = {name: [] for name in layers}
-    with torch.no_grad(), _hooked(layers, lambda name, read, out: seen[name].append(read.shape)):
+    with torch.no_grad(), hooked(layers, lambda name, read, out: seen[name].append(read.shape)):
         model(one)
     return {name: m for name, m in layers.items() if seen[name] == [(1, m.in_features)]}
 
 
 @contextmanager
-def _hooked(layers: Mapping[str, nn.Module], hook: Callable[[str, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+def hooked(layers: Mapping[str, nn.Module], hook: Callable[[str, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
     """While it lasts, `hook` sees the name of a layer that runs, its input and its output, which it may replace."""
     with ExitStack() as stack:
         for name, m in layers.items():
@@ -202,7 +203,7 @@ def _recorded(
         inputs[name], emitted[name] = read.detach(), out
         return out.clone()  # what follows may work in place
 
-    with _hooked(dense, record):
+    with hooked(dense, record):
         logits = functional_call(model, weights, (xs,))
     return logits, inputs, emitted
 
@@ -212,7 +213,7 @@ def _back(logits: Tensor, ys: Tensor, emitted: Mapping[str, Tensor]) -> dict[str
     if not emitted:
         return {}
     value = logits.log_softmax(dim=1).gather(1, ys[:, None]).sum()
-    return _gradients(value, emitted)
+    return gradients(value, emitted)
 
 
 def _dense_squares(
@@ -255,10 +256,10 @@ def _of_nodes(
     logits = functional_call(model, weights, (inputs,))[nodes]
     ys = _drawn(logits.detach(), random)
     for value in logits.log_softmax(dim=1).gather(1, ys[:, None]).squeeze(1):
-        yield {name: g.square() for name, g in _gradients(value, weights).items()}
+        yield {name: g.square() for name, g in gradients(value, weights).items()}
 
 
-def _gradients(value: Tensor, of: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gradients(value: Tensor, of: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
     """The gradients of one number; its graph is kept."""
     grads = torch.autograd.grad(value, list(of.values()), retain_graph=True, materialize_grads=True)
     return dict(zip(of, grads, strict=True))

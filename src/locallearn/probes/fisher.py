@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from locallearn.analysis.fisher import Scores, drawn_labels, fisher_diagonal, scores
+from locallearn.analysis.kfac import by_parameter, kronecker
 from locallearn.analysis.weight_nats import FORMS, curvature_nats, place_nats, spectrum
 from locallearn.errors import UserError
 from locallearn.models.noisy_weights import GaussianWeights
@@ -35,6 +36,8 @@ class Fisher(Probe):
     weight_bits_diagonal   what is added by the diagonal of the Fisher information
     weight_bits_gram       what is added by all of it (`curvature=gram`), as `samples` samples show it
     weight_bits_gram_by_layer   of the net: the sum of its layers' weight_bits_gram
+    weight_bits_kfac       what is added by K-FAC (`curvature=kfac`, `analysis.kfac`): the factors of linear layers and
+                           convolutions, each layer by itself, and the diagonal for all else; it has no order
 
     In the forms cost and slide gram <= gram_by_layer <= diagonal; and on average over samples, gram <= what the Fisher
     information of all would give <= diagonal. lambda of a layer is `scale` / sqrt(numbers that one output reads), about
@@ -42,14 +45,14 @@ class Fisher(Probe):
 
     samples    training samples; of a graph, labelled training nodes
     form       kl, cost or slide; None: the trace alone
-    curvature  diagonal or gram
+    curvature  diagonal, gram or kfac
     beta       nats of the loss, summed over the N training samples, that a nat of the weights costs
     scale      of the prior
     """
 
     samples: Annotated[int, Ge(1)] = 512
     form: Annotated[str, OneOf(FORMS)] | None = None
-    curvature: Literal["diagonal", "gram"] = "diagonal"
+    curvature: Literal["diagonal", "gram", "kfac"] = "diagonal"
     beta: Annotated[float, Gt(0)] = 1.0
     scale: Annotated[float, Gt(0)] = 1.0
     tasks = CLASS_LABELS
@@ -58,6 +61,7 @@ class Fisher(Probe):
         Curve("fisher_trace_per_parameter", "the same per parameter (nats²)", log=True),
         Curve("weight_bits_diagonal", "bits by curvature, diagonal", log=True),
         Curve("weight_bits_gram", "bits by curvature, gram", log=True),
+        Curve("weight_bits_kfac", "bits by curvature, K-FAC", log=True),
     )
 
     def unread(self) -> Mapping[str, str]:
@@ -69,15 +73,20 @@ class Fisher(Probe):
         model, x = learner.model, learner.prepare(inputs)
         random = generator(data.seed, "fisher", at.step)
         grams: dict[str, Tensor] = {}
+        eigenvalues: dict[str, Tensor] = {}
+        if self.form and self.curvature != "diagonal" and model.samples is not None:
+            raise UserError(
+                f"probe.fisher.curvature={self.curvature} is for samples that are read one by one, not for a graph"
+            )
         if self.form and self.curvature == "gram":
-            if model.samples is not None:
-                raise UserError("probe.fisher.curvature=gram is for samples that are read one by one, not for a graph")
             found: dict[str, Scores] = dict(scores(model, x, drawn_labels(model, x, random)))
             diagonal = {name: each.squares for name, each in found.items()}
             grams = {name: each.gram / len(x) for name, each in found.items()}
         else:
             nodes = (labels >= 0).nonzero().squeeze(1)[: self.samples] if model.samples is not None else None
             diagonal = fisher_diagonal(model, x, random, nodes=nodes)
+            if self.form and self.curvature == "kfac":
+                eigenvalues = by_parameter(kronecker(model, x, drawn_labels(model, x, random)), diagonal)
         names = {p: name for name, p in model.named_parameters()}
         prior, factor = deviations(model, self.scale), len(data.train) / self.beta
         rows: list[Row] = []
@@ -89,7 +98,7 @@ class Fisher(Probe):
                 trace = sum(float(diagonal[name].double().sum()) for name in named)
                 row |= {"fisher_trace": trace, "fisher_trace_per_parameter": trace / sum(p.numel() for p in own)}
                 curvatures = [
-                    _Curvature.of(p, prior[p], factor, diagonal[name], grams.get(name))
+                    _Curvature.of(p, prior[p], factor, diagonal[name], grams.get(name), eigenvalues.get(name))
                     for name, p in named.items()
                     if self.form and p in prior
                 ]
@@ -110,20 +119,27 @@ class Fisher(Probe):
         }
         if grams := [each.gram for each in of if each.gram is not None]:
             nats["weight_bits_gram"] = curvature_nats(spectrum(torch.stack(grams).sum(0)), self.form)
+        if kfac := [each.kfac for each in of if each.kfac is not None]:
+            nats["weight_bits_kfac"] = sum(curvature_nats(strengths, self.form) for strengths in kfac)
         return {key: value / math.log(2) for key, value in nats.items()} | {"convention": convention}
 
 
 class _Curvature(NamedTuple):
-    """Of a parameter: nats of its place, and the matrix of `weight_nats` by its diagonal and by its Gram matrix."""
+    """Of a parameter: nats of its place, and the matrix of `weight_nats` by its diagonal, by its Gram matrix, and by
+    the eigenvalues that K-FAC gives it; of the weights of a layer they are those of its bias as well."""
 
     place: float
     diagonal: Tensor
     gram: Tensor | None
+    kfac: Tensor | None
 
     @classmethod
-    def of(cls, weight: Tensor, deviation: float, factor: float, diagonal: Tensor, gram: Tensor | None) -> _Curvature:
+    def of(
+        cls, weight: Tensor, deviation: float, factor: float, diagonal: Tensor, gram: Tensor | None, kfac: Tensor | None
+    ) -> _Curvature:
         factor *= deviation**2
-        return cls(place_nats(weight, deviation), factor * diagonal.double(), None if gram is None else factor * gram)
+        scaled = [None if each is None else factor * each.double() for each in (gram, kfac)]
+        return cls(place_nats(weight, deviation), factor * diagonal.double(), *scaled)
 
 
 def deviations(model: nn.Module, scale: float) -> dict[Tensor, float]:
