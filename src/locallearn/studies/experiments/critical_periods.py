@@ -48,7 +48,9 @@ class CriticalPeriods(Analysis):
             final.errorbar(numbers["removals"], middle, around, color=colour, marker="o", ms=3, label=deficit)
         final.set(xlabel="epoch at which the deficit is removed", ylabel="test accuracy [%]")
         final.set_title(f"After {numbers['clean']} clean epochs")
-        final.legend()
+        low, high = final.get_ylim()
+        final.set_ylim(low - 0.4 * (high - low), high)  # below is room for the legend
+        final.legend(loc="lower left")
         for axes in windows:
             starts, lost = [int(start) for start in window], list(window.values())
             axes.errorbar(starts, [fmean(v) for v in lost], [deviation(v) for v in lost], marker="o", ms=3)
@@ -65,7 +67,7 @@ class CriticalPeriods(Analysis):
         for layer, (name, colour) in enumerate(zip(own["layers"], by_depth(len(own["layers"])), strict=True)):
             layers.plot(own["epochs"], [at[layer] for at in own["trace"]], color=colour, label=name)
         layers.set(xlabel="epoch", ylabel="Fisher trace [nats²]", title="No deficit, by layer", yscale="log")
-        layers.legend()
+        layers.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         return {"": figure}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
