@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 import locallearn
-from locallearn.analysis.deep_linear import complete, pathways, strengths
+from locallearn.analysis.deep_linear import pathways, strengths
 from locallearn.errors import UserError
 
 
@@ -107,46 +106,3 @@ def test_two_paths_of_matrices_follow_the_equation(depth, off):
     for k, s in enumerate(modes.tolist()):
         for path, expected in enumerate(pathways(s, start, marks, depth, off)):
             assert [float(look[path][k]) for look in found] == pytest.approx(expected, abs=8e-3)
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_the_completion_of_a_matrix_is_gradient_descent(depth):
-    """Against autograd of the mean over the seen entries; what is not seen changes nothing."""
-    random = torch.Generator().manual_seed(depth)
-    factors = [0.5 * torch.randn(5, 5, generator=random, dtype=torch.float64) for _ in range(depth)]
-    matrix = torch.randn(5, 5, generator=random, dtype=torch.float64)
-    seen = torch.rand(5, 5, generator=random) < 0.6
-    plain = [w.clone().requires_grad_() for w in factors]
-    other = [w.clone() for w in factors]
-    for _ in range(3):
-        product = plain[0]
-        for w in plain[1:]:
-            product = product @ w
-        loss = (product - matrix)[seen].square().mean()
-        grads = torch.autograd.grad(loss, plain)
-        plain = [(w - 0.05 * g).detach().requires_grad_() for w, g in zip(plain, grads, strict=True)]
-    complete(factors, matrix, seen, rate=0.05, steps=3)
-    complete(other, torch.where(seen, matrix, 7.0), seen, rate=0.05, steps=3)
-    for ours, truth, same in zip(factors, plain, other, strict=True):
-        torch.testing.assert_close(ours, truth.detach(), rtol=0, atol=1e-14)
-        assert torch.equal(ours, same)
-
-
-def test_a_small_product_fills_in_a_matrix_of_rank_one():
-    """As W_i^T W_i - W_i+1 W_i+1^T is conserved by small steps, the product keeps the rank of what it sees."""
-    random = torch.Generator().manual_seed(0)
-    one, other = torch.randn(2, 8, generator=random, dtype=torch.float64)
-    matrix = torch.outer(one, other)
-    seen = torch.ones(8, 8, dtype=torch.bool)
-    seen[torch.arange(8), torch.arange(8)] = False
-    factors = [0.1 * torch.eye(8, dtype=torch.float64) for _ in range(3)]
-
-    def balance() -> torch.Tensor:
-        return torch.stack([a.T @ a - b @ b.T for a, b in itertools.pairwise(factors)])
-
-    before = balance()
-    complete(factors, matrix, seen, rate=0.02, steps=20_000)
-    assert (balance() - before).abs().max() < 0.05
-    product = factors[0] @ factors[1] @ factors[2]
-    assert (product - matrix)[seen].abs().max() < 0.02
-    assert (product - matrix)[~seen].abs().max() < 0.1

@@ -12,9 +12,6 @@ switched off for a while it may never catch up: a critical period (Kleinman, Ach
 balanced start every matrix of a path has the strength p in a mode, the path K = p^D, and while both are on
 
     dp/dt = p^(D - 1) (s - K_a - K_b),  t in units of 1 / rate
-
-A product that begins small and sees some entries of a matrix of low rank fills in the others (Arora et al. 2019, arXiv
-1905.13655): `complete`.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from locallearn.errors import UserError
 
@@ -89,19 +85,3 @@ def pathways(
             a += (found.y[0, : len(asked)] ** depth).tolist()
             b += (found.y[1, : len(asked)] ** depth).tolist()
     return a, b
-
-
-def complete(factors: Sequence[Tensor], matrix: Tensor, seen: Tensor, *, rate: float, steps: int) -> None:
-    """Gradient descent in place on W_1, ..., W_D [n, n] so that W_1 W_2 ... W_D has the entries of `matrix` [n, n]
-    where `seen` [n, n] is true; the loss is the mean of the squared errors there."""
-    share = 2 * rate * seen.to(matrix.dtype) / seen.sum()
-    for _ in range(steps):
-        left = [factors[0]]  # the products W_1 ... W_i
-        for w in factors[1:]:
-            left.append(left[-1] @ w)
-        error = share * (left[-1] - matrix)
-        for i in range(len(factors) - 1, -1, -1):  # `error` becomes that of the product of the first i
-            below = left[i - 1].T @ error if i else error
-            if i:
-                error = error @ factors[i].T
-            factors[i].sub_(below)
