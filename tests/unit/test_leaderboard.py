@@ -45,9 +45,9 @@ def short(results: dict[Path, dict[str, Any]], folder: Path) -> str:
 
 
 def test_many_results_are_shown_by_the_worst_of_each_part(tmp_path):
-    rows = [result("A", f"a{k}", 90 + 0.1 * k, 90, "reproduced") for k in range(8)]
+    rows = [result("B", f"b{k}", 70 + k, 70, "beaten") | {"study": "other"} for k in range(3)]
+    rows += [result("A", f"a{k}", 90 + 0.1 * k, 90, "reproduced") for k in range(8)]
     rows += [result("A", "worst", 88, 90, "differs"), result("A", "best", 91.5, 90, "beaten")]
-    rows += [result("B", f"b{k}", 70 + k, 70, "beaten") | {"study": "other"} for k in range(3)]
     text = short({Path(f"{own['row']}.json"): own for own in rows}, tmp_path)
     table = [line.split(" | ") for line in text.splitlines() if line.startswith(("| A", "| B"))]
     assert [(cells[0], cells[1], cells[4]) for cells in table] == [
@@ -56,7 +56,7 @@ def test_many_results_are_shown_by_the_worst_of_each_part(tmp_path):
     ]
     assert table[0][2:4] == ["90.00", "88.00 ± 0.50 (n=3)"]
     assert table[0][5] == "`locallearn repeat --result worst.json` |"
-    assert "study `other` 3 beaten; study `mine` 8 reproduced, 1 beaten, 1 differs ([all](docs/leaderboard.md))" in text
+    assert "study `mine` 8 reproduced, 1 beaten, 1 differs; study `other` 3 beaten ([all](docs/leaderboard.md))" in text
     assert "farthest" in text
 
 

@@ -114,13 +114,18 @@ def _short(results: Mapping[Path, Mapping[str, Any]], board: str) -> list[str]:
 def _counts(results: Mapping[Path, Mapping[str, Any]]) -> str:
     """How often each study has which verdict."""
     studies: dict[str, Counter[str]] = {}
-    for result in results.values():
+    for _, result in _largest_study_first(results):
         studies.setdefault(result["study"], Counter())[result["verdict"]["word"]] += 1
     return "; ".join(
         f"study `{_cell(name)}` "
         + ", ".join(f"{words[word]} {word}" for word in (REPRODUCED, BEATEN, DIFFERS, OPEN) if words[word])
-        for name, words in sorted(studies.items(), reverse=True)
+        for name, words in studies.items()
     )
+
+
+def _largest_study_first(results: Mapping[Path, Mapping[str, Any]]) -> list[tuple[Path, Mapping[str, Any]]]:
+    sizes = Counter(result["study"] for result in results.values())
+    return sorted(results.items(), key=lambda pair: -sizes[pair[1]["study"]])
 
 
 def _distance(own: tuple[Path, Mapping[str, Any]]) -> float:
@@ -130,7 +135,7 @@ def _distance(own: tuple[Path, Mapping[str, Any]]) -> float:
 def _parts(results: Mapping[Path, Mapping[str, Any]]) -> list[tuple[str, str, list[tuple[Path, Mapping[str, Any]]]]]:
     """For each part: its title, what is measured, and the results with their files, the best first."""
     parts: dict[tuple[str, ...], list[tuple[Path, Mapping[str, Any]]]] = {}
-    for file, result in results.items():
+    for file, result in _largest_study_first(results):
         parts.setdefault(tuple(result[key] for key in ("study", "part", "metric", "unit")), []).append((file, result))
     return [
         (
