@@ -99,7 +99,8 @@ def study(name: str, options: StudyOptions) -> int:
     whole = load(name, options.quick, options.config_dirs)
     analysis = _analysis(whole, options.allow)
     if not any(options.asks(part, row) for part in whole.parts for row in part.rows):
-        raise unknown("part", options.only, [part.title for part in whole.parts])
+        names = {name for part in whole.parts for name in (part.title, *part.rows) if name}
+        raise unknown("part or row", options.only, names)
     cells = _cells(whole, options)
     started = [cell for cell in cells if options.asks(cell.part, cell.row)]
     failures = run_all([task for cell in started for task in cell.trials], options.jobs)
