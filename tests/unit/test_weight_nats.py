@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -219,15 +221,20 @@ def test_what_has_no_factors_keeps_its_diagonal():
 # The probe
 
 
-def test_a_run_with_factors(tmp_path):
-    """Of every layer and of the net; what is no layer of weights counts by its diagonal."""
-    options = {"probe.fisher.form": "cost", "probe.fisher.curvature": "kfac", "probe.fisher.samples": 40}
+def looked(tmp_path: Path, curvature: str, steps: int) -> tuple[Any, list[dict[str, Any]]]:
+    """A run, and the rows of its look at the end."""
+    options = {"probe.fisher.form": "cost", "probe.fisher.curvature": curvature, "probe.fisher.samples": 40}
     run = locallearn.train(
-        strategy="dgl", auxiliary="linear", model="mlp", epochs=1, max_steps=2, evaluate_every="never", quiet=True,
+        strategy="dgl", auxiliary="linear", model="mlp", epochs=1, max_steps=steps, evaluate_every="never", quiet=True,
         threads=1, out=str(tmp_path), probe="fisher", **options, **{"probe.fisher.every": 9, "model.width": 8},
     )  # fmt: skip
     rows = [json.loads(line) for line in (run.run_dir / "probes/fisher/rows.jsonl").read_text().splitlines()]
-    *layers, net = [row for row in rows if row["epoch"] == 1]
+    return run, [row for row in rows if row["epoch"] == 1]
+
+
+def test_a_run_with_factors(tmp_path):
+    """Of every layer and of the net; what is no layer of weights counts by its diagonal."""
+    _, (*layers, net) = looked(tmp_path, "kfac", 2)
     assert net["weight_bits_kfac"] == pytest.approx(sum(row["weight_bits_kfac"] for row in layers))
     assert all(0 < row["weight_bits_kfac"] < 3 * row["weight_bits_diagonal"] for row in layers)
     assert "weight_bits_gram" not in net
@@ -235,13 +242,7 @@ def test_a_run_with_factors(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_with_both_sides(tmp_path):
-    options = {"probe.fisher.form": "cost", "probe.fisher.curvature": "gram", "probe.fisher.samples": 40}
-    run = locallearn.train(
-        strategy="dgl", auxiliary="linear", model="mlp", epochs=1, max_steps=5, evaluate_every="never", quiet=True,
-        threads=1, out=str(tmp_path), probe="fisher", **options, **{"probe.fisher.every": 9, "model.width": 8},
-    )  # fmt: skip
-    rows = [json.loads(line) for line in (run.run_dir / "probes/fisher/rows.jsonl").read_text().splitlines()]
-    *layers, net = [row for row in rows if row["epoch"] == 1]
+    run, (*layers, net) = looked(tmp_path, "gram", 5)
     assert net["weight_bits_gram_by_layer"] == pytest.approx(sum(row["weight_bits_gram"] for row in layers))
     assert net["weight_bits_diagonal"] == pytest.approx(sum(row["weight_bits_diagonal"] for row in layers))
     assert 0 < net["weight_bits_gram"] < net["weight_bits_gram_by_layer"] < net["weight_bits_diagonal"]

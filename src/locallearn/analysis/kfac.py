@@ -9,7 +9,7 @@ as if the gradients of two positions had nothing in common. The eigenvalues of A
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,26 +53,29 @@ def kronecker(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Fac
         name: m for name, m in model.named_modules() if _known(m) and all(owners[p] == 1 for p in m.parameters())
     }
     weights = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
-    sums: dict[str, list[Tensor]] = {}
-    positions: dict[str, int] = {}
-    with evaluating(model), torch.enable_grad():
+    reads: dict[str, Any] = defaultdict(float)
+    answers: dict[str, Any] = defaultdict(float)
+    positions: Counter[str] = Counter()
+    uses: list[tuple[str, Tensor, Tensor]] = []
+
+    def record(name: str, read: Tensor, out: Tensor) -> Tensor:
+        uses.append((name, read.detach(), out))
+        return out.clone()  # what follows may work in place
+
+    with evaluating(model), torch.enable_grad(), hooked(layers, record):
         for xs, ys in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True):
-            uses: list[tuple[str, Tensor, Tensor]] = []
-
-            def record(name: str, read: Tensor, out: Tensor, uses: list = uses) -> Tensor:
-                uses.append((name, read.detach(), out))
-                return out.clone()  # what follows may work in place
-
-            with hooked(layers, record):
-                logits = functional_call(model, weights, (xs,))
-            value = logits.log_softmax(1).gather(1, ys[:, None]).sum()
-            grads = gradients(value, dict(enumerate(out for _, _, out in uses))).values()
-            for (name, read, _), grad in zip(uses, grads, strict=True):
+            uses.clear()
+            value = functional_call(model, weights, (xs,)).log_softmax(1).gather(1, ys[:, None]).sum()
+            grads = gradients(value, dict(enumerate(out for _, _, out in uses)))
+            for (name, read, _), grad in zip(uses, grads.values(), strict=True):
                 a, g = _by_position(layers[name], read, grad)
-                sums.setdefault(name, [0.0, 0.0])  # type: ignore[list-item]
-                sums[name] = [sums[name][0] + a.T @ a, sums[name][1] + g.T @ g]
-                positions[name] = positions.get(name, 0) + len(g)
-    return {name: Factors(_spectrum(a / len(inputs)), _spectrum(g / positions[name])) for name, (a, g) in sums.items()}
+                reads[name] += a.T @ a
+                answers[name] += g.T @ g
+                positions[name] += len(g)
+    return {
+        name: Factors(_spectrum(reads[name] / len(inputs)), _spectrum(answers[name] / positions[name]))
+        for name in positions
+    }
 
 
 def by_parameter(factors: Mapping[str, Factors], diagonal: Mapping[str, Tensor]) -> dict[str, Tensor]:
