@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.scaling import scale
+from locallearn.uncompiled import called
 
 
 class Metered(nn.Module):
@@ -37,8 +38,6 @@ class Metered(nn.Module):
     def meter(self, name: str, nats: Tensor) -> None:
         """Put by an information [] in nats, in a forward pass from which something learns; it is recorded in bits."""
         if self.shown or (self.training and torch.is_grad_enabled()):
-            from locallearn.uncompiled import called
-
             called(self._put, name, nats)
 
     def _put(self, name: str, nats: Tensor) -> None:
@@ -47,8 +46,6 @@ class Metered(nn.Module):
     def charge(self, z: Tensor, cost: Tensor) -> Tensor:
         """z [B, ...] unchanged. Whoever computes gradients back through it adds those of the cost [] to them: once for
         each backward pass, as if the loss, a mean over the batch, had the cost as a term."""
-        from locallearn.uncompiled import called
-
         return called(_Charge.apply, z, cost)
 
     def ramp(self, warmup: float) -> float:

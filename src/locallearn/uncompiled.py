@@ -1,5 +1,4 @@
-"""What torch.compile leaves alone. Imported where it is called, as with it comes all of PyTorch's compiler, which takes
-as long as PyTorch itself."""
+"""What torch.compile leaves alone."""
 
 from __future__ import annotations
 
@@ -11,7 +10,11 @@ import torch
 Result = TypeVar("Result")
 
 
-@torch.compiler.disable
 def called(function: Callable[..., Result], *arguments: Any) -> Result:
-    """function(*arguments), outside any compiled graph."""
-    return function(*arguments)
+    """function(*arguments), outside any compiled graph. Only where there is such a graph is PyTorch's compiler
+    imported, which takes as long as PyTorch itself."""
+    if not torch.compiler.is_compiling():
+        return function(*arguments)
+    from locallearn import graph_break
+
+    return graph_break.called(function, *arguments)

@@ -29,7 +29,7 @@ def imported(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     "words",
     [
-        ["strategy=dgl", "optim=adamw", "blocks=2"],
+        ["strategy=dgl", "optim=adamw", "blocks=2", "bottleneck=vib", "bottleneck.after=[0]"],
         pytest.param(["strategy=predictive_coding", "optim=sgd"], marks=pytest.mark.slow),
         pytest.param(["strategy=dfa", "runtime=pipeline"], marks=pytest.mark.slow),
     ],

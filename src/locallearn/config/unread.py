@@ -4,7 +4,7 @@ concerns several of them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,13 @@ def _group(group: str, cause: str, folders: Sequence[Path], reads: Callable[[Any
 
 def _reads(file: Path, group: str, reads: Callable[[Any], bool]) -> bool:
     try:
-        return reads(resolve((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("_target_"), group, []))
+        return reads(resolve(_target(file.read_text(encoding="utf-8")), group, []))
     except (UserError, OSError, yaml.YAMLError):  # a file of the user's that is not for this run
         return False
+
+
+@cache
+def _target(text: str) -> Any:
+    """The class that a yaml file names; a sweep asks the same files for every run."""
+    content = yaml.safe_load(text)
+    return content.get("_target_") if isinstance(content, dict) else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from locallearn.analysis.quiet import Rerun
+from locallearn.uncompiled import called
 
 
 class Coupling(nn.Module):
@@ -66,7 +67,8 @@ class Reversible(nn.Module):
         weights of the moment, and writes it into `x` where that is a leaf: the caller does not know it."""
         if not torch.is_grad_enabled():
             return _through(self.units, x) if y is None else y
-        return _apply(x, y, self.units, *(p for p in self.units.parameters() if p.requires_grad))
+        parameters = (p for p in self.units.parameters() if p.requires_grad)
+        return called(_Reverse.apply, x, y, self.units, *parameters)  # which calls autograd: it cannot be traced
 
 
 class _Reverse(torch.autograd.Function):
@@ -96,9 +98,6 @@ class _Reverse(torch.autograd.Function):
         if ctx.unknown is not None:
             ctx.unknown.copy_(y)
         return grad.to(ctx.dtype) if ctx.needs_input_grad[0] else None, None, None, *map(grads.get, ctx.parameters)
-
-
-_apply = torch.compiler.disable(_Reverse.apply)  # it calls autograd inside, which torch.compile cannot trace
 
 
 def _through(units: nn.ModuleList, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from locallearn.errors import UserError
 from locallearn.options import OneOf
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.twin import twin
+from locallearn.uncompiled import called
 
 Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -122,8 +123,6 @@ class FreshMagnitude(UniformMagnitude):
     """B = |M| sign(W), with M drawn at every forward pass."""
 
     def backward_weight(self) -> Tensor:
-        from locallearn.uncompiled import called
-
         return self.weight.sign() * called(self.magnitude)  # a compiled graph would keep the seed of its first pass
 
     def magnitude(self) -> Tensor:
