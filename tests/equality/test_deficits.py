@@ -176,10 +176,11 @@ def _given() -> dict:
 def test_a_run_that_stopped_inside_the_window_resumes_to_the_same_bits(tmp_path):
     whole = locallearn.train(out=str(tmp_path / "whole"), quiet=True, **_given())
     code = (
-        "import os, sys\nfrom locallearn.cli import main as cli\nfrom locallearn.training import loop\n"
-        "save = loop.Training.save\n"
-        "def killed(self):\n    save(self)\n    if self.learner.step_count >= 14: os._exit(9)\n"
-        "loop.Training.save = killed\ncli.main(sys.argv[1:])\n"
+        "import os, sys\nfrom locallearn.cli import main as cli\nfrom locallearn.training.saving import Checkpoints\n"
+        "save = Checkpoints.save\n"
+        "def killed(self, position, folder=None, needed=True):\n"
+        "    save(self, position, folder)\n    if self.learner.step_count >= 14: os._exit(9)\n"
+        "Checkpoints.save = killed\ncli.main(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", code, *SETTINGS, "checkpoint.every=7it", f"out={tmp_path / 'cut'}"]
     assert subprocess.run(command, capture_output=True).returncode == 9

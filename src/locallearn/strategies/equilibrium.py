@@ -197,7 +197,8 @@ class _Relaxation:
         return _States(below, own, answer)
 
     def towards(self, states: Tensor, force: Tensor) -> Tensor:
-        return torch.lerp(states, self.rho(force), self.rule.rate)
+        """The states after a step. An infinite force, which a bounded activation would hide, makes them NaN."""
+        return torch.lerp(states, torch.add(self.rho(force), force, alpha=0), self.rule.rate)
 
     def report(self, states: _States) -> None:
         """What the block answers in the free phase, and whether it has settled."""
