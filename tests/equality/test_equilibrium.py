@@ -171,8 +171,8 @@ def test_a_chain_of_three_scalars_is_its_closed_form():
     assert found == pytest.approx(true, rel=1e-6)
 
 
-@pytest.mark.parametrize("output", ["task", "squared"])
-@pytest.mark.parametrize(("centred", "ratio"), [(True, 4.0), (False, 2.0)])
+@pytest.mark.parametrize("output", [pytest.param("task", marks=pytest.mark.slow), "squared"])
+@pytest.mark.parametrize(("centred", "ratio"), [(True, 4.0), pytest.param(False, 2.0, marks=pytest.mark.slow)])
 def test_the_error_of_the_gradient_falls_with_beta(centred, ratio, output):
     """As beta or as its square, against the gradient through the settling."""
     model = net(scale=0.4)

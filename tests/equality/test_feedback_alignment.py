@@ -27,6 +27,7 @@ from helpers.feedback import (
     true_gradients,
 )
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
+from helpers.strategies import slow_where_alike
 from locallearn.contract import BlockSpec, Strategy
 from locallearn.engine import Learner
 from locallearn.errors import UserError
@@ -512,7 +513,7 @@ def test_weights_come_to_agree_with_the_feedback(seed):
     assert loss(learner, x, y) < 0.2 * start
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", slow_where_alike(FAMILY))
 def test_hidden_layers_of_a_narrow_net_learn_something(name):
     """Against the control in which only the classifier learns."""
     learner, x, y = digits(12, FAMILY[name], seed=0)

@@ -76,7 +76,8 @@ def test_in_predictive_coding_every_hidden_layer_has_states(steps):
             torch.testing.assert_close(p.detach(), (q - LR * q.grad).detach(), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("dgl", marks=pytest.mark.slow), "predictive_coding"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["dgl", "predictive_coding"])
 def test_the_head_in_a_process_of_its_own(strategy, tmp_path, capsys):
     """A pipeline has the bits of the serial run, and what is loaded answers as the run did."""
     words = [*MLP, f"strategy={strategy}", "blocks=[1,2,3]", "checkpoint.every=never"]

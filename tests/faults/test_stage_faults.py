@@ -22,6 +22,8 @@ SETTINGS = ["model=mlp", "blocks=3", "model.width=32", "auxiliary=linear", "devi
 SETTINGS += ["checkpoint.every=20it"]
 THREE = ["runtime=pipeline", "runtime.stages=3"]
 WIRES = pytest.mark.parametrize("wire", ["ring", "gloo"])
+EACH = pytest.mark.parametrize(("stage", "wire"), [(0, "gloo"), (1, "ring"), (2, "gloo")])
+"""The first, a middle and the last of three stages, and both wires."""
 
 STRATEGY = """
 from dataclasses import dataclass
@@ -122,8 +124,7 @@ def undisturbed(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2])
-@WIRES
+@EACH
 @pytest.mark.fault("F13", "R5")
 def test_a_killed_stage_ends_the_run(stage, wire, running, undisturbed):
     """kill -9 of the first, a middle and the last stage; what is left goes on to the same bits."""
@@ -143,8 +144,7 @@ def test_a_replica_that_dies_is_named(wire, running):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2])
-@WIRES
+@EACH
 @pytest.mark.fault("F13", "R5")
 def test_a_stage_that_stops_answering_ends_the_run(stage, wire, running):
     run = running(*THREE, f"runtime.wire={wire}")
@@ -152,18 +152,17 @@ def test_a_stage_that_stops_answering_ends_the_run(stage, wire, running):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [0, 1, 2])
-@WIRES
+@EACH
 @pytest.mark.fault("F13")
-def test_an_exception_in_one_stage(block, wire, running, tmp_path):
+def test_an_exception_in_one_stage(stage, wire, running, tmp_path):
     folder = tmp_path / "mine" / "strategy"
     folder.mkdir(parents=True)
     (tmp_path / "mine" / "fragile_strategy.py").write_text(STRATEGY)
-    (folder / "fragile.yaml").write_text(f"_target_: fragile_strategy.Fragile\nblock: {block}\n")
+    (folder / "fragile.yaml").write_text(f"_target_: fragile_strategy.Fragile\nblock: {stage}\n")
     run = running(*THREE, f"runtime.wire={wire}", "strategy=fragile", "--config-dir", str(tmp_path / "mine"))
     error, _ = run.end()
-    run.assert_failed(error, f"stage {block} of 3: the run failed with ZeroDivisionError: a mistake of the user's")
-    assert "a mistake of the user's" in (run.folder / f"log-{block}.txt").read_text()
+    run.assert_failed(error, f"stage {stage} of 3: the run failed with ZeroDivisionError: a mistake of the user's")
+    assert "a mistake of the user's" in (run.folder / f"log-{stage}.txt").read_text()
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000020"]
 
 

@@ -200,7 +200,7 @@ def test_a_server_that_takes_no_artifact_costs_a_warning(
     assert '\\"test/accuracy\\":0.875' in sent
 
 
-@pytest.mark.parametrize(("status", "code"), [("failed", 1), ("interrupted", 255)])
+@pytest.mark.parametrize(("status", "code"), [("failed", 1), pytest.param("interrupted", 255, marks=pytest.mark.slow)])
 def test_how_the_run_ended_is_told(folder: RunFolder, status: str, code: int) -> None:
     recorder = recorder_for(folder, "offline")
     recorder.log({"step": 1})

@@ -24,7 +24,8 @@ ALIKE = {
     *("brsf", "frsf", "usf"),  # as fa
     *("checkpoint", "deep_supervision", "pgi_causal"),  # as backprop and pgi
     *("greedy", "infomax", "shallow", "cafo", "hpff"),  # as dgl, mono_forward and loco
-    *("cdni", "sdfa", "fw_dtp", "diffusion_blocks", "dual_propagation"),  # as dni, dfa, dtp, noprop and equilibrium
+    *("cdni", "sdfa", "fw_dtp", "diffusion_blocks"),  # as dni, dfa, dtp and noprop
+    *("equilibrium", "dual_propagation"),  # as predictive_coding
 }
 """Those whose steps are those of another but for a matrix, a loss or an order."""
 

@@ -39,7 +39,7 @@ HALF = ["optim.schedule=step", "optim.decay=0.1", "optim.milestones=[0.5]"]
     [
         ("stretched", ["optim.schedule=constant"], ["optim.schedule=constant"]),
         # The tenth that the rate fell to in the middle of two epochs, a quarter of four, is held
-        ("held", HALF, [*HALF[:2], "optim.milestones=[0.25]"]),
+        pytest.param("held", HALF, [*HALF[:2], "optim.milestones=[0.25]"], marks=pytest.mark.slow),
         pytest.param("held", [*HALF, "runtime=pipeline"], [*HALF[:2], "optim.milestones=[0.25]"],
                      marks=pytest.mark.slow, id="a pipeline"),
     ],

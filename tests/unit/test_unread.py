@@ -476,6 +476,7 @@ def test_nor_do_the_commands_and_the_keywords(name, capsys):
     made([f"+short={name}", *one])
 
 
+@pytest.mark.slow
 def test_two_experiments_with_sweeps_are_not_one_sweep(capsys):
     place = own_experiment(SWEEP)
     own_experiment("seed: 3\n", "other")
@@ -493,6 +494,7 @@ def test_two_experiments_with_sweeps_are_not_one_sweep(capsys):
 # Sinks
 
 
+@pytest.mark.slow
 def test_sinks_add_up(capsys, monkeypatch):
     for key in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR"):
         monkeypatch.delenv(key, raising=False)
