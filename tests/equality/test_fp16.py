@@ -133,7 +133,7 @@ OWN_SIZE |= {"forward_gradient", "sigprop", "equilibrium"}
 no smaller than the rounding of what they are between, which processors do differently."""
 
 
-SCALES = {"forward_forward": 2.0**6, "sigprop": 2.0**6, "fw_dtp": 2.0**22, "dtp": 2.0**22}
+SCALES = {"forward_forward": 2.0**6, "sigprop": 2.0**6, "sdfa": 2.0**12, "fw_dtp": 2.0**22, "dtp": 2.0**22}
 """Where a scale comes to whose gradients are large, or (with inverses of 0.001) far too small for the first one."""
 
 

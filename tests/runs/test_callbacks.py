@@ -362,7 +362,7 @@ def test_a_pipeline_does_the_same(own, tmp_path):
     (tmp_path / "my_conf" / "callback").mkdir(parents=True)
     (tmp_path / "stopping_mine.py").write_text(OWN)
     (tmp_path / "my_conf" / "callback" / "mine.yaml").write_text("_target_: stopping_mine.Stopper\nlast: 33\n")
-    words = [*INSIDE, *CALLBACKS, *PATIENCE]
+    words = [*INSIDE, *CALLBACKS, *PATIENCE, "callback.early_stopping.patience=1"]
     if own:
         words = ["log_every=10", "callback=mine", "--config-dir", "my_conf", "--allow", "stopping_mine"]
     ends = []
