@@ -174,9 +174,10 @@ LOOKS_AT = {
     "inpainting": ["objective=masked"],
     "levels": ["data=hierarchical", "data.images=200"],
     "noisy_weights": ["bottleneck=weights"],
-    "nuisance": ["data.nuisance=occlusion"],
+    "nuisance": ["data.nuisance=occlusion", "probe.nuisance.steps=5"],
+    "usable_information": ["probe.usable_information.samples=100"],
 }
-"""What a probe needs of a run; `detections` needs boxes, and is elsewhere."""
+"""What a probe needs of a run, or takes less time with; `detections` needs boxes, and is elsewhere."""
 
 
 @pytest.mark.slow

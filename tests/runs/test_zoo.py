@@ -41,23 +41,29 @@ NEEDS = {
 batch normalisation and rectifies its class scores: at the default rate it stays near chance. With the dropout of the
 paper, which trains for 350 epochs, 200 steps were too few at every rate that was tried (0.10 to 0.78)."""
 FALLS_SHORT = {
-    ("allcnn", "dgl"): "0.80 after five epochs: after the first, two rectified class scores are 0 everywhere",
-    **{
-        (
-            "vit",
-            strategy,
-        ): "0.60 after five epochs, 0.95 after 20: see the first line of its yaml"
-        for strategy in ("dgl", "backprop")
-    },
+    ("vit", strategy): "0.60 after five epochs, 0.95 after 20: see the first line of its yaml"
+    for strategy in ("dgl", "backprop")
 }
 """Known not to reach the goal, with what was measured."""
 
 
 NOT_BY_ACCURACY = {"gpt", "detector"}
-OF_ANOTHER_DEPTH = {"vgg11", "vgg11b", "vgg13", "vgg19", "resnet32", "resnet56", "resnet110"}
+OF_ANOTHER_DEPTH = {
+    "vgg8b",
+    "vgg11",
+    "vgg11b",
+    "vgg13",
+    "vgg19",
+    "preact_resnet18",
+    "resnet32",
+    "resnet56",
+    "resnet110",
+}
 """Of a family of which others are tried."""
+OUT_OF_REACH = {"allcnn"}
+"""Under dgl: 0.80 after five epochs; after the first, two rectified class scores are 0 everywhere."""
 TRIED = [
-    *((name, "dgl") for name in choices("model") if name not in NOT_BY_ACCURACY | OF_ANOTHER_DEPTH),
+    *((name, "dgl") for name in choices("model") if name not in NOT_BY_ACCURACY | OF_ANOTHER_DEPTH | OUT_OF_REACH),
     *((name, "backprop") for name in ("allcnn", "basic_cnn", "gcn", "lenet", "mlp", "revnet", "rnn", "timm", "vit")),
 ]
 """What learns in blocks learns whole, too: backprop is tried on small nets, and where blocks are known to fail."""
