@@ -102,6 +102,20 @@ def test_so_is_an_option_of_the_group(group):
                 experiment({**config, **deaf}, chosen, [f"strategy={strategy}", text])
 
 
+@pytest.mark.parametrize("text", ["- 1", "none", "", "_target_: {}", "a: ["])
+def test_a_file_of_the_users_that_describes_no_strategy_is_none_of_those_that_read(text):
+    folder = Path("conf") / "strategy"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(text)
+    config, names = standard()
+    objective = yaml.safe_load(choices("objective")["predsim"].read_text())
+    backprop = {"strategy": yaml.safe_load(choices("strategy")["backprop"].read_text()), "objective": objective}
+    chosen = names | {"strategy": "backprop", "objective": "predsim"}
+    with pytest.raises(UserError, match=r"^objective=predsim is read only with strategy=") as error:
+        experiment({**config, **backprop}, chosen, ["strategy=backprop", "objective=predsim"], [Path("conf").resolve()])
+    assert "mine" not in str(error.value)
+
+
 class Spy(Auxiliary):
     """Counts how often a network was asked for."""
 
