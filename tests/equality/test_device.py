@@ -175,7 +175,6 @@ LOOKS_AT = {
     "levels": ["data=hierarchical", "data.images=200"],
     "noisy_weights": ["bottleneck=weights"],
     "nuisance": ["data.nuisance=occlusion", "probe.nuisance.steps=5"],
-    "usable_information": ["probe.usable_information.samples=100"],
 }
 """What a probe needs of a run, or takes less time with; `detections` needs boxes, and is elsewhere."""
 

@@ -160,12 +160,13 @@ def small_run(file: Path) -> list[str]:
     """A command line with a file of `conf/` in it, as small as it gets."""
     group, name = file.parent.name, file.stem
     start = [*BOUNDED, "batch_size=4"]
+    own = OWN.get(title(file), [])
+    tiny = [] if any(word.startswith("data=") for word in own) else TINY_SET
     if file.parent == conf_dir():
         return [*start, *TINY_SET, *TINY_MODEL]
     if group in ("experiment", "short"):
-        own = OWN.get(title(file), [])
-        tiny = [] if own[:1] in (BOXES[:1], ["data=shakespeare"]) else [*TINY_SET, "data.size=16"]
-        return [f"+{group}={name}", *start, *tiny, "probe=none", *own]
+        larger = ["data.size=16"] if tiny else []
+        return [f"+{group}={name}", *start, *tiny, *larger, "probe=none", *own]
     if group == "tune":
         return ["tune", f"space={name}", "trials=1", *start, *TINY_SET, *TINY_MODEL]
     if name in ("cora", "gcn"):
@@ -173,18 +174,16 @@ def small_run(file: Path) -> list[str]:
     if name in ("names", "rnn"):
         return [*start, "data=names", "data.fraction=0.01", "model=rnn", "model.width=8"]
     if name in ("shakespeare", "text", "gpt"):
-        own = ["data=text", f"data.file={__file__}"] if name == "text" else ["data=shakespeare"]
-        return [*start, *own, *TEXT, "auxiliary=linear"]
+        text = ["data=text", f"data.file={__file__}"] if name == "text" else ["data=shakespeare"]
+        return [*start, *text, *TEXT, "auxiliary=linear"]
     if name == "digit_ink":
         return [*start, "data=digit_ink", "data.fraction=0.1", "model=gelan", "model.width=0.125", "auxiliary=linear"]
-    if group == "data" and title(file) not in OWN:
+    if group == "data" and not own:
         return [*start, f"data={name}", "data.fraction=0.1", *TINY_MODEL]
     few = [f"{key}={value}" for key, value in small_probe(name).items()] if group == "probe" else []
     model = [] if group == "model" else TINY_MODEL
-    own = OWN.get(title(file), [])
     if any(word.startswith("model=") for word in own):
         model = []
-    tiny = [] if any(word.startswith("data=") for word in own) else TINY_SET
     return [*start, *tiny, *model, f"{group}={name}", *few, *own]
 
 

@@ -48,7 +48,7 @@ FALLS_SHORT = {
 
 
 NOT_BY_ACCURACY = {"gpt", "detector"}
-OF_ANOTHER_DEPTH = {
+ALIKE = {
     "vgg8b",
     "vgg11",
     "vgg11b",
@@ -63,7 +63,7 @@ OF_ANOTHER_DEPTH = {
 OUT_OF_REACH = {"allcnn"}
 """Under dgl: 0.80 after five epochs; after the first, two rectified class scores are 0 everywhere."""
 TRIED = [
-    *((name, "dgl") for name in choices("model") if name not in NOT_BY_ACCURACY | OF_ANOTHER_DEPTH | OUT_OF_REACH),
+    *((name, "dgl") for name in choices("model") if name not in NOT_BY_ACCURACY | ALIKE | OUT_OF_REACH),
     *((name, "backprop") for name in ("allcnn", "basic_cnn", "gcn", "lenet", "mlp", "revnet", "rnn", "timm", "vit")),
 ]
 """What learns in blocks learns whole, too: backprop is tried on small nets, and where blocks are known to fail."""
