@@ -15,6 +15,12 @@ from locallearn.models.coupling import Coupling
 from locallearn.models.revnet import RevNet
 from locallearn.strategies.petra import Petra
 
+SIBLINGS = {
+    *("vgg8b", "vgg11", "vgg11b", "vgg13", "vgg19"),  # of vgg16
+    *("resnet18", "preact_resnet18", "resnet32", "resnet56", "resnet110"),  # of resnet20
+}
+"""Models of the zoo that are another one with more layers, or in another order."""
+
 
 def tiny_model(units: int = 4, dropout: float = 0.0, seed: int = 0) -> BlockModel:
     """`units` times conv-BN-ReLU(-dropout) on 2x6x6 images, pooled into a linear head for 3 classes."""

@@ -46,7 +46,7 @@ ORDER = [
 NEEDS_NO_FILES = {"digits", "synthetic", "folder", "voc"}
 NOT_RUN = {"make", "pip", "."}
 """Programs of a checkout, or that install something."""
-SHORT = ("max_steps=2", "threads=1", "evaluate_every=99")
+SHORT = ("max_steps=2", "threads=1", "evaluate_every=99", "batch_size=16")
 SHORTER = {"strategy=equilibrium": ("strategy.free=2", "strategy.nudged=2"), "data=voc": ("batch_size=4",)}
 """What takes long, at their defaults."""
 
