@@ -412,7 +412,8 @@ RUNS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("data", "strategy"), [*((data, "dgl") for data in RUNS), *(("shakespeare", name) for name in ("dfa", "loco", "backprop"))]
+    ("data", "strategy"),
+    [*((data, "dgl") for data in RUNS), *(("shakespeare", strategy) for strategy in ("dfa", "loco", "backprop"))],
 )
 def test_two_stages_are_the_serial_run(data, strategy, tmp_path, real_root, monkeypatch):
     monkeypatch.setenv("LOCALLEARN_DATA", str(real_root))

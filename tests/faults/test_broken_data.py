@@ -272,7 +272,7 @@ def test_a_root_that_is_none(kind, name, no_network, elsewhere, tmp_path):
     assert "data.root" in said
     assert "\n" not in said
     assert (tmp_path / "file").read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir()} - {"nowhere"} == {"file", "loop"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
 
 
 @pytest.mark.fault("F20", "F11")
@@ -289,7 +289,6 @@ def test_a_root_that_may_not_be_read(name, tmp_path):
     assert "Permission denied" in error
     assert str(root) in error
     assert not (tmp_path / "runs").exists()
-    assert not list(tmp_path.glob("nowhere/*"))
 
 
 @pytest.mark.fault("F20", "F11")
@@ -471,7 +470,7 @@ def test_a_server_with_something_else(mode, server, tmp_path, elsewhere, capsys)
     assert (code, out) == (2, "")
     assert time.monotonic() - started < 60
     assert server.asked or mode == "down"
-    assert not list((tmp_path / "root").iterdir())
+    assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.fault("F20", "F12")

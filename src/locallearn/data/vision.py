@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -85,6 +85,7 @@ class VisionSet(DataSource):
 
     def _download(self, root: Path, missing: list[str]) -> None:
         """Download what the set needs and move what is missing into place, whole files only. Raises UserError."""
+        made = [folder for folder in (root, *root.parents) if not folder.exists()]
         try:
             root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary, _patience():
@@ -97,6 +98,9 @@ class VisionSet(DataSource):
                     (root / path).parent.mkdir(parents=True, exist_ok=True)
                     (Path(temporary) / path).replace(root / path)
         except Exception as error:  # urllib, tarfile, sockets and torchvision each have their own
+            with suppress(OSError):  # of another process that uses it, too
+                for folder in made:
+                    folder.rmdir()
             raise UserError(
                 f"{has_no(self.name, root, missing)}, and the download failed ({_first_line(error)}): put "
                 f"{', '.join(self.archives())} (or what is inside) into that folder, or {WHERE} the folder that has "

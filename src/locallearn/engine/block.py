@@ -194,16 +194,17 @@ class TrainedBlock:
             return  # the step that is about to be left out
         number = self.totals.note(name, value)
         if number is not None and not math.isfinite(number):
-            raise self._not_finite(name.replace("_", " "), number)
+            raise self._not_finite(f"metric {name}", number)
 
     def check(self) -> None:
         """Refuse totals and weights that are not finite. Reads every weight, and synchronises a GPU once."""
-        sums = {**self.totals.sums(), "norm of the gradient": self._norms.loss}
+        named = {name if name == "loss" else f"metric {name}": total for name, total in self.totals.sums().items()}
+        sums = {**named, "norm of the gradient": self._norms.loss}
         weights = list(self._weights().values())
         *totals, (norms,) = read([*sums.values(), sum_of_norms(weights) if weights else self._norms.loss])
         for name, (total,) in zip(sums, totals, strict=True):
             if not math.isfinite(total):
-                raise self._not_finite(name.replace("_", " "), total)
+                raise self._not_finite(name, total)
         if not math.isfinite(norms) and (weight := self.broken_weight()):
             raise self._not_finite(f"weight {weight}", math.nan)
 

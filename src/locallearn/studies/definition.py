@@ -256,3 +256,8 @@ def _published(kind: str, name: str, config_dirs: Sequence[Path]) -> Study:
     text = " ".join([facts["summary"], *(f"{key.capitalize()}: {facts[key]}." for key in shown if key in facts)])
     title = f"{name}, short form" if kind == "short" else name
     return Study(name, title, [Part(rows, metric=metric, choose=choose)], text)
+
+
+def merged(words: Sequence[str]) -> list[str]:
+    """Words of a command line, of which the last about a setting holds."""
+    return list({word.lstrip("+~").partition("=")[0]: word for word in words}.values())

@@ -24,7 +24,7 @@ from locallearn.report.published import published
 from locallearn.runs.read import Run, read_run
 from locallearn.studies import page, results
 from locallearn.studies.analysis import Analysis, Runs
-from locallearn.studies.definition import UNITS, Part, Row, Study, load
+from locallearn.studies.definition import UNITS, Part, Row, Study, load, merged
 from locallearn.studies.runner import READOUT, PlannedRun, identity, place, run_all, state_of
 from locallearn.studies.verdict import Reference, resolution_of_share, verdict
 
@@ -126,6 +126,8 @@ def _cells(whole: Study, options: StudyOptions) -> list[RowRuns]:
     folders: dict[str, Path] = {}
     cells = []
     rows = [(part, row) for part in whole.parts for row in part.rows]
+    if (settings := sum(len(part.choices(row)) for part, row in rows)) >= 100:
+        print(f"composing {settings:,} settings, five to ten a second", file=sys.stderr)
     for part, row in rows:
         tasks = [list(_tasks(whole, part, row, words, options, folders)) for words in part.candidates(row)]
         result = _result(whole, part, row, tasks, options.results)
@@ -179,9 +181,9 @@ def _tasks(
 ) -> Iterator[PlannedRun]:
     """One run for each seed, with the settings `words`, of which the last are those that are chosen. `folders` has the
     folder of every run by its identity: rows with equal settings share it."""
-    merged = _merged([*words, *whole.quick.split()])
+    last = merged([*words, *whole.quick.split()])
     where = [f"out={options.out}", *([f"allow=[{','.join(options.allow)}]"] if options.allow else [])]
-    first = [*merged, f"seed={part.seeds[0]}", "threads=1", *where]
+    first = [*last, f"seed={part.seeds[0]}", "threads=1", *where]
     try:
         composed, names = compose(first, options.config_dirs)  # once for all seeds: it takes a tenth of a second
         exp = experiment(composed, names, first, options.config_dirs)
@@ -191,17 +193,12 @@ def _tasks(
         where.append(f"data.root={options.data}")
         composed["data"]["root"] = str(options.data)
     for seed in part.seeds:
-        overrides = [*merged, f"seed={seed}", "threads=1", *where]
+        overrides = [*last, f"seed={seed}", "threads=1", *where]
         config = deepcopy(composed) | {"seed": seed}
         own = [row, *words[len(words) - len(part.choices(row)[0]) :], f"seed {seed}"]
         title = ", ".join([part.title, *own] if part.title else own)
         folder = folders.setdefault(identity(config), place(str(options.out), own, config))
         yield PlannedRun(title, config, names, overrides, folder, tuple(options.config_dirs), part.readout)
-
-
-def _merged(words: Sequence[str]) -> list[str]:
-    """Words of a command line, of which the last about a setting holds."""
-    return list({word.lstrip("+~").partition("=")[0]: word for word in words}.values())
 
 
 def _record(whole: Study, options: StudyOptions, cells: list[RowRuns], analysis: Analysis | None) -> dict[str, Any]:
@@ -255,7 +252,7 @@ def _numbers(part: Part, row: str, runs: Mapping[str, list[Run]]) -> dict[str, A
     reference = Reference(float(printed.value.split()[0])) if printed else about.reference
     chosen = {key: own[0].config.get(key) for key in part.choices(row)[0]}
     common = shlex.split(part.common)
-    words = _merged([*common, *shlex.split(about.settings), *(f"{key}={value}" for key, value in chosen.items())])
+    words = merged([*common, *shlex.split(about.settings), *(f"{key}={value}" for key, value in chosen.items())])
     words = [word for word in words if word not in common] + [word for word in words if word in common]
     return {
         "name": row,
