@@ -39,7 +39,7 @@ class PlaneOverfitting(Analysis):
             last.axvline(median(own["mark"]), color="black", lw=0.8, ls=":")
             last.set_xscale("symlog", linthresh=1)
             last.set(xlabel="epoch", ylabel="I(T;Y), last layer [bits]", xlim=(0, None))
-        axes[0].legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.55, 0.0))  # where no path comes
+        axes[len(SHARES) - 1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
         axes[-1].legend(fontsize=6)
         return {"": figure}
 
