@@ -289,6 +289,7 @@ def test_a_bad_yaml_is_one_sentence(mine, change, said, capsys):
         (["alignment", "--jobs", "0"], "--jobs 0: must be a whole number, at least 1"),
         (["alignment", "--data", "nowhere"], "--data nowhere: there is no such folder"),
         (["alignment", "--only", "zebra"], "unknown part or row 'zebra': choose one of Alignment, Labels, "),
+        (["alignment", "--report", "--out", "none"], "no run of alignment is done in none"),
         (["alignment", "--report"], "there is no runs/alignment/experiments/alignment.json: do the study first"),
     ],
 )

@@ -117,7 +117,10 @@ def report(name: str, options: StudyOptions, collect: bool = False) -> None:
     whole = load(name, options.quick, config_dirs=options.config_dirs)
     analysis = _analysis(whole, options.allow)
     if collect:
-        _write(whole, options, _cells(whole, options), analysis)
+        cells = _cells(whole, options)
+        if not any(cell.result or any(task.done for task in cell.trials) for cell in cells):
+            raise UserError(f"no run of {name} is done in {options.out}; without --out, its page is written again")
+        _write(whole, options, cells, analysis)
     else:
         print(*page.write(page.read(whole, options.to), options.to, analysis), sep="\n")
 
