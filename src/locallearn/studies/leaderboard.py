@@ -91,7 +91,7 @@ def _short(results: Mapping[Path, Mapping[str, Any]], board: str) -> list[str]:
     """What stands between the marks. A selection must not flatter: it takes the row of each part that lies farthest
     from what was published, to whichever side."""
     counts = _counts(results) or "none yet"
-    told = f"Held against published numbers, mean ± deviation over n seeds: {counts} ([all]({board}))."
+    told = f"Compared with published numbers, mean ± standard deviation over n seeds: {counts} ([all]({board}))."
     parts = _parts(results)
     if len(results) > SHORT:
         told += " For each setting, the row farthest from the published number, in either direction:"
