@@ -132,10 +132,10 @@ def draw(numbers: dict[str, Any]) -> dict[str, Any]:
     shown |= {f"{rule}, 3 matrices, random start": ("3", looks) for rule, looks in numbers["random"].items()}
     for axis, (title, (n, looks)) in zip(axes, shown.items(), strict=True):
         for k, (s, colour) in enumerate(zip(MODES, COLOURS, strict=False)):
-            axis.plot(times, numbers["exact"][n][k], color="#999999", lw=0.9)
+            axis.plot(times, numbers["exact"][n][k], color="#999999", lw=0.9, label=None if k else "closed form")
             axis.plot(times[::2], [look[k] for look in looks[::2]], ".", ms=3, color=colour, label=f"s = {s:g}")
         axis.set(xlabel="time (steps x rate)", title=title, ylabel="strength of the mode")
-    axes[0].legend(loc="upper right", bbox_to_anchor=(1, 0.85))
+    axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     paths, (course, final) = panels(2)
     for onset, colour, width in zip(numbers["curves"], COLOURS, (2.8, 1, 2.2, 1), strict=False):  # some coincide
         label = f"off from {onset}"
@@ -191,9 +191,9 @@ table gives the time, in steps x rate, at which a mode reaches half its strength
     ]
     yield from table(head, rows)
     yield from f"""
-All learn the modes in the order of backpropagation. `fa` and `dfa` start earlier, as their feedback weights are not
-small, and take longer to finish the weaker modes. There is one start and one draw of the feedback weights; `dgl` trains
-a linear read-out of every layer.
+All learn the modes in the order of backpropagation. The others start earlier, as the weights that bring them the error
+are not small: feedback weights, or for `dgl` a linear read-out of every layer. They take longer to finish the weaker
+modes. There is one start and one draw of these weights.
 
 ## A critical period
 

@@ -155,7 +155,7 @@ def table(results: dict[str, Any]) -> list[str]:
     head = (
         [f"On {Facts(**facts).sentence()}.", ""]
         if facts and checks
-        else ["No line of it has been run on a GPU yet.", ""]
+        else ["None of these checks has been run on a GPU yet.", ""]
     )
     lines = ["| | what | passes if | |", "|---|---|---|---|"]
     for check in CHECKS:

@@ -74,7 +74,7 @@ def experiment(
     if exp.model.bottleneck != NONE and not exp.strategy.priced:
         raise UserError(
             f"bottleneck={chosen['bottleneck']} charges gradients that pass back through a unit exactly once, which "
-            f"those of strategy={chosen['strategy']} do not: choose backprop, checkpoint, dgl, greedy, "
+            f"those of strategy={chosen['strategy']} do not: choose one such as backprop, dgl, "
             "deep_supervision, fa or dfa, or bottleneck=none"
         )
     if unread.taught(exp) and settings.init.teacher is None:
