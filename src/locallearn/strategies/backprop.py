@@ -14,7 +14,8 @@ from locallearn.contract import Block, Packet, Route, Send, Step, Strategy, back
 class Backprop(Strategy):
     """Backpropagation (Rumelhart, Hinton & Williams 1986): g_{k-1} = J_k^T g_k, and block k learns from g_k.
 
-    The graph is cut at block borders and the gradient carried across, which changes no number. Sends dL/dh down.
+    The graph is cut at block borders and the gradient carried across, which changes no number. Sends g_{k-1} [B, ...]
+    down, the gradient of what the block has read.
     """
 
     route: ClassVar[Route] = Route.CHAIN
@@ -32,12 +33,13 @@ class Backprop(Strategy):
 
 @dataclass(frozen=True)
 class Checkpoint(Strategy):
-    """Backpropagation with recomputation (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
+    """Backpropagation with recomputation (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv
+    1604.06174).
 
     A block keeps only its input and runs again when its feedback arrives: the gradients of backprop for the activation
     memory of one block, at the price of a second forward. The last block's feedback comes at once: it keeps its graph.
     Buffers, such as batch statistics, move in the first forward only, and dropout draws the same numbers twice. A
-    forward hook of one's own runs twice, as it does under `torch.utils.checkpoint`.
+    forward hook of the user's runs twice, as it does under `torch.utils.checkpoint`. Sends what backprop sends.
     """
 
     route: ClassVar[Route] = Route.CHAIN

@@ -25,13 +25,16 @@ ANNEAL = {
 
 @dataclass(frozen=True)
 class DeepSupervision(Strategy):
-    """Deeply-supervised nets (Lee et al. 2015): L = l(z, y) + sum_{k<K} w(t) l_k(a_k(h_k), y), nothing detached.
+    """Deeply-supervised nets (Lee et al. 2015, arXiv 1409.5185): L = l(z, y) + sum_{k<K} w(t) l_k(a_k(h_k), y).
 
-    Every loss reaches every block below it. What separates it from DGL is the gradient that crosses block borders, and
-    from backprop the extra heads, so it tells the two effects apart. Sends dL/dh down.
+    Nothing is detached: every loss reaches every block below it. What separates it from DGL is the gradient that
+    crosses block borders, and from backprop the extra heads, so it tells the two effects apart. Sends down the gradient
+    of its input, [B, ...].
 
     weight  w at the start (0.3 in GoogLeNet, 0.4 in common segmentation recipes)
     anneal  w over training: constant, linear or cosine to zero
+
+    Raises UserError beside an `objective.task` above 0: the true loss reaches every block anyway.
     """
 
     objective: Objective = field(kw_only=True)

@@ -64,9 +64,9 @@ class DFA(Strategy):
     (if it has no weights the output layer is in the last block, which then has its true gradient). Detached at every
     border and before the head; the last block sends e to all, so that all can learn at the same time.
 
-    `blocks=max` is layer-wise DFA; with fewer blocks there are fewer projections, each in front of several layers. In
-    the paper the error enters behind a layer's weights, da = (e B) * f'(a); here it enters at the end of the block,
-    behind norm, activation and pool, and passes back through these: the same for a unit linear-activation.
+    `blocks=max` is layer-wise DFA; with fewer blocks there are fewer projections, each for several layers. In the paper
+    the error enters behind a layer's activation, da = (e B) * f'(a); here it enters at the end of the block, behind
+    norm, activation and pool, and passes back through these: the same where a unit is a linear layer and an activation.
 
     Where the task asks at every position (tokens, pixels) the error at each goes to the features at the same one
     through one matrix [classes, channels], whatever `projection` says.
@@ -150,8 +150,8 @@ class DFA(Strategy):
 class SignDFA(DFA):
     """sDFA, the control of DRTP (Frenkel, Lefebvre & Bol 2021, arXiv 1909.01311): ghat_k = sign(e) B_k / n, of n items.
 
-    All else is DFA's. With softmax or sigmoid outputs the sign of e = z - t is 1 - 2t wherever z has not rounded to 0
-    or 1: of the error it tells the label alone.
+    All else is DFA's. With softmax or sigmoid outputs p the sign of e, which is that of p - t, is 1 - 2t wherever p has
+    not rounded to 0 or 1: of the error it tells the label alone.
     """
 
     scale: Annotated[float, Gt(0)] = HE
@@ -169,8 +169,9 @@ class DRTP(DFA):
     its true gradient. Detached at every border and before the head; sends nothing: the labels are in the packet, so
     that no block waits for another.
 
-    In the authors' code the hidden signals are sums over the batch and the output's gradient is a mean, which only Adam
-    hides; here both are means. Blocks should end behind a bounded activation, as theirs do (tanh).
+    In the authors' code the hidden signals are sums over the batch and the output's gradient is a mean, which Adam
+    hides and plain gradient descent does not; here both are means. Blocks should end behind a bounded activation, as
+    theirs do (tanh).
 
     scale  multiplies B: at sqrt(6) its entries are uniform in +-sqrt(6 / size of h), He's bound, as in their code
     """

@@ -36,8 +36,8 @@ class DNI(Strategy):
     A synthesizer M_k predicts the gradient of the loss: ghat_k = M_k(h_k) / B, and block k learns from it at once,
     th_k <- th_k - lr (d h_k / d th_k)^T ghat_k. Its target comes from the block above, g_k = J_{k+1}^T ghat_{k+1} (the
     true gradient below the last block): L = mean of (M_k(sg[h_k]) - B g_k)^2. The synthesizer predicts the gradient of
-    a sample's own loss, because that of the batch mean shrinks with the batch size; and L is a mean over features where
-    the paper sums, without which SGD diverges at a usual rate. The last block has its true gradient. Detached: h_k
+    a sample's own loss, because that of the batch mean shrinks as the batch grows; and L is a mean over features,
+    because with the paper's sum SGD diverges at a usual rate. The last block has its true gradient. Detached: h_k
     between blocks, ghat before it is used, the synthesizer's input and target. Sends the gradient of its input to the
     block below. Records `synthesizer_loss`, divided by that of predicting zero: it must fall below 1.
 

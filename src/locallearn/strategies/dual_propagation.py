@@ -19,13 +19,13 @@ from locallearn.strategies.squared import TowardsTarget
 class DualPropagation(TowardsTarget):
     """Dual propagation (Hoier, Staudt & Zach 2023, arXiv 2302.01228; 2024, arXiv 2402.08573).
 
-    After a forward pass one sweep goes down. Block k gives its units two states by its activation s_k, which ends it,
-    where a_k is what this reads in the forward pass and J_{k+1} the derivative of a_{k+1}:
+    After a forward pass one sweep goes down. The activation s_k that ends block k gives its units two states; a_k is
+    what this activation reads in the forward pass, and J_{k+1} the derivative of a_{k+1} by h_k:
 
         p_k, m_k = s_k(a_k +- gamma / 2 J_{k+1}^T (p - m)_{k+1}),    dW_k = -(da_k / dW)^T (p - m)_k / (gamma n)
 
-    with a_k in dW_k that of the mean states (p + m)_{k-1} / 2 below. The head is one more such layer, without an
-    activation. What comes down is (p - m) through J^T, what goes up are the mean states: as many rounds as blocks.
+    where a_k in dW_k is that of the mean states (p + m)_{k-1} / 2 below. The head is one more such layer, without an
+    activation. J^T (p - m) goes down, and the mean states go up: as many rounds as blocks.
 
     gamma   how far the states are apart; with 1 all layers learn equally fast
     output  task: p, m = z -+ gamma e / 2 with e = dL_i/dz of each sample; squared: (2 z +- gamma t) / (2 +- gamma), the

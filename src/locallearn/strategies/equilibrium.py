@@ -46,9 +46,10 @@ class EquilibriumPropagation(TowardsTarget):
 
         Phi = sum_k <s_k, f_k(s_{k-1})>,    s_k <- rho(dPhi / ds_k) = rho(f_k(s_{k-1}) + J_{k+1}^T s_{k+1}),
 
-    all blocks at once, by `rate` of the way, s_0 the input, from a forward pass on: `free` times to s*, which answers,
-    and from there `nudged` times to s+, where -beta dL_i/ds moves the states at the top as well, and as often to s-,
-    with -beta. Weights learn from d(Phi(s-) - Phi(s+)) / dW / (2 beta n), a head that only reads from L at s+ and s-.
+    all blocks at once, each step going `rate` of the way; s_0 is the input, and the states start from a forward pass.
+    `free` steps lead to s*, which answers; `nudged` steps from there lead to s+, where -beta dL_i/ds moves the states
+    at the top as well, and as many to s-, with -beta. Weights learn from d(Phi(s-) - Phi(s+)) / dW / (2 beta n), and a
+    head that only reads learns from L at s+ and s-.
 
     free, nudged  T1 and T2
     rate          of the states; with 1 they may swing between two values instead of settling

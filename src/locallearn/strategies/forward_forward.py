@@ -51,8 +51,8 @@ class ForwardForward(Strategy):
     The label is written into the first pixels of the image: its own class (positive), a wrong one (negative), or
     0.1 for every class (neutral). Each block reads u = h_{k-1} / rms(h_{k-1}), detached, which hides the length that
     the block below has learned, and its goodness is G = sum_j h_j^2. It minimises the mean over positive and negative
-    rows of BCE(sigmoid(G - theta D), positive), with D features, and peer * mean_j (mean m - m_j)^2, which keeps
-    features alike busy. No message goes down; all blocks learn on the same batch.
+    rows of BCE(sigmoid(G - theta D), positive), with D features, plus peer * mean_j (mean m - m_j)^2, which keeps all
+    features equally active (m: `MeanActivity`). Sends nothing down; all blocks learn on the same batch.
 
     readout    what answers. linear: a classifier without bias on the normalised features of the neutral image in all
                blocks but the first, trained by the true loss, which sends nothing into them; it ships. goodness: for
@@ -91,8 +91,9 @@ class ForwardForward(Strategy):
         return modules
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
-        """Units whose rectifiers pass every gradient. That of goodness, 2 h, is 0 where they are closed; so only the
-        peer loss opens features that have died. Raises UserError where no goodness can exceed the threshold."""
+        """Units whose rectifiers pass every gradient, for the peer loss, which alone opens features that have died: the
+        gradient of goodness, 2 h, is 0 where the last rectifier is closed. In a block of several layers that gradient
+        passes the inner rectifiers too. Raises UserError where no goodness can exceed the threshold."""
         last = last_activation(layers)
         if self.threshold >= 1 and isinstance(last, AT_MOST_ONE) and getattr(last, "max_val", 1) <= 1:
             raise UserError(

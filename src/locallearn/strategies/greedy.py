@@ -100,10 +100,11 @@ class Greedy(DGL):
 
 @dataclass(frozen=True)
 class Shallow(Strategy):
-    """The control: only the last block learns, on the features of random blocks (Launay et al. 2020, "shallow").
+    """The control: only the last block learns, on the features of random blocks ("shallow" in Launay et al. 2020, arXiv
+    2006.12878).
 
     Whatever a strategy reaches must be read against this. The blocks below keep their initial parameters; their batch
-    statistics adapt, so that the random features are as good as they can be.
+    statistics adapt, so that the random features are as good as they can be. Sends nothing down.
     """
 
     route: ClassVar[Route] = Route.NONE

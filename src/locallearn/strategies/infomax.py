@@ -18,8 +18,9 @@ class Infomax(LocalLosses):
     """Greedy InfoMax (Lowe, O'Connor & Veeling 2019, arXiv 1905.11786).
 
     Every block, the last one too, minimises InfoNCE between the positions of its own map, without labels; the head is a
-    linear read-out of the last block's detached features. Detached at every border; sends nothing down. Every block
-    must emit maps of at least two rows. `InfoNCE` says where this differs from the paper.
+    read-out of the last block's detached features. Detached at every border; sends nothing down. Raises UserError for a
+    block that does not emit maps of at least two rows. `InfoNCE` has the equation, and says where this differs from the
+    paper.
 
     steps          distances, in rows of a map, that are predicted
     negatives      vectors from which a prediction must tell the right one

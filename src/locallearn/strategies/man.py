@@ -57,7 +57,8 @@ class MAN(DGL):
 
     The loss of block k < K reads u = LB(h_k) + EMA(h_k), or s LB(h_k) + (2 - s) EMA(h_k), in the place of h_k. LB and
     EMA are built like the first units of block k + 1, up to the first with weights; LB learns with block k, and EMA <-
-    m EMA + (1 - m) W, with the weights W of those units as block k + 1 publishes them.
+    m EMA + (1 - m) W, with the weights W of those units as block k + 1 publishes them. Detached at every border; sends
+    nothing down. Raises UserError where no unit above block k has weights.
 
     momentum  m, for one step
     scaled    whether s, which begins at 1, learns. The rest of MAN++ is its head, `auxiliary=pointwise_mlp`, and a cut

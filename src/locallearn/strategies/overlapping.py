@@ -120,11 +120,12 @@ class HPFF(DGL):
     which `objective=infopro objective.quarters=true` has.
 
     Block k > 0 has two losses: w C_k of a classifier of its own, from which it alone learns, and (1 - w) L_k of the
-    objective, from which the block below learns as well. Block 0 has none. With the last block both are the true loss.
-    The gradient of (1 - w) L_k for h_{k-1} [B, ...] goes down at once; where the paper runs two streams of equal
-    numbers through the blocks, three forwards of each, here is one.
+    objective, from which the block below learns as well. Block 0 has none. In the last block both are the true loss. An
+    objective that reads no labels has no classifier beside it, and weight 1. Block inputs are detached, and the
+    gradient of (1 - w) L_k at h_{k-1} [B, ...] goes down at once. The paper runs two streams with the same values
+    through the blocks, three forward passes of each inner block; here there is one.
 
-    weight  w
+    weight  w, of the classifier
     """
 
     weight: Annotated[float, Interval(ge=0, le=1)] = 0.001

@@ -41,10 +41,11 @@ class Pepita(Strategy):
     """PEPITA, present the error to perturb the input to modulate activity (Dellaferrera & Kreiman 2022, arXiv
     2201.11665).
 
-    A first pass gives h_k and e = softmax(z) - t, a second one, of x + F e, gives h'_k, with the dropout of the first.
-    Block k learns from (h_k - h'_k) / B in the place of dL/dh'_k, with what it read in the second pass; the head from
-    its true gradient in the second pass. In rectifiers the derivative is left out, as in the paper. e travels down from
-    block to block, then the second pass up: 2 (K - 1) rounds.
+    A first pass gives h_k and e = softmax(z) - t; a second one, of x + F e, gives h'_k, with the dropout of the first.
+    Block k learns from (h_k - h'_k) / n in the place of dL/dh'_k, at what it read in the second pass, for n samples
+    with a label; the head learns from its true gradient in the second pass. The derivative of rectifiers is left out,
+    as in the paper; that of other activations stays. e [B, classes] goes down from block to block, then the second pass
+    comes up: 2 (K - 1) rounds.
 
     scale  of F, whose entries are uniform in +-scale sqrt(6 / size of x)
     """

@@ -49,7 +49,7 @@ class Petra(Strategy):
     input from it, by the inverse at its weights of the moment, and pulls the gradient back there. So it keeps neither
     graph nor input, but for units that are not reversible: they keep their input, and run again. With
     `runtime.staleness` weights have changed since the forward pass, and the inverse is an approximation; without it
-    gradients are those of backpropagation up to rounding.
+    gradients are those of backpropagation up to rounding. Raises UserError for a model without reversible units.
     """
 
     route: ClassVar[Route] = Route.CHAIN

@@ -21,11 +21,12 @@ class PredictiveCoding(TowardsTarget):
     """Predictive coding (Rao & Ballard 1999; Whittington & Bogacz 2017) with the settings of pcx (Pinchetti et al.
     2024, arXiv 2407.01163).
 
-    Block k predicts u_k = f_k(h_{k-1}) of the states h_{k-1} that the block below emits, e_k = h_k - u_k. For every
-    sample E = sum_k |e_k|^2 / 2 + L(u_K), where u_K are the logits and L the loss of the task, or |t - u_K|^2 / 2. From
-    h_k = u_k on, `steps` times h_k <- h_k - rate dE/dh_k with momentum, all blocks at once, dE/dh_k = e_k - J_{k+1}^T
-    e_{k+1}; then the weights learn from dE/dW_k = -(du_k/dW)^T e_k, a mean over the batch. The states stand at the
-    borders of blocks: inside one there is exact backprop. A state goes up and the answer comes down: 2 `steps` rounds.
+    Block k predicts u_k = f_k(h_{k-1}) from the states h_{k-1} that the block below emits, e_k = h_k - u_k. For every
+    sample E = sum_{k<K} |e_k|^2 / 2 + L(u_K), where u_K are the logits and L the loss of the task, or |t - u_K|^2 / 2.
+    From h_k = u_k on, `steps` times h_k <- h_k - rate dE/dh_k with momentum, all blocks at once, where
+    dE/dh_k = e_k - J_{k+1}^T e_{k+1}; then the weights learn from dE/dW_k = -(du_k/dW)^T e_k, a mean over the batch.
+    The states stand at the borders of blocks: inside one there is exact backprop. A state goes up and the answer comes
+    down: 2 `steps` rounds.
 
     steps     T; blocks further than T from the last one learn nothing (with order=each, than T - 1)
     rate      of the states

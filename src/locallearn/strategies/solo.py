@@ -57,8 +57,8 @@ class SOLO(Strategy):
 
     Block k < K learns from l(z_k, y), z_k = tau_k sg[W_old] phi_k(h_k) + b_k, where W_old is a copy of the weight of
     the model's last linear layer, made every some steps. phi_k are new units like the last ones of the model, the mean
-    over positions if the task asks once for a sample, and RMS norm. The last block learns from the true loss, and with
-    it W. Detached at every border; sends nothing down.
+    over positions if the task asks once for a sample, and RMS norm. The last block learns from the true loss, and W
+    with it. Detached at every border; sends nothing down.
 
     layers   units of phi_k; fewer where fewer are above
     readout  shared; private: each block has its own W and learns it; random: its own, which stays as it began

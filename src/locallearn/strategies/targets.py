@@ -136,16 +136,18 @@ class DTP(FixedWeightDTP):
     2022, arXiv 2201.13415), or with reconstruction=dtp as at first (Lee, Zhang, Fischer & Bengio 2015, arXiv
     1412.7525).
 
-    The targets of FW-DTP, with inverses g_k(h) = tanh(V_k h) that learn before each of them, `feedback_steps` times in
-    a batch, with an optimizer of their own, from x = h_{k-1}, q = x + sigma N(0, 1), r = h_k + sigma N(0, 1):
+    The targets of FW-DTP, with inverses g_k(h) = tanh(V_k h) that learn before targets are made, `feedback_steps` times
+    in a batch, with an optimizer of their own, from x = h_{k-1}, q = x + sigma N(0, 1), r = h_k + sigma N(0, 1):
 
         dtp     |g(f(q)) - q|^2, which needs activations between -1 and 1
-        l_drl   -(q - x)^T (g(f(q)) - g(h_k)) + |g(r) - g(h_k)|^2 / 2, at whose least g has the transposed Jacobian of f
+        l_drl   -(q - x)^T (g(f(q)) - g(h_k)) + |g(r) - g(h_k)|^2 / 2, least where g has the transposed Jacobian of f
 
     a mean over the batch of sums over features; f(q) is a constant. The head has an inverse, too.
 
-    step_size, bound  as of FW-DTP; `bound` is of the V that they begin with
+    step_size, bound  as in FW-DTP; `bound` is that of the first V_k
+    reconstruction    the loss of the inverses, l_drl or dtp
     noise             sigma
+    feedback_steps    updates of the inverses in each batch
     """
 
     bound: Annotated[float, Gt(0)] = 1e-2
@@ -198,13 +200,13 @@ def _summed(errors: Tensor) -> Tensor:
 class CounterCurrent(Strategy):
     """Counter-current learning (Kao & Hariharan 2024, arXiv 2409.19841).
 
-    Beside the blocks runs a net in the other direction, from the classes to the input: c_K is the N x N identity and
-    c_{k-1} = ELU(V_k c_k), N vectors as long as what the block emits, whatever the batch. Block k minimises
+    Beside the blocks runs a net in the other direction, from the classes to the input: c_{K+1} is the N x N identity
+    and c_k = ELU(V_k c_{k+1}), N vectors as long as what block k of 1..K emits, whatever the batch. Block k minimises
 
         mean over samples and classes of (h_k c_k^T - [y = class])^2 * 128 / D_k,
 
-    from which it and the V that made c_k learn; the head learns from the true loss. All that crosses a border is
-    detached. The c go down from block to block.
+    from which it and V_k learn; the head learns from the true loss. All that crosses a border is detached. Each block
+    sends its c_k [N, D_k] down.
     """
 
     route: ClassVar[Route] = Route.CHAIN

@@ -100,7 +100,7 @@ class CaFo(Votes):
     """Cascaded Forward with random blocks (Zhao et al. 2023, arXiv 2303.09728).
 
     L_k = CE(V_k h_k + b_k, y) trains the classifier of each block alone; the blocks keep their random weights, and
-    their batch statistics adapt. Sends nothing.
+    their batch statistics adapt. Detached at every border; sends nothing down.
 
     answer  probabilities: the sum of the softmax of every block decides (the authors' code); logits: the sum of logits
     """
