@@ -19,7 +19,7 @@ from locallearn.studies.page import machine
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"strategy": "dgl", "model": "lenet", "data": "mnist", "auxiliary": "mlp", "epochs": 3, "threads": 1}
 
-ELSEWHERE = {"none", "bottleneck", "detections", "noisy_weights", "nuisance"}
+ELSEWHERE = {"none", "bottleneck", "detections", "inpainting", "levels", "noisy_weights", "nuisance"}
 """Probes that look at what this run does not have."""
 
 

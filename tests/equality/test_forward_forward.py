@@ -93,6 +93,16 @@ def test_two_steps_are_those_of_a_net_in_numpy(linear, peer, theta):
             np.testing.assert_allclose(block.auxiliary["activity"].mean, mean, atol=1e-12)
 
 
+def test_goodness_is_backpropagated_exactly_through_the_layers_of_a_block():
+    """Whether the last rectifier passes every gradient, for a peer loss that weighs nothing here, or not."""
+    ends = []
+    for peer in (0.0, 1e-30):
+        learner = tiny_learner(ForwardForward(readout="goodness", peer=peer), net(), [2], optim=OPTIM)
+        learner.step(*batch())
+        ends.append([p.detach().clone() for p in learner.model.units.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+
+
 def test_the_length_of_what_a_block_reads_changes_nothing():
     h = torch.randn(3, 4, 2, dtype=torch.float64)
     assert torch.allclose(normalised(3.7 * h), normalised(h), atol=1e-7)

@@ -150,11 +150,11 @@ def test_a_version_counts_once_however_a_batch_is_divided(micro_batches):
         torch.testing.assert_close(p, (a + w) / 2)
 
 
-def test_man_needs_weights_above():
-    units = [nn.Linear(4, 4), nn.ReLU()]
-    model = BlockModel(units, nn.Linear(4, 3), image=(4,), classes=3, name="own")
+@pytest.mark.parametrize("above", [[nn.ReLU()], [nn.ReLU(), nn.Linear(4, 4)]])
+def test_man_needs_weights_in_the_next_block(above):
+    model = BlockModel([nn.Linear(4, 4), *above], nn.Linear(4, 3), image=(4,), classes=3, name="own")
     with pytest.raises(UserError, match="MAN follows weights of block 1, which has none: cut the model into fewer"):
-        tiny_learner(man(), model, 2)
+        tiny_learner(man(), model, "max")
 
 
 def test_man_follows_units_that_are_joined_in_a_block():

@@ -17,13 +17,17 @@ COMMUTE = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.Ad
 """The largest number is so before a rising activation and behind it."""
 
 
-def last_activation(layers: nn.Module) -> nn.Module | None:
-    """The rising activation that a block's units end in, alone or before a max-pool; None if they end otherwise."""
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def last_activation(layers: nn.Module, before: tuple[type[nn.Module], ...] = COMMUTE) -> nn.Module | None:
+    """The rising activation that a block's units end in, alone or before modules of these types, which are max-pools;
+    None if they end otherwise."""
     for module in reversed(list(_leaves(layers))):
         if type(module) in RISING:
             shared = Counter(map(id, (m for _, m in layers.named_modules(remove_duplicate=False))))
             return module if shared[id(module)] == 1 else None
-        if type(module) not in (*COMMUTE, nn.Flatten, nn.Identity):
+        if type(module) not in (*before, nn.Flatten, nn.Identity):
             break
     return None
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from locallearn.contract import Block, BlockSpec, Packet, Route, Send, Step, Strategy, backward
 from locallearn.errors import UserError
 from locallearn.objectives.base import numbers_of_input, plain_labels, wide
-from locallearn.strategies.activations import last_activation
+from locallearn.strategies.activations import COMMUTE, DROPOUT, last_activation
 from locallearn.strategies.passing import passing
 from locallearn.task import CLASSIFICATION
 
@@ -91,9 +91,9 @@ class ForwardForward(Strategy):
         return modules
 
     def adapt(self, layers: nn.Module, spec: BlockSpec) -> nn.Module:
-        """Units whose rectifiers pass every gradient, for the peer loss, which alone opens features that have died: the
-        gradient of goodness, 2 h, is 0 where the last rectifier is closed. In a block of several layers that gradient
-        passes the inner rectifiers too. Raises UserError where no goodness can exceed the threshold."""
+        """Units whose last rectifier passes every gradient, for the peer loss, which alone opens features that have
+        died: the gradient of goodness, 2 h, is 0 where it is closed. Raises UserError where no goodness can exceed the
+        threshold."""
         last = last_activation(layers)
         if self.threshold >= 1 and isinstance(last, AT_MOST_ONE) and getattr(last, "max_val", 1) <= 1:
             raise UserError(
@@ -101,7 +101,8 @@ class ForwardForward(Strategy):
                 f"{type(last).__name__} emits numbers of at most 1: choose a lower threshold, such as 0.5, or an "
                 "activation without bound, such as model.activation=relu"
             )
-        return passing(layers) if self.peer else layers
+        last = last_activation(layers, (*COMMUTE, *DROPOUT))
+        return passing(layers, last) if self.peer and last is not None else layers
 
     def step(self, block: Block, packet: Packet) -> Step:
         spec, y = block.spec, packet.y

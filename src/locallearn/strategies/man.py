@@ -58,7 +58,7 @@ class MAN(DGL):
     The loss of block k < K reads u = LB(h_k) + EMA(h_k), or s LB(h_k) + (2 - s) EMA(h_k), in the place of h_k. LB and
     EMA are built like the first units of block k + 1, up to the first with weights; LB learns with block k, and EMA <-
     m EMA + (1 - m) W, with the weights W of those units as block k + 1 publishes them. Detached at every border; sends
-    nothing down. Raises UserError where no unit above block k has weights.
+    nothing down. Raises UserError where block k + 1 has no weights.
 
     momentum  m, for one step
     scaled    whether s, which begins at 1, learns. The rest of MAN++ is its head, `auxiliary=pointwise_mlp`, and a cut
@@ -90,7 +90,10 @@ class MAN(DGL):
 
     def publish(self, block: Block, name: str) -> Sequence[Tensor]:
         assert isinstance(block.layers, nn.Sequential)
-        return [p for unit in _up_to_weights(block.layers) for p in unit.parameters()]
+        weights = [p for unit in _up_to_weights(block.layers) for p in unit.parameters()]
+        if not weights:
+            raise _nothing_to_follow(block.spec.index)
+        return weights
 
     def loss(self, block: Block, h: Tensor, packet: Packet) -> Tensor:
         if block.last:
@@ -120,7 +123,11 @@ def _first_units(spec: BlockSpec) -> nn.Sequential:
         units.append(unit.build(unit.reads))
         if next(units[-1].parameters(), None) is not None:
             return nn.Sequential(*units)
-    raise UserError(f"MAN follows weights of block {spec.index + 1}, which has none: cut the model into fewer blocks")
+    raise _nothing_to_follow(spec.index + 1)
+
+
+def _nothing_to_follow(index: int) -> UserError:
+    return UserError(f"MAN follows weights of block {index}, which has none: cut the model into fewer blocks")
 
 
 def _as_buffers(module: nn.Module) -> nn.Module:

@@ -29,17 +29,17 @@ class PassingReLU(nn.Module):
         return _Passing.apply(x)
 
 
-def passing(layers: nn.Module) -> nn.Module:
-    """A twin of a block's units whose rectifiers pass every gradient."""
-    copied = twin(layers, _is_rectifier)
+def passing(layers: nn.Module, last: nn.Module | None = None) -> nn.Module:
+    """A twin of a block's units whose rectifiers, or only its `last` one, pass every gradient."""
+
+    def chosen(module: nn.Module) -> bool:
+        return type(module) is nn.ReLU and last in (None, module)
+
+    copied = twin(layers, chosen)
     for module in copied.modules():
         for name, child in module._modules.items():
-            if child is not None and _is_rectifier(child):
+            if child is not None and chosen(child):
                 own = PassingReLU()
                 vars(own).update({key: value for key, value in vars(child).items() if key.startswith("_forward_")})
                 setattr(module, name, own)
     return copied
-
-
-def _is_rectifier(module: nn.Module) -> bool:
-    return type(module) is nn.ReLU
