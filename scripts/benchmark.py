@@ -22,11 +22,11 @@ MAKE = ["--json", "docs/benchmark.json", "--markdown", "docs/benchmark.md"]
 def main(arguments: list[str]) -> int:
     """The exit code: 1 if a part could not be measured at all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="such as P1,P7: the themes in which these goals are measured")
+    parser.add_argument("--only", default="", help="measure only the themes of these goals, such as P1,P7")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of a measurement; fewer than 3 give no number")
     parser.add_argument("--quick", action="store_true", help="try the script: tiny models, one round")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--json", type=Path, help="file for every number")
+    parser.add_argument("--markdown", type=Path, help="file for the page")
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch

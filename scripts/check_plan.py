@@ -43,8 +43,8 @@ HEAD = """A message takes {}.
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--models", nargs="+", default=["resnet32", "vgg16"])
-    ask.add_argument("--rounds", type=int, default=7)
+    ask.add_argument("--models", nargs="+", default=["resnet32", "vgg16"], help="models to compare")
+    ask.add_argument("--rounds", type=int, default=7, help="rounds of measurement and prediction")
     asked = ask.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()

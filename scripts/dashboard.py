@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             thing.save()
         except Exception as error:  # W&B raises many kinds
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            return said(f"W&B did not take it ({reason}): it needs an account, `wandb login`, and the network")
+            return said(f"W&B refused it ({reason}): log in with `wandb login`, and check the network")
         print(thing.url)
     return 0
 

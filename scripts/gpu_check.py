@@ -40,8 +40,8 @@ PASSED, FAILED, LEFT_OUT = "passed", "failed", "left out"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder of gpu.json")
-    parser.add_argument("--device", choices=("cuda", "cpu", "shadow"), default="cuda")
-    parser.add_argument("--budget", type=float, default=480.0, help="seconds for all of them")
+    parser.add_argument("--device", choices=("cuda", "cpu", "shadow"), default="cuda", help="where to run")
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds for all checks together")
     parser.add_argument("--only", default="", help="letters of checks, such as A,B")
     parser.add_argument("--page", type=Path, help="the page whose table to write")
     parser.add_argument("--child", help=argparse.SUPPRESS)

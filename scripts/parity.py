@@ -52,7 +52,7 @@ def verdict(given: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page whose table to write")
     page = parser.parse_args().page
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"

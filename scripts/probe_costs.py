@@ -26,7 +26,7 @@ ELSEWHERE = {"none", "bottleneck", "detections", "inpainting", "levels", "noisy_
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of the data sets")
-    parser.add_argument("--write", type=Path, default=ROOT / "docs" / "probe_costs.md")
+    parser.add_argument("--write", type=Path, default=ROOT / "docs" / "probe_costs.md", help="file for the page")
     given = parser.parse_args()
     names = sorted(set(choices("probe")) - ELSEWHERE)
     with tempfile.TemporaryDirectory() as out:

@@ -97,8 +97,8 @@ def load_rows(found: Iterable[Test]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("junit", type=Path, nargs="+")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("junit", type=Path, nargs="+", help="JUnit files of the tests of faults")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page whose tables to write")
     given = parser.parse_args()
     found = list(tests(given.junit))
     ran = [test for test in found if test.ran]

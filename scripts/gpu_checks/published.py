@@ -57,6 +57,6 @@ def outcome(run: Path, small: bool) -> Outcome:
     last, error = list(errors.items())[-1]
     numbers = {"epochs": last, "error": error, "curve": errors}
     if not (run / "summary.json").is_file():
-        return f"{error:g} % after {last} epochs, not done yet: the same command goes on", numbers
+        return f"{error:g} % after {last} epochs, not done yet: run the same command again to go on", numbers
     assert small or abs(error - PUBLISHED) <= WITHIN, f"{error:g} %, published {PUBLISHED:g}"
     return f"{error:g} %" + ("" if small else f", published {PUBLISHED:g}"), numbers

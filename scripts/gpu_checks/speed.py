@@ -41,7 +41,7 @@ def no_waits(device: torch.device, small: bool) -> Outcome:
         allowed = (learner.step_count // 20) * len(learner.blocks)
         found[name] = len(waits)
         assert len(waits) <= allowed, f"{name}: the host waited {len(waits)} times in {steps} steps: {waits[0]}"
-    return f"none in {steps} steps and batches, but one a block every 20 steps", found
+    return f"none in {steps} steps and batches, except one per block every 20 steps", found
 
 
 def step_times(device: torch.device, small: bool) -> Outcome:

@@ -62,8 +62,8 @@ class Inputs:
             if not isinstance(t, Tensor) or t.dtype == torch.uint8 or t.is_complex():
                 shown = str(t.dtype).removeprefix("torch.") if isinstance(t, Tensor) else type(t).__name__
                 raise UserError(
-                    f"{what}: {_called(name)} is {shown}; where a sample has several tensors, each holds floats, "
-                    "whole numbers or bools, and pixels are floats that you have normalised"
+                    f"{what}: {_called(name)} is {shown}; where a sample has several tensors, give each as floats, "
+                    "whole numbers or bools, and pixels as floats that you have normalised"
                 )
             if batch and not t.dim():
                 raise UserError(f"{what}: {_called(name)} is a single number; give one for each sample")
@@ -104,7 +104,7 @@ class Inputs:
             raise UserError(f"{what}: {_shown(given)}; the model reads {self}{each}")
         for part, t in zip(self.parts, tensors, strict=True):
             if part.kind == "tokens" and t.is_cpu and t.numel() and (highest := int(t.abs().max())) >= EXACT:
-                raise UserError(f"{what}: there is a token {highest}; beside other tensors it must be below {EXACT}")
+                raise UserError(f"{what}: token {highest}: must be below {EXACT} in inputs of several tensors")
         kind = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
         lines = [(len(t), part.size) if batch else (part.size,) for part, t in zip(self.parts, tensors, strict=True)]
         return torch.cat([t.to(kind).reshape(line) for t, line in zip(tensors, lines, strict=True)], -1)
@@ -180,4 +180,4 @@ def _called(name: Any) -> str:
 
 def _shown(given: Any) -> str:
     shapes = {name: str(list(t.shape)) if hasattr(t, "shape") else type(t).__name__ for name, t in named(given).items()}
-    return "given are " + (", ".join(f"{_called(name)} {shape}" for name, shape in shapes.items()) or "no tensors")
+    return "got " + (", ".join(f"{_called(name)} {shape}" for name, shape in shapes.items()) or "no tensors")

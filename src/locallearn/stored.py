@@ -57,7 +57,7 @@ def _opened(file: Path, limit: int) -> Iterator[IO[bytes]]:
     with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:
         about = os.fstat(stream.fileno())
         if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(file))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(file))
         if about.st_size > limit:
             raise ValueError(f"it has more than {limit:,} bytes")
         yield stream
@@ -68,7 +68,7 @@ def mapping(file: Path) -> dict[str, Any]:
     text = read_bytes(file).decode()
     content = _json(text) if file.suffix == ".json" else _yaml(text)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError("it is empty, or no mapping")
+        raise ValueError("it is empty, or not a mapping")
     return content
 
 
@@ -76,7 +76,7 @@ def texts(file: Path) -> list[str]:
     """The list of texts in a yaml file."""
     content = _yaml(read_bytes(file).decode())
     if not isinstance(content, list):
-        raise ValueError("it is empty, or no list")
+        raise ValueError("it is empty, or not a list")
     return list(map(str, content))
 
 
@@ -117,7 +117,7 @@ def _check_header(file: Path) -> None:
     for name, entry in header.items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if not isinstance(shape, list) or len(shape) > DIMENSIONS or entry.get("dtype") not in TYPES:
-            raise ValueError(f"the shape or the type of {name[:100]!r} is none of a model")
+            raise ValueError(f"{name[:100]!r} has a shape or a type that no model has")
 
 
 def _json(text: str) -> Any:
@@ -148,7 +148,7 @@ def _refuse_twice(keys: Iterable[Any]) -> None:
     seen = set()
     for key in keys:
         if key in seen:
-            raise ValueError(f"the key {str(key)[:100]!r} stands there twice")
+            raise ValueError(f"it has the key {str(key)[:100]!r} twice")
         seen.add(key)
 
 

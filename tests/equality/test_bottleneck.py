@@ -184,7 +184,7 @@ def test_settings_that_are_refused(words, sentence):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"after": ["fc9"]}, "bottleneck.after=fc9: the model has the units fc1, fc2, fc3"),
+        ({"after": ["fc9"]}, "bottleneck.after=fc9: must be of the model's units, fc1, fc2, fc3"),
         ({"after": ["fc1", 0]}, "names a unit twice"),
         ({"after": [0, 1], "beta": [0.1]}, "give one number, or one for each of 2 units"),
     ],

@@ -167,9 +167,9 @@ BASE = ["data=voc", "data.size=[64,64]", "model=detector", "model.width=0.125", 
         ("strategy=dgl auxiliary=detect objective=supcon", "attracts samples of one label"),
         (
             "strategy=backprop model=gelan model.elan_depth=1",
-            "answers once for each sample, but the data ask with boxes",
+            "answers once for each sample, but must answer with boxes",
         ),
-        ("strategy=backprop data=digits", "answers with boxes, but the data ask once for each sample"),
+        ("strategy=backprop data=digits", "answers with boxes, but must answer once for each sample"),
         ("strategy=backprop probe=fisher", "probe.fisher is for classification"),
     ],
 )

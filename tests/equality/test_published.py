@@ -124,7 +124,7 @@ class Asking(Follower):
         (Published(0), "must be one of the blocks above"),
         (Published(4), "must be one of the blocks above"),
         (Published(2, every=0), "every must be at least 1"),
-        (Published(2, lag=-1), "lag 0"),
+        (Published(2, lag=-1), "lag at least 0"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(wish, said):

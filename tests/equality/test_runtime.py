@@ -203,7 +203,7 @@ def test_a_stopped_pipeline_goes_on_with_any_number_of_stages(changes, serial, t
     [
         (["runtime.stages=4"], "choose at most 3 stages, or more blocks"),
         (["runtime.split=[1,1]"], "add up to 3, or auto"),
-        (["runtime.split=[1,1,1]"], "must name 2 stages"),
+        (["runtime.split=[1,1,1]"], "must be 2 numbers of blocks"),
         (["runtime.message=fp8"], "must be exact or bf16"),
         (["runtime.replicas=3"], "does not divide the batch of 32"),
         (["runtime.wire=nccl"], "one machine has 2 processes on no GPU: choose auto"),

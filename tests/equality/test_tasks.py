@@ -342,7 +342,7 @@ REFUSED = [
     ("data=shakespeare model=gpt strategy=infomax", "predicts rows of a map"),
     ("data=shakespeare model=mlp", "reads numbers, but the data are tokens of a vocabulary of 65"),
     ("data=digits model=gpt", "gpt reads tokens, but the data have none"),
-    ("data=digit_ink model=lenet auxiliary=linear", "answers once for each sample, but the data ask at every position"),
+    ("data=digit_ink model=lenet auxiliary=linear", "answers once for each sample, but must answer at every position"),
     ("data=digit_ink model=gelan model.width=0.125 objective=simclr", "moves images, and not what is asked"),
     (
         "data=digit_ink model=gelan model.width=0.125 auxiliary=linear probe=fisher",

@@ -75,7 +75,7 @@ def test_a_run_writes_what_it_promises(capsys, tmp_path):
         ([f"optim.lr=1{'0' * 400}"], "must be a finite number"),
         (["data=mnist", "data.root=/nowhere"], "/nowhere"),
         (["data.validation=2"], "data.validation=2"),
-        (["record.wandb.mode=auto"], "record.wandb.mode belongs to record=wandb: choose that, too"),
+        (["record.wandb.mode=auto"], "record.wandb.mode belongs to record=wandb: choose that as well"),
         (["strategy.weight=1"], "strategy.weight belongs to strategy=deep_supervision"),
         (["epochs=1,2"], "epochs=1,2 gives several values: add -m to run each"),
         (["strategy="], "choose one of backprop"),

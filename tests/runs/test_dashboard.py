@@ -69,7 +69,7 @@ def test_check_needs_no_account_and_saving_says_that_it_does(tmp_path):
     assert done.stdout == "a workspace of 8 sections and a report of 12 parts; nothing sent\n"
     done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL)
     assert done.returncode == 2
-    assert "it needs an account" in done.stderr
+    assert "log in with `wandb login`" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -94,7 +94,7 @@ def test_a_run_starts_from_a_file(first, capsys):
     torch.save(before, "plain.pt")
     torch.save({"epoch": 3, "state_dict": {**before, "ema": torch.zeros(2)}}, "nested.pt")
     save_file({n: t for n, t in before.items() if not n.startswith("head")}, "body.safetensors")
-    for name, said in {"plain.pt": " and the head", "nested.pt": " and the head; 1 of its tensors are of nothing here",
+    for name, said in {"plain.pt": " and the head", "nested.pt": " and the head; 1 of its tensors have no place here",
                        "body.safetensors": "; the head is new (head.weight is not there)"}.items():  # fmt: skip
         folder, out = ended(capsys, *STILL, "data.classes=3", f"init.weights={name}", f"out={name}-run")
         assert f"{name}: all 4 units{said}" in out
@@ -172,7 +172,7 @@ def test_a_published_network_is_fine_tuned_block_by_block_on_a_folder(strategy, 
     assert torch.allclose(plain.eval()(x), locallearn.load(folder)(x), atol=1e-5)
     Path("resnet18.pth").unlink()
     assert run("evaluate", str(folder), capsys=capsys)[0] == 0
-    refused = {"resnet18.pth": "neither a file nor a name of weights for resnet18", "DEFAUL": "did you mean 'DEFAULT'"}
+    refused = {"resnet18.pth": "must be a file, or a name of weights for resnet18", "DEFAUL": "did you mean 'DEFAULT'"}
     for name, said in refused.items():
         code, _, err = run(*words, f"model.weights={name}", "out=refused", capsys=capsys)
         assert (code, said in one_sentence(err)) == (2, True), err

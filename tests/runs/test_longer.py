@@ -83,7 +83,7 @@ def test_a_schedule_is_stretched_unless_it_is_held(capsys):
         ("epochs=0",): "epochs=0: must be a whole number of at least 1",
         ("schedule=held",): "schedule=held is read only with epochs=N",
         ("epochs=9", "schedule=hold"): "unknown schedule 'hold': did you mean 'held'?",
-        ("batch_size=3",): "takes only settings of epochs and where blocks run",
+        ("batch_size=3",): "takes only settings of epochs and of a runtime",
     }.items():
         code, _, err = run("resume", str(path), *words, capsys=capsys)
         assert (code, sentence in one_sentence(err)) == (2, True), err

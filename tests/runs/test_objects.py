@@ -203,7 +203,7 @@ REFUSED = {
         {"data": DataLoader(Points(), 8), "batch_size": 9},
         "batch_size=9, but the loader",
     ),
-    "no option of data": ({"data": (X, Y), "data.size": 3}, "data.size is no option"),
+    "no option of data": ({"data": (X, Y), "data.size": 3}, "data.size is not an option"),
     "share of a stream": (
         {"data": {"train": DataLoader(Points(), 8), "test": (X, Y)}, "data.fraction": 0.5},
         "data.fraction=0.5 is read only with data=DATASET",

@@ -98,7 +98,7 @@ def test_the_leaderboard(made, files, capsys):
     flags = ["--results", str(made / "results"), "--to", str(to), "--runs", str(made / "runs")]
     code, out, err = run("leaderboard", *flags, capsys=capsys)
     assert code == 0, err
-    assert "2 results agree with themselves, and 6 of 6 runs" in out
+    assert "2 results are consistent, and 6 of 6 runs agree with them" in out
     page = (to / "leaderboard.md").read_text()
     means = {name: results.read(file)["mean"] for name, file in files.items()}
     order = sorted(means, key=means.__getitem__, reverse=True)
@@ -140,10 +140,10 @@ def forged(content: dict, how: str) -> dict:
         ("a number", "it was changed after it was written"),
         ("the mean", "mean and deviation are not those of its values"),
         ("a value", "the value of seed 0 is not the test/accuracy of its summary"),
-        ("a summary", "the summary of seed 0 has not the hash that is given for it"),
-        ("a verdict", "its verdict is reproduced, and from its numbers follows differs"),
+        ("a summary", "the summary of seed 0 does not have the hash that is given for it"),
+        ("a verdict", "its verdict is reproduced, but its numbers give differs"),
         ("a seed twice", "its seeds are"),
-        ("a key", "it has by"),
+        ("a key", "it has an unknown field, by"),
         ("no runs", "its seeds are"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_published_number_is_that_of_the_study(made, files, tmp_path):
     content = json.loads(files["dgl"].read_text())
     results.against_study(files["dgl"], content, [made / "conf"])
     results.against_study(files["dgl"], content | {"published": {"mean": 1.0}})  # of a study that is not known here
-    with pytest.raises(UserError, match=r"it says that 1 was published, and study mine says 99\.05"):
+    with pytest.raises(UserError, match=r"it says that 1 was published, but study mine says 99\.05"):
         results.against_study(files["dgl"], content | {"published": {"mean": 1.0}}, [made / "conf"])
 
 
@@ -237,7 +237,7 @@ def test_a_file_in_the_place_of_the_results_is_refused(made, capsys):
     file = made / "conf" / "study" / "mine.yaml"
     code, _, err = run("study", "mine", "--config-dir", str(made / "conf"), "--results", str(file), capsys=capsys)
     assert code == 2
-    assert "is a file; name the folder of the results" in one_sentence(err)
+    assert "is a file; give the folder of the results" in one_sentence(err)
 
 
 def test_a_result_of_other_settings_or_seeds_does_not_stand_for_a_row(made, files, tmp_path, capsys):
@@ -259,4 +259,4 @@ def test_the_page_is_collected_from_the_runs(made, files, tmp_path, capsys):
     assert (tmp_path / "mine.md").read_text() == (made / "docs" / "mine.md").read_text()
     code, _, err = run("study", "mine", *flags[:3], "--to", str(tmp_path), "--results", "x", capsys=capsys)
     assert code == 2
-    assert "with --report also --out DIR" in one_sentence(err)
+    assert "beside --report give --out DIR" in one_sentence(err)

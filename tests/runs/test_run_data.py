@@ -295,7 +295,7 @@ def test_a_class_that_was_renamed_in_the_folder_of_the_run(command, copied, caps
         pytest.param(
             "grey",
             {"kind": "colour"},
-            r"data=own has images \[3, 3, 4\]; the run was trained on images whose number of channels is 1",
+            r"data=own has images \[3, 3, 4\], but the run was trained on images of 1 channels",
             marks=pytest.mark.slow,
         ),
     ],
@@ -322,7 +322,7 @@ def test_a_set_of_the_users_own(kind, options, said, own, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["data.root=elsewhere"], "data.root=elsewhere belongs to another set than the run's: name that set, too"),
+        (["data.root=elsewhere"], "data.root=elsewhere is for a set other than the run's: name that set as well"),
         (["data=folder", "data.normalise=symmetric"], "data.normalise=symmetric is not read"),
         (["data=folder", "data.flip=true"], "data.flip=true concerns training"),
         (["data=folder", "data.fraction=0.5"], "data.fraction=0.5 concerns training"),

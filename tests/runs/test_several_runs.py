@@ -84,7 +84,7 @@ def test_resume_takes_flags_and_settings_in_any_order(runs, capsys):
         assert said in err
     code, _, err = run("repeat", runs[0], "epochs=3", capsys=capsys)
     assert code == 2
-    assert "takes only settings of none: it does what the run did, not 'epochs=3'" in err
+    assert "repeat RUN does what the run did: leave 'epochs=3' out" in err
 
 
 def test_compare_of_three_runs(runs, capsys, tmp_path):

@@ -166,7 +166,7 @@ def test_fail_fast_begins_no_other(capsys):
     assert code == 1
     assert "4 runs: 1 failed, 3 not begun" in out
     assert begun(out) == ["[1/4] seed=0 optim.lr=1e+30"]
-    assert "the same command goes on with it" in out
+    assert "run the same command again to go on" in out
     assert len(folders()) == 1
 
 

@@ -58,7 +58,7 @@ def test_search_goes_on_where_it_stopped(capsys, monkeypatch):
     monkeypatch.setattr(module.runner, "start", stopped)
     code, out, err = run("tune", *SETTINGS, "trials=4", capsys=capsys)
     assert code == 130
-    assert "the same command goes on with it" in err
+    assert "run the same command again to go on" in err
     monkeypatch.setattr(module.runner, "start", start)
     code, out, _ = run("tune", *SETTINGS, "trials=4", capsys=capsys)
     assert code == 0

@@ -532,7 +532,7 @@ def test_axes_that_nothing_reads_are_refused():
         as_blocks(convolutional(1), image=(2, 12), axes={"stem": "channels_first"})
     with pytest.raises(UserError, match="unknown axes 'chanels_last': did you mean 'channels_last'"):
         as_blocks(convolutional(1), image=(2, 12), axes="chanels_last")
-    with pytest.raises(UserError, match="axes='channels_last' is for a module that build cuts"):
+    with pytest.raises(UserError, match="axes='channels_last' is read only for a module that build cuts"):
         locallearn.build("dgl", "lenet", axes="channels_last")
 
 

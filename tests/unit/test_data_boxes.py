@@ -115,7 +115,7 @@ DTD = '<!DOCTYPE a [<!ENTITY x "y">]>'
         (xml([], head=DTD), "document type"),
         (xml([]).encode("utf-16").decode("utf-16").replace("</annotation>", ""), "cannot read the annotation"),
         (xml([("cat", 1, 1, "x", 9)]), "cannot read the annotation .*im3.xml"),
-        (xml([("cat", 1, 1, "inf", 9)]), "a side that is no number"),
+        (xml([("cat", 1, 1, "inf", 9)]), "a side that is not a number"),
         (xml([("", 1, 1, 9, 9)]), "no name or no bndbox"),
         (xml([], size=(40, 50)), "it is 50 x 40, and im3.xml says"),
         ("<annotation>" + " " * (1 << 20), "more than 1 MB"),

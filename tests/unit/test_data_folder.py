@@ -169,7 +169,7 @@ def test_folders_that_are_no_data_set(root: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="there is no such folder"):
         Folder(root=str(tmp_path / "nowhere")).load(0, CPU)
     (root / "test/cat").rename(root / "test/cats")
-    with pytest.raises(UserError, match=r"test/cats is no class of the training folder: did you mean 'cat'\?"):
+    with pytest.raises(UserError, match=r"test/cats is not a class of the training folder: did you mean 'cat'\?"):
         Folder(root=str(root)).load(0, CPU)
     (root / "test/cats").rename(root / "test/cat")
     (root / "train/emu").mkdir()

@@ -235,7 +235,7 @@ MISTAKES = {
     "generator": (((x, y) for x, y in zip(X, Y, strict=True)), "data: train is a generator"),
     "unknown part": ({"train": (X, Y), "dev": (X, Y)}, "data has a part 'dev'"),
     "no training part": ({"test": (X, Y)}, 'data has no part "train"'),
-    "other sizes": ({"train": (X, Y), "test": (X[..., :2], Y)}, r"must be \[3, 4, 4\] as the training samples"),
+    "other sizes": ({"train": (X, Y), "test": (X[..., :2], Y)}, r"must be \[3, 4, 4\], as the training samples are"),
     "other labels when read": (Fickle(), "now has the label 0, but had"),
     "other shapes when read": (Ragged(), r"sample \d+ of Ragged is float32 \[3, 4, 5\], but the first one"),
     "raises": (Broken(), "ZeroDivisionError|is float32"),

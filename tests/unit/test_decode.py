@@ -211,7 +211,7 @@ def ghostscript(tmp_path, monkeypatch) -> Path:
 def test_postscript_starts_no_program(suffix, tmp_path, ghostscript):
     file = tmp_path / f"x{suffix}"
     file.write_bytes(POSTSCRIPT)
-    with pytest.raises(UserError, match=r"it is no BMP, JPEG, PNG, PPM, TIFF or WEBP file") as caught:
+    with pytest.raises(UserError, match=r"it is not a BMP, JPEG, PNG, PPM, TIFF or WEBP file") as caught:
         read_image(file, 8)
     assert "\n" not in str(caught.value)
     assert not ghostscript.exists()
@@ -230,7 +230,7 @@ def test_postscript_in_a_folder_on_the_command_line(tmp_path, ghostscript, capsy
     for command in (["doctor"], ["model=mlp", f"out={tmp_path / 'runs'}"]):
         code, _, err = run(*command, "data=folder", f"data.root={tmp_path / 'set'}", "data.size=8", capsys=capsys)
         assert code == 2
-        assert "dog/3.png (it is no BMP" in err
+        assert "dog/3.png (it is not a BMP" in err
         assert len(err.splitlines()) == 1
     assert not ghostscript.exists()
     assert not (tmp_path / "runs").exists()
@@ -241,7 +241,7 @@ def test_postscript_in_a_folder_on_the_command_line(tmp_path, ghostscript, capsy
 def test_other_kinds_under_the_name_of_a_listed_one(kind, tmp_path):
     image = Image.fromarray(pixels(16, 16, 3))
     image.convert("P" if kind == "GIF" else "RGB").save(tmp_path / "x.png", kind)
-    with pytest.raises(UserError, match="it is no BMP"):
+    with pytest.raises(UserError, match="it is not a BMP"):
         read_image(tmp_path / "x.png", 8)
 
 

@@ -49,9 +49,9 @@ def test_all_rows_try_the_same_points_with_the_first_seeds():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"search": {"lr": [1, 2]}}, "search needs trials"),
-        ({"trials": 3}, "search needs trials"),
-        ({"search": {"lr": [1, 2]}, "trials": 2, "choose": {"x": [1]}}, "no room for choose"),
+        ({"search": {"lr": [1, 2]}}, "search and trials need each other"),
+        ({"trials": 3}, "search and trials need each other"),
+        ({"search": {"lr": [1, 2]}, "trials": 2, "choose": {"x": [1]}}, "exclude choose"),
         ({"search": {"lr": {"low": 2, "high": 1}}, "trials": 2}, "low=2 must be less than high=1"),
         ({"search": {"lr": 3}, "trials": 2}, "search: lr: must be"),
     ],

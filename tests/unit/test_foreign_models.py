@@ -287,14 +287,14 @@ def test_a_submodule_that_decides_on_values_stays_in_one_piece():
     assert model.names == ["2", "3"]
     assert_same_function(model, net)
     with pytest.raises(
-        UserError, match=r"'1\.inner': '1' stays in one piece, as its forward takes a decision on the val"
+        UserError, match=r"'1\.inner': '1' stays in one piece, as its forward makes a decision on the val"
     ):
         as_blocks(net, ["1.inner"], image=(3, 2, 2))
 
 
 def test_a_module_that_decides_on_values_is_refused():
     with pytest.raises(
-        UserError, match="Deciding cannot be cut: its forward takes a decision on the values of a tensor"
+        UserError, match="Deciding cannot be cut: its forward makes a decision on the values of a tensor"
     ):
         as_blocks(Deciding(), image=(3, 2, 2))
 
@@ -305,7 +305,7 @@ def test_another_way_in_training_is_refused():
             h = self.a(x.flatten(1))
             return self.c(self.b(h)) if self.training else self.c(h)
 
-    with pytest.raises(UserError, match="takes another way in training than in evaluation"):
+    with pytest.raises(UserError, match="takes another path in training than in evaluation"):
         as_blocks(Branching(), image=(3, 2, 2))
 
 

@@ -356,7 +356,7 @@ def test_renyi_with_inputs():
         ({"t": torch.ones(3, 2), "estimator": "binned", "bins": 0}, "bins=0"),
         ({"t": torch.ones(3, 2), "estimator": "binned", "bins": -0.1}, "bins=-0.1: the width"),
         ({"t": torch.ones(3, 2), "estimator": "binned", "bins": [1, 0]}, "ascending"),
-        ({"t": torch.ones(3, 2), "estimator": "binned", "bins": "relu"}, "bins=relu: the only bins with a name"),
+        ({"t": torch.ones(3, 2), "estimator": "binned", "bins": "relu"}, "bins=relu: the only named bins"),
         ({"t": torch.ones(3, 2), "estimator": "ksg"}, r"needs the inputs: give x="),
         ({"t": torch.ones(3, 2), "estimator": "gaussian"}, "give noise_variance="),
         ({"t": torch.ones(5001, 1), "estimator": "renyi"}, "at most 5000"),

@@ -473,10 +473,10 @@ def test_plan_prints_a_table_and_draws_it(capsys, tmp_path):
         (["micro_batches=5"], "does not divide a batch of 32"),
         (["replicas=3"], "replicas=3 does not divide a batch of 32"),
         (["replicas=2", "micro_batches=32"], "micro_batches=32 does not divide a batch of 16"),
-        (["strategy=greedy"], "there is no pipeline to plan"),
+        (["strategy=greedy"], "trains its blocks one after the other, in no pipeline"),
         (["stages=5000", "depth=5000"], "must be a whole number from 1 to 4096"),
         (["modell=vgg16"], "did you mean 'model'?"),
-        (["runtime.replicas=2"], "say stages=, replicas= or micro_batches="),
+        (["runtime.replicas=2"], "set stages=, replicas= or micro_batches="),
     ],
 )
 def test_what_a_plan_refuses(words, expected, capsys):

@@ -99,7 +99,7 @@ class ListForPhase(Backprop):
 
 
 BROKEN = {
-    NoRoute: "has no route: a strategy says where feedback comes from",
+    NoRoute: "has no route: say where feedback comes from",
     TextForRoute: "has route = 'none'",
     NoGenerator: "is not a generator function: it must yield",
     TextForSeparate: "must be a frozenset of names",

@@ -135,7 +135,7 @@ def test_names_of_the_thesis(real_root: Path) -> None:
     assert cut.train.images.image == (5, 57)
     with pytest.raises(UserError, match=r"data\.per_class=74: Vietnamese has \d+ different names"):
         Names(root=str(real_root), per_class=74).read(CPU)
-    with pytest.raises(UserError, match=r"data\.longest=1: Arabic has 0 such names"):
+    with pytest.raises(UserError, match=r"data\.longest=1: Arabic has 0 names so short"):
         Names(root=str(real_root), longest=1).read(CPU)
 
 

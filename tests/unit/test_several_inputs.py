@@ -133,14 +133,14 @@ def test_a_manifest_keeps_what_the_tensors_are():
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ((PICTURE, NUMBERS[:, :3]), r"given are number 0 \[48, 3, 6, 6\], number 1 \[48, 3\]; the model reads numbers"),
+        ((PICTURE, NUMBERS[:, :3]), r"got number 0 \[48, 3, 6, 6\], number 1 \[48, 3\]; the model reads numbers"),
         ((NUMBERS, PICTURE), "the model reads numbers"),
         ((PICTURE, TOKENS[:, :4]), "the model reads numbers"),
         ((PICTURE,), "the model reads numbers"),
         ((PICTURE, NUMBERS, AGE), "the model reads numbers"),
         ((PICTURE, NUMBERS[:7]), "the model reads numbers"),
-        ({"picture": PICTURE, "numbers": NUMBERS}, "given are picture"),
-        ((), "given are no tensors"),
+        ({"picture": PICTURE, "numbers": NUMBERS}, "got picture"),
+        ((), "got no tensors"),
     ],
 )
 def test_other_tensors_are_one_sentence(given, why):
@@ -152,7 +152,7 @@ def test_other_tensors_are_one_sentence(given, why):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (((PICTURE * 9).to(torch.uint8), NUMBERS), "uint8; where a sample has several tensors, each holds floats"),
+        (((PICTURE * 9).to(torch.uint8), NUMBERS), "uint8; where a sample has several tensors, give each as floats"),
         ((PICTURE.to(torch.complex64), NUMBERS), "complex"),
         ((PICTURE[:, :0], NUMBERS[:, :0]), "hold no numbers"),
         ({"a": NUMBERS, "b": torch.tensor(1.0)}, "b is a single number; give one for each sample"),
@@ -167,7 +167,7 @@ def test_tokens_that_float32_would_round_are_refused():
     tokens = TOKENS.clone()
     tokens[2, 2] = 2**24
     inputs = Inputs.of((tokens, AGE), "a batch", batch=True)
-    with pytest.raises(UserError, match="there is a token 16777216; beside other tensors it must be below 16777216"):
+    with pytest.raises(UserError, match="token 16777216: must be below 16777216 in inputs of several tensors"):
         inputs.pack((tokens, AGE))
 
 
@@ -343,7 +343,7 @@ def test_a_run_is_tested_on_samples_of_its_kind_alone(tmp_path):
     for data, why in (
         (({**given, "ids": TOKENS + 3}, Y), "trained on tokens below 7, but data=objects has the token 9"),
         (({**given, "mask": MASK.float()}, Y), "was trained on samples of several tensors"),
-        ((NUMBERS, Y), "and those of data=objects are one tensor"),
+        ((NUMBERS, Y), "but those of data=objects are one tensor"),
     ):
         with pytest.raises(UserError, match=why):
             locallearn.evaluate(result.run_dir, model=made(Words), data=data)
@@ -353,7 +353,7 @@ def test_a_run_is_tested_on_samples_of_its_kind_alone(tmp_path):
     ("data", "why"),
     [
         (((PICTURE, NUMBERS[:40]), Y), "the inputs of data"),
-        ((((PICTURE * 9).to(torch.uint8), NUMBERS), Y), "pixels are floats that you have normalised"),
+        ((((PICTURE * 9).to(torch.uint8), NUMBERS), Y), "pixels as floats that you have normalised"),
         ({"train": ((PICTURE, NUMBERS), Y), "test": (NUMBERS, Y)}, "a sample of the test part is one tensor"),
         (((PICTURE * float("nan"), NUMBERS), Y), "not finite"),
         (((PICTURE, NUMBERS), Y[:40]), "48 samples but 40 labels"),

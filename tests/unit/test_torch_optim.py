@@ -24,7 +24,7 @@ CLASSES = [getattr(torch.optim, name) for name in dir(torch.optim) if isinstance
 REFUSED = {
     torch.optim.LBFGS: "several times a step",
     torch.optim.SparseAdam: "dense gradient",
-    torch.optim.Optimizer: "no argument lr",
+    torch.optim.Optimizer: "must have an argument lr",
 }
 
 

@@ -198,7 +198,7 @@ def in_half(self, h):
 MODES = [without_gradients, in_half]
 SENTENCES = {
     **dict.fromkeys(DRAWS, "its forward draws random numbers"),
-    **dict.fromkeys(DECISIONS, "its forward takes a decision on the values of a tensor"),
+    **dict.fromkeys(DECISIONS, "its forward makes a decision on the values of a tensor"),
     **{middle: f"its forward changes self.{name}" for middle, name in STATES.items()},
     **dict.fromkeys(MODES, "its forward switches gradients or autocast for a part of it"),
 }

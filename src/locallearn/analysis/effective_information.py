@@ -172,4 +172,6 @@ def _vectorised() -> Iterator[None]:
         raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the effective information needs a model that torch.vmap can take ({reason})") from error
+        raise UserError(
+            f"the effective information needs a model that torch.vmap can take ({reason}): choose another model"
+        ) from error

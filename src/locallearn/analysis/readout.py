@@ -42,7 +42,7 @@ def features(
     for inputs, y in batches:
         pairs = [flat(h, y) for h in layers(inputs)]
         if (layer := next((k for k, pair in enumerate(pairs) if pair is None), None)) is not None:
-            raise UserError(f"a linear read-out asks what layer {layer} says about a class, and its targets have none")
+            raise UserError(f"a linear read-out of layer {layer} needs targets that are classes: leave the layer out")
         known = [(h, labels, labels >= 0) for h, labels in filter(None, pairs)]
         rows.append([(h[there].float().cpu(), labels[there].cpu()) for h, labels, there in known])
     return [
@@ -206,7 +206,8 @@ def _read(
     """What a small net says of held-out features, float64 [M, classes], once it has learned from the others by a loss
     of its outputs and their labels; see `usable_information`."""
     if len(h) != len(labels) or len(held_out) != len(truth) or len(h) < 10 or not len(truth):
-        raise UserError(f"{len(h)} features with {len(labels)} labels: usable information needs at least 10 of each")
+        held = f"{len(held_out)} held out with {len(truth)}"
+        raise UserError(f"{len(h)} features with {len(labels)} labels, {held}: give at least 10, and each one label")
     if not bool(torch.isfinite(h).all() & torch.isfinite(held_out).all()):
         raise UserError("the features hold NaN or infinite numbers, from which nothing can be read")
     h, held_out = standardised(h.detach(), held_out.detach())

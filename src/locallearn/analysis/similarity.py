@@ -28,7 +28,8 @@ def cka_matrix(a: Iterable[Tensor], b: Iterable[Tensor] | None = None, unbiased:
     right = left if b is None else [_compact(x, unbiased) for x in b]
     sizes = {len(x) for x, _ in (*left, *right)}
     if len(sizes) > 1:
-        raise UserError(f"CKA compares the same samples, but the layers have {', '.join(map(str, sorted(sizes)))}")
+        counts = " and ".join(map(str, sorted(sizes)))
+        raise UserError(f"CKA compares layers on the same samples, but these have {counts}: give as many of each")
     matrix = torch.empty(len(left), len(right), dtype=torch.float64)
     for i, one in enumerate(left):
         for j, other in enumerate(right):
@@ -44,7 +45,7 @@ def _compact(x: Tensor, unbiased: bool) -> tuple[Tensor, bool]:
     that its inner product with itself is 1; NaN for constant features."""
     samples = len(x) if x.dim() else 0
     if samples < (4 if unbiased else 2):
-        raise UserError(f"CKA of {samples} samples: it needs at least {4 if unbiased else 2}")
+        raise UserError(f"CKA of {samples} samples: give at least {4 if unbiased else 2}")
     x = x.detach().reshape(samples, -1)
     x = x.double() if x.dtype == torch.float64 or not x.is_floating_point() else x.float()
     largest = x.abs().max()

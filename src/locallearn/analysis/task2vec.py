@@ -57,7 +57,7 @@ def embedding(
     diagonal = fisher_diagonal(model, inputs, random, nodes=nodes)
     filters = [d.flatten(1).mean(dim=1) for name, d in diagonal.items() if name.startswith("0.") and d.dim() > 1]
     if not filters:
-        raise UserError("a probe network needs weights with filters or output units, but this one has none")
+        raise UserError("a probe network needs weights with filters or output units: this one has none; give another")
     return torch.cat(filters)
 
 

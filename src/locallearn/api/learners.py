@@ -134,7 +134,7 @@ def _network(
         options = {"axes": axes, "form": form, "vocabulary": vocabulary, "inputs": inputs}
         return as_blocks(model, image=image, classes=classes, **options)
     if axes is not None:
-        raise UserError(f"axes={axes!r} is for a module that build cuts; the units of this model hand on [C, H, W]")
+        raise UserError(f"axes={axes!r} is read only for a module that build cuts, and this model is cut: leave it out")
     if isinstance(model, BlockModel):
         return answering(model, form)
     with seeds.stream(exp.settings.seed, "model"):

@@ -106,7 +106,7 @@ def resume(
     objects, plain = parted(given)
     objects |= {key: plain.pop(key) for key in ("data.task",) if key in plain}  # which train was given as a text
     if other := [key for key in plain if not key.startswith("runtime") or key == "runtime.staleness"]:
-        raise UserError(f"resume takes objects, epochs and where blocks run, such as runtime='serial', not {other[0]}=")
+        raise UserError(f"resume takes objects, epochs and a runtime, such as runtime='serial', not {other[0]}=")
     words = list(overrides(plain))
     runtime = None
     if words:
@@ -215,7 +215,7 @@ def probe(
 
 def _refuse_torchrun() -> None:
     if started_together():
-        raise UserError("torchrun is for the command line: a script under runtime=pipeline starts its processes itself")
+        raise UserError("torchrun is for the command line: start a script without it; a pipeline starts its processes")
 
 
 def experiment_of(settings: Mapping[str, Any], config_dir: Folders, more: Sequence[str] = ()) -> Experiment:

@@ -125,7 +125,7 @@ example:
     known = known_keys(settings, flags.config_dir)
     if given := [word for word in settings if word.lstrip("+~").startswith("runtime")]:
         raise UserError(
-            f"{given[0]} belongs to a run, but plan predicts every runtime: leave it out, or say stages=, replicas= or "
+            f"{given[0]} belongs to a run, but plan predicts every runtime: leave it out, or set stages=, replicas= or "
             "micro_batches="
         )
     for word in settings:
@@ -176,5 +176,5 @@ example:
     try:
         return tune(settings, options.config_dir)
     except Interrupted as error:
-        print(f"locallearn: {error}; the same command goes on with it", file=sys.stderr)
+        print(f"locallearn: {error}; run the same command again to go on", file=sys.stderr)
         return error.exit_code

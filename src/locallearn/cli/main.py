@@ -131,7 +131,7 @@ def _hydra(options: Any) -> int:
     overrides = [*overrides, *(["dry_run=true"] if options.dry_run else [])]
     dirs = options.config_dir
     if (own := [word for word in overrides if word.startswith("allow=")]) and options.allow:
-        raise UserError(f"{own[0]} and --allow {options.allow[0]} say the same: give one of them")
+        raise UserError(f"{own[0]} and --allow {options.allow[0]} both name packages: give one of them")
     packages = outside.trusted(dirs, [*options.allow, *own])
     if packages and not own:
         overrides.insert(0, f"allow=[{','.join(packages)}]")

@@ -104,7 +104,8 @@ def _repeat(arguments: list[str]) -> int:
     from locallearn.studies.repeat import repeat
 
     run, settings = _one("repeat", options.words)
-    only(settings, r"$^", "repeat RUN", "none: it does what the run did")
+    if settings:
+        raise UserError(f"repeat RUN does what the run did: leave {settings[0]!r} out")
     comparison = repeat(run, outside.trusted(options.config_dir, options.allow))
     print(comparison)
     return 1 if comparison.differences else 0
@@ -112,7 +113,7 @@ def _repeat(arguments: list[str]) -> int:
 
 def _other_runtime(settings: list[str], config_dirs: list[Path]) -> tuple[str, dict] | None:
     """The name and configuration of the runtime that `resume` was told to take."""
-    only(settings, r"runtime(=|\.(?!staleness))", "resume RUN", "epochs and where blocks run, such as runtime=serial")
+    only(settings, r"runtime(=|\.(?!staleness))", "resume RUN", "epochs and of a runtime, such as runtime=serial")
     if not settings:
         return None
     named = [] if any(setting.startswith("runtime=") for setting in settings) else ["runtime=pipeline"]
@@ -172,13 +173,13 @@ def _refuse_unread_data(settings: Sequence[str], linear: bool) -> None:
     the clean test split. Raises UserError."""
     names = [setting.lstrip("+").partition("=")[0] for setting in settings]
     if names and "data" not in names:
-        raise UserError(f"{settings[0]} belongs to another set than the run's: name that set, too, as in data=folder")
+        raise UserError(f"{settings[0]} is for a set other than the run's: name that set as well, as in data=folder")
     for_training = {"data.crop", "data.flip", "data.cutout", "data.deficit", "data.deficit_from", "data.deficit_until"}
     if not linear:
         for_training |= {"data.validation", "data.fraction", "data.label_noise"}
     for name, setting in zip(names, settings, strict=True):
         if name == "data.normalise":
-            raise UserError(f"{setting} is not read: images are normalised as in the training of the run")
+            raise UserError(f"{setting} is not read, for images are normalised as the run's were: leave it out")
         if name in for_training:
             raise UserError(f"{setting} concerns training, but evaluate reads the test split; leave it out")
 

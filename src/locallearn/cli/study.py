@@ -32,15 +32,15 @@ examples:
     parser.add_argument("name", nargs="?", help="the study; without it a list")
     parser.add_argument("--quick", action="store_true", help="the quick form; its numbers mean nothing")
     parser.add_argument("--jobs", default="1", metavar="N", help="runs at a time, one thread each (1)")
-    parser.add_argument("--data", type=path, metavar="DIR", help="the data sets; without it LOCALLEARN_DATA")
-    parser.add_argument("--out", type=path, metavar="DIR", help="the run folders, kept for the next time (runs/NAME)")
+    parser.add_argument("--data", type=path, metavar="DIR", help="where the data sets are (LOCALLEARN_DATA)")
+    parser.add_argument("--out", type=path, metavar="DIR", help="where run folders go, and are looked for (runs/NAME)")
     parser.add_argument("--to", type=path, metavar="DIR", help="where page, numbers and pictures go (as --out)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="do only the rows whose 'PART, ROW' contains this")
+    parser.add_argument("--only", default="", metavar="TEXT", help="do only the rows whose 'PART, ROW' contain this")
     parser.add_argument(
         "--results",
         type=path,
         metavar="DIR",
-        help="a file for each published row that is finished; one that has its file is not run again",
+        help="where each finished published row has its file; a row that has one is not run again",
     )
     parser.add_argument(
         "--report", action="store_true", help="run nothing: write the page again, from NAME.json or the runs of --out"
@@ -58,11 +58,11 @@ def _do(options: Namespace, allow: list[str]) -> int:
     if not options.jobs.isdecimal() or int(options.jobs) < 1:
         raise UserError(f"--jobs {options.jobs}: must be a whole number, at least 1")
     if options.data and not options.data.is_dir():
-        raise UserError(f"--data {options.data}: there is no such folder")
+        raise UserError(f"--data {options.data}: there is no such folder; give that of the data sets")
     if options.results and options.results.is_file():
-        raise UserError(f"--results {options.results}: is a file; name the folder of the results, such as results")
+        raise UserError(f"--results {options.results}: is a file; give the folder of the results, such as results")
     if options.results and (options.quick or (options.report and not options.out)):
-        raise UserError("--results needs whole runs: without --quick, and with --report also --out DIR")
+        raise UserError("--results needs whole runs: leave --quick out, and beside --report give --out DIR")
     from locallearn.studies.study import StudyOptions, report
     from locallearn.studies.study import study as start
 
@@ -84,7 +84,7 @@ def _do(options: Namespace, allow: list[str]) -> int:
     try:
         return start(options.name, called)
     except KeyboardInterrupt:
-        print("locallearn: stopped; the same command goes on with it", file=sys.stderr)
+        print("locallearn: stopped; run the same command again to go on", file=sys.stderr)
         return 130
 
 
@@ -96,8 +96,10 @@ def repeat_result(arguments: list[str]) -> int:
         "example:\n  locallearn repeat --result results/truth/FILE.json --data DATA",
     )
     parser.add_argument("--result", type=path, metavar="FILE", required=True, help="a file that a study has written")
-    parser.add_argument("--data", type=path, metavar="DIR", help="the data sets; without it LOCALLEARN_DATA")
-    parser.add_argument("--out", type=path, metavar="DIR", default=Path("runs/repeats"), help="the run folders")
+    parser.add_argument("--data", type=path, metavar="DIR", help="where the data sets are (LOCALLEARN_DATA)")
+    parser.add_argument(
+        "--out", type=path, metavar="DIR", default=Path("runs/repeats"), help="where run folders go (runs/repeats)"
+    )
     trust(parser)
     options = parser.read(arguments)
     allow = outside.trusted(options.config_dir, options.allow)
@@ -128,7 +130,7 @@ examples:
   locallearn leaderboard --runs runs/truth      check them against the run folders, too
   locallearn leaderboard --readme README.md     and a short table between two comments of that page""",
     )
-    parser.add_argument("--results", type=path, metavar="DIR", default=Path("results"), help="the files (results)")
+    parser.add_argument("--results", type=path, metavar="DIR", default=Path("results"), help="their folder (results)")
     parser.add_argument("--to", type=path, metavar="DIR", default=Path("docs"), help="where the pages go (docs)")
     parser.add_argument("--runs", type=path, metavar="DIR", action="append", default=[], help="folders with their runs")
     parser.add_argument("--readme", type=path, metavar="FILE", help="a page that gets a short table of them, too")
@@ -140,9 +142,9 @@ examples:
     for file, content in results.items():
         against_study(file, content)
     if missing := [folder for folder in options.runs if not folder.is_dir()]:
-        raise UserError(f"--runs {missing[0]}: there is no such folder")
+        raise UserError(f"--runs {missing[0]}: there is no such folder; give one with the runs of results")
     if options.readme and not options.readme.is_file():
-        raise UserError(f"--readme {options.readme}: there is no such file")
+        raise UserError(f"--readme {options.readme}: there is no such file; give a page that exists")
     found = sum(against_runs(file, content, options.runs) for file, content in results.items())
     for file in board.write({file.relative_to(options.results): own for file, own in results.items()}, options.to):
         print(file)
@@ -151,7 +153,8 @@ examples:
         board.write_short(results, options.readme, command, options.to / f"{board.NAME}.md")
         print(options.readme)
     count = sum(len(content["runs"]) for content in results.values())
-    print(f"{len(results)} results agree with themselves" + (f", and {found} of {count} runs" if options.runs else ""))
+    checked = f", and {found} of {count} runs agree with them" if options.runs else ""
+    print(f"{len(results)} results are consistent{checked}")
     return 0
 
 

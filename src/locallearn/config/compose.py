@@ -33,7 +33,7 @@ def plain(config: Any, hydra_choices: dict[str, Any]) -> tuple[dict[str, Any], d
         raise UserError(str(error).splitlines()[0]) from error
     for path in asked:
         if path not in _SECRETS_ALLOWED:
-            raise UserError(f"{path}: environment variables would be written to the run folder; give the value")
+            raise UserError(f"{path}: environment variables would be written to the run folder; give the value itself")
     assert isinstance(resolved, dict)
     for key in paths.SETTINGS:
         _expand(resolved, *key.split("."))

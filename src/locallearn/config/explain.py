@@ -18,7 +18,7 @@ from locallearn.errors import UserError, did_you_mean, unknown
 
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 _OUT = "run folders are made where out=DIR says"
-_LOG = "Hydra keeps no log here: --debug shows whole tracebacks, and what a run says stands in its folder"
+_LOG = "Hydra keeps no log here: --debug shows whole tracebacks, and the folder of a run has what it printed"
 HYDRA = {
     "hydra.run": _OUT,
     "hydra.sweep": _OUT,
@@ -29,7 +29,7 @@ HYDRA = {
     "hydra.hydra_logging": _LOG,
     "hydra.mode": "-m starts a sweep",
     "hydra.searchpath": "give a folder of your own yaml files with --config-dir DIR",
-    "hydra": "of Hydra's own settings there are hydra/launcher, hydra/sweeper and what stands below them, no others",
+    "hydra": "of Hydra's own settings only hydra/launcher, hydra/sweeper and those below them are there",
 }
 """Settings of Hydra's own that are not taken, and what is there instead."""
 
@@ -125,7 +125,7 @@ def _wrong(override: str, error: Exception, overrides: Sequence[str], config_dir
         if value not in names:
             return unknown(key, value, names)
         added = override.startswith("+")
-        return None if added else UserError(f"{override}: it is added to a run: write +{override}")
+        return None if added else UserError(f"{override}: write +{override}, as this is added to a run")
     if key == "hydra/launcher" and "hydra/launcher" in str(error):
         if value not in LAUNCHERS:
             return unknown(key, value, LAUNCHERS)
@@ -162,7 +162,7 @@ def _unknown_key(override: str, names: dict[str, str], keys: list[str], config_d
     listed = ("the options " if len(own) > 1 else "only the option ") + ", ".join(own)
     has = f"{group}={name} has {listed if own else 'no options'}"
     if (group, name) == ("optim", "torch"):
-        return UserError(f"unknown key {key}: {close}{has}; what its class takes beside them is added: +{override}")
+        return UserError(f"unknown key {key}: {close}{has}; for anything else that its class takes, give +{override}")
     if not file:
         has = f"`locallearn list {group} NAME` shows the options of each"
     elif any(folder in file.parents for folder in config_dirs):
@@ -171,7 +171,7 @@ def _unknown_key(override: str, names: dict[str, str], keys: list[str], config_d
             f"+{override} here"
         )
     if others := owners(key, config_dirs):
-        return UserError(f"{key} belongs to {' or '.join(others)}: choose that, too; {has}")
+        return UserError(f"{key} belongs to {' or '.join(others)}: choose that as well; {has}")
     elsewhere = [f"{g}.{end} to {' or '.join(those)}" for g in GROUPS if (those := owners(f"{g}.{end}", config_dirs))]
     there = f"; {', '.join(elsewhere)}".replace(" to ", " belongs to ", 1) if elsewhere else ""
     return UserError(f"unknown key {key}: {close}{has}{there}")

@@ -120,8 +120,8 @@ def builder(given: Any, config: Mapping[str, Any], allow: Iterable[str]) -> Mode
 def _copied(module: nn.Module, image: tuple[int, ...], classes: int, **others: Any) -> nn.Module:
     if isinstance(module, BlockModel) and (module.image, module.classes) != (tuple(image), classes):
         raise UserError(
-            f"model={module.name} reads {list(module.image)} and has {module.classes} classes; the data have "
-            f"{list(image)} and {classes}"
+            f"model={module.name} reads {list(module.image)} and has {module.classes} classes, but the data have "
+            f"{list(image)} and {classes}: build it for these, or give other data"
         )
     return copy.deepcopy(module)
 

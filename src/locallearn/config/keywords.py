@@ -48,14 +48,14 @@ def composed(objects: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
 
     Raises UserError for settings that an object leaves unread."""
     if "data.task" in (*objects, *plain) and "data" not in objects:
-        raise UserError("task= says what data given from Python ask for; data=NAME has a task of its own: leave it out")
+        raise UserError("task= is for data given from Python, and data=NAME has a task of its own: leave task= out")
     words = []
     for place, value in objects.items():
         if place == "data" and not isinstance(value, DataSource) and class_of(value) is None:
             known = fields_of(ObjectSource).keys() - {"parts"}
             for key in plain:
                 if key.startswith("data.") and key.removeprefix("data.") not in known:
-                    raise UserError(f"{key} is no option of data given from Python: {', '.join(sorted(known))}")
+                    raise UserError(f"{key} is not an option of data given from Python: {', '.join(sorted(known))} are")
             words += ["data=_objects", *_batch_size(value, plain)]
             continue
         if place == "optim" and is_optimizer(value):
@@ -83,7 +83,7 @@ def _batch_size(data: Any, plain: Mapping[str, Any]) -> list[str]:
         return []
     if "batch_size" in plain:
         raise UserError(
-            f"batch_size={plain['batch_size']}, but the loader that is given as data gives batches of {size}"
+            f"batch_size={plain['batch_size']}, but the loader given as data makes batches of {size}: leave it out"
         )
     return [f"batch_size={size}"]
 

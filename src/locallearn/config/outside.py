@@ -15,7 +15,7 @@ def trusted(config_dirs: Sequence[Path], allow: Sequence[str]) -> list[str]:
     in the current one. Whoever gives `--config-dir` trusts what its yaml files name. Raises UserError."""
     for folder in config_dirs:
         if not folder.is_dir():
-            raise UserError(f"--config-dir {folder}: there is no such folder")
+            raise UserError(f"--config-dir {folder}: there is no such folder; give that of your own yaml files")
     if config_dirs or allow:
         look_for_modules_in([*config_dirs, Path.cwd()])
     return list(dict.fromkeys([*allow, *_named_in(config_dirs)]))

@@ -113,7 +113,7 @@ class ModelBuilder:
         if isinstance(module, BlockModel):
             return head_apart(self.bottleneck.applied(module), self.blocks)
         path = f"{self.target.__module__}.{self.target.__qualname__}"
-        raise UserError(f"model._target_={path}: returned {type(module).__name__}, not a torch module")
+        raise UserError(f"model._target_={path}: must return a torch module, not a {type(module).__name__}")
 
 
 def model_for(
@@ -166,7 +166,7 @@ def resolve(path: object, group: str, allow: Iterable[str]) -> Callable[..., Any
 def reach(path: object, group: str, allow: Iterable[str]) -> Any:
     """What a dotted path names, if it lies in locallearn or in a package that is allowed. Raises UserError."""
     if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", path):
-        raise UserError(f"{group}._target_={path!s:.100}: must be the dotted path of a class, as my_package.mine.Mine")
+        raise UserError(f"{group}._target_={path!s:.100}: must be the dotted path of a class, such as mine.models.Mine")
     prefixes = ["locallearn", *(["torch.optim"] if group == "optim" else []), *allow]
     if not any(path == p or path.startswith(p + ".") for p in prefixes):
         raise UserError(

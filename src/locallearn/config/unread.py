@@ -83,7 +83,7 @@ def in_blocks(exp: Experiment, learner: Learner, data: Data | None = None) -> It
     if data is not None and data.own_validation:
         yield Unread("data.validation", "data=NAME without a validation part of its own")
     if data is not None and data.graph is not None:
-        yield Unread("batch_size", "data=NAME that is no graph")
+        yield Unread("batch_size", "data=NAME that is not a graph")
 
 
 def taught(exp: Experiment) -> bool:

@@ -185,7 +185,7 @@ class Boxes(Source):
         found = {box[0] for image in parts["train"] for box in image.boxes}
         names = tuple(self.labels) if self.labels else tuple(sorted(found))
         if not names:
-            raise UserError(f"data={self.name}: no training image has an object; there is nothing to learn")
+            raise UserError(f"data={self.name}: no training image has an object to learn from: add some")
         for image in (image for part in parts.values() for image in part):
             if unknown := next((box[0] for box in image.boxes if box[0] not in names), None):
                 source = "data.labels" if self.labels else "the training part"

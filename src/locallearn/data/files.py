@@ -11,7 +11,7 @@ from pathlib import Path
 from locallearn.errors import UserError
 
 ALL_CHECKED = "every file has the right checksum"
-WHERE = "set data.root or the environment's LOCALLEARN_DATA to"
+WHERE = "set data.root or the environment variable LOCALLEARN_DATA to"
 
 
 def checked_root(name: str, root: Path) -> Path:

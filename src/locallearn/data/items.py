@@ -113,7 +113,8 @@ class Items:
         if x.dtype.is_floating_point and not bool(x.isfinite().all()):
             raise UserError(f"{what} is not finite (a NaN or infinity); correct it or take it out")
         if not torch.equal(as_targets(y, f"the labels of {self.name}"), self.labels[place]):
-            raise UserError(f"{what} now has the label {y!r:.60}, but had {self.labels[place].tolist()} before")
+            before = self.labels[place].tolist()
+            raise UserError(f"{what} now has the label {y!r:.60}, but had {before} before: give it the same each time")
         return x, y
 
     def take(self, order: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -177,7 +178,7 @@ class Passes:
             with drawing(mix(epoch_seed, step)), reading(self.name):
                 batch = next(batches, None)
             if batch is None:
-                raise RunError(f"{self.name} ended after {step} of {steps} batches of an epoch: its length is wrong")
+                raise RunError(f"{self.name} ended after {step} of {steps} batches of an epoch: correct its __len__")
             x, y = self._pair(batch)
             if len(x) != batch_size or tuple(x.shape[1:]) != self.image or x.dtype != self.dtype:
                 first = _kind_of(self.dtype, (batch_size, *self.image))

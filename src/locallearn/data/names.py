@@ -91,7 +91,7 @@ class Names(DataSource):
             raise UserError(
                 f"data.per_class={self.per_class}: {language} has {len(names)} different names{letters}; ask for fewer"
                 if self.per_class
-                else f"data.longest={self.longest}: {language} has {len(names)} such names; allow more letters"
+                else f"data.longest={self.longest}: {language} has {len(names)} names so short; allow more letters"
             )
         if self.per_class is None:
             return names

@@ -100,8 +100,8 @@ def normaliser(
     if of_model is not None:
         if len(of_model.mean) != channels:
             raise UserError(
-                f"data={name} has images {list(store.image)}; the run was trained on images whose number of channels "
-                f"is {len(of_model.mean)}"
+                f"data={name} has images {list(store.image)}, but the run was trained on images of "
+                f"{len(of_model.mean)} channels: choose a set of such images"
             )
         return Normaliser.of(of_model, device)
     if kind == "imagenet":

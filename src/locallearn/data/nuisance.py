@@ -45,7 +45,7 @@ def with_nuisance(name: str, images: Store, kind: str, draws: torch.Generator) -
     """The images of a set, disturbed, and `nuisance` with them. Raises UserError for other samples."""
     if not isinstance(images, Memory) or images.dtype != torch.uint8 or len(images.image) != 3:
         reason = "has no pixels" if images.dtype != torch.uint8 else "is read from files in each epoch"
-        raise UserError(f"data.nuisance={kind} is put on images in memory, but data={name} {reason}")
+        raise UserError(f"data.nuisance={kind} is put on images in memory, but data={name} {reason}: leave it out")
     samples, n = disturbed(images.samples.cpu(), kind, draws)
     return Memory(samples, nuisance=n)
 
@@ -56,7 +56,7 @@ def asked_for_nuisance(data: Data) -> Data:
     def asked(split: Split) -> Split:
         values = getattr(split.store, "nuisance", None)
         if values is None:
-            raise UserError(f"data={data.name} has no known nuisance: choose data.nuisance={', '.join(NUISANCES)}")
+            raise UserError(f"data={data.name} has no known nuisance: choose data.nuisance={' or '.join(NUISANCES)}")
         return replace(split, labels=values[split.index].to(split.labels.device))
 
     other = copy.copy(data)

@@ -201,9 +201,9 @@ def by_part(given: Any) -> dict[str, Any]:
     """What `data=` was given as, by part. Raises UserError for what is no data."""
     if isinstance(given, Mapping):
         if unknown := [str(name) for name in given if name not in PARTS]:
-            raise UserError(f"data has a part {unknown[0]!r}: its parts are train, validation and test")
+            raise UserError(f"data has a part {unknown[0]!r}: its parts must be train, validation and test")
         if "train" not in given:
-            raise UserError('data has no part "train": its parts are train, validation and test')
+            raise UserError('data has no part "train": give one; its parts are train, validation and test')
         parts = dict(given)
     else:
         parts = {"train": given}
@@ -267,7 +267,7 @@ def _pixels(samples: Tensor, what: str) -> Tensor:
         return samples[:, None]
     if samples.dim() == 4 and samples.shape[3] in CHANNELS and samples.shape[1] not in CHANNELS:
         raise UserError(
-            f"{what} has pictures {list(samples.shape[1:])}; a model reads [channels, height, width]: "
+            f"{what} has pictures {list(samples.shape[1:])}, but a model reads [channels, height, width]: use "
             "tensor.permute(0, 3, 1, 2), or array.transpose(0, 3, 1, 2)"
         )
     return samples

@@ -116,7 +116,7 @@ def _add(found: AnnotatedImage, each: ElementTree.Element) -> None:
         raise ValueError("an object has no name or no bndbox with xmin, ymin, xmax and ymax")
     x1, y1, x2, y2 = corners = [float(text or "nan") for text in texts]
     if not all(map(math.isfinite, corners)):
-        raise ValueError(f"a box of {name} has a side that is no number")
+        raise ValueError(f"a box of {name} has a side that is not a number")
     width, height = found.size or (math.inf, math.inf)
     if x2 < x1 or y2 < y1:
         found.dropped["with swapped corners"] += 1

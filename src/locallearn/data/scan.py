@@ -144,7 +144,7 @@ def _of_classes(folder: Path, folders: Sequence[str], classes: Sequence[str], le
     for name in folders:
         if name not in label:
             hint = did_you_mean(name, classes)
-            raise UserError(f"{folder / name} is no class of the training folder: {hint}rename it or remove it")
+            raise UserError(f"{folder / name} is not a class of the training folder: {hint}rename it or remove it")
         mine: list[str] = []
         _walk(str(folder / name), frozenset(), mine, left_out)
         if not mine:

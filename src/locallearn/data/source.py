@@ -244,7 +244,8 @@ class DataSource(Source):
         for name in (*OF_CLASSES, *masks):
             if value := getattr(self, name):
                 reason = "moves pixels away from their masks or boxes" if name in masks else "is for classes"
-                raise UserError(f"data.{name}={value} {reason}, and data={self.name} asks for {task.wanted}")
+                asks = f"data={self.name} asks for {task.wanted}"
+                raise UserError(f"data.{name}={value} {reason}, and {asks}: leave it out")
 
     def _divide(self, labels: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
         """Places of the training and of the validation samples among labels [N]: validation first, then fraction."""

@@ -85,7 +85,7 @@ class BytePairs(Spelling):
         numbered = sorted(self._library.get_vocab().items(), key=lambda item: item[1])
         self.names = tuple(name for name, _ in numbered)
         if [number for _, number in numbered] != list(range(len(numbered))):
-            raise UserError(f"data.tokenizer={tokenizer}: its tokens are not numbered from 0 without gaps")
+            raise UserError(f"data.tokenizer={tokenizer}: its tokens must be numbered from 0 without gaps")
 
     def encode(self, text: str) -> Tensor:
         return self._packed(self._library.encode(text, add_special_tokens=False).ids)

@@ -59,7 +59,7 @@ def divided(samples: int, validation: float, fraction: float, seed: int) -> tupl
     held_out = round(validation * samples)
     kept = max(1, round(fraction * (samples - held_out)))
     if held_out >= samples or (validation and not held_out):
-        raise UserError(f"data.validation={validation}: {samples} training samples are too few for it")
+        raise UserError(f"data.validation={validation}: {samples} training samples are too few for it; choose another")
     order = torch.randperm(samples, generator=generator(seed, "split"))
     index, rest = order[held_out:], order[:held_out].sort().values
     if kept < len(index):

@@ -54,7 +54,7 @@ def check_samples(what: str, store: Store, image: Size) -> None:
     if store.dtype == torch.uint8 and len(store.image) != 3:
         raise UserError(f"the {what} are {kind}; images must be uint8 [channels, height, width]")
     if store.image != image:
-        raise UserError(f"the {what} are {kind}; they must be {list(image)} as the training samples")
+        raise UserError(f"the {what} are {kind}; they must be {list(image)}, as the training samples are")
     if store.dtype != torch.float32 or getattr(store, "looks", False):
         return
     for start, samples in enumerate(store.take(torch.arange(len(store)), CHECKED)):
@@ -62,7 +62,7 @@ def check_samples(what: str, store: Store, image: Size) -> None:
         if len(bad):
             index = start * CHECKED + int(bad[0])
             raise UserError(
-                f"of the {what} number {index} is not finite (a NaN or infinity); correct it or take it out"
+                f"number {index} of the {what} is not finite (a NaN or infinity); correct it or take it out"
             )
 
 

@@ -135,7 +135,7 @@ def read_image(path: Path, size: int, window: Callable[[Image], Image] | None = 
 
     try:
         if not path.is_file():  # reading a pipe would wait for ever
-            raise ValueError("it is gone, or no file")
+            raise ValueError("it is gone, or not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of palettes with transparency, of very large images
             with Image.open(path, formats=FORMATS) as image:
@@ -147,7 +147,7 @@ def read_image(path: Path, size: int, window: Callable[[Image], Image] | None = 
     except Exception as error:  # Pillow raises whatever its readers raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+            reason = f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
         raise UserError(f"cannot read the image {path} ({reason}); replace it or take it out of the folder") from error
 
 

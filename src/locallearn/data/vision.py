@@ -144,7 +144,8 @@ def _quiet(name: str, root: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"data={name}: the files in {root} cannot be read ({_first_line(error)})") from error
+        reason = _first_line(error)
+        raise UserError(f"data={name}: the files in {root} cannot be read ({reason}): replace them") from error
 
 
 @contextmanager

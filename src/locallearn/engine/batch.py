@@ -15,7 +15,7 @@ from locallearn.inputs import several
 from locallearn.models import BlockModel
 
 SINGLE = (
-    "a batch, or each of its parts, has one sample, and a batch norm cannot take the variance of one value: choose "
+    "a batch, or each of its parts, has one sample, and a batch norm cannot take the variance of one value: choose a "
     "batch_size of at least 2 for each of micro_batches and replicas, or layers without batch norm"
 )
 
@@ -93,7 +93,7 @@ def check_inputs(model: BlockModel, inputs: Any) -> None:
     if shape[1:] != model.image or len(shape) != 1 + len(model.image):
         wanted = f"[B, {', '.join(map(str, model.image))}]"
         last = len(shape) == 4 and (shape[3], shape[1], shape[2]) == model.image
-        hint = "images.permute(0, 3, 1, 2)" if last else "give these, or build it with another image="
+        hint = "give images.permute(0, 3, 1, 2)" if last else "give these, or build it with another image="
         if model.inputs is not None:
             wanted, hint = (
                 f"several tensors ({model.inputs})",
@@ -103,4 +103,4 @@ def check_inputs(model: BlockModel, inputs: Any) -> None:
     if not shape[0]:
         raise UserError("the batch is empty: give at least one sample, or leave the step out")
     if model.samples is not None and shape[0] != model.samples:
-        raise UserError(f"{model.name} reads all {model.samples} nodes of its graph at once, not {shape[0]}")
+        raise UserError(f"{model.name} reads all {model.samples} nodes of its graph at once, not {shape[0]}: give all")

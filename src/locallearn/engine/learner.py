@@ -270,7 +270,7 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` gave. Raises UserError as `load_state`."""
         if "step_count" not in state:
-            raise does_not_fit("step_count is missing: it is no state_dict of a learner")
+            raise does_not_fit("step_count is missing: it is not a state_dict of a learner")
         self.load_state({name: t for name, t in state.items() if name != "step_count"})
         self.step_count = int(state["step_count"])
 

@@ -21,9 +21,7 @@ def check_class(strategy: Strategy) -> None:
     if not isinstance(route, Route):
         routes = ", ".join(f"Route.{each.name}" for each in Route)
         problem = "has no route" if route is None else f"has route = {route!r}"
-        raise UserError(
-            f"{name} {problem}: a strategy says where feedback comes from, route: ClassVar[Route] = {routes}"
-        )
+        raise UserError(f"{name} {problem}: say where feedback comes from by route: ClassVar[Route], one of {routes}")
     if not inspect.isgeneratorfunction(strategy.step):
         raise UserError(
             f"{name}.step is not a generator function: it must yield Send(packet) between the forward and the backward "

@@ -35,7 +35,8 @@ def reads_of(strategy: Strategy, specs: Sequence[BlockSpec], idle: Sequence[int]
             if not k < wish.source < len(specs):
                 raise UserError(f"{where}: must be one of the blocks above, up to {len(specs) - 1}")
             if wish.every < 1 or wish.lag < 0:
-                raise UserError(f"{where} with every={wish.every}, lag={wish.lag}: every must be at least 1, lag 0")
+                limits = "every must be at least 1, and lag at least 0"
+                raise UserError(f"{where} with every={wish.every}, lag={wish.lag}: {limits}")
             if every.setdefault((wish.source, name), wish.every) != wish.every:
                 raise UserError(f"{where} every {wish.every} steps, but another block does not: choose one interval")
     return {k: wishes for k, wishes in reads.items() if wishes}

@@ -99,7 +99,7 @@ def _made(optimizer: type[Optimizer]) -> type[TorchOptim]:
     arguments = {p.name: p for p in list(inspect.signature(optimizer).parameters.values())[1:]}
     named = {name: p for name, p in arguments.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     if "lr" not in named:
-        raise UserError(f"optim: {optimizer.__name__} has no argument lr, which the schedule multiplies")
+        raise UserError(f"optim: {optimizer.__name__} must have an argument lr, for the schedule to multiply")
     shared = {each.name for each in fields(Optim)} - {"lr", "weight_decay"} | HOW
     rate = Annotated[float, Ge(0)] | None
     options: list[Any] = [(name, rate, field(default=None)) for name in ("lr", "weight_decay")]

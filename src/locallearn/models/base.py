@@ -179,8 +179,8 @@ def answering(model: BlockModel, form: str) -> BlockModel:
         asked = {SAMPLE: "once for each sample", POSITION: "at every position", BOXES: "with boxes"}
         others = {SAMPLE: "", POSITION: ", such as gelan, plainnet or resnet20, whose last unit emits maps"}
         raise UserError(
-            f"{model.name} answers {asked[model.form]}, but the data ask {asked[form]}: choose another model"
-            + others.get(form, ": model=detector")
+            f"{model.name} answers {asked[model.form]}, but must answer {asked[form]} for these data: choose another "
+            "model" + others.get(form, ", such as detector")
         )
     model.head, model.form = nn.Conv2d(size[0], model.classes, 1), form
     return model

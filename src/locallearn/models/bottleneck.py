@@ -78,9 +78,9 @@ class NoiseBehind(Bottleneck, ABC):
         wanted = [len(names) - 1] if self.after is None else self.after
         for place in wanted:
             if place not in numbered:
-                raise UserError(f"bottleneck.after={place}: the model has the units {', '.join(names)}")
+                raise UserError(f"bottleneck.after={place}: must be of the model's units, {', '.join(names)}")
         if len(found := {numbered[place] for place in wanted}) < len(wanted):
-            raise UserError(f"bottleneck.after={wanted} names a unit twice")
+            raise UserError(f"bottleneck.after={wanted} names a unit twice: name each once")
         return sorted(found)
 
     @abstractmethod
@@ -118,7 +118,10 @@ class LogNormalBottleneck(NoiseBehind):
 
     def noise(self, model: BlockModel, reads: Size, emits: Size, name: str) -> NoiseModule:
         if model.vocabulary is not None and reads == tuple(model.image):
-            raise UserError(f"bottleneck.after={name} reads token numbers, from which no noise level can be computed")
+            raise UserError(
+                f"bottleneck.after={name} reads token numbers, from which no noise level can be computed: choose a "
+                "unit further up"
+            )
         return LogNormal(strength(reads, emits), self.alpha_max, self.prior)
 
 

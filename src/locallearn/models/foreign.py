@@ -257,7 +257,7 @@ def _take_file(model: BlockModel, weights: str, published: Sequence[str]) -> Non
     if not file.exists():
         names = ", ".join(published) or "none"
         raise UserError(
-            f"model.weights={weights}: {did_you_mean(weights, published)}neither a file nor a name of weights for "
+            f"model.weights={weights}: {did_you_mean(weights, published)}must be a file, or a name of weights for "
             f"{model.name} ({names})"
         )
     said = f"model.weights={file.resolve()}"

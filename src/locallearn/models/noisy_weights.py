@@ -52,7 +52,7 @@ class NoisyWeights(Bottleneck):
         places = [*zip(model.names, model.units, strict=True), ("head", model.head)]
         found = [(name, path, m) for name, root in places for path, m in root.named_modules() if type(m) in LAYERS]
         if not found:
-            raise UserError(f"bottleneck=weights: {model.name} has no linear layer or convolution")
+            raise UserError(f"bottleneck=weights: {model.name} has no linear layer or convolution: choose another")
         per_unit = [name for name, _, _ in found]
         for name, path, layer in found:
             where = name if per_unit.count(name) == 1 else f"{name}_{path.replace('.', '_')}"
@@ -128,7 +128,7 @@ class GaussianWeights(Metered):
         if not self.training:
             return y
         if self.samples is None:
-            raise UserError("bottleneck=weights needs the number of training samples, which only train() knows")
+            raise UserError("bottleneck=weights needs the number of training samples, which only train() knows: use it")
         rate = self.options.beta * self.ramp(self.options.warmup) / self.samples
         return self.charge(y, rate * nats)
 

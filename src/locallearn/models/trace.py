@@ -42,7 +42,7 @@ class Tracer(fx.Tracer):
         self.inputs = inputs
         self.calls: dict[str, list[Call]] = {}
         self.opaque: dict[str, str] = {}  # submodules kept whole, and why
-        self.asked_mode = False  # the outermost forward takes a decision on self.training
+        self.asked_mode = False  # the outermost forward makes a decision on self.training
         self.modes = _modes()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
@@ -120,7 +120,7 @@ def reason(error: Exception) -> str:
         return str(error)
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     reasons = {
-        "control flow": "its forward takes a decision on the values of a tensor",
+        "control flow": "its forward makes a decision on the values of a tensor",
         "cannot be iterated": "its forward loops over a tensor",
         "'len' is not supported": "its forward asks for the length of a tensor",
     }
@@ -169,7 +169,7 @@ def trace(module: nn.Module, name: str, inputs: Inputs | None = None) -> tuple[T
             break
     if len(graphs) == 2 and str(graphs[0]) != str(graphs[1]):
         raise UserError(
-            f"{name} cannot be cut: its forward takes another way in training than in evaluation; switch that off "
+            f"{name} cannot be cut: its forward takes another path in training than in evaluation; switch that off "
             "(aux_logits=False in torchvision), or move it into a submodule"
         )
     return tracer, graphs[-1]

@@ -133,5 +133,5 @@ def _said(model: BlockModel, source: str, units: Collection[int], with_head: boo
         head = f"; the head is new ({new_head})"
     else:
         head = " and the head"
-    rest = f"; {left} of its tensors are of nothing here" if left and with_head else ""
+    rest = f"; {left} of its tensors have no place here" if left and with_head else ""
     return f"weights of {source}: {what}{head}{rest}"

@@ -72,7 +72,7 @@ class Masked(Reconstruction):
         fits = [side for side in range(1, whole + 1) if whole % side == 0 and side < max(image[1:])]
         if not fits:
             raise UserError(
-                "objective=masked hides patches of an image, but the input has one pixel: choose larger ones"
+                "objective=masked hides patches of an image, but the input has one pixel: choose larger images"
             )
         if self.patch is None:
             return min([side for side in fits if side > 1] or fits, key=lambda side: abs(side - whole / GRID))

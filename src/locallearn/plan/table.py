@@ -32,13 +32,14 @@ def plan(learners: Mapping[str, Learner], batch: int, options: PlanOptions) -> s
     name, learner = next(iter(learners.items()))
     model = learner.model
     if len(learner.strategy.phases(len(learner.blocks))) > 1:
-        raise UserError(f"strategy={name} trains its blocks one after the other: there is no pipeline to plan")
+        raise UserError(f"strategy={name} trains its blocks one after the other, in no pipeline: choose another")
     share = batch // options.replicas
     for option, size in (("replicas", batch), ("micro_batches", share)):
         parts = getattr(options, option)
-        if size % parts or (model.samples and parts > 1):
-            whole = " as a whole graph" if model.samples else ""
-            raise UserError(f"{option}={parts} does not divide a batch of {size}{whole}; choose a divisor")
+        if model.samples and parts > 1:
+            raise UserError(f"{option}={parts} would divide a graph, which is one batch: choose {option}=1")
+        if size % parts:
+            raise UserError(f"{option}={parts} does not divide a batch of {size}; choose a divisor")
     measured = measure(learners, share, options.micro_batches, SAMPLES, ROUNDS, REPEATS)
     whole_batch = measure(learners, batch, 1, SAMPLES, ROUNDS, REPEATS) if options.replicas > 1 else measured
     alone = {each.name: sum(cost.times.total for cost in each.whole) for each in whole_batch}

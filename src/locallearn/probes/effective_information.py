@@ -52,7 +52,9 @@ class EffectiveInformation(Probe):
     def look(self, learner: Learner, data: Data, at: Moment) -> Seen:
         model = learner.model.eval()  # put back by the caller
         if model.samples is not None:
-            raise UserError("probe.effective_information is for samples that are read one by one, not for a graph")
+            raise UserError(
+                "probe.effective_information is for samples that are read one by one, not for a graph: leave it out"
+            )
         trained, read = (learner.prepare(sample(data, split, self.samples)[0]) for split in ("train", self.split))
         widths = [pooled(h).shape[1] for h in outputs(learner, sample(data, self.split, 1)[0])]
         if min(widths) > self.units:

@@ -76,7 +76,8 @@ class Fisher(Probe):
         eigenvalues: dict[str, Tensor] = {}
         if self.form and self.curvature != "diagonal" and model.samples is not None:
             raise UserError(
-                f"probe.fisher.curvature={self.curvature} is for samples that are read one by one, not for a graph"
+                f"probe.fisher.curvature={self.curvature} is for samples that are read one by one, not for a graph: "
+                "choose diagonal"
             )
         if self.form and self.curvature == "gram":
             found: dict[str, Scores] = dict(scores(model, x, drawn_labels(model, x, random)))

@@ -101,5 +101,5 @@ def _model(like: BlockModel, file: Path) -> BlockModel:
     except RuntimeError as error:  # a shape
         raise UserError(f"{file} does not fit this run's model: {str(error).splitlines()[-1].strip()}") from error
     if names := problems.missing_keys + problems.unexpected_keys:
-        raise UserError(f"{file} does not fit this run's model: {', '.join(names[:3])} are not in both")
+        raise UserError(f"{file} does not fit this run's model: {', '.join(names[:3])} are not in both; give another")
     return model

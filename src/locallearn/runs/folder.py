@@ -63,7 +63,7 @@ def _refuse_ways_out(folder: Path) -> None:
         for path in (Path(here, name) for name in (*below, *names)):
             true = Path(os.path.realpath(path))
             if path.is_symlink() and not true.is_relative_to(inside):
-                raise UserError(f"{path} is a link out of the run folder, to {true}: replace it by what it leads to")
+                raise UserError(f"{path} is a link out of the run folder, to {true}: replace it with what it leads to")
             if not path.is_symlink() and not (path.is_file() or path.is_dir()):
                 raise UserError(f"{path} is neither a file nor a folder: take it out of the run folder")
         below[:] = [name for name in below if name != "wandb"]

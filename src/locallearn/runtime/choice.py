@@ -75,7 +75,7 @@ class Pipeline(Runtime):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.split, list) and len(self.split) != self.stages:
-            raise UserError(f"runtime.split={self.split}: must name {self.stages} stages")
+            raise UserError(f"runtime.split={self.split}: must be {self.stages} numbers of blocks, one for each stage")
 
     @property
     def processes(self) -> int:

@@ -228,7 +228,7 @@ class _Reader:
     def numbers(self, name: str) -> list[int]:
         values = self._take(name)
         if values.dim() != 1 or values.dtype != torch.int64:
-            raise does_not_fit(f"{name} is no list of whole numbers")
+            raise does_not_fit(f"{name} is not a list of whole numbers")
         return values.tolist()
 
     def packet(self, name: str) -> Packet:

@@ -109,7 +109,7 @@ class Part:
             raise unknown("unit of metric", self.unit, UNITS)
         if bool(self.search) != bool(self.trials) or (self.search and self.choose):
             raise UserError(
-                f"{self.title or 'the study'}: search needs trials, as in trials: 8, and leaves no room for choose"
+                f"{self.title or 'the study'}: search and trials need each other, as in trials: 8, and exclude choose"
             )
         if self.search:
             _ = self.points  # raises UserError where the space is none

@@ -83,7 +83,7 @@ def write_short(results: Mapping[Path, Mapping[str, Any]], page: Path, command: 
     try:
         write_between(page, command, lines)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(f"cannot write into {page}: {reason}; choose a page that is there: --readme FILE") from None
 
 

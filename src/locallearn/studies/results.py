@@ -169,17 +169,18 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a result, the first of it in a few words."""
     wrong = [key for key, kind in FIELDS.items() if not isinstance(content.get(key), kind)]
     if wrong or content.keys() - FIELDS.keys():
-        yield f"it has no {wrong[0]} as a result has" if wrong else f"it has {min(content.keys() - FIELDS.keys())}"
+        odd = content.keys() - FIELDS.keys()
+        yield f"its {wrong[0]} is missing or of the wrong type" if wrong else f"it has an unknown field, {min(odd)}"
     if content["format"] != FORMAT:
-        yield f"its format is {content['format']}, and {FORMAT} is known"
+        yield f"its format is {content['format']}, but only {FORMAT} is known"
     if content["digest"] != digest(content):
-        yield "it was changed after it was written: its digest is that of another content"
+        yield "it was changed after it was written: its digest does not match its content"
     seeds = [run["seed"] for run in content["runs"]]
     if not seeds or len({*seeds}) < len(seeds):
         yield f"its seeds are {seeds}: each counts once"
     for run in content["runs"]:
         if run["sha256"][files.SUMMARY] != _sha(_as_file(run["summary"])):
-            yield f"the summary of seed {run['seed']} has not the hash that is given for it"
+            yield f"the summary of seed {run['seed']} does not have the hash that is given for it"
         if not _close(run["value"], UNITS[content["unit"]] * run["summary"][content["metric"]]):
             yield f"the value of seed {run['seed']} is not the {content['metric']} of its summary"
     again = _numbers(content)
@@ -187,7 +188,7 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
         yield "mean and deviation are not those of its values"
     said, follows = content["verdict"], again["verdict"]
     if said.keys() != follows.keys() or not all(_close(follows[key], said[key]) for key in follows):
-        yield f"its verdict is {said.get('word')}, and from its numbers follows {follows['word']}"
+        yield f"its verdict is {said.get('word')}, but its numbers give {follows['word']}"
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -215,7 +216,7 @@ def against_study(file: Path, content: Mapping[str, Any], config_dirs: Sequence[
     for row in rows:
         if row.reference is not None and not _close(row.reference.mean, said):
             raise UserError(
-                f"{file} is refused: it says that {said:g} was published, and study {content['study']} says "
+                f"{file} is refused: it says that {said:g} was published, but study {content['study']} says "
                 f"{row.reference.mean:g}"
             )
 

@@ -207,5 +207,5 @@ def summary(jobs: Sequence[Job], plan: Plan, rest: str = "not begun") -> str:
     ended_badly = sorted((job for job in jobs if job.code), key=lambda job: job.number)
     lines += [f"  {job.how}: {job.name}: {job.reason}" for job in ended_badly]
     if counts["interrupted"] or counts[rest]:
-        lines.append("the same command goes on with it")
+        lines.append("run the same command again to go on")
     return "\n".join([*lines, f"pictures and a page of them: {again.command('report', plan.out, '--to', 'report')}"])

@@ -156,7 +156,7 @@ class Search:
         print(f"best: {' '.join(texts)}, {in_words(judge)} {sign * best.value:.4f}")
         for key, entry in self.space.items():
             if isinstance(entry, Range) and not EDGE < entry.share(best.params[key]) < 1 - EDGE:
-                print(f"  {key} lies at the end of its range, {entry.low:g} to {entry.high:g}: search a wider one, too")
+                print(f"  {key} lies at the end of its range, {entry.low:g} to {entry.high:g}: search a wider one")
         dirs = [f"--config-dir={folder}" for folder in self.config_dirs]
         print(f"run it with: {again.command(*self.settings, *texts, flags=dirs)}")
         return 0

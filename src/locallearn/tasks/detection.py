@@ -180,7 +180,7 @@ class Detection(Task):
                 "M objects in each image, with class -1 where there are fewer"
             )
         if classes != len(self.names):
-            raise UserError(f"the task names {len(self.names)} classes, and the data have {classes}: name the same")
+            raise UserError(f"the task names {len(self.names)} classes, but the data have {classes}: name the same")
         y = y.float()
         if look:
             _check_values(y, classes)

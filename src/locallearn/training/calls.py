@@ -156,7 +156,7 @@ class Calls:
         """Put back what a checkpoint has of each. Raises UserError for one whose callback is not there."""
         if missing := sorted(states.keys() - self.callbacks.keys()):
             raise UserError(
-                f"the checkpoint has the state of the callback {missing[0]}, which this run does not have: give it, too"
+                f"the checkpoint has the state of the callback {missing[0]}, which this run does not have: give it too"
             )
         for name, state in states.items():
             self.callbacks[name].load_state_dict(state)

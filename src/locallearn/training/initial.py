@@ -95,7 +95,7 @@ def with_teacher(exp: Experiment, model: BlockModel, data: Data, device: torch.d
     if (manifest.get("task", CLASSIFICATION), plain.image, manifest["classes"], own is None) != here:
         raise UserError(
             f"{source} was trained on {list(plain.image)} inputs of {len(manifest['classes'])} classes, which are not "
-            f"those of data={data.name} ({list(data.image)}, {len(data.classes)} classes): choose a teacher of the task"
+            f"those of data={data.name} ({list(data.image)}, {len(data.classes)} classes): choose a teacher of these"
         )
     teacher = Teacher(plain, own, theirs).to(device, DTYPES[exp.settings.precision])
     count = sum(p.numel() for p in teacher.parameters())

@@ -186,7 +186,10 @@ def check_batch(exp: Experiment, data: Data) -> None:
     batch = data.batch(exp.settings.batch_size)
     if batch % _parts(exp):
         verb = "do" if len(several) > 1 else "does"
-        raise UserError(f"{parts} {verb} not divide the batch of {batch} training samples")
+        raise UserError(
+            f"{parts} {verb} not divide the batch of {batch} training samples: choose another batch_size, a multiple "
+            f"of {_parts(exp)}"
+        )
 
 
 def facts_of(data: Data) -> dict[str, Any]:
@@ -225,7 +228,7 @@ def load_data(source: Source, seed: int, device: torch.device, manifest: Mapping
     if tuple(manifest["image"]) != data.image or len(classes) != len(data.classes):
         raise UserError(
             f"the run was trained on {tuple(manifest['image'])} inputs and {len(classes)} classes; this set "
-            f"has {data.image} and {len(data.classes)}"
+            f"has {data.image} and {len(data.classes)}: choose a set of such inputs and as many classes"
         )
     for label, (name, here) in enumerate(zip(classes, data.classes, strict=True)):
         if name != here:
@@ -249,7 +252,10 @@ def _as_read(data: Data, inputs: Inputs | None, vocabulary: int | None) -> None:
     ours = data.inputs
     if (ours and ours.unnumbered) != (inputs and inputs.unnumbered):
         shown = [f"several tensors ({each})" if each else "one tensor" for each in (inputs, ours)]
-        raise UserError(f"the run was trained on samples of {shown[0]}, and those of data={data.name} are {shown[1]}")
+        raise UserError(
+            f"the run was trained on samples of {shown[0]}, but those of data={data.name} are {shown[1]}: choose a set "
+            "of such samples"
+        )
     here, there = (ours.vocabulary, inputs.vocabulary) if ours and inputs else (data.vocabulary, vocabulary)
     if here is not None and there is not None and here > there:
         raise UserError(

@@ -41,10 +41,13 @@ def sample(
     with process_settings(exp.settings):
         saved = checkpoint.newest(folder.checkpoints, warn)
         if saved is None:
-            raise UserError(f"{folder.path} has no checkpoint to write by; `{again.resume(folder.path)}` goes on")
+            raise UserError(f"{folder.path} has no checkpoint to sample from; `{again.resume(folder.path)}` goes on")
         learner, data = prepare(exp, ranges(manifest["cut"]), manifest=manifest, fresh=False, learns=False)
         if not isinstance(data, TextData):
-            raise UserError("sample writes the characters of data=text or data=shakespeare, and the run had others")
+            raise UserError(
+                f"sample writes the characters of data=text or data=shakespeare, but {path} was trained on other data: "
+                "give another run"
+            )
         learner.load_state(saved.tensors)
         prompt = data.spelling.start if prompt is None else prompt
         if not prompt:

@@ -158,7 +158,7 @@ class Manifest:
 def _elsewhere(before: Any, name: str, now: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of another runtime, with the part of the saved one that decides what is learned."""
     if not isinstance(before, Mapping):
-        raise UserError("runtime is missing in the config.yaml of the run: it is not complete")
+        raise UserError("runtime is missing in the config.yaml of the run: copy the run folder again")
     if any("staleness" not in config for config in (before, now)):  # asynchronous: another algorithm
         raise UserError(
             f"a run under runtime=replay goes on only under it, and no other run does; leave runtime={name} out"

@@ -143,9 +143,11 @@ def _network(run: str | Path, allow: list[str]) -> Network:
     folder = RunFolder.open(Path(run))
     exp, manifest = saved_experiment(folder, allow, changes=NOT_ASKED)
     if task_of(manifest) is not CLASSES and not isinstance(task_of(manifest), Classification):
-        raise UserError(f"tasks embeds tasks with classes, but {run} was trained for {task_of(manifest).wanted}")
+        raise UserError(
+            f"tasks embeds tasks with classes, but {run} was trained for {task_of(manifest).wanted}: give another run"
+        )
     if manifest.get("form", SAMPLE) != SAMPLE or "graph" in exp.model.asks:
-        raise UserError(f"tasks needs a net that reads one sample after another, but that of {run} does not")
+        raise UserError(f"tasks needs a net that answers once for each sample, but {run} has another: give another run")
     numbers = manifest.get("normalisation")
     normaliser = Normaliser.of(Normalisation(**numbers), CPU) if numbers else None
     return Network(folder.path, load(run, allow), normaliser, exp.config["data"], exp.settings.seed)
@@ -161,7 +163,7 @@ def _raw(name: str, config: Mapping[str, Any], network: Network, samples: int, a
         raise UserError(f"tasks compares sets of samples with a class each, but {name} is not such a set")
     if tuple(data.image) != tuple(network.model.image):
         raise UserError(
-            f"{name} has inputs of {_sizes(data.image)}, and the net of {network.run} reads "
+            f"{name} has inputs of {_sizes(data.image)}, but the net of {network.run} reads "
             f"{_sizes(network.model.image)}: give sets of that shape, or another run"
         )
     known = (data.train.labels >= 0).nonzero().flatten()

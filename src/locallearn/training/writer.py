@@ -112,7 +112,7 @@ class Writer:
             tell(str(place))
             try:
                 own = write(place / of_stage(0, world.stages), self.snapshot.head, self.snapshot.tensors)
-            finally:  # who sends must not wait for ever, and who writes must have ended before the folder goes
+            finally:  # a sender must not wait for ever, and a writer must have ended before the folder goes
                 said = {rank: self._heard(words, rank) for rank in others}
             files = {of_stage(0, world.stages): own}
             for rank, word in said.items():

@@ -63,7 +63,7 @@ def _codes(t: Tensor, bins: Bins) -> tuple[Tensor, str]:
         return numbers - numbers.min(), f"width {bins:g}"
     if isinstance(bins, str):
         if bins != "tanh":
-            raise UserError(f"bins={bins}: the only bins with a name are tanh; or give their number, width or edges")
+            raise UserError(f"bins={bins}: the only named bins are tanh; or give their number, width or edges")
         bins = TANH
     edges = torch.as_tensor(bins, dtype=torch.float64, device=t.device)
     if edges.dim() != 1 or len(edges) < 2 or not bool((edges.diff() > 0).all()):

@@ -16,7 +16,7 @@ def gaussian_channel(weight: Tensor, covariance: Tensor, noise_variance: float) 
     variance = positive("noise_variance", noise_variance)
     w, c = weight.detach().double(), covariance.detach().double()
     if w.dim() != 2 or c.shape != (w.shape[1], w.shape[1]):
-        raise UserError(f"weight {list(w.shape)} and covariance {list(c.shape)}; give [D, Dx] and [Dx, Dx]")
+        raise UserError(f"weight {list(w.shape)} and covariance {list(c.shape)}: must be [D, Dx] and [Dx, Dx]")
     return _channel(w @ c @ w.T, variance)
 
 
@@ -36,7 +36,7 @@ def gaussian(data: Samples, noise_variance: float | None) -> Information:
         bits = _joint(data.x.double(), data.t.double(), variance)
     dimensions = data.t.shape[1] + (0 if data.x is None else data.x.shape[1])
     if n < 10 * dimensions:
-        warnings.append(f"{n} samples for covariances of {dimensions} dimensions: too large by about what it says")
+        warnings.append(f"{n} samples for covariances of {dimensions} dimensions: too large, by about its own value")
     if math.isinf(bits):
         warnings.append("t is a linear function of x, without noise: I(X;T) is infinite; give noise_variance")
     if data.y is not None:

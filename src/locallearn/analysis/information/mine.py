@@ -46,7 +46,7 @@ def mine(a: Array, b: Array, steps: int = 1000, seed: int = 0) -> Mine:
     data = samples(a, None, b)
     assert data.x is not None
     if len(data.t) < 8:
-        raise UserError(f"mine has {len(data.t)} samples, learns on some and measures on others; give at least 8")
+        raise UserError(f"mine learns on some of its {len(data.t)} samples and measures on the others; give at least 8")
     if steps < LOOKS:
         raise UserError(f"steps={steps}: mine needs at least {LOOKS}, and usually 1000")
     draw = torch.Generator().manual_seed(seed)

@@ -91,7 +91,8 @@ def samples(t: Array, y: Array | None = None, x: Array | None = None) -> Samples
             inputs = None if inputs is None else inputs[known]
         labels = labels.unique(return_inverse=True)[1]
     if len(flat) < 2:
-        raise UserError(f"t has {len(flat)} samples with a label; mutual information needs at least 2")
+        labelled = "" if y is None else " with a label"
+        raise UserError(f"t has {len(flat)} samples{labelled}; mutual information needs at least 2")
     return Samples(flat, labels, inputs)
 
 
