@@ -87,8 +87,8 @@ def metric_of(name: str) -> str:
 
 
 def higher_is_better(name: str, metrics: Mapping[str, str] = MappingProxyType({})) -> bool | None:
-    """Whether more of a number is better; None where neither is. `metrics` are those of a task by name, "up" or "down",
-    as the manifest of a run has them."""
+    """Whether a higher number is better; None where that is not known. `metrics` are those of a task by name, "up" or
+    "down", as the manifest of a run has them."""
     metric = metric_of(name)
     if metric in metrics:
         return metrics[metric] == "up"

@@ -1,1 +1,1 @@
-"""From a plain configuration to checked, typed objects. Knows neither Hydra nor how a run proceeds."""
+"""From yaml, or from what Python passes, to checked, typed objects. Only `compose` and `explain` know Hydra."""

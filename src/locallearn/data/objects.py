@@ -44,7 +44,8 @@ CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class ObjectSource(DataSource):
-    """What was given as `data=` from Python. Without a test part a fixed fifth of each class is the test set.
+    """What was given as `data=` from Python. Without a test part a fixed fifth, of classes a fifth of each, is the
+    test set.
 
     parts    the sets by part
     task     what is asked: the name of a task, or one with options. Numbers that are asked for are standardised, unless
@@ -78,7 +79,7 @@ class ObjectSource(DataSource):
 
     @property
     def _passes(self) -> bool:
-        """Whether the training part can only be gone through, in an order of its own."""
+        """Whether the training part can only be iterated, in an order of its own."""
         return isinstance(_opened(self.parts["train"], train=True), DataLoader | IterableDataset)
 
     def place(self) -> str:
@@ -150,7 +151,7 @@ class ObjectSource(DataSource):
             )
 
     def _part(self, given: Any, part: str) -> RawSplit:
-        """The raw samples and labels of one part. Raises UserError for what is none."""
+        """The raw samples and labels of one part. Raises UserError for a part without samples."""
         workers = given.num_workers if isinstance(given, DataLoader) else self.workers
         given, what = _opened(given, part == "train"), f"data[{part!r}]"
         if isinstance(given, TensorDataset) and len(given.tensors) == 2:
@@ -173,7 +174,7 @@ class ObjectSource(DataSource):
         return RawSplit(Items(given, name_of(given), targets, tuple(x.shape), x.dtype, label, inputs, workers), targets)
 
     def _read_once(self, given: Any) -> RawSplit:
-        """A validation or test part that can only be gone through is kept in memory."""
+        """A validation or test part that can only be iterated is kept in memory."""
         loader = given if isinstance(given, DataLoader) else DataLoader(given, 64, num_workers=self.workers)
         with drawing(0), reading(name_of(given)):
             batches = [pair(batch, f"a batch of {name_of(given)}") for batch in loader]
@@ -198,7 +199,7 @@ class ObjectSource(DataSource):
 
 
 def by_part(given: Any) -> dict[str, Any]:
-    """What `data=` was given as, by part. Raises UserError for what is no data."""
+    """What `data=` was given as, by part. Raises UserError for what is not data."""
     if isinstance(given, Mapping):
         if unknown := [str(name) for name in given if name not in PARTS]:
             raise UserError(f"data has a part {unknown[0]!r}: its parts must be train, validation and test")

@@ -23,7 +23,7 @@ Box = tuple[str, float, float, float, float]
 @dataclass
 class AnnotatedImage:
     """An image file and the objects in it: class, x1, y1, x2, y2 in its pixels, within it. `dropped` counts objects
-    that are none, by what is wrong with them; `size` is (width, height), or None where the file does not say it."""
+    that are left out, by what is wrong with them; `size` is (width, height), or None where the file does not say it."""
 
     image: Path
     xml: Path
@@ -110,7 +110,7 @@ def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
 
 
 def _add(found: AnnotatedImage, each: ElementTree.Element) -> None:
-    """Add an object, within the image, or count why it is none."""
+    """Add an object, within the image, or count why it is left out."""
     name, texts = each.findtext("name"), [each.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
     if not name or None in texts:
         raise ValueError("an object has no name or no bndbox with xmin, ymin, xmax and ymax")
@@ -131,7 +131,7 @@ def _add(found: AnnotatedImage, each: ElementTree.Element) -> None:
 
 
 def dropped(images: Sequence[AnnotatedImage]) -> str:
-    """Such as `2 boxes without an area left out (the first: NAME.xml)`; an empty text if none is."""
+    """Such as `2 boxes without an area left out, the first in NAME.xml`; an empty text if none is."""
     reasons: Counter[str] = sum((image.dropped for image in images), Counter())
     if not reasons:
         return ""

@@ -36,7 +36,7 @@ CHUNK = 4096
 class VisionSet(DataSource):
     """A set of torchvision, as a subclass describes it. `base` is the name of torchvision's class.
 
-    shrink  images are read smaller: means over squares of so many pixels
+    shrink  images are read smaller, by this factor: means over squares of so many pixels a side
     """
 
     base: ClassVar[str]

@@ -62,7 +62,7 @@ class DetectHead(nn.Module):
     stride of each position in pixels of the input, the logits of `bins` distances (0, 1, ... cells) of left, top, right
     and bottom, and those of the classes. The three columns are constants, so that an answer explains itself.
 
-    It begins with one object in a hundred positions or so: class biases log(5 / classes / positions of the level).
+    At first it finds about five objects on each level: class biases are log(5 / classes / positions of the level).
 
     Args:
         given: What comes in.

@@ -31,11 +31,11 @@ CHUNK = 256
 @dataclass(frozen=True)
 class ReconstructionProbe(Probe):
     """Fits a decoder on the frozen output of each block, in eval mode, that puts the input back (see
-    `analysis.decoder`), and tries it on the first 500 test samples:
+    `analysis.decoder`), and tries it on at most 500 test samples:
 
     mse                 on the scale of pixels, 0 to 1 (of other inputs, on their own)
     explained_variance  1 - mse / variance about the mean input; what is missing to 1 was lost, or is there in a form
-                        that this decoder cannot read in so many steps: a lower bound
+                        that this decoder cannot read in these steps: a lower bound
     psnr                in dB; the peak is 1 (of other inputs, their range)
 
     Holds the output of one layer for all samples at a time.

@@ -17,9 +17,9 @@ from locallearn.probes.depth import SPLITS
 @dataclass(frozen=True)
 class UsableInformation(Probe):
     """I(h; Y) as a small network reads it from each unit's output h, and that network's accuracy (see
-    `analysis.readout`): trained on the first `samples` of the training split, measured on as many of the test split or
-    of another. On the training split, from which it has learned itself, it shows beside the test split what was learned
-    by heart.
+    `analysis.readout`): trained on `samples` of the training split, measured on as many of the test split or of
+    another. Measured on the training split, from which it has learned itself, it shows beside the test split what was
+    learned by heart.
 
     Per unit: `usable_information` (bits), `usable_accuracy`, `label_entropy` (bits, the most there is).
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST = 12
-"""So many groups can be told apart in one picture."""
+"""The most groups that can be told apart in one picture."""
 DRAWN_COSTS = ("seconds", "peak_memory_bytes")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*X<>hd"
@@ -125,7 +125,7 @@ def score_by_block(
     numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look], score: str
 ) -> dict[str, Figure]:
     """A picture of the score of every block that can predict, on the test set, by label; a network of one predicting
-    block is a point. None where no network has several."""
+    block is a point. Empty where no network has several."""
     from matplotlib.ticker import MaxNLocator
 
     blocks = {name: names.by_block(own, score, names.TEST) for name, own in numbers.items()}

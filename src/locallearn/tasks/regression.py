@@ -22,7 +22,7 @@ class Regression(Task):
 
     Targets are standardised: `mean` and `std` of each output, in original units, serve the report alone. R2 is
     1 - SSE / (sum of y^2 - (sum of y)^2 / n) for each output that varies, then the mean; RMSE is the root of the mean
-    over outputs, too.
+    squared error over samples and outputs.
     """
 
     mean: tuple[float, ...] = ()

@@ -15,7 +15,8 @@ LARGEST = 1e10  # the area that faster-coco-eval takes for all
 
 
 def by_size(images: Sequence[np.ndarray], classes: int, scale: float) -> dict[str, float]:
-    """`ap_small`, `ap_medium` and `ap_large`, those of which there are objects; nothing without the package.
+    """`ap_small`, `ap_medium` and `ap_large`, those of which there are objects; nothing without the package, or where
+    nothing was found.
 
     Args:
         images: Of each one what was found and what is there, as `Detection.rows` has them [N, 6].

@@ -1,4 +1,4 @@
-"""Another look at a run that has trained: its test accuracy, and what probes see of its checkpoints."""
+"""Another look at a run that has trained: its test metrics, and what probes see of its checkpoints."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def evaluate_run(
     linear: bool = False,
     objects: Mapping[str, Any] = NOTHING,
 ) -> dict[str, float]:
-    """Test loss and accuracy of a run at every block that can predict, with `linear` also those of a linear classifier
-    on each block's frozen features. Another data set is normalised as that of the run."""
+    """Test loss and metrics of a run at every block that can predict, with `linear` also the accuracy of a linear
+    classifier on each block's frozen features. Another data set is normalised as that of the run."""
     folder = RunFolder.open(Path(path))
     changes = {**NOT_ASKED, **({"data": data_config} if data_config else {})}
     exp, manifest = saved_experiment(folder, allow, changes=changes, objects=objects)
