@@ -38,8 +38,8 @@ EULER, LOOK = 0.05, 20
 
 
 def task() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Whitened inputs [16, 4], targets [16, 3], and the singular vectors [3, 3] and [4, 4] of what maps them; of the
-    last one nothing is asked."""
+    """Whitened inputs [16, 4], targets [16, 3], and the singular vectors [3, 3] and [4, 4] of the map between them,
+    which takes the last of these to zero."""
     rng = np.random.default_rng(0)
     left = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     right = np.linalg.qr(rng.normal(size=(SIZE, SIZE)))[0]
@@ -48,7 +48,7 @@ def task() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def begun(weights: list[torch.Tensor], balanced: bool) -> None:
-    """Let a product of matrices begin along the modes (`balanced`), or anywhere, as small."""
+    """Initialise a product of matrices along the modes (`balanced`), or at random and as small."""
     _, _, left, right = task()
     each, draws = START ** (1 / len(weights)), np.random.default_rng(1)
     for k, w in enumerate(weights):
@@ -62,7 +62,7 @@ def begun(weights: list[torch.Tensor], balanced: bool) -> None:
 
 
 def learned(strategy: str, matrices: int, balanced: bool) -> list[list[float]]:
-    """The strength of each mode [look][mode] in a net of so many matrices, from the start on."""
+    """The strength of each mode [look][mode] in a net of `matrices` matrices, from the start on."""
     x, y, left, right = task()
     options: dict[str, Any] = {
         "model.width": SIZE, "model.depth": matrices - 1, "model.activation": "identity", "model.bias": False,

@@ -56,13 +56,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead the links of a page to where their aims are in the site."""
+    """Point the links of a page to where their targets are in the site."""
     uri = page.file.src_uri
     return markdown if uri.startswith(SHOWN) else moved(markdown, source(uri))
 
 
 def expanded(nav: Any) -> Any:
-    """The navigation, with the pages that it fits in place of each pattern, such as strategies/*.md; but no index."""
+    """The navigation, with the pages that match it in place of each pattern, such as strategies/*.md; but no index."""
     if isinstance(nav, dict):
         return {title: expanded(own) for title, own in nav.items()}
     if not isinstance(nav, list):
@@ -123,7 +123,7 @@ def _aim(target: str, page: Path) -> Path | None:
 
 
 def shown() -> dict[Path, str]:
-    """What pages link to and is no page itself: files, folders and what is in these, with their places in the site."""
+    """What pages link to and is not a page itself: files, folders and their contents, with their places in the site."""
     pages = [*PAGES, *DOCS.rglob("*.md")]
     aims = {aim for page in pages for aim in links(page.read_text(encoding="utf-8"), page)}
     aims |= {inner for folder in aims if folder.is_dir() for inner in _listed(folder)}

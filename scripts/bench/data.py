@@ -64,7 +64,7 @@ def measure(bench: Bench, report: Report) -> None:
 
 
 def _timed(bench: Bench, batches: Iterable[object], count: int) -> Sample:
-    """Seconds per image over so many batches."""
+    """Seconds per image over `count` batches."""
     start = mark(bench.pids)
     for _ in itertools.islice(batches, count):
         pass

@@ -2,10 +2,9 @@
 
 Variants run in turn, A B B A. Every sample records the CPU time that others used meanwhile: what /proc/stat counts as
 busy (time that a hypervisor took included) less what the processes of the benchmark used. A sample with more than
-`LOUD` of a core is thrown away and repeated, so many times and no more; a sample of CPU time, which others do not
-lengthen, never is. A number is the median over the rounds, a ratio that of the ratios within a round, with the interval
-in which the median lies with a probability of 95 %: of a few rounds their extremes. Fewer than `LEAST` quiet rounds
-give no number.
+`LOUD` of a core is thrown away and repeated, up to `TRIES` attempts; a sample of CPU time, which others do not
+lengthen, never is. A number is the median over the rounds, a ratio that of the ratios within a round, with its 95 %
+confidence interval: of a few rounds their extremes. Fewer than `LEAST` quiet rounds give no number.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Team:
         self._ask("make", name, {"kind": kind, "quick": self._bench.quick, **about})
 
     def run(self, name: str, steps: int) -> list[list[Mark]]:
-        """So many steps of a variant in all workers at the same time: by rank the marks, one before the first step."""
+        """`steps` steps of a variant in all workers at the same time: by rank the marks, one before the first step."""
         return self._ask("run", name, steps, self._bench.pids)
 
     def weigh(self, name: str) -> list[Held]:

@@ -93,8 +93,8 @@ class Clock(Callback):
 
 def loop(bench: Bench, report: Report) -> None:
     """P2: `locallearn.train` against a loop written by hand over the same batches, and a line of its metrics.jsonl. In
-    CPU time of the one thread that both have: what others do moves the wall time of a step by more than is to be
-    found."""
+    CPU time of the one thread that both have: other programs move the wall time of a step by more than the difference
+    to be found."""
     with tempfile.TemporaryDirectory(prefix="locallearn-bench-") as folder:
         given = settings(1280 if bench.quick else 12_800, 5, folder)
         exp = experiment(*compose(list(overrides(given))))

@@ -91,8 +91,8 @@ def defaults(bench: Bench, report: Report, subject: str, threads: int) -> None:
 
 
 def small(bench: Bench, report: Report, name: str) -> None:
-    """P18: nets so small that what the harness adds to a step shows, and 2 % are to be told. Backprop and DGL, with SGD
-    and with Adam, fused optimizers on both sides, in CPU time, alternating every few milliseconds."""
+    """P18: nets so small that what the harness adds to a step shows, down to 2 %. Backprop and DGL, with SGD and with
+    Adam, fused optimizers on both sides, in CPU time, alternating every few milliseconds."""
     build, image = SMALL[name]
     torch.manual_seed(0)
     model = build(image, CLASSES)

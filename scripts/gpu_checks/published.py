@@ -38,7 +38,7 @@ def published(device: torch.device, small: bool) -> Outcome:
 
 
 def train(words: list[str], seconds: float) -> None:
-    """Run it so long; it then saves, and can be gone on with."""
+    """Run locallearn with these words for at most `seconds`; it then saves its state, and can be resumed."""
     process = subprocess.Popen([sys.executable, "-m", "locallearn", *words], stderr=subprocess.PIPE, text=True)
     try:
         _, said = process.communicate(timeout=seconds)

@@ -55,7 +55,7 @@ def images(batch: int) -> tuple[Tensor, Tensor]:
 
 
 def pictures(count: int, device: torch.device) -> Data:
-    """As many random pictures, cropped and flipped as those of CIFAR-10 are."""
+    """`count` random pictures, cropped and flipped as those of CIFAR-10 are."""
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, *IMAGE), dtype=torch.uint8, generator=draws).to(device)
     split = Split(Memory(pixels), torch.arange(count), torch.arange(count).remainder(CLASSES).to(device))
@@ -64,7 +64,7 @@ def pictures(count: int, device: torch.device) -> Data:
 
 
 def timed(device: torch.device, call: Callable[[], object], times: int = 10) -> float:
-    """Seconds of a call, once it is warm."""
+    """Seconds of a call: the mean over `times` calls, after three to warm up."""
     for _ in range(3):
         call()
     started = now(device)

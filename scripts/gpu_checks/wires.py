@@ -1,4 +1,4 @@
-"""The checks of what carries messages: two processes on one device, of which each is
+"""The checks of what carries messages: two processes on one device, each of them started as
 python -m gpu_checks.wires RANK DEVICE WIRE FOLDER MEGABYTES"""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def nccl_of_two(device: torch.device, small: bool) -> Outcome:
 def exchange(
     device: torch.device, wire: str, megabytes: int, seconds: float, variables: dict[str, str]
 ) -> tuple[int, str]:
-    """Two processes that send each other as much: the worse exit code, and the last line that was said."""
+    """Let two processes send each other `megabytes` MiB: the worse exit code, and the last line that was printed."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "gpu_checks.wires"]
         both = [

@@ -1,5 +1,5 @@
-"""The one file that knows devices. Everybody else asks whether a tensor lies on the CPU, where nothing waits; on
-anything else reading a number makes the host wait, and draws come from a generator of the device's own.
+"""The only module that knows kinds of device. All others ask no more than whether a tensor lies on the CPU: on another
+device, reading a number makes the host wait, and random numbers come from a generator of the device itself.
 
 PyTorch has a module for each kind of accelerator, such as `torch.cuda`, and these have the same functions.
 """
@@ -18,54 +18,54 @@ from torch import Tensor
 KIND = "cuda"
 """The kind of accelerator that a run may have."""
 AHEAD = 64
-"""Draws of so many steps go to an accelerator together."""
+"""Random numbers for this many steps are copied to an accelerator together."""
 
 
 def module(device: torch.device) -> ModuleType | None:
-    """What PyTorch has for this kind of device, such as `torch.cuda`; nothing for what needs nothing."""
+    """PyTorch's module for this kind of device, such as `torch.cuda`; None for cpu and meta, which need none."""
     return None if device.type in ("cpu", "meta") else torch.get_device_module(device)
 
 
 def is_cpu(device: torch.device) -> bool:
-    """Whether what is asked of the device is done when the call returns."""
+    """Whether the device is the CPU, where an operation is done when its call returns."""
     return device.type == "cpu"
 
 
 def count() -> int:
-    """The accelerators of this machine that PyTorch can use; asking starts none."""
+    """The number of accelerators of this machine that PyTorch can use; asking starts none."""
     own = torch.get_device_module(KIND)
     return own.device_count() if own.is_available() else 0
 
 
 def names() -> list[str]:
-    """What they are called."""
+    """The names of the accelerators of this machine."""
     return [torch.get_device_module(KIND).get_device_name(index) for index in range(count())]
 
 
 def name(device: torch.device) -> str | None:
-    """What it is called; None for a CPU."""
+    """The name of an accelerator; None for a CPU."""
     return own.get_device_name(device) if (own := module(device)) else None
 
 
 def rounded(device: torch.device) -> list[str] | None:
-    """What is computed from float32 rounded to 10 bits (TF32) there, as PyTorch's flags say; None for a CPU."""
+    """Which operations round float32 to a mantissa of 10 bits (TF32), by PyTorch's flags; None for a CPU."""
     precisions = attrgetter("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision")(torch.backends)
     flags = zip(("products", "convolutions"), precisions, strict=True)
     return None if module(device) is None else [name for name, precision in flags if precision == "tf32"]
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """The memory that it has; None for a CPU."""
+    """The memory of an accelerator; None for a CPU."""
     return own.get_device_properties(device).total_memory if (own := module(device)) else None
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most memory that tensors have taken there since `reset_peak_memory`; None for a CPU."""
+    """The most memory that tensors have taken on an accelerator since `reset_peak_memory`; None for a CPU."""
     return own.max_memory_allocated(device) if (own := module(device)) else None
 
 
 def reset_peak_memory() -> None:
-    """Give back memory that nothing needs, and count the peak from here. Starts no accelerator."""
+    """Free cached memory that no tensor uses, and measure the peak from now on. Starts no accelerator."""
     own = torch.get_device_module(KIND)
     if own.is_initialized():
         own.empty_cache()
@@ -74,7 +74,7 @@ def reset_peak_memory() -> None:
 
 
 def use(device: torch.device) -> None:
-    """Make it the current one of this process: whatever is asked of an accelerator without an index goes there."""
+    """Make an accelerator the current one of this process, to which a device without an index refers."""
     if (own := module(device)) and device.index is not None:
         own.set_device(device)
 
@@ -86,8 +86,8 @@ def synchronise(device: torch.device) -> None:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on `device`, by a copy for which the host does not wait: for that it must lie in memory that
-    is never swapped out."""
+    """A tensor of the host on `device`, by a copy for which the host does not wait: this takes memory that is never
+    swapped out."""
     return tensor.to(device) if is_cpu(device) else tensor.pin_memory().to(device, non_blocking=True)
 
 

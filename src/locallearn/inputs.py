@@ -85,7 +85,7 @@ class Inputs:
 
     @property
     def unnumbered(self) -> Inputs:
-        """The same without the numbers of tokens, which a smaller set may not reach."""
+        """The same without the sizes of vocabularies, which a smaller set may not reach."""
         return Inputs(tuple(replace(part, vocabulary=None) for part in self.parts))
 
     @property
@@ -156,7 +156,7 @@ class Inputs:
 
 
 def several(given: Any) -> bool:
-    """Whether an input is a number of tensors: a mapping, or a tuple or list that is no line of numbers."""
+    """Whether an input consists of several tensors: a mapping, or a tuple or list that is not a row of numbers."""
     if isinstance(given, Mapping):
         return True
     arrays = isinstance(given, tuple | list) and all(

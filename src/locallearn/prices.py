@@ -21,7 +21,7 @@ class Metered(nn.Module):
     """A module whose block records numbers that the module finds in its forward pass, each as a mean over steps.
 
     progress  how far training is, from 0 to 1; the block says it
-    shown     whether a probe looks: then it behaves as in training, and keeps its readings for the probe
+    shown     whether a probe is looking: then the module behaves as in training, and keeps its readings for the probe
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Metered(nn.Module):
         return self.training or self.shown
 
     def meter(self, name: str, nats: Tensor) -> None:
-        """Put by an information [] in nats, in a forward pass from which something learns; it is recorded in bits."""
+        """Keep an amount of information [] in nats, in a forward pass that is learned from; it is recorded in bits."""
         if self.shown or (self.training and torch.is_grad_enabled()):
             called(self._put, name, nats)
 
@@ -53,18 +53,18 @@ class Metered(nn.Module):
         return min(1.0, self.progress / warmup if warmup else 1.0)
 
     def forget(self) -> None:
-        """Leave out what was put by."""
+        """Drop the readings."""
         self.readings.clear()
 
     def taken(self) -> Iterator[tuple[str, Tensor]]:
-        """What was put by since the last call, by name."""
+        """The readings since the last call: (name, bits)."""
         readings, self.readings = self.readings, []
         yield from readings
 
 
 @contextmanager
 def shown(meters: Sequence[Metered]) -> Iterator[None]:
-    """Let modules behave as in training while a probe looks, noise included; afterwards nothing of it is left."""
+    """Let modules behave as in training while a probe looks, noise included; afterwards no trace of it is left."""
     for meter in meters:
         meter.shown = True
     try:
@@ -76,7 +76,7 @@ def shown(meters: Sequence[Metered]) -> Iterator[None]:
 
 
 def meters_of(roots: Iterable[nn.Module]) -> list[Metered]:
-    """The modules among these that measure themselves, each once."""
+    """The `Metered` modules in these, each once."""
     return list({m: None for root in roots for m in root.modules() if isinstance(m, Metered)})
 
 

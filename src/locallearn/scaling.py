@@ -17,7 +17,7 @@ from locallearn.errors import UserError
 
 FIRST, LEAST = 2.0**16, 1.0
 GROWTH_STEPS = 2000
-"""The rule of `torch.amp.GradScaler`: half the scale after an overflow, twice the scale after so many steps without."""
+"""The rule of `torch.amp.GradScaler`: halve the scale after an overflow, double it after this many steps without."""
 _active: Scaler | None = None
 _NOTHING = nullcontext()
 
@@ -56,7 +56,8 @@ class Scaler:
 
     @contextmanager
     def running(self) -> Iterator[float]:
-        """While gradients are computed: the parameters' come out divided by the scale, and are added to those there."""
+        """Around the computation of gradients: those of the parameters come out divided by the scale, and are added to
+        any that are there already."""
         before = [(p, p.grad) for p in self.parameters if p.grad is not None]
         for p, _ in before:
             p.grad = None
@@ -128,7 +129,7 @@ def grad(of: Tensor, at: Tensor, gradient: Tensor) -> Tensor:
 
 
 def unscaled(x: Tensor) -> AbstractContextManager[object]:
-    """Where gradients are computed forward, on the device of x: no autocast to float16, for no scale protects them."""
+    """For gradients by forward mode, on the device of x: no autocast to float16, as no scale protects them."""
     half = torch.get_autocast_dtype(x.device.type) == torch.float16
     return torch.autocast(x.device.type, enabled=False) if half else _NOTHING
 
@@ -141,7 +142,7 @@ def widen(*modules: nn.Module | None) -> None:
 
 
 def widened(module: nn.Module, args: Any, output: Any) -> Any:
-    """A forward hook that does so."""
+    """The forward hook that `widen` registers."""
     if isinstance(output, Tensor):
         return output.float() if output.is_floating_point() else output
     parts = [widened(module, args, part) for part in output] if isinstance(output, list | tuple) else None

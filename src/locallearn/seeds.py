@@ -94,8 +94,8 @@ class Undisturbed:
 
 
 def noise_like(t: Tensor, *counters: int) -> Tensor:
-    """Normal numbers in the shape of t, from a stream of their own beside the one at whose start the global generators
-    were put: these go on as if nothing had been drawn."""
+    """Normal numbers in the shape of t, from a stream of their own that follows from PyTorch's seed and `counters`: the
+    global generators go on as if nothing had been drawn."""
     with restarted(mix(torch.initial_seed(), *counters), t.device):
         return torch.randn_like(t)
 

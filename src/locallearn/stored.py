@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMALL_BYTES = 10_000_000
-"""A yaml or json file, or the header of a safetensors file, is not longer: theirs have some kilobytes."""
+"""The most for a yaml or json file, or the header of a safetensors file; they usually have some kilobytes."""
 RECORDS_BYTES = 2**31
 DEPTH = 50
 VALUES = 1_000_000
-"""So many values may a file hold, those counted that a yaml alias repeats."""
+"""The most values that a file may hold, where one that a yaml alias repeats counts each time."""
 DIMENSIONS = 16
 TYPES = ("C64", "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 """What a model and its optimizers are made of; not all of PyTorch works with the other types of safetensors."""

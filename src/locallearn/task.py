@@ -72,7 +72,7 @@ class Task(Options, ABC):
         """How many items have a target []."""
 
     def total(self, z: Tensor, y: Tensor) -> Tensor:
-        """The loss summed over the items [], by which an evaluation goes."""
+        """The loss summed over the items [], which an evaluation adds up."""
         return self.loss(z, y) * self.count(y)
 
     @abstractmethod
@@ -119,8 +119,8 @@ class Task(Options, ABC):
         Args:
             y: What was given.
             count: The samples of the batch.
-            classes: The number of names of what is answered.
-            look: Whether values are read, which makes a GPU wait.
+            classes: The number of classes, or of outputs.
+            look: Whether values are read, for which the host would wait on a GPU.
 
         Raises:
             UserError: For targets that would train a wrong model.
@@ -230,13 +230,13 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def not_a_tensor(what: str, value: Any) -> UserError:
-    """What to raise for targets that are no tensor."""
+    """The error for targets that are not a tensor."""
     return UserError(f"the {what} are a {type(value).__name__}, not a tensor: make it one with torch.as_tensor")
 
 
 def class_numbers(y: Any, count: int, axes: str, what: str, each: str) -> Tensor:
-    """Class numbers of `count` samples with more `axes`, such as "H, W", as int64; without reading their values. Raises
-    UserError: `what` they are, and `each` says one of what."""
+    """Class numbers of `count` samples with more `axes`, such as "H, W", as int64; their values are not read. Raises
+    UserError, whose sentence calls them `what` and ends with `each`, what there must be one of."""
     if not isinstance(y, Tensor):
         raise not_a_tensor(what, y)
     if y.dim() != 2 + axes.count(",") or len(y) != count or y.dtype not in INTEGERS:

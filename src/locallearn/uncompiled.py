@@ -11,8 +11,8 @@ Result = TypeVar("Result")
 
 
 def called(function: Callable[..., Result], *arguments: Any) -> Result:
-    """function(*arguments), outside any compiled graph. Only where there is such a graph is PyTorch's compiler
-    imported, which takes as long as PyTorch itself."""
+    """function(*arguments), outside any compiled graph. PyTorch's compiler, whose import takes as long as that of
+    PyTorch itself, is imported only where there is such a graph."""
     if not torch.compiler.is_compiling():
         return function(*arguments)
     from locallearn import graph_break

@@ -27,7 +27,7 @@ from locallearn.errors import UserError
 def strengths(s: float, start: float, times: Sequence[float], matrices: int = 2) -> list[float]:
     """u at `times` in units of tau, begun at u = `start`; in closed form for one and two matrices, else integrated.
 
-    Raises UserError for what does not grow.
+    Raises UserError for arguments with which nothing grows.
     """
     earliest = min(times, default=0.0)
     if not (s > 0 and start > 0 and matrices >= 1 and earliest >= 0):
@@ -55,9 +55,9 @@ def pathways(
 ) -> tuple[list[float], list[float]]:
     """The strengths K_a and K_b of two paths of `depth` matrices at ascending `times` in units of 1 / rate, of a mode
     of strength `s`; every matrix begins at `start`. The first path is off from the first to the second time of `off`:
-    it is not heard, and does not learn.
+    it adds nothing to the output, and does not learn.
 
-    Raises UserError for what does not grow.
+    Raises UserError for arguments with which nothing grows.
     """
     first, last = off
     if not (s > 0 and start > 0 and depth >= 1 and 0 <= first <= last and list(times) == sorted(times) and times):

@@ -110,8 +110,7 @@ class Effective(NamedTuple):
     """Information of a mixture's component and its value, in bits; at most log2 of the number of components.
 
     bits           by draws
-    lower, upper   what it lies between, by distances of pairs, Bhattacharyya and Kullback-Leibler (Kolchinsky & Tracey
-                   2017)
+    lower, upper   bounds on it from pairwise distances, Bhattacharyya and Kullback-Leibler (Kolchinsky & Tracey 2017)
     """
 
     bits: float

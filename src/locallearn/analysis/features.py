@@ -73,7 +73,7 @@ def as_maps(h: Tensor) -> Tensor:
 
 def as_pixels(inputs: Tensor, pixels: tuple[Sequence[float], Sequence[float]] | None) -> Tensor:
     """Inputs [N, C, H, W] in float64 on the scale from 0 (black) to 1 (white), given what a black and a white pixel
-    became in each channel (see `Data.pixels`); inputs that are no such images, or where that is None, as they are."""
+    became in each channel (see `Data.pixels`); other inputs, and any inputs where `pixels` is None, as they are."""
     if pixels is None or inputs.dim() != 4:
         return inputs
     black, white = (torch.tensor(x, dtype=torch.float64, device=inputs.device)[:, None, None] for x in pixels)

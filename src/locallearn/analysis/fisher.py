@@ -24,7 +24,7 @@ CHUNK = 256
 HELD = 2**28
 """Numbers of gradients of single samples that are held (1 GB in float32)."""
 COLUMNS = 2**14
-"""So many numbers of each at a time are multiplied in float64."""
+"""Numbers of each gradient that are multiplied in float64 at a time."""
 
 
 def fisher_diagonal(
@@ -75,7 +75,7 @@ class Scores(NamedTuple):
 
 
 def scores(model: nn.Module, inputs: Tensor, labels: Tensor) -> Iterator[tuple[str, Scores]]:
-    """The scores of every parameter by its name, a module after the other: what the Fisher information of N samples,
+    """The scores of every parameter by its name, one module after the other: what the Fisher information of N samples,
     (1 / N) sum_i g_i g_i^T, is made of, whatever the number of weights.
 
     Args:
@@ -83,8 +83,8 @@ def scores(model: nn.Module, inputs: Tensor, labels: Tensor) -> Iterator[tuple[s
         inputs: [N, ...].
         labels: [N], drawn from the model (`drawn_labels`) for the Fisher information.
 
-    Costs a backward pass of all samples for each module with parameters, and N numbers for each of its weights; for
-    linear layers that read a vector neither. Raises UserError where these would take more than 1 GB.
+    Costs a backward pass of all samples for each module with parameters, and N numbers for each of its weights; neither
+    for linear layers that read a vector. Raises UserError where these numbers would take more than 1 GB.
     """
     weights = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
     with evaluating(model), torch.enable_grad():

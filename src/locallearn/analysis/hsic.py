@@ -4,7 +4,7 @@
     nHSIC(a, b) = tr(R_a R_b),  R = Kc (Kc + eps B I)^-1,  Kc = H K H,  K_ij = exp(-|x_i - x_j|^2 / (2 s^2 D))
 
 for B samples of D numbers, H = I - 1/B. It lies between 0 and B - 1, does not need labels to be classes, and has a
-gradient everywhere. A small s makes every two samples strangers, and the value near B - 1 whatever the variables are:
+gradient everywhere. With a small s all samples are unlike each other, and the value is near B - 1 for any variables:
 compare it with that of shuffled labels.
 """
 

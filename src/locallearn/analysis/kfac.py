@@ -38,7 +38,7 @@ class Factors(NamedTuple):
 
 
 def kronecker(model: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Factors]:
-    """The factors of every linear layer and of every convolution without groups and with zeros around, by the name of
+    """The factors of every linear layer and of every convolution without groups and with zero padding, by the name of
     the module; none of a layer that shares its weights with another, or does not run.
 
     Args:

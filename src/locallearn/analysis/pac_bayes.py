@@ -31,7 +31,7 @@ def linear_bound(
 
 
 def best_lambda(loss: float, nats: float, samples: int, delta: float = 0.05, most: float = 1.0) -> float:
-    """The lambda for which the second bound is least, for those who may choose it without the data."""
+    """The lambda for which the second bound is least; the bound holds for it only if it is chosen without the data."""
     cost = most * (nats + math.log(1 / delta)) / samples
     return (1 + math.sqrt(1 + 2 * loss / cost)) / 2
 

@@ -14,7 +14,7 @@ from locallearn.seeds import Undisturbed
 
 @contextmanager
 def modes_kept(*modules: nn.Module) -> Iterator[None]:
-    """Afterwards every module is in the mode that it was in. A user's own `train` is not called: what it does besides
+    """Afterwards every module is in the mode that it was in. A user's own `train` is not called: what else it does
     could not be undone."""
     modes = [(vars(m), m.training) for m in _all(modules)]  # `vars`, for setting an attribute of a module is slow
     try:

@@ -1,4 +1,4 @@
-"""How little loss is left to a model that may hold so many nats of its training set (Vereshchagin & Vitanyi 2004; for
+"""The least loss of a model that may hold a given number of nats of its training set (Vereshchagin & Vitanyi 2004; for
 noisy weights Achille et al. 2019, arXiv 1904.03292)."""
 
 from __future__ import annotations
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 def structure_function(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The corners, from the left, of S(t) = least loss of a q with KL(q || p) <= t, as some q show it.
+    """The corners, from the left, of S(t) = least loss of a q with KL(q || p) <= t, as the given q show it.
 
     Args:
-        points: (KL, loss) of each, in any unit that is one for all.
+        points: (KL, loss) of each q, all in the same units.
 
     Returns: those on the lower convex hull, up to the least loss; beyond the last one S stays as it is. Between two the
     line holds: a mixture of two q has the mean of their losses, and at most the mean of their KL. An upper bound of S.

@@ -32,8 +32,9 @@ def embedding(
     with a head fitted to the task, averaged over the weights of each filter or output unit (Achille et al. 2019, arXiv
     1902.03545). D is the number of filters of all weight tensors; biases and normalisation are left out.
 
-    The authors' code squares the gradient of a minibatch's mean loss and not that of each sample: by about the size of
-    the minibatch less, with cross terms between its samples. The distance between tasks hardly sees the factor.
+    The authors' code squares the gradient of a minibatch's mean loss and not that of each sample: this is smaller by
+    about the size of the minibatch, and has cross terms between its samples. The distance between tasks hardly depends
+    on the factor.
 
     Embeddings can be compared only if they are of the same network with the same weights.
 

@@ -21,7 +21,7 @@ _PRECISIONS = ("float16", "float32", "float64")
 
 
 class Tracker(Recording):
-    """Records activations and gradients of modules to `folder`, epoch by epoch; in memory is one batch at a time.
+    """Records activations and gradients of modules to `folder`, epoch by epoch, with one batch in memory at a time.
 
         with Tracker(model, ["conv1", "fc*"], folder="tracked", gradients=True) as tracker:
             for epoch in range(10):
@@ -38,8 +38,8 @@ class Tracker(Recording):
     Of a module that returns several tensors, such as an LSTM, the first is taken; a recurrent module's [T, B, D] is
     turned to [B, T, D]. A module that runs again within one forward of the model, such as a shared activation, is
     recorded as `relu`, then `relu@2`, ... NaN and infinity are recorded as they are. A layer that is named must run and
-    emit samples; one that only a pattern matches is otherwise left out, with a warning if it ran. Hooks are on the
-    model only during `record` and `watch`; a compiled module does not call them. One tracker per folder at a time.
+    emit samples; one that only a pattern matches is left out where it does not, with a warning if it ran. Hooks are on
+    the model only during `record` and `watch`; a compiled module does not call them. One tracker per folder at a time.
 
     Args:
         layers: names as in `model.named_modules()`, or patterns: `*` is any part of a name up to the next dot

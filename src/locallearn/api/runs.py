@@ -44,13 +44,13 @@ def train(quiet: bool = False, *, config_dir: Folders = (), **settings: Any) -> 
 
             - model: a module, of which a copy is trained, or a function or class that builds one and may ask for
               `image`, `classes` and `graph`;
-            - data: a pair (inputs, labels) of tensors or arrays, a `torch.utils.data.Dataset` or `DataLoader`, a set of
-              Hugging Face's, or a mapping of "train", "validation" and "test" to these; options such as
+            - data: a pair (inputs, labels) of tensors or arrays, a `torch.utils.data.Dataset` or `DataLoader`, a data
+              set of Hugging Face, or a mapping of "train", "validation" and "test" to these; options such as
               **{"data.validation": 0.2} stand beside it;
             - optim: an optimizer class, or a `functools.partial` of one, beside **{"optim.schedule": "constant"} and so
               on; "optim.schedule" may be a function of progress in [0, 1];
-            - task: what such data ask for where it is no class: "regression", "multilabel", "segmentation", "tokens",
-              or a task with options;
+            - task: what such data ask for, if not for classes: "regression", "multilabel", "segmentation", "tokens", or
+              a task with options;
             - strategy, objective, auxiliary, probe, callbacks, ...: an object of the class that docs/own-*.md name;
               of probes and callbacks also a list.
 
@@ -59,7 +59,7 @@ def train(quiet: bool = False, *, config_dir: Folders = (), **settings: Any) -> 
 
     Raises:
         UserError: For a mistake in the settings, before anything is written.
-        RunError: When training had to stop, as for a loss that is not finite or a full disk.
+        RunError: When training had to stop, such as for a loss that is not finite or a full disk.
     """
     _refuse_torchrun()
     exp = experiment_of(settings, config_dir)
@@ -86,7 +86,7 @@ def resume(
     Args:
         run: The run folder.
         quiet: Print nothing.
-        epochs: More than the run has, to make it longer; also one that is done.
+        epochs: More epochs than the run has, to make it longer, also if it is done.
         schedule: With `epochs`, whether what follows progress is "stretched" over all of them or "held" where it ended.
         allow: Packages outside locallearn whose classes the run may use.
         config_dir: Folders of your own yaml files.
@@ -97,8 +97,8 @@ def resume(
         What `train` returns.
 
     Raises:
-        UserError: For a folder that is no run, and for objects of another class or with other options than those of the
-            run. Of source that has changed it warns.
+        UserError: For a folder that is not a run, and for objects of another class or with other options than those of
+            the run. If only their source has changed, there is a warning.
         RunError: As `train`.
     """
     _refuse_torchrun()
@@ -142,7 +142,7 @@ def load(
         auxiliary parameter, but for strategies that answer in a way of their own.
 
     Raises:
-        UserError: For a folder that is no finished run, or is damaged; a module is then left as it was.
+        UserError: For a folder that is not a finished run, or is damaged; a module is then left as it was.
     """
     given = {"model": model, "data": data, "strategy": strategy}
     objects = {name: value for name, value in given.items() if value is not None}
@@ -168,14 +168,14 @@ def evaluate(
         linear: Also fit a linear classifier to each block's features.
         allow: Packages outside locallearn whose classes the run may use.
         config_dir: Folders of your own yaml files.
-        given: The objects that the run was made with; what a test does not need is left aside. `data`, a name or an
-            object, may be another set with the classes of the run; it is normalised as that was.
+        given: The objects that the run was made with; those that a test does not need are ignored. `data`, a name or an
+            object, may be another set with the classes of the run; it is normalised as that of the run was.
 
     Returns:
         Numbers by name, such as "accuracy" and "block/00/accuracy".
 
     Raises:
-        UserError: For a folder that is no run, and for what does not fit it.
+        UserError: For a folder that is not a run, and for objects and data that do not fit it.
     """
     dirs = _folders(config_dir)
     objects, plain = parted(given)
@@ -202,7 +202,7 @@ def probe(
         For each probe its new folder, with numbers and pictures.
 
     Raises:
-        UserError: For a folder that is no run, and for what does not fit it.
+        UserError: For a folder that is not a run, and for objects and probes that do not fit it.
     """
     dirs = _folders(config_dir)
     objects, plain = parted({"probe": probe, **given})

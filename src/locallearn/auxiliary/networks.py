@@ -39,10 +39,11 @@ class Auxiliary(Options, ABC):
     @abstractmethod
     def build(self, size: Size, classes: int) -> nn.Module:
         """A module [B, *size] -> [B, classes], with PyTorch's default initialisation from the global generator. A loss
-        that needs features instead of logits asks for as many `classes`."""
+        that needs features instead of logits passes their number as `classes`."""
 
     def build_below(self, above: Sequence[Unit], size: Size, classes: int) -> nn.Module:
-        """`build`, for who wants to know the units above the block. Raises UserError for one that it cannot use."""
+        """As `build`, for a network that depends on the units above the block. Raises UserError for one that it cannot
+        use."""
         return self.build(size, classes)
 
     def build_dense(self, size: Size, classes: int) -> nn.Module:
@@ -64,7 +65,7 @@ class Auxiliary(Options, ABC):
 class Linear(Auxiliary):
     """Average-pool, then one linear layer.
 
-    features   pool until at most so many inputs are left, by windows whose height and width double in turn (Nokland &
+    features   pool until at most this many inputs are left, by windows whose height and width double in turn (Nokland &
                Eidnes 2019 use 2048 or 4096). As in their code, half a window of zeros stands before and after a side
                that the window does not divide, so that the last rows may be left out; 0 pools to 2 x 2
     zero_init  start with a zero weight, so that the first gradient into the block is zero (same paper)

@@ -67,8 +67,8 @@ class RunView(Protocol):
 class Callback(Options):
     """What happens at moments of a run. Write the methods that you need; all of them are called in every process.
 
-    A dataclass whose fields are its options can be chosen in yaml (`callback=NAME`); what changes during the run is no
-    option, and goes into `state_dict`.
+    A dataclass whose fields are its options can be chosen in yaml (`callback=NAME`); what changes during the run is not
+    an option, and goes into `state_dict`.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -80,7 +80,7 @@ class Callback(Options):
         return {}
 
     def check(self, run: RunView, known: Callable[[], Collection[str]]) -> None:
-        """Refuse, by a UserError before the run has a folder, what cannot be. `known` gives the names of the numbers
+        """Refuse, by a UserError before the run has a folder, what cannot work. `known` gives the names of the numbers
         that an evaluation records. Called once, in a process that has every block."""
 
     def start(self, run: RunView) -> None:

@@ -17,7 +17,7 @@ class EarlyStopping(Monitoring):
     """End the run when the number has not become better for a while (Prechelt 1998, Early stopping - but when?).
 
     patience   evaluations in a row without a better value
-    min_delta  what counts as better: by more than so much
+    min_delta  a value counts as better only if it is so by more than this
     """
 
     patience: Annotated[int, Ge(1)] = 5

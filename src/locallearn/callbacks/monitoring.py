@@ -55,7 +55,7 @@ class Monitoring(Callback):
             raise UserError(f"{asked}: this run records no such number; {has}")
 
     def improves(self, run: RunView, value: float, best: float | None, by: float = 0.0) -> bool:
-        """Whether a value is better than the best one so far, by more than so much."""
+        """Whether a value is better than the best one so far by more than `by`; without one, any finite value is."""
         if best is None:
             return math.isfinite(value)
         return value > best + by if self.more_is_better(run) else value < best - by

@@ -20,7 +20,7 @@ from locallearn.errors import UserError
 
 @dataclass
 class Norms(Callback):
-    """In every record, that of `log_every` and that of the epoch, of the step before it:
+    """Adds to every record, that of `log_every` and that of the epoch, two numbers of each block in the last step:
 
     block/00/gradient_norm    the Euclidean norm of the gradient of a block's units, as the optimizer gets it
     block/00/activation_norm  the mean over samples of the Euclidean norm of what the block hands on

@@ -116,7 +116,7 @@ def of_a_run() -> Parser:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise UserError for flags of a run that go with nothing, or not with each other."""
+    """Raise UserError for flags that a run does not take, and for flags that do not go together."""
     for flag, (_, instead) in ELSEWHERE.items():
         if getattr(options, flag) is not None:
             raise UserError(f"{flag} is not taken: {instead}")

@@ -22,7 +22,7 @@ from locallearn.options import alternatives, described, with_rules
 
 LISTED = (*GROUPS, *APPENDED, "study")
 COMMAND_OF = {"study": "locallearn study ", **{name: f"+{name}=" for name in APPENDED}}
-"""How a choice is written that is no GROUP=NAME."""
+"""How a choice is written that is not GROUP=NAME."""
 PLURALS = {"strategies": "strategy", "auxiliaries": "auxiliary", "studies": "study", **{g + "s": g for g in LISTED}}
 
 

@@ -38,7 +38,7 @@ _exit_codes: list[int] = []
 
 
 def entry() -> None:
-    """The console script. Who closes the pipe has read enough, as in `locallearn list | head`: no error."""
+    """The console script. A reader that closes the pipe, as in `locallearn list | head`, is not an error."""
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -122,7 +122,7 @@ def _other_runtime(settings: list[str], config_dirs: list[Path]) -> tuple[str, d
 
 
 def _stage(arguments: list[str]) -> int:
-    """What a run with several processes starts; no command for people."""
+    """What a run with several processes starts; not a command for people."""
     parser = _on_runs("stage", "One process of a run.", "")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--objects", type=int)

@@ -165,7 +165,7 @@ def names(objects: Mapping[str, Any]) -> dict[str, str]:
 
 
 def names_of(objects: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, str]:
-    """What the groups that were given are called."""
+    """The names of the groups that were given as objects."""
     names = {}
     for group in [place for place in objects if "." not in place]:
         thing = parts[group]

@@ -127,12 +127,12 @@ class Settings(Options):
         return Cadence.parse("evaluate_every", self.evaluate_every, bare=True)
 
     def blocks_for(self, units: int) -> int | str | list[int]:
-        """What `blocks` means for a model of so many units, in the terms of `BlockModel.cut`."""
+        """What `blocks` means for a model of this many units, in the terms of `BlockModel.cut`."""
         return min(AUTO_BLOCKS, units) if self.blocks == "auto" else self.blocks
 
 
 AUTO_BLOCKS = 4
-"""blocks=auto: so many, or as many as the model has units."""
+"""What blocks=auto stands for, unless the model has fewer units."""
 
 GROUPS: tuple[str, ...] = (
     "strategy",

@@ -19,7 +19,7 @@ from locallearn.tasks import TASKS, Multilabel, Regression
 
 
 def asked(task: Any, labels: Tensor | None) -> Task:
-    """The task that is meant; of numbers in the units of the `labels` that are trained on. Raises UserError."""
+    """The task that is meant; a regression is standardised by the `labels` that are trained on. Raises UserError."""
     if isinstance(task, str):
         if task not in TASKS:
             raise unknown("task", task, TASKS)
@@ -49,7 +49,7 @@ def _columns(labels: Tensor) -> Tensor:
 
 def describe_inputs(data: Data) -> None:
     """Set `data.inputs`, and count the tokens where inputs are token numbers; under the task `tokens` the classes are
-    the vocabulary. Else every sample is read once. Raises UserError where they can only be gone through."""
+    the vocabulary. Else every sample is read once. Raises UserError for samples that can only be iterated."""
     data.inputs = getattr(data.train.store, "inputs", None)
     if data.inputs is None and data.train.store.dtype != torch.int64:
         return

@@ -1,5 +1,5 @@
-"""What is done to a batch of training images: crop, flip and cutout as tensor arithmetic, and a temporary defect, which
-the eye of the net cannot see past for a while (critical periods). Every image has its own draws.
+"""What is done to a batch of training images: crop, flip and cutout as tensor arithmetic, and for studies of critical
+periods a deficit, a temporary defect of images or labels. Every image has its own draws.
 
 The transforms of torchvision draw one set of parameters for a whole batch, and are called once for each picture (see
 `distortion`). The draws of this file are made on the CPU in a fixed layout, so that CPU and GPU see the same images and
@@ -25,8 +25,8 @@ BLUR = 4  # as a cataract was imitated: 32x32 pixels seen as 8x8
 
 
 def draw(seed: int, epoch: int, step: int, images: int, rows: int = 5) -> Tensor:
-    """The draws of one training step, int64 [rows, B] on the CPU; each use takes its row modulo what it needs. Of more
-    rows the first ones are the same."""
+    """The draws of one training step, int64 [rows, B] on the CPU; each use takes its row modulo what it needs. With
+    more rows, the first ones stay the same."""
     return torch.randint(1 << 31, (rows, images), generator=generator(seed, "augment", epoch, step))
 
 
@@ -129,7 +129,7 @@ class Deficit:
 
 
 def blurred(images: Tensor) -> Tensor:
-    """uint8 [B, C, H, W], each side a quarter as long for a moment, at least one pixel."""
+    """uint8 [B, C, H, W], averaged down to sides a quarter as long, at least one pixel, and scaled up again."""
     height, width = images.shape[2:]
     coarse = F.interpolate(images.float(), (max(1, height // BLUR), max(1, width // BLUR)), mode="area")
     fine = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)

@@ -60,9 +60,9 @@ def mirrored(images: Tensor, y: Tensor, chosen: Tensor, axis: int) -> tuple[Tens
 
 
 def mosaic(images: Tensor, y: Tensor, chosen: Tensor, x: Tensor, down: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the `chosen` [B] images the quarters round a point (x, down [B], in pixels) but the first are those of three
-    `others` [3, B], each at its own place. Boxes [B, M, 5] -> [B, 4 M, 5] are cut to their quarter; what keeps less
-    than a fourth of its area is no object any more."""
+    """In the `chosen` [B] images, the quarters around a point (x, down [B], in pixels) except the first are taken from
+    three `others` [3, B], at the same place. Boxes [B, M, 5] -> [B, 4 M, 5] are cut to their quarter, and dropped if
+    less than a fourth of their area is left."""
     height, width = images.shape[2:]
     row, column = torch.arange(height, device=y.device)[:, None], torch.arange(width, device=y.device)
     x, down = torch.where(chosen, x, width), torch.where(chosen, down, height)

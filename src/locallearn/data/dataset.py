@@ -83,7 +83,7 @@ class Data:
     train, validation, test     `validation` is empty with data.validation=0
     unlabelled  training samples whose labels were taken away; None where all have kept theirs
     pool        what batches are drawn from: `train`, perhaps with what is unlabelled
-    left_out    what lies beside the set and is no part of it, in words
+    left_out    what lies beside the set and is not part of it, in words
     levels      by name what the samples are made of, the class first; mostly none is known
     graph       edges between the samples, int64 [2, E], or None (see `GraphData`)
 

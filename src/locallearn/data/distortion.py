@@ -1,9 +1,9 @@
 """What is done to a training picture with torchvision's transforms: a window of any size, a policy of many small
 changes, colours, blur.
 
-These transforms draw one set of parameters a call, so that they are called once for each picture. Its draws follow from
-(seed, epoch, place in the set) alone, each option from a stream of its own: worker processes that read files, another
-batch size or a resumed run change nothing, and no option shifts another.
+These transforms draw one set of parameters a call, so they are called once for each picture. The draws of a picture
+follow from (seed, epoch, place in the set) alone, each option from a stream of its own: worker processes that read
+files, another batch size or a resumed run change nothing, and no option shifts another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _Picture = TypeVar("_Picture", Tensor, "Image")
 
 @dataclass(frozen=True)
 class Distortion:
-    """
+    """How training pictures are distorted.
     resized_crop  least share of the area of a random window that is scaled to the size of the image, with sides from
                   3:4 to 4:3; 0 for none. ImageNet is trained on with 0.08
     policy        rand: RandAugment (Cubuk et al. 2019, arXiv 1909.13719), two changes of strength 9. trivial:

@@ -51,7 +51,7 @@ class Grammar:
     expansions  the ways, equally likely, in which a symbol is made of 2 x 2 tiles, int64 [S, E, 4], row by row
     tiles       the pixels of a tile, bool [T, 3, 3]
     redraw      probability that a symbol is not that of the template but drawn from all, uniformly
-    noise       probability that a pixel is turned
+    noise       probability that a pixel is inverted
     """
 
     templates: Tensor
@@ -102,8 +102,8 @@ class Hierarchical(DataSource):
     whatever the seed of a run. `Data.levels` has what every image is made of, and how well each level can be known.
 
     images       for training, as many of each class as of another; a fifth as many are made for the test set
-    redraw       probability that a place has not its symbol but one drawn from all
-    pixel_noise  probability that a pixel is turned
+    redraw       probability that a place does not have its symbol but one drawn from all
+    pixel_noise  probability that a pixel is inverted
     """
 
     name: ClassVar[str] = "hierarchical"

@@ -23,7 +23,7 @@ from locallearn.seeds import mix
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Whatever a set of the user's raises is one sentence."""
+    """Turn whatever a user's data set raises into one sentence."""
     try:
         yield
     except (UserError, RunError):
@@ -129,7 +129,7 @@ class Items:
 
 
 class Passes:
-    """A loader, or a set that can only be gone through: a pass over it is an epoch, and nothing has a number.
+    """A loader, or a set that can only be iterated: a pass over it is an epoch, and samples have no numbers.
 
     size   the samples of a batch, or None where the run decides
     targets  what makes labels those of the task
@@ -208,7 +208,7 @@ class Passes:
         return x, self.targets(as_targets(y, f"the labels of {self.name}"))
 
     def _samples(self) -> int:
-        """How many samples a pass has. Raises UserError where nobody says it."""
+        """How many samples a pass has. Raises UserError for a source without a length."""
         source, own = self.source, isinstance(self.source, DataLoader)
         try:
             if own and (source.batch_size is None or type(source.batch_sampler).__name__ != "BatchSampler"):

@@ -54,7 +54,7 @@ class Names(DataSource):
 
     longest    letters that a name may have; None: any number
     longest_by  what is done with longer ones: drop leaves them out, cut leaves off the end
-    per_class  so many different names of each language, drawn alike whatever the seed of a run; None: all
+    per_class  this many different names of each language, drawn alike whatever the seed of a run; None: all
     """
 
     longest: Annotated[int, Ge(1)] | None = None

@@ -92,7 +92,7 @@ def normaliser(
     measured: int | None = None,
 ) -> Normaliser | None:
     """What makes the images of data=`name` inputs, as one of `NORMALISATIONS` says, or as a trained model was given
-    its own; None where samples are no images. The training images are at `index` [N] of the store, of which at most
+    its own; None where samples are not images. The training images are at `index` [N] of the store, of which at most
     `measured` are read. Raises UserError for another number of channels."""
     if store.dtype != torch.uint8:
         return None

@@ -1,4 +1,4 @@
-"""Data whose training part has an order of its own, in which nothing has a number."""
+"""Data whose training part has an order of its own, in which samples have no numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from locallearn.seeds import derive
 
 
 class PassedData(Data):
-    """`Data` whose training part can only be gone through. What resume does: it goes through the epoch from its
-    beginning again and leaves out the steps that are done."""
+    """`Data` whose training part can only be iterated. A resumed run iterates its epoch from the beginning again, and
+    leaves out the steps that are done."""
 
     def _passes(self) -> Passes:
         assert isinstance(self.train.store, Passes)

@@ -37,7 +37,7 @@ class Files(NamedTuple):
 
 class Scan(NamedTuple):
     """A whole set. `parts`: train, and test and validation where there is a folder for them; `folders`: the folder of
-    each part; `left_out`: how many files and folders of each kind are no part of the set."""
+    each part; `left_out`: how many files and folders of each kind are not part of the set."""
 
     classes: tuple[str, ...]
     parts: dict[str, Files]
@@ -56,7 +56,7 @@ class Scan(NamedTuple):
 
 
 def scan(root: Path) -> Scan:
-    """Look through ROOT/CLASS or ROOT/SPLIT/CLASS. Raises OSError, and UserError for a layout that is none."""
+    """Look through ROOT/CLASS or ROOT/SPLIT/CLASS. Raises OSError, and UserError for any other layout."""
     left_out: Counter[str] = Counter()
     folders = subfolders(root, left_out)
     splits = _splits(root, folders)

@@ -47,7 +47,8 @@ class RawSplit(NamedTuple):
 
 class Raw(NamedTuple):
     """What a set reads. It must not depend on the seed of a run; `validation` only if the set brings its own.
-    `left_out` says what was found and is no part of it, `task` what is asked if no class, `levels` is as in `Data`."""
+    `left_out` says what was found and is not part of it, `task` what is asked if not a class, `levels` is as in
+    `Data`."""
 
     classes: tuple[str, ...]
     train: RawSplit
@@ -69,7 +70,7 @@ def with_fixed_test(name: str, classes: tuple[str, ...], samples: Tensor, labels
 class Source(Options, ABC):
     """Anything that can be loaded as a set, with the options that every set has.
 
-    root         folder of the files; without one, the environment's LOCALLEARN_DATA, or ~/.cache/locallearn
+    root         folder of the files; null: the environment variable LOCALLEARN_DATA, or ~/.cache/locallearn
     validation   share of the training set that is held out
     fraction     share of the rest that is trained on
     """
@@ -117,7 +118,7 @@ class Source(Options, ABC):
 
 @dataclass(frozen=True)
 class DataSource(Source):
-    """A set of samples with a label each (or with other targets, see `Raw.task`): one that writes `read` alone.
+    """A set of samples with a label each (or with other targets, see `Raw.task`): a subclass has to write only `read`.
 
     validation   share of the training set that is held out, class by class
     fraction     share of the rest that is trained on, at least one image of each class

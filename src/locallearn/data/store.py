@@ -18,7 +18,7 @@ Size: TypeAlias = tuple[int, ...]
 
 
 CHECKED = 1024
-"""So many samples are looked at together."""
+"""Samples that are looked at together."""
 
 
 class Store(Protocol):

@@ -108,8 +108,8 @@ class Text(Source):
 
     file        the text
     tokenizer   null: its characters, sorted, are the tokens; bpe: byte pairs that are learned from the training part;
-                or the path of a tokenizer.json of the library tokenizers. Bits per character are then those of the
-                test part, whose tokens have so many characters on average
+                or the path of a tokenizer.json of the library tokenizers. Bits per character then take a token for as
+                many characters as those of the test part have on average
     vocabulary  with tokenizer=bpe: how many tokens at most, the 256 bytes among them
     context     tokens of a window
     steps       in what is called an epoch: windows are drawn, and a text has no natural one
@@ -130,7 +130,7 @@ class Text(Source):
         return {**unread, "root": "data=NAME that has files of its own; data.file=PATH names a text"}
 
     def path(self) -> Path:
-        """The file. Raises UserError if it is none."""
+        """The file. Raises UserError if none was given."""
         if not self.file:
             raise UserError("data=text needs data.file=PATH, a text in UTF-8; data=shakespeare has one of its own")
         return paths.expanded(self.file)

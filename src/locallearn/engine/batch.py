@@ -83,7 +83,7 @@ class Gate:
 
 
 def check_inputs(model: BlockModel, inputs: Any) -> None:
-    """Raises UserError for what is no batch [B, *image] of the model."""
+    """Raises UserError for what is not a batch [B, *image] of the model."""
     if not isinstance(inputs, Tensor):
         hint = "make it one with torch.as_tensor"
         if several(inputs):

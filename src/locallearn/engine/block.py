@@ -183,7 +183,7 @@ class TrainedBlock:
 
     def report(self, loss: Tensor, logits: Tensor | None = None, y: Tensor | None = None) -> None:
         """Add to the totals. On the CPU a loss that is not finite is refused here, before anything learns from it; on a
-        GPU reading it would synchronise, so `check` does it every some steps."""
+        GPU reading it would synchronise, so `check` does it every few steps."""
         value = self.totals.report(loss, logits, y)
         if value is not None and not math.isfinite(value):
             raise self._not_finite("loss", value)

@@ -28,8 +28,8 @@ from locallearn.models import BlockModel
 
 TESTED = 256  # samples together
 CHECK_STEPS = 20
-"""Weights are looked at so often: reading all of them in every step would cost a small net some percent, and
-every question to a GPU is a synchronisation."""
+"""Steps from one check of the weights to the next: reading all of them in every step would cost a small net some
+percent, and every question to a GPU is a synchronisation."""
 
 
 class Learner:

@@ -17,8 +17,8 @@ from locallearn.messages import Heard, Send
 
 
 def packets_of(stage: Stage, packet: Packet) -> Iterator[Packet]:
-    """What each block of a stage hands on, in eval mode, one after the other, and then the stage above has it, too.
-    `packet`: what the lowest block reads."""
+    """What each block of a stage hands on, in eval mode, one after the other; the last packet also goes to the stage
+    above. `packet`: what the lowest block reads."""
     strategy, link, answers = stage.strategy, stage.link, []
     if strategy.settles(stage.blocks[0].spec.depth):
         roots = [root for block in stage.blocks for root in block.roots()]

@@ -141,7 +141,7 @@ def check_parts(strategy: Strategy, micro_batches: int, replicas: int) -> None:
 
 
 def check_whole(strategy: Strategy, name: str, samples: int | None) -> None:
-    """Raise UserError where a model, called `name`, reads so many samples at once and a strategy makes more of them."""
+    """Raise UserError where a model, called `name`, reads exactly `samples` at once and a strategy makes more rows."""
     if samples is not None and strategy.multiplies:
         raise UserError(
             f"{type(strategy).__name__} makes several rows of a sample, but {name} reads the {samples} nodes of its "

@@ -47,7 +47,7 @@ def exchange(
 def rounds(
     link: Link | None, count: int, backs: Sequence[Feedback | None], resumed: Callable[[int, Heard, int], Send]
 ) -> None:
-    """Let the blocks of a stage exchange messages so often: `resumed` gives what block i of it yields in a round."""
+    """Let the blocks of a stage exchange messages `count` times; `resumed` gives what block i yields in a round."""
     ups: list[Packet | None] = [None] * len(backs)  # the blocks above have had these already
     downs = list(backs)
     for number in range(1, count + 1):

@@ -17,9 +17,9 @@ HELD = 1 << 16  # logits held back until they are counted, in numbers: 256 KiB o
 class Totals:
     """Sums over items of the loss and of what the metrics of a task are made of, and how many items there were.
 
-    On the CPU they are Python numbers, and `add` returns the loss to look at. Small batches of classification are put
-    by and counted many at a time: between the kernels of a step, with cold caches, counting one takes 70 us, putting it
-    by 20. The sums of other tasks may be fractions, whose order must not depend on when somebody reads them.
+    On the CPU they are Python numbers, and `add` returns the loss to look at. Small batches of classification are set
+    aside and counted many at a time: between the kernels of a step, with cold caches, counting one takes 70 us, setting
+    it aside 20. The sums of other tasks may be fractions, whose order must not depend on when somebody reads them.
     On a GPU they stay in one float64 tensor there, because reading a number would synchronise; a sum that is not finite
     stays so until somebody asks.
     """
@@ -80,7 +80,7 @@ class Totals:
             self._sums[1:-1] = [a + b for a, b in zip(self._sums[1:-1], sums, strict=True)]
 
     def _hold(self, value: float, logits: Tensor | None, y: Tensor) -> None:
-        """Put a batch by, as copies: its buffers may be used again."""
+        """Set a batch aside, as copies: its buffers may be used again."""
         if self._held and not _alike(self._held[0], logits, y):
             self._count()
         self._held.append((value, y.clone(), None if logits is None else logits.detach().clone()))
@@ -88,7 +88,7 @@ class Totals:
             self._count()
 
     def _count(self) -> None:
-        """Add what was put by; all of one shape."""
+        """Add what was set aside; all of one shape."""
         if not self._held:
             return
         values, labels, logits = zip(*self._held, strict=True)
@@ -103,7 +103,7 @@ class Totals:
 
 
 def _alike(held: tuple[float, Tensor, Tensor | None], logits: Tensor | None, y: Tensor) -> bool:
-    """Whether a batch can be stacked on one that was put by."""
+    """Whether a batch can be stacked on one that was set aside."""
     _, labels, first = held
     same = first is logits is None or (first is not None and logits is not None and first.shape == logits.shape)
     return same and labels.shape == y.shape

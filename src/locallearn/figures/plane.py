@@ -20,13 +20,13 @@ Path: TypeAlias = dict[int, dict[str, float]]
 NUMBERS = ("i_x_t", "i_t_y", "i_x_t_lower", "i_x_t_upper", "i_t_y_lower", "i_t_y_upper")
 X, Y = "I(X;T) [bits]", "I(T;Y) [bits]"
 BARS = 6
-"""As many points of a path have bars for their bounds; more would hide it."""
+"""The points of a path that have bars for their bounds; more would hide it."""
 
 
 def plane(seeds: Sequence[Sequence[Row]]) -> Figure:
     """The plane (one line per layer, coloured by epoch; bars where there are bounds) and I(X;T) against the
-    epoch (bounds as a band), as means over seeds. Where rows have `h_y`, in grey, the best that there is of a label
-    which is a function of the input.
+    epoch (bounds as a band), as means over seeds. Where rows have `h_y`, in grey, the best that is possible where the
+    label is a function of the input.
 
     seeds  for each seed, rows with `epoch`, `layer`, `i_x_t`, `i_t_y` and, of bounds, `i_x_t_lower`, ...; all in bits.
            Only epochs that every seed has are drawn

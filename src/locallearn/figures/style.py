@@ -25,7 +25,7 @@ _STRATEGIES = {
     "dual_propagation": "#1F78B4", "equilibrium": "#E31A1C",
 }  # fmt: skip
 LONG = 50
-"""From so many epochs on their axis is logarithmic."""
+"""From this many epochs on, an axis of epochs is logarithmic."""
 CELL = 0.75
 """Inches of the side of one map or image among many."""
 TEXT, LEGEND = 8, 7
@@ -76,7 +76,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 
 def spaced(values: Sequence[T], most: int) -> list[T]:
-    """At most so many of the values, evenly spaced from the first to the last."""
+    """At most `most` of the values, evenly spaced from the first to the last."""
     if len(values) <= most:
         return list(values)
     return [values[round(k * (len(values) - 1) / (most - 1))] for k in range(most)]

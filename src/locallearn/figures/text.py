@@ -1,4 +1,4 @@
-"""Text for the terminal: lines and tables that fit it, and text of strangers that cannot command it."""
+"""Text for the terminal: lines and tables that fit it, without control characters from the files of strangers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IN_ASCII = {"±": "+-", "×": "x", "−": "-", "─": "-"}
 
 
 def columns() -> int | None:
-    """Columns of the terminal; None if nobody looks, as in a pipe, where a line stays a line."""
+    """Columns of the terminal; None where the output is not one, such as a pipe, for which no line is broken."""
     return max(NARROWEST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 

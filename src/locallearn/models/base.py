@@ -54,8 +54,8 @@ class BlockModel(nn.Module):
     says that an input of two axes is [C, L] and not [T, D]; `vocabulary` is how many tokens there are where the inputs
     are token numbers, else None; `inputs` what the tensors of a sample are where the model reads several, which come as
     one vector, `image` being its length; `form` says whether the head answers once for each `sample`, for each
-    `position` or with `boxes`; `taken` what of its weights is from elsewhere (`weights.Taken`); `begin` how modules
-    like its own begin, where PyTorch's initialisation is not meant.
+    `position` or with `boxes`; `taken` what of its weights is from elsewhere (`weights.Taken`); `begin`
+    initialises modules like its own, where PyTorch's initialisation is not meant.
     """
 
     units: nn.ModuleList

@@ -131,7 +131,7 @@ class NoiseModule(Metered):
     map: Tensor | None = None
 
     def price(self, beta: float, warmup: float, power: int, suffix: str) -> None:
-        """What a nat costs, and how its reading is called."""
+        """Say what a nat costs, and what its reading is called."""
         self.beta, self.warmup, self.power, self.suffix = beta, warmup, power, suffix
 
     def paid(self, z: Tensor, nats: Tensor, name: str = "bits") -> Tensor:

@@ -53,7 +53,7 @@ class Reversible(nn.Module):
     The backward pass computes each unit's input from its output and differentiates that unit alone: memory does not
     grow with the number of units, at the price of one more evaluation. The units are shared, not copied; values and
     gradients are those of the units one after another, up to rounding. Buffers move in the forward pass only.
-    The units must not draw random numbers. Neither second derivatives nor forward-mode ones.
+    The units must not draw random numbers. It supports neither second derivatives nor forward mode.
     """
 
     reversible = True
@@ -63,8 +63,8 @@ class Reversible(nn.Module):
         self.units = nn.ModuleList(units)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Where the output `y` is known, nothing is computed before the backward pass, which works out the input at the
-        weights of the moment, and writes it into `x` where that is a leaf: the caller does not know it."""
+        """Where the output `y` is known, nothing is computed before the backward pass, which works out the input with
+        the weights of that moment and, where `x` is a leaf, writes it there for a caller who does not know it."""
         if not torch.is_grad_enabled():
             return _through(self.units, x) if y is None else y
         parameters = (p for p in self.units.parameters() if p.requires_grad)

@@ -54,8 +54,8 @@ def detector(
     block, elan_depth, csp_depth, width  see `gelan`; those of the neck are the same
     bins  distances that a side of a box can have, 0 to bins - 1 cells: 7 cells reach 56 pixels at stride 8
 
-    blocks=[4,6,8] ends blocks at P3, P4 and P5. What blocks hand on from there is a packed pyramid. Theirs has average
-    pools before strided convolutions, a pyramid of pools after P5 and 16 bins.
+    blocks=[4,6,8] ends blocks at P3, P4 and P5. What blocks hand on from there is a packed pyramid. The authors' net
+    also has average pools before strided convolutions, a pyramid of pools after P5, and 16 bins.
     """
     channels, height, width_ = check_image(image, "detector")
     if height % COARSEST or width_ % COARSEST:

@@ -48,7 +48,7 @@ def as_blocks(
         cuts: names of submodules behind which a unit ends, e.g. ["layer1", "layer2.0"]; without them there are as many
             units as there are places for a cut, each beginning at a layer with a weight matrix.
         image: shape of one input, without the batch.
-        classes: only checked when given; a dry run tells.
+        classes: checked if given; a dry run finds the number.
         name: of the model; the module's class by default.
         axes: channels_first or channels_last, of all units or by the name of the submodule behind which one ends: where
             the output has its features. Without it the layers tell; where they do not, there is no place for a cut.

@@ -26,7 +26,7 @@ class Resizable(Protocol):
 def builder(
     unit: nn.Module, reads: Size, emits: Size, begin: Callable[[Iterable[nn.Module]], None] | None
 ) -> Callable[[Size], nn.Module]:
-    """`fresh` of a unit, whatever becomes of its tensors later. Buffers that are no part of its state are constants,
+    """`fresh` of a unit, whatever becomes of its tensors later. Buffers that are not part of its state are constants,
     such as the edges of a graph, and are shared."""
     constants = {
         f"{m_name}.{name}".lstrip("."): b

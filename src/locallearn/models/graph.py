@@ -16,7 +16,7 @@ from locallearn.options import within_ranges
 class GraphLayer(nn.Module):
     """[N, inputs] -> [N, outputs]: dropout, A W x + b, ReLU, with A = D^-1/2 (edges + self-loops) D^-1/2.
 
-    edges, weights   A, int64 [2, E] and float32 [E], shared by all layers and no part of the state
+    edges, weights   A, int64 [2, E] and float32 [E], shared by all layers and not part of the state
     """
 
     edges: Tensor

@@ -27,7 +27,7 @@ INITS: dict[str, Callable[[Tensor], Any]] = {
     "he": partial(nn.init.kaiming_uniform_, nonlinearity="relu"),
     "fan_out": lambda weight: nn.init.normal_(weight, std=weight.shape[0] ** -0.5),
 }
-"""How papers begin the weights of linear layers and convolutions; their biases begin at zero."""
+"""How papers initialise the weights of linear layers and convolutions; biases start at zero."""
 
 
 class MeanOverSteps(nn.Module):
@@ -108,8 +108,8 @@ def dense_unit(
 def begin_rectified(modules: Iterable[nn.Module]) -> None:
     """Draw the weights of convolutions and linear layers as He et al., 2015, derive for rectifiers, with zero biases.
 
-    PyTorch's own initialisation shrinks what a rectified layer emits to two fifths. With batch normalisation nobody
-    sees that; a net without it hands its last layers too little to learn from in a few epochs.
+    PyTorch's own initialisation shrinks what a rectified layer emits to two fifths. Batch normalisation makes up for
+    that; a net without it hands its last layers too little to learn from in a few epochs.
     """
     for module in modules:
         for layer in module.modules():
@@ -120,7 +120,7 @@ def begin_rectified(modules: Iterable[nn.Module]) -> None:
 
 
 def begin_as(init: str) -> Callable[[Iterable[nn.Module]], None]:
-    """What draws the weights of modules as a name of `INITS` says, with zero biases."""
+    """A function that draws the weights of modules by a name of `INITS`, with zero biases."""
 
     def begin(modules: Iterable[nn.Module]) -> None:
         for layer in (layer for module in modules for layer in module.modules()):

@@ -20,7 +20,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 START = 0.05
 """The noise at the start, over the root mean square of a layer's weights."""
 FASTER = 10.0
-"""The logarithm of the noise learns at so many times the rate of the weights."""
+"""The logarithm of the noise learns at this many times the rate of the weights."""
 SMALL = 1e-8
 LOG_ALPHA = (math.log(1e-6), 0.0)
 

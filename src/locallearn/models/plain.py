@@ -34,7 +34,7 @@ def mlp(
     The default is the mlp of Noekland and Eidnes, 2019, "Training Neural Networks with Local Error Signals". As there,
     a local loss reads a layer before its dropout, which therefore is the first thing in the next unit or in the head;
     and with local losses the head's weight starts at zero there (`zero_head`). Many papers on target propagation and
-    its kin leave out every bias (`bias=false`), or begin the weights in a way of their own (`init`). With
+    its kin leave out every bias (`bias=false`), or initialise the weights in a way of their own (`init`). With
     activation=identity, bias=false and batch_norm=false it is a product of matrices, whose way of learning is known
     (`analysis.deep_linear`).
     """
@@ -69,8 +69,8 @@ def lenet(
 ) -> BlockModel:
     """LeNet-5 (LeCun et al., 1998) as it is used today: max-pooling, ReLU, a linear head. 61,706 parameters on MNIST.
 
-    The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5. With rectifiers
-    the hidden layers begin as He et al., 2015, say, with tanh as PyTorch's layers do; `init` says otherwise.
+    The first convolution pads by 2 below 32x32, so that 28x28 and 32x32 both arrive at 16 maps of 5x5. The hidden
+    layers are initialised as in He et al., 2015, but with tanh by PyTorch's default; `init` overrides both.
     """
     channels, height, width = layers.check_image(image, "lenet", smallest=12)
     padding = 0 if min(height, width) >= 32 else 2
@@ -124,9 +124,9 @@ def allcnn(
 
     1.37 M parameters; `width` times as many channels everywhere, and `batch_norm` behind every convolution of a unit
     (Achille, Rovere & Soatto, 2019, have both). The head is the 1x1 convolution to the classes, rectified, and the
-    average over positions. Its biases begin at one: a class whose scores are all below the rectifier gets no gradient,
-    and from zero Adam takes every class there in its first steps, for good. The hidden layers begin as He et al., 2015,
-    say for rectifiers.
+    average over positions. Its biases start at one: a class whose scores are all below the rectifier gets no gradient,
+    and from zero Adam takes every class there in its first steps, for good. The hidden layers are initialised as in He
+    et al., 2015.
     """
     channels, *sides = layers.check_image(image, "allcnn", smallest=3)
     last = 0 if min(sides) >= 9 else 1  # the paper's unpadded 3x3 needs a map of 3x3; pad below that

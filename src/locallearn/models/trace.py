@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
 
 class Frozen(Exception):
-    """A trace would fix what the module does anew every time; says what that is."""
+    """A trace would freeze what the module does anew in every forward; says what that is."""
 
 
 class Tracer(fx.Tracer):
@@ -100,7 +100,7 @@ class Tracer(fx.Tracer):
 
 
 def _modes() -> tuple[bool, ...]:
-    """What decides how PyTorch runs an operation, and is no part of a graph."""
+    """What decides how PyTorch runs an operation, and is not part of a graph."""
     kinds = "cpu", accelerator.KIND
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, kinds)
 

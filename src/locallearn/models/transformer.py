@@ -53,7 +53,7 @@ def check_heads(width: int, heads: int, group: str = "model") -> None:
 
 
 def begin_transformer(modules: Iterable[nn.Module], layers: int) -> None:
-    """Draw weights as GPT-2's begin: N(0, 0.02), those of the two projections back into the stream of each of `layers`
+    """Draw weights as GPT-2 does: N(0, 0.02), those of the two projections back into the stream of each of `layers`
     blocks N(0, 0.02 / sqrt(2 layers)), biases 0. Weights of convolutions stay as PyTorch draws them."""
     for module in modules:
         for name, p in module.named_parameters():

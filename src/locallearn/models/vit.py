@@ -45,7 +45,7 @@ def vit(
     norm, the mean over the patches and a linear layer: [B, C, H, W] -> logits [B, classes].
 
     The paper answers from a token of its own instead of the mean; here the model's head and local ones read the same.
-    Weights begin as those of `gpt`; the convolution that makes the patches begins as PyTorch's do.
+    Weights are initialised as in `gpt`; the convolution that makes the patches, by PyTorch's default.
     """
     channels, *sides = check_image(image, "vit")
     if any(side % patch for side in sides):

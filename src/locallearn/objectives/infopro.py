@@ -30,8 +30,8 @@ class InfoPro(Objective):
     L_rec is `Reconstructor`'s; L_task cross-entropy ("softmax" in the paper) or supervised contrast (features 128,
     temperature 0.07). Published (r first, t first, r last, t last) for ResNet-110 with contrast: K=2 5, 0.5 (one local
     block: the last pair is not used); K=4 1, 0, 0, 1; K=8 5, 0, 0, 1; K=16 5, 0, 0.5, 1. The paper's network for L_task
-    is `auxiliary=conv_fc`. What a block weighs 0 it does not build, so a block without L_task cannot predict;
-    without r the method is DGL. `side` carries the image.
+    is `auxiliary=conv_fc`. A block does not build what has weight 0, so one without L_task cannot predict; without r
+    the method is DGL. `side` carries the image.
 
     task                  cross_entropy or supcon
     reconstruction_first  r at the first local block

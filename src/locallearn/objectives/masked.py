@@ -58,7 +58,7 @@ class Masked(Reconstruction):
         return packet.at(images.masked_fill(hidden, 0.0), images, hidden)
 
     def count(self, patches: int) -> int:
-        """How many of so many patches are hidden: one at least, and not all."""
+        """How many of the `patches` of an image are hidden: at least one, and not all."""
         return min(max(1, round(self.hidden * patches)), patches - 1)
 
     def side(self, image: Size) -> int:

@@ -14,13 +14,14 @@ from locallearn.plan.measure import BlockCost, Read
 Seconds: TypeAlias = NDArray[np.float64]
 Items: TypeAlias = NDArray[np.int64]
 QUEUE = 4
-"""Packets between two stages that nobody has taken yet; who is further ahead waits. See `link.UNDER_WAY`."""
+"""The most packets between two stages that are not taken yet; a stage that is further ahead waits. See
+`link.UNDER_WAY`."""
 FORWARD, BACKWARD = "forward", "backward"
 
 
 class Reading(NamedTuple):
     """What a stage reads of the stage `source`: a tensor as it was `lag` steps before, at the last multiple of `every`
-    steps. The copy arrives so many seconds after that step."""
+    steps. The copy arrives `seconds` after that step."""
 
     stage: int
     source: int

@@ -35,16 +35,16 @@ class LinkCost(NamedTuple):
     summing: float | None = None
 
     def flight(self, size: float) -> float:
-        """Seconds that the link is taken by a message of so many bytes."""
+        """Seconds for which a message of `size` bytes occupies the link."""
         return size / self.bandwidth
 
     def spent(self, size: float) -> float:
-        """Seconds that each end spends on a message of so many bytes; nothing where there is none."""
+        """Seconds that each end spends on a message of `size` bytes; 0 where there is none."""
         return self.call + size / self.copying if size else 0.0
 
     def summed(self, size: float, replicas: int) -> float:
-        """Seconds until so many bytes are summed over the replicas: of every byte each of them sends a part, and each
-        sends the total of its part on (2 (R - 1) / R in all)."""
+        """Seconds until `size` bytes are summed over R replicas: each sends the others their parts, and then the total
+        of its own part to all, 2 (R - 1) / R of the bytes in all."""
         return size * 2 * (replicas - 1) / replicas / (self.summing or self.bandwidth)
 
     def __str__(self) -> str:

@@ -69,7 +69,7 @@ class Read(NamedTuple):
 
 class Measured(NamedTuple):
     """The blocks of one strategy, for a whole batch run at once and in micro-batches; `exchanges` says how many rounds
-    so many blocks have, `reads` what they read of each other's tensors."""
+    a number of blocks takes, `reads` what they read of each other's tensors."""
 
     name: str
     route: Route

@@ -25,7 +25,7 @@ def step_flops(learner: Learner) -> float:
 
 
 def backprop_flops(learner: Learner) -> float:
-    """The same of backprop through the bare model."""
+    """FLOPs that backprop through the bare model takes for one sample."""
     model = copy.deepcopy(learner.model).train()
     x = learner.prepare(model.noise(SAMPLES, torch.Generator().manual_seed(0)).to(learner.device))
     with Flops() as counter:

@@ -1,4 +1,4 @@
-"""Measurements beside training; `conf/probe/*.yaml` is the list of them. All that a probe stands on can be had here."""
+"""Measurements during training; `conf/probe/*.yaml` lists them. What a probe needs can be imported from here."""
 
 from locallearn.data import Data
 from locallearn.engine import Learner

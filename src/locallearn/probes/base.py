@@ -1,4 +1,4 @@
-"""What is measured beside training. A probe looks and never changes: a run with probes ends with the same weights."""
+"""What is measured during training. A probe looks and never changes: a run with probes ends with the same weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PER_DECADE = 10
 
 
 class Moment(NamedTuple):
-    """When a probe looks: after so many epochs and steps; 0 is the initial weights."""
+    """When a probe looks: after this many epochs and steps; 0 is the initial weights."""
 
     epoch: int
     step: int
@@ -73,11 +73,11 @@ class Probe(Options, ABC):
     their `curves`; `depth` has the samples to look at and what each layer makes of them.
 
     tasks   what it can look at (`Task.asks`); None: any task
-    single  whether it asks what one update of each block would be: not of a strategy that updates several times in a
-            batch, each from the weights that the one before has left
-    follows whether it watches the steps of training (`follow`): not afterwards, and not in several processes
-    every   look after every so many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for each
-            factor of ten); in any case at the initial weights and after the last epoch
+    single  whether it asks what one update of each block would be: such a probe is refused for a strategy that updates
+            several times in a batch, each time from the weights that the update before has left
+    follows whether it watches the steps of training (`follow`): then it looks neither afterwards nor in a pipeline
+    every   look once in this many epochs, or at epochs about evenly spaced on a logarithmic axis (`log`, ten for
+            each factor of ten); in any case at the initial weights and after the last epoch
     """
 
     every: Every = field(default=1, kw_only=True)
@@ -100,8 +100,8 @@ class Probe(Options, ABC):
         return {}
 
     def follow(self, learner: Learner, steps: int) -> None:
-        """Hang observers on the blocks that are about to train, where an epoch has so many steps; `look` finds them
-        there. They see gradients and must not change them. Called anew when a run goes on."""
+        """Hang observers on the blocks that are about to train, in epochs of `steps`; `look` finds them there. They see
+        gradients and must not change them. Called anew when a run goes on."""
         return None
 
     @abstractmethod

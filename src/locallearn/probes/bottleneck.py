@@ -41,7 +41,7 @@ class BottleneckProbe(Probe):
 
     Pictures: the bits at each position of a map, summed over its channels, above the least of them.
 
-    samples, split  what is looked at: so many of train, validation, test or all
+    samples, split  what is looked at: how many samples, of train, validation, test or all
     draws           of the noise
     images          rows of the picture
     """

@@ -41,8 +41,8 @@ class GradientSNR(Probe):
 
     over    fixed or epoch
     biases  whether biases and other vectors count; the code of Shwartz-Ziv and Tishby has the matrices alone
-    batches, batch_size  of over=fixed: minibatches and the samples in each; fewer samples where the training set has
-            not so many
+    batches, batch_size  of over=fixed: minibatches and the samples in each; fewer samples where the training set does
+            not have as many
     """
 
     over: Literal["fixed", "epoch"] = "fixed"

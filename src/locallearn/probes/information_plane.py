@@ -66,9 +66,9 @@ class InformationPlane(Probe):
                     ...}), or `distances` for that of each layer at each look (the percentile of its squared pairwise
                     distances / divisor, drawn); null: the estimator's own, 0.1 for kde
     percentile, divisor  of `distances`
-    bins            of `binned`: an int for so many on the layer's range at that look, a float for their width, edges,
-                    or `tanh` for those of Shwartz-Ziv and Tishby (see `analysis.information.binned`)
-    split, samples  what is looked at: so many of train, validation, test or all
+    bins            of `binned`: an int for their number on the layer's range at that look, a float for their width,
+                    edges, or `tanh` for those of Shwartz-Ziv and Tishby (see `analysis.information.binned`)
+    split, samples  what is looked at: train, validation, test or all, and how many samples of it
     """
 
     estimator: Annotated[str, OneOf((*ESTIMATORS, "kde"))] = "kde"

@@ -33,11 +33,11 @@ class LevelsProbe(Probe):
 
     NAME_accuracy  of a level with one part (the class) from the whole map, averaged to at most 4 x 4 positions; of
                    others from the vector at the part's centre (bilinear, of the four nearest), one classifier for each
-                   of some parts, and the mean over them. Of an output that is no map always from all of it
+                   of some parts, and the mean over them. Of an output that is not a map always from all of it
 
     and, in a row of its own, NAME_best, the accuracy of the exact posterior, and NAME_bits, its entropy.
 
-    samples  of the training set to fit to, and at most so many of the test set to score
+    samples  of the training set to fit to, and the most of the test set to score
     parts    of a level that are read, the same ones always
     """
 
@@ -88,7 +88,7 @@ class LevelsProbe(Probe):
 
 def seen(h: Tensor, at: tuple[float, float] | None) -> Tensor:
     """Features [N, D] of outputs [N, ...]: of maps [N, C, H, W] the vector at a place (x, y), each from 0 to 1, between
-    the centres of the four nearest positions; of the whole, or of what is no map, all of it."""
+    the centres of the four nearest positions; of the whole, or of what is not a map, all of it."""
     if h.dim() != 4:
         return h.flatten(1)
     if at is None:

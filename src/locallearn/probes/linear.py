@@ -55,8 +55,8 @@ class LinearProbe(Probe):
 
     NaN where a feature is not finite or no sample has a label.
 
-    samples     of the training set to fit to, and at most so many of the test set to score; of tokens and pixels so
-                many of these, of a graph its labelled nodes
+    samples     of the training set to fit to, and the most of the test set to score; tokens and pixels count as
+                samples, and of a graph all labelled nodes are taken
     neighbours  how many of them vote
     """
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Rows = list[list[str]]
 EPOCHS = 10
-"""So many rows show how two curves go; of more epochs every second, third, ..."""
+"""The most rows that show how curves go; of more epochs every second, third, ... has one."""
 _MACHINE = ("device", "threads", "versions", "git", "system")
 
 
@@ -82,7 +82,7 @@ def _digits(value: float, sign: str = "", digits: int = 6) -> str:
 
 
 def curves(comparison: Comparison) -> Rows:
-    """What they were worth epoch by epoch, metric by metric; at most `EPOCHS` rows and the last."""
+    """The values of each metric epoch by epoch; at most `EPOCHS` rows, the last epoch among them."""
     own = {
         (m, n): curve([run], m) for m in curves_of(comparison.runs) for n, run in enumerate(comparison.runs, start=1)
     }

@@ -30,7 +30,7 @@ PICTURED = ("detections", "features", "filters", "inpainting", "reconstruction",
 PICTURE_BYTES = 1_200_000
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 CHOICES = (6, 30)
-"""A filter is offered for so many settings at most, each with so many values at most."""
+"""The most settings for which a filter is offered, and the most values of each."""
 CAPTIONS = {
     "results": "Results by group: mean ± standard deviation over seeds. The buttons in the headings sort.",
     "settings": "What differs between groups, and the command that does a group again.",

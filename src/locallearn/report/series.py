@@ -23,9 +23,9 @@ Series: TypeAlias = dict[str, Any]
 """A curve as the page has it."""
 
 POINTS = 80_000
-"""About so many points has a page in its curves, and as many in its probes: 1.5 MB each."""
+"""About how many points a page has in its curves, and again in its probes: 1.5 MB each."""
 LEAST, MOST = 6, 200
-"""So many points has a series at least and at most."""
+"""The least and the most points to which a series is thinned."""
 PLACES = 10_000
 QUANTITIES = {"i_x_t": "I(X;T) [bits]", "i_t_y": "I(T;Y) [bits]"}
 DARK_GROUND = (0x15, 0x18, 0x1C)

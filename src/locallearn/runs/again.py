@@ -27,16 +27,16 @@ def command(*words: str | os.PathLike[str], flags: Sequence[str] = ()) -> str:
 
 
 def resume(run: str | os.PathLike[str], objects: Sequence[str] = ()) -> str:
-    """What goes on with a run, and may reach all that this process may. With `objects` of Python's it is no command but
-    a call, which gives them again."""
+    """The command that goes on with a run, and may reach all that this process may. With `objects` of Python it is a
+    call instead, which gives them again."""
     if objects:
         return f"locallearn.resume({os.fspath(run)!r}, {', '.join(f'{name}=...' for name in objects)}) in Python"
     return command("resume", run, flags=trusting(sys.argv[1:]))
 
 
 def repeated(overrides: Sequence[str], called: str, folder: str) -> str:
-    """What does a run again that was called as `called` in the folder `folder`. What it finds there, modules, yaml
-    files and data, it finds only there."""
+    """The command that does a run again that was called as `called` in the folder `folder`. The modules, yaml files and
+    data that it finds there, it finds only there."""
     try:
         dirs = [f"--config-dir={name}" for name in config_dirs(shlex.split(called)[1:])]
     except ValueError:  # a damaged manifest

@@ -49,7 +49,7 @@ class Newer(UserError):
 @dataclass(frozen=True)
 class SavedState:
     """What `state.json` must hold: after how many steps it was saved, where the next epoch goes on, how long training
-    took until then, and the running sums of every block. Where there are such: these sums at the last record inside the
+    took until then, and the running sums of every block. Where there are any: these sums at the last record inside the
     epoch, why a callback has stopped the run before its last step `ends`, and the plain values of each callback."""
 
     format: int

@@ -49,9 +49,9 @@ class Line(NamedTuple):
 
 
 def lines(file: Path, every: int = 1, last: int = 0, inside: bool | None = None) -> Iterator[Line]:
-    """The lines of a file of records, or those of records that are, or are not, `inside` an epoch; with `every` one in
-    so many of them, and the one that is number `last` among them. Raises OSError or ValueError for a file that cannot
-    be read."""
+    """The lines of a file of records, or those of records that are, or are not, `inside` an epoch; of these one in
+    `every`, and the one that is number `last` among them. Raises OSError or ValueError for a file that cannot be
+    read."""
     count = 0
     for number, content in enumerate(stored.lines(file), start=1):
         if inside is None or inside is bool(_FRACTION.search(content)):  # only what is wanted is parsed

@@ -169,7 +169,7 @@ def _end_of_last_line(file: int) -> int:
 def open_recorder(folder: RunFolder, settings: RecordSettings, **about: Any) -> Recorder:
     """The recorder of a run. Raises UserError if the file cannot be written.
 
-    `about` goes to W&B as it is, so hand over no secrets: the configuration `config`, `name`, and where there are such
+    `about` goes to W&B as it is, so hand over no secrets: the configuration `config`, `name`, and if there are any
     `group` (that of the settings wins), `job_type` and `tags`. Sinks of the user's own get the configuration.
     """
     sinks: list[Sink] = []

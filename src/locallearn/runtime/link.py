@@ -26,9 +26,9 @@ class Pipe:
 
     Messages travel while the stages compute: up to `UNDER_WAY` may be sent that the neighbour has not taken. Floats are
     sent as `message` if that is given (bfloat16 halves the traffic, and changes the bits). A tensor arrives with the
-    strides that it had: they decide which kernel a convolution takes, and so the last bits. So many messages of
-    feedback more as are `late` (staleness times micro-batches) may wait for this stage: were they not taken in, the
-    stage above would wait to send them, and this one for that to take its packets.
+    strides that it had: they decide which kernel a convolution takes, and so the last bits. A further `late` messages
+    of feedback (staleness times micro-batches) may wait for this stage: were they not taken in, the stage above would
+    wait to send them, and this one would wait for that stage to take its packets.
 
     wire  what carries the bytes, as `runtime.wire`
     """

@@ -72,7 +72,7 @@ class Layout:
         return math.prod(self.travels[0]) * self.sent.itemsize
 
     def within(self, memory: Tensor) -> Tensor:
-        """So many bytes as what is to be written and read there."""
+        """These bytes as the tensor that is written and read there."""
         numbers = memory.view(self.sent)
         return numbers.as_strided(self.sizes, self.strides) if self.is_dense else numbers.view(self.travels[0])
 

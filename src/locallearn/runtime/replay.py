@@ -33,7 +33,7 @@ from locallearn.runtime.choice import Runtime
 class Replay(Runtime):
     """Blocks that never wait, simulated in this process: each learns from the packets that its buffer has.
 
-    buffer  packets (batches of activations with their labels) that wait at most for each block
+    buffer  the most packets (batches of activations with their labels) that wait for each block
     slow    factors by which blocks are slower, by their number, such as {2: 1.2}; None: all are equally fast
     """
 

@@ -25,7 +25,7 @@ class Runs:
     published  what the yaml says was published for a row, with its source
     data       the folder of the data sets, None for that of LOCALLEARN_DATA
     jobs       how many processes or threads may work at a time
-    quick      whether this only is to see that it works
+    quick      whether this is only a check that it works
     """
 
     by_row: Mapping[str, Sequence[Run]]
@@ -80,7 +80,7 @@ def verdicts(*claims: tuple[bool, str]) -> Iterator[str]:
 
 
 def listed(values: Iterable[float], digits: int = 2) -> str:
-    """Numbers in a row, with so many digits."""
+    """Numbers in a row, with this many decimals."""
     return ", ".join(f"{value:.{digits}f}" for value in values)
 
 

@@ -33,7 +33,7 @@ TEXT = (
 HEAD = ("method", "value", "published", "difference [95 %]", "verdict", "seconds a run", "machine", "file")
 SHORT_HEAD = ("setting", "method", "published", "ours", "verdict", "to repeat its runs")
 SHORT = 12
-"""Up to so many results a README shows every one, and of more one for each part of a study."""
+"""A README shows every result if there are at most this many, and else one for each part of a study."""
 NUMBERS = (HEAD.index("value"), HEAD.index("published"), HEAD.index("difference [95 %]"), HEAD.index("seconds a run"))
 _WIDE = "td:nth-last-child(-n+2) { min-width: 15rem; }\n"
 """Machine and file are sentences, and a narrow screen would make a column of words of them: the table scrolls."""

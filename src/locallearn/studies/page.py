@@ -165,7 +165,7 @@ def marks(command: str) -> tuple[str, str]:
 
 
 def write_between(page: Path, command: str, lines: Iterable[str]) -> None:
-    """Replace what stands between the marks of a command in a page, or put both at its end."""
+    """Replace what stands between the marks of a command in a page, or append marks and lines to it."""
     begin, end = marks(command)
     section = "\n".join([begin, "", *lines, "", end])
     text = page.read_text(encoding="utf-8")

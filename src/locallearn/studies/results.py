@@ -4,8 +4,8 @@ It has the row with what was published, the settings, versions and machine, and 
 SHA-256 of its `summary.json` and `metrics.jsonl`. From the file alone `read` checks that it has not been changed since
 (a digest of all that it says), that each summary has its hash, and that the numbers follow: the value of each seed from
 its summary, mean, deviation and verdict from the values. `against_runs` checks the hashes of the runs where they are at
-hand. None of this is a signature: who forges a whole file in all its parts is found out by `locallearn repeat --result
-FILE`, which does the runs again.
+hand. None of this is a signature: a file that is forged consistently in all its parts is found out only by `locallearn
+repeat --result FILE`, which does the runs again.
 """
 
 from __future__ import annotations

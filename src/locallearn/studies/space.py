@@ -80,7 +80,7 @@ def override(key: str, value: Scalar) -> str:
 
 
 def evenly(space: Space, count: int) -> list[dict[str, Scalar]]:
-    """That many points of the space, which every search over it shares: a Sobol sequence in the middle of its cells.
+    """`count` points of the space, which every search over it shares: a Sobol sequence in the middle of its cells.
 
     If `count` is a power of two, each setting alone takes `count` values in equal steps of its scale, and any two
     settings fill their square evenly (Sobol' 1967; the quasi-random search of Dahl et al. 2023, AlgoPerf).

@@ -86,7 +86,7 @@ def _half_width(ours: Sequence[float], published: Reference) -> float:
 
 
 def resolution_of_share(percent: float, samples: int) -> float:
-    """How far a share, in percent, of so many test samples can be off by their number alone: half of the 95 % interval
-    of a binomial share."""
+    """How far a share, in percent, of `samples` test samples can be off by their number alone: half of the 95 %
+    interval of a binomial share."""
     share = min(max(percent / 100, 0.0), 1.0)
     return 100 * 1.96 * math.sqrt(share * (1 - share) / samples)

@@ -18,9 +18,9 @@ Floats = NDArray[np.float64]
 def average_precisions(found: Sequence[Floats], truth: Sequence[Floats], scores: Sequence[Floats]) -> Floats | None:
     """The average precision of one class at each of `THRESHOLDS` [10], or None where no image has the class.
 
-    Within an image the detections take, in the order of their scores, the free object of the largest IoU that is not
-    below the threshold. All images together are sorted by score (equal ones stay in order); precision is made
-    monotone from the right, and averaged over `RECALLS`.
+    Within an image each detection takes, in the order of scores, the free object of the largest IoU that is not below
+    the threshold. The detections of all images together are sorted by score (equal ones stay in order); precision is
+    made monotone from the right, and averaged over `RECALLS`.
 
     Args:
         found: Of each image the boxes that were found, [N, 4].

@@ -17,8 +17,8 @@ from locallearn.errors import UserError
 from locallearn.task import POSITION, TOKENS, Task, class_numbers
 
 LARGE, CHUNK = 4096, 2**24
-"""From a vocabulary of so many tokens on the loss is computed for so many logits at a time, and again in the backward
-pass: autograd would keep a second copy of all of them."""
+"""Above a vocabulary of LARGE tokens the loss is computed for CHUNK logits at a time, and again in the backward pass:
+autograd would keep a second copy of all of them."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_threads(threads: int | str, processes: int = 1) -> int:
-    """CPU threads for `threads=`; auto is every core this process may use, or OMP_NUM_THREADS if that is set. So many
-    processes of a run on this machine share the cores."""
+    """CPU threads for `threads=`; auto is every core this process may use, or OMP_NUM_THREADS if that is set.
+    `processes` of the run share the cores of this machine; where torchrun started them, as many as it says."""
     if isinstance(threads, int):
         return threads
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
@@ -97,7 +97,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held since the run began: allocated on a GPU, else resident in this process. 0 if unknown."""
+    """The most bytes held since the run began: allocated on a GPU, else resident in this process. 0 if unknown."""
     allocated = accelerator.peak_memory_bytes(device)
     return allocated if allocated is not None else int((_proc("self/status", "VmHWM").split() or ["0"])[0]) * 1024
 

@@ -26,8 +26,8 @@ def evaluate(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
 
 
 def evaluate_splits(learner: Learner, data: Data, batches: int | None = None) -> dict[str, float]:
-    """`evaluate` on the validation and the test split, or on so many batches of each, by the names of an epoch's
-    record."""
+    """`evaluate` on the validation and the test split, or on the first `batches` batches of each, by the names of an
+    epoch's record."""
     record: dict[str, float] = {}
     for split, samples in ((names.VALIDATION, data.validation), (names.TEST, data.test)):
         metrics = evaluate(learner, islice(data.evaluation(samples, BATCH), batches))

@@ -82,8 +82,8 @@ class Teacher(nn.Module):
 
 
 def with_teacher(exp: Experiment, model: BlockModel, data: Data, device: torch.device) -> Experiment:
-    """The experiment whose objective has its teacher; `model.taken` says which. Raises UserError for a run whose inputs
-    or classes are others."""
+    """The experiment with the teacher in its objective; `model.taken` says which. Raises UserError for a teacher of
+    other inputs or classes."""
     assert exp.settings.init.teacher is not None, "checked with the settings"
     folder = RunFolder.open(Path(exp.settings.init.teacher))
     source, manifest = f"init.teacher={folder.path}", folder.read_json(files.MANIFEST)

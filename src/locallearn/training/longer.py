@@ -20,7 +20,7 @@ NOTHING = 1e-6
 
 
 def scheduled_epochs(epochs: int, manifest: Mapping[str, Any]) -> int:
-    """The epochs that a schedule runs over, in a run of so many; without a manifest, or in a run that was never made
+    """The epochs that a schedule runs over, in a run of `epochs`; without a manifest, or in a run that was never made
     longer, all of them."""
     for change in reversed(manifest.get("longer") or []):
         if change["schedule"] == STRETCHED:
@@ -30,7 +30,7 @@ def scheduled_epochs(epochs: int, manifest: Mapping[str, Any]) -> int:
 
 
 def longer(before: Experiment, exp: Experiment, schedule: str) -> Longer | None:
-    """The change from an experiment to that of more epochs; None for as many. Raises UserError for what cannot be."""
+    """The change from an experiment to one of more epochs; None for as many. Raises UserError for what cannot be."""
     settings = exp.settings
     if schedule not in (STRETCHED, HELD):
         raise unknown("schedule", schedule, (STRETCHED, HELD))
@@ -55,7 +55,7 @@ def longer(before: Experiment, exp: Experiment, schedule: str) -> Longer | None:
 
 
 def described(change: Longer, exp: Experiment, steps_per_epoch: int, manifest: Mapping[str, Any]) -> str:
-    """What it means, in a sentence for the console. `manifest` is that of the longer run."""
+    """What a change means, in a sentence for the console. `manifest` is that of the longer run."""
     rates = []
     earlier = {"longer": manifest["longer"][:-1]}
     for epochs in (scheduled_epochs(change.before, earlier), scheduled_epochs(change.epochs, manifest)):

@@ -113,7 +113,7 @@ class Probing:
         return record
 
     def follow(self, learner: Learner, steps: int) -> None:
-        """Let the probes that watch every step do so; an epoch has so many."""
+        """Let the probes that watch every step do so; `steps` is how many an epoch has."""
         for probe in self.probes.values():
             if probe.follows:
                 probe.follow(learner, steps)

@@ -1,4 +1,4 @@
-"""The numbers inside an epoch: of the last steps, every so many of them."""
+"""The records inside an epoch: means over the steps since the last one, every `log_every` steps."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class RunningNumbers:
         self._pending: deque[tuple[dict[str, Any], Callable[[], list[Any] | None]]] = deque()
 
     def begin(self) -> None:
-        """Count from here, at the begin of an epoch or inside one that goes on."""
+        """Count from here, at the start of an epoch or inside one that goes on."""
         self._begun = self.learner.step_count, time.perf_counter()
 
     def pause(self, seconds: float) -> None:
-        """Not for training were these seconds."""
+        """Do not count these seconds as training."""
         step, started = self._begun
         self._begun = step, started + seconds
 
@@ -97,7 +97,7 @@ class RunningNumbers:
 
 
 def _difference(now: Any, before: Any) -> Any:
-    """Of sums and of mappings and lists of them; whatever is no number, as it is now."""
+    """Of sums and of mappings and lists of them; whatever is not a number, as it is now."""
     if isinstance(now, Mapping):
         return {key: _difference(value, before.get(key)) if before else value for key, value in now.items()}
     if isinstance(now, Sequence) and not isinstance(now, str):

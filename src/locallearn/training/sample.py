@@ -32,8 +32,8 @@ def sample(
     seed: int,
     block: int | None,
 ) -> str:
-    """What a run's language model writes after `prompt`, a new line if there is none, which stands in front; see
-    `cli.sample.SampleOptions`. It reads the run's text for its characters. Raises UserError."""
+    """`prompt` (a new line if it is None) and what a run's language model writes after it; see
+    `cli.sample.SampleOptions`. Reads the run's text for its characters. Raises UserError."""
     folder = RunFolder.open(Path(path))
     exp, manifest = saved_experiment(folder, allow, changes=NOT_ASKED)
     if task_of(manifest).kind != TOKENS:

@@ -79,7 +79,7 @@ class Expert:
 
     @property
     def excess(self) -> float:
-        """By how much of the least error the error of the chosen one is larger."""
+        """How much larger the error of the chosen one is than the least error, as a share of the least."""
         least = 1 - self.accuracy[self.best]
         return (1 - self.accuracy[self.chosen] - least) / least if least else 0.0
 
@@ -112,7 +112,7 @@ def compare_tasks(
     seed: int,
 ) -> ComparedTasks:
     """Embed each of the sets (their configurations by name) by the net of a run, find the best of the `experts` for
-    each, and with `information` the distances by definition; see `cli.tasks.TasksOptions`. Raises UserError."""
+    each, and with `information` measure the distances by definition; see `cli.tasks.TasksOptions`. Raises UserError."""
     network = _network(run, allow)
     raw = {name: _raw(name, config, network, samples, allow) for name, config in sets.items()}
     candidates = {path: _network(path, allow) for path in experts}
@@ -183,7 +183,7 @@ def _balanced(network: Network, task: RawTask, count: int) -> Task:
 
 
 def _with_new_head(network: Network, task: RawTask, labels: int, seed: int) -> float:
-    """Test accuracy of a linear classifier on the frozen features, fitted to so many labels."""
+    """Test accuracy of a linear classifier on the frozen features, fitted to at most `labels` labels."""
     samples, y = task.train
     few = balanced(y, min(labels, len(y)), generator(seed, "tasks", "few"))
     parts = [(network.prepared(x), t) for x, t in ((samples[few], y[few]), task.test)]

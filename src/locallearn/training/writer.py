@@ -1,4 +1,4 @@
-"""Checkpoints beside training: it waits for a copy of its tensors, a thread of its own does the rest."""
+"""Checkpoints beside training, which waits only while its tensors are copied: a thread does the rest."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from locallearn.runtime.world import Words, World
 
 class Save(NamedTuple):
     """A checkpoint that is asked for: where, how many are kept there, and of which step; what this process reports for
-    it, and how rank 0 makes the state of the run of the reports by rank. If one that is not `needed` cannot be written,
-    training goes on."""
+    it, and how rank 0 makes the state of the run from the reports by rank. If one that is not `needed` cannot be
+    written, training goes on."""
 
     folder: Path
     keep: int
@@ -73,7 +73,7 @@ class Writer:
         self.check()
 
     def end(self, seconds: float | None) -> None:
-        """Wait for the save under way while something else ends the run; only for so long if others may be gone."""
+        """Wait for the save under way while something else ends the run; at most `seconds`, None for no limit."""
         if self._thread is not None:
             self._thread.join(seconds)
             self._gone.set()

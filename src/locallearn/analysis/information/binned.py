@@ -25,7 +25,7 @@ def binned(t: Array, y: Array | None = None, bins: Bins = 30) -> Information:
     Args:
         t: activations [N, D...].
         y: labels [N].
-        bins: an int: so many bins of equal width over this layer's own range; a float: bins of this width, at its
+        bins: an int: this many bins of equal width over this layer's own range; a float: bins of this width, at its
             multiples (0.07 in the code of Saxe et al.); ascending edges: the bins between them, with all that is
             outside in the outermost ones, such as tanh(linspace(-10, 10, 31)) for bins of equal width in the net input
             of tanh units; "tanh": those of the original: 29 of equal width on [-1, 1), and one for exactly 1.0.

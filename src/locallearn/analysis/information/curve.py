@@ -19,9 +19,9 @@ from locallearn.errors import UserError
 
 Array = NDArray[np.float64]
 STOP, STEPS = 1e-12, 10_000
-"""When the encoder changes less, or after so many steps: near a critical beta they are slow."""
+"""The search ends when the encoder changes by less, or after this many steps: near a critical beta it is slow."""
 GONE = 1e-12
-"""A code of less probability is none."""
+"""A code of less probability is dropped."""
 SMALL, TINY = 1e-9, 1e-300
 
 
@@ -43,7 +43,7 @@ def bottleneck_curve(joint: Any, betas: Iterable[float]) -> list[BottleneckPoint
         betas: Of Tishby's Lagrangian, above 0; below 1 nothing is worth its price.
 
     Raises:
-        UserError: For what is no distribution.
+        UserError: If `joint` is not a distribution, or a beta is not above 0.
     """
     p = np.asarray(joint, dtype=np.float64)
     if p.ndim != 2 or (p < 0).any() or not np.isfinite(p).all() or not p.sum() > 0:

@@ -44,7 +44,7 @@ def information(
             gaussian: closed form for jointly Gaussian variables; without x, of a layer with noise; no I(T;Y)
         noise_variance: of the Gaussian noise on t; "distances" for the 90th percentile of the squared pairwise
             distances of t over 1000. By default 0.1 for kde, Silverman's rule for renyi, none for the others.
-        bins: of binned: an int (so many on the layer's range), a float (their width), edges, or "tanh".
+        bins: of binned: an int (their number on the layer's range), a float (their width), edges, or "tanh".
         x: inputs [N, Dx...]. Without them X is which of the N samples it is, and T a function of X with noise or bins.
 
     Returns: I(X;T) as `.x` and I(T;Y) as `.y`, in bits, with the convention and the warnings that belong to them.

@@ -18,7 +18,7 @@ WIDTH, BATCH, RATE, DECAY = 64, 512, 2e-3, 0.99
 LOOKS = 50
 HELD_OUT = 0.25
 DRIFT = 0.1
-"""Bits, or a tenth of the estimate if that is more: a curve that still moves by so much has not converged."""
+"""Bits, or a tenth of the estimate if that is more: a curve that still moves by more has not converged."""
 
 
 class Mine(NamedTuple):

@@ -15,11 +15,11 @@ BLOCK = 512
 
 
 def ksg(data: Samples, noise_variance: float | None) -> Information:
-    """I(X;T) and I(T;Y) by the 3 nearest neighbours in the largest norm.
+    """I(X;T) and I(T;Y) by the 3 nearest neighbours in the maximum norm.
 
-    With `noise_variance`, Gaussian noise of it is added to t first (from a generator of its own): without any, I(X;T)
-    of a deterministic layer is infinite and the estimate only grows with N. N^2 (D + Dx) operations. Biased downward
-    where the information is large against log2 N.
+    With `noise_variance`, Gaussian noise of this variance is added to t first (from a generator of its own): without
+    any, I(X;T) of a deterministic layer is infinite and the estimate only grows with N. Takes N^2 (D + Dx) operations.
+    Biased downward where the information is large against log2 N.
     """
     noisy = with_noise(data.t.double(), noise_variance)
     n = len(noisy)

@@ -27,7 +27,7 @@ wait for each other at every block."""
 COLUMNS = 2048
 """Activations of a sample that are multiplied at once."""
 COPIED = 2**24
-"""Up to so many activations are held in float64 (128 MB)."""
+"""Up to this many activations are held in float64 (128 MB)."""
 SHARE, DIVISOR = 0.9, 1000.0
 SAMPLES = 1000
 """Evenly spaced among those given: half a million pairs, whose 90th percentile is stable to about a percent."""

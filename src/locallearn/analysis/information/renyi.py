@@ -23,9 +23,9 @@ def renyi(data: Samples, noise_variance: float | None) -> Information:
     """I(A;B) = S(A) + S(B) - S(A o B), with S = 1/(1-a) log2 sum lambda^a over the eigenvalues of the kernel matrix
     with trace 1, o the product of elements, a = 1.01.
 
-    Without inputs each sample is its own, and I(X;T) = S(T). The kernel of labels is 1 within a class, else 0; that of
-    t is Gaussian, of width (median distance) N^(-1/(4+D)) after Silverman's rule, or of `noise_variance`, the width
-    squared; that of x always by the rule. N^2 memory and N^3 time, up to 5000 samples.
+    Without x every sample is an input of its own, and I(X;T) = S(T). The kernel of labels is 1 within a class, else 0;
+    that of t is Gaussian, of width (median distance) N^(-1/(4+D)) after Silverman's rule, or of `noise_variance`, the
+    width squared; that of x always by the rule. N^2 memory and N^3 time, up to 5000 samples.
     """
     n = len(data.t)
     if n > LIMIT:

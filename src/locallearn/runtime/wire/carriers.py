@@ -27,7 +27,7 @@ class Carrier(Protocol):
         ...
 
     def send(self, slot: int, size: int) -> None:
-        """Start them on their way; that they do is said on the line after this."""
+        """Start the first `size` bytes of an own slot on their way; after this the line tells the other end."""
         ...
 
     def freed(self, slot: int) -> None:
@@ -39,15 +39,15 @@ class Carrier(Protocol):
         ...
 
     def expect(self, slot: int, size: int) -> None:
-        """So many bytes are on their way."""
+        """`size` bytes of the other end are on their way into this slot."""
         ...
 
     def take(self, slot: int) -> Slot:
-        """They, once they are here; to be copied before the other end is told that the slot is free."""
+        """The slot, once its bytes are here; they are to be copied before the other end is told that it is free."""
         ...
 
     def taken(self, slot: int) -> None:
-        """They have been copied."""
+        """The bytes that came in this slot have been copied."""
         ...
 
 
@@ -67,10 +67,10 @@ class Ring:
         return self._own[slot]
 
     def send(self, slot: int, size: int) -> None:
-        """It is there."""
+        """The other end sees the memory already."""
 
     def freed(self, slot: int) -> None:
-        """It stays where it is."""
+        """The memory stays where it is."""
 
     def replace(self, slot: int, size: int) -> None:
         file = self._line.file()
@@ -80,13 +80,13 @@ class Ring:
             os.close(file)
 
     def expect(self, slot: int, size: int) -> None:
-        """It is there."""
+        """The bytes are in the memory already."""
 
     def take(self, slot: int) -> Slot:
         return self._theirs[slot]
 
     def taken(self, slot: int) -> None:
-        """It stays where it is."""
+        """The memory stays where it is."""
 
     def _make(self, slot: int, size: int) -> Slot:
         file = os.memfd_create("locallearn")

@@ -62,7 +62,7 @@ class Inline:
         """A copy that fails has raised."""
 
     def finish(self) -> None:
-        """They have been."""
+        """Each copy was told of when it was made."""
 
     def close(self) -> None:
         """There is no thread."""
@@ -72,16 +72,16 @@ class Mark(Protocol):
     """A place in a queue."""
 
     def synchronize(self) -> None:
-        """Wait until the device has come to it."""
+        """Wait until the device has come to this place."""
         ...
 
     def query(self) -> bool:
-        """Whether it has."""
+        """Whether the device has come to this place."""
         ...
 
 
 class DeviceQueue(Protocol):
-    """What a device does in this order, while the host goes on."""
+    """Work that a device does in the order in which it is asked for, while the host goes on."""
 
     def run(self, action: Action) -> None: ...
 
@@ -93,7 +93,7 @@ class DeviceQueue(Protocol):
 
 
 class Queues(NamedTuple):
-    """Of a device: that in which this thread computes at the moment, and one for each direction."""
+    """The queues of a device: that in which this thread computes at the moment, and one for each direction."""
 
     computing: Callable[[], DeviceQueue]
     sending: DeviceQueue
@@ -118,12 +118,12 @@ class StreamQueue:
 
 
 def lane_of(device: torch.device) -> Lane:
-    """For memory that both processes reach."""
+    """The lane for memory that both processes reach."""
     return Courier(streams(device)) if hasattr(accelerator.module(device), "Stream") else Inline()
 
 
 def streams(device: torch.device) -> Queues:
-    """Of a GPU."""
+    """The queues of a GPU."""
     gpu = accelerator.module(device)
     assert gpu is not None
     sending, receiving = (StreamQueue(gpu, gpu.Stream(device, priority=-1)) for _ in range(2))

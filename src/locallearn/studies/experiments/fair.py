@@ -23,7 +23,7 @@ LEVEL = 0.05
 TARGET = 0.9
 """The target of a task: this share of the validation accuracy that backprop ends with."""
 NAMED = 8
-"""So many strategies have a colour in the performance profile; the others are grey."""
+"""How many strategies have a colour in the performance profile; the others are grey."""
 
 
 class Fair(Analysis):

@@ -11,7 +11,7 @@ from locallearn.studies.analysis import Analysis, Runs, means, spread, table, ve
 
 LEVELS = ("tile", "symbol", "class")
 COLOUR = {"masked": COLOURS[1]}
-"""Of rows that are no strategy's name."""
+"""Of rows whose name is not that of a strategy."""
 
 
 class Hierarchy(Analysis):
