@@ -171,7 +171,7 @@ def test_none_is_the_model_itself():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("strategy=loco bottleneck=vib", "those of strategy=loco do not: choose backprop"),
+        ("strategy=loco bottleneck=vib", "those of strategy=loco do not: choose one such as backprop"),
         ("strategy=backprop bottleneck.beta=1", "bottleneck.beta belongs to bottleneck="),
         ("strategy=backprop bottleneck=vib bottleneck.beta=-1", "bottleneck.beta=-1: must be a number of at least 0"),
     ],

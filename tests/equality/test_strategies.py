@@ -305,7 +305,7 @@ def test_a_broken_loss_stops_the_run_before_it_teaches(name):
     last = copy.deepcopy(learner.model.units[3])
     x, y = batches[1]
     x[0, -1, -1, -1] = math.nan
-    with pytest.raises(RunError, match=r"block \d of 4, step 1: the [a-z0-9. ]+ is nan at learning rate 0.1"):
+    with pytest.raises(RunError, match=r"block \d of 4, step 1: the [a-z0-9._ ]+ is nan at learning rate 0.1"):
         learner.learn(x, y)
     for p, q in zip(last.parameters(), learner.model.units[3].parameters(), strict=True):
         assert torch.equal(p, q)

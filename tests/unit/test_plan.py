@@ -94,7 +94,7 @@ def test_what_blocks_read_is_measured():
     (own,) = [row for row in table if row.own]
     free = predict("none", own.division, link=LinkCost(1e18, 0.0)).step_seconds
     assert own.reads == found.reads
-    assert own.prediction.step_seconds >= free
+    assert own.prediction.step_seconds >= free * (1 - 1e-9)
     twice = rows(PlanOptions(stages=2, depth=2), LinkCost(1e18, 0.0), found, found, 4)
     (own,) = [row for row in twice if row.own]
     assert {(read.block, read.source) for read in own.reads} == {
