@@ -21,8 +21,8 @@ DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def last_activation(layers: nn.Module, before: tuple[type[nn.Module], ...] = COMMUTE) -> nn.Module | None:
-    """The rising activation that a block's units end in, alone or before modules of these types, which are max-pools;
-    None if they end otherwise."""
+    """The rising activation that a block's units end in, alone or before modules of the types `before`; None if they
+    end otherwise."""
     for module in reversed(list(_leaves(layers))):
         if type(module) in RISING:
             shared = Counter(map(id, (m for _, m in layers.named_modules(remove_duplicate=False))))

@@ -101,8 +101,8 @@ class ForwardForward(Strategy):
                 f"{type(last).__name__} emits numbers of at most 1: choose a lower threshold, such as 0.5, or an "
                 "activation without bound, such as model.activation=relu"
             )
-        last = last_activation(layers, (*COMMUTE, *DROPOUT))
-        return passing(layers, last) if self.peer and last is not None else layers
+        opened = last_activation(layers, (*COMMUTE, *DROPOUT))
+        return passing(layers, opened) if self.peer and opened is not None else layers
 
     def step(self, block: Block, packet: Packet) -> Step:
         spec, y = block.spec, packet.y

@@ -168,8 +168,7 @@ def read(file: Path) -> dict[str, Any]:
 def _problems(content: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a result, the first of it in a few words."""
     wrong = [key for key, kind in FIELDS.items() if not isinstance(content.get(key), kind)]
-    if wrong or content.keys() - FIELDS.keys():
-        odd = content.keys() - FIELDS.keys()
+    if (odd := content.keys() - FIELDS.keys()) or wrong:
         yield f"its {wrong[0]} is missing or of the wrong type" if wrong else f"it has an unknown field, {min(odd)}"
     if content["format"] != FORMAT:
         yield f"its format is {content['format']}, but only {FORMAT} is known"
