@@ -20,7 +20,7 @@ import torch
 import locallearn
 from locallearn.analysis.deep_linear import pathways, strengths
 from locallearn.figures import COLOURS, panels, save
-from locallearn.studies.analysis import listed, table
+from locallearn.studies.analysis import listed, markdown_table
 from locallearn.studies.page import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +189,7 @@ table gives the time, in steps x rate, at which a mode reaches half its strength
         ]
         for rule, looks in numbers["random"].items()
     ]
-    yield from table(head, rows)
+    yield from markdown_table(head, rows)
     yield from f"""
 All learn the modes in the order of backpropagation. The others start earlier, as the weights that bring them the error
 are not small: feedback weights, or for `dgl` a linear read-out of every layer. They take longer to finish the weaker
@@ -208,7 +208,7 @@ Strength of the first path at time {WHOLE}, by the time at which it goes off; a 
     yield ""
     chosen = [ALL_ONSETS.index(onset) for onset in ONSETS]
     rows = [[depth, *(f"{values[k]:.3f}" for k in chosen)] for depth, values in numbers["final"].items()]
-    yield from table(["matrices per path", *(f"off from {onset}" for onset in ONSETS)], rows)
+    yield from markdown_table(["matrices per path", *(f"off from {onset}" for onset in ONSETS)], rows)
     gap = max(
         abs(look[p] - numbers["curves"][onset][p][i])
         for onset, looks in numbers["paths"].items()

@@ -133,7 +133,7 @@ def logging(bench: Bench, report: Report, name: str) -> None:
                 record = spent(lambda: running.record(at, 0.0, sums_of(learner), {}), 1)
                 return Sample(100 * record.seconds / (every * steps.seconds), 0.0)
 
-            running.begin()
+            running.start()
             series = bench.run({"percent": percent}, 2 if bench.quick else 20)
             recorder.close("done", {})
         why = "reading the sums of every block, and one line of JSON"

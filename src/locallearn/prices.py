@@ -21,23 +21,23 @@ class Metered(nn.Module):
     """A module whose block records numbers that the module finds in its forward pass, each as a mean over steps.
 
     progress  how far training is, from 0 to 1; the block says it
-    shown     whether a probe is looking: then the module behaves as in training, and keeps its readings for the probe
+    observed  whether a probe is looking: then the module behaves as in training, and keeps its readings for the probe
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.readings: list[tuple[str, Tensor]] = []
         self.progress = 1.0
-        self.shown = False
+        self.observed = False
 
     @property
     def noisy(self) -> bool:
         """Whether a forward pass draws noise."""
-        return self.training or self.shown
+        return self.training or self.observed
 
     def meter(self, name: str, nats: Tensor) -> None:
         """Keep an amount of information [] in nats, in a forward pass that is learned from; it is recorded in bits."""
-        if self.shown or (self.training and torch.is_grad_enabled()):
+        if self.observed or (self.training and torch.is_grad_enabled()):
             called(self._put, name, nats)
 
     def _put(self, name: str, nats: Tensor) -> None:
@@ -63,15 +63,15 @@ class Metered(nn.Module):
 
 
 @contextmanager
-def shown(meters: Sequence[Metered]) -> Iterator[None]:
+def as_in_training(meters: Sequence[Metered]) -> Iterator[None]:
     """Let modules behave as in training while a probe looks, noise included; afterwards no trace of it is left."""
     for meter in meters:
-        meter.shown = True
+        meter.observed = True
     try:
         yield
     finally:
         for meter in meters:
-            meter.shown = False
+            meter.observed = False
             meter.forget()
 
 

@@ -19,7 +19,7 @@ FIRST, LEAST = 2.0**16, 1.0
 GROWTH_STEPS = 2000
 """The rule of `torch.amp.GradScaler`: halve the scale after an overflow, double it after this many steps without."""
 _active: Scaler | None = None
-_NOTHING = nullcontext()
+_NO_CONTEXT = nullcontext()
 
 
 class Scaler:
@@ -92,7 +92,7 @@ class Scaler:
 
 def under(scaler: Scaler | None) -> AbstractContextManager[None]:
     """To be entered around a half of a step of the block with this scale, or with none."""
-    return scaler.active() if scaler is not None else _NOTHING
+    return scaler.active() if scaler is not None else _NO_CONTEXT
 
 
 def scale() -> float:
@@ -131,7 +131,7 @@ def grad(of: Tensor, at: Tensor, gradient: Tensor) -> Tensor:
 def unscaled(x: Tensor) -> AbstractContextManager[object]:
     """For gradients by forward mode, on the device of x: no autocast to float16, as no scale protects them."""
     half = torch.get_autocast_dtype(x.device.type) == torch.float16
-    return torch.autocast(x.device.type, enabled=False) if half else _NOTHING
+    return torch.autocast(x.device.type, enabled=False) if half else _NO_CONTEXT
 
 
 def widen(*modules: nn.Module | None) -> None:

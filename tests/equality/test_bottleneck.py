@@ -110,7 +110,7 @@ def test_information_dropout_by_its_definition(prior):
     dropout = LogNormalBottleneck(prior=prior, after=[0], warmup=0.0)
     torch.manual_seed(0)
     noise = dropout.applied(tiny_model()).units[0].noise.double()
-    noise.map, noise.shown = None, True
+    noise.map, noise.observed = None, True
     x, h = torch.randn(5, 2, 6, 6).double(), torch.rand(5, 4, 6, 6).double() + 0.1
     h[0, 0, 0, 0] = 0.0
     z = noise(x, h)
@@ -124,7 +124,7 @@ def test_information_dropout_by_its_definition(prior):
     logs = torch.stack([(noise(x, h)[1:] / h[1:]).log() for _ in range(2000)])
     assert torch.allclose(logs.std(0), alpha[1:], rtol=0.12)
     assert logs.mean(0).abs().max() < 0.09
-    noise.shown = False
+    noise.observed = False
     assert torch.equal(noise.eval()(x, h), h)
 
 

@@ -59,7 +59,7 @@ def test_log_uniform_is_the_papers_up_to_a_constant():
     e = (-alpha / 2 + alpha.sqrt() * torch.randn(40_000, 2, 3).double()).exp()
     direct = ((module.layer.weight * e) * x).sum(2).detach()
     local = module.eval()
-    local.shown = True
+    local.observed = True
     drawn = local(x.expand(40_000, 3)).detach()
     assert torch.allclose(direct.mean(0), drawn.mean(0), atol=0.01)
     assert torch.allclose(direct.std(0), drawn.std(0), rtol=0.05)

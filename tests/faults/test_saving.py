@@ -112,10 +112,10 @@ def test_training_waits_for_the_copy_alone_and_the_next_save_for_the_one_before(
 
     monkeypatch.setattr(writer, "write", held_up)
     saves, weight = Writer(World()), torch.zeros(1000)
-    saves.begin(asked(tmp_path, 1), {"weight": weight})
+    saves.start(asked(tmp_path, 1), {"weight": weight})
     assert began.acquire(timeout=30)
     weight.fill_(2.0)  # training goes on
-    second = threading.Thread(target=saves.begin, args=(asked(tmp_path, 2), {"weight": weight}))
+    second = threading.Thread(target=saves.start, args=(asked(tmp_path, 2), {"weight": weight}))
     second.start()
     second.join(0.2)
     assert second.is_alive()
@@ -134,12 +134,12 @@ def test_a_number_that_is_not_finite_is_never_committed(kind, tmp_path):
     """The largest numbers there are, whose norm is not finite any more, are."""
     largest = torch.full((70_000,), torch.finfo(kind).max, dtype=kind)
     saves = Writer(World())
-    saves.begin(asked(tmp_path, 1, needed=True), {"momentum": largest})
+    saves.start(asked(tmp_path, 1, needed=True), {"momentum": largest})
     saves.wait()
     for step, value in enumerate((float("nan"), float("inf"), float("-inf")), start=2):
         broken = largest.clone()
         broken[-1] = value
-        saves.begin(asked(tmp_path, step), {"weight": torch.ones(2), "momentum": broken})
+        saves.start(asked(tmp_path, step), {"weight": torch.ones(2), "momentum": broken})
         with pytest.raises(RunError, match=f"^momentum is not finite after step {step}; lower optim.lr$"):
             saves.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -131,7 +131,7 @@ def test_runs_that_are_not_done_are_listed_and_counted(sweep):
         ("dgl-5", "interrupted", "killed after epoch 3"),
     ]
     assert len(found.runs) == 10  # the hidden attempt is left out
-    head, *rows = tables.table(found)
+    head, *rows = tables.rows_of(found)
     assert [row[head.index("done")] for row in rows] == ["4 of 4", "4 of 6"]
 
 
@@ -310,7 +310,7 @@ def test_the_report_is_written_in_every_form(sweep, tmp_path, capsys):
 def test_costs_stand_in_the_table(tmp_path):
     write_run(tmp_path / "b", "backprop", 0, facts={"flops": 2_000_000, "auxiliary_flops": None})
     write_run(tmp_path / "d", "dgl", 0, facts={"flops": 2_000_000, "auxiliary_flops": 500})
-    head, *rows = tables.table(grouped(read([tmp_path])))
+    head, *rows = tables.rows_of(grouped(read([tmp_path])))
     costs = [dict(zip(head, row, strict=True)) for row in rows]
     assert [row["FLOPs"] for row in costs] == ["2 M", "2 M"]
     assert [row["aux FLOPs"] for row in costs] == ["", "500"]
@@ -325,7 +325,7 @@ def test_published_stands_beside_reached(tmp_path):
     for strategy in ("backprop", "dgl", "fa"):
         write_run(tmp_path / strategy, strategy, overrides=["+experiment=dni_comparison", "epochs=3"])
     found = grouped(read([tmp_path]))
-    head, *rows = tables.table(found)
+    head, *rows = tables.rows_of(found)
     column = head.index("published")
     assert {row[0]: row[column] for row in rows} == {"backprop": "75.88", "dgl": "77.88", "fa": ""}
     said = tables.terminal(found, 160)

@@ -23,7 +23,7 @@ from locallearn.config.experiment import experiment
 from locallearn.errors import UserError
 from locallearn.runs.folder import RunFolder
 from locallearn.studies import page
-from locallearn.studies.analysis import Analysis, Runs, averaged, spread, verdicts
+from locallearn.studies.analysis import Analysis, Runs, averaged, mean_std, verdicts
 from locallearn.studies.definition import load
 from locallearn.studies.study import _analysis
 from locallearn.training.evaluate import linear_readout
@@ -199,7 +199,7 @@ def test_a_study_from_outside(mine, capsys):
     metrics = locallearn.train(**numbers, quiet=True, out="direct").metrics
     assert dgl["values"][1] == 100 * metrics["test/accuracy"], "the numbers of the command, bit for bit"
     text = Path("runs/mine/mine.md").read_text()
-    assert f"| bp | {spread(bp['values'])} | 50.00 |" in text
+    assert f"| bp | {mean_std(bp['values'])} | 50.00 |" in text
     assert "difference to 'bp'" in text
     assert "- bp: Nobody 1999; unlike the original: all" in text
     assert "- agrees: equal settings are equal" in text
@@ -397,8 +397,8 @@ def test_a_readout_is_fitted_once_and_stands_in_the_table(mine, capsys):
 
 
 def test_words():
-    assert spread([1.0]) == "1.00"
-    assert spread([1.0, 3.0], 1) == "2.0 ± 1.4"
+    assert mean_std([1.0]) == "1.00"
+    assert mean_std([1.0, 3.0], 1) == "2.0 ± 1.4"
     assert list(verdicts((True, "a"), (False, "b"))) == ["", "- agrees: a", "- **differs**: b"]
     rows = [[{"epoch": 0, "layer": 0, "name": "fc", "x": x, "n": 3}] for x in (1.0, 2.0)]
     assert averaged(rows) == [{"epoch": 0, "layer": 0, "name": "fc", "x": 1.5, "n": 3}]

@@ -175,7 +175,7 @@ def test_weights_begin_as_papers_say(name):
     torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), atol=1e-5, rtol=0)
     default, zero = build("mlp", (12,)), build("mlp", (12,), init="xavier", zero_head=True)
     assert not zero.head.weight.any()
-    assert default.begin is None
+    assert default.initialise is None
 
 
 def test_a_narrow_allcnn_with_batch_norm():

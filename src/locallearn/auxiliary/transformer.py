@@ -10,7 +10,7 @@ from torch import nn
 
 from locallearn.auxiliary.networks import Auxiliary, MeanOverSteps, Size
 from locallearn.errors import UserError
-from locallearn.models.transformer import TransformerBlock, begin_transformer, check_heads
+from locallearn.models.transformer import TransformerBlock, check_heads, initialise_transformer
 
 
 @dataclass(frozen=True)
@@ -41,5 +41,5 @@ class Transformer(Auxiliary):
         body: list[nn.Module] = [TransformerBlock(width, self.heads, causal=causal) for _ in range(self.layers)]
         pool = [] if causal else [MeanOverSteps()]
         net = nn.Sequential(*body, nn.LayerNorm(width), *pool, nn.Linear(width, classes))
-        begin_transformer([net], self.layers)
+        initialise_transformer([net], self.layers)
         return net

@@ -190,7 +190,7 @@ def _journal(
     folders = [str(folder.resolve()) for folder in modules]
     journal = Journal.create(Plan(out, varies, total, command, folders))
     try:
-        with journal.shown() if launcher.startswith("submitit") else nullcontext():
+        with journal.printed() if launcher.startswith("submitit") else nullcontext():
             yield str(journal.path)
     finally:
         jobs = journal.jobs()
@@ -265,7 +265,7 @@ def _job_of_a_sweep(config: Any, chosen: dict[str, Any], overrides: list[str], n
         if (values.get("sweep") or {}).get("fail_fast") and journal.failed:
             journal.add(sweep.Job(number, label, "skipped"))
             return None
-        journal.begin(number, label)
+        journal.started(number, label)
         if launcher in SHARING:
             values = sweep.shared(values, number)
         values = sweep.grouped(values, names["strategy"], differs)

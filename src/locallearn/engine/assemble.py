@@ -104,7 +104,7 @@ def specs_of(model: BlockModel, cut: list[range], setup: Setup) -> list[BlockSpe
     )
     of_run = model.classes, sizes, setup.seed, setup.pixels, model.channels_first, setup.task, tokens, reversible
     built = [
-        Unit(i, shapes[i], shapes[i + 1], builder(unit, shapes[i], shapes[i + 1], model.begin))
+        Unit(i, shapes[i], shapes[i + 1], builder(unit, shapes[i], shapes[i + 1], model.initialise))
         for i, unit in enumerate(model.units)
     ]
     return [

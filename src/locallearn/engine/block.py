@@ -99,7 +99,7 @@ class TrainedBlock:
 
     def update(self, part: str = "main") -> None:
         """Count a micro-batch; with the last one average, clip, apply and clear the gradients of this part. Those of
-        replicas are first summed, while other blocks compute; `settle` then applies them."""
+        replicas are first summed, while other blocks compute; `apply_sums` then applies them."""
         if part not in self._pending:
             known = ", ".join(self._pending)
             raise UserError(f"block.update({part!r}): a block has the parts {known}; Strategy.separate names others")
@@ -120,7 +120,7 @@ class TrainedBlock:
             total = self.replicas.start(gradients + statistics)
             self._sums.append((optimizer, statistics, self.progress, total))
 
-    def settle(self) -> None:
+    def apply_sums(self) -> None:
         """Wait for gradients that are being summed over replicas, and apply them."""
         while self._sums:
             optimizer, statistics, self.progress, total = self._sums.popleft()
@@ -258,7 +258,7 @@ class TrainedBlock:
 
     def start(self, at: MicroStep, half: str | None = None, number: int = 0) -> None:
         """Begin a half or a round of a step: apply gradients that are still being summed, restart the random stream."""
-        self.settle()
+        self.apply_sums()
         self.step, self.progress, self.micro = at
         for meter in self.meters:
             meter.progress = self.progress if self._scheduled else 1.0

@@ -216,7 +216,7 @@ class Learner:
     def packets(self, inputs: Any) -> Iterator[Packet]:
         """What each block hands on, in eval mode, one after the other, also from stage to stage. Call it under
         `torch.no_grad()`. Modes and buffers are afterwards as they were."""
-        self.stage.published.begin()
+        self.stage.published.publish_first()
         link = self.stage.link
         if link is not None and link.below:
             packet = link.recv_forward()

@@ -42,7 +42,7 @@ class Link(Protocol):
         ...
 
 
-NOTHING = Packet(torch.empty(0), torch.empty(0, dtype=torch.int64))
+EMPTY_PACKET = Packet(torch.empty(0), torch.empty(0, dtype=torch.int64))
 """What goes to a stage that does not learn in this phase, so that all stages count the same steps."""
 
 

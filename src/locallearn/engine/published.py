@@ -97,7 +97,7 @@ class Publications:
                     strategy.publish(here, name)  # refuses here what it cannot give
                 self._publications[number] = Publication(number, name, every, own, ahead, passed, here, {})
 
-    def begin(self) -> None:
+    def publish_first(self) -> None:
         """See to it that blocks have what they read, also before the first step."""
         if self._publications and not self._begun:
             self.advance(0)
@@ -110,7 +110,7 @@ class Publications:
                 each.newest = step - 1  # those who go on from a checkpoint have the versions until there
         for each in self._publications.values():
             if each.source is not None and step % each.every == 0 and each.newest < step:
-                each.source.settle()  # what replicas still sum belongs to the step before
+                each.source.apply_sums()  # what replicas still sum belongs to the step before
                 tensors = self.strategy.publish(each.source, each.name)
                 self._arrive(each, step, tuple(t.detach().clone() for t in tensors))
         for each in self._publications.values():
@@ -118,7 +118,7 @@ class Publications:
                 self._take_in(each, each.due(step, each.ahead))
             self._hand_out(each, {k: each.due(step, lag) for k, lag in each.lags.items()})
 
-    def settle(self) -> None:
+    def take_rest(self) -> None:
         """Take in all that was published before or in the last step."""
         if self.done:
             for each in self._publications.values():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from locallearn.contract import Step, Strategy
 from locallearn.engine.block import MicroStep, TrainedBlock
-from locallearn.engine.link import NOTHING, Link
+from locallearn.engine.link import EMPTY_PACKET, Link
 from locallearn.errors import UserError
 from locallearn.messages import Feedback, Heard, Packet, Send
 from locallearn.scaling import under
@@ -63,7 +63,7 @@ def _across(
     """Send the messages that leave the stage, then take those of the neighbours."""
     below, above = None, None
     if link is not None and link.above and not first:
-        link.send_forward(NOTHING if up is None else up)
+        link.send_forward(EMPTY_PACKET if up is None else up)
     if link is not None and link.below:
         link.send_backward(down)
     if link is not None and link.below and not first:

@@ -32,7 +32,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from locallearn import seeds
 from locallearn.contract import Feedback, Packet, Route, Strategy
 from locallearn.engine.block import MicroStep, TrainedBlock, set_modes
-from locallearn.engine.link import NOTHING, Link
+from locallearn.engine.link import EMPTY_PACKET, Link
 from locallearn.engine.promises import phases_of
 from locallearn.engine.published import Publications, Reads
 from locallearn.engine.replicas import Replicas, moving
@@ -125,8 +125,8 @@ class Stage:
                 self._now += 1
                 self._down(self._now)
             for block in self.blocks:
-                block.settle()
-        self.published.settle()
+                block.apply_sums()
+        self.published.take_rest()
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor beside the blocks' own that influences the next step: `replay.` or `published.` and a name."""
@@ -199,7 +199,7 @@ class Stage:
         if halves:
             exchange(self.strategy, self.link, self.autocast, halves, backs)
         if self.link is not None and self.link.above and learning.stop <= self.blocks[-1].spec.index + 1:
-            self.link.send_forward(NOTHING)
+            self.link.send_forward(EMPTY_PACKET)
 
     def _meet(
         self, below: PendingBackward | None, pending: PendingBackward, back: Feedback | None

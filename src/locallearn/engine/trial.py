@@ -30,7 +30,7 @@ def trial_step(stage: Stage, inputs: Tensor, labels: Tensor, step: int, total: i
         stack.enter_context(blocks_kept(stage.blocks))
         for k, block in enumerate(stage.blocks):
             stack.enter_context(_collecting(block, gradients, k))
-        stage.published.begin()
+        stage.published.publish_first()
         Stage(stage.blocks, stage.strategy, half=stage.half, micro_batches=1).step(inputs, labels, step, total)
     return gradients
 

@@ -54,7 +54,7 @@ class BlockModel(nn.Module):
     says that an input of two axes is [C, L] and not [T, D]; `vocabulary` is how many tokens there are where the inputs
     are token numbers, else None; `inputs` what the tensors of a sample are where the model reads several, which come as
     one vector, `image` being its length; `form` says whether the head answers once for each `sample`, for each
-    `position` or with `boxes`; `taken` what of its weights is from elsewhere (`weights.Taken`); `begin`
+    `position` or with `boxes`; `taken` what of its weights is from elsewhere (`weights.Taken`); `initialise`
     initialises modules like its own, where PyTorch's initialisation is not meant.
     """
 
@@ -66,7 +66,7 @@ class BlockModel(nn.Module):
     inputs: Inputs | None = None
     form: str = SAMPLE
     taken: tuple[Any, ...] = ()
-    begin: Callable[[Iterable[nn.Module]], None] | None = None
+    initialise: Callable[[Iterable[nn.Module]], None] | None = None
 
     def __init__(
         self,

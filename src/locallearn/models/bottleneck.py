@@ -138,7 +138,7 @@ class NoiseModule(Metered):
         """z [B, ...], for which the loss pays by the nats [B, ...] of its numbers."""
         total = nats.flatten(1).sum(1).mean()
         self.meter(name + self.suffix, total)
-        if self.shown:
+        if self.observed:
             self.map = nats.detach()
         if not self.training:
             return z

@@ -24,7 +24,7 @@ class Resizable(Protocol):
 
 
 def builder(
-    unit: nn.Module, reads: Size, emits: Size, begin: Callable[[Iterable[nn.Module]], None] | None
+    unit: nn.Module, reads: Size, emits: Size, initialise: Callable[[Iterable[nn.Module]], None] | None
 ) -> Callable[[Size], nn.Module]:
     """`fresh` of a unit, whatever becomes of its tensors later. Buffers that are not part of its state are constants,
     such as the edges of a graph, and are shared."""
@@ -34,7 +34,7 @@ def builder(
         for name, b in m._buffers.items()
         if b is not None and name in m._non_persistent_buffers_set
     }
-    return lambda asked: fresh(unit, reads, emits, asked, begin, constants)
+    return lambda asked: fresh(unit, reads, emits, asked, initialise, constants)
 
 
 def fresh(
@@ -42,22 +42,22 @@ def fresh(
     reads: Size,
     emits: Size,
     asked: Size,
-    begin: Callable[[Iterable[nn.Module]], None] | None,
+    initialise: Callable[[Iterable[nn.Module]], None] | None,
     constants: Mapping[str, Tensor],
 ) -> nn.Module:
     """A unit like `unit`, which reads [B, *reads] and emits [B, *emits], for inputs [B, *asked].
 
-    Of maps it halves the sides where those asked are at least twice what the unit emits. `begin` draws what PyTorch's
-    initialisation does not. Nothing is copied from the unit's weights, which may be on no device. Raises UserError for
-    a unit with weights that nothing draws, or that cannot read such inputs.
+    Of maps it halves the sides where those asked are at least twice what the unit emits. `initialise` draws what
+    PyTorch's initialisation does not. Nothing is copied from the unit's weights, which may be on no device. Raises
+    UserError for a unit with weights that nothing draws, or that cannot read such inputs.
     """
     made = _blank_copy(unit, constants)
     if asked != reads:
         made = _resized(made, emits, asked)
     for module in made.modules():
         _draw(module)
-    if begin is not None:
-        begin([made])
+    if initialise is not None:
+        initialise([made])
     return made.train()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.transformer import TransformerBlock, begin_transformer, check_heads
+from locallearn.models.transformer import TransformerBlock, check_heads, initialise_transformer
 from locallearn.options import within_ranges
 from locallearn.task import POSITION
 
@@ -61,6 +61,6 @@ def gpt(
         head[1].weight = embed.token.weight
     model = BlockModel(units, head, image=image, classes=classes, name="gpt")
     model.vocabulary, model.form = vocabulary, POSITION
-    model.begin = partial(begin_transformer, layers=layers)
-    model.begin([model])
+    model.initialise = partial(initialise_transformer, layers=layers)
+    model.initialise([model])
     return model

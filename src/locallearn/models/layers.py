@@ -105,7 +105,7 @@ def dense_unit(
     return nn.Sequential(*first, nn.Flatten(), nn.Linear(inputs, width, bias), *norm, activation(act))
 
 
-def begin_rectified(modules: Iterable[nn.Module]) -> None:
+def initialise_rectified(modules: Iterable[nn.Module]) -> None:
     """Draw the weights of convolutions and linear layers as He et al., 2015, derive for rectifiers, with zero biases.
 
     PyTorch's own initialisation shrinks what a rectified layer emits to two fifths. Batch normalisation makes up for
@@ -119,20 +119,20 @@ def begin_rectified(modules: Iterable[nn.Module]) -> None:
                     nn.init.zeros_(layer.bias)
 
 
-def begin_as(init: str) -> Callable[[Iterable[nn.Module]], None]:
+def initialise_as(init: str) -> Callable[[Iterable[nn.Module]], None]:
     """A function that draws the weights of modules by a name of `INITS`, with zero biases."""
 
-    def begin(modules: Iterable[nn.Module]) -> None:
+    def initialise(modules: Iterable[nn.Module]) -> None:
         for layer in (layer for module in modules for layer in module.modules()):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 INITS[init](layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
 
-    return begin
+    return initialise
 
 
-def begin_residual(modules: Iterable[nn.Module]) -> None:
+def initialise_residual(modules: Iterable[nn.Module]) -> None:
     """Draw the weights of convolutions as He et al., 2016, do."""
     for module in modules:
         for layer in module.modules():

@@ -54,8 +54,8 @@ def mlp(
 def begun(model: BlockModel, init: str | None, zero_head: bool = False) -> BlockModel:
     """The model with its weights drawn as `init` says, but for a head that starts at zero; None leaves all as it is."""
     if init is not None:
-        model.begin = layers.begin_as(init)
-        model.begin([*model.units, *([] if zero_head else [model.head])])
+        model.initialise = layers.initialise_as(init)
+        model.initialise([*model.units, *([] if zero_head else [model.head])])
     return model
 
 
@@ -82,10 +82,10 @@ def lenet(
         "fc2": layers.dense_unit(120, 84, act=activation),
     }
     if activation != "tanh":
-        layers.begin_rectified(units.values())
+        layers.initialise_rectified(units.values())
     head = nn.Linear(84, classes)
     model = BlockModel(units, head, image=image, classes=classes, name="lenet")
-    model.begin = layers.begin_rectified if activation != "tanh" else None
+    model.initialise = layers.initialise_rectified if activation != "tanh" else None
     return begun(model, init)
 
 
@@ -140,12 +140,12 @@ def allcnn(
         conv = nn.Conv2d(channels, outputs, kernel, stride, padding, bias=not batch_norm)
         units[f"conv{len(units) + 1}"] = nn.Sequential(*before, conv, *norm, nn.ReLU(), *behind)
         channels = outputs
-    layers.begin_rectified(units.values())
+    layers.initialise_rectified(units.values())
     scores = nn.Conv2d(channels, classes, 1)
     nn.init.ones_(scores.bias)  # type: ignore[arg-type]
     head = nn.Sequential(scores, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = BlockModel(units, head, image=image, classes=classes, name="allcnn")
-    model.begin = layers.begin_rectified
+    model.initialise = layers.initialise_rectified
     return model
 
 
@@ -159,7 +159,7 @@ def plainnet(image: Size, classes: int, *, depth: int = 20) -> BlockModel:
     for before, width in pairwise((channels, *widths)):
         stride = 2 if units and width > before else 1
         units[f"conv{len(units) + 1}"] = unit = nn.Sequential(*layers.conv_bn(before, width, stride=stride))
-        layers.begin_residual([unit])
+        layers.initialise_residual([unit])
     model = BlockModel(units, layers.pooled_head(64, classes), image=image, classes=classes, name=f"plain{depth}")
-    model.begin = layers.begin_residual
+    model.initialise = layers.initialise_residual
     return model

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locallearn.models.base import BlockModel, Size
-from locallearn.models.layers import begin_residual, check_image, check_stages, conv_bn, pooled_head
+from locallearn.models.layers import check_image, check_stages, conv_bn, initialise_residual, pooled_head
 from locallearn.options import OneOf, within_ranges
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -134,6 +134,6 @@ def _build(
             inputs = outputs
     head = nn.Sequential(*closing, *pooled_head(inputs, classes))
     model = BlockModel(units, head, image=image, classes=classes, name=name)
-    model.begin = begin_residual
-    model.begin([model])
+    model.initialise = initialise_residual
+    model.initialise([model])
     return model

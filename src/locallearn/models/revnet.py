@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.coupling import Coupling, Reversible
-from locallearn.models.layers import begin_residual, check_image, check_stages, conv_bn, pooled_head
+from locallearn.models.layers import check_image, check_stages, conv_bn, initialise_residual, pooled_head
 from locallearn.models.resnet import conv3x3
 
 
@@ -75,6 +75,6 @@ def revnet(image: Size, classes: int, *, depth: int = 38) -> BlockModel:
             units[f"stage{stage + 1}.{i}"] = unit
     head = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(), *pooled_head(widths[-1], classes))
     model = RevNet(units, head, image=image, classes=classes, name=name)
-    model.begin = begin_residual
-    model.begin([model])
+    model.initialise = initialise_residual
+    model.initialise([model])
     return model

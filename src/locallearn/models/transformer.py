@@ -52,7 +52,7 @@ def check_heads(width: int, heads: int, group: str = "model") -> None:
         raise UserError(f"{name}={width} is not divisible by {group}.heads={heads}: choose a multiple")
 
 
-def begin_transformer(modules: Iterable[nn.Module], layers: int) -> None:
+def initialise_transformer(modules: Iterable[nn.Module], layers: int) -> None:
     """Draw weights as GPT-2 does: N(0, 0.02), those of the two projections back into the stream of each of `layers`
     blocks N(0, 0.02 / sqrt(2 layers)), biases 0. Weights of convolutions stay as PyTorch draws them."""
     for module in modules:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from locallearn.errors import UserError
 from locallearn.models.base import BlockModel, Size
 from locallearn.models.layers import MeanOverSteps, check_image
-from locallearn.models.transformer import TransformerBlock, begin_transformer, check_heads
+from locallearn.models.transformer import TransformerBlock, check_heads, initialise_transformer
 from locallearn.options import within_ranges
 
 
@@ -59,6 +59,6 @@ def vit(
     units |= {f"block{i + 1}": TransformerBlock(width, heads, dropout, causal=False) for i in range(layers)}
     head = nn.Sequential(nn.LayerNorm(width), MeanOverSteps(), nn.Linear(width, classes))
     model = BlockModel(units, head, image=image, classes=classes, name="vit")
-    model.begin = partial(begin_transformer, layers=layers)
-    model.begin([model])
+    model.initialise = partial(initialise_transformer, layers=layers)
+    model.initialise([model])
     return model

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from locallearn.errors import UserError
 from locallearn.figures import panels
 from locallearn.models.bottleneck import NoiseModule, Noisy
-from locallearn.prices import shown
+from locallearn.prices import as_in_training
 from locallearn.probes import CLASS_LABELS, Curve, Data, Learner, Moment, Probe, Row, Seen, sample
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class BottleneckProbe(Probe):
         inputs, labels = sample(data, self.split, self.samples)
         inputs, labels = inputs[labels >= 0], labels[labels >= 0]
         answers, arrays = [], {}
-        with torch.no_grad(), shown([*places.values()]):
+        with torch.no_grad(), as_in_training([*places.values()]):
             for draw in range(self.draws):
                 logits, readings = _pass(learner, inputs, places)
                 answers.append(logits)

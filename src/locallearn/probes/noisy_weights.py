@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from locallearn.analysis.pac_bayes import kl_bound, kl_inverse, linear_bound
 from locallearn.errors import UserError
 from locallearn.models.noisy_weights import GaussianWeights
-from locallearn.prices import shown
+from locallearn.prices import as_in_training
 from locallearn.probes import CLASS_LABELS, Curve, Data, Learner, Moment, Probe, Row, Seen, sample
 
 BATCH = 500
@@ -57,7 +57,7 @@ class NoisyWeightsProbe(Probe):
                 {"layer": i, "name": layer.name, "weight_bits": float(layer.nats()) / math.log(2)}
                 for i, layer in enumerate(layers)
             ]
-            with shown(layers):
+            with as_in_training(layers):
                 (nats, trained), (_, tested) = (
                     self._answers(learner, *sample(data, split, size))
                     for split, size in (("train", None), ("test", self.test))

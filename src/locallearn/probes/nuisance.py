@@ -10,7 +10,7 @@ from annotated_types import Ge
 from locallearn import seeds
 from locallearn.analysis.readout import density_ratio, label_entropy, usable_information
 from locallearn.data.nuisance import asked_for_nuisance
-from locallearn.prices import meters_of, shown
+from locallearn.prices import as_in_training, meters_of
 from locallearn.probes import CLASS_LABELS, Curve, Data, Learner, Moment, Probe, Row, Seen, by_layer, outputs, sample
 
 
@@ -49,7 +49,7 @@ class Nuisance(Probe):
         values = 1 + int(max(n.max(), true_n.max()))
         entropies = {"nuisance_bits": label_entropy(true_n), "label_bits": label_entropy(true_y[sought])}
         rows: list[Row] = []
-        with shown(meters_of(learner.model.units)):
+        with as_in_training(meters_of(learner.model.units)):
             for h, held_out in zip(outputs(learner, inputs), outputs(learner, others), strict=True):
                 pairs = h, n, held_out, true_n
                 ratio = density_ratio(*pairs, classes=values, steps=self.steps, seed=seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from locallearn.names import TEST, VALIDATION, metric_of, on
 from locallearn.report.grouped import Group, GroupedRuns
 from locallearn.report.grouping import text
-from locallearn.report.numbers import COSTS, Number, is_finite, shown, spread, title
+from locallearn.report.numbers import COSTS, Number, formatted, is_finite, mean_std, title
 from locallearn.runs.read import Run
 
 
@@ -129,7 +129,7 @@ def runs(grouped: GroupedRuns) -> Table:
                 Cell(label, label or None),
                 Cell() if run.seed is None else Cell(str(run.seed), run.seed),
                 Cell(run.state, run.state, note="; ".join(filter(None, (run.reason, *run.problems)))),
-                Cell(shown(grouped.score, score), score) if is_finite(score) else Cell(),
+                Cell(formatted(grouped.score, score), score) if is_finite(score) else Cell(),
                 Cell(run.repeat, run.repeat, code=True) if run.config else Cell(),
             ]
         )
@@ -150,11 +150,11 @@ def _named(group: Group, number: int) -> Cell:
 
 
 def _mean(metric: str, number: Number) -> Cell:
-    return Cell(spread(metric, number), number.mean)
+    return Cell(mean_std(metric, number), number.mean)
 
 
 def _best(metric: str, number: Number) -> Cell:
-    return Cell() if number.best is None else Cell(shown(metric, number.best), number.best)
+    return Cell() if number.best is None else Cell(formatted(metric, number.best), number.best)
 
 
 def _published(group: Group) -> Cell:
@@ -166,21 +166,21 @@ def _difference(metric: str, number: Number) -> Cell:
     """`-1.20 [-2.10, -0.30]`; without the interval for one pair."""
     if number.difference is None:
         return Cell()
-    mean, note = shown(metric, number.difference, "+"), "(1 pair)"
+    mean, note = formatted(metric, number.difference, "+"), "(1 pair)"
     if number.ci_low is not None and number.ci_high is not None:
-        note = f"[{shown(metric, number.ci_low, '+')}, {shown(metric, number.ci_high, '+')}]"
+        note = f"[{formatted(metric, number.ci_low, '+')}, {formatted(metric, number.ci_high, '+')}]"
     return Cell(mean, number.difference, note, brief=f"{mean} {note}")
 
 
 def _cost(metric: str, number: Number) -> Cell:
     """A mean; where there is room also its deviation, and how many times that of backprop it is."""
     times = "" if number.times is None else f"{number.times:.2f}×"
-    return Cell(spread(metric, number), number.mean, times, brief=shown(metric, number.mean))
+    return Cell(mean_std(metric, number), number.mean, times, brief=formatted(metric, number.mean))
 
 
 def _command(group: Group) -> str:
     """One command for all seeds of a group, into the folder that is set where it is given."""
-    members: Sequence[Run] = group.shown
+    members: Sequence[Run] = group.drawn
     seeds = sorted({run.seed for run in members if run.seed is not None})
     words = [word for word in members[0].overrides if word.partition("=")[0] not in ("seed", "out")]
     if not members[0].overrides and not members[0].manifest:

@@ -12,7 +12,7 @@ from locallearn.figures.text import table
 from locallearn.names import BLOCK, PROBE
 from locallearn.report.figures import LINES, MARKERS, curves_of, learning_curves, score_by_block
 from locallearn.report.grouping import text, written
-from locallearn.report.numbers import numbers, shown, values
+from locallearn.report.numbers import formatted, numbers, values
 from locallearn.report.series import curve
 from locallearn.runs.read import Run
 
@@ -101,7 +101,7 @@ def terminal(comparison: Comparison, width: int) -> str:
     lines = []
     for number, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True), start=1):
         spent = run.summary.get("seconds")
-        facts = [run.state, shown("seconds", spent) if isinstance(spent, float) else "", run.reason]
+        facts = [run.state, formatted("seconds", spent) if isinstance(spent, float) else "", run.reason]
         lines.append(f"{number}: {label} ({', '.join(filter(None, facts))})")
         lines += [f"   note: {problem}" for problem in run.problems]
     if not comparison.settings:
@@ -122,12 +122,12 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
     order = [COLOURS[0], COLOURS[5], *COLOURS[1:5], *COLOURS[6:]]
     apart = len(set(strategies)) == len(strategies)
     runs: dict[str, Sequence[Run]] = {}
-    looks = {}
+    styles = {}
     for k, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True)):
         runs[label] = [run]
         colour = by_strategy(run.strategy) if apart else order[k % len(order)]
-        looks[label] = (colour, LINES[k % len(LINES)], MARKERS[k % len(MARKERS)])
-    drawn = learning_curves(runs, looks)
+        styles[label] = (colour, LINES[k % len(LINES)], MARKERS[k % len(MARKERS)])
+    drawn = learning_curves(runs, styles)
     every = {label: numbers(own) for label, own in runs.items()}
-    blocks = score_by_block(every, looks, comparison.runs[0].score)
+    blocks = score_by_block(every, styles, comparison.runs[0].score)
     return ({"learning_curves": drawn} if drawn is not None else {}) | blocks

@@ -24,7 +24,7 @@ MOST = 12
 DRAWN_COSTS = ("seconds", "peak_memory_bytes")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*X<>hd"
-Look: TypeAlias = tuple[str, str, str]
+Style: TypeAlias = tuple[str, str, str]
 """Colour, line style and marker of a group."""
 
 
@@ -32,13 +32,13 @@ def draw(grouped: GroupedRuns) -> dict[str, Figure]:
     """Every picture that the runs have numbers for, by name."""
     groups = drawn(grouped)
     named = dict(zip(short_labels(groups), groups, strict=True))
-    looks = dict(zip(named, looks_of(groups), strict=True))
+    styles = dict(zip(named, styles_of(groups), strict=True))
     numbers = {name: group.numbers for name, group in named.items()}
     score = names.metric_of(grouped.score)
     every: dict[str, Figure | None] = {
-        "learning_curves": learning_curves({name: group.counted for name, group in named.items()}, looks),
-        **score_by_block(numbers, looks, score),
-        "cost": _cost(grouped.score, numbers, looks),
+        "learning_curves": learning_curves({name: group.counted for name, group in named.items()}, styles),
+        **score_by_block(numbers, styles, score),
+        "cost": _cost(grouped.score, numbers, styles),
     }
     figures = {name: figure for name, figure in every.items() if figure is not None}
     left_out = sum(bool(group.counted) for group in grouped.groups) - len(groups)
@@ -65,18 +65,18 @@ def short_labels(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def looks_of(groups: Sequence[Group]) -> list[Look]:
+def styles_of(groups: Sequence[Group]) -> list[Style]:
     """A strategy has its colour everywhere, and its groups differ in line and marker; of one strategy alone, the groups
     have colours of their own."""
     alone = len({group.strategy for group in groups}) == 1 and len(groups) > 1
     before: Counter[str] = Counter()
-    looks = []
+    styles = []
     for k, group in enumerate(groups):
         number = before[group.strategy]
         before[group.strategy] += 1
         colour = COLOURS[k % len(COLOURS)] if alone else by_strategy(group.strategy)
-        looks.append((colour, LINES[number % len(LINES)], MARKERS[k % len(MARKERS)]))
-    return looks
+        styles.append((colour, LINES[number % len(LINES)], MARKERS[k % len(MARKERS)]))
+    return styles
 
 
 def curves_of(runs: Sequence[Run]) -> list[str]:
@@ -86,7 +86,7 @@ def curves_of(runs: Sequence[Run]) -> list[str]:
     return [names.on(names.TRAIN, names.LOSS), *evaluated]
 
 
-def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]) -> Figure | None:
+def learning_curves(runs: Mapping[str, Sequence[Run]], styles: Mapping[str, Style]) -> Figure | None:
     """Mean and standard deviation over runs, by label: of the training loss, and of what the runs are judged by."""
     metrics = curves_of([run for own in runs.values() for run in own])
     curves = {metric: {name: curve(own, metric) for name, own in runs.items()} for metric in metrics}
@@ -96,7 +96,7 @@ def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]
     figure, axes = panels(len(drawn), 1)
     for place, metric in zip(axes, drawn, strict=True):
         for name, points in curves[metric].items():
-            _band(place, points, looks[name], name)
+            _band(place, points, styles[name], name)
         epoch_axis(place, [epoch for points in curves[metric].values() for epoch in points])
         place.set_ylabel(names.in_words(metric))
     if any(len(own) > 1 for own in runs.values()):
@@ -105,7 +105,7 @@ def learning_curves(runs: Mapping[str, Sequence[Run]], looks: Mapping[str, Look]
     return figure
 
 
-def _band(axes: Axes, points: Mapping[float, Sequence[float]], look: Look, name: str) -> None:
+def _band(axes: Axes, points: Mapping[float, Sequence[float]], look: Style, name: str) -> None:
     """The mean, and one standard deviation to each side where there are several values."""
     if not points:
         return
@@ -122,7 +122,7 @@ def _band(axes: Axes, points: Mapping[float, Sequence[float]], look: Look, name:
 
 
 def score_by_block(
-    numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look], score: str
+    numbers: Mapping[str, Mapping[str, Number]], styles: Mapping[str, Style], score: str
 ) -> dict[str, Figure]:
     """A picture of the score of every block that can predict, on the test set, by label; a network of one predicting
     block is a point. Empty where no network has several."""
@@ -133,7 +133,7 @@ def score_by_block(
         return {}
     figure, (axes,) = panels(width=4.2)
     for name, own in blocks.items():
-        _band(axes, {block: number.values for block, number in own.items()}, looks[name], name)
+        _band(axes, {block: number.values for block, number in own.items()}, styles[name], name)
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(names.in_words(names.on(names.TEST, score)))
@@ -141,7 +141,7 @@ def score_by_block(
     return {f"{score}_by_block": figure}
 
 
-def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], looks: Mapping[str, Look]) -> Figure | None:
+def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], styles: Mapping[str, Style]) -> Figure | None:
     """Score against seconds and against peak memory, a point with bars of one standard deviation for each label."""
     drawn = [name for name in DRAWN_COSTS if any({name, score} <= own.keys() for own in numbers.values())]
     if not drawn:
@@ -153,7 +153,7 @@ def _cost(score: str, numbers: Mapping[str, Mapping[str, Number]], looks: Mappin
             if not {cost, score} <= own.keys():
                 continue
             x, y = own[cost], own[score]
-            colour, _, marker = looks[name]
+            colour, _, marker = styles[name]
             spread = (x.std or 0.0) / unit
             bars = place.errorbar(x.mean / unit, y.mean, y.std or 0.0, spread, fmt=marker, color=colour, linewidth=0.8)
             bars.set_label(name)

@@ -44,7 +44,7 @@ class Group:
         return self.runs[0].strategy
 
     @property
-    def shown(self) -> list[Run]:
+    def drawn(self) -> list[Run]:
         """The runs that are drawn: those that count, or, while none is done, all."""
         return self.counted or self.runs
 

@@ -116,7 +116,7 @@ def _pictures(grouped: GroupedRuns) -> tuple[list[dict[str, str]], int]:
     """Pictures of probes that rows do not give, of one run per group, and how many had no room."""
     shown, left_out, room = [], 0, PICTURE_BYTES
     for group in grouped.groups:
-        for probe, stem, content, kind in _files(group.shown[0]):
+        for probe, stem, content, kind in _files(group.drawn[0]):
             if len(content) > room:
                 left_out += 1
                 continue

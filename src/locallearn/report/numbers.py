@@ -145,7 +145,7 @@ def title(metric: str) -> str:
     return f"{in_words(metric)} %" if in_percent(metric) else in_words(metric)
 
 
-def shown(metric: str, value: float | None, sign: str = "") -> str:
+def formatted(metric: str, value: float | None, sign: str = "") -> str:
     """A value in the unit of its metric."""
     if value is None:
         return ""
@@ -155,13 +155,13 @@ def shown(metric: str, value: float | None, sign: str = "") -> str:
     return f"{_digits(value / size, 3)} {unit}" if unit else f"{value:{sign}.4g}"
 
 
-def spread(metric: str, number: Number) -> str:
+def mean_std(metric: str, number: Number) -> str:
     """Mean and deviation in the unit of the mean, `821 ± 35 MiB`; what a configuration decides has no deviation."""
     size, unit = _unit(metric, number.mean)
     if number.std is None or metric.endswith(("flops", "share")):
-        return shown(metric, number.mean)
+        return formatted(metric, number.mean)
     if in_percent(metric):
-        return f"{shown(metric, number.mean)} ± {shown(metric, number.std)}"
+        return f"{formatted(metric, number.mean)} ± {formatted(metric, number.std)}"
     if not unit:
         return f"{number.mean:.4g} ± {_digits(number.std, 2)}"
     return f"{_digits(number.mean / size, 3)} ± {_digits(number.std / size, 2)} {unit}"

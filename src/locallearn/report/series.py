@@ -108,7 +108,7 @@ def _curves(grouped: GroupedRuns) -> list[dict[str, Any]]:
     curves: list[dict[str, Any]] = []
     inside = names.on(names.STEP, names.LOSS)
     for name in dict.fromkeys([*([grouped.score] if grouped.score else []), *grouped.scores, inside]):
-        values = [_series(curve(group.shown, name), percent(name)) for group in grouped.groups]
+        values = [_series(curve(group.drawn, name), percent(name)) for group in grouped.groups]
         if any(series["x"] for series in values):
             curves.append({"key": name, "label": title(name), "values": values})
     _thin([series for drawn in curves for series in drawn["values"]])
@@ -140,7 +140,7 @@ def _trade(grouped: GroupedRuns) -> dict[str, Any]:
 def _probes(grouped: GroupedRuns) -> Iterator[dict[str, Any]]:
     """What probes saw; and, in the same form, the score of every block that can predict, on the test set, over
     epochs."""
-    groups = [group.shown for group in grouped.groups]
+    groups = [group.drawn for group in grouped.groups]
     score = names.metric_of(grouped.score) or names.ACCURACY
     blocks = f"{names.in_words(names.on(names.TEST, score)).capitalize()} by block"
     tables = {blocks: [[row for run in own for row in _block_rows(run, score)] for own in groups]}

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from locallearn.figures.text import table as aligned
+from locallearn.figures.text import table
 from locallearn.report.cells import results
 from locallearn.report.grouped import GroupedRuns
 from locallearn.runs.read import STATES
@@ -26,7 +26,7 @@ FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """What begins so is computed by a spreadsheet that opens a CSV."""
 
 
-def table(grouped: GroupedRuns) -> list[list[str]]:
+def rows_of(grouped: GroupedRuns) -> list[list[str]]:
     """The head, then a row for each group."""
     return results(grouped).brief()
 
@@ -45,7 +45,7 @@ def counted(number: int, what: str) -> str:
 
 def notes(grouped: GroupedRuns) -> list[str]:
     """What the heads of the table mean, as far as it has them, and whom groups are compared with."""
-    heads = table(grouped)[0]
+    heads = rows_of(grouped)[0]
     sentences = [text for head, text in NOTES.items() if head in heads]
     sentences += dict.fromkeys(group.published.note for group in grouped.groups if group.published)
     if len({group.baseline for group in grouped.groups if group.baseline}) > 1:
@@ -61,13 +61,13 @@ def unfinished(grouped: GroupedRuns) -> list[str]:
 def terminal(grouped: GroupedRuns, width: int) -> str:
     """The report as text of at most `width` columns."""
     lines = [*notes(grouped), *unfinished(grouped), *(f"note: {problem}" for problem in grouped.problems)]
-    rows = [aligned(table(grouped), width, rule=True), ""] if grouped.groups else []
+    rows = [table(rows_of(grouped), width, rule=True), ""] if grouped.groups else []
     return "\n".join([summary(grouped), "", *rows, *lines])
 
 
 def markdown(grouped: GroupedRuns, pictures: Sequence[str] = ()) -> str:
     """The report as a page; `pictures` are names of files beside it."""
-    head, *rows = table(grouped)
+    head, *rows = rows_of(grouped)
     lines = ["# Report\n", f"{summary(grouped)}.\n", _markdown_row(head)]
     lines.append("|" + "|".join([" :--- ", *[" ---: "] * (len(head) - 1)]) + "|")
     lines += [_markdown_row(row) for row in rows]
@@ -77,7 +77,7 @@ def markdown(grouped: GroupedRuns, pictures: Sequence[str] = ()) -> str:
         "Not done": [_plain(line) for line in unfinished(grouped)],
         "Notes": [_plain(problem) for problem in grouped.problems],
         "The same in all runs": [f"{_code(key)}: {_code(value)}" for key, value in grouped.common.items()],
-        "To repeat": [f"{_plain(group.label)}: {_code(group.shown[0].repeat)}" for group in grouped.groups],
+        "To repeat": [f"{_plain(group.label)}: {_code(group.drawn[0].repeat)}" for group in grouped.groups],
     }
     for name, entries in sections.items():
         if entries:
@@ -132,7 +132,7 @@ def _cell(value: object) -> object:
 
 def latex(grouped: GroupedRuns) -> str:
     """The table as plain tabulars, to \\input into an article."""
-    head, *rows = table(grouped)
+    head, *rows = rows_of(grouped)
     first = "l" if max((len(row[0]) for row in rows), default=0) <= LATEX_LABEL else "p{10cm}"
     parts = []
     for start in range(0, max(1, len(rows)), LATEX_ROWS):

@@ -106,7 +106,7 @@ class ForwardForward(Strategy):
 
     def step(self, block: Block, packet: Packet) -> Step:
         spec, y = block.spec, packet.y
-        h = block.layers(normalised(self.shown(packet, spec)))
+        h = block.layers(normalised(self.with_label(packet, spec)))
         positive, negative, *neutral = h.flatten(1).chunk(self.rows)
         side = self.seen(block, packet, h)
         yield Send(packet.at(h, *side))
@@ -145,10 +145,10 @@ class ForwardForward(Strategy):
         """Images [B, ...] with their class, then with a wrong one, and for a linear read-out with none, one after the
         other. Wrong classes are drawn evenly from the global generator."""
         wrong = (y + torch.randint(1, max(2, spec.classes), y.shape, device=y.device)) % spec.classes
-        shown = [F.one_hot(each.clamp(min=0), spec.classes).to(image.dtype) for each in (y, wrong)]
+        labels = [F.one_hot(each.clamp(min=0), spec.classes).to(image.dtype) for each in (y, wrong)]
         if self.readout == "linear":
-            shown.append(torch.full_like(shown[0], NEUTRAL))
-        return torch.cat([written(image, each, spec) for each in shown])
+            labels.append(torch.full_like(labels[0], NEUTRAL))
+        return torch.cat([written(image, each, spec) for each in labels])
 
     def look(self, packet: Packet, spec: BlockSpec) -> Packet:
         image = packet.h
@@ -158,10 +158,10 @@ class ForwardForward(Strategy):
         return packet.at(torch.cat([written(image, each[None], spec) for each in classes]))
 
     def through(self, block: Block, packet: Packet) -> Packet:
-        h = block.layers(normalised(self.shown(packet, block.spec)))
+        h = block.layers(normalised(self.with_label(packet, block.spec)))
         return packet.at(h, *self.seen(block, packet, h))
 
-    def shown(self, packet: Packet, spec: BlockSpec) -> Tensor:
+    def with_label(self, packet: Packet, spec: BlockSpec) -> Tensor:
         """What a block reads: of a training batch block 0 has images, and writes the labels into them."""
         if spec.index or not packet.y.numel():
             return packet.h
@@ -191,13 +191,13 @@ class ForwardForward(Strategy):
         return packet.side[0].unflatten(0, (block.spec.classes, -1)).t()
 
 
-def written(image: Tensor, shown: Tensor, spec: BlockSpec) -> Tensor:
-    """Images [B, ...] whose first numbers are `shown` [B or 1, classes]; of pixels 0 is black and 1 white."""
+def written(image: Tensor, numbers: Tensor, spec: BlockSpec) -> Tensor:
+    """Images [B, ...] whose first numbers are `numbers` [B or 1, classes]; of pixels 0 is black and 1 white."""
     if spec.pixels is not None:
         black, white = (side[0] for side in spec.pixels)
-        shown = black + (white - black) * shown
+        numbers = black + (white - black) * numbers
     flat = image.flatten(1)
-    return torch.cat([shown.expand(len(image), -1), flat[:, spec.classes :]], 1).view_as(image)
+    return torch.cat([numbers.expand(len(image), -1), flat[:, spec.classes :]], 1).view_as(image)
 
 
 def normalised(h: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Analysis(ABC):
         return ()
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """A Markdown table; the cells are text."""
     yield f"| {' | '.join(head)} |"
     yield "|" + "---|" * len(head)
@@ -84,7 +84,7 @@ def listed(values: Iterable[float], digits: int = 2) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
+def mean_std(values: Sequence[float], digits: int = 2) -> str:
     """Mean and, of several, standard deviation."""
     text = f"{fmean(values):.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {stdev(values):.{digits}f}"

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from locallearn.errors import UserError
 from locallearn.names import in_words
-from locallearn.studies.analysis import table
+from locallearn.studies.analysis import markdown_table
 from locallearn.studies.page import shown_difference, shown_published, shown_word, write_between
 from locallearn.studies.verdict import BEATEN, DIFFERS, OPEN, REPRODUCED
 
@@ -64,7 +64,7 @@ def write(results: Mapping[Path, Mapping[str, Any]], to: Path) -> list[Path]:
     lines = [f"# {TITLE}", "", TEXT, "", f"    locallearn {NAME}", ""]
     lines += [f"The same as [one page of HTML]({NAME}.html), which opens from disk.", ""]
     for name, unit, rows in tables:
-        lines += [f"## {name}", "", unit, "", *table(HEAD, rows), ""]
+        lines += [f"## {name}", "", unit, "", *markdown_table(HEAD, rows), ""]
     lines += ["" if tables else "There is no result yet."]
     texts = {f"{NAME}.md": "\n".join(lines).rstrip() + "\n", f"{NAME}.html": _html(tables)}
     try:
@@ -108,7 +108,7 @@ def _short(results: Mapping[Path, Mapping[str, Any]], board: str) -> list[str]:
         for title, measured, own in parts
         for file, result in own
     ]
-    return [told, "", *table(SHORT_HEAD, rows)] if rows else [told]
+    return [told, "", *markdown_table(SHORT_HEAD, rows)] if rows else [told]
 
 
 def _counts(results: Mapping[Path, Mapping[str, Any]]) -> str:

@@ -17,7 +17,7 @@ import torch
 from locallearn.errors import UserError
 from locallearn.figures import save
 from locallearn.names import in_words
-from locallearn.studies.analysis import Analysis, spread, table
+from locallearn.studies.analysis import Analysis, markdown_table, mean_std
 from locallearn.studies.definition import Study
 from locallearn.studies.verdict import DIFFERS
 
@@ -117,7 +117,7 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
     }
     full = {name: cells for name, cells in columns.items() if any(cells)}
     if rows:
-        yield from table(list(full), zip(*full.values(), strict=True))
+        yield from markdown_table(list(full), zip(*full.values(), strict=True))
     notes = {
         row["name"]: [
             row["source"],
@@ -156,7 +156,7 @@ def _spread(values: list[float], seeds: int) -> str:
     """Mean and deviation, and over how many seeds where some are missing."""
     if not values:
         return ""
-    return spread(values) + (f" (n={len(values)})" if 1 < len(values) < seeds else "")
+    return mean_std(values) + (f" (n={len(values)})" if 1 < len(values) < seeds else "")
 
 
 def marks(command: str) -> tuple[str, str]:

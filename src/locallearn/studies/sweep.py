@@ -87,7 +87,7 @@ class Journal:
         """The overrides of a job that are not those of every job."""
         return [text for text in overrides if text.lstrip("+~").partition("=")[0] in self.plan.varies]
 
-    def begin(self, number: int, name: str) -> None:
+    def started(self, number: int, name: str) -> None:
         """Say which job begins here, such as `[5/12] seed=4`; a launcher counts from 0."""
         print(self.label(number, name), flush=True)
         self.add(Job(number, name, BEGUN))
@@ -112,7 +112,7 @@ class Journal:
         return [Job(**json.loads(line)) for line in self.path.read_text().splitlines()[1:]]
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
+    def printed(self) -> Iterator[None]:
         """Print a line for every job that begins or ends meanwhile; for launchers whose jobs do not write to this
         terminal."""
         over = threading.Event()

@@ -16,7 +16,7 @@ from locallearn.training.environment import process_settings
 from locallearn.training.evaluate import BATCH, evaluate, linear_readout
 from locallearn.training.prepare import check_data, prepare
 from locallearn.training.probing import START, ProbeFolder, first_looks, look
-from locallearn.training.saved import NOTHING, ranges, saved_experiment
+from locallearn.training.saved import NONE_GIVEN, ranges, saved_experiment
 
 NOT_ASKED: Mapping[str, Any] = {"probe": {}, "callback": {}}
 """Groups of a run that take no part in another look at it."""
@@ -27,7 +27,7 @@ def evaluate_run(
     allow: list[str],
     data_config: dict[str, Any] | None = None,
     linear: bool = False,
-    objects: Mapping[str, Any] = NOTHING,
+    objects: Mapping[str, Any] = NONE_GIVEN,
 ) -> dict[str, float]:
     """Test loss and metrics of a run at every block that can predict, with `linear` also the accuracy of a linear
     classifier on each block's frozen features. Another data set is normalised as that of the run."""
@@ -65,7 +65,7 @@ def probe_run(
     allow: list[str],
     probes: dict[str, Any],
     overrides: Sequence[str] = (),
-    objects: Mapping[str, Any] = NOTHING,
+    objects: Mapping[str, Any] = NONE_GIVEN,
 ) -> list[tuple[ProbeFolder, list[Path]]]:
     """Let probes look at the initial weights and at every checkpoint of a run.
 

@@ -15,7 +15,7 @@ from locallearn.errors import UserError, unknown
 from locallearn.training.saved import Longer
 
 STRETCHED, HELD = "stretched", "held"
-NOTHING = 1e-6
+NEGLIGIBLE = 1e-6
 """A share of the base rate below which nothing is learned."""
 
 
@@ -46,7 +46,7 @@ def longer(before: Experiment, exp: Experiment, schedule: str) -> Longer | None:
             f"epochs={settings.epochs}: the run ends after max_steps={settings.max_steps}, however many epochs it has; "
             "start one without max_steps"
         )
-    if schedule == HELD and exp.optim.factor(1.0) < NOTHING:
+    if schedule == HELD and exp.optim.factor(1.0) < NEGLIGIBLE:
         raise UserError(
             f"schedule=held: optim.schedule={exp.optim.schedule} ends at a learning rate of 0, at which nothing is "
             "learned; choose schedule=stretched"

@@ -91,7 +91,7 @@ class Training:
     def rest_of_epoch(self, stop: StopRequest, started: float) -> bool:
         """The steps that are left of the epoch; whether it is the last one."""
         epoch, offset, seconds, _ = self.position
-        self.running.begin()
+        self.running.start()
         try:
             with self.stopped_below():
                 for inputs, labels in self.batches(epoch, offset):

@@ -37,7 +37,7 @@ from locallearn.training.loop import Training
 from locallearn.training.output import Output
 from locallearn.training.prepare import check_data, prepare
 from locallearn.training.probing import Probing
-from locallearn.training.saved import NOTHING, Result, finished, ranges, saved_experiment
+from locallearn.training.saved import NONE_GIVEN, Result, finished, ranges, saved_experiment
 from locallearn.training.stopping import Interrupted
 
 SINGLE = World()
@@ -81,7 +81,7 @@ def resume(
     overrides: Sequence[str] = (),
     epochs: int | None = None,
     schedule: str = STRETCHED,
-    objects: Mapping[str, Any] = NOTHING,
+    objects: Mapping[str, Any] = NONE_GIVEN,
 ) -> Result | None:
     """Go on with a run that was interrupted, failed or killed, to the same bits as if it had not been. `runtime` is the
     name and the configuration of another one, `overrides` the settings from which it was made. With more `epochs` than

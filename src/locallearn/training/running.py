@@ -43,7 +43,7 @@ class RunningNumbers:
         self._begun = 0, 0.0
         self._pending: deque[tuple[dict[str, Any], Callable[[], list[Any] | None]]] = deque()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Count from here, at the start of an epoch or inside one that goes on."""
         self._begun = self.learner.step_count, time.perf_counter()
 

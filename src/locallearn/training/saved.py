@@ -35,7 +35,7 @@ from locallearn.task import CLASSES, CLASSIFICATION, SAMPLE, Task
 from locallearn.tasks import TASKS
 
 LARGEST = 1_000_000
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+NONE_GIVEN: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Result:
     history: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
 
-def finished(folder: RunFolder, allow: list[str], objects: Mapping[str, Any] = NOTHING) -> Result:
+def finished(folder: RunFolder, allow: list[str], objects: Mapping[str, Any] = NONE_GIVEN) -> Result:
     """What a run has left in its folder."""
     return Result(folder.read_json(files.SUMMARY), load(folder.path, allow, objects), folder.path, folder.history())
 
@@ -63,9 +63,9 @@ def saved_experiment(
     folder: RunFolder,
     allow: list[str],
     runtime: tuple[str, dict[str, Any]] | None = None,
-    changes: Mapping[str, Any] = NOTHING,
+    changes: Mapping[str, Any] = NONE_GIVEN,
     overrides: Sequence[str] = (),
-    objects: Mapping[str, Any] = NOTHING,
+    objects: Mapping[str, Any] = NONE_GIVEN,
     same: bool = False,
 ) -> tuple[Experiment, dict[str, Any]]:
     """The experiment of a run folder, perhaps with another runtime or other `changes`, and its manifest.
@@ -171,7 +171,7 @@ def ranges(pairs: Any) -> list[range]:
     return [range(*pair) for pair in pairs]
 
 
-def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NOTHING, own: bool = False) -> BlockModel:
+def load(path: str | Path, allow: list[str], objects: Mapping[str, Any] = NONE_GIVEN, own: bool = False) -> BlockModel:
     """The model that a finished run has trained, in eval mode, on the CPU. Of its objects only the model must be given,
     the data if it reads a graph, and a strategy that answers in a way of its own; `own` puts the weights into the very
     module that is given. Raises UserError."""

@@ -87,7 +87,7 @@ class Checkpoints:
         place, keep = (folder, 1) if folder else (self.output.folder.checkpoints, self.keep)
         state = partial(self._state, position, copy.deepcopy(values))
         save = Save(place, keep, self.learner.step_count, report, state, needed)
-        self.writer.begin(save, self.learner.state() | own)
+        self.writer.start(save, self.learner.state() | own)
         if needed:
             self.writer.wait()
 

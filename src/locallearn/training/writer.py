@@ -49,7 +49,7 @@ class Writer:
         self._gone = threading.Event()
         self._count = 0
 
-    def begin(self, save: Save, tensors: Mapping[str, Tensor]) -> None:
+    def start(self, save: Save, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors as they are now, and write them later. Waits for the save before, and raises as `wait`."""
         self.wait()
         self.snapshot.take({} if self.world.replica else tensors)

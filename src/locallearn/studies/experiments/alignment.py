@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from locallearn.figures import by_depth, by_strategy, panels
-from locallearn.studies.analysis import Analysis, Runs, deviation, listed, means, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, deviation, listed, markdown_table, mean_std, means, verdicts
 
 STRATEGIES = ("dgl", "loco", "dni", "cdni", "fa", "dfa")
 FITTERS = ("backprop", "loco", "dgl")
@@ -69,10 +69,10 @@ class AlignmentStudy(Analysis):
             "Cosine after training, from the first block to the last. Published: layers 1 to 5 after 10,000 steps "
             "[Rf].\n"
         )
-        yield from table(
+        yield from markdown_table(
             ["strategy", *head, "published", "test accuracy in percent"],
             [
-                [s, *map(spread, values), ", ".join(map(str, LASKIN.get(s, []))), spread(numbers["accuracy"][s])]
+                [s, *map(mean_std, values), ", ".join(map(str, LASKIN.get(s, []))), mean_std(numbers["accuracy"][s])]
                 for s, values in last.items()
             ],
         )
@@ -106,7 +106,7 @@ def _tell_fit(fit: dict[str, Any]) -> Iterator[str]:
     )
     rows = [[labels, s, *(f"{line[e - 1]:.3f}" for e in shown)] for (labels, s), line in curves.items()]
     rows += [["random, published", name, *(f"{v:.3f}" for v in values)] for name, values in RANDOM.items()]
-    yield from table(["labels", "strategy", *(f"{share:.0%} of training" for share in SHARES)], rows)
+    yield from markdown_table(["labels", "strategy", *(f"{share:.0%} of training" for share in SHARES)], rows)
     ends = {labels: [curves[labels, s][-1] for s in ("backprop", "dgl")] for labels in fit}
     (bp, local), true, mlp = (ends[labels] for labels in LABELS)
     yield from verdicts(

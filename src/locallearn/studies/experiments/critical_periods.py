@@ -8,7 +8,7 @@ from typing import Any
 
 from locallearn.figures import COLOURS, by_depth, panels
 from locallearn.report.numbers import interval
-from locallearn.studies.analysis import Analysis, Runs, deviation, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, deviation, markdown_table, mean_std, verdicts
 
 NONE = "none"  # the control: as many epochs, all of them clean
 DEFICITS = ("blur", "flip", "permutation", "noise", NONE)
@@ -73,8 +73,8 @@ class CriticalPeriods(Analysis):
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
         removals = numbers["removals"]
         yield f"Test accuracy in percent after {numbers['clean']} clean epochs, by the epoch of removal.\n"
-        rows = [[deficit, *map(spread, values)] for deficit, values in numbers["accuracy"].items()]
-        yield from table(["deficit", *map(str, removals)], rows)
+        rows = [[deficit, *map(mean_std, values)] for deficit, values in numbers["accuracy"].items()]
+        yield from markdown_table(["deficit", *map(str, removals)], rows)
         yield "\nPublished, blur, by the epoch of removal [Rf]: " + "; ".join(
             f"{name} {', '.join(f'{r}: {v}' for r, v in row.items())}"
             for name, row in (("falling learning rate", PUBLISHED), ("fixed rate", FIXED))
@@ -84,19 +84,22 @@ class CriticalPeriods(Analysis):
         yield from verdicts(
             (
                 most["blur"] > LASTING,
-                f"blur to epoch {removals[-1]} leaves the net {shown(lost['blur'])} points below the control "
+                f"blur to epoch {removals[-1]} leaves the net {with_interval(lost['blur'])} points below the control "
                 "(published: 9.4 after 140 epochs, 3.3 with a fixed rate after 200).",
             ),
             *(
-                (most[d] < most["blur"] / 3, f"{name} costs less than a third of that: {shown(lost[d])} points.")
+                (
+                    most[d] < most["blur"] / 3,
+                    f"{name} costs less than a third of that: {with_interval(lost[d])} points.",
+                )
                 for d, name in (("flip", "a vertical flip"), ("permutation", "a permutation of the labels"))
             ),
-            (most["noise"] < most["blur"], f"noise costs less than blur: {shown(lost['noise'])} points."),
+            (most["noise"] < most["blur"], f"noise costs less than blur: {with_interval(lost['noise'])} points."),
             *_window_claims(numbers.get("window", {})),
             *(
                 (
                     fmean(points) < FITTED,
-                    f"after {d} the training images are fitted equally well: {shown(points)} points less.",
+                    f"after {d} the training images are fitted equally well: {with_interval(points)} points less.",
                 )
                 for d, points in numbers.get("unfitted", {}).items()
             ),
@@ -104,7 +107,7 @@ class CriticalPeriods(Analysis):
         )
 
 
-def shown(values: Sequence[float]) -> str:
+def with_interval(values: Sequence[float]) -> str:
     """The mean, and of several its 95 % interval by Student's t."""
     mean, low, _ = interval(values)
     return f"{mean:.1f}" if low is None else f"{mean:.1f} ± {mean - low:.1f}"
@@ -128,7 +131,7 @@ def _trained(runs: Runs, row: str) -> list[float]:
 def _window_claims(window: Mapping[str, Sequence[float]]) -> Iterator[tuple[bool, str]]:
     lost = {int(start): fmean(points) for start, points in window.items()}
     if lost:
-        listed = ", ".join(f"{start}: {shown(points)}" for start, points in window.items())
+        listed = ", ".join(f"{start}: {with_interval(points)}" for start, points in window.items())
         yield (
             lost[max(lost)] < max(lost.values()) / 2,
             f"{WIDE} epochs of blur cost less the later they begin: {listed} points (published, 40 epochs beginning "

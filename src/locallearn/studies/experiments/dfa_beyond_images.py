@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from locallearn.figures import by_strategy, panels
-from locallearn.studies.analysis import Analysis, Runs, deviation, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, deviation, markdown_table, mean_std, verdicts
 
 SCORES = {"picture": "test/rmse", "clicks": "test/loss", "graph": "test/accuracy", "language": "test/loss"}
 LOCAL = ("dfa", "dgl")
@@ -41,9 +41,9 @@ class BeyondImages(Analysis):
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
         yield "Of the way from `shallow` (0) to `backprop` (1), seed by seed:\n"
-        yield from table(
+        yield from markdown_table(
             ("task", *LOCAL),
-            [(task, *(spread(_shares(own, name)) for name in LOCAL)) for task, own in numbers.items()],
+            [(task, *(mean_std(_shares(own, name)) for name in LOCAL)) for task, own in numbers.items()],
         )
         dfa = {task: fmean(_shares(own, "dfa")) for task, own in numbers.items()}
         yield from verdicts(

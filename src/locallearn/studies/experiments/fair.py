@@ -15,7 +15,7 @@ from locallearn.plan.operations import backprop_flops, step_flops
 from locallearn.report.numbers import interval
 from locallearn.runs.folder import RunFolder
 from locallearn.runs.read import Run
-from locallearn.studies.analysis import Analysis, Runs, table
+from locallearn.studies.analysis import Analysis, Runs, markdown_table
 from locallearn.training.prepare import prepare
 from locallearn.training.saved import saved_experiment
 
@@ -60,7 +60,7 @@ class Fair(Analysis):
             f"{TARGET:.0%} of the validation accuracy that backprop ends with ({targets}), seen once an epoch, "
             "and in brackets how many of the seeds reach it.\n"
         )
-        yield from table(
+        yield from markdown_table(
             ("strategy", "rank", "cost", *tasks),
             [
                 (

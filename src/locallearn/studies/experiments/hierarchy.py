@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from locallearn.figures import COLOURS, by_strategy, panels
-from locallearn.studies.analysis import Analysis, Runs, means, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, markdown_table, mean_std, means, verdicts
 
 LEVELS = ("tile", "symbol", "class")
 COLOUR = {"masked": COLOURS[1]}
@@ -51,12 +51,12 @@ class Hierarchy(Analysis):
         rows = {"untrained": numbers["untrained"], **numbers["read"]}
         blocks = len(numbers["untrained"]["class"][0])
         head = ["", "test accuracy", *(f"{level}, blocks 1 to {blocks}" for level in LEVELS)]
-        yield from table(
+        yield from markdown_table(
             head,
             [
                 [
                     name,
-                    spread(numbers["accuracy"][name], 1) if name in numbers["accuracy"] else "",
+                    mean_std(numbers["accuracy"][name], 1) if name in numbers["accuracy"] else "",
                     *(", ".join(f"{100 * value:.1f}" for value in means(read[level])) for level in LEVELS),
                 ]
                 for name, read in rows.items()

@@ -10,7 +10,7 @@ import numpy as np
 
 from locallearn.figures import by_strategy, panels
 from locallearn.runs.read import Run
-from locallearn.studies.analysis import Analysis, Runs, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, markdown_table, mean_std, verdicts
 
 LINES = {"backprop": "backprop", "dgl": "dgl", "squared": "usf"}
 """Of the picture, and the strategy whose colour each has."""
@@ -63,10 +63,10 @@ class IBCurve(Analysis):
         for name, of in points.items():
             for beta, own in of.items():
                 x, y, e, one = ([run[key] for run in own] for key in KEYS)
-                errors = [spread([100 * (1 - v) for v in values]) for values in (one, e)]
-                rows.append([name, beta, spread(x, PLACES), spread(y), *errors])
+                errors = [mean_std([100 * (1 - v) for v in values]) for values in (one, e)]
+                rows.append([name, beta, mean_std(x, PLACES), mean_std(y), *errors])
         yield f"H(Y) = {h_y:.3f} bits.\n"
-        yield from table(
+        yield from markdown_table(
             ["line", "beta", "passes [bits]", "I(z; y) [bits]", "error, one draw [%]", "all draws [%]"], rows
         )
         yield from _judged(points, h_y)

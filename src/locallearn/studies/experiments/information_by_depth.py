@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from locallearn.figures import COLOURS, by_depth, panels
-from locallearn.studies.analysis import Analysis, Runs, listed, means, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, listed, markdown_table, mean_std, means, verdicts
 
 ROWS = {"1": "backprop", **{str(k): f"K = {k}" for k in (2, 4, 8, 16)}}
 # published at the units 1, 8 and 16 of 16, by K
@@ -72,9 +72,9 @@ class InformationByDepth(Analysis):
         for k, own in at.items():
             linear, read, bits = map(triple, own.values())
             rows.append(
-                (ROWS[k], spread(numbers["accuracy"][k]), linear, listed(LINEAR[k]), read, listed(READ[k]), bits)
+                (ROWS[k], mean_std(numbers["accuracy"][k]), linear, listed(LINEAR[k]), read, listed(READ[k]), bits)
             )
-        yield from table(HEAD, rows)
+        yield from markdown_table(HEAD, rows)
         yield f"\nH(y) = {numbers['h_y']:.2f} bits."
         final = {ROWS[k]: fmean(values) for k, values in numbers["accuracy"].items()}
         middle = [own["linear_accuracy"][len(own["linear_accuracy"]) // 2] for own in at.values()]

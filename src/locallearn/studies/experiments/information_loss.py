@@ -20,7 +20,7 @@ from locallearn.data import Data
 from locallearn.figures.style import COLOURS, bare, by_strategy, panels
 from locallearn.models.gelan import CSP, ELAN, Residual, conv
 from locallearn.probes.depth import sample
-from locallearn.studies.analysis import Analysis, Runs, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, markdown_table, mean_std, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,22 +90,22 @@ class InformationLoss(Analysis):
         yield "Explained variance of the image at the initial weights, at the first unit that reaches each depth.\n"
         nets, warm = numbers["initial"], numbers["warm_up"]
         depths = [point["depth"] for point in nets["PlainNet"][0]]
-        yield from table(
+        yield from markdown_table(
             ["net", *(f"depth {d}" for d in depths)],
-            [[net, *(spread([_reached(points, d) for points in own]) for d in depths)] for net, own in nets.items()],
+            [[net, *(mean_std([_reached(points, d) for points in own]) for d in depths)] for net, own in nets.items()],
         )
         yield "\nGELAN after one warm-up epoch: explained variance by unit, and test accuracy.\n"
-        yield from table(
+        yield from markdown_table(
             ["", *next(iter(warm.values()))["names"], "test accuracy in percent"],
             [
-                [name, *map(spread, zip(*own["kept"], strict=True)), spread(own["accuracy"], 1)]
+                [name, *map(mean_std, zip(*own["kept"], strict=True)), mean_std(own["accuracy"], 1)]
                 for name, own in warm.items()
             ],
         )
         end = {net: fmean(points[-1]["explained_variance"] for points in own) for net, own in nets.items()}
         top = {name: [values[-1] for values in own["kept"]] for name, own in warm.items()}
         at_end = ", ".join(f"{net} {value:.2f}" for net, value in end.items())
-        at_top = ", ".join(f"{strategy} {spread(values)}" for strategy, values in top.items())
+        at_top = ", ".join(f"{strategy} {mean_std(values)}" for strategy, values in top.items())
         yield from verdicts(
             (
                 end["PlainNet"] < min(value for net, value in end.items() if net != "PlainNet"),

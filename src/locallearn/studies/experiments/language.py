@@ -11,7 +11,7 @@ from typing import Any
 from locallearn.figures import by_depth, panels
 from locallearn.names import TEST, by_block
 from locallearn.runs.read import Run
-from locallearn.studies.analysis import Analysis, Runs, deviation, listed, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, deviation, listed, markdown_table, mean_std, verdicts
 from locallearn.training.later import held_bytes
 
 CUTS = (2, 4)
@@ -66,12 +66,12 @@ class Language(Analysis):
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
         plain = numbers["nanoGPT"]["losses"]
-        yield f"nanoGPT's own setting, embedding and output one weight: {spread(plain, 3)} nats; published 1.88."
+        yield f"nanoGPT's own setting, embedding and output one weight: {mean_std(plain, 3)} nats; published 1.88."
         for k, own in numbers["cut"].items():
             yield f"\n{k} blocks:\n"
-            yield from table(HEAD, [_line(own, name) for name in STRATEGIES])
+            yield from markdown_table(HEAD, [_line(own, name) for name in STRATEGIES])
         yield from verdicts(
-            (abs(fmean(plain) - PUBLISHED) <= 0.03, f"nanoGPT's test loss is 1.88: {spread(plain, 3)}."),
+            (abs(fmean(plain) - PUBLISHED) <= 0.03, f"nanoGPT's test loss is 1.88: {mean_std(plain, 3)}."),
             *(_ordered(own, f"{k} blocks: SOLO's read-outs", SOLO) for k, own in numbers["cut"].items()),
             *(
                 _ordered(own, f"{k} blocks: what was expected", ("backprop", "deep_supervision", "loco", "dgl"))
@@ -106,8 +106,8 @@ def _line(own: dict[str, Any], name: str) -> tuple[str, ...]:
     row = own[name]
     return (
         name,
-        spread(row["losses"], 3),
-        "" if name == "backprop" else spread(_gaps(own, name), 3),
+        mean_std(row["losses"], 3),
+        "" if name == "backprop" else mean_std(_gaps(own, name), 3),
         f"{fmean(map(math.exp, row['losses'])):.2f}",
         f"{row['held'] / 2**20:.1f}",
         f"{row['auxiliary']:,}",

@@ -9,7 +9,7 @@ from typing import Any
 from locallearn.figures import by_depth, panels
 from locallearn.figures.plane import plane
 from locallearn.runs.read import Run
-from locallearn.studies.analysis import Analysis, Runs, means, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, markdown_table, mean_std, means, verdicts
 
 NETS = ("tanh", "relu", "lenet")
 NOISES = ("fixed", "own")
@@ -58,10 +58,10 @@ class MnistPlanes(Analysis):
                     looks = [row for seed in seeds for row in seed if row["layer"] == layer]
                     warned = {name: sum(name in row["checks"] for row in looks) for name in CHECKS}
                     shown = ", ".join(f"{name} {n} of {len(looks)}" for name, n in warned.items() if n) or "none"
-                    name = f"{net} ({spread(own['accuracy'])})" if noise == "fixed" and layer == 0 else ""
+                    name = f"{net} ({mean_std(own['accuracy'])})" if noise == "fixed" and layer == 0 else ""
                     bits = f"{x[0]:.2f}, {max(x):.2f}, {x[-1]:.2f}"
                     rows.append((name, "" if layer else noise, str(layer), bits, f"{y[-1]:.2f}", shown))
-        yield from table(HEAD, rows)
+        yield from markdown_table(HEAD, rows)
         h_y = numbers["tanh"]["rows"]["fixed"][0][0]["h_y"]
         yield f"\nThe numbers are those of the upper bound; H(Y) = {h_y:.3f} bits."
         hidden = {place: max(fall[1:]) for place, fall in drops.items()}

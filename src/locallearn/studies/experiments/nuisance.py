@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from locallearn.figures import COLOURS, by_strategy, panels
-from locallearn.studies.analysis import Analysis, Runs, listed, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, listed, markdown_table, mean_std, verdicts
 
 PLAIN = ("backprop", "dgl")
 PRICES = ("activations", "weights")
@@ -70,7 +70,7 @@ class ForgottenNuisance(Analysis):
             for line, of in numbers["prices"].items()
             for beta, own in of.items()
         ]
-        yield from table(["net", "layer or beta", *(f"{label} [bits]" for label in LABELS)], rows)
+        yield from markdown_table(["net", "layer or beta", *(f"{label} [bits]" for label in LABELS)], rows)
         yield from _judged(numbers)
 
 
@@ -125,4 +125,4 @@ def _by_layer(looks: Sequence[Sequence[dict[str, float]]], key: str) -> list[flo
 
 
 def _cells(own: Sequence[dict[str, float]]) -> list[str]:
-    return [spread([row[key] for row in own]) for key in KEYS]
+    return [mean_std([row[key] for row in own]) for key in KEYS]

@@ -18,7 +18,7 @@ from locallearn.models.detector import detector
 from locallearn.report.numbers import interval
 from locallearn.strategies.backprop import Backprop
 from locallearn.strategies.pgi import PGI
-from locallearn.studies.analysis import Analysis, Runs, deviation, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, deviation, markdown_table, mean_std, verdicts
 from locallearn.tasks import Detection
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ class PGIDetection(Analysis):
                 ends = _ends(own)
                 within = "-" if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
                 shown = "-" if published is None else f"{published:+.1f}"
-                rows.append([net, name, spread(own), within, shown, spread(numbers["ap50"][f"{net}, {name}"])])
-        yield from table(["net", "", "difference in AP", "95 % interval", "published", "AP50"], rows)
+                rows.append([net, name, mean_std(own), within, shown, mean_std(numbers["ap50"][f"{net}, {name}"])])
+        yield from markdown_table(["net", "", "difference in AP", "95 % interval", "published", "AP50"], rows)
         yield f"\n**PGI: {_verdict(numbers['ap'])}**\n"
         yield "What the branch would cost if it were kept at inference (the paper: about 20 % for such branches).\n"
-        yield from table(
+        yield from markdown_table(
             ["net", "MFLOP an image", "MFLOP of the branch", "weights", "weights of the branch"],
             [
                 [net, f"{own['flops']:.0f}", f"{own['branch_flops']:.0f}", f"{own['weights']:,}", f"{own['branch']:,}"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from locallearn.figures import COLOURS, by_depth, panels
 from locallearn.runs.read import Run
-from locallearn.studies.analysis import Analysis, Runs, averaged, curve, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, averaged, curve, markdown_table, mean_std, verdicts
 
 SHARES = ("5 %", "45 %", "85 %")
 PLANES = {"train": "information_plane", "test": "plane_test", "all": "plane_all", "own": "plane_own"}
@@ -53,10 +53,10 @@ class PlaneOverfitting(Analysis):
         for share, own in numbers.items():
             read = ", ".join(f"{a:.2f} {b:.2f}" for a, b in zip(own["read"]["train"], own["read"]["test"], strict=True))
             breaks = [", ".join(f"{b[0]} of {b[1]}" for b in own["breaks"][kind]) for kind in ("train", "own")]
-            high, last = (spread(values, WIDE) for values in (own["highest"], own["last"]))
+            high, last = (mean_std(values, WIDE) for values in (own["highest"], own["last"]))
             marks = ", ".join(map(str, own["mark"]))
-            rows.append((share, spread(own["accuracy"]), marks, f"{high}, {last}", read, *breaks))
-        yield from table(head, rows)
+            rows.append((share, mean_std(own["accuracy"]), marks, f"{high}, {last}", read, *breaks))
+        yield from markdown_table(head, rows)
         h_y = numbers[SHARES[-1]]["planes"]["all"][0]["h_y"]
         yield f"\nH(Y) = {h_y:.3f} bits. I(T;Y) on all patterns is that of the last layer, by the upper bound."
         falls = {share: fmean(own["highest"]) - fmean(own["last"]) for share, own in numbers.items()}

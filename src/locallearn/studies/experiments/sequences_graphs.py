@@ -8,7 +8,7 @@ from typing import Any
 
 from locallearn.figures import by_depth, panels
 from locallearn.figures.plane import plane
-from locallearn.studies.analysis import Analysis, Runs, averaged, curve, deviation, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, averaged, curve, deviation, markdown_table, mean_std, verdicts
 
 TASKS = {"names": ("rnn", "mlp"), "cora140": ("gcn", "mlp"), "cora1000": ("gcn", "mlp")}
 KEYS = ("epoch", "layer", "name", "i_x_t", "i_t_y", "i_x_t_lower", "i_x_t_upper", "i_t_y_lower", "i_t_y_upper", "h_y")
@@ -53,7 +53,7 @@ class SequencesGraphs(Analysis):
                 lines.append(
                     (
                         f"{task}, {net}",
-                        spread(own["accuracy"]),
+                        mean_std(own["accuracy"]),
                         own["published"],
                         ", ".join(f"{row['i_t_y']:.2f}" for row in at_end),
                         f"{at_end[0]['h_y']:.2f}",
@@ -61,7 +61,7 @@ class SequencesGraphs(Analysis):
                     )
                 )
         yield "After training; layers are listed from the input upward, the last SNR is that of the head.\n"
-        yield from table(HEAD, lines)
+        yield from markdown_table(HEAD, lines)
         gaps = {task: accuracy[task, nets[0]] - accuracy[task, nets[1]] for task, nets in TASKS.items()}
         noise = max(deviation(own["accuracy"]) for own in numbers["names"].values())
         yield from verdicts(

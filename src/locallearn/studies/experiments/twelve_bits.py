@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from locallearn.figures.plane import plane
-from locallearn.studies.analysis import Analysis, Runs, averaged, curve, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, averaged, curve, markdown_table, mean_std, verdicts
 
 ACTIVATIONS = ("tanh", "relu")
 PROBES = {"binned": "binned", "kde": "information_plane"}
@@ -39,10 +39,10 @@ class TwelveBits(Analysis):
                     last_y[a, e, layer], falls[a, e, layer] = y[-1], sum(fall) / len(fall)
                     bits = f"{x[0]:.2f}, {max(x):.2f}, {x[-1]:.2f}"
                     head = (a, e) if layer == 0 else ("", "")
-                    lines.append((*head, rows[layer]["name"], bits, spread(fall), f"{y[-1]:.3f}"))
-        accuracy = ", ".join(f"{a} {spread(numbers[a]['accuracy'])}" for a in ACTIVATIONS)
+                    lines.append((*head, rows[layer]["name"], bits, mean_std(fall), f"{y[-1]:.3f}"))
+        accuracy = ", ".join(f"{a} {mean_std(numbers[a]['accuracy'])}" for a in ACTIVATIONS)
         yield f"Means over the seeds; of the bounds, the upper one. Test accuracy in percent: {accuracy}.\n"
-        yield from table(HEAD, lines)
+        yield from markdown_table(HEAD, lines)
         layers = len(numbers["tanh"]["compression"]["binned"])
         h_y = numbers["tanh"]["rows"]["binned"][0]["h_y"]
         tanh, relu = (max(falls[a, "binned", k] for k in range(layers - 2, layers)) for a in ACTIVATIONS)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from locallearn.analysis.structure_function import structure_function
 from locallearn.figures import COLOURS, panels
-from locallearn.studies.analysis import Analysis, Runs, listed, spread, table, verdicts
+from locallearn.studies.analysis import Analysis, Runs, listed, markdown_table, mean_std, verdicts
 
 KINDS = ("random, 500", "random, 1000", "random, 2000", "true, 1000")
 TRUE = KINDS[-1]
@@ -76,13 +76,13 @@ class WeightTransition(Analysis):
         return {"": figure, "width": _draw_width(numbers)}
 
     def tell(self, numbers: dict[str, Any]) -> Iterator[str]:
-        yield from table(
+        yield from markdown_table(
             ["labels, N", "beta", "nats in the weights, a sample", "training loss [nats]", "training accuracy",
              "test accuracy", "bounds on the test error"],
             [
                 [
-                    kind, beta, spread(_over(own, "nats")), spread([r["train_nats"] for r in own]),
-                    spread([r["train_accuracy"] for r in own]), spread([r["test_accuracy"] for r in own]),
+                    kind, beta, mean_std(_over(own, "nats")), mean_std([r["train_nats"] for r in own]),
+                    mean_std([r["train_accuracy"] for r in own]), mean_std([r["test_accuracy"] for r in own]),
                     ", ".join(f"{fmean(r[key] for r in own):.2f}" for key in ("bound_kl", "bound_linear")),
                 ]
                 for kind in KINDS
