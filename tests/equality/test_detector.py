@@ -220,6 +220,7 @@ def test_four_images_are_learned_by_heart():
     assert numbers["ap50"] > 0.95
 
 
+@pytest.mark.slow
 def test_the_probe_draws_what_is_found_beside_what_is_there(root, tmp_path):
     """The counts of the probe's row are those of the decoded boxes, and the picture is in the page of a report."""
     options = settings(root, "backprop", probe="detections", out=str(tmp_path), epochs=1, max_steps=2)

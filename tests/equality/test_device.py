@@ -34,6 +34,7 @@ def there() -> Iterator[Callable[..., Any]]:
         yield call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_a_step_has_the_bits_of_the_cpu_and_waits_for_nothing(there, name):
     for micro_batches in (1,) if make(name).repeats else (1, 2):
@@ -128,6 +129,7 @@ MORE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [*TRAINED, *(pytest.param(o, marks=pytest.mark.slow) for o in MORE)], ids=" ".join)
 def test_what_is_asked_and_how_it_is_learned(there, real_root, options):
     there(on_shadow.trained, f"data.root={real_root}", *options)
@@ -195,6 +197,7 @@ def test_nothing_planted_is_no_fault(there):
     there(on_shadow.planted, "nothing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["none", "current"])
 def test_a_generator_that_nobody_seeds_is_caught(there, what):
     with pytest.raises(AssertionError, match="apart"):

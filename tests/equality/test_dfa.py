@@ -252,6 +252,7 @@ def test_weights_come_to_agree_with_the_feedback(strategy, seed):
     assert loss(learner, x, y) < 0.2 * start
 
 
+@pytest.mark.slow
 def test_hidden_layers_of_a_narrow_net_learn_something():
     """Against the control in which only the classifier learns."""
     learner, x, y = digits(12, DFA(), seed=0, classifier="head")

@@ -250,6 +250,7 @@ def test_an_input_synthesizer_fits_and_learns(image, reads):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_on_a_linear_net_the_synthesizer_learns_the_gradient():
     """Fixed data, a linear net: the recorded loss starts at 1, which is predicting zero, and falls far below."""
     torch.manual_seed(0)

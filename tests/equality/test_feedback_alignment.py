@@ -513,6 +513,7 @@ def test_weights_come_to_agree_with_the_feedback(seed):
     assert loss(learner, x, y) < 0.2 * start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_where_alike(FAMILY))
 def test_hidden_layers_of_a_narrow_net_learn_something(name):
     """Against the control in which only the classifier learns."""

@@ -229,6 +229,7 @@ class Own(ForwardForward):
     """Of the user's own."""
 
 
+@pytest.mark.slow
 def test_a_strategy_from_python_that_answers_is_given_again(tmp_path):
     strategy = Own(readout="goodness")
     result = locallearn.train(strategy=strategy, **SETTINGS, quiet=True, threads=1, out=str(tmp_path / "run"))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import locallearn
 from helpers.commands import SMALL, one_sentence, run
 from helpers.nets import assert_same, fitting, tiny_batches, tiny_learner, tiny_model, trained
-from helpers.strategies import FILES, make
+from helpers.strategies import FILES, make, slow_where_alike
 from locallearn.engine.answer import answering_model
 from locallearn.engine.gradients import true_gradients
 from locallearn.errors import UserError
@@ -28,7 +28,9 @@ ONE = [pytest.param(learning, marks=pytest.mark.slow) for learning in ([0], [3])
 
 
 @pytest.mark.parametrize("learning", [[1, 2], [0, 3], *ONE], ids=str)
-@pytest.mark.parametrize("name", [*sorted(FILES), "dni synthetic_inputs=true", "loco reach=3", "loco combine=next"])
+@pytest.mark.parametrize(
+    "name", [*slow_where_alike(FILES), "dni synthetic_inputs=true", "loco reach=3", "loco combine=next"]
+)
 def test_frozen_blocks_keep_every_bit_and_the_others_learn(name, learning):
     strategy = make(name)
     model = fitting(strategy, tiny_model(dropout=0.2))

@@ -13,7 +13,7 @@ import locallearn
 from helpers.nets import assembled, fitting, tiny_batches, tiny_learner, tiny_model, without_norms
 from helpers.objectives import FILES as OBJECTIVES
 from helpers.objectives import make as make_objective
-from helpers.strategies import FILES, make
+from helpers.strategies import FILES, make, slow_where_alike
 from locallearn.auxiliary import Linear
 from locallearn.config.targets import instantiate
 from locallearn.contract import cross_entropy
@@ -60,7 +60,7 @@ def compared(name: str, learner: Learner) -> list[str]:
 
 
 @pytest.mark.parametrize("hidden", [[-1] * 8, [-100, -1, -7, -1, -2, -(2**40), -1, -1]])
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_a_strategy_learns_from_the_labelled_samples_alone(name, hidden):
     """The same step as with a batch of these, which the code under test cannot tell from any other batch."""
     x, y = tiny_batches(1, batch=16)[0]
@@ -81,7 +81,7 @@ def test_a_strategy_learns_from_the_labelled_samples_alone(name, hidden):
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_a_batch_without_any_label_has_the_loss_0_and_teaches_nothing(name, micro_batches):
     if micro_batches > 1 and make(name).repeats:
         pytest.skip("its batches cannot be divided")

@@ -51,6 +51,7 @@ def test_it_knows_what_goes_with_what(found):
     assert "emits [1024]" in text
 
 
+@pytest.mark.slow
 def test_a_strategy_that_refuses_says_why_in_the_table(tmp_path):
     """ConvNeXt scales each channel by a matrix-shaped parameter, which feedback weights do not know."""
     file = tmp_path / "convnext.yaml"

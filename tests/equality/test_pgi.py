@@ -324,6 +324,7 @@ def test_messages(form):
     assert answers == (full if form is PGI else causal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(MODELS))
 @pytest.mark.parametrize("auxiliary", [MLP(layers=1), CNN(), Linear()])
 def test_two_samples_are_enough(form, kind, auxiliary):

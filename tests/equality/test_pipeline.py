@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import ROOT, TESTS
-from helpers.pipeline_worker import STRATEGIES, answer_of, learner_of, settings, train
+from helpers.pipeline_worker import QUICK, STRATEGIES, answer_of, learner_of, settings, train
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker starts the stages
 
@@ -26,21 +27,26 @@ LONG = [(2, "gloo"), (4, "ring"), (4, "gloo")]
     params=[(2, "ring"), *(pytest.param(setting, marks=pytest.mark.slow) for setting in LONG)],
     ids=lambda param: f"{param[0]}-{param[1]}",
 )
-def finished(request, tmp_path_factory) -> tuple[int, Path]:
-    """The folder in which the stages of every strategy have left their states."""
+def finished(request, tmp_path_factory) -> Callable[[str], tuple[int, Path]]:
+    """The number of stages, and the folder in which those of a strategy have left their states. The quick share of the
+    strategies and the slow one run when the first of them is asked for."""
     count, wire = request.param
-    folder = tmp_path_factory.mktemp(f"stages{count}")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{TESTS}"}
-    command = [sys.executable, "-m", "helpers.pipeline_worker"]
-    stages = [
-        subprocess.Popen([*command, str(rank), str(count), wire, str(folder)], env=environment) for rank in range(count)
-    ]
-    try:
-        assert [stage.wait(240) for stage in stages] == [0] * count
-    finally:
-        for stage in stages:
-            stage.kill()
-    return count, folder
+
+    @cache
+    def folder_of(share: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"stages{count}")
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{TESTS}"}
+        command = [sys.executable, "-m", "helpers.pipeline_worker"]
+        words = [[str(rank), str(count), wire, share, str(folder)] for rank in range(count)]
+        stages = [subprocess.Popen([*command, *each], env=environment) for each in words]
+        try:
+            assert [stage.wait(240) for stage in stages] == [0] * count
+        finally:
+            for stage in stages:
+                stage.kill()
+        return folder
+
+    return lambda name: (count, folder_of("quick" if name in QUICK else "slow"))
 
 
 @cache
@@ -56,11 +62,16 @@ def serially(name: str, micro_batches: int, staleness: int) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize(
-    ("name", "micro_batches", "staleness"), [(name, *setting) for name in STRATEGIES for setting in settings(name)]
+    ("name", "micro_batches", "staleness"),
+    [
+        pytest.param(name, *setting, marks=() if name in QUICK else pytest.mark.slow)
+        for name in STRATEGIES
+        for setting in settings(name)
+    ],
 )
 @pytest.mark.fault("R6")
 def test_a_pipeline_ends_as_the_serial_run_and_answers_as_it_does(name, micro_batches, staleness, finished):
-    world, folder = finished
+    world, folder = finished(name)
     expected = serially(name, micro_batches, staleness)
     states = [load_file(folder / f"{name}-{micro_batches}-{staleness}-{rank}.safetensors") for rank in range(world)]
     joined = {n: t for state in states for n, t in state.items()}

@@ -220,7 +220,7 @@ def test_what_lies_above_does_not_matter(name):
         assert same == (name == "sdfa"), "the signs of the error tell the label alone"
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("stop", [3, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 5))])
 @pytest.mark.parametrize("name", slow_where_alike(FILES))
 @pytest.mark.fault("R1")
 def test_resume_is_exact(name, stop):
@@ -287,7 +287,7 @@ def test_a_strategy_without_rounds_yields_exactly_once(times, said):
         tiny_learner(Odd()).learn(*tiny_batches(1)[0])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", *(pytest.param(p, marks=pytest.mark.slow) for p in ("fp16", "fp32"))])
 @pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_precisions(name, precision):
     learner = tiny_learner(make(name), precision=precision, channels_last=True, total_steps=4)

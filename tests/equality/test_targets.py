@@ -252,6 +252,7 @@ def test_targets_come_from_the_inverses_after_their_updates():
         assert torch.allclose(p, q, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_at_its_least_the_difference_reconstruction_loss_has_the_transposed_jacobian():
     """In a linear net, with small V where tanh is its argument: V = W, as g(h) = h V."""
     torch.manual_seed(0)

@@ -498,6 +498,7 @@ def test_the_page_says_what_serves_which_task():
         assert said[name] == serves, name
 
 
+@pytest.mark.slow
 def test_another_set_is_measured_in_the_units_of_the_run(tmp_path, capsys):
     """A model of diabetes is right about the same patients, however another part of them would standardise."""
     result = locallearn.train(

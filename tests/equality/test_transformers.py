@@ -319,6 +319,7 @@ def test_a_pipeline_of_a_transformer_ends_as_the_serial_run(strategy, stages, te
     assert_same_run(one.run_dir, locallearn.train(**settings, **runtime, out=str(tmp_path / "stages")).run_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tie", [False, True])
 def test_a_transformer_with_dropout_goes_on_to_the_same_bits(tie, text, tmp_path, monkeypatch):
     settings = {**SETTINGS, "strategy": "backprop", "blocks": 1, "model.tie": tie, "data.file": text}

@@ -47,6 +47,7 @@ def test_what_is_sent_arrives(what, carrier, tmp_path):
     assert two(tmp_path, what, carrier) == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("waits", "carrier"), [*(("get", carrier) for carrier in WIRES), ("put", "ring"), ("put", "gloo")]
 )

@@ -198,6 +198,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F20", "F16")
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_image_found_broken_in_the_middle_of_training(workers, images, elsewhere, tmp_path, capsys):
@@ -275,6 +276,7 @@ def test_a_root_that_is_none(kind, name, no_network, elsewhere, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F20", "F11")
 @pytest.mark.parametrize("name", ["mnist", pytest.param("folder", marks=pytest.mark.slow)])
 def test_a_root_that_may_not_be_read(name, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from helpers.commands import run
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
-from helpers.strategies import FILES, make, slow_where_alike
+from helpers.strategies import FILES, make, quick_of_each_route
 from locallearn.contract import Route
 from locallearn.engine import SGD, Learner, rounds
 from locallearn.engine.block import TrainedBlock
@@ -23,7 +23,7 @@ BROKEN = [float("nan"), float("inf")]
 pytestmark = pytest.mark.fault("F16", "R10")
 
 
-@pytest.fixture(params=slow_where_alike(FILES))
+@pytest.fixture(params=quick_of_each_route(FILES))
 def name(request) -> str:
     return request.param
 

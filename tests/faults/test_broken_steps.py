@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
-from helpers.strategies import FILES, make
+from helpers.strategies import FILES, ROUTES, make
 from locallearn.contract import Route
 from locallearn.engine import Learner, Stage
 from locallearn.engine.block import TrainedBlock
@@ -106,13 +106,13 @@ def break_one(learner: Learner, batch, where: str, k: int, monkeypatch, nth: int
 
 
 WHERE = ["forward", "head", "auxiliary", "backward", "update", "optimizer"]
-QUICK = ("backprop", "dgl", "dni", "dfa", "pepita")  # one of each route
 
 
 PARTS = [
-    pytest.param(name, parts, marks=() if name in QUICK else pytest.mark.slow)
+    pytest.param(name, parts, marks=() if name in ROUTES and parts == most else pytest.mark.slow)
     for name in sorted(FILES)
-    for parts in ((1,) if make(name).repeats else (1, 2))
+    for most in [1 if make(name).repeats else 2]
+    for parts in range(1, most + 1)
 ]
 """Strategies with the parts that a batch is divided into; what learns several times from a batch takes it whole."""
 

@@ -208,6 +208,7 @@ def becomes(arguments: list[str], root: Path) -> str:
     return "trained" if data in (*EMBEDDED, "text", *(OF_REAL_ROOT if root.is_dir() else ())) else "refused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", [pytest.param(f, marks=pytest.mark.slow if is_slow(f) else (), id=title(f)) for f in FILES]
 )

@@ -378,6 +378,7 @@ def test_on_a_terminal_there_is_a_bar(columns: str | None, fits: int) -> None:
     assert seen.endswith(b"/tmp/" + b"long/" * 60 + b"run\r\n")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F28")
 def test_a_broken_or_full_or_closed_stdout_does_not_stop_training() -> None:
     reader, writer = os.pipe()

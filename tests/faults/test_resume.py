@@ -97,6 +97,7 @@ def copy_of(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "moved run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["flip", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("zero", "cut", "empty", "gone"))]
 )
@@ -162,6 +163,7 @@ def test_all_checkpoints_damaged_is_refused(stopped, tmp_path):
     assert ((run / "metrics.jsonl").read_bytes() if before else b"") == before
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F4")
 def test_foreign_files_among_checkpoints_are_left_alone(stopped, tmp_path):
     run = copy_of(stopped, tmp_path)
@@ -191,6 +193,7 @@ def test_checkpoints_of_another_model_are_refused(stopped, tmp_path, record_prop
     record_property("injected", len(others))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F25")
 def test_what_changes_the_bits_is_said(stopped, tmp_path, capsys):
     """Other threads, another processor, another torch: it goes on, and says that it is not the same run any more."""
@@ -240,6 +243,7 @@ def test_load_gives_the_plain_model_with_the_same_logits(tmp_path, monkeypatch):
     assert not any("auxiliary" in name for name in load_file(result.run_dir / "model.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F16", "R10")
 def test_broken_weights_never_replace_a_good_checkpoint(tmp_path, monkeypatch):
     """A gradient that is not finite after a finite loss, just before a save: the save is refused, and what was saved

@@ -148,6 +148,7 @@ def test_a_number_that_is_not_finite_is_never_committed(kind, tmp_path):
     assert torch.equal(found.tensors["momentum"], largest)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F16", "R10")
 def test_a_state_of_an_optimizer_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     """No weight shows it yet when it is saved."""

@@ -253,6 +253,7 @@ def test_a_run_belongs_to_its_stages_until_they_have_ended(running, capsys):
     os.kill(lowest, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F12")
 def test_a_signal_before_a_stage_can_listen_is_no_failure(tmp_path):
     command = [sys.executable, "-c", "import time; time.sleep(60)"]

@@ -266,6 +266,7 @@ def test_only_our_own_classes_of_the_right_kind_are_reached(group, record_proper
         assert len(str(caught.value)) < 2000
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F23", "R7")
 @pytest.mark.parametrize(
     "target", ["mine.X", *map(slow, ("os.system", "locallearn.cli.main.os.system", "torch.hub.load"))]
@@ -552,6 +553,7 @@ def forged_everywhere(done: Path, seed: int, names: list[str]) -> None:
             assert COMMANDS[name](run) in (0, 1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F3", "F22")
 @pytest.mark.parametrize("name", ["resume", "load"])
 @settings(max_examples=3, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -573,6 +575,7 @@ def test_many_forged_numbers_end_in_a_sentence(name, done, seed):
 # --- nothing is written elsewhere ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F11", "R7")
 @pytest.mark.parametrize(
     "name",

@@ -200,6 +200,7 @@ def test_a_server_that_takes_no_artifact_costs_a_warning(
     assert '\\"test/accuracy\\":0.875' in sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "code"), [("failed", 1), pytest.param("interrupted", 255, marks=pytest.mark.slow)])
 def test_how_the_run_ended_is_told(folder: RunFolder, status: str, code: int) -> None:
     recorder = recorder_for(folder, "offline")
@@ -209,6 +210,7 @@ def test_how_the_run_ended_is_told(folder: RunFolder, status: str, code: int) ->
     assert (run["state"], run["exit_code"]) == ("failed", code)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F21")
 def test_offline_opens_no_socket_to_the_server(folder: RunFolder, server: Server) -> None:
     recorder = recorder_for(folder, "offline")
@@ -218,6 +220,7 @@ def test_offline_opens_no_socket_to_the_server(folder: RunFolder, server: Server
     assert mode_of(folder) == "offline"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("R7")
 def test_online_with_two_runs_in_one_process(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -303,6 +306,7 @@ def test_a_server_that_vanishes_half_way_is_given_up_at_the_limit(
     assert json.loads(inspect(path, "--summary"))["step"] == STEPS  # nothing is lost: it can be uploaded later
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F21", "R9")
 def test_a_process_that_dies_is_one_warning(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     recorder = recorder_for(folder, "offline")
@@ -314,6 +318,7 @@ def test_a_process_that_dies_is_one_warning(folder: RunFolder, capsys: pytest.Ca
     assert capsys.readouterr().err.count("warning: W&B: ") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F21", "R9")
 def test_a_process_that_hangs_never_blocks_and_is_killed(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -372,6 +377,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F21", "F1")
 def test_a_killed_training_ends_the_run_as_failed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
@@ -414,6 +420,7 @@ def test_disabled_starts_nothing(folder: RunFolder) -> None:
     assert not (folder.path / "wandb.json").exists()
 
 
+@pytest.mark.slow
 def test_auto_follows_wandbs_own_settings(folder: RunFolder, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     recorder = recorder_for(folder)
@@ -444,6 +451,7 @@ def written(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
+@pytest.mark.slow
 def test_the_environment_holds_where_the_command_line_is_silent(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -464,6 +472,7 @@ def test_the_environment_holds_where_the_command_line_is_silent(
     assert KEY.encode() not in written(tmp_path), "a key of the environment was written to a file"
 
 
+@pytest.mark.slow
 def test_the_command_line_wins_over_the_environment(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in {**VARIABLES, "WANDB_MODE": "online"}.items():
         monkeypatch.setenv(variable, value)
@@ -481,6 +490,7 @@ def test_the_command_line_wins_over_the_environment(folder: RunFolder, monkeypat
         assert value.encode() not in content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", [("WANDB_DISABLED", "true"), ("WANDB_MODE", "disabled")])
 def test_the_environment_can_switch_it_off(folder, monkeypatch, variable):
     monkeypatch.setenv(*variable)

@@ -1,4 +1,4 @@
-"""One stage of tests/equality/test_pipeline.py: python -m helpers.pipeline_worker RANK WORLD WIRE FOLDER."""
+"""One stage of tests/equality/test_pipeline.py: python -m helpers.pipeline_worker RANK WORLD WIRE SHARE FOLDER."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
-from helpers.strategies import FILES, make
+from helpers.strategies import ALIKE, FILES, make
 from locallearn.contract import Route
 from locallearn.engine import Learner, Stage
 from locallearn.runtime.link import Pipe
@@ -31,6 +31,8 @@ STRATEGIES += [
     "dgl train_blocks=[0]",
     "backprop train_blocks=[0]",
 ]  # nothing above; all of it
+QUICK = [*(name for name in sorted(FILES) if name not in ALIKE), "follower"]
+SHARES = {"quick": QUICK, "slow": [name for name in STRATEGIES if name not in QUICK]}
 
 
 def settings(name: str) -> list[tuple[int, int]]:
@@ -69,12 +71,12 @@ def learner_of(name: str, micro_batches: int, staleness: int, **place: Any) -> L
     )
 
 
-def main(rank: int, world: int, wire: str, folder: Path) -> None:
+def main(rank: int, world: int, wire: str, share: str, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
-    for name in STRATEGIES:
+    for name in SHARES[share]:
         for micro_batches, staleness in settings(name):
             below, above = rank - 1 if rank else None, rank + 1 if rank < world - 1 else None
             pipe = Pipe(below, above, torch.device("cpu"), None, staleness * micro_batches, wire)
@@ -89,4 +91,4 @@ def main(rank: int, world: int, wire: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], Path(sys.argv[5]))

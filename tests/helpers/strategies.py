@@ -35,6 +35,15 @@ def slow_where_alike(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in sorted(names)]
 
 
+ROUTES = ("backprop", "dgl", "dni", "dfa", "pepita")
+"""One strategy of each route."""
+
+
+def quick_of_each_route(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test; those that are not in `ROUTES` are slow ones."""
+    return [pytest.param(name, marks=[] if name in ROUTES else [pytest.mark.slow]) for name in sorted(names)]
+
+
 @dataclass(frozen=True)
 class Follower(Strategy):
     """A block below the last one moves the mean of what it emits towards the sum of those of the weights and of the

@@ -30,6 +30,7 @@ def test_train_returns_metrics_model_and_folder(tmp_path):
     assert "validation: 0.2" in config
 
 
+@pytest.mark.slow
 def test_mistakes_are_user_errors(tmp_path):
     for settings, sentence in [
         ({"strategy": "dlg"}, "did you mean 'dgl'"),
@@ -95,6 +96,7 @@ def test_build_trains_a_module_of_the_users_in_place():
     assert_same(net, reference)
 
 
+@pytest.mark.slow
 def test_torchvision_models_are_cut_by_name():
     options = {"model.name": "mobilenet_v3_small", "auxiliary": "linear"}
     learner = locallearn.build("dgl", "torchvision", image=(3, 64, 64), blocks=3, device="cpu", **options)

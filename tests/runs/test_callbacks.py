@@ -85,6 +85,7 @@ def looked_at(tmp_path_factory) -> Path:
     return run(out, *INSIDE, *CALLBACKS, "callback.early_stopping.patience=99", "record=tensorboard")
 
 
+@pytest.mark.slow
 def test_what_looks_inside_an_epoch_changes_no_bit(plain, looked_at):
     assert_equal(load_file(plain / "model.safetensors"), load_file(looked_at / "model.safetensors"))
     for one, other in zip(records(plain, False), records(looked_at, False), strict=True):
@@ -95,6 +96,7 @@ def test_what_looks_inside_an_epoch_changes_no_bit(plain, looked_at):
     assert not records(plain, True)
 
 
+@pytest.mark.slow
 def test_records_inside_an_epoch_are_what_a_loop_by_hand_measures(looked_at):
     steps = {r["step"]: r for r in records(looked_at, True) if "step/loss" in r}
     evaluations = {r["step"]: r for r in records(looked_at, True) if "test/loss" in r}
@@ -131,6 +133,7 @@ def test_a_report_and_tensorboard_take_them_for_what_they_are(looked_at):
     assert shown == {r["step"]: pytest.approx(r["step/loss"]) for r in records(looked_at, True) if "step/loss" in r}
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_that_of_a_loop_by_hand(looked_at):
     average: dict[str, torch.Tensor] = {}
     for learner, data, numbers in by_hand():  # noqa: B007
@@ -150,6 +153,7 @@ def test_the_average_of_the_weights_is_that_of_a_loop_by_hand(looked_at):
     assert last["test/ema_loss"] != last["test/loss"]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_that_of_the_best_evaluation(looked_at):
     history = sorted((r for inside in (True, False) for r in records(looked_at, inside)), key=lambda r: r["step"])
     best = max((r for r in history if "validation/accuracy" in r), key=lambda r: r["validation/accuracy"])
@@ -163,6 +167,7 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(looked_at):
             return
 
 
+@pytest.mark.slow
 def test_early_stopping_follows_its_rule(tmp_path):
     rate = "optim.lr=0.3"  # at which the accuracy soon falls again, whatever the processor's rounding
     folder = run(tmp_path, *INSIDE, *CALLBACKS, *PATIENCE, rate)
@@ -220,6 +225,7 @@ def test_killed_and_resumed_it_is_the_run_that_was_not(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_autograd(tmp_path):
     """Of one block under backpropagation, without batch norm and dropout."""
     own = ["strategy=backprop", "blocks=1", "model.batch_norm=false", "model.dropout=0", "optim=sgd", "log_every=10"]
@@ -271,6 +277,7 @@ class Counting(Callback):
         (run.folder / "calls.txt").write_text(str(len(self.calls)))
 
 
+@pytest.mark.slow
 def test_a_callback_of_ones_own_is_called_in_order_and_stops_the_run(tmp_path):
     counting = Counting(last=60)
     folder = run(tmp_path, "log_every=30", "evaluate_every=2", counting=counting)
@@ -291,6 +298,7 @@ def test_a_callback_of_ones_own_is_called_in_order_and_stops_the_run(tmp_path):
     assert resume(folder, [], quiet=True).history[-1]["step"] == 60
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_the_end_of_an_epoch_has_been_evaluated(tmp_path):
     counting = Counting(last=40)
     folder = run(tmp_path, "evaluate_every=never", counting=counting)
@@ -329,6 +337,7 @@ def test_a_mistake_is_one_sentence(words, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_state_that_json_cannot_hold_is_named(tmp_path):
     class Odd(Counting):
         def state_dict(self):
@@ -383,6 +392,7 @@ def test_a_pipeline_does_the_same(own, tmp_path):
             assert {name: one[name] for name in same} == {name: other[name] for name in same}
 
 
+@pytest.mark.slow
 def test_without_a_terminal_a_line_says_how_the_last_steps_went(tmp_path, monkeypatch, capsys):
     words = [f"out={tmp_path}", "max_steps=12", "log_every=5"]
     start(settled(*words), quiet=False)

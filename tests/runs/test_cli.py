@@ -107,6 +107,7 @@ def test_bad_input_is_refused_in_one_sentence(arguments, sentence, capsys, tmp_p
     assert not list(tmp_path.iterdir()), "something was written"
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_trains_what_has_no_batch_norm(capsys):
     lenet = ["model=lenet", "data=synthetic", "data.images=20", "batch_size=1", "max_steps=2", "threads=1"]
     assert run("strategy=backprop", *lenet, capsys=capsys)[0] == 0
@@ -135,6 +136,7 @@ def test_sweep_goes_on_after_a_failing_run(capsys, tmp_path):
     assert str(out).count("result") == 2
 
 
+@pytest.mark.slow
 def test_two_starts_in_one_second_never_share_a_folder(capsys, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *_: "2026-01-01_00-00-00")
     small = [word for word in SETTINGS if not word.startswith("auxiliary")]

@@ -33,6 +33,7 @@ def metrics(panels) -> set[str]:
     return {name for config in configs for name in config.get("metrics") or [] if isinstance(name, str)}
 
 
+@pytest.mark.slow
 def test_workspace_and_report_name_what_a_run_records(tmp_path, capsys, monkeypatch):
     small = ["strategy=dgl", "model=mlp", "model.width=8", "model.depth=2", "auxiliary=linear", "epochs=1", "threads=1"]
     monkeypatch.setattr(sys, "argv", ["locallearn"])
@@ -60,6 +61,7 @@ def test_bad_input(arguments, sentence, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_check_needs_no_account_and_saving_says_that_it_does(tmp_path):
     free = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env = {**free, "HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9"}

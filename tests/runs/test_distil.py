@@ -35,6 +35,7 @@ def loaded(*overrides: str) -> Data:
     return experiment(*compose(overrides), overrides).source.load(3, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_labels_are_kept_class_by_class():
     whole = loaded("data=digits")
     kept = {count: loaded("data=digits", f"data.labelled={count}") for count in (10, 25, 100, len(whole.train))}

@@ -106,6 +106,7 @@ Flags, settings and the name of a command may stand in any order."""
         assert len(after) - len(after.lstrip()) in (0, 2, 32) or "-" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize(
     "words",
@@ -218,6 +219,7 @@ def test_settings_of_hydra_name_ours(override, instead, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_questions_that_hydra_answers(capsys):
     code, out, _ = run("-p", "optim", "optim.lr=0.3", "--cfg", "job", capsys=capsys)
     assert code == 0
@@ -356,6 +358,7 @@ def path(tmp_path):
     return f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
 
 
+@pytest.mark.slow
 def test_bash_completes(path, tmp_path):
     """With the words as bash cuts them, at = and at :."""
     script = """
@@ -389,6 +392,7 @@ def test_zsh_completes(path, tmp_path):
     shell.close(force=True)
 
 
+@pytest.mark.slow
 def test_options_of_a_yaml_of_ones_own(capsys, tmp_path):
     """`data.validation` is an option of every set, and a yaml need not list it."""
     (tmp_path / "DIR" / "data").mkdir(parents=True)

@@ -178,6 +178,7 @@ def test_a_published_network_is_fine_tuned_block_by_block_on_a_folder(strategy, 
         assert (code, said in one_sentence(err)) == (2, True), err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("library", ["torchvision", pytest.param("timm", marks=pytest.mark.slow)])
 def test_weights_are_downloaded_only_if_they_are_asked_for(library, capsys, monkeypatch):

@@ -34,6 +34,7 @@ def rates(path: Path) -> list[float]:
 HALF = ["optim.schedule=step", "optim.decay=0.1", "optim.milestones=[0.5]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "short", "long"),
     [
@@ -91,6 +92,7 @@ def test_a_schedule_is_stretched_unless_it_is_held(capsys):
     assert "done already" in run("resume", str(path), "epochs=4", capsys=capsys)[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_to_end_early_is_not_made_longer(capsys):
     path = made("runs", capsys, "max_steps=2")
     code, _, err = run("resume", str(path), "epochs=9", capsys=capsys)

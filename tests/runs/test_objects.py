@@ -237,6 +237,7 @@ def test_build_refuses_objects_that_only_train_reads(settings, reader):
         locallearn.build("backprop", net(), image=(6,), classes=3, **settings)
 
 
+@pytest.mark.slow
 def test_a_folder_of_yaml_files_from_python(tmp_path, monkeypatch):
     """As `--config-dir`: what they name is found and trusted, in a run and whatever comes after it."""
     (tmp_path / "conf/strategy").mkdir(parents=True)

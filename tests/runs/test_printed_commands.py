@@ -142,6 +142,7 @@ def test_any_folder_survives_the_shell(folder, tmp_path):
     assert words[-5:] == ["resume", str(run_folder), f"--config-dir={folder}", "--allow=a", "--allow=b"]
 
 
+@pytest.mark.slow
 def test_the_words_name_a_program_that_is_there():
     """With the environment of this Python on the PATH, and without it."""
     bare = {**os.environ, "PATH": "/usr/bin:/bin"}

@@ -413,6 +413,7 @@ def test_compare_says_what_differs(tmp_path):
     assert rows[-1][1] == "-"  # the first run had ended
 
 
+@pytest.mark.slow
 def test_compare_on_the_command_line(tmp_path, capsys):
     runs = [str(write_run(tmp_path / name / "run", "dgl", seed)) for seed, name in enumerate("ab")]
     assert main(["compare", *runs, "--to", str(tmp_path / "to")]) == 0

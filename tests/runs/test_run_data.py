@@ -118,6 +118,7 @@ def call(command: str, place: Path, capsys: pytest.CaptureFixture[str]) -> tuple
 # --- normalisation ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_manifest_has_mean_and_deviation_of_the_training_split(made):
     noted = manifest(made)["normalisation"]
     data = Folder(root=str(made / "set"), size=8).load(0, CPU)
@@ -263,6 +264,7 @@ def test_another_number_of_classes_and_another_shape_are_refused(copied, tmp_pat
         assert "the run was trained on" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", EACH)
 def test_a_class_that_was_renamed_in_the_folder_of_the_run(command, copied, capsys):
     for split in ("train", "test"):
@@ -275,6 +277,7 @@ def test_a_class_that_was_renamed_in_the_folder_of_the_run(command, copied, caps
         assert "label 1 is 'dog' in the run and 'emu' in data=folder" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options", "said"),
     [
@@ -376,6 +379,7 @@ def test_evaluate_says_that_the_data_have_changed(change, copied, capsys):
     assert "accuracy" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [add, pytest.param(replace, marks=pytest.mark.slow)])
 def test_probe_says_that_the_data_have_changed(change, copied, capsys):
     said = change(copied)
@@ -383,6 +387,7 @@ def test_probe_says_that_the_data_have_changed(change, copied, capsys):
     assert (code, err) == (0, f"warning: {NOT_THOSE}{said}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [add, pytest.param(take_away, marks=pytest.mark.slow)])
 def test_resume_refuses_other_splits(change, copied, capsys):
     said = change(copied)
@@ -395,6 +400,7 @@ def test_resume_refuses_other_splits(change, copied, capsys):
     assert all(path.read_bytes() == content for path, content in before.items() if path.name != ".lock")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [replace, *(pytest.param(change, marks=pytest.mark.slow) for change in (rename, move))]
 )
@@ -404,6 +410,7 @@ def test_resume_goes_on_with_a_warning_where_the_splits_are_as_large(change, cop
     assert (code, err) == (0, f"warning: {NOT_THOSE}{said}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [add, pytest.param(replace, marks=pytest.mark.slow)])
 def test_repeat_says_that_the_data_differ(change, copied, capsys):
     said = change(copied)
@@ -413,6 +420,7 @@ def test_repeat_says_that_the_data_differ(change, copied, capsys):
     assert out.splitlines()[-1] == f"  not the same: the data differ: {said}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", EACH)
 def test_the_same_data_are_not_spoken_of(command, copied, capsys):
     """Also where they lie elsewhere, and with other times."""
@@ -431,6 +439,7 @@ def test_resume_of_a_run_that_is_done_reads_no_data(copied, capsys):
 # --- older runs, and forged manifests --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", EACH)
 def test_an_older_run_is_read_with_one_line(command, copied, capsys):
     known = manifest(copied)
@@ -444,6 +453,7 @@ def test_an_older_run_is_read_with_one_line(command, copied, capsys):
     assert "and data agree" not in out
 
 
+@pytest.mark.slow
 def test_an_older_run_on_another_set(copied, tmp_path, capsys):
     known = manifest(copied)
     del known["normalisation"], known["data"]
@@ -498,6 +508,7 @@ def source(request) -> DataSource:
     return REAL[request.param](root=str(request.getfixturevalue("real_root")))
 
 
+@pytest.mark.slow
 def test_a_set_has_one_fingerprint_until_anything_in_it_changes(source):
     data = source.load(0, CPU)
     first = fingerprint(data)

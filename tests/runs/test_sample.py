@@ -36,6 +36,7 @@ def sampled(run: Path, *words: str, capsys: pytest.CaptureFixture[str]) -> str:
     return out.removesuffix("\n")
 
 
+@pytest.mark.slow
 def test_the_likeliest_text_is_that_of_the_plain_model(written, capsys):
     """Token by token by hand, in contexts that grow to the window and then move."""
     names = json.loads((written / "manifest.json").read_text())["classes"]
@@ -47,6 +48,7 @@ def test_the_likeliest_text_is_that_of_the_plain_model(written, capsys):
     assert sampled(written, "--prompt", "fox ", "top_k=1", "tokens=20", capsys=capsys) == text
 
 
+@pytest.mark.slow
 def test_the_same_call_writes_the_same_text(written, capsys):
     one, again, other = (
         sampled(written, "--prompt", "dog", "tokens=60", f"seed={seed}", capsys=capsys) for seed in (3, 3, 4)
@@ -61,6 +63,7 @@ def test_the_same_call_writes_the_same_text(written, capsys):
     assert len(set(likely)) > 2
 
 
+@pytest.mark.slow
 def test_an_inner_head_knows_pairs_alone(written, capsys):
     """Block 0 is the embedding: what follows a character depends on it (and its place) alone."""
     low, high = (
@@ -70,6 +73,7 @@ def test_an_inner_head_knows_pairs_alone(written, capsys):
     assert high == sampled(written, "--prompt", "the quick", "top_k=1", "tokens=30", capsys=capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -87,6 +91,7 @@ def test_what_cannot_be_written_is_one_sentence(words, said, written, capsys):
     assert said in one_sentence(err)
 
 
+@pytest.mark.slow
 def test_only_a_language_model_that_has_trained_writes(tmp_path, capsys):
     settings = {
         "data": "digits",
@@ -125,6 +130,7 @@ def test_a_text_that_teaches_nothing_is_refused(said, tmp_path, capsys):
     assert said in one_sentence(err)
 
 
+@pytest.mark.slow
 def test_a_validation_part_is_the_end_of_the_training_part(tmp_path, capsys):
     (tmp_path / "a.txt").write_text(LONG)
     edge, words = int(0.9 * len(LONG)), ["model=gpt", "model.width=8", "data=text", f"data.file={tmp_path / 'a.txt'}"]

@@ -64,6 +64,7 @@ def test_evaluate_takes_flags_and_settings_in_any_order(runs, order, capsys):
     assert "linear" in out
 
 
+@pytest.mark.slow
 def test_resume_takes_flags_and_settings_in_any_order(runs, capsys):
     for words in (
         ["--allow", "x", runs[0]],
@@ -87,6 +88,7 @@ def test_resume_takes_flags_and_settings_in_any_order(runs, capsys):
     assert "repeat RUN does what the run did: leave 'epochs=3' out" in err
 
 
+@pytest.mark.slow
 def test_compare_of_three_runs(runs, capsys, tmp_path):
     code, out, err = run("compare", *runs, "--to", str(tmp_path / "to"), capsys=capsys)
     assert (code, err) == (0, "")

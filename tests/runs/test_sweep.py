@@ -109,6 +109,7 @@ def test_what_a_run_is_and_where_it_is():
     assert len({same, *digits}) == 1 + len(others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("differs", "name"),
     [
@@ -160,6 +161,7 @@ def test_a_job_that_means_nothing_is_its_own_failure(capsys):
     assert "1 done before, 1 failed" in out
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F29")
 def test_fail_fast_begins_no_other(capsys):
     code, out, _ = run("-m", *SETTINGS, "seed=0,1", "optim.lr=1e30,0.01", "sweep.fail_fast=true", capsys=capsys)
@@ -196,6 +198,7 @@ def test_a_launcher_that_is_not_installed():
     assert str(explain(error, ["seed=0,1", "hydra/launcher=submitit_local"], [])) == sentence
 
 
+@pytest.mark.slow
 def test_settings_of_a_choice_that_varies(capsys):
     """`strategy.width` is no key of the default strategy; what has no such key says so."""
     small = [word for word in SETTINGS if not word.startswith("auxiliary")]
@@ -224,6 +227,7 @@ def test_what_a_multirun_varies():
     assert (out, varies, total, launcher) == ("here", found, 6, "basic")
 
 
+@pytest.mark.slow
 def test_a_strategy_from_outside(capsys, tmp_path):
     folder = tmp_path / "mine" / "strategy"
     folder.mkdir(parents=True)
@@ -260,6 +264,7 @@ def test_a_run_in_a_sweep_has_the_bits_of_one_alone(capsys):
     assert all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_earlier_job_does_not_count():
     """With the allocator that keeps what is freed, as in every run by default; many small pieces, as a heap has."""
     exp = experiment(*compose(["threads=1"]))
@@ -278,6 +283,7 @@ def make(seed: int) -> tuple[runner.Experiment, Path]:
     return exp, runner.place("runs", [f"seed={seed}"], exp.config)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F32")
 def test_a_run_that_another_process_writes_is_left_to_it(capsys):
     exp, path = make(0)

@@ -68,6 +68,7 @@ def test_the_chosen_expert_is_the_one_of_the_task(trained, tmp_path, capsys):
     assert "error 0 % above the best" in upright
 
 
+@pytest.mark.slow
 def test_distances_by_definition_on_a_small_net(trained, capsys):
     words = ["data=digits", "data.label_noise=0,1", "--information", "samples=40", "steps=3"]
     code, out, err = command("tasks", str(trained), *words, capsys=capsys)
@@ -75,6 +76,7 @@ def test_distances_by_definition_on_a_small_net(trained, capsys):
     assert "I(D1 D2; w) - I(D1; w) in bits" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -98,6 +100,7 @@ def test_what_is_no_comparison_is_one_sentence(words, said, trained, real_root, 
     assert said in one_sentence(err)
 
 
+@pytest.mark.slow
 def test_no_run(tmp_path, capsys):
     for run in (tmp_path, tmp_path / "nowhere"):
         code, _, err = command("tasks", str(run), "data=digits,synthetic", capsys=capsys)

@@ -64,6 +64,7 @@ def home(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_folder_from_python_and_on_the_command_line(home, elsewhere, capsys):
     result = locallearn.train(quiet=True, out="~/a b", **SETTINGS)
     assert result.run_dir.parent == home / "a b"
@@ -99,6 +100,7 @@ def test_a_tilde_is_the_home_folder_in_every_command(home, elsewhere, capsys):
     assert not Path("~").exists()
 
 
+@pytest.mark.slow
 def test_what_is_expanded_is_not_expanded_again(home, elsewhere, tmp_path, capsys):
     """A folder whose own name begins with ~."""
     result = locallearn.train(quiet=True, out="./~x", **SETTINGS)

@@ -120,6 +120,7 @@ def swin() -> nn.Module:
     return models.SwinTransformer([4, 4], 12, [2, 2], [2, 2], [2, 2], num_classes=10)
 
 
+@pytest.mark.slow
 def test_a_swin_hands_on_maps_with_the_channels_first():
     built = locallearn.build("dgl", swin(), image=(3, 32, 32), classes=10, blocks=4, auxiliary="linear", device="cpu")
     emits = [block.spec.emits for block in built.blocks[:-1]]

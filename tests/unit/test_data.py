@@ -172,6 +172,7 @@ def test_a_tiny_fraction_keeps_every_class() -> None:
     assert Digits(fraction=1e-6).load(0, CPU).train.labels.sort().values.tolist() == list(range(10))
 
 
+@pytest.mark.slow
 def test_label_noise_has_its_share() -> None:
     clean, wrong = Synthetic(images=5000).load(0, CPU), Synthetic(images=5000, label_noise=0.4).load(0, CPU)
     changed = (clean.train.labels != wrong.train.labels).double().mean()
@@ -442,6 +443,7 @@ def test_truncated_file_is_named(real_root: Path, tmp_path: Path) -> None:
     assert file.stat().st_size == 1000  # the user's file is not touched
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F20")
 def test_archives_that_are_there_are_unpacked(real_root: Path, tmp_path: Path, no_network: None) -> None:
     raw = tmp_path / "MNIST/raw"

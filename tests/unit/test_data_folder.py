@@ -56,6 +56,7 @@ def test_train_and_test_folders(root: Path) -> None:
     assert data.test.labels.tolist() == [0] * 5 + [1] * 5
 
 
+@pytest.mark.slow
 def test_val_alone_is_the_test_set_and_beside_test_the_validation(root: Path) -> None:
     (root / "test").rename(root / "val")
     data = Folder(root=str(root), size=10).load(0, CPU)
@@ -65,6 +66,7 @@ def test_val_alone_is_the_test_set_and_beside_test_the_validation(root: Path) ->
     assert (len(data.train), len(data.validation), len(data.test)) == (40, 10, 3)
 
 
+@pytest.mark.slow
 def test_classes_alone_give_a_fixed_test_set(root: Path) -> None:
     shown = []
     for seed in (0, 1):
@@ -147,6 +149,7 @@ def test_first_unreadable_file_is_named(root: Path, options: dict[str, float]) -
         diagnose(source)
 
 
+@pytest.mark.slow
 def test_doctor_on_a_sound_folder(root: Path) -> None:
     report = diagnose(Folder(root=str(root), size=10))
     for text in (str(root), "every one of 50 files can be read", "3 x 10 x 10, uint8", "36 training, 4 validation"):

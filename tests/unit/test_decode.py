@@ -220,6 +220,7 @@ def test_postscript_starts_no_program(suffix, tmp_path, ghostscript):
     assert ghostscript.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F8", "F20")
 def test_postscript_in_a_folder_on_the_command_line(tmp_path, ghostscript, capsys):
     for name in ("cat", "dog"):

@@ -86,6 +86,7 @@ def test_two_paths_of_one_matrix_in_closed_form():
         pathways(1, 0, [1], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "off"), [(2, (0, 0)), (3, (0, 6)), (4, (3, 9))])
 def test_two_paths_of_matrices_follow_the_equation(depth, off):
     """Gradient descent by autograd on both products, mode by mode."""

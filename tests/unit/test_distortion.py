@@ -110,6 +110,7 @@ def test_a_window_is_cut_out_of_the_picture_in_the_file(root):
     assert np.array_equal(((shown[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), np.asarray(middle))
 
 
+@pytest.mark.slow
 def test_draws_depend_on_seed_epoch_and_place_alone(root):
     options = {"root": str(root), "size": SIZE, "policy": "rand", "jitter": 1.0, "blur": 0.5, "normalise": "symmetric"}
     streamed = Folder(**options, memory_share=0).load(0, CPU)

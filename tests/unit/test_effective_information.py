@@ -60,6 +60,7 @@ def test_far_apart_and_all_the_same():
     assert (same.bits, same.lower, same.upper) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_linear_layer_is_an_additive_channel():
     """z = (W + n) x with noise of one deviation s on all weights and |x| fixed has noise of variance s^2 |x|^2; of x on
     a sphere of many dimensions W x is nearly normal."""

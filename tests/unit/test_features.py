@@ -293,6 +293,7 @@ def test_a_new_probe_is_a_look_and_the_names_of_its_curves(learner, data):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == learner.model.names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [False, True])
 def test_each_probe_gives_rows_and_pictures_and_changes_nothing(network, learner, data):
     before = {n: t.clone() for n, t in learner.state().items()}

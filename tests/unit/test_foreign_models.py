@@ -86,6 +86,7 @@ def test_torchvision_nets_compute_the_same(name):
     assert_same_function(model, original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("vit_tiny_patch16_224", marks=pytest.mark.slow)])
 def test_timm_nets_compute_the_same(name):
     import timm
@@ -108,6 +109,7 @@ def test_units_of_resnet18_are_its_residual_blocks(resnet):
     assert (model.classes, model.name) == (10, "ResNet")
 
 
+@pytest.mark.slow
 def test_cuts_by_name(resnet):
     model = as_blocks(resnet, ["layer1", "layer2"])
     assert model.names == ["layer1", "layer2", "layer4"]
@@ -330,6 +332,7 @@ def test_builders():
         torchvision_model((1, 32, 32), 10)
 
 
+@pytest.mark.slow
 def test_timm_builder():
     assert timm_model((1, 28, 28), 7)(torch.randn(2, 1, 28, 28)).shape == (2, 7)
     with pytest.raises(UserError, match="unknown timm model 'resnet81': did you mean 'resnet"):
@@ -346,6 +349,7 @@ def test_absent_timm_is_one_sentence(monkeypatch):
     assert str(error.value) == "timm is not installed; pip install 'locallearn[timm]'"
 
 
+@pytest.mark.slow
 def test_a_traced_model_can_be_copied_and_saved(resnet, tmp_path):
     model = as_blocks(resnet).eval()
     twin = copy.deepcopy(model)

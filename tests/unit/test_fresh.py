@@ -56,6 +56,7 @@ def test_a_new_unit_is_like_the_old_one_with_numbers_of_its_own(name):
     assert all(torch.equal(a, b) for a, b in zip(before, values(model), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*choices("model")} - {"torchvision", "timm"}))
 def test_every_unit_of_the_zoo_can_be_built(name):
     recipe = model_builder(yaml.safe_load(choices("model")[name].read_text()), [])

@@ -160,6 +160,7 @@ def test_the_probe_on_images():
     assert len(rows) == 5 + 2
 
 
+@pytest.mark.slow
 def test_the_probe_takes_smaller_minibatches_of_a_small_set():
     data = load("data=digits")
     learner = locallearn.build("backprop", "lenet", image=data.image, classes=10, blocks=2)
@@ -172,6 +173,7 @@ def test_the_probe_takes_smaller_minibatches_of_a_small_set():
             GradientSNR(**bad)
 
 
+@pytest.mark.slow
 def test_the_probe_on_a_graph_draws_labelled_nodes(real_root):
     data = load("data=cora", f"data.root={real_root}")
     learner = locallearn.build(
@@ -236,6 +238,7 @@ def test_the_ratio_of_backprop_is_that_of_the_plain_loop():
         assert row["gradient_snr"] == pytest.approx(plain[row["layer"]].snr, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_epochs_own_steps_are_those_that_plain_sgd_has_taken(tmp_path):
     """At a constant rate without momentum the mean gradient of an epoch of n steps is (start - end) / (rate n); numpy
     has the deviation over the same steps, from the weights that a callback has seen."""

@@ -202,6 +202,7 @@ def test_the_12_bit_task(real_root):
         assert found.y == pytest.approx(0.999157, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_minimal_model_of_saxe():
     """h = tanh(w x), x normal, 30 bins on [-1, 1]: rises to nearly log2 30, then falls to 1 bit; with ReLU only rises.
     Against the masses of the bins under the normal distribution."""
@@ -268,6 +269,7 @@ def test_neighbours_find_correlated_gaussians(rho):
     assert information(t, x=x, estimator="ksg").x == pytest.approx(-0.5 * math.log2(1 - rho**2), abs=0.06)
 
 
+@pytest.mark.slow
 def test_neighbours_and_labels():
     """Two normal distributions at -1 and 1: I(T;Y) by quadrature."""
     y = np.arange(4000) % 2

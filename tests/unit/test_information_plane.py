@@ -51,6 +51,7 @@ def test_rows_are_those_of_a_direct_forward(learner, data):
         assert row["i_x_t"] < 0.99 * math.log2(n) or "saturated" in row["warnings"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["binned", "kde_lower", "ksg", "renyi", "gaussian", "mine"])
 def test_every_estimator(estimator, learner, data, monkeypatch):
     module = __import__("locallearn.analysis.information.mine", fromlist=["mine"])
@@ -65,6 +66,7 @@ def test_every_estimator(estimator, learner, data, monkeypatch):
     assert (rows[0]["bins"] is not None) == (estimator == "binned")
 
 
+@pytest.mark.slow
 def test_noise_of_each_layer_is_drawn(learner, data):
     probe = InformationPlane(noise_variance="distances")
     rows, arrays = [], {}

@@ -118,7 +118,9 @@ def test_every_unit_can_learn(model):
     assert all(count(unit) > 0 for unit in model.units)
 
 
-@pytest.mark.parametrize("image", [(1, 8, 8), (1, 28, 28), (1, 32, 32), (3, 64, 64), (2, 17, 30)])
+@pytest.mark.parametrize(
+    "image", [(1, 8, 8), (2, 17, 30), *(pytest.param((c, n, n), marks=pytest.mark.slow) for c, n in ((1, 28), (3, 64)))]
+)
 @pytest.mark.parametrize(
     "name", [n for n in PLAIN if n not in ("vgg13", "vgg19", "resnet56", "resnet110", "resnet32", "detector")]
 )
@@ -467,6 +469,7 @@ def test_an_auxiliary_may_read_labels_and_one_that_needs_more_counts_parameters_
     assert "n/a" in render(rows)
 
 
+@pytest.mark.slow
 def test_the_table_fits_100_columns():
     names = [f"features.{i}.block.conv_expansion" for i in range(2)]
     units = [nn.Sequential(nn.Conv2d(3, 512, 3, padding=1)), nn.Sequential(nn.Conv2d(512, 2048, 1, stride=2))]

@@ -130,6 +130,7 @@ def test_fused_for_inference_a_gelan_answers_as_before_with_fewer_parameters():
     assert count(fast) < count(model)
 
 
+@pytest.mark.slow
 def test_gelan_has_the_size_that_its_header_gives():
     model = gelan((3, 32, 32), 10)
     assert (len(model.units), round(count(model) / 1e6, 1)) == (8, 2.1)
@@ -286,6 +287,7 @@ def test_memory_does_not_grow_with_the_number_of_couplings():
     assert plain[1] > 5 * plain[0] > 5 * output
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_the_streams_wide():
     torch.manual_seed(0)
     model = revnet((3, 16, 16), 5)

@@ -52,6 +52,7 @@ def test_every_round_of_a_method_that_settles_counts(steps):
     assert all((tensor == before[name]).all() for name, tensor in learner.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_it(capsys):
     words = ["data=digits", "model=mlp", "model.width=16", "model.batch_norm=false", "blocks=max", "--dry-run"]
     pixels, rest = 1024, 2 * product(16, 16) + product(16, 10)

@@ -11,7 +11,7 @@ from torch import nn
 
 import locallearn
 from helpers.nets import tiny_model
-from helpers.strategies import ANY_MODEL, slow_where_alike
+from helpers.strategies import ANY_MODEL, quick_of_each_route
 from locallearn.engine import Learner
 from locallearn.errors import UserError
 from locallearn.models import BlockModel
@@ -51,7 +51,7 @@ INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("strategy", ["backprop", "dgl", "cdni", "dfa", "pgi"])
+@pytest.mark.parametrize("strategy", ["backprop", *(pytest.param(s, marks=pytest.mark.slow) for s in ("dgl", "cdni"))])
 def test_labels_of_every_integer_type_train_alike(strategy, dtype):
     ours, (_, truth) = build(strategy), refusing(strategy)
     ours.step(X, Y.to(dtype))
@@ -123,7 +123,7 @@ def test_a_wrong_batch_is_one_sentence_before_a_weight_moves(strategy, which):
     assert learner.step_count == 1
 
 
-@pytest.mark.parametrize("strategy", slow_where_alike(ANY_MODEL))
+@pytest.mark.parametrize("strategy", quick_of_each_route(ANY_MODEL))
 def test_refused_batches_leave_no_trace(strategy):
     learner, undisturbed = build(strategy), build(strategy)
     for x, y, said in BATCHES.values():
@@ -133,7 +133,7 @@ def test_refused_batches_leave_no_trace(strategy):
     assert_same_state(learner, state(undisturbed))
 
 
-@pytest.mark.parametrize("strategy", slow_where_alike(ANY_MODEL))
+@pytest.mark.parametrize("strategy", quick_of_each_route(ANY_MODEL))
 def test_a_single_sample_trains_or_is_refused_before_a_weight_moves(strategy):
     learner = build(strategy)
     before = state(learner)
@@ -229,7 +229,7 @@ def test_micro_batches_must_be_a_number_all_the_same():
 # --- modes and hooks -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", slow_where_alike(ANY_MODEL))
+@pytest.mark.parametrize("strategy", quick_of_each_route(ANY_MODEL))
 def test_a_norm_in_eval_mode_stays_in_it(strategy):
     module = net()
     learner = build(strategy, module)
@@ -249,7 +249,7 @@ OFTEN = {"pepita": 2, "predictive_coding": 6, "dual_propagation": 2, "equilibriu
 """Of each batch: the passes of a block."""
 
 
-@pytest.mark.parametrize("strategy", slow_where_alike(ANY_MODEL))
+@pytest.mark.parametrize("strategy", quick_of_each_route(ANY_MODEL))
 def test_a_hook_runs_as_often_as_in_ones_own_loop(strategy):
     """Once a step, in the user's own module; more often where a block runs again, and not where an answer of its own
     leaves out the head."""

@@ -191,6 +191,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda text: SOURCES[text][:30])
 @pytest.mark.usefixtures("elsewhere")
 def test_a_run_with_it_writes_nothing(source, capsys, monkeypatch):

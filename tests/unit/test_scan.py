@@ -82,11 +82,13 @@ def test_hidden_files_are_no_part_of_the_set(name, called, root):
     assert found.others() == f"2 others left out ({called} 2)"
 
 
+@pytest.mark.slow
 def test_copies_of_a_notebook_on_the_command_line(root, capsys):
     fill(root / "cat/.ipynb_checkpoints", 5)
     assert files_line(root, capsys) == "every one of 20 files can be read, 1 other left out (.ipynb_checkpoints/ 1)"
 
 
+@pytest.mark.slow
 def test_other_suffixes_are_counted_by_doctor_and_by_the_run(root, tmp_path, capsys):
     fill(root / "cat/more", 8, ".gif", "GIF")
     fill(root / "dog", 5, ".JFIF", "JPEG")
@@ -98,6 +100,7 @@ def test_other_suffixes_are_counted_by_doctor_and_by_the_run(root, tmp_path, cap
     assert out.splitlines()[1] == others
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_all_pictures_has_nothing_to_say(root, tmp_path, capsys):
     assert files_line(root, capsys) == "every one of 20 files can be read"
     code, out, _ = run(*SETTINGS, f"data.root={root}", f"out={tmp_path / 'runs'}", capsys=capsys)
@@ -123,6 +126,7 @@ def test_many_kinds_are_cut_short(root):
     assert said.endswith(", .a07 1, ...)")
 
 
+@pytest.mark.slow
 def test_linked_folders_and_files_are_read(root, tmp_path, capsys):
     fill(tmp_path / "more", 30)
     (root / "cat/more").symlink_to(tmp_path / "more")
@@ -185,6 +189,7 @@ def splits(tmp_path: Path, *names: str, classes: tuple[str, ...] = ("cat", "dog"
     return tmp_path / "set"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "counts"),
     [  # training, validation and test: a tenth of training is drawn where there is no validation folder
@@ -209,12 +214,14 @@ def test_splits_under_every_known_name(names, counts, tmp_path):
     assert data.left_out == ""
 
 
+@pytest.mark.slow
 def test_doctor_says_which_folder_is_which_part(tmp_path, capsys):
     said = files_line(splits(tmp_path, "Train", "valid", "test", "extra"), capsys)
     parts = "Train/ for train, valid/ for validation, test/ for test"
     assert said == f"every one of 70 files can be read, {parts}, 1 other left out (extra/ 1)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "said"),
     [
@@ -293,6 +300,7 @@ def test_classes_that_are_classes(make: Callable[[Path], None], tmp_path):
 # --- a validation part of its own ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_share_beside_a_validation_folder_is_refused(tmp_path, capsys):
     root = splits(tmp_path, "train", "valid", "test")
     words = [*SETTINGS, f"data.root={root}", f"out={tmp_path / 'runs'}"]

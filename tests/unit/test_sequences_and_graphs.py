@@ -84,6 +84,7 @@ def test_names_are_those_of_the_tutorial(real_root: Path) -> None:
     assert raw.train.images.image == raw.test.images.image == (19, 57)
 
 
+@pytest.mark.slow
 def test_names_can_be_read_back_from_the_last_step_on_the_right(real_root: Path) -> None:
     """Every sample, spelt out, is a line of its language's file."""
     letters = string.ascii_letters + " .,;'"
@@ -114,6 +115,7 @@ def test_ascii_folding_and_padding() -> None:
     assert encode(["ab", "Z"]).sum(2).tolist() == [[1, 1], [0, 1]]
 
 
+@pytest.mark.slow
 def test_names_of_the_thesis(real_root: Path) -> None:
     """60 names of at most 12 letters a language: 1,080 x 12 x 57, each in its file, none twice, H(Y) = log2 18 bits."""
     data = Names(root=str(real_root), per_class=60, longest=12).load(0, CPU)
@@ -268,6 +270,7 @@ def test_no_pixels_no_augmentation(kind: type[DataSource], real_root: Path) -> N
         kind(root=str(real_root), crop=2).load(0, CPU)
 
 
+@pytest.mark.slow
 def test_doctor(real_root: Path) -> None:
     report = diagnose(Cora(root=str(real_root)))
     for part in (
@@ -356,6 +359,7 @@ def test_a_resumed_graph_run_ends_in_the_same_bits(cora: GraphData, real_root: P
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_graph_is_not_divided(cora: GraphData, real_root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="micro_batches=2 but a graph is not divided; choose micro_batches=1"):
         train_cora(real_root, tmp_path, micro_batches=2)

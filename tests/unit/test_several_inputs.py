@@ -205,6 +205,7 @@ def test_a_tensor_that_is_read_late_leaves_no_place_for_a_cut_before():
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["backprop", "dgl", "dfa", "deep_supervision"])
 def test_a_loop_of_ones_own_takes_them_as_they_are(case, strategy):
     net, given = case
@@ -321,6 +322,7 @@ def test_tensors_data_sets_and_loaders_train_the_same(case, tmp_path):
     assert torch.equal(loaded(given), called(ours, given))
 
 
+@pytest.mark.slow
 def test_a_set_that_can_only_be_gone_through(tmp_path):
     parts = {"train": Stream(), "test": ((PICTURE, NUMBERS), Y)}
     result = trained(Both, parts, tmp_path, "passes")
@@ -335,6 +337,7 @@ def test_two_processes_end_with_the_bits_of_one(case, tmp_path):
     assert_same(weights(pipeline, type(net)), weights(serial, type(net)))
 
 
+@pytest.mark.slow
 def test_a_run_is_tested_on_samples_of_its_kind_alone(tmp_path):
     given = CASES["by name"][1]
     result = trained(Words, (given, Y), tmp_path, "run")
@@ -349,6 +352,7 @@ def test_a_run_is_tested_on_samples_of_its_kind_alone(tmp_path):
             locallearn.evaluate(result.run_dir, model=made(Words), data=data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "why"),
     [
@@ -366,6 +370,7 @@ def test_data_that_cannot_be_are_one_sentence(data, why, tmp_path):
     assert not list(tmp_path.glob("run/*"))
 
 
+@pytest.mark.slow
 def test_a_model_of_one_tensor_is_refused(tmp_path):
     with pytest.raises(UserError, match="mlp reads one tensor, but a sample has 2"):
         locallearn.train(model="mlp", data=((PICTURE, NUMBERS), Y), out=str(tmp_path / "run"), **SETTINGS)

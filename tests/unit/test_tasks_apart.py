@@ -108,6 +108,7 @@ def test_a_memorised_nat_costs_a_nat():
     assert found.body + found.heads >= saved - math.log(1000)
 
 
+@pytest.mark.slow
 def test_the_asymmetry_is_one_number_for_each_task():
     """d(1 -> 2) - d(2 -> 1) = I(D2; w) - I(D1; w), whatever was learned; the body is left as it is."""
     body = net()

@@ -140,6 +140,7 @@ def test_an_objective_says_whether_it_reads_the_auxiliary_network(name):
             made(overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [name for name in choices("strategy") if reads(name, "auxiliary")])
 def test_with_one_block_there_is_no_local_loss(strategy):
     objective = ["objective=vib"] if reads(strategy, "objective") else []
@@ -228,7 +229,7 @@ def check_options(recipe: Any, strategy_of: Any, unread: Any, blocks: int, model
         assert silent == (option in declared), f"{option}: {declared}"
 
 
-@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("blocks", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", slow_where_alike(choices("strategy")))
 def test_the_options_of_a_strategy(name, blocks):
     content = yaml.safe_load(choices("strategy")[name].read_text())
@@ -253,7 +254,8 @@ def test_options_that_others_turn_off(options, unread):
     check_options(recipe, lambda r: r, lambda r, specs: r.unread(specs), 3, model)
 
 
-@pytest.mark.parametrize("blocks", [2, 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [3, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", choices("objective"))
 def test_the_options_of_an_objective(name, blocks):
     recipe = objectives.make(name)
@@ -267,6 +269,7 @@ ON_MAPS = sorted(choices("auxiliary").keys() - {"transformer", "detect"})
 """But for those of sequences, and for boxes: test_detector."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model"),
     [(name, MAPS) for name in ON_MAPS]
@@ -293,6 +296,7 @@ QUICK = ("sgd", "adamw")
 OPTIMS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in choices("optim")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", OPTIMS)
 def test_the_options_of_an_optimizer(name, schedule):
@@ -344,6 +348,7 @@ def test_null_sets_nothing(text):
     made(text.split())
 
 
+@pytest.mark.slow
 def test_a_run_refuses_what_only_its_blocks_can_tell(capsys):
     for words, reader in (
         (["strategy=backprop", "optim.auxiliary_lr=0.1"], "strategy=dgl or another"),
@@ -361,12 +366,14 @@ def test_a_run_refuses_what_only_its_blocks_can_tell(capsys):
 # Sweeps, experiments, run folders
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_alone_what_is_meant_for_its_other_runs(capsys):
     code, out, err = run("-m", "strategy=backprop,dgl", "objective=predsim", *SETTINGS, capsys=capsys)
     assert code == 0, err
     assert "2 runs: 2 new" in out
 
 
+@pytest.mark.slow
 def test_a_sweep_in_which_nobody_reads_it_is_refused(capsys):
     code, out, err = run("-m", "strategy=backprop,dfa", "objective=predsim", *SETTINGS, capsys=capsys)
     assert code == 2
@@ -374,6 +381,7 @@ def test_a_sweep_in_which_nobody_reads_it_is_refused(capsys):
     assert "2 runs: 2 failed" in out
 
 
+@pytest.mark.slow
 def test_a_run_that_would_only_seem_to_differ_is_refused(capsys):
     code, out, err = run("-m", "strategy=backprop,dgl", "objective=predsim,supcon", *SETTINGS, capsys=capsys)
     assert code == 2
@@ -394,6 +402,7 @@ CONTRADICTS_ITSELF = "defaults:\n  - override /strategy: backprop\n  - override 
 OPTIM = "optim:\n  milestones: [0.5]\n  schedule: step\n"
 
 
+@pytest.mark.slow
 def test_the_file_of_an_experiment_must_read_what_it_sets(capsys):
     place = own_experiment(CONTRADICTS_ITSELF)
     words = ["--config-dir", str(place), "+experiment=mine", *SETTINGS]
@@ -403,6 +412,7 @@ def test_the_file_of_an_experiment_must_read_what_it_sets(capsys):
     assert run(*words, "strategy=loco", capsys=capsys)[0] == 0
 
 
+@pytest.mark.slow
 def test_what_an_experiment_sets_is_meant_for_its_own_strategy(capsys):
     place = own_experiment(CONTRADICTS_ITSELF.replace("backprop", "dgl") + OPTIM)
     words = ["--config-dir", str(place), "+experiment=mine", *SETTINGS]
@@ -411,6 +421,7 @@ def test_what_an_experiment_sets_is_meant_for_its_own_strategy(capsys):
     assert (code, "auxiliary=cnn is read only with" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_never_refused(capsys):
     """What was composed before goes on, also where its strategy reads neither objective nor auxiliary network."""
     result = locallearn.train(quiet=True, strategy="backprop", data="digits", **settings(SETTINGS))
@@ -422,6 +433,7 @@ def test_a_run_folder_is_never_refused(capsys):
         assert run(command, str(result.run_dir), capsys=capsys)[0] == 0, command
 
 
+@pytest.mark.slow
 def test_what_is_said_beside_a_run_folder_is_read_or_refused(capsys):
     result = locallearn.train(quiet=True, strategy="dgl", data="digits", **settings(SETTINGS))
     plane = ["probe=information_plane", "probe.information_plane.samples=8", "probe.information_plane.bins=5"]
@@ -454,6 +466,7 @@ def says(text: str) -> bool:
     return "is a sweep over seed=0,1 optim.lr=0.01: add -m to run it, or choose one run of it, such as seed=0" in text
 
 
+@pytest.mark.slow
 def test_one_run_does_not_drop_the_sweep_of_an_experiment(capsys):
     place = own_experiment(SWEEP)
     words = ["--config-dir", str(place), "+experiment=mine", *SETTINGS]
@@ -477,6 +490,7 @@ def test_tune_searches_in_one_run_of_a_sweep(capsys):
 SWEEPS = [name for name, file in choices("short").items() if "params:" in file.read_text()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [SWEEPS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SWEEPS[1:])])
 def test_nor_do_the_commands_and_the_keywords(name, capsys):
     for words in (["doctor", f"+short={name}"], ["plan", f"+short={name}", "stages=2"], [f"+short={name}"]):
@@ -529,6 +543,7 @@ def test_sinks_add_up(capsys, monkeypatch):
 ONLY_TRAIN = [f.name for f in dataclasses.fields(Settings) if f.name not in (*BUILT, "sweep")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [*ONLY_TRAIN, "data", "probe", "callback", "record"])
 def test_build_refuses_what_only_train_reads(key):
     values = {"data": "digits", "probe": "linear", "record": "tensorboard", "checkpoint": {"keep": 3}, "max_steps": 3}
@@ -538,6 +553,7 @@ def test_build_refuses_what_only_train_reads(key):
         locallearn.build("dgl", "lenet", **{key: values.get(key, default)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", SHARES)
 def test_build_refuses_shares_of_training_without_its_length(key):
     values = {"optim.schedule": "step", "optim.milestones": [0.5], "strategy.anneal": "linear"}
@@ -552,12 +568,14 @@ def test_build_refuses_shares_of_training_without_its_length(key):
 # Batches
 
 
+@pytest.mark.slow
 def test_a_batch_above_the_set_is_said(capsys):
     code, _, err = run(*SETTINGS, "batch_size=5000", capsys=capsys)
     assert code == 0
     assert "warning: batch_size=5000 is more than the 1294 training samples: every epoch is one step on 1294" in err
 
 
+@pytest.mark.slow
 def test_a_probe_that_leaves_one_sample_is_refused_in_a_sentence(capsys):
     probe = ["probe=gradient_snr", "probe.gradient_snr.batch_size=1", "probe.gradient_snr.batches=2"]
     code, _, err = run(*SETTINGS, *probe, capsys=capsys)

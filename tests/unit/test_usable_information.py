@@ -51,6 +51,7 @@ def test_labels_that_have_nothing_to_do_with_the_features():
     assert usable_information(h, labels, held_out, truth, classes=2).bits < 0.02
 
 
+@pytest.mark.slow
 def test_what_is_read_from_maps_needs_their_positions():
     """The label is where the bright pixel is; the mean over the map knows nothing."""
     draw = np.random.default_rng(0)
@@ -87,6 +88,7 @@ def test_entropy_of_labels():
     assert label_entropy(torch.tensor([1, 1])) == 0.0
 
 
+@pytest.mark.slow
 def test_what_is_learned_by_heart_is_read_on_the_training_split_alone():
     """Labels drawn anew say nothing: a reader of features knows those it has seen, and nothing of the test split."""
     learner, data = prepare(experiment(*compose(["data=digits", "data.label_noise=1", "model=mlp", "model.width=64"])))

@@ -232,6 +232,7 @@ def looked(tmp_path: Path, curvature: str, steps: int) -> tuple[Any, list[dict[s
     return run, [row for row in rows if row["epoch"] == 1]
 
 
+@pytest.mark.slow
 def test_a_run_with_factors(tmp_path):
     """Of every layer and of the net; what is no layer of weights counts by its diagonal."""
     _, (*layers, net) = looked(tmp_path, "kfac", 2)

@@ -76,6 +76,7 @@ def test_fisher_of_softmax_regression():
     assert float(ours.sum()) == pytest.approx(float(fisher.trace()), rel=0.02)
 
 
+@pytest.mark.slow
 def test_fisher_of_a_bernoulli_mean():
     """One logit w against 0: I(w) = p (1 - p), the textbook value."""
 
@@ -178,6 +179,7 @@ def test_fisher_of_nodes():
     assert not found["unused.weight"].any()
 
 
+@pytest.mark.slow
 def test_tolerated_noise_of_a_quadratic_loss():
     """Closed form for linear regression, E_n |X (w + s n) - y|^2 / 2N = loss + s^2 tr(H) / 2 with H = X^T X / N: the
     noise that costs t is sqrt(2 t / tr H), whatever the slope at w."""
@@ -270,6 +272,7 @@ def body() -> nn.Module:
     return layers
 
 
+@pytest.mark.slow
 def test_the_same_task_is_nearer_than_another(body):
     a, again, other = (
         embedding(body, *digits(classes, half), seeded(half))
@@ -354,6 +357,7 @@ def test_the_probes_on_images(model):
     assert found["Task2Vec"][0]["task_norm"] > 0
 
 
+@pytest.mark.slow
 def test_the_probe_perturbs_the_layer_that_it_names():
     """What the probe finds for a layer, whose input it takes as given, is what the whole model tolerates there."""
     data = load("data=digits")
@@ -374,6 +378,7 @@ def test_the_probe_perturbs_the_layer_that_it_names():
     assert 0.02 < np.mean(rise) < 0.1
 
 
+@pytest.mark.slow
 def test_the_probes_on_sequences_and_graphs(real_root):
     names = load("data=names", f"data.root={real_root}")
     found = looked(
