@@ -223,9 +223,7 @@ def test_warmup_and_power():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("strategy", "kind"), [("backprop", "information_dropout"), ("dgl", "vib"), ("dgl", "weights")]
-)
+@pytest.mark.parametrize(("strategy", "kind"), [("backprop", "information_dropout"), ("dgl", "weights")])
 def test_two_processes_and_an_interrupted_run_end_with_the_same_bits(strategy, kind, tmp_path):
     words = (
         f"strategy={strategy} data=digits model=mlp model.width=32 model.depth=2 blocks=2 epochs=3 micro_batches=2 "

@@ -496,6 +496,5 @@ def test_some_random_compositions(attempt, record_property):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 4))
-def test_many_random_compositions(seed, attempt, record_property):
-    report(record_property, fuzz(attempt, 400, seed, seconds=60, pipelines=True))
+def test_many_random_compositions(attempt, record_property):
+    report(record_property, fuzz(attempt, 400, seed=1, seconds=60, pipelines=True))
