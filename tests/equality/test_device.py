@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from helpers import ROOT, on_shadow, shadow
+from helpers.marks import slow
 from helpers.strategies import FILES, make, slow_where_alike
 from locallearn.config.compose import choices
 
@@ -24,7 +25,6 @@ pytestmark = [
     pytest.mark.xdist_group("shadow"),
     pytest.mark.skipif(not shadow.possible(), reason="this PyTorch has no hook for a device in Python"),
 ]
-CURRENT = "dgl", "dni", "brsf"
 AUGMENTED = ["data.crop=2", "data.flip=true", "data.cutout=3"]
 
 
@@ -41,9 +41,8 @@ def test_a_step_has_the_bits_of_the_cpu_and_waits_for_nothing(there, name):
         there(on_shadow.steps_of, name, micro_batches, 0)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in CURRENT else pytest.param(n, marks=pytest.mark.slow) for n in sorted(FILES)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_another_device_is_the_current_one(there, name):
     there(on_shadow.steps_of, name, 1, 1)
 
@@ -130,7 +129,7 @@ MORE = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [*TRAINED, *(pytest.param(o, marks=pytest.mark.slow) for o in MORE)], ids=" ".join)
+@pytest.mark.parametrize("options", [*TRAINED, *map(slow, MORE)], ids=" ".join)
 def test_what_is_asked_and_how_it_is_learned(there, real_root, options):
     there(on_shadow.trained, f"data.root={real_root}", *options)
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import ROOT
+from helpers.marks import slow
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
 from locallearn.contract import Send
 from locallearn.engine import SGD
@@ -171,8 +172,8 @@ def test_a_chain_of_three_scalars_is_its_closed_form():
     assert found == pytest.approx(true, rel=1e-6)
 
 
-@pytest.mark.parametrize("output", [pytest.param("task", marks=pytest.mark.slow), "squared"])
-@pytest.mark.parametrize(("centred", "ratio"), [(True, 4.0), pytest.param(False, 2.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("output", [slow("task"), "squared"])
+@pytest.mark.parametrize(("centred", "ratio"), [(True, 4.0), slow(False, 2.0)])
 def test_the_error_of_the_gradient_falls_with_beta(centred, ratio, output):
     """As beta or as its square, against the gradient through the settling."""
     model = net(scale=0.4)

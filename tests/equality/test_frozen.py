@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import locallearn
 from helpers.commands import SMALL, one_sentence, run
+from helpers.marks import slow
 from helpers.nets import assert_same, fitting, tiny_batches, tiny_learner, tiny_model, trained
 from helpers.strategies import FILES, make, slow_where_alike
 from locallearn.engine.answer import answering_model
@@ -24,7 +25,7 @@ STEPS = 4
 BATCHES = tiny_batches(STEPS)
 
 
-ONE = [pytest.param(learning, marks=pytest.mark.slow) for learning in ([0], [3])]
+ONE = [slow([0]), slow([3])]
 
 
 @pytest.mark.parametrize("learning", [[1, 2], [0, 3], *ONE], ids=str)

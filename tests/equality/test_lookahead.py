@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.marks import slow
 from helpers.nets import assembled
 from locallearn.engine import SGD, NAdamW, Optim, Stage
 from locallearn.models import BlockModel
@@ -119,7 +120,7 @@ def test_with_a_quadratic_loss_the_weights_are_powers_of_a_matrix(delay, nestero
         assert found == pytest.approx(state[0], rel=1e-10, abs=1e-12)
 
 
-@pytest.mark.parametrize(("delay", "lr"), [(1, 0.06), pytest.param(2, 0.035, marks=pytest.mark.slow), (4, 0.015)])
+@pytest.mark.parametrize(("delay", "lr"), [(1, 0.06), slow(2, 0.035), (4, 0.015)])
 def test_the_look_ahead_keeps_late_gradients_from_diverging(delay, lr):
     """A rate at which the largest eigenvalue is above 1 without it, and below 1 with it."""
     plain, ahead = (SGD(lr=lr, momentum=0.9, nesterov=nesterov, schedule="constant") for nesterov in (False, True))

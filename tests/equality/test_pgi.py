@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.marks import slow
 from helpers.nets import (
     SGD_CONSTANT,
     assembled,
@@ -182,7 +183,7 @@ def as_learner(plain: Plain) -> dict[str, nn.Parameter]:
     return names | {f"{at}.{n}": p for n, p in plain.stem.named_parameters()}
 
 
-@pytest.mark.parametrize("taps", ["gradient", "detached", "local"])
+@pytest.mark.parametrize("taps", ["gradient", *map(slow, ("detached", "local"))])
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_both_forms_are_one_summed_loss(form, kind, taps):
     """5 steps of one optimizer on one graph: the model, the routing, the branch and its classifiers agree."""

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import ROOT, TESTS
+from helpers.marks import slow
 from helpers.pipeline_worker import QUICK, STRATEGIES, answer_of, learner_of, settings, train
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker starts the stages
@@ -24,7 +25,7 @@ LONG = [(2, "gloo"), (4, "ring"), (4, "gloo")]
 
 @pytest.fixture(
     scope="module",
-    params=[(2, "ring"), *(pytest.param(setting, marks=pytest.mark.slow) for setting in LONG)],
+    params=[(2, "ring"), *map(slow, LONG)],
     ids=lambda param: f"{param[0]}-{param[1]}",
 )
 def finished(request, tmp_path_factory) -> Callable[[str], tuple[int, Path]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing.connection
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import replica_worker
+from helpers.marks import slow
 from helpers.replica_worker import STATISTICS, trained
 from helpers.strategies import FILES, make
 
 pytestmark = pytest.mark.xdist_group("replicas")  # one worker starts the processes
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([replica_worker.__name__, "torch._dynamo"])
-A_ROUTE_EACH = ["dgl", "dni", "backprop", "dfa"]
 SIZES = [2, 3, 4]
 DIVIDED = [name for name in sorted(FILES) if not make(name).repeats]
 CASES = [(name, norm) for name in DIVIDED for norm in (True, False)]
@@ -45,8 +47,8 @@ def left(folder: Path, strategies: list[str], sizes: list[int]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def some(tmp_path_factory) -> Path:
-    return left(tmp_path_factory.mktemp("some"), A_ROUTE_EACH, [3])
+def three(tmp_path_factory) -> Callable[[str], Path]:
+    return cache(lambda name: left(tmp_path_factory.mktemp(name), [name], [3]))
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +77,11 @@ def assert_as_micro_batches(name: str, norm: bool, size: int, folder: Path) -> N
 
 
 @pytest.mark.parametrize("norm", [True, False], ids=["batch norm", "no norm"])
-@pytest.mark.parametrize("name", A_ROUTE_EACH)
+@pytest.mark.parametrize("name", ["dgl", *map(slow, ("dni", "backprop", "dfa"))])
 @pytest.mark.fault("R6")
-def test_three_replicas_end_as_three_micro_batches(name, norm, some):
-    assert_as_micro_batches(name, norm, 3, some)
+def test_three_replicas_end_as_three_micro_batches(name, norm, three):
+    """A strategy of each route."""
+    assert_as_micro_batches(name, norm, 3, three(name))
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.marks import slow
 from locallearn.cli.main import main
 
 pytestmark = pytest.mark.xdist_group("runtime")  # one worker makes the serial runs
@@ -97,13 +98,13 @@ def serial(tmp_path_factory) -> Serial:
     ("which", "settings"),
     [
         ("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=2"]),
-        pytest.param("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=3"], marks=pytest.mark.slow),
-        pytest.param("dni", ["strategy=dni", "runtime.split=[2,1]"], marks=pytest.mark.slow),
+        slow("dgl", ["strategy=dgl", "probe=alignment", "runtime.stages=3"]),
+        slow("dni", ["strategy=dni", "runtime.split=[2,1]"]),
         pytest.param(
             "backprop", ["strategy=backprop", "runtime.stages=2", "runtime.wire=gloo"], marks=pytest.mark.slow
         ),
-        pytest.param("distorted", [*DISTORTED, "runtime.stages=2"], marks=pytest.mark.slow),
-        pytest.param("late", ["strategy=backprop", "runtime.stages=3", "runtime.staleness=1"], marks=pytest.mark.slow),
+        slow("distorted", [*DISTORTED, "runtime.stages=2"]),
+        slow("late", ["strategy=backprop", "runtime.stages=3", "runtime.staleness=1"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )

@@ -15,6 +15,7 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
+from helpers.marks import slow
 from helpers.nets import SGD_CONSTANT, assert_same, fitting, tiny_batches, tiny_learner, tiny_model
 from helpers.strategies import FILES, make, slow_where_alike
 from locallearn.auxiliary import MLP
@@ -46,7 +47,7 @@ def learns_from_labels(strategy: Strategy) -> bool:
     return objective is None or objective.labels
 
 
-@pytest.fixture(params=sorted(FILES))
+@pytest.fixture(params=slow_where_alike(FILES))
 def name(request) -> str:
     return request.param
 
@@ -220,7 +221,7 @@ def test_what_lies_above_does_not_matter(name):
         assert same == (name == "sdfa"), "the signs of the error tell the label alone"
 
 
-@pytest.mark.parametrize("stop", [3, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (1, 5))])
+@pytest.mark.parametrize("stop", [3, *map(slow, (1, 5))])
 @pytest.mark.parametrize("name", slow_where_alike(FILES))
 @pytest.mark.fault("R1")
 def test_resume_is_exact(name, stop):
@@ -287,7 +288,7 @@ def test_a_strategy_without_rounds_yields_exactly_once(times, said):
         tiny_learner(Odd()).learn(*tiny_batches(1)[0])
 
 
-@pytest.mark.parametrize("precision", ["bf16", *(pytest.param(p, marks=pytest.mark.slow) for p in ("fp16", "fp32"))])
+@pytest.mark.parametrize("precision", ["bf16", *map(slow, ("fp16", "fp32"))])
 @pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_precisions(name, precision):
     learner = tiny_learner(make(name), precision=precision, channels_last=True, total_steps=4)

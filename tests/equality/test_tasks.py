@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import locallearn
 from helpers.commands import run
+from helpers.marks import slow
 from locallearn.analysis.cost import SavedBytes
 from locallearn.auxiliary import Linear
 from locallearn.config.compose import choices
@@ -359,9 +360,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"), [*REFUSED[::4], *(pytest.param(*each, marks=pytest.mark.slow) for each in REFUSED)]
-)
+@pytest.mark.parametrize(("settings", "sentence"), [*REFUSED[::4], *(slow(*each) for each in REFUSED)])
 def test_what_cannot_be_served_is_one_sentence(settings, sentence, capsys, tmp_path, real_root, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCALLEARN_DATA", str(real_root))

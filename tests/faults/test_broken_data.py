@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from helpers.commands import SMALL, run
+from helpers.marks import slow
 from helpers.runs import Run, without_privilege
 from locallearn.data import vision
 from locallearn.data.benchmarks import CIFAR10, MNIST
@@ -149,7 +150,7 @@ def test_the_same_set_without_a_fault_trains(broken, elsewhere, capsys):
 
 
 @pytest.mark.fault("F18")
-@pytest.mark.parametrize(("batch", "steps"), [(4096, 1), (49, 2), pytest.param(2, 49, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("batch", "steps"), [(4096, 1), (49, 2), slow(2, 49)])
 def test_batches_that_do_not_fit_the_set(batch, steps, elsewhere, tmp_path, capsys):
     """99 training samples: a batch larger than the set is all of it, and a rest of one is left out of training."""
     data = ["data=synthetic", "data.images=99", "data.size=8", "data.validation=0"]
@@ -174,7 +175,7 @@ def test_evaluation_counts_a_last_batch_of_one(elsewhere, tmp_path, capsys):
 @pytest.mark.fault("F18")
 @pytest.mark.parametrize(
     "option",
-    ["batch_size=1", pytest.param("micro_batches=128", marks=pytest.mark.slow)],
+    ["batch_size=1", slow("micro_batches=128")],
 )
 def test_one_sample_at_a_time_has_no_variance(option, elsewhere, tmp_path, capsys):
     code, _, err = run(*SETTINGS, "batch_size=128", option, capsys=capsys)
@@ -200,7 +201,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.fault("F20", "F16")
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, slow(2)])
 def test_an_image_found_broken_in_the_middle_of_training(workers, images, elsewhere, tmp_path, capsys):
     """The run ends with the name of the file; when the file is mended it goes on."""
     file = images / "train/dog/07.png"
@@ -278,7 +279,7 @@ def test_a_root_that_is_none(kind, name, no_network, elsewhere, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.fault("F20", "F11")
-@pytest.mark.parametrize("name", ["mnist", pytest.param("folder", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mnist", slow("folder")])
 def test_a_root_that_may_not_be_read(name, tmp_path):
     """In a process that has no privilege, also where root runs the tests."""
     root = tmp_path / "closed"
@@ -459,7 +460,7 @@ REFUSED = ("500", "404", "hang", "around", "file")
 
 
 @pytest.mark.fault("F20")
-@pytest.mark.parametrize("mode", ["html", "half", *(pytest.param(m, marks=pytest.mark.slow) for m in REFUSED), "down"])
+@pytest.mark.parametrize("mode", ["html", "half", *map(slow, REFUSED), "down"])
 def test_a_server_with_something_else(mode, server, tmp_path, elsewhere, capsys):
     server.mode = mode
     if mode == "down":

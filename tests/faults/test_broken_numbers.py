@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.commands import run
+from helpers.marks import slow
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
 from helpers.strategies import FILES, make, quick_of_each_route
 from locallearn.contract import Route
@@ -28,7 +29,7 @@ def name(request) -> str:
     return request.param
 
 
-@pytest.fixture(params=[BROKEN[0], pytest.param(BROKEN[1], marks=pytest.mark.slow)], ids=str)
+@pytest.fixture(params=[BROKEN[0], slow(BROKEN[1])], ids=str)
 def value(request) -> float:
     return request.param
 
@@ -198,9 +199,7 @@ RUNTIMES: dict[str, list[str]] = {"serial": [], "pipeline": ["runtime=pipeline",
 LONG = [(s, r) for s in WHERE for r in RUNTIMES if (s, r) != ("dgl", "serial")]
 
 
-@pytest.mark.parametrize(
-    ("strategy", "runtime"), [("dgl", "serial"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in LONG)]
-)
+@pytest.mark.parametrize(("strategy", "runtime"), [("dgl", "serial"), *(slow(*pair) for pair in LONG)])
 def test_a_whole_run(strategy, runtime, tmp_path, capsys, monkeypatch):
     """It ends with code 1 and one sentence; what was saved before stays, and holds only finite numbers."""
     monkeypatch.chdir(tmp_path)

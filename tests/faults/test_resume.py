@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import locallearn
 from helpers import killed
+from helpers.marks import slow
 from helpers.runs import SETTINGS, STAGE, assert_same_run, start, wait_for_steps, whole
 from locallearn.errors import UserError
 from locallearn.training.run import resume
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("resume")  # one worker makes the runs that
 
 VERSIONS = "man strategy.every=5 strategy.lag=3"
 """Killed between two versions of what its blocks read."""
-LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("backprop", "greedy", "deep_supervision", VERSIONS)]
+LONG = [*map(slow, ("backprop", "greedy", "deep_supervision", VERSIONS))]
 
 
 @pytest.mark.slow
@@ -98,12 +99,8 @@ def copy_of(run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "damage", ["flip", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("zero", "cut", "empty", "gone"))]
-)
-@pytest.mark.parametrize(
-    "name", [STAGE, *(pytest.param(n, marks=pytest.mark.slow) for n in ("state.json", "manifest.json"))]
-)
+@pytest.mark.parametrize("damage", ["flip", *map(slow, ("zero", "cut", "empty", "gone"))])
+@pytest.mark.parametrize("name", [STAGE, *map(slow, ("state.json", "manifest.json"))])
 @pytest.mark.fault("F3", "F5", "R3")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, stopped, tmp_path, capsys):
     run = copy_of(stopped, tmp_path)
@@ -125,7 +122,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, 
     assert result.metrics["step"] == 100
 
 
-@pytest.mark.parametrize("damaged", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("damaged", [False, slow(True)])
 @pytest.mark.fault("F3", "R3")
 def test_checkpoints_of_format_1_are_read(damaged, stopped, tmp_path, capsys):
     """One file of tensors, and SHA-256 sums, as sha256sum writes them."""

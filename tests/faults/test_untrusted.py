@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 import locallearn
 import locallearn.config.compose
 from helpers.commands import SMALL, run
+from helpers.marks import slow
 from helpers.runs import STAGE
 from locallearn import stored
 from locallearn.cli import main as cli
@@ -50,10 +51,6 @@ SETTINGS = [
     "checkpoint.every=1it",
     "checkpoint.keep=9",
 ]
-
-
-def slow(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def quietly(*arguments: str) -> tuple[int, str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from helpers.marks import slow
 from helpers.wandb import KEY, Server
 from locallearn.config.record import RecordSettings, WandbSettings
 from locallearn.config.registry import flat
@@ -29,7 +30,7 @@ from locallearn.runs.folder import RunFolder
 from locallearn.runs.recorder import Recorder, open_recorder
 
 STEPS = 200
-SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("500", "slow")]
+SLOW = [*map(slow, ("500", "slow"))]
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +202,7 @@ def test_a_server_that_takes_no_artifact_costs_a_warning(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("status", "code"), [("failed", 1), pytest.param("interrupted", 255, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("status", "code"), [("failed", 1), slow("interrupted", 255)])
 def test_how_the_run_ended_is_told(folder: RunFolder, status: str, code: int) -> None:
     recorder = recorder_for(folder, "offline")
     recorder.log({"step": 1})

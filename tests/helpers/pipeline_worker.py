@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from helpers.nets import tiny_batches, tiny_learner, tiny_model
-from helpers.strategies import ALIKE, FILES, make
+from helpers.strategies import FILES, ROUTES, make
 from locallearn.contract import Route
 from locallearn.engine import Learner, Stage
 from locallearn.runtime.link import Pipe
@@ -31,7 +31,7 @@ STRATEGIES += [
     "dgl train_blocks=[0]",
     "backprop train_blocks=[0]",
 ]  # nothing above; all of it
-QUICK = [*(name for name in sorted(FILES) if name not in ALIKE), "follower"]
+QUICK = [*ROUTES, "predictive_coding", "pgi", "man", "follower"]  # rounds, a branch, published tensors
 SHARES = {"quick": QUICK, "slow": [name for name in STRATEGIES if name not in QUICK]}
 
 

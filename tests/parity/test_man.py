@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.marks import slow
 from helpers.nets import tiny_learner
 from helpers.parity import Parity, apart
 from locallearn.auxiliary import PointwiseMLP
@@ -74,7 +75,7 @@ class Program(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("modules", [3, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("modules", [3, slow(6)])
 def test_man_plus_plus(modules: int, parity: Parity) -> None:
     """K modules have K + 1 losses. The copy has taken in the first weights before the first step, as ours has, and
     not yet those of the last step, as ours does when it reads next."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.marks import slow
 from helpers.nets import tiny_learner
 from helpers.parity import Parity, apart
 from locallearn.auxiliary import ConvFC, Linear
@@ -226,7 +227,7 @@ def test_head_of_predsim(parity: Parity) -> None:
     parity.equal("local-loss", "output layer's first weight", apart(zero, 0.0))
 
 
-@pytest.mark.parametrize("blocks", [pytest.param(k, marks=pytest.mark.slow) if k > 4 else k for k in LAMBDAS])
+@pytest.mark.parametrize("blocks", [slow(k) if k > 4 else k for k in LAMBDAS])
 def test_infopro(blocks: int, parity: Parity) -> None:
     """ResNet-32 with contrast: module by module, decoder and head with weights that go linearly with the module, and
     the true loss in the last module; two steps of SGD."""

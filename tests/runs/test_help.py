@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import SMALL, run
+from helpers.marks import slow
 from locallearn import __version__
 from locallearn.cli import completion
 from locallearn.cli import main as cli
@@ -116,7 +117,7 @@ Flags, settings and the name of a command may stand in any order."""
         ["list"],
         ["list", "strategy", "pgi"],
         ["--dry-run", "model=mlp", "model.width=[1024,512,256,128]", "blocks=max"],
-        pytest.param(["plan", "stages=3", "model=mlp", "model.width=16", "threads=1"], marks=pytest.mark.slow),
+        slow(["plan", "stages=3", "model=mlp", "model.width=16", "threads=1"]),
     ],
     ids=" ".join,
 )

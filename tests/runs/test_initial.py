@@ -16,6 +16,7 @@ from torchvision.models import resnet18
 
 import locallearn
 from helpers.commands import SMALL, one_sentence, run
+from helpers.marks import slow
 from locallearn.training.loop import Training
 from locallearn.training.run import resume
 
@@ -180,7 +181,7 @@ def test_a_published_network_is_fine_tuned_block_by_block_on_a_folder(strategy, 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("library", ["torchvision", pytest.param("timm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("library", ["torchvision", slow("timm")])
 def test_weights_are_downloaded_only_if_they_are_asked_for(library, capsys, monkeypatch):
     """Without a network that is said in one sentence, and nothing is tried without `weights`."""
     monkeypatch.setenv("TORCH_HOME", str(Path.cwd()))

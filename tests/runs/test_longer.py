@@ -10,6 +10,7 @@ import pytest
 
 import locallearn
 from helpers.commands import SMALL, one_sentence, run
+from helpers.marks import slow
 from helpers.runs import assert_same_run
 from locallearn.errors import RunError
 from locallearn.training.loop import Training
@@ -40,7 +41,7 @@ HALF = ["optim.schedule=step", "optim.decay=0.1", "optim.milestones=[0.5]"]
     [
         ("stretched", ["optim.schedule=constant"], ["optim.schedule=constant"]),
         # The tenth that the rate fell to in the middle of two epochs, a quarter of four, is held
-        pytest.param("held", HALF, [*HALF[:2], "optim.milestones=[0.25]"], marks=pytest.mark.slow),
+        slow("held", HALF, [*HALF[:2], "optim.milestones=[0.25]"]),
         pytest.param("held", [*HALF, "runtime=pipeline"], [*HALF[:2], "optim.milestones=[0.25]"],
                      marks=pytest.mark.slow, id="a pipeline"),
     ],

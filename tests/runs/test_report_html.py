@@ -294,6 +294,7 @@ class TestInABrowser:
             heading.locator("button").click()
             assert opened.labels()[-1] == "backprop"
 
+    @pytest.mark.slow
     def test_filtering_by_keyboard(self, opened):
         tab = opened.tab
         tab.keyboard.press("Tab")
@@ -327,6 +328,7 @@ class TestInABrowser:
         assert table.locator("tbody tr").count() == 5
         assert table.locator("tbody td").first.inner_text() in at_first
 
+    @pytest.mark.slow
     def test_every_view_of_a_probe(self, opened):
         for title, views in (("Probe: alignment", 2), ("Probe: information plane", 3)):
             figure = opened.tab.locator("#charts figure", has=opened.tab.get_by_text(title, exact=True))
@@ -337,6 +339,7 @@ class TestInABrowser:
                 assert figure.locator("svg[role=img]").count() == (1 if "by" in option else 4)
         assert figure.locator("svg[role=img] circle").count() > 0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("width", [360, 1280])
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_fits_and_can_be_read(self, browser, file, width, scheme):

@@ -17,6 +17,7 @@ from PIL import Image
 
 import locallearn
 from helpers.commands import run
+from helpers.marks import slow
 from locallearn.data import Data, DataSource
 from locallearn.data.benchmarks import CIFAR10, MNIST, FashionMNIST
 from locallearn.data.cora import Cora
@@ -44,7 +45,7 @@ TINY = [
     "optim.lr=5e-3",
 ]
 COMMANDS = {"evaluate": [], "probe": ["probe=alignment"], "resume": [], "repeat": []}
-EACH = ["evaluate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("probe", "resume", "repeat"))]
+EACH = ["evaluate", *map(slow, ("probe", "resume", "repeat"))]
 
 
 def fill(folder: Path, images: int, level: float = 100, seed: int = 0) -> None:
@@ -367,7 +368,7 @@ def move(place: Path) -> str:
     return "as many samples as before, but not the same files, values or labels"
 
 
-CHANGES = [add, replace, *(pytest.param(change, marks=pytest.mark.slow) for change in (take_away, rename, move))]
+CHANGES = [add, replace, *map(slow, (take_away, rename, move))]
 NOT_THOSE = "the data are not those that the run was trained on: "
 
 
@@ -380,7 +381,7 @@ def test_evaluate_says_that_the_data_have_changed(change, copied, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [add, pytest.param(replace, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("change", [add, slow(replace)])
 def test_probe_says_that_the_data_have_changed(change, copied, capsys):
     said = change(copied)
     code, _, err = call("probe", copied, capsys)
@@ -388,7 +389,7 @@ def test_probe_says_that_the_data_have_changed(change, copied, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [add, pytest.param(take_away, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("change", [add, slow(take_away)])
 def test_resume_refuses_other_splits(change, copied, capsys):
     said = change(copied)
     unfinished(copied)
@@ -401,9 +402,7 @@ def test_resume_refuses_other_splits(change, copied, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "change", [replace, *(pytest.param(change, marks=pytest.mark.slow) for change in (rename, move))]
-)
+@pytest.mark.parametrize("change", [replace, *map(slow, (rename, move))])
 def test_resume_goes_on_with_a_warning_where_the_splits_are_as_large(change, copied, capsys):
     said = change(copied)
     code, _, err = call("resume", copied, capsys)
@@ -411,7 +410,7 @@ def test_resume_goes_on_with_a_warning_where_the_splits_are_as_large(change, cop
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [add, pytest.param(replace, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("change", [add, slow(replace)])
 def test_repeat_says_that_the_data_differ(change, copied, capsys):
     said = change(copied)
     code, out, err = call("repeat", copied, capsys)

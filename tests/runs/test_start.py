@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from helpers.commands import SMALL
+from helpers.marks import slow
 
 CODE = """
 import json, sys
@@ -31,8 +32,8 @@ def imported(*words: str) -> list[str]:
     "words",
     [
         ["strategy=dgl", "optim=adamw", "blocks=2", "bottleneck=vib", "bottleneck.after=[0]"],
-        pytest.param(["strategy=predictive_coding", "optim=sgd"], marks=pytest.mark.slow),
-        pytest.param(["strategy=dfa", "runtime=pipeline"], marks=pytest.mark.slow),
+        slow(["strategy=predictive_coding", "optim=sgd"]),
+        slow(["strategy=dfa", "runtime=pipeline"]),
     ],
     ids=lambda words: " ".join(words),
 )

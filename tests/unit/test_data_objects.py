@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
+from helpers.marks import slow
 from locallearn.config.registry import conf_dir
 from locallearn.data.objects import ObjectSource, batch_of, by_part
 from locallearn.errors import RunError, UserError
@@ -179,7 +180,7 @@ def test_parts_are_taken_as_they_are_and_pixels_are_normalised():
     assert grey.image == (1, 4, 4)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, slow(2)])
 @pytest.mark.parametrize("kind", ["map-style", "ordered loader", "iterable"])
 def test_random_transforms_and_orders_are_those_of_the_seed_and_the_step(kind, workers):
     """Whoever draws between, and wherever an epoch begins again; and no global generator moves."""

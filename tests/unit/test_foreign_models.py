@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from helpers.marks import slow
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, as_blocks
 from locallearn.models.foreign import timm_model, torchvision_model
@@ -69,7 +70,7 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize("name", [*FAST, *map(slow, SLOW)])
 def test_torchvision_nets_compute_the_same(name):
     from torchvision import models
 
@@ -87,7 +88,7 @@ def test_torchvision_nets_compute_the_same(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("vit_tiny_patch16_224", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["resnet18", slow("vit_tiny_patch16_224")])
 def test_timm_nets_compute_the_same(name):
     import timm
 

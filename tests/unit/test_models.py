@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.nets import SIBLINGS
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
 from locallearn.models.cut import partition
@@ -51,7 +52,7 @@ def models() -> dict[str, BlockModel]:
     return {}
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES])
 def model(request: pytest.FixtureRequest, models: dict[str, BlockModel]) -> BlockModel:
     if request.param not in models:
         models[request.param] = build(request.param)

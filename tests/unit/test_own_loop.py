@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import locallearn
+from helpers.marks import slow
 from helpers.nets import tiny_model
 from helpers.strategies import ANY_MODEL, quick_of_each_route
 from locallearn.engine import Learner
@@ -51,7 +52,7 @@ INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("strategy", ["backprop", *(pytest.param(s, marks=pytest.mark.slow) for s in ("dgl", "cdni"))])
+@pytest.mark.parametrize("strategy", ["backprop", *map(slow, ("dgl", "cdni"))])
 def test_labels_of_every_integer_type_train_alike(strategy, dtype):
     ours, (_, truth) = build(strategy), refusing(strategy)
     ours.step(X, Y.to(dtype))

@@ -19,6 +19,7 @@ from torch import nn
 import locallearn
 from helpers import objectives
 from helpers.commands import SMALL, run
+from helpers.marks import slow
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
 from helpers.strategies import slow_where_alike
 from locallearn.api.learners import BUILT, SHARES
@@ -229,7 +230,7 @@ def check_options(recipe: Any, strategy_of: Any, unread: Any, blocks: int, model
         assert silent == (option in declared), f"{option}: {declared}"
 
 
-@pytest.mark.parametrize("blocks", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("blocks", [3, slow(1)])
 @pytest.mark.parametrize("name", slow_where_alike(choices("strategy")))
 def test_the_options_of_a_strategy(name, blocks):
     content = yaml.safe_load(choices("strategy")[name].read_text())
@@ -255,7 +256,7 @@ def test_options_that_others_turn_off(options, unread):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("blocks", [3, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("blocks", [3, slow(2)])
 @pytest.mark.parametrize("name", choices("objective"))
 def test_the_options_of_an_objective(name, blocks):
     recipe = objectives.make(name)
@@ -293,7 +294,7 @@ def test_the_options_of_an_auxiliary_network(name, model):
 
 
 QUICK = ("sgd", "adamw")
-OPTIMS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in choices("optim")]
+OPTIMS = [name if name in QUICK else slow(name) for name in choices("optim")]
 
 
 @pytest.mark.slow
@@ -491,7 +492,7 @@ SWEEPS = [name for name, file in choices("short").items() if "params:" in file.r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [SWEEPS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SWEEPS[1:])])
+@pytest.mark.parametrize("name", [SWEEPS[0], *(slow(name) for name in SWEEPS[1:])])
 def test_nor_do_the_commands_and_the_keywords(name, capsys):
     for words in (["doctor", f"+short={name}"], ["plan", f"+short={name}", "stages=2"], [f"+short={name}"]):
         code, _, err = run(*words, capsys=capsys)
