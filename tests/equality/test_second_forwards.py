@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from helpers.marks import slow
 from helpers.nets import SGD_CONSTANT, assembled, assert_same, tiny_batches, tiny_learner, tiny_model
 from helpers.strategies import FILES, make, slow_where_alike
 from locallearn.analysis.quiet import Rerun, undisturbed
@@ -135,8 +136,6 @@ LOOKS = {
     "strategy_gradients": strategy_gradients,
     "true_gradients": true_gradients,
 }
-QUICK = "predict", "strategy_gradients"
-"""What each strategy does in its own way."""
 
 
 def assert_nothing_moves(learner, look) -> None:
@@ -160,7 +159,7 @@ def test_looking_moves_no_buffer_and_no_mode(model, look):
     assert_nothing_moves(learner, look)
 
 
-@pytest.mark.parametrize("look", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in LOOKS])
+@pytest.mark.parametrize("look", ["strategy_gradients", *map(slow, sorted(LOOKS.keys() - {"strategy_gradients"}))])
 @pytest.mark.parametrize("name", slow_where_alike(FILES))
 def test_looking_changes_no_strategy(name, look):
     """Neither what it holds nor what it learns next, with a norm that its user keeps in eval mode."""

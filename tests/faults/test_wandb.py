@@ -120,6 +120,7 @@ def child_pid(recorder: Recorder) -> int:
 
 
 @pytest.mark.fault("F21", "R9")
+@pytest.mark.slow
 def test_without_a_key_it_is_offline_and_wandb_reads_it_back(
     folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from helpers.marks import slow
 from helpers.runs import assert_same_run
 from locallearn.callbacks import Callback
 from locallearn.cli import main as cli
@@ -327,7 +328,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
+@pytest.mark.parametrize("words", [*[*MISTAKES][::4], *map(slow, (m for k, m in enumerate(MISTAKES) if k % 4))])
 def test_a_mistake_is_one_sentence(words, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["locallearn"])
     assert cli.main([*SETTINGS, *words.split(), f"out={tmp_path / 'runs'}"]) == 2
