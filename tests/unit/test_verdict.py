@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from locallearn.errors import UserError
+from locallearn.studies import page
 from locallearn.studies.definition import Part, Row
 from locallearn.studies.verdict import BEATEN, DIFFERS, OPEN, REPRODUCED, Reference, resolution_of_share, verdict
 
@@ -99,3 +100,17 @@ def test_a_row_chooses_with_the_first_seeds():
     assert list(part.candidates("a")) == [["y=1", "x=1", "lr=1"], ["y=1", "x=1", "lr=2"]]
     assert (part.tried("a"), part.tried("b")) == ([3], [3, 4, 5])
     assert list(part.candidates("b")) == [["y=1", "x=2"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"values": [1.0, 2.0, 3.0]}, "our runs scatter by 1.00, and by how much theirs do is not known"),
+        ({"values": [1.0, 2.0, 3.0], "deviation": 0.5}, "our runs scatter by 1.00"),
+        ({"values": [1.0, 2.0, 3.0], "deviation": 2.5}, "the published runs scatter by 2.50"),
+        ({"values": [1.0]}, ""),
+        ({"values": [1.0, 2.0, 3.0], "verdict": {"word": "reproduced"}}, ""),
+    ],
+)
+def test_an_open_row_says_why_its_interval_is_wide(row, why):
+    assert page.why_open({"verdict": {"word": "open"}} | row) == (f"open: {why}" if why else "")

@@ -10,6 +10,7 @@ import platform
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from locallearn.figures import save
 from locallearn.names import in_words
 from locallearn.studies.analysis import Analysis, markdown_table, mean_std
 from locallearn.studies.definition import Study
-from locallearn.studies.verdict import DIFFERS
+from locallearn.studies.verdict import DIFFERS, OPEN
 
 QUICK = "**The quick form, to see that the study works: its numbers mean nothing.**"
 
@@ -123,6 +124,7 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
             row["source"],
             row["differs"] and f"unlike the original: {row['differs']}",
             row.get("cause") and f"cause: {row['cause']}",
+            row["name"] not in part.get("missing", {}) and why_open(row),
         ]
         for row in rows
     }
@@ -130,6 +132,16 @@ def _table(part: dict[str, Any]) -> Iterator[str]:
     told = [f"- {name}: {'; '.join(filter(None, own))}" for name, own in notes.items() if any(own)]
     told += [f"- not finished: {', '.join(missing)}"] if missing else []
     yield from ["", *told] if told else []
+
+
+def why_open(row: dict[str, Any]) -> str:
+    """What makes the interval of a row too wide to say anything; empty where it says something."""
+    if row.get("verdict", {}).get("word") != OPEN or len(row["values"]) < 2:
+        return ""
+    ours, theirs = stdev(row["values"]), row.get("deviation")
+    if theirs is not None and theirs > ours:
+        return f"open: the published runs scatter by {theirs:.2f}"
+    return f"open: our runs scatter by {ours:.2f}" + (", and by how much theirs do is not known" if not theirs else "")
 
 
 def shown_published(row: dict[str, Any]) -> str:
