@@ -64,11 +64,7 @@ def serially(name: str, micro_batches: int, staleness: int) -> dict[str, torch.T
 
 @pytest.mark.parametrize(
     ("name", "micro_batches", "staleness"),
-    [
-        pytest.param(name, *setting, marks=() if name in QUICK else pytest.mark.slow)
-        for name in STRATEGIES
-        for setting in settings(name)
-    ],
+    [(name, *setting) if name in QUICK else slow(name, *setting) for name in STRATEGIES for setting in settings(name)],
 )
 @pytest.mark.fault("R6")
 def test_a_pipeline_ends_as_the_serial_run_and_answers_as_it_does(name, micro_batches, staleness, finished):

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from helpers.marks import slow
 from helpers.nets import SGD_CONSTANT, assert_same, fitting, tiny_batches, tiny_learner, tiny_model
-from helpers.strategies import FILES, make, slow_where_alike
+from helpers.strategies import FILES, ROUTES, make, slow_where_alike
 from locallearn.auxiliary import MLP
 from locallearn.config.compose import header
 from locallearn.config.targets import instantiate
@@ -50,6 +50,10 @@ def learns_from_labels(strategy: Strategy) -> bool:
 @pytest.fixture(params=slow_where_alike(FILES))
 def name(request) -> str:
     return request.param
+
+
+def test_the_quick_strategies_have_every_route():
+    assert {make(name).route for name in ROUTES} == set(Route)
 
 
 def test_yaml_names_every_option_the_paper_and_the_route(name):

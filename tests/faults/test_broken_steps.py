@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.marks import slow
 from helpers.nets import SGD_CONSTANT, tiny_batches, tiny_learner, tiny_model
 from helpers.strategies import FILES, ROUTES, make
 from locallearn.contract import Route
@@ -109,7 +110,7 @@ WHERE = ["forward", "head", "auxiliary", "backward", "update", "optimizer"]
 
 
 PARTS = [
-    pytest.param(name, parts, marks=() if name in ROUTES and parts == most else pytest.mark.slow)
+    (name, parts) if name in ROUTES and parts == most else slow(name, parts)
     for name in sorted(FILES)
     for most in [1 if make(name).repeats else 2]
     for parts in range(1, most + 1)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import pytest
 import torch
 import yaml
 from torch import Tensor
 
 from helpers import objectives
+from helpers.marks import slow
 from locallearn.auxiliary import MLP, PointwiseMLP
 from locallearn.config.compose import choices
 from locallearn.config.targets import instantiate
@@ -32,7 +32,7 @@ ALIKE = {
 
 def slow_where_alike(names: Iterable[str]) -> list[Any]:
     """The names as parameters of a test; those in `ALIKE` are slow ones."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in sorted(names)]
+    return [slow(name) if name in ALIKE else name for name in sorted(names)]
 
 
 ROUTES = ("backprop", "dgl", "dni", "dfa", "pepita")
@@ -41,7 +41,7 @@ ROUTES = ("backprop", "dgl", "dni", "dfa", "pepita")
 
 def quick_of_each_route(names: Iterable[str]) -> list[Any]:
     """The names as parameters of a test; those that are not in `ROUTES` are slow ones."""
-    return [pytest.param(name, marks=[] if name in ROUTES else [pytest.mark.slow]) for name in sorted(names)]
+    return [name if name in ROUTES else slow(name) for name in sorted(names)]
 
 
 @dataclass(frozen=True)

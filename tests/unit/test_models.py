@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.marks import slow
 from helpers.nets import SIBLINGS
 from locallearn.errors import UserError
 from locallearn.models import BlockModel, measure
@@ -52,7 +53,7 @@ def models() -> dict[str, BlockModel]:
     return {}
 
 
-@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES])
+@pytest.fixture(params=[slow(n) if n in SIBLINGS else n for n in NAMES])
 def model(request: pytest.FixtureRequest, models: dict[str, BlockModel]) -> BlockModel:
     if request.param not in models:
         models[request.param] = build(request.param)

@@ -84,7 +84,8 @@ class Fair(Analysis):
             ]
             told = ", ".join(above) or "none"
             yield f"- {title}: above backprop, in points with the 95 % interval over seeds: {told}."
-        yield f"- Of {len(ranks) - 1} strategies like backprop, about one a task would be above it by chance."
+        chance = LEVEL / 2 * (len(ranks) - 1)
+        yield f"- If all {len(ranks)} strategies were alike, {chance:.1f} of them would lie above on a task by chance."
 
 
 def friedman(scores: Sequence[Sequence[float]]) -> tuple[list[float], float, float]:
