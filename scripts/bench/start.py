@@ -37,7 +37,7 @@ def saving(bench: Bench, report: Report) -> None:
         def stand() -> Sample:
             before, start, own = mark(bench.pids), time.perf_counter(), time.thread_time()
             learner.check()
-            writer.begin(Save(saves, 1, next(steps), {}, lambda reports: {}, needed=True), learner.state())
+            writer.start(Save(saves, 1, next(steps), {}, lambda reports: {}, needed=True), learner.state())
             stood = time.perf_counter() - start
             cpu.kept[len(cpu.kept)] = time.thread_time() - own
             writer.wait()

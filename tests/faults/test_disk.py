@@ -124,9 +124,9 @@ def test_a_folder_that_becomes_read_only(undisturbed, tmp_path, record_property)
     assert warned
     assert "Permission denied" in error.splitlines()[-1]
     assert "could not be written" in error.splitlines()[-1]
-    assert_intact(run)
     assert Run("resume", str(run)).end()[0] == 0
     assert_same_run(undisturbed, run)
+    assert_intact(run)  # what was half-written when the folder closed could not be removed then, but is now
     record_property("injected", warned + 1)
     record_property("lost", "the steps after the last checkpoint, done again to the same bits")
 

@@ -30,6 +30,11 @@ def test_train_returns_metrics_model_and_folder(tmp_path):
     assert "validation: 0.2" in config
 
 
+def test_words_of_the_command_line_are_not_taken_for_quiet():
+    with pytest.raises(TypeError, match="positional"):
+        locallearn.train("strategy=dgl")
+
+
 @pytest.mark.slow
 def test_mistakes_are_user_errors(tmp_path):
     for settings, sentence in [

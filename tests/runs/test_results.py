@@ -246,11 +246,13 @@ def test_a_result_of_other_settings_or_seeds_does_not_stand_for_a_row(made, file
     study = tmp_path / "conf" / "study" / "mine.yaml"
     study.write_text(STUDY.replace("auxiliary=linear,", "auxiliary=mlp,").replace("[1.0e-6, 0.01]", "[1.0e-6, 0.02]"))
     code, _, err = run(*words(tmp_path, "--report"), capsys=capsys)
-    assert code == 0, err
-    assert json.loads((tmp_path / "docs" / "mine.json").read_text())["parts"][0]["missing"] == {"bp": 4, "dgl": 3}
+    assert code == 2
+    assert "no run of mine is done" in one_sentence(err)
+    study.write_text(STUDY.replace("auxiliary=linear,", "auxiliary=mlp,"))
+    assert run(*words(tmp_path, "--report"), capsys=capsys)[0] == 0
+    assert json.loads((tmp_path / "docs" / "mine.json").read_text())["parts"][0]["missing"] == {"dgl": 3}
     study.write_text(STUDY.replace("seeds: [0, 1, 2]", "seeds: [0, 1]"))
-    run(*words(tmp_path, "--report"), capsys=capsys)
-    assert json.loads((tmp_path / "docs" / "mine.json").read_text())["parts"][0]["missing"] == {"bp": 3, "dgl": 2}
+    assert run(*words(tmp_path, "--report"), capsys=capsys)[0] == 2
 
 
 def test_the_page_is_collected_from_the_runs(made, files, tmp_path, capsys):

@@ -181,5 +181,5 @@ def test_what_passes_a_bottleneck_is_at_least_what_is_told_of_nuisance_and_label
         told[beta] = nuisance["i_z_n"], nuisance["i_z_y"]
     assert told[1e-3][1] > 1
     assert max(told[3.0]) < 0.02
-    with pytest.raises(UserError, match=r"data\.nuisance=occlusion, clutter"):
+    with pytest.raises(UserError, match=r"data\.nuisance=occlusion or clutter"):
         locallearn.train(strategy="backprop", model="mlp", probe="nuisance", quiet=True, out=str(tmp_path))

@@ -29,7 +29,7 @@ Folders: TypeAlias = str | Path | Sequence[str | Path]
 """One folder of the user's own yaml files, or several; as `--config-dir` it trusts the packages that they name."""
 
 
-def train(quiet: bool = False, *, config_dir: Folders = (), **settings: Any) -> Result:
+def train(*, quiet: bool = False, config_dir: Folders = (), **settings: Any) -> Result:
     """Run one experiment, as the command line does.
 
     train(strategy="dgl", model="vgg16", data="digits", blocks=4, epochs=2, seed=0, optim={"lr": 0.1})
