@@ -74,6 +74,7 @@ def optimizer_of(*modules: nn.Module, optim: Optim = OPTIM) -> torch.optim.Optim
     parameters = [p for module in modules for p in module.parameters()]
     if isinstance(optim, Adam):
         return torch.optim.Adam(parameters, lr=optim.lr, fused=True)
+    assert isinstance(optim, SGD)
     decay = optim.weight_decay
     return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=decay, fused=True)
 

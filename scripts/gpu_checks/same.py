@@ -47,7 +47,8 @@ class DrawnOnTheHost(TorchDispatchMode):
 
 def as_on_a_cpu(device: torch.device, small: bool) -> Outcome:
     """B"""
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     worst: dict[str, float] = {}
     for name in sorted(FILES):
         learners = [tiny_learner(make(name), tiny_model(dropout=0.2), device=d, total_steps=6) for d in (device, CPU)]
