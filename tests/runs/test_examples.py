@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
@@ -34,6 +37,35 @@ def test_a_notebook_shows_what_it_found(path):
     assert all(cell.outputs or cell is cells[0] for cell in cells)
     assert not any(output.output_type in ("error", "stream") and output.get("name") != "stdout"
                    for cell in cells for output in cell.outputs)  # fmt: skip
+
+
+def code_of(path: Path) -> str:
+    """A script, or the code of a notebook with `pass` for the lines that are for IPython or a shell."""
+    if path.suffix == ".py":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return re.sub(
+        r"^( *)[%!].*", r"\1pass", "\n".join(cell.source for cell in cells if cell.cell_type == "code"), flags=re.M
+    )
+
+
+@pytest.mark.parametrize("path", [*EXAMPLES, *sorted(FOLDER.glob("*.py"))], ids=lambda path: path.name)
+def test_what_an_example_imports_and_calls_exists(path):
+    tree, known = ast.parse(code_of(path)), {}
+    for node in ast.walk(tree):
+        names = node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+        origin = getattr(node, "module", None) or ""
+        for name in names:
+            if (origin or name.name).partition(".")[0] == "locallearn":
+                module = importlib.import_module(origin or name.name)
+                if origin and not hasattr(module, name.name):
+                    importlib.import_module(f"{origin}.{name.name}")
+                known[name.asname or name.name] = getattr(module, name.name) if origin else module
+    assert known
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    for node in used:
+        if isinstance(module := known.get(node.value.id), ModuleType):
+            assert hasattr(module, node.attr), f"{module.__name__} has no {node.attr}"
 
 
 @pytest.mark.slow
