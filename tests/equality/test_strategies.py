@@ -318,6 +318,7 @@ def test_a_broken_loss_stops_the_run_before_it_teaches(name):
 
 SUITS = {
     "counter_current": SGD(lr=0.5, momentum=0.0, clip=1.0, schedule="constant"),  # as its paper; else weights explode
+    "forward_gradient": SGD(lr=0.05, momentum=0.9, schedule="cosine"),  # its estimate scatters: the rate must fall
     "forward_forward": Adam(lr=2e-3, schedule="constant"),  # one rate for goodness and read-out suits neither of them
     "pepita": SGD(lr=0.03, momentum=0.9, schedule="cosine"),  # the difference of two passes does not become smaller
 }
@@ -329,7 +330,7 @@ HALF = ("shallow", "cafo", "sdfa", "equilibrium", "pepita")
 def test_learns_to_memorise_64_real_images(name):
     """Real handwritten digits, 8x8, enlarged to 16x16: all 64 right. More than half for features that no label has
     touched, those of random blocks and self-supervised ones, for sdfa and pepita, whose signals never become smaller,
-    and for equilibrium, whose states end at 0 and 1; nine tenths for forward_gradient, whose estimate scatters."""
+    and for equilibrium, whose states end at 0 and 1."""
     images, labels = load_digits(return_X_y=True)
     x = torch.nn.functional.interpolate(torch.tensor(images[:64], dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1, 16)
     y = torch.tensor(labels[:64])
@@ -338,7 +339,7 @@ def test_learns_to_memorise_64_real_images(name):
     model = (
         revnet((1, 16, 16), 10, depth=14) if name == "petra" else basic_cnn((1, 16, 16), 10, width=16, hidden=hidden)
     )
-    steps = 120
+    steps = 480 if name == "forward_gradient" else 120
     strategy = make(name)
     optim = SUITS.get(name, SGD(lr=0.05, momentum=0.9, schedule="constant"))
     if isinstance(strategy, Denoising):  # whose losses differ by powers of ten from block to block
@@ -348,7 +349,7 @@ def test_learns_to_memorise_64_real_images(name):
         learner.learn(x, y)
     accuracy = (learner.predict(x)[-1].argmax(1) == y).float().mean().item()
     half = name in HALF or not learns_from_labels(strategy)
-    assert accuracy >= (0.5 if half else 0.9 if name == "forward_gradient" else 1.0)
+    assert accuracy > 0.5 if half else accuracy == 1.0
 
 
 def test_options_are_checked():

@@ -50,7 +50,7 @@ def code_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", [*EXAMPLES, *sorted(FOLDER.glob("*.py"))], ids=lambda path: path.name)
-def test_what_an_example_imports_and_calls_exists(path):
+def test_names_of_the_package_in_an_example_exist(path):
     tree, known = ast.parse(code_of(path)), {}
     for node in ast.walk(tree):
         names = node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
